@@ -1,0 +1,39 @@
+"""The `logpipe` script: finds a command's module and hands over. No logic here."""
+
+import importlib
+
+import click
+
+COMMANDS = {
+    "up": "services.local.main:up",
+    "down": "services.local.main:down",
+    "status": "services.local.main:status",
+    "logs": "services.local.main:logs",
+    "demo": "services.local.demo:demo",
+    "ingest-api": "services.ingest_api.main:main",
+    "stream-to-store": "services.stream_to_store.main:main",
+    "stream-to-lake": "spark_jobs.stream_to_lake:main",
+    "generator": "services.generator.main:main",
+    "query-api": "services.query_api.main:main",
+    "verify": "services.verify.main:main",
+    "send": "services.send.main:main",
+}
+
+
+class _Lazy(click.Group):
+    """Imports only the command that runs, so that `logpipe status` does not load Spark."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=_Lazy)
+def main() -> None:
+    """Distributed log pipeline: one entry point for every process and tool."""

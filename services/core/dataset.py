@@ -1,0 +1,153 @@
+"""The one description of a dataset, from which everything else is derived.
+
+A dataset is a name, a Kafka topic and a tuple of columns. Every stored row carries two columns more, the
+same in every store: `id` (see `ids`) and `created_at`, the instant its batch was accepted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["category", "text", "timestamp", "number", "json", "uuid"]
+"""What a column holds, and how it travels once accepted (its canonical form):
+
+category   text with few distinct values; str
+text       str, '' when missing
+timestamp  int, microseconds since 1970-01-01 UTC; ISO 8601 with an offset on the wire
+number     float, None when missing
+json       str: the bytes the client sent, unchanged; '{}' when missing
+uuid       str, lower case with dashes
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """Synthesis: always `value`."""
+
+    value: str | float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Synthesis: one of `values`, each with its weight (equal weights when none are given)."""
+
+    values: tuple[str | int, ...]
+    weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """Synthesis: `prefix` + a whole number in first..last, both included; with an empty prefix a number."""
+
+    first: int
+    last: int
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Uuid:
+    """Synthesis: a random version-4 UUID."""
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """Synthesis: the time of the row: `start + index * step` of the table being made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """Synthesis: a JSON object of these fields, in this order."""
+
+    fields: Mapping[str, "Synthesis"]
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """Synthesis: depends on the value that the Choice column `column` took in this row; `default` for the rest."""
+
+    column: str
+    cases: Mapping[str, "Synthesis"]
+    default: "Synthesis"
+
+
+Synthesis = Constant | Choice | Numbered | Uuid | Now | Object | By
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column. `name` is its name in every store and reply, `wire` its name in the HTTP body.
+
+    `derived_from` = (json column, field): the value is taken from that column's object at ingest ('' when
+    absent) and is not itself on the wire, so every store holds one and the same value.
+    """
+
+    name: str
+    kind: Kind
+    synthesis: Synthesis = Constant("")
+    wire: str = ""
+    required: bool = False
+    derived_from: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.wire:
+            object.__setattr__(self, "wire", self.name)
+        if self.derived_from and self.required:
+            raise ValueError(f"column {self.name}: a derived column cannot be required")
+
+
+ID = Column("id", "number")
+CREATED_AT = Column("created_at", "timestamp")
+SYSTEM_COLUMNS = ("id", "created_at")
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Rows whose `column` equals `value` are also sent to `topic`, in the same Kafka transaction."""
+
+    topic: str
+    column: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """`name` names tables and routes; rows of one `key` keep their order within a publisher's slot.
+
+    `singular` and `plural` are the words of the HTTP contract (`/api/collect/<word>`, reply field "type").
+    `groupings` are the columns an aggregate may group by, `orderings` those a list may be ordered by.
+    """
+
+    name: str
+    singular: str
+    plural: str
+    topic: str
+    key: str
+    time: str
+    columns: tuple[Column, ...]
+    groupings: tuple[str, ...]
+    orderings: tuple[str, ...]
+    filters: tuple[str, ...]
+    alert: Alert | None = None
+    by_name: Mapping[str, Column] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        names = [c.name for c in self.columns]
+        if len(set(names)) != len(names) or set(names) & set(SYSTEM_COLUMNS):
+            raise ValueError(f"dataset {self.name}: column names must be distinct and not {SYSTEM_COLUMNS}")
+        object.__setattr__(self, "by_name", {c.name: c for c in self.columns})
+        for used in (self.key, self.time, *self.groupings, *self.filters):
+            if used not in self.by_name:
+                raise ValueError(f"dataset {self.name}: no column {used!r}")
+        for used in self.orderings:
+            if used not in self.by_name and used not in SYSTEM_COLUMNS:
+                raise ValueError(f"dataset {self.name}: no column {used!r}")
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """All stored columns in the canonical order: id, created_at, then the dataset's own."""
+        return (*SYSTEM_COLUMNS, *(c.name for c in self.columns))
+
+    @property
+    def wire_columns(self) -> tuple[Column, ...]:
+        """The columns a client may send."""
+        return tuple(c for c in self.columns if c.derived_from is None)

@@ -1,0 +1,111 @@
+"""Every error the pipeline raises on purpose, with the HTTP status it answers with.
+
+    LogpipeError                 500
+    ├── Malformed                400  the body is not what its content type says
+    ├── Unauthorized             401
+    ├── NotFound                 404
+    ├── Conflict                 409  the first request with this key still runs
+    ├── TooLarge                 413
+    ├── UnsupportedMedia         415
+    ├── Invalid                  422  well-formed, but not acceptable
+    │   └── InvalidRow           422  … and this row and field are why
+    ├── Backpressure             503  full; come back after `retry_after` seconds
+    ├── StoreDown                503  a store (or stream) did not answer
+    ├── RowRejected              500  a store refused one row of a block
+    ├── Fenced                   500  somebody else owns this slot or partition now; stop
+    └── NeedsOperator            500  going on would lose or double rows; the message says what to do
+
+Adapters translate their driver's errors into these; nothing above an adapter sees a driver's error.
+"""
+
+
+class LogpipeError(Exception):
+    status = 500
+    title = "Internal error"
+
+
+class Malformed(LogpipeError):
+    status = 400
+    title = "Malformed request"
+
+
+class Unauthorized(LogpipeError):
+    status = 401
+    title = "Unauthorized"
+
+
+class NotFound(LogpipeError):
+    status = 404
+    title = "Not found"
+
+
+class Conflict(LogpipeError):
+    status = 409
+    title = "Conflict"
+
+
+class TooLarge(LogpipeError):
+    status = 413
+    title = "Too large"
+
+
+class UnsupportedMedia(LogpipeError):
+    status = 415
+    title = "Unsupported media"
+
+
+class Invalid(LogpipeError):
+    status = 422
+    title = "Invalid request"
+
+
+class InvalidRow(Invalid):
+    """Row `index` (0-based) of a request is refused because of `field` ('' when it is the row as a whole)."""
+
+    title = "Invalid row"
+
+    def __init__(self, index: int, field: str, reason: str) -> None:
+        where = f"row {index}, field {field!r}" if field else f"row {index}"
+        super().__init__(f"{where}: {reason}")
+        self.index = index
+        self.field = field
+        self.reason = reason
+
+
+class Backpressure(LogpipeError):
+    status = 503
+    title = "Overloaded"
+
+    def __init__(self, detail: str, retry_after: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+class StoreDown(LogpipeError):
+    """`store` (a store, the ledger or a stream) cannot be reached, or failed in a way that a retry may cure."""
+
+    status = 503
+    title = "Store down"
+
+    def __init__(self, store: str, detail: str) -> None:
+        super().__init__(f"{store}: {detail}")
+        self.store = store
+
+
+class RowRejected(LogpipeError):
+    """A store will never take row `row` (0-based within its block); the others of the block are not stored yet."""
+
+    title = "Row rejected"
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(f"row {row}: {reason}")
+        self.row = row
+        self.reason = reason
+
+
+class Fenced(LogpipeError):
+    title = "Fenced"
+
+
+class NeedsOperator(LogpipeError):
+    title = "Needs an operator"

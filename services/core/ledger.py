@@ -1,0 +1,47 @@
+"""Values of the ledger: what was accepted, where it was published, how far each sink has come."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One Kafka message of a batch."""
+
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One committed COPY transaction's rows of one dataset. `created_at` in microseconds, UTC.
+
+    `parts` is None until the batch is published. `checksum`: see `rows.checksum`.
+    """
+
+    batch_id: int
+    slot: int
+    dataset: str
+    rows: int
+    checksum: int
+    created_at: int
+    parts: tuple[Part, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Offsets of one partition, both included; control records leave gaps in between."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class SinkPosition:
+    """How far a sink has come in one partition: all below `next_offset` is stored (or dead-lettered).
+
+    `intent` is the range whose write was begun and not yet confirmed: it must be written again, the same, first.
+    """
+
+    partition: int
+    next_offset: int
+    intent: Range | None = None

@@ -1,0 +1,83 @@
+"""Every metric, once: its name, type, labels and meaning. `runtime.metrics` makes them; docs/metrics.md lists them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    name: str
+    type: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+HTTP_SECONDS = Metric(
+    "logpipe_http_request_seconds", "histogram", "Time to answer an HTTP request.", ("route", "status"), _SECONDS
+)
+
+ROWS_ACCEPTED = Metric("logpipe_ingest_rows_accepted_total", "counter", "Rows answered with 200.", ("dataset",))
+REQUESTS_REFUSED = Metric(
+    "logpipe_ingest_requests_refused_total", "counter", "Requests not accepted, by HTTP status.", ("status",)
+)
+COMMIT_SECONDS = Metric(
+    "logpipe_ingest_commit_seconds", "histogram", "Time of one group commit in PostgreSQL.", ("dataset",), _SECONDS
+)
+COMMIT_ROWS = Metric(
+    "logpipe_ingest_commit_rows",
+    "histogram",
+    "Rows of one group commit.",
+    ("dataset",),
+    (1, 10, 100, 1000, 2500, 5000, 10000, 20000, 50000, 131072),
+)
+BYTES_IN_FLIGHT = Metric("logpipe_ingest_bytes_in_flight", "gauge", "Body bytes accepted for work and not answered.")
+DISK_FREE_BYTES = Metric("logpipe_ingest_disk_free_bytes", "gauge", "Free space where the ledger's data lies.")
+UNPUBLISHED_BATCHES = Metric(
+    "logpipe_publisher_unpublished_batches", "gauge", "Batches of this process's slots not yet in Kafka.", ("slot",)
+)
+BATCHES_PUBLISHED = Metric("logpipe_publisher_batches_total", "counter", "Batches published to Kafka.", ("slot",))
+PUBLISH_SECONDS = Metric(
+    "logpipe_publisher_transaction_seconds", "histogram", "Time of one Kafka transaction.", (), _SECONDS
+)
+SLOTS_ADOPTED = Metric("logpipe_publisher_slots_adopted_total", "counter", "Slots taken over from dead owners.")
+
+SINK_ROWS = Metric("logpipe_sink_rows_total", "counter", "Rows written to a store.", ("store", "dataset"))
+SINK_WRITE_SECONDS = Metric(
+    "logpipe_sink_write_seconds", "histogram", "Time to write one block.", ("store", "dataset"), _SECONDS
+)
+SINK_LAG_OFFSETS = Metric(
+    "logpipe_sink_lag_offsets", "gauge", "Offsets committed in the topic and not yet loaded.", ("store", "dataset")
+)
+DEAD_LETTERS = Metric(
+    "logpipe_sink_dead_letters_total", "counter", "Rows sent to the dead letters.", ("store", "dataset")
+)
+FRESHNESS_SECONDS = Metric(
+    "logpipe_sink_freshness_seconds",
+    "histogram",
+    "Time from a batch's acceptance until its block was stored.",
+    ("store", "dataset"),
+    (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0),
+)
+
+GENERATOR_ROWS = Metric(
+    "logpipe_generator_rows_total",
+    "counter",
+    "Rows by outcome: acked, refused or indeterminate.",
+    ("dataset", "outcome"),
+)
+GENERATOR_BEHIND_SECONDS = Metric(
+    "logpipe_generator_behind_seconds", "gauge", "How far the generator runs behind its schedule.", ("dataset",)
+)
+
+QUERY_SECONDS = Metric(
+    "logpipe_query_seconds", "histogram", "Time a store took to answer.", ("store", "dataset", "question"), _SECONDS
+)
+WATERMARK_BATCH = Metric(
+    "logpipe_watermark_batch", "gauge", "Highest batch below which all is loaded.", ("store", "dataset")
+)
+WATERMARK_LAG_BATCHES = Metric(
+    "logpipe_watermark_lag_batches", "gauge", "Batches accepted and not yet below the watermark.", ("store", "dataset")
+)

@@ -1,0 +1,141 @@
+"""The ports that everything hangs on. Adapters live in `stores/` and `streams/`, one file each.
+
+All methods block; async callers run them in a thread. No adapter lets its driver's errors out (see `errors`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
+
+from services.core.dataset import Dataset
+from services.core.ledger import Part
+from services.core.queries import Answer, Question
+from services.core.rows import Row
+
+Progress = Literal["ledger", "sink", "own"]
+"""Who knows how far a store has been loaded: `ledger` the rows are written in the ledger's own transaction;
+`sink` table sink_progress of the ledger, kept by stream_to_store; `own` the store's transactions (`position`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive messages of one partition: what a store writes whole or not at all.
+
+    `lines`: one row a line, each line ended by a newline; all rows were accepted on the same `day` (days since
+    1970-01-01 UTC). The same `token` always comes with the same rows: a store may use it to drop a repetition.
+    """
+
+    dataset: Dataset
+    topic_id: str
+    partition: int
+    first: int
+    last: int
+    day: int
+    rows: int
+    lines: bytes
+
+    @property
+    def token(self) -> str:
+        return f"{self.topic_id}:{self.partition}:{self.first}:{self.last}"
+
+
+class StoreWriter(Protocol):
+    def prepare(self, dataset: Dataset) -> None:
+        """Create the schema, or check it and add the columns it lacks; idempotent. Raises StoreDown."""
+
+    def write(self, block: Block) -> None:
+        """Store all rows of the block or none, once, however often the same token is written.
+
+        Called by stream_to_store, one thread a writer. Raises Backpressure, RowRejected (nothing stored), StoreDown
+        (unknown whether stored: write the same block again).
+        """
+
+
+class StoreReader(Protocol):
+    """`name` is the store's name on the command line, `route` in URLs, `source` in replies."""
+
+    name: ClassVar[str]
+    route: ClassVar[str]
+    source: ClassVar[str]
+    progress: ClassVar[Progress]
+
+    def answer(self, question: Question, as_of: int) -> Answer:
+        """Answer from the batches up to `as_of` only. Thread-safe. Raises StoreDown."""
+
+    def position(self, dataset: Dataset) -> Mapping[int, int]:
+        """Partition -> first offset not yet loaded, by the store's own transactions. Only for progress `own`."""
+
+    def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """(batch, rows, distinct ids) of each batch found in first..last, by really reading the ids. For verify."""
+
+    def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
+        """All rows of the batches first..last in canonical form, in any order. For checksums."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message to send. `key` is b"<batch_id>:<part>" for a dataset's topic."""
+
+    topic: str
+    partition: int
+    key: bytes
+    value: bytes
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as read: committed transactions only."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes
+    value: bytes
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class TransactionalProducer(Protocol):
+    """The one writer with a given transactional id; a second one fences the first."""
+
+    def publish(self, messages: Sequence[Outgoing]) -> list[Part]:
+        """Send all in one transaction and wait for its commit; where each landed, in the same order.
+
+        Raises Fenced, or StoreDown: unknown whether committed, and this producer is finished: open another, look.
+        """
+
+    def close(self) -> None: ...
+
+
+class PartitionReader(Protocol):
+    """Reads chosen partitions of one topic from chosen offsets, committed messages only."""
+
+    def topic_id(self) -> str:
+        """Changes when the topic is deleted and made again. Raises StoreDown."""
+
+    def bounds(self) -> Mapping[int, tuple[int, int]]:
+        """Partition -> (first offset still kept, end of the committed log). Raises StoreDown."""
+
+    def assign(self, positions: Mapping[int, int]) -> None:
+        """From now on read exactly these partitions, from these offsets."""
+
+    def poll(self, timeout: float) -> list[Message]:
+        """Whatever has come, at most some thousand messages; [] after `timeout` seconds. Raises StoreDown,
+        NeedsOperator when an assigned offset is no longer kept."""
+
+    def reached(self) -> Mapping[int, int]:
+        """Partition -> the offset up to which everything committed has been returned (past control records)."""
+
+    def close(self) -> None: ...
+
+
+class GroupReader(PartitionReader, Protocol):
+    """A PartitionReader whose partitions are shared out among the members of a consumer group."""
+
+    def rebalanced(self) -> Sequence[int] | None:
+        """The partitions now given to this member when that changed since the last call, else None.
+
+        Until `assign` is called for them, nothing is read.
+        """

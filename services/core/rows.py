@@ -1,0 +1,274 @@
+"""From the bytes of a request to canonical rows, and from canonical rows to the bytes every store receives.
+
+A row in canonical form is a tuple `(id, created_at, *columns)` in the dataset's order, with the value types of
+`dataset.Kind`. Its line is that tuple as one JSON object, times as integer microseconds; a Kafka value is such
+lines joined by newlines, and a checksum is the sum of the lines' hashes. Each store's rows, read back into
+canonical form, must give the same lines again: that is what `verify` compares.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from itertools import repeat, starmap
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+import xxhash
+
+from services.core.dataset import Column, Dataset
+from services.core.errors import InvalidRow, Malformed
+from services.core.ids import first_id
+
+Row = tuple[Any, ...]
+
+MAX_LINE_BYTES = 256 * 1024
+MAX_JSON_DEPTH = 200
+LAST_TIME = 4_102_444_800_000_000  # 2100-01-01, in microseconds
+_CHECKSUM_MASK = (1 << 63) - 1  # so that a checksum fits a signed 64-bit column
+
+_SUSPECT_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
+_AT = re.compile(r"^(?P<reason>.*?)(?: - at `\$(?:\[(?P<index>\d+)\])?(?:\.(?P<field>[^`]*))?`)?$", re.DOTALL)
+_NAMED = re.compile(r"(?:unknown|required) field `(?P<field>[^`]*)`")
+
+_WIRE_TYPES: dict[str, Any] = {
+    "category": str,
+    "text": str,
+    "timestamp": Annotated[datetime, msgspec.Meta(tz=True)],
+    "number": float | None,
+    "json": msgspec.Raw,
+    "uuid": UUID,
+}
+_STORED_TYPES: dict[str, Any] = {"timestamp": int, "number": float | None}
+_MISSING: dict[str, Any] = {"category": "", "text": "", "number": None, "json": msgspec.Raw(b"{}")}
+
+
+class Rows:
+    """The accepted rows of one request, column by column in canonical form, before they have an id."""
+
+    __slots__ = ("columns", "count")
+
+    def __init__(self, count: int, columns: Sequence[Sequence[Any]]) -> None:
+        self.count = count
+        self.columns = columns
+
+    def tuples(self, batch_id: int, created_at: int, offset: int = 0) -> Iterable[Row]:
+        """Canonical rows, the first of them row number `offset` of the batch; `created_at` in microseconds."""
+        start = first_id(batch_id) + offset
+        return zip(range(start, start + self.count), repeat(created_at), *self.columns, strict=False)
+
+    def slice(self, start: int, stop: int) -> "Rows":
+        columns = [column[start:stop] for column in self.columns]
+        return Rows(min(stop, self.count) - start, columns)
+
+
+class RowCodec:
+    """Decodes request bodies of one dataset and encodes its canonical rows. Stateless after construction."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self._wire_columns = dataset.wire_columns
+        wire = _wire_struct(dataset)
+        self._one = msgspec.json.Decoder(wire)
+        self._many = msgspec.json.Decoder(list[wire])  # type: ignore[valid-type]
+        self._stored = _stored_struct(dataset)
+        self._encode = msgspec.json.Encoder().encode
+        self._decode_line = msgspec.json.Decoder(self._stored).decode
+        self._derived = {
+            column.name: msgspec.json.Decoder(msgspec.defstruct("Derived", [(column.derived_from[1], Any, "")]))
+            for column in dataset.columns
+            if column.derived_from
+        }
+
+    def decode_object(self, body: bytes) -> Rows:
+        """One JSON object. Raises Malformed (not JSON) or InvalidRow."""
+        return self._columns(body, [self._decode(self._one.decode, body)])
+
+    def decode_array(self, body: bytes) -> Rows:
+        """A JSON list of objects. Raises Malformed or InvalidRow."""
+        return self._columns(body, self._decode(self._many.decode, body))
+
+    def decode_lines(self, body: bytes) -> Rows:
+        """One JSON object a line (NDJSON), blank lines ignored. Raises Malformed or InvalidRow."""
+        return self._columns(body, self._decode(self._many.decode_lines, body))
+
+    def encode(self, rows: Iterable[Row]) -> list[bytes]:
+        """The line of each row, without newlines."""
+        return list(map(self._encode, starmap(self._stored, rows)))
+
+    def decode_line(self, line: bytes) -> Row:
+        """A line back into its row; raises Malformed when it is not one of this dataset's lines."""
+        try:
+            return msgspec.structs.astuple(self._decode_line(line))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise Malformed(f"not a line of {self.dataset.name}: {error}") from error
+
+    def _decode(self, decode: Any, body: bytes) -> Any:
+        try:
+            if not body.isascii():
+                body.decode()  # msgspec passes the bytes of json columns through unread
+            return decode(body)
+        except UnicodeDecodeError as error:
+            raise Malformed(f"the body is not valid UTF-8: byte {error.start}: {error.reason}") from error
+        except RecursionError as error:
+            raise Malformed("the body is nested too deeply") from error
+        except msgspec.ValidationError as error:
+            raise _invalid_row(str(error)) from error
+        except msgspec.DecodeError as error:
+            raise Malformed(f"the body is not valid JSON: {error}") from error
+
+    def _columns(self, body: bytes, structs: list[Any]) -> Rows:
+        if not structs:
+            return Rows(0, [])
+        wire = dict(
+            zip(
+                (c.name for c in self._wire_columns),
+                zip(*map(msgspec.structs.astuple, structs), strict=True),
+                strict=True,
+            )
+        )
+        suspect = _SUSPECT_ESCAPE.search(body) is not None
+        values: dict[str, Sequence[Any]] = {}
+        for column in self._wire_columns:
+            values[column.name] = _canonical(column, wire[column.name], suspect)
+        for column in self.dataset.columns:
+            if column.derived_from:
+                values[column.name] = self._derive(column, values[column.derived_from[0]])
+        rows = Rows(len(structs), [values[c.name] for c in self.dataset.columns])
+        self._refuse_long_lines(rows)
+        return rows
+
+    def _derive(self, column: Column, sources: Sequence[str]) -> list[str]:
+        assert column.derived_from is not None
+        decode, name = self._derived[column.name].decode, column.derived_from[1]
+        known: dict[str, str] = {}
+        for source in sources:
+            if source not in known:
+                try:
+                    value = getattr(decode(source), name)
+                except msgspec.MsgspecError:
+                    value = ""  # not an object: it has no such field
+                known[source] = value if isinstance(value, str) else ""
+        return [known[source] for source in sources]
+
+    def _refuse_long_lines(self, rows: Rows) -> None:
+        longest = sum(
+            max(map(len, values))
+            for column, values in zip(self.dataset.columns, rows.columns, strict=True)
+            if column.kind in ("category", "text", "json")
+        )
+        if longest * 6 < MAX_LINE_BYTES - 1024:  # a character takes at most six bytes of a line
+            return
+        for index, line in enumerate(self.encode(rows.tuples(0, 0))):
+            if len(line) > MAX_LINE_BYTES - 64:  # room for the longest id and time
+                raise InvalidRow(index, "", f"the row takes {len(line)} bytes; at most {MAX_LINE_BYTES} are accepted")
+
+
+def checksum(lines: Iterable[bytes]) -> int:
+    """The sum of the lines' 64-bit hashes, in 0..2**63-1: the same in whatever order they come."""
+    return sum(map(xxhash.xxh3_64_intdigest, lines)) & _CHECKSUM_MASK
+
+
+def _wire_struct(dataset: Dataset) -> type[msgspec.Struct]:
+    fields: list[Any] = []
+    for column in dataset.wire_columns:
+        kind: Any = _WIRE_TYPES[column.kind]
+        if column.required:
+            fields.append((column.name, kind))
+        else:
+            fields.append((column.name, kind, _MISSING[column.kind]))
+    return msgspec.defstruct(
+        dataset.name.capitalize(),
+        fields,
+        rename={c.name: c.wire for c in dataset.wire_columns},
+        forbid_unknown_fields=True,
+        kw_only=True,
+        gc=False,
+    )
+
+
+def _stored_struct(dataset: Dataset) -> type[msgspec.Struct]:
+    fields: list[Any] = [("id", int), ("created_at", int)]
+    fields += [(c.name, _STORED_TYPES.get(c.kind, str)) for c in dataset.columns]
+    return msgspec.defstruct(f"Stored{dataset.name.capitalize()}", fields, gc=False)
+
+
+def _invalid_row(message: str) -> InvalidRow:
+    found = _AT.match(message)
+    assert found is not None  # the pattern matches any text
+    index, field, reason = int(found["index"] or 0), found["field"] or "", found["reason"]
+    named = _NAMED.search(reason)
+    if named and not field:
+        field = named["field"]
+    reason = reason.replace("`datetime` with a timezone component", "a time with a zone (Z or an offset such as +02:00)")
+    reason = reason.replace("`datetime`", "an ISO 8601 time with a zone")
+    return InvalidRow(index, field, reason[:1].lower() + reason[1:])
+
+
+def _canonical(column: Column, values: Sequence[Any], suspect: bool) -> Sequence[Any]:
+    """Wire values of one column in canonical form; `suspect`: the body has escapes that may be NUL or surrogates."""
+    match column.kind:
+        case "timestamp":
+            times = [round(value.timestamp() * 1e6) for value in values]
+            if min(times) < 0 or max(times) >= LAST_TIME:
+                index = next(i for i, t in enumerate(times) if not 0 <= t < LAST_TIME)
+                raise InvalidRow(index, column.wire, f"{values[index]} is not between 1970 and 2100")
+            return times
+        case "json":
+            return [_json_text(column, index, raw, suspect) for index, raw in enumerate(values)]
+        case "uuid":
+            return [str(value) for value in values]
+        case "category" | "text" if suspect:
+            for index, value in enumerate(values):
+                if "\x00" in value:
+                    raise InvalidRow(index, column.wire, "contains the character NUL (\\u0000)")
+    return values
+
+
+def _json_text(column: Column, index: int, raw: msgspec.Raw, suspect: bool) -> str:
+    text = bytes(raw).decode()
+    if text == "null":
+        return "{}"
+    if suspect and (reason := _refused_escape(text)):
+        raise InvalidRow(index, column.wire, reason)
+    if len(text) > MAX_JSON_DEPTH * 2 and text.count("[") + text.count("{") > MAX_JSON_DEPTH:
+        _refuse_depth(column, index, text)
+    return text
+
+
+def _refused_escape(text: str) -> str | None:
+    high_ends_at = -1  # where an unpaired high surrogate ended
+    for escape in _ESCAPE.finditer(text):
+        code = int(escape[1], 16) if escape[1] else 0x20
+        if high_ends_at >= 0:
+            if escape.start() != high_ends_at or not 0xDC00 <= code <= 0xDFFF:
+                return "contains a lone surrogate"
+            high_ends_at = -1
+        elif code == 0:
+            return "contains the character NUL (\\u0000)"
+        elif 0xD800 <= code <= 0xDBFF:
+            high_ends_at = escape.end()
+        elif 0xDC00 <= code <= 0xDFFF:
+            return "contains a lone surrogate"
+    return "contains a lone surrogate" if high_ends_at >= 0 else None
+
+
+def _refuse_depth(column: Column, index: int, text: str) -> None:
+    depth, in_string, escaped = 0, False, False
+    for character in text:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif character == "\\":
+                escaped = True
+            elif character == '"':
+                in_string = False
+        elif character == '"':
+            in_string = True
+        elif character in "[{":
+            depth += 1
+            if depth > MAX_JSON_DEPTH:
+                raise InvalidRow(index, column.wire, f"is nested deeper than {MAX_JSON_DEPTH} levels")
+        elif character in "]}":
+            depth -= 1

@@ -1,0 +1,91 @@
+"""The ledger's tables, and the connection everybody in this room uses."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from services.core.errors import StoreDown
+
+_LOCK = 7_316_001  # advisory lock: one process at a time creates the schema
+
+TABLES = """
+CREATE SEQUENCE IF NOT EXISTS batch_ids;
+
+-- One row a committed COPY transaction and dataset. `parts`: [[partition, offset], ...] once published.
+CREATE TABLE IF NOT EXISTS batches (
+    batch_id     bigint PRIMARY KEY,
+    slot         int NOT NULL,
+    dataset      text NOT NULL,
+    rows         int NOT NULL,
+    checksum     bigint NOT NULL,
+    xid          xid8 NOT NULL,
+    created_at   bigint NOT NULL,  -- microseconds since 1970, UTC
+    committed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    published_at timestamptz,
+    parts        jsonb
+);
+CREATE INDEX IF NOT EXISTS batches_unpublished ON batches (slot, batch_id) WHERE published_at IS NULL;
+
+-- Requests that came with an Idempotency-Key.
+CREATE TABLE IF NOT EXISTS requests (
+    idempotency_key text PRIMARY KEY,
+    body_hash       bytea NOT NULL,
+    dataset         text NOT NULL,
+    first_batch     bigint NOT NULL,
+    last_batch      bigint NOT NULL,
+    rows            int NOT NULL,
+    created_at      timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX IF NOT EXISTS requests_age ON requests (created_at);
+
+-- How far each store's sink has come. An intent is a range whose write was begun and not yet confirmed.
+CREATE TABLE IF NOT EXISTS sink_progress (
+    store        text NOT NULL,
+    dataset      text NOT NULL,
+    topic_id     text NOT NULL,
+    partition    int NOT NULL,
+    next_offset  bigint NOT NULL,
+    intent_first bigint,
+    intent_last  bigint,
+    updated_at   timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (store, dataset, partition)
+);
+
+-- The lowest batch that retention has left in place, per dataset.
+CREATE TABLE IF NOT EXISTS floors (
+    dataset  text PRIMARY KEY,
+    batch_id bigint NOT NULL
+);
+"""
+
+
+def prepare(connection: psycopg.Connection[Any]) -> None:
+    """Create what is missing; safe to call from many processes at once."""
+    with translated(), connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        connection.execute(TABLES)
+
+
+def connect(url: str, *, autocommit: bool = True) -> psycopg.Connection[Any]:
+    """A connection with UTC and dead-peer detection; raises StoreDown."""
+    with translated():
+        return psycopg.connect(
+            url,
+            autocommit=autocommit,
+            connect_timeout=5,
+            options="-c timezone=UTC",
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
+        )
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn psycopg's errors into StoreDown('postgres')."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise StoreDown("postgres", str(error).strip() or type(error).__name__) from error

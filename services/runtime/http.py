@@ -1,0 +1,135 @@
+"""The FastAPI application every process serves: errors as problem+json, auth, health, readiness, metrics.
+
+A room adds its routes to an APIRouter and says by `access` who may call them.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
+from typing import Any
+
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from services.core import metric_names
+from services.core.errors import Backpressure, LogpipeError
+from services.runtime import logs, metrics
+from services.runtime.auth import Access, Guard
+from services.runtime.health import Readiness
+from services.runtime.settings import ListenSettings
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+SHUTDOWN_SECONDS = 20  # for requests that are under way at SIGTERM; less than a pod's grace of 30
+_log = logs.get("http")
+
+
+def problem(
+    status: int, detail: str, title: str = "", headers: dict[str, str] | None = None, **extra: Any
+) -> JSONResponse:
+    """An RFC 9457 reply; `extra` are members of its body beside the standard ones."""
+    title = title or HTTPStatus(status).phrase
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, **extra}
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+def needs(access: Access) -> Any:
+    """A route dependency: who may call it. Routes without one are open."""
+
+    def check(request: Request) -> None:
+        request.app.state.guard.check(access, request.headers.get("authorization", ""))
+
+    return Depends(check)
+
+
+def make_app(
+    title: str, settings: ListenSettings, routers: list[APIRouter], lifespan: Lifespan, readiness: Readiness
+) -> FastAPI:
+    app = FastAPI(title=title, lifespan=lifespan, version="1")
+    app.state.guard = Guard(settings)
+    app.include_router(_operations(readiness))
+    for router in routers:
+        app.include_router(router)
+    app.add_exception_handler(LogpipeError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
+    app.add_exception_handler(Exception, _on_bug)
+    app.middleware("http")(_measure)
+    return app
+
+
+def serve(app: FastAPI, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT: stop accepting, finish what is under way, run the lifespan's end, return."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        backlog=4096,
+    )
+    uvicorn.Server(config).run()
+
+
+def _operations(readiness: Readiness) -> APIRouter:
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/healthz")
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "UP"}
+
+    @router.get("/readyz")
+    async def ready() -> Response:
+        problems = await run_in_threadpool(readiness.problems)
+        if problems:
+            return problem(503, "not ready: " + "; ".join(f"{k}: {v}" for k, v in problems.items()), checks=problems)
+        return JSONResponse({"status": "READY"})
+
+    @router.get("/metrics")
+    async def metrics_text() -> Response:
+        body, content_type = metrics.exposition()
+        return Response(body, media_type=content_type)
+
+    return router
+
+
+async def _measure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    start = time.perf_counter()
+    response = await call_next(request)
+    route = getattr(request.scope.get("route"), "path", "unknown")
+    metrics.histogram(metric_names.HTTP_SECONDS, route, str(response.status_code)).observe(time.perf_counter() - start)
+    return response
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LogpipeError)
+    headers = {}
+    if isinstance(error, Backpressure):
+        headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    extra = {name: getattr(error, name) for name in ("index", "field", "store") if hasattr(error, name)}
+    return problem(error.status, str(error), error.title, headers, **extra)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+
+
+async def _on_invalid_parameters(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    wrong = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
+    return problem(422, "; ".join(wrong), "Invalid request")
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    _log.error("unexpected error", path=request.url.path, exc_info=error)
+    return problem(500, "unexpected error; the log of this process has it")
