@@ -109,9 +109,11 @@ class Alert:
     value: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """`name` names tables and routes; rows of one `key` keep their order within a publisher's slot.
+    """There is one object for each dataset, compared and hashed as such.
+
+    `name` names tables and routes; rows of one `key` keep their order within a publisher's slot.
 
     `singular` and `plural` are the words of the HTTP contract (`/api/collect/<word>`, reply field "type").
     `groupings` are the columns an aggregate may group by, `orderings` those a list may be ordered by.

@@ -9,7 +9,7 @@ canonical form, must give the same lines again: that is what `verify` compares.
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from itertools import repeat, starmap
+from itertools import chain, repeat, starmap
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -53,14 +53,22 @@ class Rows:
         self.count = count
         self.columns = columns
 
-    def tuples(self, batch_id: int, created_at: int, offset: int = 0) -> Iterable[Row]:
-        """Canonical rows, the first of them row number `offset` of the batch; `created_at` in microseconds."""
-        start = first_id(batch_id) + offset
+    def tuples(self, batch_id: int, created_at: int) -> Iterable[Row]:
+        """Canonical rows, numbered from the batch's first id on; `created_at` in microseconds."""
+        start = first_id(batch_id)
         return zip(range(start, start + self.count), repeat(created_at), *self.columns, strict=False)
 
     def slice(self, start: int, stop: int) -> "Rows":
-        columns = [column[start:stop] for column in self.columns]
-        return Rows(min(stop, self.count) - start, columns)
+        stop = min(stop, self.count)
+        return Rows(stop - start, [column[start:stop] for column in self.columns])
+
+    @staticmethod
+    def joined(parts: Sequence["Rows"]) -> "Rows":
+        """All rows of `parts`, in order; at least one part, none of them empty."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = zip(*(part.columns for part in parts), strict=True)
+        return Rows(sum(part.count for part in parts), [list(chain.from_iterable(column)) for column in columns])
 
 
 class RowCodec:
@@ -91,7 +99,7 @@ class RowCodec:
 
     def decode_lines(self, body: bytes) -> Rows:
         """One JSON object a line (NDJSON), blank lines ignored. Raises Malformed or InvalidRow."""
-        return self._columns(body, self._decode(self._many.decode_lines, body))
+        return self._columns(body, self._decode(self._one.decode_lines, body))
 
     def encode(self, rows: Iterable[Row]) -> list[bytes]:
         """The line of each row, without newlines."""
@@ -116,7 +124,8 @@ class RowCodec:
         except msgspec.ValidationError as error:
             raise _invalid_row(str(error)) from error
         except msgspec.DecodeError as error:
-            raise Malformed(f"the body is not valid JSON: {error}") from error
+            reason = _refused_escape(body.decode()) or str(error)  # msgspec calls a lone surrogate "truncated"
+            raise Malformed(f"the body is not valid JSON: {reason}") from error
 
     def _columns(self, body: bytes, structs: list[Any]) -> Rows:
         if not structs:
@@ -201,7 +210,9 @@ def _invalid_row(message: str) -> InvalidRow:
     named = _NAMED.search(reason)
     if named and not field:
         field = named["field"]
-    reason = reason.replace("`datetime` with a timezone component", "a time with a zone (Z or an offset such as +02:00)")
+    reason = reason.replace(
+        "`datetime` with a timezone component", "a time with a zone (Z, or an offset such as +02:00)"
+    )
     reason = reason.replace("`datetime`", "an ISO 8601 time with a zone")
     return InvalidRow(index, field, reason[:1].lower() + reason[1:])
 

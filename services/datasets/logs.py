@@ -1,15 +1,15 @@
 """Application log lines."""
 
-from services.core.dataset import Alert, By, Choice, Column, Dataset, Now, Numbered, Object, Uuid
+from services.core.dataset import Alert, By, Choice, Column, Dataset, Now, Numbered, Object, Synthesis, Uuid
 
-_REQUEST = {
+_REQUEST: dict[str, Synthesis] = {
     "request_id": Uuid(),
     "response_time_ms": Numbered(10, 500),
     "status_code": Choice((200,)),
     "endpoint": Choice(("/api/users", "/api/orders", "/api/products", "/api/payments", "/api/search", "/api/cart")),
     "method": Choice(("GET", "POST", "PUT", "DELETE"), (0.6, 0.25, 0.1, 0.05)),
 }
-_FAILED = {
+_FAILED: dict[str, Synthesis] = {
     **_REQUEST,
     "response_time_ms": Numbered(500, 5000),
     "status_code": Choice((400, 500, 502, 503)),
@@ -24,9 +24,7 @@ DATASET = Dataset(
     time="timestamp",
     columns=(
         Column("timestamp", "timestamp", Now(), required=True),
-        Column(
-            "level", "category", Choice(("INFO", "DEBUG", "WARN", "ERROR"), (0.65, 0.2, 0.1, 0.05)), required=True
-        ),
+        Column("level", "category", Choice(("INFO", "DEBUG", "WARN", "ERROR"), (0.65, 0.2, 0.1, 0.05)), required=True),
         Column(
             "service",
             "category",

@@ -40,6 +40,23 @@ CREATE TABLE IF NOT EXISTS requests (
 );
 CREATE INDEX IF NOT EXISTS requests_age ON requests (created_at);
 
+-- Who publishes a slot's batches: a lease, renewed while its owner lives. An advisory lock would not do: a process
+-- that is stopped, not dead, keeps its session and so its lock for ever.
+CREATE TABLE IF NOT EXISTS slots (
+    slot       int PRIMARY KEY,
+    owner      uuid NOT NULL,
+    renewed_at timestamptz NOT NULL
+);
+
+-- Where a slot's next message can be, in each partition of a dataset's topic: after the last one marked.
+CREATE TABLE IF NOT EXISTS slot_positions (
+    slot        int NOT NULL,
+    dataset     text NOT NULL,
+    partition   int NOT NULL,
+    next_offset bigint NOT NULL,
+    PRIMARY KEY (slot, dataset, partition)
+);
+
 -- How far each store's sink has come. An intent is a range whose write was begun and not yet confirmed.
 CREATE TABLE IF NOT EXISTS sink_progress (
     store        text NOT NULL,

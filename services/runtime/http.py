@@ -4,7 +4,7 @@ A room adds its routes to an APIRouter and says by `access` who may call them.
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from typing import Any
@@ -13,8 +13,11 @@ import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as ASGIMessage
 
 from services.core import metric_names
 from services.core.errors import Backpressure, LogpipeError
@@ -59,11 +62,11 @@ def make_app(
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
     app.add_exception_handler(Exception, _on_bug)
-    app.middleware("http")(_measure)
+    app.add_middleware(_Measured)
     return app
 
 
-def serve(app: FastAPI, host: str, port: int) -> None:
+def serve(app: Starlette, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT: stop accepting, finish what is under way, run the lifespan's end, return."""
     config = uvicorn.Config(
         app,
@@ -100,12 +103,30 @@ def _operations(readiness: Readiness) -> APIRouter:
     return router
 
 
-async def _measure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    start = time.perf_counter()
-    response = await call_next(request)
-    route = getattr(request.scope.get("route"), "path", "unknown")
-    metrics.histogram(metric_names.HTTP_SECONDS, route, str(response.status_code)).observe(time.perf_counter() - start)
-    return response
+class _Measured:
+    """ASGI middleware: the time and status of each request, by route."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 500
+
+        async def noting_status(message: ASGIMessage) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting_status)
+        finally:
+            route = getattr(scope.get("route"), "path", "unknown")
+            seconds = time.perf_counter() - start
+            metrics.histogram(metric_names.HTTP_SECONDS, route, str(status)).observe(seconds)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -1,0 +1,75 @@
+"""The Kafka messages of one batch: lines that share a partition, joined to NDJSON values of at most 512 KB."""
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from zlib import crc32
+
+from services.core.dataset import Dataset
+from services.core.ports import Outgoing
+from services.core.rows import Row
+
+MAX_VALUE_BYTES = 512 * 1024
+
+
+@lru_cache(maxsize=65536)
+def partition_of(key: str, partitions: int) -> int:
+    """The same everywhere and always, so that rows of one key stay in order."""
+    return crc32(key.encode()) % partitions
+
+
+def batch_key(batch_id: int, part: int) -> bytes:
+    return b"%d:%d" % (batch_id, part)
+
+
+def batch_of_key(key: bytes) -> int:
+    """The batch a message belongs to; ValueError when the key is not one of ours."""
+    batch_id, separator, part = key.partition(b":")
+    if not separator:
+        raise ValueError(f"not a batch key: {key!r}")
+    int(part)
+    return int(batch_id)
+
+
+def messages(
+    dataset: Dataset, batch_id: int, created_at: int, rows: Sequence[Row], lines: Sequence[bytes], partitions: int
+) -> list[Outgoing]:
+    """The batch's own messages, then those of its alerts. `lines[i]` is the line of `rows[i]`."""
+    created = b"%d" % created_at
+    key_index = dataset.column_names.index(dataset.key)
+    by_partition: dict[int, list[bytes]] = {}
+    for row, line in zip(rows, lines, strict=True):
+        by_partition.setdefault(partition_of(row[key_index], partitions), []).append(line)
+    made: list[Outgoing] = []
+    for partition, own in sorted(by_partition.items()):
+        for value, count in _values(own):
+            headers = {"created_at": created, "rows": b"%d" % count}
+            made.append(Outgoing(dataset.topic, partition, batch_key(batch_id, len(made)), value, headers))
+    if dataset.alert:
+        made += _alerts(dataset, created, rows, lines, partitions)
+    return made
+
+
+def _alerts(
+    dataset: Dataset, created: bytes, rows: Sequence[Row], lines: Sequence[bytes], partitions: int
+) -> Iterable[Outgoing]:
+    alert = dataset.alert
+    assert alert is not None
+    key_index, tested = dataset.column_names.index(dataset.key), dataset.column_names.index(alert.column)
+    by_key: dict[str, list[bytes]] = {}
+    for row, line in zip(rows, lines, strict=True):
+        if row[tested] == alert.value:
+            by_key.setdefault(row[key_index], []).append(line)
+    for key, own in by_key.items():
+        for value, count in _values(own):
+            headers = {"created_at": created, "rows": b"%d" % count}
+            yield Outgoing(alert.topic, partition_of(key, partitions), key.encode(), value, headers)
+
+
+def _values(lines: Sequence[bytes]) -> Iterable[tuple[bytes, int]]:
+    start, size = 0, 0
+    for index, line in enumerate(lines):
+        if size + len(line) + 1 > MAX_VALUE_BYTES and index > start:
+            yield b"\n".join(lines[start:index]) + b"\n", index - start
+            start, size = index, 0
+        size += len(line) + 1
+    yield b"\n".join(lines[start:]) + b"\n", len(lines) - start

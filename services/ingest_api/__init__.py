@@ -1,0 +1,1 @@
+"""Rows in by HTTP, on disk in PostgreSQL before the answer, in Kafka soon after."""

@@ -1,0 +1,232 @@
+"""Group commit: requests of one dataset share one PostgreSQL transaction, and each is answered once it is on disk.
+
+    BEGIN; transaction id, batch ids; keys of idempotent requests; COPY rows; ledger rows; COMMIT
+
+A request that PostgreSQL refuses, for whatever validation let through, never fails its neighbours: the group is
+then committed request by request.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import psycopg
+
+from services.core import metric_names
+from services.core.dataset import Dataset
+from services.core.envelope import messages
+from services.core.errors import Conflict, Invalid, LogpipeError, StoreDown
+from services.core.ledger import Batch
+from services.core.ports import Outgoing
+from services.core.rows import RowCodec, Rows, checksum
+from services.ledger import batches as ledger
+from services.ledger import schema
+from services.runtime import logs, metrics
+from services.stores import postgres
+
+SETTLE_SECONDS = 20  # how long an ambiguous COMMIT is inquired after
+_DAY = 86_400_000_000
+_log = logs.get("committer")
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One request's rows. `key` is its Idempotency-Key, '' when it has none."""
+
+    rows: Rows
+    key: str = ""
+    body_hash: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    batch_id: int
+    rows: int
+    duplicate: bool = False
+
+
+Outcome = Accepted | LogpipeError
+Publish = Callable[[Batch, list[Outgoing]], None]
+
+
+class Committer:
+    """One PostgreSQL connection that commits groups, one at a time; used by one thread at a time.
+
+    `slot` tells the slot that batches are written under; `publish` is told of each committed batch.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        codecs: dict[str, RowCodec],
+        slot: Callable[[], int],
+        publish: Publish,
+        batch_rows: int,
+        partitions: int,
+    ) -> None:
+        self._url = url
+        self._codecs = codecs
+        self._slot = slot
+        self._publish = publish
+        self._batch_rows = batch_rows
+        self._partitions = partitions
+        self._connection: psycopg.Connection[Any] | None = None
+
+    def commit(self, dataset: Dataset, group: Sequence[Submission]) -> list[Outcome]:
+        """The outcome of each submission, in order. Never raises a LogpipeError: it is the outcome then."""
+        try:
+            return self._commit(dataset, group)
+        except psycopg.DataError as error:
+            if len(group) == 1:
+                reason = str(error).strip().splitlines()[0]
+                return [Invalid(f"PostgreSQL refuses a value of this request: {reason}")]
+            _log.warning("a request of a group was refused by PostgreSQL; committing one by one", requests=len(group))
+            return [outcome for submission in group for outcome in self.commit(dataset, [submission])]
+        except LogpipeError as error:
+            return [error] * len(group)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _commit(self, dataset: Dataset, group: Sequence[Submission]) -> list[Outcome]:
+        started = time.perf_counter()
+        xid = ""
+        committing = False
+        try:
+            connection = self._connected()
+            with connection.cursor() as cursor:
+                cursor.execute("BEGIN")
+                outcomes = self._settled(cursor, dataset, group)
+                fresh = [i for i, outcome in enumerate(outcomes) if outcome is None]
+                made: list[tuple[Batch, list[Outgoing]]] = []
+                if fresh:
+                    total = sum(group[i].rows.count for i in fresh)
+                    xid, ids = ledger.begin(cursor, -(-total // self._batch_rows))
+                    made = self._write(cursor, dataset, [group[i] for i in fresh], ids)
+                    for index, outcome in zip(fresh, self._record(cursor, dataset, group, fresh, made), strict=True):
+                        outcomes[index] = outcome
+                committing = True
+                cursor.execute("COMMIT")
+        except psycopg.DataError:
+            self._rollback()
+            raise
+        except psycopg.Error as error:
+            self.close()
+            if not (committing and xid and self._was_committed(xid)):
+                raise StoreDown("postgres", str(error).strip() or type(error).__name__) from error
+        for batch, outgoing in made:
+            self._publish(batch, outgoing)
+            metrics.histogram(metric_names.COMMIT_ROWS, dataset.name).observe(batch.rows)
+        metrics.histogram(metric_names.COMMIT_SECONDS, dataset.name).observe(time.perf_counter() - started)
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _settled(
+        self, cursor: psycopg.Cursor[Any], dataset: Dataset, group: Sequence[Submission]
+    ) -> list[Outcome | None]:
+        """What is already known of each submission by its key; None for those to be written now."""
+        keys = sorted({s.key for s in group if s.key})
+        if not keys:
+            return [None] * len(group)
+        held = ledger.lock_keys(cursor, keys)
+        known = ledger.known_requests(cursor, [key for key in keys if held[key]])
+        outcomes: list[Outcome | None] = []
+        running: set[str] = set()
+        for submission in group:
+            key = submission.key
+            if not key:
+                outcomes.append(None)
+            elif not held[key] or key in running:
+                outcomes.append(Conflict(f"the first request with Idempotency-Key {key!r} is still running"))
+            elif key in known:
+                outcomes.append(_repeated(known[key], dataset, submission))
+            else:
+                running.add(key)
+                outcomes.append(None)
+        return outcomes
+
+    def _write(
+        self, cursor: psycopg.Cursor[Any], dataset: Dataset, group: Sequence[Submission], ids: Sequence[int]
+    ) -> list[tuple[Batch, list[Outgoing]]]:
+        created_at = time.time_ns() // 1000
+        slot, codec = self._slot(), self._codecs[dataset.name]
+        rows = Rows.joined([submission.rows for submission in group])
+        made = []
+        with cursor.copy(postgres.copy_statement(dataset, created_at // _DAY)) as copy:
+            copy.set_types(postgres.copy_types(dataset))
+            for start, batch_id in zip(count(0, self._batch_rows), ids, strict=False):
+                chunk = rows.slice(start, start + self._batch_rows)
+                for values in postgres.copy_rows(dataset, chunk, batch_id, created_at):
+                    copy.write_row(values)
+                # PostgreSQL works on what was just sent while this process makes the messages.
+                tuples = list(chunk.tuples(batch_id, created_at))
+                lines = codec.encode(tuples)
+                record = Batch(batch_id, slot, dataset.name, len(lines), checksum(lines), created_at)
+                made.append((record, messages(dataset, batch_id, created_at, tuples, lines, self._partitions)))
+        ledger.insert(cursor, [record for record, _ in made])
+        return made
+
+    def _record(
+        self,
+        cursor: psycopg.Cursor[Any],
+        dataset: Dataset,
+        group: Sequence[Submission],
+        fresh: Sequence[int],
+        made: Sequence[tuple[Batch, list[Outgoing]]],
+    ) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        requests = []
+        row = 0
+        for index in fresh:
+            submission = group[index]
+            first = made[row // self._batch_rows][0].batch_id
+            row += submission.rows.count
+            last = made[(row - 1) // self._batch_rows][0].batch_id
+            outcomes.append(Accepted(first, submission.rows.count))
+            if submission.key:
+                requests.append(
+                    ledger.Request(
+                        submission.key, submission.body_hash, dataset.name, first, last, submission.rows.count
+                    )
+                )
+        if requests:
+            ledger.insert_requests(cursor, requests)
+        return outcomes
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = schema.connect(self._url)
+        return self._connection
+
+    def _rollback(self) -> None:
+        try:
+            if self._connection is not None:
+                self._connection.execute("ROLLBACK")
+        except psycopg.Error:
+            self.close()
+
+    def _was_committed(self, xid: str) -> bool:
+        """Settle an ambiguous COMMIT by asking PostgreSQL; raises StoreDown when it stays unknown."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            try:
+                status = ledger.xact_status(self._connected(), xid)
+                if status != "in progress":
+                    _log.warning("settled an ambiguous commit", xid=xid, status=status)
+                    return status == "committed"
+            except StoreDown:
+                self.close()
+            if time.monotonic() > deadline:
+                raise StoreDown(
+                    "postgres", "the connection was lost during COMMIT; repeat the request with its Idempotency-Key"
+                )
+            time.sleep(0.2)  # PostgreSQL cannot tell us when it is back
+
+
+def _repeated(known: ledger.Request, dataset: Dataset, submission: Submission) -> Outcome:
+    if known.body_hash != submission.body_hash or known.dataset != dataset.name:
+        return Invalid(f"Idempotency-Key {known.key!r} was used for another body")
+    return Accepted(known.first_batch, known.rows, duplicate=True)

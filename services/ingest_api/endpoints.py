@@ -1,0 +1,143 @@
+"""POST /api/collect/<singular or plural> of every dataset, by the HTTP contract."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import create_model
+
+from services.core import metric_names
+from services.core.dataset import Dataset
+from services.core.errors import Invalid, UnsupportedMedia
+from services.core.rows import RowCodec, Rows
+from services.ingest_api import bodies
+from services.ingest_api.disk import DiskFloor
+from services.ingest_api.service import IngestService
+from services.runtime import metrics
+from services.runtime.http import needs
+
+MAX_KEY_LENGTH = 255
+_DECODE_ASIDE_BYTES = 1 << 20  # larger bodies are decoded in a thread, so that other requests go on
+
+_EXAMPLES: dict[str, Any] = {
+    "timestamp": "2026-01-31T12:00:00.123456Z",
+    "uuid": "0b8f8f0e-5f0a-4e9e-9d0b-3f6f3a1f6c11",
+    "number": 1.5,
+    "json": {},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    """What the endpoints need; one a process, in `app.state.ingest`."""
+
+    service: IngestService
+    in_flight: bodies.InFlight
+    disk: DiskFloor
+    max_body: int
+
+
+def collect_router(datasets: tuple[Dataset, ...]) -> APIRouter:
+    router = APIRouter(prefix="/api/collect", tags=["collect"])
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "UP"}
+
+    for dataset in datasets:
+        codec = RowCodec(dataset)
+        schema = _schema(dataset)
+        router.add_api_route(
+            f"/{dataset.singular}",
+            _endpoint(dataset, dataset.singular, codec, {"application/json": codec.decode_object}),
+            methods=["POST"],
+            summary=f"Accept one {dataset.singular}",
+            dependencies=[needs("control")],
+            openapi_extra=_request_body({"application/json": schema}),
+        )
+        router.add_api_route(
+            f"/{dataset.plural}",
+            _endpoint(
+                dataset,
+                dataset.plural,
+                codec,
+                {"application/json": codec.decode_array, "application/x-ndjson": codec.decode_lines},
+            ),
+            methods=["POST"],
+            summary=f"Accept many {dataset.plural}: a JSON list, or one object a line",
+            dependencies=[needs("control")],
+            openapi_extra=_request_body(
+                {"application/json": {"type": "array", "items": schema}, "application/x-ndjson": schema}
+            ),
+        )
+    return router
+
+
+def _endpoint(
+    dataset: Dataset, word: str, codec: RowCodec, decoders: dict[str, Callable[[bytes], Rows]]
+) -> Callable[[Request], Any]:
+    many = word == dataset.plural
+    accepted = metrics.counter(metric_names.ROWS_ACCEPTED, dataset.name)
+
+    async def collect(request: Request) -> dict[str, Any]:
+        ingest: Ingest = request.app.state.ingest
+        key = _key(request)
+        decode = _decoder(request, decoders)
+        ingest.disk.check()
+        with ingest.in_flight.reserve() as take:
+            body = await bodies.read(request, take, ingest.max_body)
+            if len(body) < _DECODE_ASIDE_BYTES:
+                rows = decode(body)
+            else:
+                rows = await asyncio.to_thread(decode, body)
+            if not rows.count:
+                raise Invalid("no rows: send at least one")
+            body_hash = hashlib.blake2b(body, digest_size=16).digest() if key else b""
+            result = await ingest.service.accept(dataset, rows, key, body_hash)
+        if not result.duplicate:
+            accepted.inc(result.rows)
+        reply: dict[str, Any] = {"status": "accepted", "type": word, "batch_id": result.batch_id}
+        if many:
+            reply["count"] = result.rows
+        reply["duplicate"] = result.duplicate
+        return reply
+
+    return collect
+
+
+def _key(request: Request) -> str:
+    key = request.headers.get("idempotency-key", "")
+    if len(key) > MAX_KEY_LENGTH or not key.isascii():
+        raise Invalid(f"Idempotency-Key: at most {MAX_KEY_LENGTH} ASCII characters")
+    return key
+
+
+def _decoder(request: Request, decoders: dict[str, Callable[[bytes], Rows]]) -> Callable[[bytes], Rows]:
+    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if content_type in decoders:
+        return decoders[content_type]
+    if content_type in ("application/x-www-form-urlencoded", "text/plain"):  # what `curl -d` and sendBeacon say
+        return decoders["application/json"]
+    raise UnsupportedMedia(f"Content-Type {content_type!r} is not known here; send {' or '.join(decoders)}")
+
+
+def _schema(dataset: Dataset) -> dict[str, Any]:
+    types: dict[str, Any] = {"number": float, "json": dict[str, Any]}
+    fields: dict[str, Any] = {
+        column.wire: (types.get(column.kind, str), ... if column.required else None) for column in dataset.wire_columns
+    }
+    model = create_model(dataset.singular.capitalize(), **fields)
+    schema: dict[str, Any] = model.model_json_schema()
+    for column in dataset.wire_columns:
+        schema["properties"][column.wire]["example"] = _EXAMPLES.get(column.kind, column.name)
+        if column.kind == "timestamp":
+            schema["properties"][column.wire]["format"] = "date-time"
+    return schema
+
+
+def _request_body(schemas: dict[str, Any]) -> dict[str, Any]:
+    content = {content_type: {"schema": schema} for content_type, schema in schemas.items()}
+    return {"requestBody": {"required": True, "content": content}}

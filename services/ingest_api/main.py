@@ -1,0 +1,101 @@
+"""`logpipe ingest-api`: parses, wires, runs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import click
+from fastapi import FastAPI
+
+from services import datasets
+from services.core.dataset import Dataset
+from services.core.ledger import Batch
+from services.core.ports import Outgoing, TransactionalProducer
+from services.core.rows import RowCodec
+from services.ingest_api.bodies import InFlight
+from services.ingest_api.committer import Committer
+from services.ingest_api.disk import DiskFloor
+from services.ingest_api.endpoints import Ingest, collect_router
+from services.ingest_api.publisher import MessageCache, SlotPublisher
+from services.ingest_api.service import IngestService
+from services.ingest_api.settings import IngestSettings
+from services.ingest_api.slot_owner import SlotOwner
+from services.ingest_api.upkeep import Upkeep
+from services.runtime import logs
+from services.runtime.health import Readiness
+from services.runtime.http import make_app, serve
+from services.stores.postgres import PostgresReader
+from services.streams import kafka
+
+DRAIN_SECONDS = 15
+
+
+@click.command()
+def main() -> None:
+    """Accept rows by HTTP, commit them to PostgreSQL, publish them to Kafka."""
+    settings = IngestSettings()
+    logs.configure("ingest-api", settings.log_level)
+    serve(create_app(settings), settings.host, settings.ingest_port)
+
+
+def create_app(settings: IngestSettings) -> FastAPI:
+    known = datasets.all_datasets()
+    url = settings.postgres_url.get_secret_value()
+    disk = DiskFloor(settings.ingest_disk_path, settings.ingest_disk_floor)
+    readiness = Readiness()
+    readiness.add("disk", disk.problem)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        upkeep = Upkeep(url, known, settings.request_key_hours)
+        await asyncio.to_thread(upkeep.start)
+        readiness.add("postgres", upkeep.problem)
+        message_cache = MessageCache(settings.publisher_cache)
+        rows = PostgresReader(url, max_connections=2)
+        owner = SlotOwner(url, _publisher_opener(settings, known, message_cache, rows))
+        await asyncio.to_thread(owner.start)
+
+        def publish(batch: Batch, outgoing: list[Outgoing]) -> None:
+            message_cache.put(batch.batch_id, outgoing)
+            owner.wake()
+
+        codecs = {dataset.name: RowCodec(dataset) for dataset in known}
+        committers = [
+            Committer(url, codecs, owner.slot, publish, settings.ingest_group_rows, settings.kafka_partitions)
+            for _ in range(settings.ingest_connections)
+        ]
+        service = IngestService(committers, settings.ingest_group_rows, settings.ingest_group_wait)
+        service.start()
+        app.state.ingest = Ingest(service, InFlight(settings.ingest_max_in_flight), disk, settings.ingest_max_body)
+        yield
+        await service.drain()
+        await asyncio.to_thread(owner.stop, DRAIN_SECONDS)
+        await asyncio.to_thread(upkeep.stop)
+        rows.close()
+
+    return make_app("Ingest API", settings, [collect_router(known)], lifespan, readiness)
+
+
+def _publisher_opener(
+    settings: IngestSettings, known: tuple[Dataset, ...], message_cache: MessageCache, rows: PostgresReader
+) -> Callable[[int], SlotPublisher]:
+    topics = {dataset.topic: settings.kafka_partitions for dataset in known}
+    topics |= {dataset.alert.topic: settings.kafka_partitions for dataset in known if dataset.alert}
+
+    def open_producer(slot: int) -> TransactionalProducer:
+        kafka.ensure_topics(settings.kafka_url, topics, settings.kafka_replication)
+        return kafka.KafkaProducer(settings.kafka_url, f"logpipe-slot-{slot}")
+
+    def open_publisher(slot: int) -> SlotPublisher:
+        return SlotPublisher(
+            slot,
+            {dataset.name: dataset for dataset in known},
+            message_cache,
+            open_producer,
+            lambda topic: kafka.KafkaPartitionReader(settings.kafka_url, topic),
+            rows,
+            settings.kafka_partitions,
+            settings.publisher_rows,
+        )
+
+    return open_publisher

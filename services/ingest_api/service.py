@@ -1,0 +1,78 @@
+"""Takes the rows of requests, groups them, has them committed and tells each request its outcome."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from services.core.batcher import Batcher
+from services.core.dataset import Dataset
+from services.core.errors import LogpipeError
+from services.core.rows import Rows
+from services.ingest_api.committer import Accepted, Committer, Outcome, Submission
+
+_Waiting = tuple[Submission, "asyncio.Future[Outcome]"]
+
+
+class IngestService:
+    """All methods belong to one event loop; each committer works in a thread of its own."""
+
+    def __init__(self, committers: Sequence[Committer], group_rows: int, group_wait: float) -> None:
+        self._committers = committers
+        self._batcher: Batcher[Dataset, _Waiting] = Batcher(group_rows, group_wait, time.monotonic)
+        self._changed = asyncio.Event()
+        self._draining = False
+        self._threads = ThreadPoolExecutor(len(committers), thread_name_prefix="committer")
+        self._workers: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._workers = [asyncio.create_task(self._work(committer)) for committer in self._committers]
+
+    async def accept(self, dataset: Dataset, rows: Rows, key: str, body_hash: bytes) -> Accepted:
+        """Returns once the rows are on disk. Raises Conflict, Invalid or StoreDown; nothing is stored then."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._batcher.add(dataset, (Submission(rows, key, body_hash), future), rows.count)
+        self._changed.set()
+        outcome = await future
+        if isinstance(outcome, LogpipeError):
+            raise outcome
+        return outcome
+
+    async def drain(self) -> None:
+        """Commit what waits, then stop."""
+        self._draining = True
+        self._changed.set()
+        await asyncio.gather(*self._workers)
+        self._threads.shutdown()
+        for committer in self._committers:
+            committer.close()
+
+    async def _work(self, committer: Committer) -> None:
+        loop = asyncio.get_running_loop()
+        while group := await self._next_group():
+            dataset, waiting = group
+            submissions = [submission for submission, _ in waiting]
+            try:
+                outcomes = await loop.run_in_executor(self._threads, committer.commit, dataset, submissions)
+            except Exception as error:  # noqa: BLE001 - a bug: tell those who wait, and go on serving the others
+                for _, future in waiting:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for (_, future), outcome in zip(waiting, outcomes, strict=True):
+                if not future.done():  # its client may have gone away
+                    future.set_result(outcome)
+
+    async def _next_group(self) -> tuple[Dataset, list[_Waiting]] | None:
+        """The next group that is due; None when draining and nothing is left."""
+        while True:
+            if group := self._batcher.take():
+                return group
+            if self._draining and not len(self._batcher):
+                return None
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(self._batcher.seconds_until_due()):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass  # the oldest has waited long enough

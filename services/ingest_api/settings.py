@@ -1,0 +1,17 @@
+from pydantic import Field
+
+from services.runtime.settings import KafkaSettings, ListenSettings, Port, PostgresSettings
+
+
+class IngestSettings(PostgresSettings, KafkaSettings, ListenSettings):
+    ingest_port: Port = 8081
+    ingest_connections: int = Field(2, ge=1, le=32, description="PostgreSQL connections that COPY side by side")
+    ingest_group_rows: int = Field(10_000, ge=1, le=131_072, description="rows of a group commit, and of a batch")
+    ingest_group_wait: float = Field(0.005, ge=0, description="seconds a request waits for others to travel with")
+    ingest_max_body: int = Field(64 << 20, ge=1024, description="bytes of a body, decompressed")
+    ingest_max_in_flight: int = Field(256 << 20, ge=1024, description="body bytes being worked on; beyond it 503")
+    ingest_disk_path: str = Field(".", description="a path on the disk to watch")
+    ingest_disk_floor: int = Field(1 << 30, ge=0, description="free bytes below which ingest answers 503")
+    publisher_cache: int = Field(64 << 20, ge=0, description="bytes of messages kept ready for Kafka")
+    publisher_rows: int = Field(100_000, ge=1, description="rows of one Kafka transaction, roughly")
+    request_key_hours: float = Field(24, gt=0, description="how long an Idempotency-Key is remembered")

@@ -1,0 +1,59 @@
+"""Keeps PostgreSQL ready for rows: schema at start, day partitions made ahead, old request keys forgotten."""
+
+import threading
+import time
+
+from services.core.dataset import Dataset
+from services.core.errors import StoreDown
+from services.ledger import batches, schema
+from services.runtime import logs
+from services.stores import postgres
+
+DAYS_AHEAD = 7
+_INTERVAL_SECONDS = 600
+_RETRY_SECONDS = 5
+_DAY_SECONDS = 86_400
+_log = logs.get("upkeep")
+
+
+class Upkeep:
+    def __init__(self, url: str, datasets: tuple[Dataset, ...], key_hours: float) -> None:
+        self._url = url
+        self._datasets = datasets
+        self._key_hours = key_hours
+        self._stop = threading.Event()
+        self._problem: str | None = None
+        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+
+    def start(self) -> None:
+        """Prepare all tables, then keep them in the background. Raises StoreDown or NeedsOperator."""
+        with schema.connect(self._url) as connection:
+            schema.prepare(connection)
+            for dataset in self._datasets:
+                postgres.prepare(connection, dataset)
+        self._once()
+        self._thread.start()
+
+    def problem(self) -> str | None:
+        """Why partitions could not be made ahead; None when all is well."""
+        return self._problem
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_RETRY_SECONDS if self._problem else _INTERVAL_SECONDS):
+            try:
+                self._once()
+                self._problem = None
+            except StoreDown as error:
+                self._problem = str(error)
+                _log.error("day partitions not made ahead", error=str(error), days_ahead=DAYS_AHEAD)
+
+    def _once(self) -> None:
+        today = int(time.time()) // _DAY_SECONDS
+        with schema.connect(self._url) as connection:
+            for dataset in self._datasets:
+                postgres.ensure_partitions(connection, dataset, today, DAYS_AHEAD)
+            batches.forget_requests(connection, self._key_hours)

@@ -1,0 +1,169 @@
+"""Writing the ledger: batches and requests within the COPY's own transaction, marks once they are published."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import psycopg
+
+from services.core.ledger import Batch, Part
+from services.ledger.schema import translated
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that came with an Idempotency-Key, as it was answered."""
+
+    key: str
+    body_hash: bytes
+    dataset: str
+    first_batch: int
+    last_batch: int
+    rows: int
+
+
+def begin(cursor: psycopg.Cursor[Any], batches: int) -> tuple[str, list[int]]:
+    """This transaction's id, and the ids of the batches it will hold.
+
+    The order matters: a batch id must never be handed out before its transaction has an id of its own, or a reader
+    could take a batch that is still being written for one that was rolled back (see `watermark`).
+    """
+    row = cursor.execute("SELECT pg_current_xact_id()::text").fetchone()
+    assert row is not None
+    ids = cursor.execute("SELECT nextval('batch_ids') FROM generate_series(1, %s)", (batches,)).fetchall()
+    return row[0], [batch_id for (batch_id,) in ids]
+
+
+def insert(cursor: psycopg.Cursor[Any], batches: Sequence[Batch]) -> None:
+    cursor.executemany(
+        "INSERT INTO batches (batch_id, slot, dataset, rows, checksum, xid, created_at)"
+        " VALUES (%s, %s, %s, %s, %s, pg_current_xact_id(), %s)",
+        [(b.batch_id, b.slot, b.dataset, b.rows, b.checksum, b.created_at) for b in batches],
+    )
+
+
+def lock_keys(cursor: psycopg.Cursor[Any], keys: Sequence[str]) -> dict[str, bool]:
+    """Key -> whether this transaction now holds it. Never waits, so two groups cannot wait for each other."""
+    rows = cursor.execute(
+        "SELECT key, pg_try_advisory_xact_lock(hashtextextended(key, 0)) FROM unnest(%s::text[]) AS key", (list(keys),)
+    )
+    return dict(rows.fetchall())
+
+
+def known_requests(cursor: psycopg.Cursor[Any], keys: Sequence[str]) -> dict[str, Request]:
+    """The requests already answered under these keys. Ask only for keys whose lock is held."""
+    rows = cursor.execute(
+        "SELECT idempotency_key, body_hash, dataset, first_batch, last_batch, rows FROM requests"
+        " WHERE idempotency_key = ANY(%s)",
+        (list(keys),),
+    )
+    return {row[0]: Request(*row) for row in rows.fetchall()}
+
+
+def insert_requests(cursor: psycopg.Cursor[Any], requests: Sequence[Request]) -> None:
+    cursor.executemany(
+        "INSERT INTO requests (idempotency_key, body_hash, dataset, first_batch, last_batch, rows)"
+        " VALUES (%s, %s, %s, %s, %s, %s)",
+        [(r.key, r.body_hash, r.dataset, r.first_batch, r.last_batch, r.rows) for r in requests],
+    )
+
+
+def forget_requests(connection: psycopg.Connection[Any], hours: float) -> int:
+    """Delete keys older than `hours`; how many."""
+    with translated():
+        return connection.execute(
+            "DELETE FROM requests WHERE created_at < now() - make_interval(secs => %s)", (hours * 3600,)
+        ).rowcount
+
+
+def xact_status(connection: psycopg.Connection[Any], xid: str) -> str:
+    """'committed', 'aborted' or 'in progress'."""
+    with translated():
+        row = connection.execute("SELECT pg_xact_status(%s::xid8)", (xid,)).fetchone()
+    return row[0] if row and row[0] else "aborted"
+
+
+def unpublished(connection: psycopg.Connection[Any], slot: int, max_rows: int) -> list[Batch]:
+    """The slot's oldest unpublished batches, about `max_rows` rows of them, at least one if there is one."""
+    with translated():
+        rows = connection.execute(
+            """
+            SELECT batch_id, slot, dataset, rows, checksum, created_at FROM (
+                SELECT *, sum(rows) OVER (ORDER BY batch_id) - rows AS before FROM (
+                    SELECT * FROM batches WHERE slot = %s AND published_at IS NULL ORDER BY batch_id LIMIT 1000
+                ) AS oldest
+            ) AS counted WHERE before < %s ORDER BY batch_id
+            """,
+            (slot, max_rows),
+        )
+        return [Batch(*row) for row in rows.fetchall()]
+
+
+def all_unpublished(connection: psycopg.Connection[Any], slot: int) -> list[Batch]:
+    with translated():
+        rows = connection.execute(
+            "SELECT batch_id, slot, dataset, rows, checksum, created_at FROM batches"
+            " WHERE slot = %s AND published_at IS NULL ORDER BY batch_id",
+            (slot,),
+        )
+        return [Batch(*row) for row in rows.fetchall()]
+
+
+def count_unpublished(connection: psycopg.Connection[Any], slot: int) -> int:
+    with translated():
+        row = connection.execute(
+            "SELECT count(*) FROM batches WHERE slot = %s AND published_at IS NULL", (slot,)
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def mark_published(connection: psycopg.Connection[Any], slot: int, batches: Sequence[Batch]) -> None:
+    """Write where each batch's messages lie; marking the same again changes nothing."""
+    positions: dict[tuple[str, int], int] = {}
+    for batch in batches:
+        for part in _parts(batch):
+            where = (batch.dataset, part.partition)
+            positions[where] = max(positions.get(where, 0), part.offset + 1)
+    with translated(), connection.transaction(), connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE batches SET published_at = clock_timestamp(), parts = marked.parts::jsonb"
+            " FROM unnest(%s::bigint[], %s::text[]) AS marked(batch_id, parts)"
+            " WHERE batches.batch_id = marked.batch_id AND published_at IS NULL",
+            ([b.batch_id for b in batches], [_parts_json(b) for b in batches]),
+        )
+        _advance(cursor, slot, positions)
+
+
+def advance_slot(connection: psycopg.Connection[Any], slot: int, dataset: str, positions: Mapping[int, int]) -> None:
+    """Note that no unmarked message of the slot lies below these offsets."""
+    with translated(), connection.transaction(), connection.cursor() as cursor:
+        _advance(cursor, slot, {(dataset, partition): offset for partition, offset in positions.items()})
+
+
+def slot_positions(connection: psycopg.Connection[Any], slot: int, dataset: str) -> dict[int, int]:
+    """Partition -> the first offset at which an unmarked message of the slot can lie."""
+    with translated():
+        rows = connection.execute(
+            "SELECT partition, next_offset FROM slot_positions WHERE slot = %s AND dataset = %s", (slot, dataset)
+        )
+        return dict(rows.fetchall())
+
+
+def _advance(cursor: psycopg.Cursor[Any], slot: int, positions: Mapping[tuple[str, int], int]) -> None:
+    cursor.executemany(
+        "INSERT INTO slot_positions VALUES (%s, %s, %s, %s) ON CONFLICT (slot, dataset, partition)"
+        " DO UPDATE SET next_offset = greatest(slot_positions.next_offset, excluded.next_offset)",
+        [(slot, dataset, partition, offset) for (dataset, partition), offset in sorted(positions.items())],
+    )
+
+
+def _parts(batch: Batch) -> tuple[Part, ...]:
+    if batch.parts is None:
+        raise ValueError(f"batch {batch.batch_id} has no parts to mark")
+    return batch.parts
+
+
+def _parts_json(batch: Batch) -> str:
+    return msgspec.json.encode([(p.partition, p.offset) for p in _parts(batch)]).decode()

@@ -1,0 +1,117 @@
+"""How far each store's sink has come, by compare-and-set: whoever lost a partition learns it here, before he writes."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from services.core.errors import Fenced, NeedsOperator, StoreDown
+from services.core.ledger import Range, SinkPosition
+from services.ledger import schema
+
+_SELECT = "SELECT partition, next_offset, intent_first, intent_last FROM sink_progress WHERE store = %s AND dataset = %s"
+
+
+class SinkProgress:
+    """One sink's rows of table sink_progress. Not thread-safe; connects when needed. All methods raise StoreDown."""
+
+    def __init__(self, postgres_url: str, store: str, dataset: str, topic_id: str) -> None:
+        self._url = postgres_url
+        self._key = (store, dataset)
+        self._topic_id = topic_id
+        self._connection: psycopg.Connection[Any] | None = None
+
+    def load(self, partitions: Iterable[int]) -> dict[int, SinkPosition]:
+        """Where to go on; a partition never seen before starts at 0. Raises NeedsOperator if the topic was replaced."""
+        wanted = list(partitions)
+        store, dataset = self._key
+        with self._connected() as connection:
+            schema.prepare(connection)
+            self._refuse_another_topic(connection)
+            connection.execute(
+                "INSERT INTO sink_progress (store, dataset, topic_id, partition, next_offset)"
+                " SELECT %s, %s, %s, unnest(%s::int[]), 0 ON CONFLICT DO NOTHING",
+                (store, dataset, self._topic_id, wanted),
+            )
+            rows = connection.execute(f"{_SELECT} AND partition = ANY(%s)", (*self._key, wanted))
+            return _positions(rows)
+
+    def begin(self, partition: int, expected_next: int, intent: Range) -> None:
+        """Write down what is about to be written; again for the same range is fine. Raises Fenced: load again."""
+        with self._connected() as connection:
+            done = connection.execute(
+                "UPDATE sink_progress SET intent_first = %(first)s, intent_last = %(last)s, updated_at = now()"
+                " WHERE store = %(store)s AND dataset = %(dataset)s AND topic_id = %(topic_id)s"
+                " AND partition = %(partition)s AND next_offset = %(next)s AND (intent_first IS NULL"
+                " OR (intent_first = %(first)s AND intent_last = %(last)s))",
+                {**self._place(partition, intent), "next": expected_next},
+            )
+            if done.rowcount == 0:
+                raise Fenced(f"partition {partition} of {'/'.join(self._key)} is no longer at {expected_next}")
+
+    def finish(self, partition: int, intent: Range) -> None:
+        """What `begin` announced is stored. Again is fine. Raises Fenced: load again."""
+        with self._connected() as connection:
+            done = connection.execute(
+                "UPDATE sink_progress SET next_offset = %(last)s + 1, intent_first = NULL, intent_last = NULL,"
+                " updated_at = now() WHERE store = %(store)s AND dataset = %(dataset)s AND topic_id = %(topic_id)s"
+                " AND partition = %(partition)s AND ((intent_first = %(first)s AND intent_last = %(last)s)"
+                " OR (intent_first IS NULL AND next_offset = %(last)s + 1))",
+                self._place(partition, intent),
+            )
+            if done.rowcount == 0:
+                raise Fenced(f"partition {partition} of {'/'.join(self._key)} was finished by somebody else")
+
+    def close(self) -> None:
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+
+    def _place(self, partition: int, intent: Range) -> dict[str, Any]:
+        store, dataset = self._key
+        return {
+            "store": store,
+            "dataset": dataset,
+            "topic_id": self._topic_id,
+            "partition": partition,
+            "first": intent.first,
+            "last": intent.last,
+        }
+
+    def _refuse_another_topic(self, connection: psycopg.Connection[Any]) -> None:
+        store, dataset = self._key
+        other = connection.execute(
+            "SELECT topic_id FROM sink_progress WHERE store = %s AND dataset = %s AND topic_id <> %s LIMIT 1",
+            (store, dataset, self._topic_id),
+        ).fetchone()
+        if other:
+            raise NeedsOperator(
+                f"the topic of {dataset} was deleted and made again (id {other[0]}, now {self._topic_id}): what it held"
+                f" and {store} had not loaded is lost to it. Settle that with `logpipe verify`, then delete the rows of"
+                f" {store}/{dataset} from table sink_progress to start with the new topic"
+            )
+
+    @contextmanager
+    def _connected(self) -> Iterator[psycopg.Connection[Any]]:
+        if self._connection is None:
+            self._connection = schema.connect(self._url)
+        try:
+            with schema.translated():
+                yield self._connection
+        except StoreDown:
+            self.close()
+            raise
+
+
+def positions(postgres_url: str, store: str, dataset: str) -> dict[int, SinkPosition]:
+    """Every partition's position, for readers. Raises StoreDown."""
+    with schema.connect(postgres_url) as connection, schema.translated():
+        return _positions(connection.execute(_SELECT, (store, dataset)))
+
+
+def _positions(rows: Iterable[tuple[int, int, int | None, int | None]]) -> dict[int, SinkPosition]:
+    return {
+        partition: SinkPosition(partition, next_offset, None if first is None or last is None else Range(first, last))
+        for partition, next_offset, first, last in rows
+    }

@@ -1,0 +1,263 @@
+"""ClickHouse's HTTP interface over the embedded engine (chdb): what clickhouse-connect speaks to is a server.
+
+One process per data folder. Each request gets an engine session of its own (about 1 ms), so that the settings,
+database and temporary tables of one never reach another; a request that names a `session_id` finds its session again.
+Not covered: external data and form-encoded parameters (multipart bodies).
+"""
+
+import gzip
+import io
+import json
+import re
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import lz4.frame
+import zstandard
+from chdb.session import Session
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from services.runtime import http
+
+_NOT_SETTINGS = {
+    "buffer_size",
+    "client_protocol_version",
+    "compress",
+    "database",
+    "decompress",
+    "default_format",
+    "password",
+    "query",
+    "query_id",
+    "quota_key",
+    "role",
+    "session_check",
+    "session_id",
+    "session_timeout",
+    "user",
+    "wait_end_of_query",
+}
+# The statement of an insert whose rows follow it, up to and with the line end after the format's name.
+_INSERT = re.compile(
+    rb"\s*(?P<statement>INSERT\s+INTO\s(?:(?!(?<!`)\b(?:VALUES|SELECT)\b).)*?)\s*\bFORMAT\s+(?P<format>\w+)"
+    rb"(?:[ \t]*\r?\n|[ \t]*;|[ \t]+|$)",
+    re.IGNORECASE | re.DOTALL,
+)
+_STATEMENT_LIMIT = 1 << 18  # as max_query_size: no statement is looked for in the rows behind it
+_KAFKA_TABLE = re.compile(r"\s*(?:CREATE|ATTACH)\b.*\bENGINE\s*=?\s*Kafka\b", re.IGNORECASE | re.DOTALL)
+_CODE = re.compile(r"Code: (\d+)\.")
+_NOT_IMPLEMENTED, _BAD_ARGUMENTS, _STD_EXCEPTION = 48, 36, 1001
+_NOT_FOUND_CODES = {46, 47, 50, 60, 81, 115}
+_BAD_REQUEST_CODES = {6, 26, 27, 33, 36, 38, 41, 53, 62, 72, 117, 386, 457}
+
+
+class QueryError(Exception):
+    """The engine, or this shim, refuses a request; `code` is ClickHouse's."""
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        found = _CODE.search(message)
+        self.code = code or (int(found[1]) if found else _STD_EXCEPTION)
+        super().__init__(message if found else f"Code: {self.code}. DB::Exception: {message}")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    body: bytes
+    format: str
+    read_rows: int = 0
+    written_rows: int = 0
+
+
+@dataclass(slots=True)
+class _Kept:
+    session: Session
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    until: float = 0.0
+
+
+class Engine:
+    """The engine on one data folder. Thread-safe; every method blocks."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = str(folder.resolve())
+        self._anchor = Session(self._folder)  # the engine stays loaded as long as one session is open
+        self._kept: dict[str, _Kept] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        for kept in self._kept.values():
+            kept.session.close()
+        self._anchor.close()
+
+    def execute(self, arguments: Mapping[str, str], body: bytes, default_format: str) -> Reply:
+        """`arguments` as in the URL: query, database, session_id, param_x, and settings. Raises QueryError."""
+        statement, insert_format, data = _split(arguments.get("query", "").encode(), body)
+        if _KAFKA_TABLE.match(statement):
+            raise QueryError(
+                "ENGINE = Kafka is refused: the embedded engine cannot run it, and would not open its data again",
+                _NOT_IMPLEMENTED,
+            )
+        settings = {k: v for k, v in arguments.items() if k not in _NOT_SETTINGS and not k.startswith("param_")}
+        parameters = {k.removeprefix("param_"): v for k, v in arguments.items() if k.startswith("param_")}
+        with self._session(arguments) as session:
+            try:
+                if "database" in arguments:
+                    session.query(f"USE {_identifier(arguments['database'])}")
+                if settings:
+                    session.query("SET " + ", ".join(f"{_name(k)} = {_literal(v)}" for k, v in settings.items()))
+                if insert_format:
+                    return _insert(session, statement, insert_format, data)
+                result = session.query(statement, default_format, params=parameters or None)
+                return Reply(result.bytes(), default_format, read_rows=result.rows_read())
+            except RuntimeError as error:
+                raise QueryError(str(error)) from error
+            finally:
+                if settings and "session_id" in arguments:
+                    session.query("SET " + ", ".join(f"{_name(k)} = DEFAULT" for k in settings))
+
+    @contextmanager
+    def _session(self, arguments: Mapping[str, str]) -> Iterator[Session]:
+        if "session_id" not in arguments:
+            session = Session(self._folder)
+            try:
+                yield session
+            finally:
+                session.close()
+            return
+        with self._lock:
+            now = time.monotonic()
+            for name in [n for n, kept in self._kept.items() if kept.until < now and not kept.lock.locked()]:
+                self._kept.pop(name).session.close()
+            kept = self._kept.setdefault(arguments["session_id"], _Kept(Session(self._folder)))
+            kept.until = now + float(arguments.get("session_timeout", 60))
+        with kept.lock:
+            yield kept.session
+
+
+def _split(query: bytes, body: bytes) -> tuple[str, str, bytes]:
+    """Statement, format of the rows that follow it ('' when none do), and those rows."""
+    whole = query + b"\n" + body if query else body
+    insert = _INSERT.match(whole[:_STATEMENT_LIMIT])
+    if insert is None:
+        try:
+            return whole.decode(), "", b""
+        except UnicodeDecodeError as error:
+            raise QueryError(f"the statement is not UTF-8: {error}", _BAD_ARGUMENTS) from error
+    return insert["statement"].decode(), insert["format"].decode(), whole[insert.end() :]
+
+
+def _insert(session: Session, statement: str, format_name: str, data: bytes) -> Reply:
+    inserter = session.send_insert(statement, format_name)
+    try:
+        inserter.append(data)
+        written = inserter.finish().rows_written
+    except BaseException:
+        inserter.cancel()
+        raise
+    return Reply(b"", format_name, written_rows=written)
+
+
+def _name(setting: str) -> str:
+    if not setting.isidentifier():
+        raise QueryError(f"{setting!r} is no setting", _BAD_ARGUMENTS)
+    return setting
+
+
+def _identifier(name: str) -> str:
+    return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
+
+
+def _literal(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def decoded(body: bytes, encoding: str) -> bytes:
+    """All frames of it: clickhouse-connect sends one per block, and rows would vanish silently with the others."""
+    match encoding:
+        case "" | "identity":
+            return body
+        case "lz4":
+            with lz4.frame.open(io.BytesIO(body)) as frames:
+                return bytes(frames.read())
+        case "gzip":
+            return gzip.decompress(body)
+        case "zstd":
+            with zstandard.ZstdDecompressor().stream_reader(body, read_across_frames=True) as reader:
+                return reader.read()
+    raise QueryError(f"unknown Content-Encoding {encoding!r}", _BAD_ARGUMENTS)
+
+
+def make_app(folder: Path) -> Starlette:
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        app.state.engine = Engine(folder)
+        yield
+        app.state.engine.close()
+
+    return Starlette(
+        routes=[
+            Route("/ping", _ping),
+            Route("/", _query, methods=["GET", "POST"]),
+        ],
+        lifespan=lifespan,
+    )
+
+
+async def _ping(request: Request) -> Response:
+    return PlainTextResponse("Ok.\n")
+
+
+async def _query(request: Request) -> Response:
+    arguments = dict(request.query_params)
+    headers = {"X-ClickHouse-Query-Id": arguments.get("query_id") or str(uuid.uuid4())}
+    body = await request.body()
+    if not arguments.get("query") and not body:
+        return await _ping(request)
+    default_format = arguments.get("default_format") or request.headers.get("X-ClickHouse-Format", "TabSeparated")
+    arguments |= {k: v for k, v in [("database", request.headers.get("X-ClickHouse-Database"))] if v}
+
+    def run() -> Reply:
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise QueryError("multipart bodies are not supported by the embedded engine", _NOT_IMPLEMENTED)
+        try:
+            data = decoded(body, request.headers.get("content-encoding", ""))
+        except (OSError, EOFError, RuntimeError, zstandard.ZstdError) as error:
+            raise QueryError(f"cannot decompress the body: {error}", _BAD_ARGUMENTS) from error
+        engine: Engine = request.app.state.engine
+        return engine.execute(arguments, data, default_format)
+
+    try:
+        reply = await run_in_threadpool(run)
+    except QueryError as error:
+        headers["X-ClickHouse-Exception-Code"] = str(error.code)
+        status = 404 if error.code in _NOT_FOUND_CODES else 400 if error.code in _BAD_REQUEST_CODES else 500
+        return PlainTextResponse(f"{error}\n", status, headers)
+    headers["X-ClickHouse-Format"] = reply.format
+    headers["X-ClickHouse-Timezone"] = "UTC"
+    headers["X-ClickHouse-Summary"] = json.dumps(
+        {"read_rows": str(reply.read_rows), "written_rows": str(reply.written_rows)}
+    )
+    return Response(reply.body, headers=headers, media_type="text/plain; charset=UTF-8")
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="The engine's data folder.")
+@click.option("--port", type=int, required=True, help="Port on 127.0.0.1.")
+def main(data: Path, port: int) -> None:
+    """Serve the embedded ClickHouse engine by HTTP on 127.0.0.1."""
+    http.serve(make_app(data), "127.0.0.1", port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""HDFS as two programs of the stack: one NameNode, one DataNode."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import httpx
+
+from services.core.errors import NeedsOperator
+from services.local import jars
+from services.local.java import java
+from services.local.program import Program
+from services.local.settings import LocalSettings
+from services.runtime.health import Check
+
+_LOG4J = Path(__file__).parent / "conf" / "log4j.properties"
+_JVM = ("-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError")
+_NAMENODE = "org.apache.hadoop.hdfs.server.namenode.NameNode"
+_DATANODE = "org.apache.hadoop.hdfs.server.datanode.DataNode"
+
+
+def namenode(settings: LocalSettings) -> Program:
+    folder = settings.folder / "namenode"
+
+    def prepare() -> None:
+        _write_configuration(settings, folder)
+        if not (folder / "data" / "current" / "VERSION").exists():
+            command = (*_java(folder, "-XX:TieredStopAtLevel=1"), _NAMENODE, "-format", "-nonInteractive")
+            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+            if done.returncode:
+                raise NeedsOperator(f"formatting the NameNode's data folder failed:\n{done.stdout}{done.stderr}")
+
+    return Program(
+        name="namenode",
+        command=(*_java(folder), _NAMENODE),
+        folder=folder,
+        address=f"hdfs://127.0.0.1:{settings.local_namenode_port}",
+        ports={
+            "LOGPIPE_LOCAL_NAMENODE_PORT": settings.local_namenode_port,
+            "LOGPIPE_LOCAL_NAMENODE_HTTP_PORT": settings.local_namenode_http_port,
+        },
+        ready=_namenode_has(settings, "NameNodeStatus", "State", "active"),
+        prepare=prepare,
+    )
+
+
+def datanode(settings: LocalSettings) -> Program:
+    folder = settings.folder / "datanode"
+    return Program(
+        name="datanode",
+        command=(*_java(folder), _DATANODE),
+        folder=folder,
+        address=f"127.0.0.1:{settings.local_datanode_port}",
+        ports={
+            "LOGPIPE_LOCAL_DATANODE_PORT": settings.local_datanode_port,
+            "LOGPIPE_LOCAL_DATANODE_IPC_PORT": settings.local_datanode_ipc_port,
+            "LOGPIPE_LOCAL_DATANODE_HTTP_PORT": settings.local_datanode_http_port,
+        },
+        ready=_namenode_has(settings, "FSNamesystemState", "NumLiveDataNodes", 1),
+        prepare=lambda: _write_configuration(settings, folder),
+        needs=("namenode",),
+    )
+
+
+def _namenode_has(settings: LocalSettings, bean: str, attribute: str, wanted: Any) -> Check:
+    """Ready when the NameNode says so, and has left its safe mode."""
+    url = f"http://127.0.0.1:{settings.local_namenode_http_port}/jmx"
+
+    def beans(name: str) -> dict[str, Any]:
+        reply = httpx.get(url, params={"qry": f"Hadoop:service=NameNode,name={name}"}, timeout=2, trust_env=False)
+        found: dict[str, Any] = reply.raise_for_status().json()["beans"][0]
+        return found
+
+    def check() -> str | None:
+        try:
+            if safe_mode := beans("NameNodeInfo")["Safemode"]:
+                return str(safe_mode)
+            value = beans(bean)[attribute]
+        except (httpx.HTTPError, LookupError) as error:
+            return f"{url}: {error or type(error).__name__}"
+        return None if value == wanted else f"{attribute} is {value}, not {wanted}"
+
+    return check
+
+
+def _java(folder: Path, *options: str) -> tuple[str, ...]:
+    classpath = f"{folder / 'conf'}:{jars.hdfs_classpath()}"
+    log4j = f"-Dlog4j.configuration=file:{_LOG4J}"
+    return (java(), *_JVM, *options, log4j, f"-Dhadoop.log.dir={folder}", "-cp", classpath)
+
+
+def _write_configuration(settings: LocalSettings, folder: Path) -> None:
+    (folder / "conf").mkdir(exist_ok=True)
+    for name, properties in (("core-site.xml", _core_site(settings)), ("hdfs-site.xml", _hdfs_site(settings))):
+        lines = "".join(
+            f"<property><name>{name}</name><value>{escape(value)}</value></property>\n"
+            for name, value in properties.items()
+        )
+        (folder / "conf" / name).write_text(f"<configuration>\n{lines}</configuration>\n")
+
+
+def _core_site(settings: LocalSettings) -> dict[str, str]:
+    return {
+        "fs.defaultFS": f"hdfs://127.0.0.1:{settings.local_namenode_port}",
+        "hadoop.tmp.dir": str(settings.folder / "namenode" / "tmp"),
+    }
+
+
+def _hdfs_site(settings: LocalSettings) -> dict[str, str]:
+    return {
+        "dfs.replication": "1",
+        "dfs.permissions.enabled": "false",
+        "dfs.namenode.name.dir": (settings.folder / "namenode" / "data").as_uri(),
+        "dfs.namenode.rpc-address": f"127.0.0.1:{settings.local_namenode_port}",
+        "dfs.namenode.http-address": f"127.0.0.1:{settings.local_namenode_http_port}",
+        "dfs.namenode.safemode.extension": "0",
+        "dfs.namenode.datanode.registration.ip-hostname-check": "false",
+        # One DataNode, restarted within seconds: notice its death, and believe it again, as fast.
+        "dfs.heartbeat.interval": "1",
+        "dfs.namenode.heartbeat.recheck-interval": "5000",
+        "dfs.client.block.write.replace-datanode-on-failure.policy": "NEVER",
+        "dfs.datanode.data.dir": (settings.folder / "datanode" / "data").as_uri(),
+        "dfs.datanode.hostname": "127.0.0.1",
+        "dfs.datanode.address": f"127.0.0.1:{settings.local_datanode_port}",
+        "dfs.datanode.ipc.address": f"127.0.0.1:{settings.local_datanode_ipc_port}",
+        "dfs.datanode.http.address": f"127.0.0.1:{settings.local_datanode_http_port}",
+        "dfs.webhdfs.enabled": "true",
+    }

@@ -1,0 +1,95 @@
+"""Kafka as a program of the stack: one node, broker and controller in one, no ZooKeeper."""
+
+import base64
+import logging
+import subprocess
+import uuid
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from services.core.errors import NeedsOperator
+from services.local import jars
+from services.local.java import java
+from services.local.program import Program
+from services.local.settings import LocalSettings
+
+_LOG4J = Path(__file__).parent / "conf" / "log4j2.properties"
+_JVM = ("-Xms512m", "-Xmx512m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:+ExitOnOutOfMemoryError")
+_quiet = logging.getLogger("logpipe.kafka-probe")
+_quiet.disabled = True  # librdkafka prints some 20 lines a second as long as the broker is not there
+
+
+def kafka(settings: LocalSettings) -> Program:
+    folder = settings.folder / "kafka"
+    address = f"127.0.0.1:{settings.local_kafka_port}"
+    configuration = folder / "server.properties"
+
+    def ready() -> str | None:
+        try:
+            AdminClient({"bootstrap.servers": address}, logger=_quiet).list_topics(timeout=1)
+        except KafkaException as error:
+            return str(error.args[0].str())
+        return None
+
+    def prepare() -> None:
+        configuration.write_text("".join(f"{k}={v}\n" for k, v in _server_properties(settings, folder).items()))
+        if not (folder / "data" / "meta.properties").exists():
+            cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            _format(folder, "-t", cluster, "-c", str(configuration), "--ignore-formatted")
+
+    return Program(
+        name="kafka",
+        command=(*_java(*_JVM), "kafka.Kafka", str(configuration)),
+        folder=folder,
+        address=address,
+        ports={
+            "LOGPIPE_LOCAL_KAFKA_PORT": settings.local_kafka_port,
+            "LOGPIPE_LOCAL_KAFKA_CONTROLLER_PORT": settings.local_kafka_controller_port,
+        },
+        ready=ready,
+        prepare=prepare,
+    )
+
+
+def _java(*options: str) -> tuple[str, ...]:
+    return (java(), *options, f"-Dlog4j2.configurationFile={_LOG4J}", "-cp", jars.kafka_classpath())
+
+
+def _format(folder: Path, *arguments: str) -> None:
+    command = (*_java("-Xmx128m", "-XX:TieredStopAtLevel=1"), "kafka.tools.StorageTool", "format", *arguments)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    if done.returncode:
+        raise NeedsOperator(f"formatting Kafka's data folder failed:\n{done.stdout}{done.stderr}")
+
+
+def _server_properties(settings: LocalSettings, folder: Path) -> dict[str, str]:
+    broker = f"127.0.0.1:{settings.local_kafka_port}"
+    controller = f"127.0.0.1:{settings.local_kafka_controller_port}"
+    return {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        # Static voters: unlike dynamic ones their address is not stored, so the port may change between runs.
+        "controller.quorum.voters": f"1@{controller}",
+        "controller.listener.names": "CONTROLLER",
+        "listeners": f"PLAINTEXT://{broker},CONTROLLER://{controller}",
+        "advertised.listeners": f"PLAINTEXT://{broker}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": str(folder / "data"),
+        "auto.create.topics.enable": "false",
+        "message.max.bytes": str(2 << 20),
+        "offsets.topic.replication.factor": "1",
+        "offsets.topic.num.partitions": "4",
+        "transaction.state.log.replication.factor": "1",
+        "transaction.state.log.min.isr": "1",
+        "transaction.state.log.num.partitions": "4",
+        "share.coordinator.state.topic.replication.factor": "1",
+        "share.coordinator.state.topic.min.isr": "1",
+        "group.initial.rebalance.delay.ms": "0",
+        # Ready within seconds after a kill -9, instead of waiting for the dead broker's session to run out.
+        "broker.session.timeout.ms": "2000",
+        "broker.heartbeat.interval.ms": "500",
+        "log.cleaner.dedupe.buffer.size": "4194304",  # lets a small heap live
+        "log.retention.bytes": str(1 << 30),  # per partition
+    }

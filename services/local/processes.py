@@ -1,0 +1,81 @@
+"""The pipeline's own processes as programs of the stack: `python -m services <name>`."""
+
+import sys
+
+from services.local import jars
+from services.local.program import Program, http_ready
+from services.local.settings import LocalSettings
+
+
+def ingest_api(settings: LocalSettings) -> Program:
+    return _process(settings, "ingest-api", "LOGPIPE_INGEST_PORT", settings.ingest_port, needs=("postgres", "kafka"))
+
+
+def stream_to_store(settings: LocalSettings) -> Program:
+    return _process(
+        settings,
+        "stream-to-store",
+        "LOGPIPE_STREAM_TO_STORE_PORT",
+        settings.stream_to_store_port,
+        arguments=("--store", "clickhouse"),
+        needs=("postgres", "kafka", "clickhouse"),
+    )
+
+
+def stream_to_lake(settings: LocalSettings) -> Program:
+    return _process(
+        settings,
+        "stream-to-lake",
+        "LOGPIPE_STREAM_TO_LAKE_PORT",
+        settings.stream_to_lake_port,
+        needs=("postgres", "kafka", "datanode"),
+        environment={
+            "LOGPIPE_SPARK_JARS": ",".join(jars.spark_jars()),
+            "PYSPARK_PYTHON": sys.executable,
+            "SPARK_LOCAL_IP": "127.0.0.1",
+        },
+    )
+
+
+def generator(settings: LocalSettings) -> Program:
+    return _process(
+        settings,
+        "generator",
+        "LOGPIPE_GENERATOR_PORT",
+        settings.generator_port,
+        environment={"LOGPIPE_INGEST_URL": f"http://127.0.0.1:{settings.ingest_port}"},
+        needs=("ingest-api",),
+    )
+
+
+def query_api(settings: LocalSettings) -> Program:
+    return _process(
+        settings,
+        "query-api",
+        "LOGPIPE_QUERY_PORT",
+        settings.query_port,
+        needs=("postgres", "clickhouse", "datanode"),
+    )
+
+
+def _process(
+    settings: LocalSettings,
+    name: str,
+    setting: str,
+    port: int,
+    *,
+    needs: tuple[str, ...],
+    arguments: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
+) -> Program:
+    address = f"http://127.0.0.1:{port}"
+    return Program(
+        name=name,
+        command=(sys.executable, "-m", "services", name, *arguments),
+        folder=settings.folder / name,
+        address=address,
+        ports={setting: port},
+        ready=http_ready(f"{address}/readyz"),
+        environment=settings.urls() | {setting: str(port), "LOGPIPE_HOST": "127.0.0.1"} | (environment or {}),
+        needs=needs,
+    )

@@ -1,0 +1,43 @@
+"""What the stack knows about one of its child processes, whatever it is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import httpx
+
+from services.runtime.health import Check
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """`folder` holds its data and is its working directory.
+
+    `address` is what clients use. `ports`: name of the setting -> port, all on 127.0.0.1. `prepare` makes the data
+    folder ready; called before each start, blocking, idempotent. `ready` is called repeatedly once it was started.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    folder: Path
+    address: str
+    ports: Mapping[str, int]
+    ready: Check
+    prepare: Callable[[], None] = lambda: None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    stop_signal: Literal["TERM", "INT"] = "TERM"
+
+
+def http_ready(url: str) -> Check:
+    """Ready when `url` answers 200."""
+
+    def check() -> str | None:
+        try:
+            reply = httpx.get(url, timeout=2, trust_env=False)
+        except httpx.HTTPError as error:
+            return f"{url}: {error or type(error).__name__}"
+        return None if reply.status_code == 200 else f"{url}: {reply.status_code} {reply.text[:200]}"
+
+    return check

@@ -1,0 +1,64 @@
+"""Settings of the local stack: its ports, its folders, and which components somebody else runs."""
+
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr
+
+from services.runtime.settings import Port, Settings
+
+
+class LocalSettings(Settings):
+    stack: Path = Field(Path(".stack"), description="folder with all data, logs and state of the local stack")
+    cache: Path = Field(
+        Path("~/.cache/logpipe/jars").expanduser(), description="where jars are kept, shared by all stacks"
+    )
+
+    postgres_url: SecretStr | None = Field(None, description="use this PostgreSQL, do not start one")
+    kafka_url: str | None = Field(None, description="use this Kafka, do not start one")
+    hdfs_url: str | None = Field(None, description="use this HDFS, do not start one")
+    clickhouse_url: SecretStr | None = Field(None, description="use this ClickHouse, do not start the embedded one")
+
+    local_postgres_port: Port = Field(15432, description="PostgreSQL of the local stack")
+    local_kafka_port: Port = Field(19092, description="Kafka of the local stack")
+    local_kafka_controller_port: Port = Field(19093, description="Kafka's controller")
+    local_namenode_port: Port = Field(18020, description="HDFS NameNode, RPC")
+    local_namenode_http_port: Port = Field(18070, description="HDFS NameNode, web page")
+    local_datanode_port: Port = Field(18066, description="HDFS DataNode, data")
+    local_datanode_ipc_port: Port = Field(18067, description="HDFS DataNode, RPC")
+    local_datanode_http_port: Port = Field(18064, description="HDFS DataNode, web page")
+    local_clickhouse_port: Port = Field(18123, description="embedded ClickHouse engine, HTTP")
+
+    ingest_port: Port = Field(8081, description="ingest API")
+    generator_port: Port = Field(30800, description="generator")
+    query_port: Port = Field(30801, description="query API")
+    stream_to_store_port: Port = Field(8083, description="operations port of stream-to-store")
+    stream_to_lake_port: Port = Field(8084, description="operations port of stream-to-lake")
+
+    @classmethod
+    def on_free_ports(cls, stack: Path) -> Self:
+        """For a stack beside others: no default port is used, and nothing is replaced by a URL."""
+        names = [name for name in cls.model_fields if name.endswith("_port")]
+        with ExitStack() as held:  # all held at once, so that none is given twice
+            sockets = [held.enter_context(socket.socket()) for _ in names]
+            for each in sockets:
+                each.bind(("127.0.0.1", 0))
+            ports = {name: each.getsockname()[1] for name, each in zip(names, sockets, strict=True)}
+        return cls(stack=stack, postgres_url=None, kafka_url=None, hdfs_url=None, clickhouse_url=None, **ports)
+
+    @property
+    def folder(self) -> Path:
+        return self.stack.resolve()
+
+    def urls(self) -> dict[str, str]:
+        """What every process of the pipeline is told by its environment: where the components are."""
+        postgres = f"postgresql://logpipe@127.0.0.1:{self.local_postgres_port}/logpipe"
+        clickhouse = f"http://127.0.0.1:{self.local_clickhouse_port}"
+        return {
+            "LOGPIPE_POSTGRES_URL": self.postgres_url.get_secret_value() if self.postgres_url else postgres,
+            "LOGPIPE_KAFKA_URL": self.kafka_url or f"127.0.0.1:{self.local_kafka_port}",
+            "LOGPIPE_HDFS_URL": self.hdfs_url or f"hdfs://127.0.0.1:{self.local_namenode_port}",
+            "LOGPIPE_CLICKHOUSE_URL": self.clickhouse_url.get_secret_value() if self.clickhouse_url else clickhouse,
+        }

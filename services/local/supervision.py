@@ -1,0 +1,189 @@
+"""The supervisor that keeps the stack's programs running: starts it, tells it what to run, asks it how they are.
+
+It is a supervisord of the stack's own, with all its state in the stack's folder, spoken to by a Unix socket there.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+from supervisor.xmlrpc import SupervisorTransport
+
+from services.core.errors import NeedsOperator
+from services.local.program import Program
+
+STOP_SECONDS = 30  # after SIGTERM, before SIGKILL; a process of the pipeline drains within 25
+_SOCKET_PATH_LIMIT = 100
+_MARK = "LOGPIPE_SUPERVISED_IN"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """`name`: STOPPED, STARTING, RUNNING, BACKOFF (died, is started again soon), STOPPING, EXITED or FATAL."""
+
+    name: str
+    pid: int
+    description: str
+
+
+class Supervisor:
+    """Everything blocks. Usable from several threads: each call has a connection of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._config = folder / "supervisord.conf"
+        self._socket = folder / "supervisord.sock"
+        self._pid_file = folder / "supervisord.pid"
+
+    def log_of(self, name: str) -> Path:
+        return self._folder / "logs" / f"{name}.log"
+
+    @property
+    def pid(self) -> int | None:
+        """The running supervisord of this folder."""
+        with suppress(OSError, ValueError, psutil.Error):
+            process = psutil.Process(int(self._pid_file.read_text()))
+            if str(self._config) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                return int(process.pid)
+        return None
+
+    def configure(self, programs: Iterable[Program]) -> None:
+        """Run a supervisord that knows exactly these programs; those whose configuration changed are stopped."""
+        if len(str(self._socket)) > _SOCKET_PATH_LIMIT:
+            raise NeedsOperator(
+                f"the path {self._folder} is too long for a Unix socket: set LOGPIPE_STACK to a shorter one"
+            )
+        (self._folder / "logs").mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(self._config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(self._configuration(programs))  # holds the processes' environment: nobody else's business
+        if self.pid is None:
+            self.end_leftovers()
+            self._launch()
+            return
+        added, changed, removed = cast(list[list[list[str]]], self._call("reloadConfig"))[0]
+        for name in [*changed, *removed]:
+            self._call("stopProcessGroup", name)
+            self._call("removeProcessGroup", name)
+        for name in [*added, *changed]:
+            self._call("addProcessGroup", name)
+
+    def states(self) -> dict[str, State]:
+        """Of every program it knows; empty when no supervisord runs."""
+        if self.pid is None:
+            return {}
+        found = cast(list[dict[str, Any]], self._call("getAllProcessInfo"))
+        return {each["name"]: State(each["statename"], each["pid"], each["description"]) for each in found}
+
+    def start(self, name: str) -> None:
+        self._call("startProcess", name, False)
+
+    def stop(self, name: str) -> None:
+        """Returns when it has ended."""
+        with suppress(xmlrpc.client.Fault):  # it does not run
+            self._call("stopProcess", name)
+
+    def shutdown(self) -> None:
+        """End supervisord; returns when it and all it started are gone."""
+        if (pid := self.pid) is not None:
+            self._call("shutdown")
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).wait(STOP_SECONDS + 5)
+        self.end_leftovers()
+
+    def end_leftovers(self) -> None:
+        """End what a killed supervisord left behind: it would hold the ports and the data folders."""
+        left = [process for process in psutil.process_iter() if self._is_ours(process)]
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = psutil.wait_procs(left, timeout=STOP_SECONDS)
+        for process in alive:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive, timeout=5)
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return bool(process.environ().get(_MARK) == str(self._folder))
+        except (psutil.Error, OSError):
+            return False
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        transport = SupervisorTransport(None, None, f"unix://{self._socket}")
+        proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
+        try:
+            return getattr(proxy.supervisor, method)(*arguments)
+        finally:
+            transport.close()
+
+    def _launch(self) -> None:
+        self._socket.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._config)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        deadline = time.monotonic() + 10
+        while done.returncode == 0 and self.pid is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if self.pid is None:
+            raise NeedsOperator(f"supervisord does not start: {done.stderr.strip() or self.log_of('supervisord')}")
+
+    def _configuration(self, programs: Iterable[Program]) -> str:
+        sections = [
+            _section(
+                "supervisord",
+                logfile=self.log_of("supervisord"),
+                logfile_maxbytes="5MB",
+                logfile_backups=1,
+                pidfile=self._pid_file,
+                directory=self._folder,
+                # Only says that running as root is meant; without it supervisord warns.
+                **({"user": "root"} if os.geteuid() == 0 else {}),
+            ),
+            _section("unix_http_server", file=self._socket, chmod="0600"),
+            _section(
+                "rpcinterface:supervisor",
+                **{"supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"},
+            ),
+        ]
+        inherited = {k: v for k, v in os.environ.items() if k.startswith("LOGPIPE_")}
+        for program in programs:
+            environment = inherited | dict(program.environment) | {_MARK: str(self._folder)}
+            sections.append(
+                _section(
+                    f"program:{program.name}",
+                    command=shlex.join(program.command),
+                    directory=program.folder,
+                    environment=",".join(f"{k}={_quoted(v)}" for k, v in environment.items()),
+                    autostart="false",
+                    autorestart="true",
+                    startsecs=1,
+                    startretries=100,  # a pause of one second more after each: a dead dependency is waited for
+                    stopsignal=program.stop_signal,
+                    stopwaitsecs=STOP_SECONDS,
+                    killasgroup="true",
+                    redirect_stderr="true",
+                    stdout_logfile=self.log_of(program.name),
+                    stdout_logfile_maxbytes="10MB",
+                    stdout_logfile_backups=2,
+                )
+            )
+        return "\n".join(sections)
+
+
+def _section(name: str, **values: Any) -> str:
+    lines = "".join(f"{key}={str(value).replace('%', '%%')}\n" for key, value in values.items())
+    return f"[{name}]\n{lines}"
+
+
+def _quoted(value: str) -> str:
+    """As supervisor reads it: either quote, nothing escaped."""
+    quote = "'" if '"' in value else '"'
+    return f"{quote}{value}{quote}"

@@ -1,0 +1,132 @@
+"""The bodies of replies, by the HTTP contract: wire names, times and JSON columns as clients expect them."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+from fastapi import Response
+
+from services.core.dataset import CREATED_AT, ID, Column, Dataset
+from services.core.queries import AggregateQuestion, Answer, ListQuestion
+from services.core.rows import Row
+from services.query_api.service import Comparison, Reply, Stats
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def rows_reply(reply: Reply, question: ListQuestion) -> Response:
+    answer = reply.answer
+    counted = {} if answer.total is None else {"total_count": answer.total}
+    return _json(
+        {
+            **_head(reply),
+            **counted,
+            "returned_count": len(answer.rows),
+            "limit": question.limit,
+            "offset": question.offset,
+            "data": _objects(question.dataset, answer.rows),
+        }
+    )
+
+
+def aggregate_reply(reply: Reply, question: AggregateQuestion) -> Response:
+    group_by = question.dataset.by_name[question.group_by].wire
+    data = [{"key": key, "count": count} for key, count in reply.answer.rows]
+    return _json({**_head(reply), "group_by": group_by, "data": data})
+
+
+def stats_reply(stats: Stats) -> Response:
+    answers = stats.answers.values()
+    return _json(
+        {
+            "source": stats.source,
+            "query_time_ms": round(sum(a.elapsed_ms for a in answers), 3),
+            **{f"{name}_count": answer.rows[0][0] for name, answer in stats.answers.items()},
+            "as_of": stats.as_of,
+            "method": "+".join(sorted({a.method for a in answers})),
+            "scanned": {name: answer.scanned for name, answer in stats.answers.items()},
+            "total_ms": round(stats.total_ms, 3),
+        }
+    )
+
+
+def comparison_reply(comparison: Comparison) -> Response:
+    times = {source: answer.elapsed_ms for source, answer in comparison.answers.items()}
+    fastest = sorted(times.values())
+    sources = (*comparison.answers, *comparison.missing)
+    return _json(
+        {
+            "comparison": {
+                **{f"{source}_ms": round(times[source], 3) if source in times else None for source in sources},
+                "faster": min(times, key=times.__getitem__),
+                "difference_ms": round(fastest[1] - fastest[0], 3) if len(fastest) > 1 else None,
+            },
+            **{source: _compared(comparison, source) for source in sources},
+            "as_of": comparison.as_of,
+            "answers_agree": comparison.agree,
+            "missing": comparison.missing,
+            "total_ms": round(comparison.total_ms, 3),
+        }
+    )
+
+
+def _compared(comparison: Comparison, source: str) -> dict[str, Any]:
+    answer = comparison.answers.get(source)
+    if answer is None:
+        return {"count": None, "total": None}
+    return {
+        "count": len(answer.rows),
+        "total": answer.total,
+        "digest": comparison.digests[source],
+        "method": answer.method,
+        "scanned": answer.scanned,
+    }
+
+
+def _head(reply: Reply) -> dict[str, Any]:
+    answer: Answer = reply.answer
+    return {
+        "source": reply.source,
+        "query_time_ms": round(answer.elapsed_ms, 3),
+        "as_of": reply.as_of,
+        "method": answer.method,
+        "scanned": answer.scanned,
+        "total_ms": round(reply.total_ms, 3),
+    }
+
+
+def _objects(dataset: Dataset, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    columns = (ID, *dataset.columns, CREATED_AT)
+    # Stored rows are id, created_at, columns; the contract has created_at last.
+    position = {name: index for index, name in enumerate(dataset.column_names)}
+    made = [(c.wire, position[c.name], _presented(c)) for c in columns]
+    return [{wire: present(row[index]) for wire, index, present in made} for row in rows]
+
+
+def _presented(column: Column) -> Callable[[Any], Any]:
+    if column.kind == "json":
+        return _raw
+    if column.kind == "timestamp":
+        return _epoch_seconds if column.wire == "timestamp" else _iso
+    return _same
+
+
+def _raw(text: str) -> msgspec.Raw:
+    return msgspec.Raw(text.encode())
+
+
+def _epoch_seconds(microseconds: int) -> float:
+    return microseconds / 1e6
+
+
+def _iso(microseconds: int) -> str:
+    return (_EPOCH + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds")
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _json(body: dict[str, Any]) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")

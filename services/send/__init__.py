@@ -1,0 +1,1 @@
+"""`logpipe send`: a real log file into the ingest API, every line stored once or named in a rejects file."""

@@ -1,0 +1,99 @@
+"""What the user sees of a transfer: the progress bar, the rejects file, the table at the end."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from services.send.chunks import Reject
+from services.send.transfer import Totals
+
+_REFRESH_SECONDS = 0.2
+
+
+class RejectsFile:
+    """Line number, reason and the line as it stood, separated by tabs. Made when the first one comes."""
+
+    def __init__(self, path: str, *, append: bool) -> None:
+        self.path = Path(path)
+        self._append = append
+        self._file: BinaryIO | None = None
+
+    def write(self, rejects: list[Reject]) -> None:
+        if not rejects:
+            return
+        if self._file is None:
+            self._file = self.path.open("ab") if self._append else self.path.open("wb")
+        for reject in rejects:
+            reason = reject.reason.replace("\t", " ").encode(errors="backslashreplace")
+            self._file.write(b"%d\t%s\t%s\n" % (reject.line, reason, reject.raw.rstrip(b"\r\n")))
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+
+class View:
+    """A bar on a terminal, nothing elsewhere. `size`: bytes of the file, None when unknown."""
+
+    def __init__(self, console: Console, totals: Totals, size: int | None) -> None:
+        self._totals = totals
+        self._start = time.monotonic()
+        self._progress = Progress(
+            SpinnerColumn(),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %" if size else ""),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=size)
+        self._trouble = ""
+
+    def retrying(self, reason: str) -> None:
+        self._trouble = f" · retrying: {reason[:120]}"
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        with self._progress:
+            yield
+            self._update()
+
+    async def keep_up(self) -> None:
+        """Until cancelled."""
+        while True:
+            self._update()
+            await asyncio.sleep(_REFRESH_SECONDS)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def _update(self) -> None:
+        rows = self._totals.acked
+        description = f"{rows:,} rows acked, {rows / max(self.seconds, 0.001):,.0f} rows/s{self._trouble}"
+        self._progress.update(self._task, completed=self._totals.offset, description=description)
+
+
+def summary(totals: Totals, seconds: float, rejects: Path) -> Table:
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_row("lines read", f"{totals.lines:,}")
+    table.add_row("rows acked", f"{totals.acked:,}")
+    table.add_row("  of them duplicates", f"{totals.duplicates:,}")
+    table.add_row("rejected", f"{totals.rejected:,}" + (f" (in {rejects})" if totals.rejected else ""))
+    table.add_row("blank", f"{totals.blank:,}")
+    if totals.not_utf8:
+        table.add_row("not UTF-8 (read as Latin-1)", f"{totals.not_utf8:,}")
+    table.add_row("seconds", f"{seconds:.2f}")
+    table.add_row("rows/s", f"{totals.acked / max(seconds, 0.001):,.0f}")
+    return table

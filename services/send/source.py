@@ -1,0 +1,182 @@
+"""The bytes of a log file as lines: plain, gzip or zstd, a file or a pipe; and the mark that says how far one came."""
+
+import gzip
+import io
+import os
+import select
+import sys
+import time
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import msgspec
+import xxhash
+import zstandard
+
+from services.core.errors import Malformed, NeedsOperator
+
+MAX_LINE = 1 << 20
+_BUFFER = 1 << 20
+_PAUSE_SECONDS = 1.0
+_TAIL_BYTES = 64 << 10
+_GZIP, _ZSTD, _UTF16 = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", (b"\xff\xfe", b"\xfe\xff")
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """A point of the decompressed file: so many lines and bytes, with this xxh3 hash, lie before it."""
+
+    lines: int = 0
+    bytes: int = 0
+    digest: int = xxhash.xxh3_64_intdigest(b"")
+
+
+class Source:
+    """A file, or standard input ('-'). Its methods raise Malformed when it is broken gzip or zstd, or UTF-16."""
+
+    def __init__(self, path: str) -> None:
+        self.name = "stdin" if path == "-" else Path(path).name
+        self._path = Path(path)
+        self.size = None if path == "-" else self._path.stat().st_size
+        self._pipe = _Pipe(sys.stdin.fileno()) if path == "-" else None
+        self._file: BinaryIO = cast(BinaryIO, io.BufferedReader(self._pipe)) if self._pipe else self._path.open("rb")
+        self._stream = _decompressed(self._file, self._pipe.head if self._pipe else _peek(self._file))
+        if self._pipe:
+            self._pipe.pauses = self._stream is self._file  # a decompressor would take a pause for the end
+        self._lines = self._bytes = 0
+        self._hash = xxhash.xxh3_64()
+
+    def modified(self) -> datetime:
+        """When the file was last written; a pipe: now."""
+        return datetime.now(UTC) if self._pipe else datetime.fromtimestamp(self._path.stat().st_mtime, UTC)
+
+    def offset(self) -> int:
+        """How far the file was read, in bytes of the file as it lies there."""
+        return self._bytes if self._pipe else self._file.tell()
+
+    def mark(self) -> Mark:
+        return Mark(self._lines, self._bytes, self._hash.intdigest())
+
+    def skip(self, mark: Mark) -> None:
+        """Go to a mark made earlier; raises NeedsOperator when the text before it is no longer the same."""
+        with _translated():
+            while block := self._stream.read(min(mark.bytes - self._bytes, _BUFFER)):
+                self._hash.update(block)
+                self._bytes += len(block)
+        self._lines = mark.lines
+        if self.mark() != mark:
+            raise NeedsOperator(
+                f"the first {mark.lines} lines were sent before, and have changed since: this is another file;"
+                " send it without --resume"
+            )
+
+    def lines(self) -> Iterator[bytes | None]:
+        """Each line with its newline, cut at MAX_LINE bytes; of a pipe, about every second None."""
+        readline, update, pipe = self._stream.readline, self._hash.update, self._pipe
+        kept, paused = b"", time.monotonic()  # kept: the start of a line whose rest has not come yet
+        with _translated():
+            while True:
+                piece = readline(MAX_LINE)
+                update(piece)
+                self._bytes += len(piece)
+                if pipe and time.monotonic() - paused > _PAUSE_SECONDS:
+                    yield None
+                    paused = time.monotonic()
+                if piece[-1:] != b"\n" and (len(piece) == MAX_LINE or (pipe and not pipe.ended)):
+                    kept = (kept + piece)[:MAX_LINE]
+                    continue
+                if kept:
+                    piece, kept = (kept + piece)[:MAX_LINE], b""
+                if not piece:
+                    return
+                self._lines += 1
+                yield piece
+
+    def first(self, count: int) -> list[bytes]:
+        """The first lines that are not blank, read apart; of a pipe those that its first bytes hold."""
+        found: list[bytes] = []
+        file: BinaryIO = io.BytesIO(self._pipe.head) if self._pipe else self._path.open("rb")
+        try:
+            with file, _decompressed(file, _peek(file)) as stream:
+                while len(found) < count and (line := stream.readline(MAX_LINE)):
+                    if line.strip():
+                        found.append(line)
+        except (EOFError, OSError, zlib.error, zstandard.ZstdError):
+            pass  # a pipe's first bytes end anywhere; a broken file is reported when it is read in earnest
+        return found
+
+    def last(self) -> list[bytes]:
+        """The last lines (a compressed file is read whole for them); of a pipe none."""
+        if self._pipe:
+            return []
+        with _translated(), self._path.open("rb") as file, _decompressed(file, _peek(file)) as stream:
+            if stream is file:
+                file.seek(-min(_TAIL_BYTES, self._path.stat().st_size), os.SEEK_END)
+            blocks = deque(iter(lambda: stream.read(_TAIL_BYTES), b""), maxlen=2)
+        return b"".join(blocks).splitlines()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Pipe(io.RawIOBase):
+    """Standard input. With `pauses` a read of it gives up after a second of silence."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.head = self._unread = os.read(descriptor, _BUFFER)
+        self.ended = not self.head
+        self.pauses = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self._unread:
+            count = min(len(buffer), len(self._unread))
+            buffer[:count], self._unread = self._unread[:count], self._unread[count:]
+            return count
+        if self.pauses and not select.select([self._descriptor], [], [], _PAUSE_SECONDS)[0]:
+            return None
+        count = os.readv(self._descriptor, [buffer])
+        self.ended = not count
+        return count
+
+
+def decode(line: bytes) -> tuple[str, bool]:
+    """The text without trailing blanks, and whether it is UTF-8; what is not is taken for Latin-1: no byte is lost."""
+    try:
+        return line.decode().rstrip(" \t\r\n"), True
+    except UnicodeDecodeError:
+        return line.decode("latin-1").rstrip(" \t\r\n"), False
+
+
+def _peek(file: BinaryIO) -> bytes:
+    head = file.read(len(_ZSTD))
+    file.seek(0)
+    return head
+
+
+def _decompressed(file: BinaryIO, head: bytes) -> BinaryIO:
+    if head.startswith(_UTF16):
+        raise Malformed("the file is UTF-16; send it by: iconv -f utf-16 -t utf-8 FILE | logpipe send -")
+    raw: Any
+    if head.startswith(_GZIP):
+        raw = gzip.GzipFile(fileobj=file)
+    elif head.startswith(_ZSTD):
+        raw = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    else:
+        return file
+    return cast(BinaryIO, io.BufferedReader(raw, _BUFFER))
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise Malformed(f"the compressed file is broken: {error}") from error

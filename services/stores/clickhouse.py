@@ -1,0 +1,303 @@
+"""ClickHouse, over HTTP by clickhouse-connect: the NDJSON of a block goes through as it is, one block one part.
+
+A time column of the description is two columns here: `<name>` takes the integer microseconds of the line and is not
+stored (EPHEMERAL), `<name>_utc` is what is stored and asked for.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, ClassVar
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError, Error
+from urllib3.exceptions import HTTPError
+
+from services.core.dataset import CREATED_AT, ID, Column, Dataset
+from services.core.errors import Backpressure, LogpipeError, NeedsOperator, RowRejected, StoreDown
+from services.core.ids import MAX_BATCH_ROWS, ROW_BITS, end_id, first_id
+from services.core.ports import Block, Progress
+from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
+from services.core.rows import Row
+from services.runtime.settings import ClickHouseSettings
+
+NAME = "clickhouse"
+
+_CONNECT_TIMEOUT = 5
+_REQUEST_TIMEOUT = 60
+_REMEMBERED_BLOCKS = 100_000  # whose repetition is noticed: most of a day of blocks, one a second and partition
+
+# Changed between two attempts, these would cut the same block differently and store it twice.
+_INSERT_SETTINGS = {
+    "async_insert": 0,
+    "insert_deduplicate": 1,
+    "input_format_parallel_parsing": 0,
+    "max_insert_threads": 1,
+    "max_insert_block_size": 1 << 24,
+    "input_format_json_read_arrays_as_strings": 0,
+    "input_format_json_read_bools_as_strings": 0,
+    "input_format_json_read_numbers_as_strings": 0,
+    "input_format_json_read_objects_as_strings": 0,
+}
+_TYPES = {
+    "category": "LowCardinality(String)",
+    "text": "String",
+    "timestamp": "DateTime64(6, 'UTC')",
+    "number": "Nullable(Float64)",
+    "json": "String",
+    "uuid": "UUID",
+}
+_STORAGE = {
+    "category": "",
+    "text": "CODEC(ZSTD(1))",
+    "timestamp": "CODEC(Delta, ZSTD(1))",
+    "number": "CODEC(ZSTD(1))",
+    "json": "DEFAULT '{}' CODEC(ZSTD(1))",
+    "uuid": "",
+}
+_PARAMETERS = {"number": "Float64", "uuid": "UUID"}  # every other kind is compared as a String
+
+_AT_ROW = re.compile(r"\bat row (\d+)\b")
+_OVERLOADED = {159, 202, 241, 252, 439}  # timeout, too many queries, memory, too many parts, no thread to be had
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (ClickHouseError, HTTPError, OSError) as error:
+        raise _translate(error) from error
+
+
+def _translate(error: Exception) -> LogpipeError:
+    code = error.code if isinstance(error, Error) else None
+    detail = str(error).strip()[:500]
+    if code in _OVERLOADED:
+        return Backpressure(f"{NAME}: {detail}", retry_after=1.0)
+    return StoreDown(NAME, detail)
+
+
+def _connect(url: str) -> Client:
+    with _translated():
+        return clickhouse_connect.get_client(
+            dsn=url,
+            connect_timeout=_CONNECT_TIMEOUT,
+            send_receive_timeout=_REQUEST_TIMEOUT,
+            autogenerate_session_id=False,  # a session would let only one question through at a time
+            dedicated_pool=True,
+        )
+
+
+def _quoted(name: str) -> str:
+    return f"`{name}`"
+
+
+def _stored(column: Column) -> str:
+    return _quoted(f"{column.name}_utc" if column.kind == "timestamp" else column.name)
+
+
+class ClickHouseWriter:
+    """StoreWriter; connects at its first use."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @cached_property
+    def _client(self) -> Client:
+        return _connect(self._url)
+
+    def prepare(self, dataset: Dataset) -> None:
+        with _translated():
+            self._client.command(_create_table(dataset))
+            found = _column_types(self._client, dataset)
+            for column in dataset.columns:
+                wanted = _TYPES[column.kind]
+                actual = found.get(_stored(column).strip("`"))
+                if actual is None:
+                    for definition in _definitions(column):
+                        self._client.command(
+                            f"ALTER TABLE {_quoted(dataset.name)} ADD COLUMN IF NOT EXISTS {definition}"
+                        )
+                elif actual != wanted:
+                    raise NeedsOperator(
+                        f"clickhouse: table {dataset.name}: column {column.name} is {actual}, its description says {wanted}"
+                    )
+
+    def write(self, block: Block) -> None:
+        if not block.rows:
+            return
+        settings = {**_INSERT_SETTINGS, "insert_deduplication_token": block.token}
+        columns = block.dataset.column_names
+        try:
+            with _translated():
+                self._client.raw_insert(block.dataset.name, columns, block.lines, settings, "JSONEachRow")
+        except (StoreDown, Backpressure) as error:
+            if row := _AT_ROW.search(str(error)):
+                raise RowRejected(int(row[1]) - 1, str(error)) from error
+            raise
+
+
+def _create_table(dataset: Dataset) -> str:
+    columns = [f"{_quoted(ID.name)} Int64 CODEC(Delta, ZSTD(1))", *_definitions(CREATED_AT)]
+    for column in dataset.columns:
+        columns += _definitions(column)
+    # Newest first is read off the end of the order; batches arrive about in the order of time, so ids prune too.
+    return f"""
+        CREATE TABLE IF NOT EXISTS {_quoted(dataset.name)} (
+            {", ".join(columns)},
+            INDEX ids id TYPE minmax GRANULARITY 1,
+            CONSTRAINT has_id CHECK id >= {MAX_BATCH_ROWS}
+        )
+        ENGINE = MergeTree
+        PARTITION BY toYYYYMMDD({_stored(CREATED_AT)})
+        ORDER BY ({_stored(dataset.by_name[dataset.time])}, id)
+        SETTINGS non_replicated_deduplication_window = {_REMEMBERED_BLOCKS}"""
+
+
+def _definitions(column: Column) -> list[str]:
+    kind, storage = _TYPES[column.kind], _STORAGE[column.kind]
+    if column.kind != "timestamp":
+        return [f"{_stored(column)} {kind} {storage}"]
+    name = _quoted(column.name)
+    return [
+        f"{name} Int64 EPHEMERAL",
+        f"{_stored(column)} {kind} DEFAULT fromUnixTimestamp64Micro({name}, 'UTC') {storage}",
+    ]
+
+
+def _column_types(client: Client, dataset: Dataset) -> dict[str, str]:
+    query = "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = {table:String}"
+    return dict(client.query(query, {"table": dataset.name}).result_rows)
+
+
+class ClickHouseReader:
+    """StoreReader; connects at its first use, one client for all threads."""
+
+    name: ClassVar[str] = NAME
+    route: ClassVar[str] = "clickhouse"
+    source: ClassVar[str] = "clickhouse"
+    progress: ClassVar[Progress] = "sink"
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @cached_property
+    def _client(self) -> Client:
+        return _connect(self._url)
+
+    def answer(self, question: Question, as_of: int) -> Answer:
+        filters = Filters() if isinstance(question, StatsQuestion) else question.filters
+        where, parameters = _where(question.dataset, filters, as_of)
+        table = _quoted(question.dataset.name)
+        cost = _Cost()
+        total = None
+        match question:
+            case ListQuestion():
+                rows = self._ask(_list(question, table, where), parameters, cost)
+                if question.count:
+                    total = self._ask(f"SELECT count() FROM {table} WHERE {where}", parameters, cost)[0][0]
+            case AggregateQuestion():
+                key = _quoted(question.group_by)
+                query = f"SELECT {key}, count() FROM {table} WHERE {where} GROUP BY {key} ORDER BY count() DESC, {key}"
+                rows = self._ask(query, parameters, cost)
+            case StatsQuestion():
+                rows = self._ask(f"SELECT count() FROM {table} WHERE {where}", parameters, cost)
+        return Answer(rows, cost.milliseconds, total=total, scanned=cost.scanned)
+
+    def position(self, dataset: Dataset) -> Mapping[int, int]:
+        raise NotImplementedError("ClickHouse's progress is in sink_progress")
+
+    def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        query = (
+            f"SELECT bitShiftRight(id, {ROW_BITS}) AS batch, count(), uniqExact(id) FROM {_quoted(dataset.name)} "
+            "WHERE id >= {start:Int64} AND id < {end:Int64} GROUP BY batch ORDER BY batch"
+        )
+        yield from self._stream(query, first, last)
+
+    def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
+        query = (
+            f"SELECT {_columns(dataset)} FROM {_quoted(dataset.name)} WHERE id >= {{start:Int64}} AND id < {{end:Int64}}"
+        )
+        yield from self._stream(query, first, last)
+
+    def close(self) -> None:
+        if "_client" in self.__dict__:
+            self._client.close()
+
+    def _stream(self, query: str, first: int, last: int) -> Iterator[Row]:
+        bounds = {"start": first_id(first), "end": end_id(last)}
+        with _translated(), self._client.query_rows_stream(query, bounds) as rows:
+            for row in rows:
+                yield tuple(row)
+
+    def _ask(self, query: str, parameters: dict[str, Any], cost: "_Cost") -> list[Row]:
+        start = time.perf_counter()
+        with _translated():
+            # Only once the query has ended does the server know what it cost.
+            result = self._client.query(query, parameters, transport_settings={"wait_end_of_query": "1"})
+        cost.add(result.summary, time.perf_counter() - start)
+        return [tuple(row) for row in result.result_rows]
+
+
+class _Cost:
+    """What the server says a question took, or the time measured around it where it does not say."""
+
+    def __init__(self) -> None:
+        self.milliseconds = 0.0
+        self.scanned: dict[str, Any] = {}
+
+    def add(self, summary: Mapping[str, Any], measured: float) -> None:
+        self.milliseconds += int(summary["elapsed_ns"]) / 1e6 if summary.get("elapsed_ns") else measured * 1e3
+        for ours, theirs in (("rows", "read_rows"), ("bytes", "read_bytes")):
+            if theirs in summary:
+                self.scanned[ours] = self.scanned.get(ours, 0) + int(summary[theirs])
+
+
+def _list(question: ListQuestion, table: str, where: str) -> str:
+    columns = {column.name: _stored(column) for column in (ID, CREATED_AT, *question.dataset.columns)}
+    direction = "DESC" if question.descending else "ASC"
+    order = ", ".join(f"{columns[name]} {direction}" for name in dict.fromkeys((question.order_by, ID.name)))
+    return (
+        f"SELECT {_columns(question.dataset)} FROM {table} WHERE {where} "
+        f"ORDER BY {order} LIMIT {int(question.limit)} OFFSET {int(question.offset)}"
+    )
+
+
+def _columns(dataset: Dataset) -> str:
+    """All columns, in canonical order and form."""
+    return ", ".join(map(_canonical, (ID, CREATED_AT, *dataset.columns)))
+
+
+def _canonical(column: Column) -> str:
+    match column.kind:
+        case "timestamp":
+            return f"toUnixTimestamp64Micro({_stored(column)})"
+        case "uuid":
+            return f"toString({_stored(column)})"
+    return _stored(column)
+
+
+def _where(dataset: Dataset, filters: Filters, as_of: int) -> tuple[str, dict[str, Any]]:
+    conditions, parameters = ["id < {end_id:Int64}"], {"end_id": end_id(as_of)}
+    values: Sequence[tuple[str, Any]] = filters.equals
+    for index, (name, value) in enumerate(values):
+        kind = _PARAMETERS.get(dataset.by_name[name].kind, "String")
+        conditions.append(f"{_quoted(name)} = {{equals{index}:{kind}}}")
+        parameters[f"equals{index}"] = value
+    for operator, name, bound in ((">=", "start", filters.start), ("<", "end", filters.end)):
+        if bound is not None:
+            column = _stored(dataset.by_name[dataset.time])
+            conditions.append(f"{column} {operator} fromUnixTimestamp64Micro({{{name}:Int64}}, 'UTC')")
+            parameters[name] = bound
+    return " AND ".join(conditions), parameters
+
+
+def open_reader() -> ClickHouseReader:
+    return ClickHouseReader(ClickHouseSettings().clickhouse_url.get_secret_value())
+
+
+def open_writer() -> ClickHouseWriter:
+    return ClickHouseWriter(ClickHouseSettings().clickhouse_url.get_secret_value())

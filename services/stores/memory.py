@@ -1,0 +1,102 @@
+"""A store in memory for tests, writer and reader in one; the contract suite holds it to the real ones."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar
+from uuid import UUID
+
+import msgspec
+
+from services.core.dataset import Column, Dataset
+from services.core.errors import RowRejected
+from services.core.ids import MAX_BATCH_ROWS, batch_of, end_id, first_id
+from services.core.ports import Block, Progress
+from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
+from services.core.rows import Row
+
+_TYPES: dict[str, Any] = {"timestamp": int, "number": float | None, "uuid": UUID}
+_MISSING: dict[str, Any] = {"number": None, "json": "{}"}
+
+
+class MemoryStore:
+    name: ClassVar[str] = "memory"
+    route: ClassVar[str] = "memory"
+    source: ClassVar[str] = "memory"
+    progress: ClassVar[Progress] = "sink"
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, dict[str, list[Row]]] = {}
+
+    def prepare(self, dataset: Dataset) -> None:
+        self._blocks.setdefault(dataset.name, {})
+
+    def write(self, block: Block) -> None:
+        blocks = self._blocks[block.dataset.name]
+        decoder = msgspec.json.Decoder(_line_type(block.dataset))
+        rows = []
+        for index, line in enumerate(block.lines.splitlines()):
+            try:
+                values = msgspec.structs.astuple(decoder.decode(line))
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise RowRejected(index, str(error)) from error
+            rows.append(tuple(str(value) if isinstance(value, UUID) else value for value in values))
+        blocks.setdefault(block.token, rows)
+
+    def answer(self, question: Question, as_of: int) -> Answer:
+        dataset = question.dataset
+        filters = Filters() if isinstance(question, StatsQuestion) else question.filters
+        rows = [row for row in self._all(dataset) if row[0] < end_id(as_of) and _matches(dataset, filters, row)]
+        scanned = {"rows": sum(1 for _ in self._all(dataset))}
+        match question:
+            case ListQuestion():
+                by = dataset.column_names.index(question.order_by)
+                rows.sort(key=lambda row: (row[by], row[0]), reverse=question.descending)
+                page = rows[question.offset : question.offset + question.limit]
+                return Answer(page, 0.0, total=len(rows) if question.count else None, scanned=scanned)
+            case AggregateQuestion():
+                by = dataset.column_names.index(question.group_by)
+                counts = Counter(row[by] for row in rows)
+                ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+                return Answer(list(ordered), 0.0, scanned=scanned)
+            case StatsQuestion():
+                return Answer([(len(rows),)], 0.0, scanned=scanned)
+
+    def position(self, dataset: Dataset) -> Mapping[int, int]:
+        raise NotImplementedError("its progress is in sink_progress")
+
+    def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        ids: dict[int, list[int]] = {}
+        for row in self.rows(dataset, first, last):
+            ids.setdefault(batch_of(row[0]), []).append(row[0])
+        for batch_id, found in sorted(ids.items()):
+            yield batch_id, len(found), len(set(found))
+
+    def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
+        return (row for row in self._all(dataset) if first_id(first) <= row[0] < end_id(last))
+
+    def close(self) -> None:
+        pass
+
+    def _all(self, dataset: Dataset) -> Iterator[Row]:
+        for rows in self._blocks.get(dataset.name, {}).values():
+            yield from rows
+
+
+def _line_type(dataset: Dataset) -> type[msgspec.Struct]:
+    fields: list[Any] = [("id", Annotated[int, msgspec.Meta(ge=MAX_BATCH_ROWS)]), ("created_at", int), *map(_field, dataset.columns)]
+    return msgspec.defstruct("Line", fields, kw_only=True)
+
+
+def _field(column: Column) -> Any:
+    kind = _TYPES.get(column.kind, str)
+    return (column.name, kind) if column.required else (column.name, kind, _MISSING.get(column.kind, ""))
+
+
+def _matches(dataset: Dataset, filters: Filters, row: Row) -> bool:
+    value = dict(zip(dataset.column_names, row, strict=True))
+    time = value[dataset.time]
+    return (
+        all(value[name] == wanted for name, wanted in filters.equals)
+        and (filters.start is None or time >= filters.start)
+        and (filters.end is None or time < filters.end)
+    )

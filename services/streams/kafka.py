@@ -1,0 +1,330 @@
+"""Kafka, by confluent-kafka: transactional producer, partition reader, consumer-group reader, topics."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from confluent_kafka import (
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka import Message as KafkaMessage
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec, TopicDescription
+
+from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
+from services.core.ledger import Part
+from services.core.ports import Message, Outgoing
+from services.runtime import logs
+
+STORE = "kafka"
+MESSAGE_TIMEOUT = 30.0  # seconds until a message that cannot be delivered fails its transaction
+REQUEST_TIMEOUT = 10.0
+MAX_POLL = 1000  # messages
+QUEUE_KBYTES = 16 * 1024  # fetched ahead, a reader
+
+_FENCED = {
+    KafkaError._FENCED,
+    KafkaError.PRODUCER_FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.TRANSACTION_COORDINATOR_FENCED,
+}
+_NO_LONGER_KEPT = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
+
+_log = logs.get("kafka")
+
+
+class _LimitedLogger:
+    """librdkafka's messages, at most one in `interval` seconds: it writes some twenty a second while a broker is away."""
+
+    def __init__(self, interval: float = 10.0) -> None:
+        self._interval = interval
+        self._next = 0.0
+        self._left_out = 0
+
+    def log(self, level: int, template: str, *args: object) -> None:
+        if time.monotonic() < self._next:
+            self._left_out += 1
+            return
+        _log.warning("librdkafka", message=template % args, left_out=self._left_out)
+        self._next, self._left_out = time.monotonic() + self._interval, 0
+
+
+def _config(url: str, **settings: Any) -> dict[str, Any]:
+    return {
+        "bootstrap.servers": url,
+        "logger": _LimitedLogger(),
+        "log.connection.close": False,
+        "reconnect.backoff.max.ms": 2000,
+        **{name.replace("_", "."): value for name, value in settings.items()},
+    }
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except KafkaException as error:
+        raise _translate(error.args[0]) from error
+
+
+def _translate(error: KafkaError) -> LogpipeError:
+    if error.code() in _FENCED:
+        return Fenced(f"kafka: {error.str()}")
+    if error.code() in _NO_LONGER_KEPT:
+        return NeedsOperator(
+            f"kafka: {error.str()}; these messages were deleted before they were read: raise the topic's retention, and"
+            " settle with `logpipe verify` what is missing"
+        )
+    return StoreDown(STORE, f"{error.name()}: {error.str()}")
+
+
+def ensure_topics(url: str, topics: Mapping[str, int], replication: int) -> None:
+    """Create what is missing of `topics` (name -> partitions) and wait until all can be used. Raises StoreDown."""
+    admin = AdminClient(_config(url))
+    deadline = time.monotonic() + MESSAGE_TIMEOUT
+    with _translated():
+        missing = [name for name in topics if _describe(admin, name) is None]
+        made = [NewTopic(name, topics[name], replication) for name in missing]
+        for future in admin.create_topics(made).values() if made else ():
+            try:
+                future.result(REQUEST_TIMEOUT)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+        while not all(_usable(_describe(admin, name)) for name in topics):
+            if time.monotonic() > deadline:
+                raise StoreDown(STORE, f"topics {', '.join(topics)} have no leader")
+            time.sleep(0.05)
+
+
+def _describe(admin: AdminClient, topic: str) -> TopicDescription | None:
+    """None when there is no such topic."""
+    future = admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_TIMEOUT)[topic]
+    try:
+        described: TopicDescription = future.result()
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return None
+        raise
+    return described
+
+
+def _usable(topic: TopicDescription | None) -> bool:
+    return topic is not None and all(p.leader is not None and p.leader.id >= 0 for p in topic.partitions)
+
+
+class KafkaProducer:
+    """TransactionalProducer. Opening it fences whoever had `transactional_id` before; raises StoreDown."""
+
+    def __init__(self, url: str, transactional_id: str) -> None:
+        self._usable = True
+        with _translated():
+            self._producer = Producer(
+                _config(
+                    url,
+                    transactional_id=transactional_id,
+                    acks="all",
+                    compression_type="lz4",
+                    linger_ms=5,
+                    message_timeout_ms=int(MESSAGE_TIMEOUT * 1000),
+                )
+            )
+            self._init_transactions()
+
+    def _init_transactions(self) -> None:
+        deadline = time.monotonic() + MESSAGE_TIMEOUT
+        while True:
+            try:
+                return self._producer.init_transactions(REQUEST_TIMEOUT)
+            except KafkaException as error:  # just after a take-over the broker may still be ending a transaction
+                if not error.args[0].retriable() or time.monotonic() > deadline:
+                    raise
+                self._producer.poll(0.1)
+
+    def publish(self, messages: Sequence[Outgoing]) -> list[Part]:
+        if not self._usable:
+            raise StoreDown(STORE, "this producer has ended: open another")
+        self._usable = False
+        landed: dict[int, Part] = {}
+        failed: list[KafkaError] = []
+
+        def on_delivery(index: int, error: KafkaError | None, message: KafkaMessage) -> None:
+            partition, offset = message.partition(), message.offset()
+            if error or partition is None or offset is None:
+                failed.append(error or KafkaError(KafkaError._FAIL))
+            else:
+                landed[index] = Part(partition, offset)
+
+        with _translated():
+            try:
+                self._producer.begin_transaction()
+                for index, message in enumerate(messages):
+                    self._produce(message, lambda error, sent, index=index: on_delivery(index, error, sent))
+                self._producer.flush(MESSAGE_TIMEOUT + REQUEST_TIMEOUT)
+                if failed or len(landed) < len(messages):
+                    raise KafkaException(failed[0] if failed else KafkaError(KafkaError._TIMED_OUT))
+                self._producer.commit_transaction(MESSAGE_TIMEOUT)
+            except KafkaException:
+                self._abort()
+                raise
+        self._usable = True
+        return [landed[index] for index in range(len(messages))]
+
+    def _produce(self, message: Outgoing, on_delivery: Any) -> None:
+        while True:
+            try:
+                return self._producer.produce(
+                    message.topic,
+                    message.value,
+                    message.key,
+                    message.partition,
+                    on_delivery,
+                    headers=list(message.headers.items()),
+                )
+            except BufferError:  # the local queue is full
+                self._producer.poll(0.1)
+
+    def _abort(self) -> None:
+        """Spare readers the wait for the transaction's timeout. Never before a flush: that ends in a fatal error."""
+        with suppress(KafkaException):
+            self._producer.purge()
+            self._producer.flush(REQUEST_TIMEOUT)
+            self._producer.abort_transaction(REQUEST_TIMEOUT)
+
+    def close(self) -> None:
+        self._usable = False
+        del self._producer  # nothing is under way between two calls; its own `close` would warn of a fenced one
+
+
+class KafkaPartitionReader:
+    """PartitionReader. Nothing connects before the first call."""
+
+    def __init__(self, url: str, topic: str, **settings: Any) -> None:
+        self._topic = topic
+        self._admin = AdminClient(_config(url))
+        self._reached: dict[int, int] = {}
+        self._error: LogpipeError | None = None
+        with _translated():
+            self._consumer = Consumer(
+                _config(
+                    url,
+                    **{"group_id": "logpipe-reader", **settings},
+                    enable_auto_commit=False,
+                    enable_partition_eof=True,
+                    auto_offset_reset="error",
+                    isolation_level="read_committed",
+                    queued_max_messages_kbytes=QUEUE_KBYTES,
+                    fetch_queue_backoff_ms=10,
+                )
+            )
+
+    def topic_id(self) -> str:
+        return str(self._described().topic_id)
+
+    def bounds(self) -> Mapping[int, tuple[int, int]]:
+        partitions = [TopicPartition(self._topic, p.id) for p in self._described().partitions]
+        first = self._offsets(partitions, OffsetSpec.earliest())
+        end = self._offsets(partitions, OffsetSpec.latest())
+        return {partition: (first[partition], end[partition]) for partition in first}
+
+    def assign(self, positions: Mapping[int, int]) -> None:
+        self._reached = dict(positions)
+        with _translated():
+            self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
+
+    def poll(self, timeout: float) -> list[Message]:
+        if self._error:  # it came with messages, which had to be handed over first
+            error, self._error = self._error, None
+            raise error
+        with _translated():
+            # `consume` waits until it has all it was asked for: ask for one, then for what else is there.
+            found = self._consumer.consume(1, timeout)
+            if found:
+                found += self._consumer.consume(MAX_POLL - 1, 0)
+        messages = []
+        for message in found:
+            error_code = message.error()
+            if error_code is None:
+                messages.append(self._message(message))
+            elif error_code.code() == KafkaError._PARTITION_EOF:
+                self._reach(message)
+            elif error_code.code() == KafkaError._MAX_POLL_EXCEEDED:
+                _log.warning("the group went on without this member", topic=self._topic)
+            else:
+                self._error = _translate(error_code)
+        if self._error and not messages:
+            return self.poll(0)
+        return messages
+
+    def reached(self) -> Mapping[int, int]:
+        return dict(self._reached)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _reach(self, end: KafkaMessage) -> None:
+        partition, offset = end.partition(), end.offset()
+        if partition in self._reached and offset is not None:
+            self._reached[partition] = max(self._reached[partition], offset)
+
+    def _message(self, message: KafkaMessage) -> Message:
+        partition, offset = message.partition(), message.offset()
+        assert partition is not None and offset is not None  # they are set on every message received
+        self._reached[partition] = offset + 1
+        headers = {name: value for name, value in message.headers() or () if isinstance(value, bytes)}
+        return Message(self._topic, partition, offset, message.key() or b"", message.value() or b"", headers)
+
+    def _described(self) -> TopicDescription:
+        with _translated():
+            described = _describe(self._admin, self._topic)
+        if described is None:
+            raise StoreDown(STORE, f"there is no topic {self._topic}")
+        return described
+
+    def _offsets(self, partitions: Sequence[TopicPartition], which: OffsetSpec) -> dict[int, int]:
+        with _translated():
+            asked = self._admin.list_offsets(
+                {partition: which for partition in partitions},
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=REQUEST_TIMEOUT,
+            )
+            return {partition.partition: future.result().offset for partition, future in asked.items()}
+
+
+class KafkaGroupReader(KafkaPartitionReader):
+    """GroupReader: every rebalance takes all partitions away and gives new ones (the positions are not Kafka's)."""
+
+    def __init__(self, url: str, topic: str, group: str) -> None:
+        # A member that died is noticed after the session's timeout; a live one may spend minutes on a slow write.
+        super().__init__(
+            url,
+            topic,
+            group_id=group,
+            session_timeout_ms=6000,
+            heartbeat_interval_ms=1500,
+            max_poll_interval_ms=300_000,
+            partition_assignment_strategy="range",
+        )
+        self._given: Sequence[int] | None = None
+        with _translated():
+            self._consumer.subscribe([topic], self._on_assign, self._on_revoke, self._on_revoke)
+
+    def rebalanced(self) -> Sequence[int] | None:
+        given, self._given = self._given, None
+        return given
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._given = sorted(p.partition for p in partitions)
+        self._reached = {}
+        consumer.assign([])  # nothing is read until our owner says from where
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._given = ()
+        self._reached = {}
+        consumer.unassign()

@@ -1,0 +1,80 @@
+"""The command `logpipe verify`."""
+
+import secrets
+import sys
+from contextlib import ExitStack, closing
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from services import datasets, stores
+from services.core.errors import LogpipeError
+from services.ledger.reading import Ledger
+from services.runtime import logs
+from services.runtime.settings import KafkaSettings, PostgresSettings
+from services.streams.kafka import KafkaPartitionReader
+from services.verify import dead_letters, report
+from services.verify.dead_letters import DeadLetters
+from services.verify.service import Request, Verification
+
+
+class VerifySettings(PostgresSettings, KafkaSettings):
+    """Beside these, each store reads its own."""
+
+
+@click.command()
+@click.option("--store", "store_names", multiple=True, help="Only this store; may be repeated.")
+@click.option("--dataset", "dataset_names", multiple=True, help="Only this dataset; may be repeated.")
+@click.option(
+    "--sample", default=100, show_default=True, type=click.IntRange(0), help="Batches to compare by checksum."
+)
+@click.option("--all", "everything", is_flag=True, help="Compare the checksums of all batches.")
+@click.option("--seed", type=int, help="Chooses the sample; random when not given, and always printed.")
+@click.option("--wait", default=0.0, metavar="SECONDS", help="Give the stores this long to load what was accepted.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def main(
+    store_names: tuple[str, ...],
+    dataset_names: tuple[str, ...],
+    sample: int,
+    everything: bool,
+    seed: int | None,
+    wait: float,
+    as_json: bool,
+) -> None:
+    """Reconcile the stores against the ledger by really reading them.
+
+    Exits with 1 when anything is missing, extra, duplicated or different, with 2 when something could not be checked.
+    """
+    settings = VerifySettings()
+    logs.configure("verify", "ERROR")
+    request = Request(
+        [datasets.find(name) for name in dataset_names] or datasets.all_datasets(),
+        None if everything else sample,
+        secrets.randbelow(1 << 31) if seed is None else seed,
+        wait,
+    )
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    try:
+        with ExitStack() as open_, Progress(*columns, console=console, transient=True) as progress:
+            ledger = open_.enter_context(closing(Ledger(settings.postgres_url.get_secret_value())))
+            readers = [
+                open_.enter_context(closing(stores.open_reader(name))) for name in store_names or stores.readers()
+            ]
+            letters = DeadLetters(lambda: KafkaPartitionReader(settings.kafka_url, dead_letters.TOPIC))
+            found = Verification(ledger, letters, progress).run(readers, request)
+    except LogpipeError as error:
+        console.print(f"[bold red]could not check[/bold red]: {error}", highlight=False)
+        sys.exit(2)
+    if as_json:
+        click.echo(report.as_json(found))
+    else:
+        report.show(found, Console())
+    sys.exit(found.exit_code)

@@ -1,0 +1,67 @@
+"""What `verify` found, for people and for machines."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from services.verify.reconcile import Result
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`unchecked`: store -> why it could not be checked."""
+
+    as_of: int
+    seed: int
+    results: Sequence[Result]
+    unchecked: Mapping[str, str]
+
+    @property
+    def exit_code(self) -> int:
+        """1: something differs; 2: nothing known to differ, but not everything could be checked."""
+        if not all(result.ok for result in self.results):
+            return 1
+        return 2 if self.unchecked or not self.results else 0
+
+
+def as_json(report: Report) -> str:
+    body = {
+        "ok": report.exit_code == 0,
+        "as_of": report.as_of,
+        "seed": report.seed,
+        "results": [{**asdict(result), "ok": result.ok} for result in report.results],
+        "unchecked": report.unchecked,
+    }
+    return msgspec.json.encode(body).decode()
+
+
+def show(report: Report, console: Console) -> None:
+    table = Table(title=f"Stores against the ledger, up to batch {report.as_of}", title_justify="left")
+    table.add_column("dataset")
+    table.add_column("store")
+    for name in ("accepted", "found", "missing", "extra", "duplicated", "dead-lettered", "checksums"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for result in report.results:
+        counts = (result.missing, result.extra, result.duplicated)
+        table.add_row(
+            result.dataset,
+            result.store,
+            f"{result.expected:,}",
+            f"{result.found:,}",
+            *(f"[red]{count:,}[/red]" if count else "0" for count in counts),
+            f"{result.dead_lettered:,}",
+            f"{result.compared - result.differing:,}/{result.compared:,}",
+            "[green]ok[/green]" if result.ok else "[bold red]differs[/bold red]",
+        )
+    console.print(table)
+    for result in report.results:
+        for text in (*result.examples, result.note):
+            if text:
+                console.print(f"{result.dataset} in {result.store}: {text}", highlight=False)
+    for store, reason in report.unchecked.items():
+        console.print(f"[bold red]{store} could not be checked[/bold red]: {reason}", highlight=False)
+    console.print(f"Checksums: of complete batches, chosen by --seed {report.seed}", style="dim", highlight=False)

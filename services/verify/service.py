@@ -1,0 +1,118 @@
+"""Runs a verification: fixes the point, waits for the stores to reach it, reconciles each."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.progress import Progress
+
+from services.core.dataset import Dataset
+from services.core.errors import LogpipeError, StoreDown
+from services.core.ledger import Batch
+from services.core.ports import StoreReader
+from services.ledger import reading
+from services.ledger.reading import Ledger
+from services.ledger.watermark import Watermarks
+from services.verify.dead_letters import DeadLetters
+from services.verify.reconcile import Result, Scope, reconcile
+from services.verify.report import Report
+
+_PAGE = 10_000  # batches read at once
+_POLL_SECONDS = 0.2
+_SETTLE_SECONDS = 30  # for transactions under way at the start: they end in milliseconds, unless one hangs
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`sample`: batches whose checksums are compared, None for all. `wait`: seconds the stores are given to load."""
+
+    datasets: Sequence[Dataset]
+    sample: int | None
+    seed: int
+    wait: float
+
+
+class Verification:
+    def __init__(self, ledger: Ledger, dead_letters: DeadLetters, progress: Progress) -> None:
+        self._ledger = ledger
+        self._watermarks = Watermarks(ledger)
+        self._dead_letters = dead_letters
+        self._progress = progress
+
+    def run(self, readers: Sequence[StoreReader], request: Request) -> Report:
+        """Raises StoreDown when the ledger cannot be read; a store that cannot is in the report."""
+        last = self._point()
+        self._await(readers, request, last)
+        results: list[Result] = []
+        unchecked: dict[str, str] = {}
+        for dataset in request.datasets:
+            with self._ledger.connection() as connection:
+                first = reading.floor(connection, dataset.name)
+            scope = Scope(first, last, request.sample, request.seed)
+            for reader in readers:
+                try:
+                    results.append(self._reconcile(reader, dataset, scope))
+                except LogpipeError as error:
+                    unchecked[reader.name] = str(error)
+        return Report(last, request.seed, results, unchecked)
+
+    def _point(self) -> int:
+        """All batches committed by now, once none below them can still appear."""
+        with self._ledger.connection() as connection:
+            last = reading.last_batch(connection)
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while self._watermarks.settled() < last:
+            if time.monotonic() > deadline:
+                raise StoreDown("postgres", f"a transaction older than batch {last} has not ended for long")
+            time.sleep(_POLL_SECONDS)
+        return last
+
+    def _await(self, readers: Sequence[StoreReader], request: Request, last: int) -> None:
+        deadline = time.monotonic() + request.wait
+        for dataset in request.datasets:
+            for reader in readers:
+                task = self._progress.add_task(f"{reader.name} loads {dataset.name}", total=last)
+                try:
+                    while (mark := self._watermarks.of(reader, dataset)) < last and time.monotonic() < deadline:
+                        self._progress.update(task, completed=mark)
+                        time.sleep(_POLL_SECONDS)
+                except LogpipeError:
+                    pass  # reading its rows will tell, and say why
+                self._progress.remove_task(task)
+
+    def _reconcile(self, reader: StoreReader, dataset: Dataset, scope: Scope) -> Result:
+        behind = self._behind(reader, dataset, scope.last)
+        task = self._progress.add_task(f"{reader.name}: {dataset.name}", total=self._accepted_rows(dataset, scope))
+        try:
+            result = reconcile(
+                reader,
+                dataset,
+                self._accepted(dataset, scope),
+                self._dead_letters.of(reader, dataset),
+                scope,
+                lambda rows: self._progress.advance(task, rows),
+            )
+        finally:
+            self._progress.remove_task(task)
+        if behind and result.missing:
+            result.note = f"{behind} batches were not loaded yet when it was read: try --wait"
+        return result
+
+    def _behind(self, reader: StoreReader, dataset: Dataset, last: int) -> int:
+        mark = self._watermarks.of(reader, dataset)
+        with self._ledger.connection() as connection:
+            return reading.count(connection, dataset.name, mark, last).batches
+
+    def _accepted_rows(self, dataset: Dataset, scope: Scope) -> int:
+        with self._ledger.connection() as connection:
+            return reading.count(connection, dataset.name, scope.first - 1, scope.last).rows
+
+    def _accepted(self, dataset: Dataset, scope: Scope) -> Iterator[Batch]:
+        after = scope.first - 1
+        while True:
+            with self._ledger.connection() as connection:
+                page = reading.batches(connection, dataset.name, after, scope.last, _PAGE)
+            yield from page
+            if len(page) < _PAGE:
+                return
+            after = page[-1].batch_id

@@ -1,0 +1,268 @@
+"""One suite of questions for every store that can be read: the same rows loaded, the same answers.
+
+The oracle is plain Python over the rows; the memory store is held to it like the others.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from services.core.dataset import Column, Dataset
+from services.core.errors import StoreDown
+from services.core.ids import batch_of, first_id
+from services.core.ports import Block, StoreReader, StoreWriter
+from services.core.queries import AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.rows import LAST_TIME, Row, RowCodec, checksum
+from services.datasets.events import DATASET as EVENTS
+from services.datasets.logs import DATASET as LOGS
+from services.ledger import schema
+from services.stores import clickhouse, postgres
+from services.stores.memory import MemoryStore
+
+DAY = 86_400_000_000
+CREATED = 20_778 * DAY + DAY - 2  # two microseconds before a midnight
+BATCHES = 6
+ROWS = 40
+
+MEASURES = Dataset(
+    name="reader_measures",
+    singular="measure",
+    plural="measures",
+    topic="reader_measures",
+    key="sensor",
+    time="taken_at",
+    columns=(
+        Column("taken_at", "timestamp", required=True),
+        Column("sensor", "category"),
+        Column("value", "number"),
+        Column("serial", "uuid", required=True),
+        Column("order", "text"),  # a word of SQL
+    ),
+    groupings=("sensor", "order"),
+    orderings=("taken_at", "sensor", "order", "id", "created_at"),
+    filters=("sensor", "serial", "order"),
+)
+DATASETS = (replace(LOGS, name="reader_logs"), replace(EVENTS, name="reader_events"), MEASURES)
+
+TEXTS = [
+    "",
+    " ",
+    "a",
+    "B",
+    "b",
+    "É",
+    "é",
+    "e\u0301",
+    "ÿ",
+    "😀",
+    "\uffff",
+    "ß",
+    "a'b",
+    'a"b',
+    "a\\b",
+    "\\N",
+    "\t",
+    "x\ny",
+    "%s",
+]
+JSONS = [
+    "{}",
+    "[]",
+    '{"n": 1e200000}',
+    '{"a":1,"a":2}',
+    '{"x": -0.0, "y": 1.10}',
+    ' {"k" : "\\u00e9😀\\n"} ',
+    '"s"',
+    "0",
+    "null ",
+]
+NUMBERS = [None, 0.0, -0.0, 0.1, 1e308, -5e-324, 1e15, 3.0]
+TIMES = [0, 1, LAST_TIME - 1, CREATED, CREATED + 1, 999_999, 1_000_000]
+
+
+def _value(column: Column, chance: random.Random) -> Any:
+    match column.kind:
+        case "timestamp":
+            return chance.choice([*TIMES, chance.randrange(LAST_TIME)])
+        case "number":
+            return chance.choice(NUMBERS)
+        case "json":
+            return chance.choice(JSONS)
+        case "uuid":
+            return str(UUID(int=chance.choice([0, 1, (1 << 128) - 1, chance.getrandbits(128)])))
+    return chance.choice(TEXTS)
+
+
+def _batch(dataset: Dataset, batch_id: int) -> list[Row]:
+    chance = random.Random(f"{dataset.name} {batch_id}")
+    return [
+        (first_id(batch_id) + n, CREATED + batch_id, *(_value(column, chance) for column in dataset.columns))
+        for n in range(ROWS)
+    ]
+
+
+# Ids have gaps; the acceptance of the later batches falls on the next day.
+ACCEPTED = {dataset.name: {1 + 2 * n: _batch(dataset, 1 + 2 * n) for n in range(BATCHES)} for dataset in DATASETS}
+LAST = max(ACCEPTED[MEASURES.name])
+
+
+def _fill(writer: StoreWriter) -> None:
+    for dataset in DATASETS:
+        codec = RowCodec(dataset)
+        writer.prepare(dataset)
+        for batch_id, rows in ACCEPTED[dataset.name].items():
+            lines = b"".join(line + b"\n" for line in codec.encode(rows))
+            block = Block(dataset, "topic", 0, batch_id, batch_id, rows[0][1] // DAY, len(rows), lines)
+            writer.write(block)
+            writer.write(block)  # said twice, stored once
+
+
+def _fill_postgres(url: str) -> None:
+    with schema.connect(url) as connection:
+        for dataset in DATASETS:
+            postgres.prepare(connection, dataset)
+            postgres.ensure_partitions(connection, dataset, CREATED // DAY, 2)
+            for rows in ACCEPTED[dataset.name].values():
+                copy_rows(connection, dataset, rows)
+
+
+def copy_rows(connection: Any, dataset: Dataset, rows: Sequence[Row]) -> None:
+    _, created, *columns = zip(*rows, strict=True)
+    batch = postgres.Rows(len(rows), columns)
+    with connection.cursor().copy(postgres.copy_statement(dataset, created[0] // DAY)) as copy:
+        copy.set_types(postgres.copy_types(dataset))
+        for values in postgres.copy_rows(dataset, batch, batch_of(rows[0][0]), created[0]):
+            copy.write_row(values)
+
+
+@pytest.fixture(scope="module", params=["memory", "postgres", "clickhouse"])
+def store(request: pytest.FixtureRequest) -> Iterator[StoreReader]:
+    reader: StoreReader
+    match request.param:
+        case "memory":
+            reader = MemoryStore()
+            _fill(reader)
+        case "postgres":
+            url = request.getfixturevalue("postgres_url")
+            _fill_postgres(url)
+            reader = postgres.PostgresReader(url)
+        case "clickhouse":
+            url = request.getfixturevalue("clickhouse_url")
+            _fill(clickhouse.ClickHouseWriter(url))
+            reader = clickhouse.ClickHouseReader(url)
+    yield reader
+    reader.close()
+
+
+@dataclass(frozen=True)
+class Oracle:
+    question: Question
+    as_of: int
+
+    def matching(self) -> list[Row]:
+        dataset = self.question.dataset
+        filters = Filters() if isinstance(self.question, StatsQuestion) else self.question.filters
+        found = []
+        for row in (row for rows in ACCEPTED[dataset.name].values() for row in rows):
+            value = dict(zip(dataset.column_names, row, strict=True))
+            time = value[dataset.time]
+            if (
+                batch_of(row[0]) <= self.as_of
+                and all(value[name] == wanted for name, wanted in filters.equals)
+                and (filters.start is None or filters.start <= time)
+                and (filters.end is None or time < filters.end)
+            ):
+                found.append(row)
+        return found
+
+    def rows(self) -> list[Row]:
+        rows = self.matching()
+        match self.question:
+            case ListQuestion() as q:
+                by = q.dataset.column_names.index(q.order_by)
+                rows.sort(key=lambda row: (row[by], row[0]), reverse=q.descending)
+                return rows[q.offset : q.offset + q.limit]
+            case AggregateQuestion() as q:
+                by = q.dataset.column_names.index(q.group_by)
+                return sorted(Counter(row[by] for row in rows).items(), key=lambda item: (-item[1], item[0]))
+        return [(len(rows),)]
+
+
+def _questions() -> Iterator[Question]:
+    for dataset in DATASETS:
+        first = dataset.filters[0]
+        some = [
+            Filters(),
+            *(Filters(((first, text),)) for text in TEXTS),
+            Filters(start=1),
+            Filters(end=CREATED),
+            Filters(start=CREATED, end=CREATED + 1),
+            Filters(start=5, end=5),
+            Filters(((first, ""),), start=0, end=LAST_TIME),
+            Filters(tuple((name, "a") for name in dataset.filters if dataset.by_name[name].kind != "uuid")),
+        ]
+        yield StatsQuestion(dataset)
+        for filters in some:
+            yield ListQuestion(dataset, filters, order_by=dataset.time)
+            yield from (AggregateQuestion(dataset, name, filters) for name in dataset.groupings)
+        for order_by in dataset.orderings:
+            for descending in (True, False):
+                yield ListQuestion(dataset, Filters(), order_by, descending, limit=1000)
+                yield ListQuestion(dataset, Filters(), order_by, descending, limit=7, offset=30, count=False)
+        yield ListQuestion(dataset, order_by=dataset.time, offset=10_000)
+    serial = ACCEPTED[MEASURES.name][1][0][MEASURES.column_names.index("serial")]
+    yield ListQuestion(MEASURES, Filters((("serial", serial),)), order_by="id")
+
+
+@pytest.mark.parametrize("as_of", [0, 1, 6, LAST, LAST + 100])
+def test_every_question(store: StoreReader, as_of: int) -> None:
+    for question in _questions():
+        oracle = Oracle(question, as_of)
+        answer = store.answer(question, as_of)
+        assert _exact(answer.rows) == _exact(oracle.rows()), question
+        wants_total = isinstance(question, ListQuestion) and question.count
+        assert answer.total == (len(oracle.matching()) if wants_total else None), question
+        assert answer.elapsed_ms >= 0
+        assert answer.method == "scan"
+
+
+@pytest.mark.parametrize("dataset", DATASETS, ids=lambda d: d.name)
+@pytest.mark.parametrize(("first", "last"), [(0, LAST), (3, 5), (4, 4), (LAST, LAST + 9), (LAST + 1, LAST + 9)])
+def test_counts_and_rows_of_a_range(store: StoreReader, dataset: Dataset, first: int, last: int) -> None:
+    wanted = {b: rows for b, rows in ACCEPTED[dataset.name].items() if first <= b <= last}
+    assert list(store.counts(dataset, first, last)) == [(b, ROWS, ROWS) for b in wanted]
+    found = sorted(store.rows(dataset, first, last))
+    assert _exact(found) == _exact([row for rows in wanted.values() for row in rows])
+
+
+@pytest.mark.parametrize("dataset", DATASETS, ids=lambda d: d.name)
+def test_the_checksum_of_what_is_read_back(store: StoreReader, dataset: Dataset) -> None:
+    codec = RowCodec(dataset)
+    for batch_id, rows in ACCEPTED[dataset.name].items():
+        assert checksum(codec.encode(store.rows(dataset, batch_id, batch_id))) == checksum(codec.encode(rows))
+
+
+def test_a_reader_that_is_left_early_can_be_asked_again(store: StoreReader) -> None:
+    rows = store.rows(MEASURES, 0, LAST)
+    next(rows)
+    rows.close()  # type: ignore[attr-defined]
+    assert len(list(store.rows(MEASURES, 0, LAST))) == BATCHES * ROWS
+
+
+@pytest.mark.parametrize("reader_type", [postgres.PostgresReader, clickhouse.ClickHouseReader])
+def test_a_store_that_is_away_says_so(reader_type: Any, unused_tcp_port: int) -> None:
+    scheme = "postgresql://x@" if reader_type is postgres.PostgresReader else "http://"
+    reader = reader_type(f"{scheme}127.0.0.1:{unused_tcp_port}")
+    with pytest.raises(StoreDown, match=reader.name):
+        reader.answer(StatsQuestion(LOGS), 1)
+    reader.close()
+
+
+def _exact(rows: Sequence[Row]) -> list[str]:
+    """Compares what == does not: types and the sign of zero."""
+    return list(map(repr, rows))

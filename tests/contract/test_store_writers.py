@@ -1,0 +1,303 @@
+"""One suite for every store that stream_to_store fills: what was written is read back the same, once."""
+
+import random
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import pytest
+
+from services.core.dataset import Column, Dataset
+from services.core.errors import NeedsOperator, RowRejected, StoreDown
+from services.core.ids import first_id
+from services.core.ports import Block, StoreReader, StoreWriter
+from services.core.queries import AggregateQuestion, Filters, ListQuestion, StatsQuestion
+from services.core.rows import Row, RowCodec
+from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter
+from services.stores.memory import MemoryStore
+
+DAY = 20_000
+NOON = DAY * 86_400_000_000 + 43_200_000_000
+EVERYTHING = 1 << 30
+
+
+class Store(Protocol):
+    writer: StoreWriter
+    reader: StoreReader
+
+
+class MemoryPair:
+    def __init__(self) -> None:
+        self.writer = self.reader = MemoryStore()
+
+
+class ClickHousePair:
+    def __init__(self, url: str) -> None:
+        self.writer = ClickHouseWriter(url)
+        self.reader = ClickHouseReader(url)
+
+
+@pytest.fixture(params=["memory", "clickhouse"])
+def store(request: pytest.FixtureRequest) -> Any:
+    pair = MemoryPair() if request.param == "memory" else ClickHousePair(request.getfixturevalue("clickhouse_url"))
+    yield pair
+    pair.reader.close()
+
+
+@pytest.fixture
+def dataset(store: Store) -> Dataset:
+    """One column of each kind, in a table of its own."""
+    made = Dataset(
+        name=f"kinds_{uuid.uuid4().hex}",
+        singular="kind",
+        plural="kinds",
+        topic="kinds",
+        key="category",
+        time="timestamp",
+        columns=(
+            Column("timestamp", "timestamp", required=True),
+            Column("category", "category", required=True),
+            Column("message", "text"),
+            Column("amount", "number"),
+            Column("metadata", "json"),
+            Column("event_id", "uuid", required=True),
+        ),
+        groupings=("category", "message"),
+        orderings=("timestamp", "category", "message", "created_at", "id"),
+        filters=("category", "message", "event_id"),
+    )
+    store.writer.prepare(made)
+    return made
+
+
+def row(batch: int, number: int, **values: Any) -> Row:
+    given = {
+        "timestamp": NOON + number,
+        "category": "INFO",
+        "message": f"message {number}",
+        "amount": number / 4,
+        "metadata": '{"n":1}',
+        "event_id": str(uuid.UUID(int=number)),
+        **values,
+    }
+    return (first_id(batch) + number, NOON, *given.values())
+
+
+def block(dataset: Dataset, rows: list[Row], first: int = 0, day: int = DAY) -> Block:
+    lines = RowCodec(dataset).encode(rows)
+    return lines_block(dataset, lines, first, day)
+
+
+def lines_block(dataset: Dataset, lines: list[bytes], first: int = 0, day: int = DAY) -> Block:
+    joined = b"".join(line + b"\n" for line in lines)
+    return Block(dataset, "topic", 0, first, first + 9, day, len(lines), joined)
+
+
+def stored(store: Store, dataset: Dataset) -> list[Row]:
+    return sorted(store.reader.rows(dataset, 0, EVERYTHING))
+
+
+AWKWARD = [
+    row(1, 0, message="", amount=None, metadata="{}"),
+    row(1, 1, message="quotes \" ' ` \\ / tab\t line\n return\r nul-free \x01\x7f", metadata='{"a":"\\n\\u0001\\"\\\\"}'),
+    row(1, 2, message="grüße 東京 👩‍🚀 \u2028", category="É", metadata='{ "kept" : [1e2, -0.0, 1E400],"a":1,"a":2 }'),
+    row(1, 3, timestamp=0, amount=-0.0),
+    row(1, 4, timestamp=4_102_444_799_999_999, amount=1.7976931348623157e308),
+    row(1, 5, amount=5e-324, metadata='"a string"'),
+    row(1, 6, amount=0.1, metadata="[1,2,{}]", event_id="ffffffff-ffff-4fff-bfff-ffffffffffff"),
+    row(1, 7, message="\\N", category="NULL", metadata='{"deep":{"er":null}}'),
+    row(1, 8, message="x" * 100_000),
+]
+
+
+def test_every_kind_comes_back_the_same(store: Store, dataset: Dataset) -> None:
+    store.writer.write(block(dataset, AWKWARD))
+    codec = RowCodec(dataset)
+    assert codec.encode(stored(store, dataset)) == codec.encode(AWKWARD)
+
+
+def test_the_same_token_is_stored_once(store: Store, dataset: Dataset) -> None:
+    blocks = [block(dataset, [row(b, n) for n in range(50)], first=b * 10) for b in range(1, 6)]
+    for repeated in [*blocks, *blocks, blocks[0]]:
+        store.writer.write(repeated)
+    assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(b, 50, 50) for b in range(1, 6)]
+
+
+def test_a_large_block_is_stored_once(store: Store, dataset: Dataset) -> None:
+    rows = [row(2, n, message="m" * 50) for n in range(100_000)]
+    store.writer.write(block(dataset, rows))
+    store.writer.write(block(dataset, rows))
+    assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(2, 100_000, 100_000)]
+
+
+def test_missing_optional_columns_are_empty(store: Store, dataset: Dataset) -> None:
+    line = b'{"id":131072,"created_at":5,"timestamp":7,"category":"c","event_id":"%s"}' % str(uuid.UUID(int=3)).encode()
+    store.writer.write(lines_block(dataset, [line], day=0))
+    assert stored(store, dataset) == [(131072, 5, 7, "c", "", None, "{}", str(uuid.UUID(int=3)))]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"garbage",
+        b"[1,2]",
+        b'{"id":131073,"created_at":"noon","timestamp":7,"category":"c","event_id":"%s"}' % (b"0" * 32),
+        b'{"id":131073,"created_at":5,"timestamp":7,"category":"c","event_id":"no uuid"}',
+        b'{"id":131073,"created_at":5,"timestamp":7,"category":3,"event_id":"00000000-0000-4000-8000-000000000000"}',
+    ],
+)
+def test_a_bad_row_is_named_and_nothing_is_stored(store: Store, dataset: Dataset, bad: bytes) -> None:
+    good = RowCodec(dataset).encode([row(1, n) for n in range(5)])
+    with pytest.raises(RowRejected) as refused:
+        store.writer.write(lines_block(dataset, [*good[:3], bad, *good[3:]]))
+    assert refused.value.row == 3
+    assert stored(store, dataset) == []
+    store.writer.write(lines_block(dataset, good))  # its good neighbours, under the same token
+    assert len(stored(store, dataset)) == 5
+    store.writer.write(lines_block(dataset, good))
+    assert len(stored(store, dataset)) == 5
+
+
+def test_a_block_without_rows_changes_nothing(store: Store, dataset: Dataset) -> None:
+    store.writer.write(lines_block(dataset, []))
+    assert stored(store, dataset) == []
+
+
+def test_a_new_optional_column_reads_as_empty_in_old_rows(store: Store, dataset: Dataset) -> None:
+    if isinstance(store.writer, MemoryStore):
+        pytest.skip("rows in memory are never older than the description")
+    store.writer.write(block(dataset, [row(1, 0)]))
+    wider = replace(dataset, columns=(*dataset.columns, Column("region", "category"), Column("extra", "json")))
+    store.writer.prepare(wider)
+    store.writer.prepare(wider)
+    store.writer.write(block(wider, [(*row(1, 1), "north", '{"a":1}')], first=10))
+    assert stored(store, wider) == [(*row(1, 0), "", "{}"), (*row(1, 1), "north", '{"a":1}')]
+
+
+def test_a_column_of_another_kind_needs_an_operator(store: Store, dataset: Dataset) -> None:
+    if isinstance(store.writer, MemoryStore):
+        pytest.skip("memory has no schema")
+    columns = tuple(replace(c, kind="number") if c.name == "message" else c for c in dataset.columns)
+    with pytest.raises(NeedsOperator, match="message"):
+        store.writer.prepare(replace(dataset, columns=columns, groupings=(), orderings=(), filters=()))
+
+
+def test_batches_are_counted_by_really_reading(store: Store, dataset: Dataset) -> None:
+    store.writer.write(block(dataset, [row(3, n) for n in range(4)]))
+    store.writer.write(block(dataset, [row(3, n) for n in range(2, 6)] + [row(5, 0)], first=10))
+    assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(3, 8, 6), (5, 1, 1)]
+    assert list(store.reader.counts(dataset, 4, 5)) == [(5, 1, 1)]
+    assert [r[0] for r in store.reader.rows(dataset, 5, 9)] == [first_id(5)]
+
+
+# ---- questions: every store gives the answer that plain Python gives ------------------------------------------------
+
+
+@pytest.fixture
+def filled(store: Store, dataset: Dataset) -> list[Row]:
+    rng = random.Random(7)
+    words = ["", "a", "B", "b", "Ä", "ä", "z", "東", "\U0001f680", "\uffee", "a b"]
+    rows = [
+        row(
+            batch,
+            number,
+            timestamp=NOON + rng.randrange(50),
+            category=rng.choice(["INFO", "WARN", "ERROR", "Ö"]),
+            message=rng.choice(words),
+        )
+        for batch in range(1, 5)
+        for number in range(60)
+    ]
+    for batch in range(4):
+        store.writer.write(block(dataset, rows[batch * 60 : batch * 60 + 60], first=batch * 10))
+    return rows
+
+
+def expected_list(rows: list[Row], dataset: Dataset, question: ListQuestion) -> list[Row]:
+    by = dataset.column_names.index(question.order_by)
+    ordered = sorted(rows, key=lambda r: (r[by], r[0]), reverse=question.descending)
+    return ordered[question.offset : question.offset + question.limit]
+
+
+@pytest.mark.parametrize("descending", [True, False])
+@pytest.mark.parametrize("order_by", ["timestamp", "category", "message", "created_at", "id"])
+def test_lists_are_ordered_by_code_point_then_id(
+    store: Store, dataset: Dataset, filled: list[Row], order_by: str, descending: bool
+) -> None:
+    question = ListQuestion(dataset, order_by=order_by, descending=descending, limit=70, offset=13)
+    answer = store.reader.answer(question, EVERYTHING)
+    assert answer.rows == expected_list(filled, dataset, question)
+    assert (answer.total, answer.method) == (240, "scan")
+    assert answer.elapsed_ms >= 0
+
+
+def test_questions_see_nothing_beyond_as_of(store: Store, dataset: Dataset, filled: list[Row]) -> None:
+    seen = [r for r in filled if r[0] < first_id(3)]
+    assert store.reader.answer(StatsQuestion(dataset), as_of=2).rows == [(len(seen),)]
+    answer = store.reader.answer(ListQuestion(dataset, limit=1000), as_of=2)
+    assert answer.rows == expected_list(seen, dataset, ListQuestion(dataset, limit=1000))
+    assert answer.total == len(seen)
+    assert store.reader.answer(StatsQuestion(dataset), as_of=0).rows == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("filters", "keep"),
+    [
+        (Filters(equals=(("category", "WARN"),)), lambda r: r[3] == "WARN"),
+        (Filters(equals=(("category", "Ö"), ("message", "ä"))), lambda r: r[3] == "Ö" and r[4] == "ä"),
+        (Filters(equals=(("message", ""),)), lambda r: r[4] == ""),
+        (Filters(equals=(("message", "' OR 1=1 --"),)), lambda r: False),
+        (Filters(equals=(("message", "{x:String} \\ %s"),)), lambda r: False),
+        (Filters(equals=(("event_id", str(uuid.UUID(int=7))),)), lambda r: r[7] == str(uuid.UUID(int=7))),
+        (Filters(start=NOON + 10), lambda r: r[2] >= NOON + 10),
+        (Filters(end=NOON + 10), lambda r: r[2] < NOON + 10),
+        (Filters(start=NOON + 10, end=NOON + 11), lambda r: r[2] == NOON + 10),
+    ],
+)
+def test_filters(
+    store: Store, dataset: Dataset, filled: list[Row], filters: Filters, keep: Callable[[Row], bool]
+) -> None:
+    kept = [r for r in filled if keep(r)]
+    question = ListQuestion(dataset, filters, limit=1000)
+    answer = store.reader.answer(question, EVERYTHING)
+    assert (answer.rows, answer.total) == (expected_list(kept, dataset, question), len(kept))
+    without_count = store.reader.answer(replace(question, count=False), EVERYTHING)
+    assert (without_count.rows, without_count.total) == (answer.rows, None)
+    counts = store.reader.answer(AggregateQuestion(dataset, "category", filters), EVERYTHING).rows
+    assert dict(counts) == Counter(r[3] for r in kept)
+
+
+def test_aggregates_come_by_count_then_key(store: Store, dataset: Dataset, filled: list[Row]) -> None:
+    expected = sorted(Counter(r[4] for r in filled).items(), key=lambda item: (-item[1], item[0]))
+    assert store.reader.answer(AggregateQuestion(dataset, "message"), EVERYTHING).rows == expected
+
+
+def test_an_unreachable_clickhouse_is_down(dataset: Dataset) -> None:
+    reader, writer = ClickHouseReader("http://127.0.0.1:1"), ClickHouseWriter("http://127.0.0.1:1")
+    with pytest.raises(StoreDown):
+        reader.answer(StatsQuestion(dataset), 1)
+    with pytest.raises(StoreDown):
+        writer.prepare(dataset)
+    with pytest.raises(StoreDown):
+        writer.write(block(dataset, [row(1, 1)]))
+    reader.close()
+
+
+def test_one_block_is_one_part(clickhouse_url: str) -> None:
+    pair = ClickHousePair(clickhouse_url)
+    name = f"parts_{uuid.uuid4().hex}"
+    made = Dataset(name, "p", "ps", "p", "k", "t", (Column("t", "timestamp", required=True), Column("k", "text")), (), (), ())
+    pair.writer.prepare(made)
+    rows = [(first_id(1) + n, NOON, NOON - n * 86_400_000_000, "k" * 400) for n in range(60_000)]
+    pair.writer.write(block(made, rows))
+    parts = pair.reader._ask(
+        "SELECT count() FROM system.parts WHERE table = {t:String} AND level = 0", {"t": name}, _NoCost()
+    )
+    assert parts == [(1,)]
+    pair.reader.close()
+
+
+class _NoCost:
+    def add(self, summary: Any, measured: float) -> None: ...

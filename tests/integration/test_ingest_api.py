@@ -1,0 +1,241 @@
+"""The ingest API on a real PostgreSQL and a real Kafka, over real HTTP: what it accepts, and what it refuses."""
+
+import gzip
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+import zstandard
+
+from services import datasets
+from services.core.rows import RowCodec, checksum
+from services.stores.postgres import PostgresReader
+from services.streams import kafka
+from tests.processes import Process, free_port
+
+LOG: dict[str, Any] = {
+    "timestamp": "2026-01-31T12:00:00.123456Z",
+    "level": "INFO",
+    "service": "auth",
+    "host": "worker-1",
+    "message": "ok",
+    "metadata": {"a": 1},
+}
+EVENT: dict[str, Any] = {
+    "eventId": "0b8f8f0e-5f0a-4e9e-9d0b-3f6f3a1f6c11",
+    "timestamp": "2026-01-31T12:00:00Z",
+    "userId": "user_1",
+    "eventType": "CLICK",
+}
+MAX_BODY = 4 << 20
+
+
+@pytest.fixture(scope="module")
+def ingest(postgres_url: str, kafka_url: str) -> Iterator[httpx.Client]:
+    port = free_port()
+    environment = {
+        "LOGPIPE_POSTGRES_URL": postgres_url,
+        "LOGPIPE_KAFKA_URL": kafka_url,
+        "LOGPIPE_INGEST_PORT": str(port),
+        "LOGPIPE_INGEST_MAX_BODY": str(MAX_BODY),
+        "LOGPIPE_INGEST_DISK_FLOOR": "0",
+    }
+    with Process("ingest-api", environment, port) as process, httpx.Client(base_url=process.url, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def ledger(postgres_url: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        yield connection
+
+
+def total(ledger: psycopg.Connection[Any], dataset: str = "logs") -> int:
+    row = ledger.execute(f"SELECT count(*) FROM {dataset}").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def post(ingest: httpx.Client, body: Any, path: str = "logs", **headers: str) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return ingest.post(f"/api/collect/{path}", content=content, headers={"content-type": "application/json", **named})
+
+
+def test_the_replies_of_the_contract(ingest: httpx.Client) -> None:
+    assert ingest.get("/api/collect/health").json() == {"status": "UP"}
+    one = post(ingest, LOG, "log").json()
+    assert (one["status"], one["type"], one["duplicate"]) == ("accepted", "log", False)
+    many = post(ingest, [LOG, LOG]).json()
+    assert (many["status"], many["type"], many["count"], many["duplicate"]) == ("accepted", "logs", 2, False)
+    assert many["batch_id"] > one["batch_id"]
+    assert post(ingest, EVENT, "activity").json()["type"] == "activity"
+    assert post(ingest, [EVENT], "activities").json()["count"] == 1
+
+
+def test_a_reply_means_the_rows_are_stored_as_the_ledger_says(
+    ingest: httpx.Client, ledger: psycopg.Connection[Any], postgres_url: str
+) -> None:
+    batch_id = post(ingest, [{**LOG, "message": f"é {n}\n"} for n in range(500)]).json()["batch_id"]
+    row = ledger.execute("SELECT rows, checksum FROM batches WHERE batch_id = %s", (batch_id,)).fetchone()
+    dataset = datasets.find("logs")
+    reader = PostgresReader(postgres_url)
+    try:
+        lines = RowCodec(dataset).encode(reader.rows(dataset, batch_id, batch_id))
+    finally:
+        reader.close()
+    assert row == (len(lines), checksum(lines))
+
+
+def test_ndjson_gzip_and_zstd_bodies(ingest: httpx.Client, ledger: psycopg.Connection[Any]) -> None:
+    before = total(ledger)
+    lines = b"\n".join(json.dumps(LOG).encode() for _ in range(10))
+    ndjson = "application/x-ndjson"
+    assert post(ingest, lines, content_type=ndjson).json()["count"] == 10
+    halves = gzip.compress(lines + b"\n") + gzip.compress(lines)
+    assert post(ingest, halves, content_type=ndjson, content_encoding="gzip").json()["count"] == 20
+    packed = zstandard.compress(lines)
+    assert post(ingest, packed, content_type=ndjson, content_encoding="zstd").json()["count"] == 10
+    assert total(ledger) == before + 40
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "says"),
+    [
+        (b"not json", {}, 400, "not valid JSON"),
+        (b'[{"timestamp": "2026', {}, 400, "truncated"),
+        (b"", {}, 400, "JSON"),
+        ([{**LOG, "level": 5}], {}, 422, "level"),
+        ([LOG, {"level": "INFO", "service": "x"}], {}, 422, "timestamp"),
+        ([{**LOG, "colour": "red"}], {}, 422, "colour"),
+        (LOG, {}, 422, "array"),
+        ([], {}, 422, "no rows"),
+        ([{**LOG, "message": "a\x00b"}], {}, 422, "NUL"),
+        ([{**LOG, "message": "\ud800"}], {}, 400, "lone surrogate"),
+        ([{**LOG, "timestamp": "2026-01-31T12:00:00"}], {}, 422, "zone"),
+        ([{**LOG, "timestamp": "0001-01-01T00:00:00Z"}], {}, 422, "1970"),
+        ([{**LOG, "timestamp": "9999-12-31T00:00:00Z"}], {}, 422, "2100"),
+        ([{**LOG, "timestamp": 1769860800}], {}, 422, "timestamp"),
+        ([{**LOG, "message": "x" * 300_000}], {}, 422, "bytes"),
+        ([{**LOG, "message": "x" * 10_000_000}], {}, 413, "bytes"),
+        (b"[" * 100_000, {}, 422, "expected `object`"),
+        ([LOG] * 50_000, {}, 413, "several requests"),
+        (gzip.compress(b" " * (MAX_BODY + 1)), {"content_encoding": "gzip"}, 413, "decompressed"),
+        (zstandard.compress(b" " * (MAX_BODY + 1)), {"content_encoding": "zstd"}, 413, "decompressed"),
+        (gzip.compress(b"[]")[:-3], {"content_encoding": "gzip"}, 400, "gzip"),
+        (b"[]", {"content_encoding": "zstd"}, 400, "zstd"),
+        (b"[]", {"content_encoding": "br"}, 415, "gzip"),
+        (b"<log/>", {"content_type": "application/xml"}, 415, "application/json"),
+        ([LOG], {"idempotency_key": "k" * 300}, 422, "Idempotency-Key"),
+    ],
+)
+def test_bad_input_is_answered_and_stores_nothing(
+    ingest: httpx.Client,
+    ledger: psycopg.Connection[Any],
+    body: Any,
+    headers: dict[str, str],
+    status: int,
+    says: str,
+) -> None:
+    before = total(ledger)
+    reply = post(ingest, body, **headers)
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert reply.json()["status"] == status
+    assert says in reply.json()["detail"]
+    assert total(ledger) == before
+
+
+def test_odd_json_in_metadata_is_kept_to_the_byte(ingest: httpx.Client, ledger: psycopg.Connection[Any]) -> None:
+    odd = '{"n": 1e200000, "k": 1, "k": 2, "z": -0.0, "deep": ' + "[" * 150 + "]" * 150 + "}"
+    body = json.dumps([LOG]).replace('{"a": 1}', odd).encode()
+    batch_id = post(ingest, body).json()["batch_id"]
+    row = ledger.execute("SELECT metadata::text FROM logs WHERE id >> 17 = %s", (batch_id,)).fetchone()
+    assert row == (odd,)
+
+
+def test_one_bad_request_never_fails_its_neighbours(ingest: httpx.Client, ledger: psycopg.Connection[Any]) -> None:
+    before = total(ledger)
+    bodies = [[LOG] * 10 if n % 3 else [LOG, {**LOG, "level": None}] for n in range(60)]
+    with ThreadPoolExecutor(20) as threads:
+        replies = list(threads.map(lambda body: post(ingest, body), bodies))
+    assert [r.status_code for r in replies] == [200 if n % 3 else 422 for n in range(60)]
+    assert total(ledger) == before + 40 * 10
+
+
+def test_a_repeated_key_gives_the_first_answer_again(ingest: httpx.Client, ledger: psycopg.Connection[Any]) -> None:
+    before = total(ledger)
+    first = post(ingest, [LOG] * 3, idempotency_key="again").json()
+    second = post(ingest, [LOG] * 3, idempotency_key="again").json()
+    assert second == {**first, "duplicate": True}
+    assert post(ingest, [LOG] * 2, idempotency_key="again").status_code == 422
+    assert total(ledger) == before + 3
+
+
+def test_of_requests_with_one_key_at_once_one_is_stored(ingest: httpx.Client, ledger: psycopg.Connection[Any]) -> None:
+    before = total(ledger)
+    with ThreadPoolExecutor(10) as threads:
+        replies = list(threads.map(lambda _: post(ingest, [LOG] * 5, idempotency_key="race"), range(10)))
+    assert {r.status_code for r in replies} <= {200, 409}
+    assert sum(r.status_code == 200 and not r.json()["duplicate"] for r in replies) == 1
+    assert total(ledger) == before + 5
+
+
+def test_a_body_cut_in_the_middle_stores_nothing(ingest: httpx.Client, ledger: psycopg.Connection[Any]) -> None:
+    before = total(ledger)
+    body = json.dumps([LOG]).encode()
+    for length, sent in ((len(body) + 10, body), (len(body), body[:20])):
+        with socket.create_connection((ingest.base_url.host, ingest.base_url.port or 80)) as raw:
+            head = f"POST /api/collect/logs HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+            raw.sendall(head.encode() + sent)
+            raw.shutdown(socket.SHUT_WR)
+            raw.settimeout(10)
+            while raw.recv(4096):
+                pass
+    assert post(ingest, [LOG]).status_code == 200
+    assert total(ledger) == before + 1
+
+
+def test_a_content_length_that_is_too_small_is_refused(ingest: httpx.Client, ledger: psycopg.Connection[Any]) -> None:
+    before = total(ledger)
+    body = json.dumps([LOG]).encode()
+    with socket.create_connection((ingest.base_url.host, ingest.base_url.port or 80)) as raw:
+        head = f"POST /api/collect/logs HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body) - 5}\r\n\r\n"
+        raw.sendall(head.encode() + body)
+        raw.settimeout(10)
+        assert b" 400 " in raw.recv(4096).split(b"\r\n")[0]
+    assert total(ledger) == before
+
+
+def test_what_is_accepted_comes_to_kafka_once_with_its_alerts(
+    ingest: httpx.Client, ledger: psycopg.Connection[Any], kafka_url: str
+) -> None:
+    batch_id = post(ingest, [LOG] * 50 + [{**LOG, "level": "ERROR"}] * 5).json()["batch_id"]
+    reader = kafka.KafkaPartitionReader(kafka_url, "logs.raw")
+    alerts = kafka.KafkaPartitionReader(kafka_url, "alerts.realtime")
+    try:
+        own, raised = [], []
+        for found, source in ((own, reader), (raised, alerts)):
+            source.assign({partition: low for partition, (low, _) in source.bounds().items()})
+            while not any(line.startswith(b'{"id":%d,' % (batch_id << 17 | 54)) for line in found):
+                for message in source.poll(1.0):
+                    found += message.value.splitlines()
+        mine = [line for line in own if int(json.loads(line)["id"]) >> 17 == batch_id]
+        assert len(mine) == 55
+        assert sum(int(json.loads(line)["id"]) >> 17 == batch_id for line in raised) == 5
+    finally:
+        reader.close()
+        alerts.close()
+
+
+def test_metrics_health_and_the_page_of_the_api(ingest: httpx.Client) -> None:
+    assert "logpipe_ingest_rows_accepted_total" in ingest.get("/metrics").text
+    assert ingest.get("/readyz").json() == {"status": "READY"}
+    schema = ingest.get("/openapi.json").json()
+    assert "/api/collect/activities" in schema["paths"]
+    assert ingest.get("/nowhere").headers["content-type"] == "application/problem+json"

@@ -1,0 +1,273 @@
+"""The local stack on real components: order, restarts, data kept, nothing left behind; and ClickHouse's HTTP shim."""
+
+import gzip
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import clickhouse_connect
+import httpx
+import numpy as np
+import psutil
+import psycopg
+import pyarrow as pa
+import pytest
+import zstandard
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import DatabaseError
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+from hdfs_native import Client as Hdfs
+
+from services.core.errors import Invalid, NeedsOperator
+from services.local.settings import LocalSettings
+from services.local.stack import Stack
+from tests.conftest import running
+
+
+def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not come true in time"
+        time.sleep(0.05)
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(folder) in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with running() as stack:  # an empty stack: its folder is short-lived and its path short
+        yield stack.folder / "own"
+
+
+def test_data_is_kept_a_second_up_changes_nothing_and_down_leaves_nothing(folder: Path) -> None:
+    stack = Stack(LocalSettings.on_free_ports(folder), ("postgres",))
+    url = stack.settings.urls()["LOGPIPE_POSTGRES_URL"]
+    with stack:
+        with psycopg.connect(url) as connection:
+            connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+        pid = stack.states()["postgres"].pid
+        stack.up()
+        assert stack.states()["postgres"].pid == pid
+    assert processes_in(folder) == []
+    with stack, psycopg.connect(url) as connection:
+        assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
+    stack.down(wipe=True)
+    assert not folder.exists()
+
+
+def test_a_killed_component_is_started_again(folder: Path) -> None:
+    with Stack(LocalSettings.on_free_ports(folder), ("clickhouse",)) as stack:
+        pid = stack.states()["clickhouse"].pid
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: stack.states()["clickhouse"].pid not in (0, pid))
+        eventually(lambda: stack.program("clickhouse").ready() is None)
+
+
+def test_what_a_killed_supervisor_left_is_ended(folder: Path) -> None:
+    stack = Stack(LocalSettings.on_free_ports(folder), ("postgres",))
+    stack.up()
+    supervisor = stack.supervisor.pid
+    assert supervisor
+    os.kill(supervisor, signal.SIGKILL)
+    eventually(lambda: stack.supervisor.pid is None)
+    assert processes_in(folder)
+    stack.up()
+    stack.down()
+    assert processes_in(folder) == []
+
+
+def test_a_port_in_use_is_named_with_its_holder_and_its_setting(folder: Path) -> None:
+    settings = LocalSettings.on_free_ports(folder)
+    with socket.create_server(("127.0.0.1", settings.local_postgres_port)):
+        with pytest.raises(NeedsOperator, match=rf"process {os.getpid()} .*LOGPIPE_LOCAL_POSTGRES_PORT"):
+            Stack(settings, ("postgres",)).up()
+    Stack(settings).down()
+    assert processes_in(folder) == []
+
+
+def test_a_component_that_a_url_replaces_is_not_started(folder: Path) -> None:
+    settings = LocalSettings(stack=folder, kafka_url="broker:9092", hdfs_url="hdfs://name:8020")
+    assert not {"kafka", "namenode", "datanode"} & set(Stack(settings).names)
+    assert settings.urls()["LOGPIPE_KAFKA_URL"] == "broker:9092"
+
+
+def test_an_unknown_name_is_refused(folder: Path) -> None:
+    with pytest.raises(Invalid, match="postgres, kafka"):
+        Stack(LocalSettings(stack=folder), ("oracle",))
+
+
+def test_postgres_survives_power_loss(postgres_url: str) -> None:
+    with psycopg.connect(postgres_url) as connection:
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            assert connection.execute(f"SHOW {setting}").fetchone() == ("on",)
+
+
+def test_kafka_publishes_in_transactions_and_makes_no_topics_by_itself(kafka_url: str) -> None:
+    admin = AdminClient({"bootstrap.servers": kafka_url})
+    admin.create_topics([NewTopic("local.stack", 1, 1)])["local.stack"].result(10)
+    producer = Producer({"bootstrap.servers": kafka_url, "transactional.id": "local-stack"})
+    producer.init_transactions(20)
+    for value, commit in ((b"aborted", False), (b"x" * (1 << 20), True)):
+        producer.begin_transaction()
+        producer.produce("local.stack", value)
+        producer.flush(10)
+        producer.commit_transaction(10) if commit else producer.abort_transaction(10)
+    consumer = Consumer(
+        {
+            "bootstrap.servers": kafka_url,
+            "group.id": "local-stack",
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+        }
+    )
+    consumer.subscribe(["local.stack"])
+    message = consumer.poll(20)
+    consumer.close()
+    assert message is not None
+    assert len(message.value()) == 1 << 20
+    assert "never.made" not in admin.list_topics("never.made", timeout=10).topics or (
+        admin.list_topics("never.made", timeout=10).topics["never.made"].error is not None
+    )
+
+
+def test_hdfs_gives_back_what_was_written(hdfs_url: str) -> None:
+    client = Hdfs(hdfs_url)
+    content = os.urandom(3 << 20)
+    with client.create("/local-stack") as file:
+        file.write(content)
+    with client.read("/local-stack") as file:
+        assert file.read() == content
+
+
+# --- ClickHouse's HTTP shim ---
+
+
+@pytest.fixture
+def client(clickhouse_url: str) -> Iterator[Client]:
+    with clickhouse_connect.get_client(dsn=clickhouse_url) as client:
+        client.command("CREATE DATABASE shim")
+        yield client
+        client.command("DROP DATABASE shim SYNC")
+
+
+def _table(client: Client, columns: str, settings: str = "") -> None:
+    client.command(f"CREATE TABLE shim.t ({columns}) ENGINE = MergeTree ORDER BY tuple() {settings}")
+
+
+def test_all_frames_of_a_compressed_insert_are_stored(client: Client) -> None:
+    _table(client, "a Int64, b String")
+    numbers = np.arange(1_000_000)
+    client.insert("shim.t", [numbers, numbers.astype(str)], column_names=["a", "b"], column_oriented=True)
+    assert client.query("SELECT count(), sum(a), uniqExact(b) FROM shim.t").result_rows == [
+        (1_000_000, int(numbers.sum()), 1_000_000)
+    ]
+
+
+def test_rows_arrow_and_raw_inserts(client: Client) -> None:
+    _table(client, "a Int64, b String")
+    client.insert("shim.t", [[1, "rows"], [2, "müll\n'\\"]], column_names=["a", "b"])
+    client.insert_arrow("shim.t", pa.table({"a": [3], "b": ["arrow"]}))
+    client.raw_insert("shim.t", insert_block=b'{"a":4,"b":"raw"}\n', fmt="JSONEachRow")
+    client.raw_insert("shim.t", insert_block=iter([b'{"a":5,"b":"ra', b'w"}\n']), fmt="JSONEachRow")
+    client.command("INSERT INTO shim.t VALUES (6, 'a FORMAT b')")
+    assert client.query("SELECT * FROM shim.t ORDER BY a").result_rows == [
+        (1, "rows"),
+        (2, "müll\n'\\"),
+        (3, "arrow"),
+        (4, "raw"),
+        (5, "raw"),
+        (6, "a FORMAT b"),
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["lz4", "gzip", "zstd", "identity"])
+def test_content_encodings(client: Client, encoding: str) -> None:
+    import lz4.frame
+
+    _table(client, "a Int64")
+    encode: Callable[[bytes], bytes] = {
+        "lz4": lz4.frame.compress,
+        "gzip": gzip.compress,
+        "zstd": zstandard.compress,
+        "identity": bytes,
+    }[encoding]
+    frames = encode(b'{"a":1}\n') + encode(b'{"a":2}\n')
+    compression = None if encoding == "identity" else encoding
+    client.raw_insert("shim.t", insert_block=frames, fmt="JSONEachRow", compression=compression)
+    assert client.command("SELECT groupArray(a) FROM shim.t") == "[1,2]"
+
+
+def test_a_repeated_token_stores_nothing_twice(client: Client) -> None:
+    _table(client, "a Int64", "SETTINGS non_replicated_deduplication_window = 1000")
+    for token in ("one", "one", "two"):
+        client.raw_insert(
+            "shim.t",
+            insert_block=b'{"a":1}\n{"a":2}\n',
+            fmt="JSONEachRow",
+            settings={"insert_deduplication_token": token, "input_format_parallel_parsing": 0},
+        )
+    assert client.command("SELECT count() FROM shim.t") == 4
+
+
+def test_parameters_are_bound_by_the_engine(client: Client) -> None:
+    values = {"s": "it's \\ \n\t`", "n": 5, "l": ["a'", "b"], "t": "2026-01-02 03:04:05.000006"}
+    query = "SELECT {s:String}, {n:Int64} + 1, {l:Array(String)}, toString({t:DateTime64(6)})"
+    assert client.query(query, parameters=values).result_rows == [(values["s"], 6, values["l"], values["t"])]
+
+
+def test_settings_stay_with_their_request(clickhouse_url: str) -> None:
+    question = "SELECT value FROM system.settings WHERE name = 'max_block_size'"
+    for session in ({}, {"session_id": "settings"}):
+        first = httpx.post(clickhouse_url, params={"max_block_size": "77"} | session, content=question)
+        second = httpx.post(clickhouse_url, params=session, content=question)
+        assert first.text == "77\n"
+        assert second.text != "77\n"
+
+
+def test_a_session_keeps_its_temporary_tables(clickhouse_url: str) -> None:
+    def ask(query: str, session: str) -> httpx.Response:
+        return httpx.post(clickhouse_url, params={"session_id": session}, content=query)
+
+    assert ask("CREATE TEMPORARY TABLE mine AS SELECT 7 AS a", "one").status_code == 200
+    assert ask("SELECT a FROM mine", "one").text == "7\n"
+    assert ask("SELECT a FROM mine", "two").status_code == 404
+
+
+def test_errors_come_in_clickhouses_form(client: Client, clickhouse_url: str) -> None:
+    reply = httpx.post(clickhouse_url, content="SELECT 1 FROM nowhere")
+    assert (reply.status_code, reply.headers["X-ClickHouse-Exception-Code"]) == (404, "60")
+    assert reply.text.startswith("Code: 60. DB::Exception: ")
+    with pytest.raises(DatabaseError, match="code: 62"):
+        client.command("SELEKT")
+    _table(client, "a Int64")
+    for bad in (b'{"a":"x"}\n', b'{"a":1}\n{"a":'):
+        with pytest.raises(DatabaseError, match="DB::Exception"):
+            client.raw_insert("shim.t", insert_block=bad, fmt="JSONEachRow")
+    with pytest.raises(DatabaseError, match="decompress"):
+        client.raw_insert("shim.t", insert_block=b"no lz4", fmt="JSONEachRow", compression="lz4")
+    assert client.command("SELECT count() FROM shim.t") == 0
+
+
+def test_a_kafka_table_is_refused_and_the_data_opens_again(folder: Path) -> None:
+    with Stack(LocalSettings.on_free_ports(folder), ("clickhouse",)) as stack:
+        url = stack.settings.urls()["LOGPIPE_CLICKHOUSE_URL"]
+        for query in ("CREATE TABLE t (a Int64) ENGINE = MergeTree ORDER BY a", "INSERT INTO t VALUES (1)"):
+            httpx.post(url, content=query).raise_for_status()
+        refused = httpx.post(url, content="CREATE TABLE k (a Int64)\nENGINE=Kafka('b', 't', 'g', 'CSV')")
+        assert (refused.status_code, refused.headers["X-ClickHouse-Exception-Code"]) == (500, "48")
+        stack.down()
+        stack.up()
+        assert httpx.post(url, content="SELECT count() FROM t").text == "1\n"

@@ -1,0 +1,96 @@
+"""Runs the pipeline's own processes for tests: started on free ports, awaited until ready, always ended."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import httpx
+
+START_SECONDS = 60
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Process:
+    """`logpipe COMMAND` with these settings; `port` is where it answers /readyz."""
+
+    def __init__(self, command: str, environment: dict[str, str], port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._arguments = [sys.executable, "-m", "services", *command.split()]
+        self._environment = {**os.environ, **environment}
+        self._running: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+
+    def __enter__(self) -> "Process":
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        self.launch()
+        self.await_ready()
+
+    def launch(self) -> None:
+        """Start without waiting for it to be ready."""
+        self._log = tempfile.NamedTemporaryFile(prefix="logpipe-test-", suffix=".log")  # noqa: SIM115 - see stop()
+        self._running = subprocess.Popen(
+            self._arguments, env=self._environment, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    def await_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            assert self._running is not None
+            assert self._running.poll() is None, f"{self._arguments} ended:\n{self.output()}"
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            assert time.monotonic() < deadline, f"{self._arguments} did not get ready:\n{self.output()}"
+            time.sleep(0.05)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._running is not None
+        os.killpg(self._running.pid, number)
+
+    def kill(self) -> None:
+        """As by a crash: no chance to clean up."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def wait(self) -> int:
+        assert self._running is not None
+        return self._running.wait(timeout=60)
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit code; kills it when it does not end."""
+        if self._running is None or self._running.poll() is not None:
+            return 0
+        self.signal(signal.SIGTERM)
+        try:
+            return self._running.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        finally:
+            if self._log is not None:
+                self._log.close()
+
+    def output(self) -> str:
+        assert self._log is not None
+        return Path(self._log.name).read_text(errors="replace")[-8000:]

@@ -1,0 +1,81 @@
+"""A new dataset is one file, a new store is one file: both dropped in here, and found everywhere."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services import datasets, stores
+from services.core.errors import Invalid
+from services.core.rows import RowCodec
+from services.generator.synthesis import Synthesizer
+from services.ingest_api.endpoints import collect_router
+from services.stores import clickhouse, postgres
+from spark_jobs import schema as spark_schema
+
+DATASET = '''
+from services.core.dataset import Choice, Column, Dataset, Now, Numbered, Uuid
+
+DATASET = Dataset(
+    name="payments", singular="payment", plural="payments", topic="payments.raw", key="account", time="timestamp",
+    columns=(
+        Column("payment_id", "uuid", Uuid(), wire="paymentId", required=True),
+        Column("timestamp", "timestamp", Now(), required=True),
+        Column("account", "text", Numbered(1, 9, prefix="account_"), required=True),
+        Column("currency", "category", Choice(("EUR", "USD"))),
+        Column("amount", "number", Numbered(1, 500)),
+    ),
+    groupings=("currency",), orderings=("timestamp", "id"), filters=("account",),
+)
+'''
+
+STORE = '''
+from services.stores.memory import MemoryStore
+
+ROUTE = "toy-route"
+
+
+class ToyStore(MemoryStore):
+    name, route, source = "toy", ROUTE, "toy"
+
+
+open_reader = open_writer = ToyStore
+'''
+
+
+@pytest.fixture
+def dropped_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for package, name, source in ((datasets, "payments", DATASET), (stores, "toy", STORE)):
+        folder = tmp_path / package.__name__
+        folder.mkdir()
+        (folder / f"{name}.py").write_text(source)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    yield
+
+
+@pytest.mark.usefixtures("dropped_in")
+def test_a_dataset_of_one_file_is_known_everywhere() -> None:
+    dataset = datasets.find("payments")
+    paths = {getattr(route, "path", "") for route in collect_router(datasets.all_datasets()).routes}
+    assert {"/api/collect/payment", "/api/collect/payments", "/api/collect/logs"} <= paths
+    lines = Synthesizer(dataset, seed=1).lines(0, 100)
+    rows = RowCodec(dataset).decode_lines(b"\n".join(lines))
+    assert rows.count == 100
+    assert len(list(postgres.copy_rows(dataset, rows, 1, 0))[0]) == len(postgres.copy_types(dataset)) == 7
+    assert "payment_id" in clickhouse.create_statement(dataset)
+    assert spark_schema.line_schema(dataset).names == list(dataset.column_names)
+
+
+@pytest.mark.usefixtures("dropped_in")
+def test_a_store_of_one_file_is_known_everywhere() -> None:
+    assert "toy" in stores.readers()
+    assert "toy" in stores.writers()
+    assert stores.by_route("toy-route") == "toy"
+    assert stores.open_reader("toy").source == "toy"
+
+
+def test_without_the_files_neither_is_known() -> None:
+    with pytest.raises(Invalid, match="events, logs"):
+        datasets.find("payments")
+    with pytest.raises(Invalid, match="clickhouse"):
+        stores.open_reader("toy")

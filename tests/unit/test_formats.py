@@ -1,0 +1,286 @@
+"""Every format on its own samples and on real files, whose fields somebody else has parsed (the CSV beside each)."""
+
+import csv
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from services.core.errors import Invalid
+from services.core.rows import RowCodec
+from services.datasets import find
+from services.send.formats import FORMATS, ISO, LEVELS, Format
+from services.send.parse import Defaults, NdjsonParser, TextParser, Unparsed, custom, detect, window
+from services.send.times import TimeParser, Window
+
+NOW = datetime(2024, 3, 10, 12, tzinfo=UTC)
+LOGHUB = Path(__file__).parents[3] / "shared/data/loghub"
+CODEC = RowCodec(find("logs"))
+
+
+def parser(form: str | Format, until: datetime = NOW, **defaults: str) -> TextParser:
+    form = FORMATS[form] if isinstance(form, str) else form
+    return TextParser(form, UTC, Window(until=until), Defaults(**defaults), "stem")
+
+
+def row(form: str | Format, line: str, **defaults: str) -> dict[str, Any]:
+    encoded = parser(form, **defaults).row(line)
+    assert CODEC.decode_lines(encoded).count == 1
+    found: dict[str, Any] = json.loads(encoded)
+    return found
+
+
+@pytest.mark.parametrize(("name", "line"), [(f.name, line) for f in FORMATS.values() for line in f.samples])
+def test_a_sample_parses_and_is_recognised_as_its_own_format(name: str, line: str) -> None:
+    assert row(name, line)["service"]
+    assert detect([line], UTC, NOW) == (name, 1)
+
+
+def test_all_formats_have_samples() -> None:
+    assert [f.name for f in FORMATS.values() if not f.samples] == []
+
+
+def test_combined() -> None:
+    line = r'10.0.0.1 - bob [10/Oct/2000:13:55:36 -0700] "GET /\"a\" HTTP/1.0" 503 2326 "http://r/" "curl \"8\""'
+    assert row("combined", line) == {
+        "timestamp": "2000-10-10T20:55:36Z",
+        "level": "ERROR",
+        "service": "http",
+        "host": "10.0.0.1",
+        "message": r"GET /\"a\" HTTP/1.0",
+        "metadata": {
+            "user": "bob",
+            "status": 503,
+            "bytes": 2326,
+            "referer": "http://r/",
+            "agent": r"curl \"8\"",
+        },
+    }
+
+
+@pytest.mark.parametrize(("status", "level"), [("200", "INFO"), ("301", "INFO"), ("404", "WARN"), ("500", "ERROR")])
+def test_the_level_of_an_access_log_is_its_status(status: str, level: str) -> None:
+    found = row("common", f'h - - [10/Oct/2000:13:55:36 +0000] "GET / HTTP/1.0" {status} -')
+    assert found["level"] == level
+    assert found["metadata"] == {"status": int(status)}
+
+
+def test_apache_error_keeps_the_client_in_the_message_and_as_host() -> None:
+    line = "[Fri Sep 09 10:42:29.902022 2011] [core:crit] [pid 35:tid 43] (2)Oops: [client 10.1.9.7:51] AH35: no"
+    found = row("apache-error", line)
+    assert found["timestamp"] == "2011-09-09T10:42:29.902022Z"
+    assert found["host"] == "10.1.9.7"
+    assert found["message"] == "(2)Oops: [client 10.1.9.7:51] AH35: no"
+    assert found["level"] == "ERROR"
+    assert found["metadata"] == {"module": "core", "pid": 35, "tid": 43, "port": 51, "level": "crit"}
+
+
+@pytest.mark.parametrize(
+    ("line", "service", "pid", "message"),
+    [
+        ("Dec  1 06:55:46 h sshd[24]: Invalid user: x", "sshd", 24, "Invalid user: x"),
+        ("Dec  1 06:55:46 h su(pam_unix)[9]: session opened", "su(pam_unix)", 9, "session opened"),
+        ("Dec  1 06:55:46 h kernel: [12.3] usb 1-1: new", "kernel", None, "[12.3] usb 1-1: new"),
+        ("Dec  1 06:55:46 h Google Chrome[77]: x", "Google Chrome", 77, "x"),
+        ("Dec  1 06:55:46 h  -- root[2421]: ROOT LOGIN ON tty2", "-- root", 2421, "ROOT LOGIN ON tty2"),
+        ("Dec  1 06:55:46 h last message repeated 2 times", "syslog", None, "last message repeated 2 times"),
+        ("Dec  1 06:55:46 h cron[1]:", "cron", 1, ""),
+    ],
+)
+def test_syslog_tags(line: str, service: str, pid: int | None, message: str) -> None:
+    found = row("syslog", line)
+    assert (found["service"], found["metadata"].get("pid"), found["message"]) == (service, pid, message)
+    assert (found["host"], found["level"]) == ("h", "INFO")
+
+
+def test_syslog_priority_gives_the_level() -> None:
+    levels = [row("syslog", f"<{pri}>Dec  1 06:55:46 h a: m")["level"] for pri in range(8, 16)]
+    assert levels == ["ERROR"] * 4 + ["WARN", "INFO", "INFO", "DEBUG"]
+
+
+def test_rfc_5424() -> None:
+    found = row("syslog", r'<165>1 2003-10-11T22:14:15.000003-07:00 h app 8710 ID47 [x@1 a="b\]"][y@2] text')
+    assert found["timestamp"] == "2003-10-12T05:14:15.000003Z"
+    assert found["metadata"] == {
+        "pri": 165,
+        "pid": 8710,
+        "message_id": "ID47",
+        "structured_data": r'[x@1 a="b\]"][y@2]',
+    }
+    with pytest.raises(Unparsed, match="'-' is not a time"):
+        parser("syslog").row("<165>1 - h app 8710 ID47 - text")
+
+
+def test_log4j_threads_and_levels() -> None:
+    found = row("log4j", "2015-07-29 17:41:44,747 - WARN  [Q[myid=1]/0:0:2181:FastLeaderElection@774] - timed out")
+    assert (found["service"], found["level"], found["message"]) == ("FastLeaderElection", "WARN", "timed out")
+    assert found["metadata"] == {"thread": "Q[myid=1]/0:0:2181", "line": 774}
+    found = row("log4j", "2015-10-18 18:01:47,978 FATAL [Socket Reader #1 for port 62260] o.a.Server: x: y")
+    assert (found["service"], found["level"], found["message"]) == ("o.a.Server", "ERROR", "x: y")
+    assert found["metadata"] == {"thread": "Socket Reader #1 for port 62260", "level": "FATAL"}
+
+
+def test_every_level_word_has_one_meaning() -> None:
+    words = [word for words in LEVELS.values() for word in words]
+    assert len(words) == len(set(words))
+
+
+def test_defaults_fill_only_what_is_missing() -> None:
+    line = "2015-10-18 18:01:47,978 [WARN] no logger named"
+    assert row("log4j", line)["service"] == "stem"
+    found = row("log4j", line, service="s", host="h", level="DEBUG")
+    assert (found["service"], found["host"], found["level"]) == ("s", "h", "WARN")
+
+
+def test_a_custom_pattern() -> None:
+    form = custom(
+        r"\[(?P<timestamp>\d\d\.\d\d \d\d:\d\d:\d\d)\] (?P<service>\S+) - (?P<peer>\S+) (?P<message>.*)",
+        "%m.%d %H:%M:%S",
+    )
+    found = row(form, "[10.30 16:49:06] chrome.exe - proxy:5070 open through proxy")
+    assert found["timestamp"] == "2023-10-30T16:49:06Z"
+    assert found["metadata"] == {"peer": "proxy:5070"}
+    with pytest.raises(Unparsed, match="does not match"):
+        parser(form).row("something else")
+    with pytest.raises(Invalid, match="timestamp"):
+        custom("(?P<message>.*)", ISO)
+    with pytest.raises(Invalid, match="not a regular expression"):
+        custom("(?P<timestamp>", ISO)
+
+
+def test_ndjson_defaults_leave_the_other_bytes_alone() -> None:
+    line = '{"timestamp":"2024-01-01T00:00:00Z","level":"X","metadata":{"a":1e2,"a":-0.0}}'
+    assert NdjsonParser(Defaults()).row(line) == line.encode()
+    filled = NdjsonParser(Defaults(service="s", level="INFO")).row(line)
+    assert b'"metadata":{"a":1e2,"a":-0.0}' in filled
+    assert json.loads(filled)["service"] == "s"
+    assert json.loads(filled)["level"] == "X"
+
+
+@pytest.mark.parametrize(
+    ("time_format", "text", "expected"),
+    [
+        (ISO, "2015-10-18 18:01:47,978", "2015-10-18T18:01:47.978Z"),
+        (ISO, "2015-10-18T18:01:47.123456789+05:30", "2015-10-18T12:31:47.123456Z"),
+        (ISO, "2015-10-18T18:01:47Z", "2015-10-18T18:01:47Z"),
+        ("%Y%m%d-%H:%M:%S:%f", "20171223-22:15:29:606", "2017-12-23T22:15:29.606Z"),
+        ("%Y-%m-%d-%H.%M.%S.%f", "2005-06-03-15.42.50.675872", "2005-06-03T15:42:50.675872Z"),
+        ("%a %b %d %H:%M:%S.%f %Y", "Sun Dec 04 04:47:44 2005", "2005-12-04T04:47:44Z"),
+        ("%s", "1077804742", "2004-02-26T14:25:42Z"),
+        ("%s.%f", "1077804742.25", "2004-02-26T14:25:42.25Z"),
+        ("%s", "1077804742123", "2004-02-26T14:25:42.123000Z"),
+    ],
+)
+def test_times(time_format: str, text: str, expected: str) -> None:
+    times = TimeParser(time_format, UTC, Window())
+    assert [times.wire(text), times.wire(text)] == [expected, expected]
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "2015-13-01 00:00:00", "2015-02-29 00:00:00", "2015-10-18 25:00:00"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a time"):
+        TimeParser(ISO, UTC, Window()).wire(text)
+
+
+def test_a_zone_with_summer_time() -> None:
+    times = TimeParser(ISO, ZoneInfo("Europe/Berlin"), Window())
+    assert times.wire("2024-01-01 12:00:00") == "2024-01-01T11:00:00Z"
+    assert times.wire("2024-07-01 12:00:00") == "2024-07-01T10:00:00Z"
+
+
+def years(lines: list[str], modified: datetime, year: int | None = None, zone: timezone = UTC) -> list[int]:
+    form = FORMATS["syslog"]
+
+    def make(within: Window) -> TextParser:
+        return TextParser(form, zone, within, Defaults())
+
+    chosen = make(window(make, lines, lines, year, zone, modified))
+    return [chosen.time(line).astimezone(zone).year for line in lines]
+
+
+def syslog(*days: str) -> list[str]:
+    return [f"{day} 12:00:00 h a: m" for day in days]
+
+
+def test_the_year_of_times_without_one() -> None:
+    spring = datetime(2024, 3, 10, tzinfo=UTC)
+    assert years(syslog("Dec 30", "Dec 31", "Jan  1", "Feb 29"), spring) == [2023, 2023, 2024, 2024]
+    assert years(syslog("Mar  9", "Mar 10"), spring) == [2024, 2024]  # later that day, in another zone perhaps
+    assert years(syslog("Mar 10", "Mar 12"), spring) == [2023, 2023]
+    # The file's last line counts, not the day it was copied: June must not come after December.
+    assert years(syslog("Jun 14", "Dec 10", "Feb 25"), datetime(2026, 11, 21, tzinfo=UTC)) == [2025, 2025, 2026]
+    assert years(syslog("Feb 29", "Mar  1"), datetime(2023, 1, 1, tzinfo=UTC))[0] == 2020
+
+
+def test_a_year_given_is_that_of_the_first_line() -> None:
+    assert years(syslog("Nov 30", "Dec 31", "Jan  1"), NOW, 2005) == [2005, 2005, 2006]
+    assert years(syslog("Jan  1", "Dec 31"), NOW, 2005) == [2005, 2005]
+    east = timezone(timedelta(hours=9))
+    assert years([line.replace("12:", "00:") for line in syslog("Jan  1", "Dec 31")], NOW, 2005, east) == [2005, 2005]
+
+
+def samples(name: str) -> list[tuple[dict[str, str], dict[str, Any]]]:
+    """(the CSV's fields, our row) of each line."""
+    log, table = LOGHUB / f"{name}_2k.log", LOGHUB / f"{name}_2k.log_structured.csv"
+    if not log.exists():
+        pytest.skip(f"the samples are not at {LOGHUB}")
+    lines = log.read_text().splitlines()
+    form, count = detect(lines[:100], UTC, NOW)
+    assert count == 100
+    chosen = parser(form, until=datetime(2026, 11, 21, tzinfo=UTC))
+    with table.open(newline="") as file:
+        expected = list(csv.DictReader(file))
+    rows = [json.loads(chosen.row(line.rstrip())) for line in lines]
+    assert len(rows) == len(expected) == 2000
+    return list(zip(expected, rows, strict=True))
+
+
+def wire(text: str, time_format: str) -> datetime:
+    return datetime.strptime(text, time_format).replace(tzinfo=UTC)
+
+
+def test_apache_sample() -> None:
+    levels = {"notice": "INFO", "error": "ERROR"}
+    for expected, found in samples("Apache"):
+        assert found["message"] == expected["Content"]
+        assert found["level"] == levels[expected["Level"]]
+        assert found["metadata"]["level"] == expected["Level"]
+        assert datetime.fromisoformat(found["timestamp"]) == wire(expected["Time"], "%a %b %d %H:%M:%S %Y")
+        assert found["host"] == (expected["Content"].split("]")[0][8:] if "[client" in expected["Content"] else "")
+
+
+def test_hdfs_sample() -> None:
+    for expected, found in samples("HDFS"):
+        assert found["message"] == expected["Content"]
+        assert found["level"] == expected["Level"]
+        assert found["service"] == expected["Component"]
+        assert found["metadata"] == {"pid": int(expected["Pid"])}
+        assert datetime.fromisoformat(found["timestamp"]) == wire(expected["Date"] + expected["Time"], "%y%m%d%H%M%S")
+
+
+def test_openssh_sample() -> None:
+    for expected, found in samples("OpenSSH"):
+        assert found["message"] == expected["Content"]
+        assert found["host"] == expected["Component"]
+        assert found["service"] == "sshd"
+        assert found["metadata"] == {"pid": int(expected["Pid"])}
+        text = f"2025 {expected['Date']} {expected['Day']} {expected['Time']}"
+        assert datetime.fromisoformat(found["timestamp"]) == wire(text, "%Y %b %d %H:%M:%S")
+
+
+def test_openstack_sample() -> None:
+    levels = {"INFO": "INFO", "WARNING": "WARN", "ERROR": "ERROR"}
+    for expected, found in samples("OpenStack"):
+        assert found["message"] == expected["Content"]
+        assert found["level"] == levels[expected["Level"]]
+        assert found["service"] == expected["Component"]
+        metadata = found["metadata"]
+        assert metadata["file"] == expected["Logrecord"]
+        assert metadata["pid"] == int(expected["Pid"])
+        assert metadata.get("context", "-") == expected["ADDR"]
+        assert metadata.get("level", found["level"]) == expected["Level"]
+        text = f"{expected['Date']} {expected['Time']}"
+        assert datetime.fromisoformat(found["timestamp"]) == wire(text, "%Y-%m-%d %H:%M:%S.%f")

@@ -1,0 +1,174 @@
+"""Decoding request bodies: good rows become canonical, bad ones are refused with index and field."""
+
+import json
+from typing import Any
+
+import pytest
+
+from services import datasets
+from services.core.errors import InvalidRow, Malformed
+from services.core.rows import MAX_LINE_BYTES, RowCodec, Rows, checksum
+
+LOG: dict[str, Any] = {
+    "timestamp": "2026-01-31T12:00:00.123456Z",
+    "level": "INFO",
+    "service": "auth",
+    "host": "worker-1",
+    "message": "ok",
+    "metadata": {"a": 1},
+}
+EVENT: dict[str, Any] = {
+    "eventId": "0B8F8F0E-5F0A-4E9E-9D0B-3F6F3A1F6C11",
+    "timestamp": "2026-01-31T12:00:00+02:00",
+    "userId": "user_1",
+    "eventType": "CLICK",
+    "device": {"type": "mobile"},
+}
+codec = RowCodec(datasets.find("logs"))
+events = RowCodec(datasets.find("events"))
+
+
+def log(**changes: Any) -> bytes:
+    return json.dumps([LOG, {**LOG, **changes}]).encode()
+
+
+def rows_of(decoded: Rows) -> list[tuple[Any, ...]]:
+    return list(decoded.tuples(5, 1_000))
+
+
+def test_a_log_in_canonical_form() -> None:
+    body = json.dumps(LOG).encode()
+    expected = (5 << 17, 1_000, 1_769_860_800_123_456, "INFO", "auth", "worker-1", "ok", '{"a": 1}')
+    assert rows_of(codec.decode_object(body)) == [expected]
+
+
+def test_missing_optional_columns_are_empty() -> None:
+    minimal = {key: LOG[key] for key in ("timestamp", "level", "service")}
+    [row] = rows_of(codec.decode_object(json.dumps(minimal).encode()))
+    assert row[-3:] == ("", "", "{}")
+
+
+def test_an_event_has_a_lower_case_uuid_utc_time_and_derived_device_type() -> None:
+    [row] = rows_of(events.decode_object(json.dumps(EVENT).encode()))
+    named = dict(zip(events.dataset.column_names, row, strict=True))
+    assert named["event_id"] == EVENT["eventId"].lower()
+    assert named["timestamp"] == 1_769_853_600_000_000
+    assert (named["device"], named["device_type"]) == ('{"type": "mobile"}', "mobile")
+
+
+@pytest.mark.parametrize("device", ["5", '"x"', "[1]", '{"type": 5}', "{}", "null"])
+def test_a_device_without_a_type_has_an_empty_device_type(device: str) -> None:
+    body = json.dumps({**EVENT, "device": "?"}).replace('"?"', device).encode()
+    [row] = rows_of(events.decode_object(body))
+    assert row[-1] == ""
+
+
+def test_json_columns_keep_the_bytes_of_the_client() -> None:
+    odd = '{"n": 1e200000, "z": -0.0,\n "k": 1, "k": 2, "u": "\\u00e9\\\\u0000"}'
+    body = json.dumps(LOG).replace('{"a": 1}', odd).encode()
+    [row] = rows_of(codec.decode_object(body))
+    assert row[-1] == odd
+
+
+def test_ndjson_ignores_blank_lines_and_numbers_rows_without_them() -> None:
+    good = json.dumps(LOG).encode()
+    assert codec.decode_lines(b"\n" + good + b"\n\n" + good).count == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"timestamp": "2026-01-31T12:00:00"}, "timestamp"),
+        ({"timestamp": "0001-01-01T00:00:00Z"}, "timestamp"),
+        ({"timestamp": "9999-12-31T23:59:59Z"}, "timestamp"),
+        ({"timestamp": "2100-01-01T00:00:00Z"}, "timestamp"),
+        ({"timestamp": "1969-12-31T23:59:59.999999Z"}, "timestamp"),
+        ({"timestamp": 1769860800}, "timestamp"),
+        ({"timestamp": "yesterday"}, "timestamp"),
+        ({"level": 5}, "level"),
+        ({"level": None}, "level"),
+        ({"message": "a\u0000b"}, "message"),
+        ({"colour": "red"}, "colour"),
+        ({"metadata": {"a": ["x\u0000"]}}, "metadata"),
+    ],
+)
+def test_a_bad_row_names_its_index_and_field(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRow) as refused:
+        codec.decode_array(log(**changes))
+    assert (refused.value.index, refused.value.field) == (1, field)
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(InvalidRow) as refused:
+        codec.decode_array(json.dumps([LOG, {"timestamp": LOG["timestamp"], "level": "INFO"}]).encode())
+    assert (refused.value.index, refused.value.field) == (1, "service")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"not json",
+        b'[{"timestamp": "2026-01-3',
+        b"\xff\xfe",
+        b'[{"message": "\xff"}]',
+        log().replace(b'{"a": 1}', b'{"a": "\xc3"}'),
+        log().replace(b'{"a": 1}', b'{"a": tru}'),
+    ],
+)
+def test_what_is_not_json_is_malformed(body: bytes) -> None:
+    with pytest.raises(Malformed):
+        codec.decode_array(body)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "x\udfffy", "\udc00\ud800"])
+@pytest.mark.parametrize("column", ["message", "metadata"])
+def test_a_lone_surrogate_is_refused_and_named(column: str, text: str) -> None:
+    with pytest.raises(Malformed, match="lone surrogate"):
+        codec.decode_array(log(**{column: text}))
+
+
+def test_a_surrogate_pair_is_a_character_like_any_other() -> None:
+    [_, row] = rows_of(codec.decode_array(log(message="\U0001f600", metadata={"a": "\U0001f600"})))
+    assert (row[-2], json.loads(row[-1])) == ("\U0001f600", {"a": "\U0001f600"})
+
+
+@pytest.mark.parametrize("depth", [201, 5_000, 200_000])
+def test_deep_nesting_is_refused(depth: int) -> None:
+    body = log(metadata="?").replace(b'"?"', b"[" * depth + b"]" * depth)
+    with pytest.raises((InvalidRow, Malformed)):
+        codec.decode_array(body)
+
+
+def test_brackets_inside_strings_are_not_nesting() -> None:
+    assert codec.decode_array(log(metadata={"a": "[" * 1000})).count == 2
+
+
+def test_a_row_larger_than_a_message_may_be_is_refused() -> None:
+    with pytest.raises(InvalidRow, match="bytes"):
+        codec.decode_array(log(message="x" * MAX_LINE_BYTES))
+    assert codec.decode_array(log(message="x" * (MAX_LINE_BYTES - 1024))).count == 2
+
+
+def test_lines_decode_to_the_rows_they_were_made_of() -> None:
+    rows = rows_of(codec.decode_array(log(message='quote " backslash \\ newline \n é \U0001f600')))
+    assert [codec.decode_line(line) for line in codec.encode(rows)] == rows
+
+
+def test_a_foreign_line_is_malformed() -> None:
+    with pytest.raises(Malformed):
+        codec.decode_line(b'{"id": "x"}')
+
+
+def test_the_checksum_does_not_depend_on_order_but_on_every_byte() -> None:
+    lines = [b"one", b"two", b"three"]
+    assert checksum(lines) == checksum(reversed(lines))
+    assert checksum(lines) != checksum([b"one", b"two", b"threE"])
+    assert 0 <= checksum(lines) < 1 << 63
+
+
+def test_joined_rows_and_their_slices_keep_order() -> None:
+    parts = [codec.decode_array(log(message=f"m{n}")) for n in range(3)]
+    joined = Rows.joined(parts)
+    assert joined.count == 6
+    assert [row[-2] for row in joined.slice(1, 4).tuples(1, 1)] == ["m0", "ok", "m1"]

@@ -1,0 +1,250 @@
+"""The checker finds one lost row, one doubled row and one altered byte; and says nothing of what is right."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from services.core.errors import StoreDown
+from services.core.ids import first_id
+from services.core.ledger import Batch
+from services.core.ports import Block, Message
+from services.core.rows import Row, RowCodec, checksum
+from services.datasets.logs import DATASET
+from services.stores.memory import MemoryStore
+from services.verify import dead_letters, reconcile
+from services.verify.dead_letters import DeadLetters
+from services.verify.reconcile import Result, Scope
+from services.verify.report import Report, as_json, show
+
+CODEC = RowCodec(DATASET)
+CREATED = 1_795_262_653_055_211
+IDS = (3, 4, 7, 8, 9)
+LAST = 9
+
+
+def rows_of(batch_id: int, count: int = 4) -> list[Row]:
+    start = first_id(batch_id)
+    return [
+        (start + n, CREATED + batch_id, 1_763_700_000_000_000 + n, "INFO", "api", "", f"message {n}", '{"n": 1.0}')
+        for n in range(count)
+    ]
+
+
+ACCEPTED = {batch_id: rows_of(batch_id) for batch_id in IDS}
+LEDGER = [Batch(b, 0, DATASET.name, len(r), checksum(CODEC.encode(r)), CREATED + b, ()) for b, r in ACCEPTED.items()]
+
+
+class Store(MemoryStore):
+    """Takes rows as a test wants to have them, one block a batch."""
+
+    def put(self, batch_id: int, rows: Sequence[Row]) -> None:
+        self.prepare(DATASET)
+        lines = b"".join(line + b"\n" for line in CODEC.encode(rows))
+        self.write(Block(DATASET, "topic", 0, batch_id, batch_id, CREATED // 86_400_000_000, len(rows), lines))
+
+
+def check(
+    changed: dict[int, Sequence[Row]],
+    dead: dict[int, int] | None = None,
+    sample: int | None = None,
+    seed: int = 1,
+) -> Result:
+    """Reconcile a store that holds what was accepted, but for `changed`."""
+    store = Store()
+    for batch_id, rows in {**ACCEPTED, **changed}.items():
+        store.put(batch_id, rows)
+    steps: list[int] = []
+    result = reconcile.reconcile(store, DATASET, iter(LEDGER), dead or {}, Scope(0, LAST, sample, seed), steps.append)
+    assert sum(steps) == 20
+    return result
+
+
+def differences(result: Result) -> dict[str, int]:
+    names = ("missing", "extra", "duplicated", "dead_lettered", "differing")
+    return {name: getattr(result, name) for name in names if getattr(result, name)}
+
+
+@pytest.fixture(params=[2_000_000, 8, 1], ids=["one chunk", "some chunks", "a chunk a batch"])
+def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "_CHUNK_ROWS", request.param)
+
+
+pytestmark = pytest.mark.usefixtures("_chunks")
+
+
+def test_all_is_well() -> None:
+    result = check({})
+    assert result.ok
+    assert (result.batches, result.expected, result.found, result.compared) == (5, 20, 20, 5)
+    assert not result.examples
+
+
+def test_one_lost_row() -> None:
+    result = check({7: ACCEPTED[7][1:]})
+    assert differences(result) == {"missing": 1}
+    assert not result.ok
+    assert result.examples == ["batch 7 of 4 rows: 1 missing"]
+
+
+def test_a_lost_batch() -> None:
+    assert differences(check({9: []})) == {"missing": 4}
+
+
+def test_one_duplicated_row() -> None:
+    assert differences(check({4: [*ACCEPTED[4], ACCEPTED[4][2]]})) == {"duplicated": 1}
+
+
+def test_a_loss_and_a_duplicate_do_not_cancel_out() -> None:
+    assert differences(check({4: [*ACCEPTED[4][1:], ACCEPTED[4][2]]})) == {"missing": 1, "duplicated": 1}
+
+
+@pytest.mark.parametrize("column", range(1, len(DATASET.column_names)))
+def test_one_altered_byte(column: int) -> None:
+    row = list(ACCEPTED[8][3])
+    row[column] = row[column] + 1 if isinstance(row[column], int) else row[column] + " "
+    result = check({8: [*ACCEPTED[8][:3], tuple(row)]})
+    assert differences(result) == {"differing": 1}
+    assert result.examples == ["batch 8 of 4 rows: contents differ"]
+
+
+def test_a_row_too_many() -> None:
+    assert differences(check({8: rows_of(8, 5)})) == {"extra": 1}
+
+
+@pytest.mark.parametrize("batch_id", [1, 5])
+def test_a_batch_the_ledger_does_not_know(batch_id: int) -> None:
+    result = check({batch_id: rows_of(batch_id, 2)})
+    assert differences(result) == {"extra": 2}
+    assert result.examples == [f"batch {batch_id} is not in the ledger: 2 rows"]
+
+
+def test_batches_beyond_the_point_are_left_alone() -> None:
+    assert check({LAST + 1: rows_of(LAST + 1)}).ok
+
+
+def test_a_dead_lettered_row_is_not_missing() -> None:
+    result = check({7: ACCEPTED[7][1:]}, dead={7: 1})
+    assert differences(result) == {"dead_lettered": 1}
+    assert result.ok
+    assert result.compared == 4
+
+
+def test_a_dead_lettered_row_that_was_stored_all_the_same() -> None:
+    assert differences(check({}, dead={7: 1})) == {"dead_lettered": 1, "extra": 1}
+
+
+def test_a_sample_is_repeatable_and_of_its_size() -> None:
+    assert check({}, sample=2).compared == 2
+    assert check({}, sample=0).compared == 0
+    assert check({}, sample=99).compared == 5
+    altered: dict[int, Sequence[Row]] = {b: [(*r[:-1], "{}") for r in rows] for b, rows in ACCEPTED.items()}
+    seen = [check(altered, sample=1, seed=seed).examples[0] for seed in range(20)]
+    assert seen == [check(altered, sample=1, seed=seed).examples[0] for seed in range(20)]
+    assert len(set(seen)) > 1
+
+
+class Topic:
+    """The dead letters' topic: two partitions, a gap where a control record lies."""
+
+    def __init__(self, records: Sequence[dict[str, Any]], answers: bool = True) -> None:
+        values = [msgspec.json.encode(r) for r in records]
+        self._messages = [Message(dead_letters.TOPIC, 0, 5 + 2 * n, b"", value) for n, value in enumerate(values)]
+        self._end = 5 + 2 * len(values)
+        self._answers = answers
+        self._reached = {0: 0, 1: 0}
+
+    def bounds(self) -> dict[int, tuple[int, int]]:
+        return {0: (5, self._end), 1: (0, 0)}
+
+    def assign(self, positions: dict[int, int]) -> None:
+        self._reached = dict(positions)
+
+    def poll(self, timeout: float) -> Sequence[Message]:
+        found, self._messages = self._messages[:2], self._messages[2:]
+        if not self._messages and self._answers:
+            self._reached[0] = self._end
+        return found
+
+    def reached(self) -> dict[int, int]:
+        return self._reached
+
+    def topic_id(self) -> str:
+        return "t"
+
+    def close(self) -> None: ...
+
+
+def letter(store: str = "memory", offset: int = 1, **more: Any) -> dict[str, Any]:
+    return {"store": store, "dataset": "logs", "topic": "logs.raw", "partition": 0, "offset": offset, **more}
+
+
+def test_dead_letters_are_counted_once() -> None:
+    records = [
+        letter(batch_id=7, id=70, reason="x"),
+        letter(batch_id=7, id=70, reason="x"),
+        letter(batch_id=7, id=71, reason="x"),
+        letter(batch_id=8, id=None, offset=2, rows=3),
+        letter(batch_id=None, offset=3),
+        letter(store="clickhouse", batch_id=7, id=70),
+    ]
+    opened: list[Topic] = []
+
+    def open_topic() -> Any:
+        opened.append(Topic(records))
+        return opened[-1]
+
+    letters = DeadLetters(open_topic)
+    assert letters.of(MemoryStore(), DATASET) == {7: 2, 8: 3}
+    assert letters.of(MemoryStore(), DATASET) == {7: 2, 8: 3}
+    assert len(opened) == 1
+
+
+def test_dead_letters_that_cannot_be_read_to_the_end() -> None:
+    with pytest.raises(StoreDown, match="end"):
+        dead_letters.read(lambda: Topic([letter(batch_id=7)], answers=False))  # type: ignore[arg-type, return-value]
+
+
+def test_a_store_that_keeps_its_rejects_is_asked_for_them() -> None:
+    class Lake(MemoryStore):
+        def rejected(self, dataset: Any) -> dict[int, int]:
+            return {4: 2}
+
+    def unread() -> Any:
+        raise AssertionError("the topic is not for this store")
+
+    assert DeadLetters(unread).of(Lake(), DATASET) == {4: 2}
+
+
+def results() -> Iterator[Result]:
+    yield check({})
+    yield check({7: ACCEPTED[7][1:]})
+
+
+def test_exit_codes() -> None:
+    good, bad = results()
+    assert Report(9, 1, [good], {}).exit_code == 0
+    assert Report(9, 1, [good, bad], {}).exit_code == 1
+    assert Report(9, 1, [good], {"lake": "away"}).exit_code == 2
+    assert Report(9, 1, [bad], {"lake": "away"}).exit_code == 1
+    assert Report(9, 1, [], {}).exit_code == 2
+
+
+def test_the_report_for_machines() -> None:
+    report = json.loads(as_json(Report(9, 5, list(results()), {})))
+    assert (report["ok"], report["as_of"], report["seed"]) == (False, 9, 5)
+    assert [r["missing"] for r in report["results"]] == [0, 1]
+    assert [r["ok"] for r in report["results"]] == [True, False]
+
+
+def test_the_report_for_people(tmp_path: Path) -> None:
+    with (tmp_path / "report").open("w+") as file:
+        show(Report(9, 5, list(results()), {"lake": "away"}), Console(file=file, width=200))
+        file.seek(0)
+        text = file.read()
+    for told in ("differs", "batch 7 of 4 rows: 1 missing", "lake could not be checked: away", "--seed 5"):
+        assert told in text
