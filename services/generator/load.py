@@ -21,7 +21,7 @@ from services.generator.synthesis import Synthesizer, seed_or_clock
 from services.runtime import metrics
 
 MAX_REQUESTS = 32  # in flight
-MAX_ROWS = 200_000  # in flight, but always at least one request
+MAX_ROWS = 100_000  # in flight, but always at least one request
 _LATENCIES = 100_000  # the newest are kept
 _MICROSECONDS = 1_000_000
 

@@ -10,7 +10,9 @@ from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.ledger import Range, SinkPosition
 from services.ledger import schema
 
-_SELECT = "SELECT partition, next_offset, intent_first, intent_last FROM sink_progress WHERE store = %s AND dataset = %s"
+_SELECT = (
+    "SELECT partition, next_offset, intent_first, intent_last FROM sink_progress WHERE store = %s AND dataset = %s"
+)
 
 
 class SinkProgress:

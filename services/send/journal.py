@@ -64,6 +64,7 @@ class Journal:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self._lock.close()
             raise NeedsOperator(f"another `logpipe send` of {path} is running") from error
         self.progress = self._read()
 

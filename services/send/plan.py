@@ -1,6 +1,7 @@
 """What to send, and how: a fresh run from the options given, or the rest of an earlier one with the options of that."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from datetime import tzinfo
 from pathlib import Path
 from uuid import uuid4
@@ -14,7 +15,7 @@ from services.datasets import find
 from services.send import parse
 from services.send.chunks import Chunk, Chunker
 from services.send.formats import FORMATS, ISO, Format
-from services.send.journal import Journal, Options
+from services.send.journal import Journal, Options, Progress
 from services.send.parse import NDJSON, Defaults, Parser
 from services.send.source import Source, decode
 from services.send.times import Window
@@ -36,7 +37,12 @@ class Given(msgspec.Struct, frozen=True):
 
 
 class Plan:
-    """Everything a transfer needs. `resumed`: rows of an earlier run come before."""
+    """Everything a transfer needs; to be closed. `resumed`: it goes on with an earlier run."""
+
+    run: str
+    resumed: bool
+    _cuts: frozenset[int]
+    _chunker: Chunker
 
     def __init__(
         self, path: str, given: Given, *, resume: bool, folder: Path, request_rows: int, say: Callable[[str], None]
@@ -44,34 +50,36 @@ class Plan:
         """Raises Invalid (the options), NeedsOperator (the file or the state) or Malformed (the file)."""
         if path == "-" and resume:
             raise Invalid("standard input cannot be resumed: it cannot be read from the start again")
-        self.source = Source(path)
-        self.journal = None if path == "-" else Journal(folder, path)
-        recorded = self.journal.progress if self.journal else None
-        self.resumed = bool(resume and recorded)
-        if recorded and self.resumed:
-            _refuse_changes(given, recorded.options)
-            options, self.run = recorded.options, recorded.run
-        else:
-            if recorded and recorded.begun:
-                say("an earlier send of this file was interrupted: this one begins anew (--resume would go on with it)")
-            options = self._options(given, request_rows, say)
-            self.run = self.journal.start(options).run if self.journal else uuid4().hex
-        parser = self._parser(options)
-        if self.resumed and recorded:
-            self.source.skip(recorded.done)
-            say(f"resuming after line {recorded.done.lines}, format {options.format or 'of --pattern'}")
-        self._cuts = (
-            frozenset(begun.end.lines for begun in recorded.begun) if self.resumed and recorded else frozenset()
-        )
-        self._chunker = Chunker(self.source, parser, RowCodec(find("logs")), options.request_rows)
+        with ExitStack() as opened:
+            self.source = opened.enter_context(closing(Source(path)))
+            self.journal = None if path == "-" else opened.enter_context(closing(Journal(folder, path)))
+            recorded = self.journal.progress if self.journal else None
+            if resume and recorded:
+                _refuse_changes(given, recorded.options)
+                self._go_on(recorded, say)
+            else:
+                self._begin(self._options(given, request_rows, say), recorded, say)
+            self.close = opened.pop_all().close
 
     def chunks(self) -> Iterator[Chunk]:
         return self._chunker.chunks(self._cuts)
 
-    def close(self) -> None:
-        self.source.close()
-        if self.journal:
-            self.journal.close()
+    def _go_on(self, recorded: Progress, say: Callable[[str], None]) -> None:
+        self.resumed, self.run = True, recorded.run
+        self._cuts = frozenset(begun.end.lines for begun in recorded.begun)
+        self._chunker = self._make_chunker(recorded.options)
+        self.source.skip(recorded.done)
+        say(f"resuming after line {recorded.done.lines}, format {recorded.options.format or 'of --pattern'}")
+
+    def _begin(self, options: Options, recorded: Progress | None, say: Callable[[str], None]) -> None:
+        self.resumed, self._cuts = False, frozenset()
+        self._chunker = self._make_chunker(options)
+        if recorded and recorded.begun:
+            say("an earlier send of this file was interrupted: this one begins anew (--resume would go on with it)")
+        self.run = self.journal.start(options).run if self.journal else uuid4().hex
+
+    def _make_chunker(self, options: Options) -> Chunker:
+        return Chunker(self.source, self._parser(options), RowCodec(find("logs")), options.request_rows)
 
     def _options(self, given: Given, request_rows: int, say: Callable[[str], None]) -> Options:
         if given.pattern and given.format:

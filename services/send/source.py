@@ -44,7 +44,11 @@ class Source:
         self.size = None if path == "-" else self._path.stat().st_size
         self._pipe = _Pipe(sys.stdin.fileno()) if path == "-" else None
         self._file: BinaryIO = cast(BinaryIO, io.BufferedReader(self._pipe)) if self._pipe else self._path.open("rb")
-        self._stream = _decompressed(self._file, self._pipe.head if self._pipe else _peek(self._file))
+        try:
+            self._stream = _decompressed(self._file, self._pipe.head if self._pipe else _peek(self._file))
+        except Malformed:
+            self._file.close()
+            raise
         if self._pipe:
             self._pipe.pauses = self._stream is self._file  # a decompressor would take a pause for the end
         self._lines = self._bytes = 0

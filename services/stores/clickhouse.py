@@ -218,9 +218,7 @@ class ClickHouseReader:
         yield from self._stream(query, first, last)
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
-        query = (
-            f"SELECT {_columns(dataset)} FROM {_quoted(dataset.name)} WHERE id >= {{start:Int64}} AND id < {{end:Int64}}"
-        )
+        query = f"SELECT {_columns(dataset)} FROM {_quoted(dataset.name)} WHERE id >= {{start:Int64}} AND id < {{end:Int64}}"
         yield from self._stream(query, first, last)
 
     def close(self) -> None:

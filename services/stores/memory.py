@@ -83,7 +83,11 @@ class MemoryStore:
 
 
 def _line_type(dataset: Dataset) -> type[msgspec.Struct]:
-    fields: list[Any] = [("id", Annotated[int, msgspec.Meta(ge=MAX_BATCH_ROWS)]), ("created_at", int), *map(_field, dataset.columns)]
+    fields: list[Any] = [
+        ("id", Annotated[int, msgspec.Meta(ge=MAX_BATCH_ROWS)]),
+        ("created_at", int),
+        *map(_field, dataset.columns),
+    ]
     return msgspec.defstruct("Line", fields, kw_only=True)
 
 

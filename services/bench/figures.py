@@ -1,0 +1,81 @@
+"""What a benchmark found, and the page it is published on."""
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_COMPONENTS = ("confluent-kafka", "chdb", "pyspark", "deltalake", "psycopg", "msgspec", "fastapi", "uvicorn")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of the table of goals. `better`: whether more or less is wanted. Values share `unit`."""
+
+    name: str
+    unit: str
+    values: list[float]
+    floor: float
+    goal: float
+    better: str = "more"
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def verdict(self) -> str:
+        def reached(bar: float) -> bool:
+            return self.median >= bar if self.better == "more" else self.median <= bar
+
+        return "goal reached" if reached(self.goal) else "floor reached" if reached(self.floor) else "below the floor"
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "cpu": models[0].partition(":")[2].strip() if models else platform.machine(),
+        "cores": str(os.cpu_count()),
+        "memory": f"{memory:.0f} GiB",
+        "python": platform.python_version(),
+        **{name: version(name) for name in _COMPONENTS},
+    }
+
+
+def publish(folder: Path, name: str, figures: Sequence[Figure]) -> Path:
+    """Write `<name>.md` and `<name>.json` into `folder`; the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    measured_on, when = machine(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    data: dict[str, Any] = {"when": when, "machine": measured_on, "figures": [asdict(f) for f in figures]}
+    (folder / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    lines = [
+        f"# {name}",
+        "",
+        f"Measured {when} by `make bench`, everything on the one machine, load generator included.",
+        "",
+        "| figure | unit | median | min … max | runs | floor | goal | |",
+        "|---|---|---:|---|---:|---:|---:|---|",
+        *(
+            f"| {f.name} | {f.unit} | {f.median:,.4g} | {min(f.values):,.4g} … {max(f.values):,.4g} | {len(f.values)} |"
+            f" {f.floor:,.4g} | {f.goal:,.4g} | {f.verdict} |"
+            for f in figures
+        ),
+        "",
+        *(f"- **{f.name}**: {note}" for f in figures for note in f.notes),
+        "",
+        "| machine | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in measured_on.items()),
+    ]
+    page = folder / f"{name}.md"
+    page.write_text("\n".join(lines) + "\n")
+    return page

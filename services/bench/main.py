@@ -1,0 +1,34 @@
+"""`logpipe bench`: parses, measures, publishes."""
+
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from services.bench import figures, generator, ingest, sustained
+
+_CASES = ("generator", "ingest", "sustained")
+
+
+@click.command()
+@click.option("--only", type=click.Choice(_CASES), multiple=True, help="Only this; may be repeated.")
+@click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Runs of each pair.")
+@click.option("--seconds", default=60, show_default=True, type=click.IntRange(10), help="How long a rate is held.")
+@click.option("--rate", "rates", multiple=True, type=int, default=(30_000, 45_000, 60_000), help="Rows/s, rising.")
+@click.option("--into", default="docs/benchmarks", show_default=True, help="Folder for the results.")
+def main(only: tuple[str, ...], runs: int, seconds: int, rates: tuple[int, ...], into: str) -> None:
+    """Measure the pipeline on this machine and write the results as tables."""
+    console = Console(highlight=False)
+    for case in only or _CASES:
+        console.rule(case)
+        with tempfile.TemporaryDirectory(prefix="logpipe-bench-") as name:
+            match case:
+                case "generator":
+                    found = generator.measure(runs)
+                case "ingest":
+                    found = ingest.measure(Path(name), runs, console.print)
+                case _:
+                    found = sustained.measure(Path(name), sorted(rates), seconds, console.print)
+        page = figures.publish(Path(into), case, found)
+        console.print(page.read_text())

@@ -1,0 +1,101 @@
+"""How many rows a minute the whole pipeline holds, and how fast it answers at half of that.
+
+A rate is held when every row was acknowledged, the generator kept its schedule, all stores had everything within 30 s
+of the last row, and `verify` found no row lost or doubled.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from services import datasets
+from services.bench.figures import Figure
+from services.generator.client import IngestClient
+from services.generator.load import Load, Report
+from services.local.settings import LocalSettings
+from services.local.stack import Stack
+
+_DRAIN_SECONDS = 30.0
+_BEHIND_MS = 1000.0  # a generator later than this did not offer the rate it says
+_EVENT_SHARE = 0.1
+_LATENCY_RATE = 15_000  # rows/s: half the floor of the sustained rate
+_SETTLE = 60.0  # seconds of a first load that is not counted: JIT compilers, first files, empty caches
+
+Say = Callable[[str], None]
+
+
+def measure(folder: Path, rates: list[int], seconds: int, say: Say) -> list[Figure]:
+    """Rates in rows/s, rising; stops at the first that is not held."""
+    with Stack(LocalSettings.on_free_ports(folder)) as stack:
+        say("warming up")
+        _offer(stack, rates[0] // 2, _SETTLE)
+        _verify(stack, 300)
+        latency = _latency(stack, seconds, say)
+        held, notes = 0.0, []
+        for rate in rates:
+            logs, _ = _offer(stack, rate, seconds)
+            drain = time.monotonic()
+            report = _verify(stack, 300, "--sample", "0")
+            drained = time.monotonic() - drain
+            problem = _problem(logs, report, drained)
+            notes.append(
+                f"{rate * 60:,} rows/min for {seconds} s: {problem or 'held'}; drained and verified {drained:.1f} s after"
+                f" the last row, generator at most {logs.max_behind_ms:,.0f} ms late"
+            )
+            say(notes[-1])
+            if problem:
+                break
+            held = rate * 60.0
+        checked = _verify(stack, 300, "--all")
+        rows = sum(result["expected"] for result in checked["results"] if result["store"] == "postgres")
+        notes.append(f"checksums of all {rows:,} rows in every store afterwards: {'equal' if checked['ok'] else checked}")
+    return [Figure("sustained, Spark lake", "rows/min", [held], 1_800_000, 3_600_000, notes=notes), latency]
+
+
+def _latency(stack: Stack, seconds: int, say: Say) -> Figure:
+    values = []
+    for run in range(3):
+        logs, _ = _offer(stack, _LATENCY_RATE, seconds / 2)
+        values.append(logs.p99_ms)
+        say(f"run {run + 1}: p50 {logs.p50_ms} ms, p99 {logs.p99_ms} ms at {_LATENCY_RATE:,} rows/s")
+    notes = [f"{_LATENCY_RATE * 60:,} rows/min in 1,000-row requests, all stores loading; from the time a request was due"]
+    return Figure("ingest p99", "ms", values, 100, 30, better="less", notes=notes)
+
+
+def _offer(stack: Stack, rate: int, seconds: float) -> tuple[Report, Report]:
+    async def both() -> tuple[Report, Report]:
+        async with IngestClient(f"http://127.0.0.1:{stack.settings.ingest_port}") as client:
+            logs = Load.at_rate(client, datasets.find("logs"), rate * (1 - _EVENT_SHARE), seconds)
+            events = Load.at_rate(client, datasets.find("events"), rate * _EVENT_SHARE, seconds)
+            return await asyncio.gather(logs.run(), events.run())
+
+    return asyncio.run(both())
+
+
+def _verify(stack: Stack, wait: float, *options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "services", "verify", "--json", "--wait", str(wait), *options]
+    done = subprocess.run(
+        command, env=os.environ | stack.settings.urls(), capture_output=True, text=True, check=False
+    )
+    if not done.stdout:
+        raise RuntimeError(f"verify could not check: {done.stderr[-2000:]}")
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def _problem(load: Report, report: dict[str, Any], drained: float) -> str:
+    if load.refused or load.indeterminate:
+        return f"{load.refused} rows refused, {load.indeterminate} indeterminate: {load.problem}"
+    if load.max_behind_ms > _BEHIND_MS:
+        return f"the generator ran {load.max_behind_ms:,.0f} ms late"
+    if not report["ok"]:
+        return f"verify: {report['results']} {report['unchecked']}"
+    if drained > _DRAIN_SECONDS:
+        return f"not drained within {_DRAIN_SECONDS:.0f} s"
+    return ""

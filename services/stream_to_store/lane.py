@@ -1,0 +1,147 @@
+"""One partition's way into a store: what has been read and not yet written, and how it is cut into blocks. No I/O.
+
+A block is the messages of a range of offsets. Once a range has been chosen (the intent) it is written as it is until
+it is finished, by whoever owns the partition: the same range holds the same rows, so a store can tell a repetition.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.core.dataset import Dataset
+from services.core.envelope import batch_of_key
+from services.core.ledger import Range, SinkPosition
+from services.core.ports import Block, Message
+from services.core.rows import LAST_TIME
+
+DAY = 86_400_000_000  # microseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A lane is due when it holds this much, or holds anything for `seconds`."""
+
+    rows: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A message and what its key and headers say; `problem` is why it can never be loaded, '' if it can."""
+
+    message: Message
+    batch_id: int | None
+    created_at: int
+    rows: int
+    problem: str = ""
+
+
+def examine(message: Message) -> Envelope:
+    rows = message.value.count(b"\n")
+    try:
+        batch_id = batch_of_key(message.key)
+    except ValueError:
+        return Envelope(message, None, 0, rows, f"the key {message.key!r} is not <batch>:<part>")
+    try:
+        created_at, announced = int(message.headers["created_at"]), int(message.headers["rows"])
+    except KeyError as error:
+        return Envelope(message, batch_id, 0, rows, f"there is no header {error}")
+    except ValueError as error:
+        return Envelope(message, batch_id, 0, rows, f"a header is not a number: {error}")
+    problem = ""
+    if not 0 <= created_at < LAST_TIME:
+        problem = f"created_at {created_at} is not between 1970 and 2100"
+    elif announced != rows or not message.value.endswith(b"\n"):
+        problem = f"the header announces {announced} lines, the value has {rows}"
+    return Envelope(message, batch_id, created_at, rows, problem)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """All of one partition's messages in `range`; those without a problem were accepted on one day."""
+
+    partition: int
+    range: Range
+    good: Sequence[Envelope]
+    poison: Sequence[Envelope]
+
+    def block(self, dataset: Dataset, topic_id: str) -> Block:
+        return Block(
+            dataset,
+            topic_id,
+            self.partition,
+            self.range.first,
+            self.range.last,
+            day=self.good[0].created_at // DAY if self.good else 0,
+            rows=sum(envelope.rows for envelope in self.good),
+            lines=b"".join(envelope.message.value for envelope in self.good),
+        )
+
+
+class Lane:
+    """`next_offset`: all below it is stored. `reached`: all below it is stored or held here."""
+
+    def __init__(self, position: SinkPosition, limits: Limits) -> None:
+        self.partition = position.partition
+        self.next_offset = self.reached = position.next_offset
+        self._intent = position.intent
+        self._limits = limits
+        self._held: list[Envelope] = []
+        self._rows = 0
+        self._bytes = 0
+        self._since = 0.0
+
+    @property
+    def pending(self) -> bool:
+        return self.reached > self.next_offset
+
+    def add(self, message: Message, now: float) -> None:
+        if message.offset < self.reached:
+            return
+        envelope = examine(message)
+        self._held.append(envelope)
+        self._rows += envelope.rows
+        self._bytes += len(message.value)
+        self.reach(message.offset + 1, now)
+
+    def reach(self, offset: int, now: float) -> None:
+        """Everything below `offset` was handed to `add`; the rest were control records."""
+        if offset > self.reached:
+            if not self.pending:
+                self._since = now
+            self.reached = offset
+
+    def due(self, now: float) -> bool:
+        if self._intent:
+            return self.reached > self._intent.last
+        full = self._rows >= self._limits.rows or self._bytes >= self._limits.bytes
+        return self.pending and (full or now - self._since >= self._limits.seconds)
+
+    def complete(self) -> bool:
+        """Whether `take` can be called before the lane is due."""
+        return self.pending and (self._intent is None or self.reached > self._intent.last)
+
+    def take(self) -> Slice:
+        """What to write next; the same again until it is `finish`ed."""
+        if self._intent is None:
+            self._intent = Range(self.next_offset, self._end_of_day() - 1)
+        taken = [e for e in self._held if e.message.offset <= self._intent.last]
+        return Slice(self.partition, self._intent, [e for e in taken if not e.problem], [e for e in taken if e.problem])
+
+    def finish(self) -> None:
+        assert self._intent is not None
+        self.next_offset = self._intent.last + 1
+        self._intent = None
+        self._held = [e for e in self._held if e.message.offset >= self.next_offset]
+        self._rows = sum(e.rows for e in self._held)
+        self._bytes = sum(len(e.message.value) for e in self._held)
+
+    def _end_of_day(self) -> int:
+        """The offset before which all messages were accepted on one day."""
+        day = None
+        for envelope in self._held:
+            if not envelope.problem:
+                if day is not None and envelope.created_at // DAY != day:
+                    return envelope.message.offset
+                day = envelope.created_at // DAY
+        return self.reached

@@ -1,0 +1,74 @@
+"""`logpipe stream-to-store`: parses, wires, runs."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import click
+from fastapi import FastAPI
+
+from services import datasets, stores
+from services.core.dataset import Dataset
+from services.core.ports import TransactionalProducer
+from services.ledger.sink_progress import SinkProgress
+from services.runtime import logs
+from services.runtime.health import Readiness
+from services.runtime.http import make_app, serve
+from services.stream_to_store.consumer import Consumer
+from services.stream_to_store.dead_letters import TOPIC, DeadLetters
+from services.stream_to_store.lane import Limits
+from services.stream_to_store.settings import StreamToStoreSettings
+from services.stream_to_store.workers import Workers
+from services.streams import kafka
+
+DRAIN_SECONDS = 20
+
+
+@click.command()
+@click.option("--store", required=True, help="The store to fill, e.g. clickhouse.")
+@click.option("--dataset", "names", multiple=True, help="A dataset to take; may be repeated. Default: all.")
+def main(store: str, names: tuple[str, ...]) -> None:
+    """Take datasets from their topics into a store, exactly once."""
+    settings = StreamToStoreSettings()
+    logs.configure("stream-to-store", settings.log_level)
+    chosen = tuple(map(datasets.find, names)) or datasets.all_datasets()
+    consumers = [make_consumer(settings, store, dataset) for dataset in chosen]
+    serve(create_app(settings, consumers), settings.host, settings.stream_to_store_port)
+
+
+def create_app(settings: StreamToStoreSettings, consumers: list[Consumer]) -> FastAPI:
+    readiness = Readiness()
+    for consumer in consumers:
+        readiness.add(consumer.dataset.name, consumer.problem)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        workers = Workers(consumers)
+        workers.start()
+        yield
+        await asyncio.to_thread(workers.stop, DRAIN_SECONDS)
+
+    return make_app("Stream to store", settings, [], lifespan, readiness)
+
+
+def make_consumer(settings: StreamToStoreSettings, store: str, dataset: Dataset) -> Consumer:
+    url, ledger = settings.kafka_url, settings.postgres_url.get_secret_value()
+
+    def ensure_topics() -> None:
+        topics = {dataset.topic: settings.kafka_partitions, TOPIC: 1}
+        kafka.ensure_topics(url, topics, settings.kafka_replication)
+
+    def open_producer() -> TransactionalProducer:
+        return kafka.KafkaProducer(url, f"logpipe-{TOPIC}-{uuid.uuid4()}")
+
+    return Consumer(
+        dataset,
+        store,
+        kafka.KafkaGroupReader(url, dataset.topic, f"logpipe-{store}-{dataset.name}"),
+        stores.open_writer(store),
+        DeadLetters(open_producer, store, dataset),
+        Limits(settings.block_rows, settings.block_bytes, settings.block_seconds),
+        ensure_topics,
+        lambda topic_id: SinkProgress(ledger, store, dataset.name, topic_id),
+    )

@@ -1,0 +1,93 @@
+"""Writing a slice whose rows a store may refuse: the refused ones become dead letters, their neighbours are stored."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from services.core.errors import RowRejected
+from services.core.ids import batch_of
+from services.core.ports import Block, StoreWriter
+from services.stream_to_store.dead_letters import DeadLetter, DeadLetters
+from services.stream_to_store.lane import Envelope, Slice
+
+
+class _Identity(msgspec.Struct):
+    id: int
+    created_at: int
+
+
+_decode = msgspec.json.Decoder(_Identity).decode
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    envelope: Envelope
+    number: int
+    data: bytes
+
+    def id(self) -> int | None:
+        """None when this is not a row of its batch at all."""
+        try:
+            row_id = _decode(self.data).id
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+        return row_id if batch_of(row_id) == self.envelope.batch_id else None
+
+
+def write(writer: StoreWriter, piece: Slice, block: Block, dead_letters: DeadLetters) -> int:
+    """Store what can be stored of `piece`, whose block is `block`; how many rows. Raises as the writer does.
+
+    A letter is sent before its neighbours are written: a store that already has them would not refuse it again.
+    """
+    dead_letters.send([_whole(envelope) for envelope in piece.poison])
+    lines: list[_Line] | None = None
+    while True:
+        try:
+            writer.write(block)
+            return block.rows
+        except RowRejected as refused:
+            if lines is None:
+                lines = list(_lines(piece.good))
+            # What is no row goes first, and all at once: stores count rows only, and name one at a time.
+            bad = {line for line in lines if line.id() is None} or {lines[refused.row]}
+            dead_letters.send([_one(line, refused.reason) for line in lines if line in bad])
+            lines = [line for line in lines if line not in bad]
+            block = replace(block, rows=len(lines), lines=b"".join(line.data for line in lines))
+
+
+def _lines(envelopes: Iterable[Envelope]) -> Iterator[_Line]:
+    for envelope in envelopes:
+        for number, data in enumerate(envelope.message.value.split(b"\n")[:-1]):
+            yield _Line(envelope, number, data + b"\n")
+
+
+def _whole(envelope: Envelope) -> DeadLetter:
+    message = envelope.message
+    return DeadLetter(
+        message.partition,
+        message.offset,
+        None,
+        envelope.batch_id,
+        None,
+        envelope.rows,
+        envelope.problem,
+        message.value,
+    )
+
+
+def _one(line: _Line, reason: str) -> DeadLetter:
+    message = line.envelope.message
+    row_id = line.id()
+    if row_id is None:
+        reason = f"not a row of batch {line.envelope.batch_id}"
+    return DeadLetter(
+        message.partition,
+        message.offset,
+        line.number,
+        line.envelope.batch_id,
+        row_id,
+        1,
+        reason,
+        line.data.rstrip(b"\n"),
+    )

@@ -1,0 +1,429 @@
+"""`logpipe send` against a small ingest API in this process: what is sent, retried, rejected and resumed."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from click.testing import CliRunner, Result
+
+from services.core.errors import InvalidRow
+from services.core.rows import RowCodec
+from services.datasets import find
+from services.send.main import main
+
+CODEC = RowCodec(find("logs"))
+Answer = tuple[int, dict[str, str], dict[str, Any]]
+
+
+class Ingest(ThreadingHTTPServer):
+    """Keeps rows by Idempotency-Key. `meddle` may answer a request in its place; it gets (number, key, body)."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.stored: dict[str, bytes] = {}
+        self.requests: list[tuple[str, bytes]] = []
+        self.tokens: set[str] = set()
+        self.meddle: Callable[[int, str, bytes], Answer | str | None] = lambda number, key, body: None
+        self._lock = threading.Lock()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for body in list(self.stored.values()) for line in body.split(b"\n")]
+
+    @property
+    def messages(self) -> list[str]:
+        return sorted(row["message"] for row in self.rows)
+
+    def answer(self, key: str, body: bytes) -> Answer | str:
+        """What to reply; "drop": store and hang up."""
+        with self._lock:
+            self.requests.append((key, body))
+            number = len(self.requests)
+        meddled = self.meddle(number, key, body)
+        if meddled and meddled != "drop":
+            return meddled
+        with self._lock:
+            if (before := self.stored.get(key)) is not None and before != body:
+                return 422, {}, {"detail": "same key, another body"}
+            try:
+                count = CODEC.decode_lines(body).count
+            except InvalidRow as error:
+                return 422, {}, {"detail": str(error), "index": error.index, "field": error.field}
+            self.stored[key] = body
+        if meddled:
+            return meddled
+        return 200, {}, {"status": "accepted", "type": "logs", "count": count, "duplicate": before is not None}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Ingest
+
+    def do_POST(self) -> None:
+        assert self.path == "/api/collect/logs"
+        assert self.headers["Content-Type"] == "application/x-ndjson"
+        self.server.tokens.add(self.headers.get("Authorization", ""))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        answer = self.server.answer(self.headers["Idempotency-Key"], body)
+        if isinstance(answer, str):
+            self.close_connection = True
+            self.connection.close()
+            return
+        status, headers, content = answer
+        encoded = json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(encoded))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(encoded)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def ingest() -> Iterator[Ingest]:
+    server = Ingest()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(autouse=True)
+def environment(ingest: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGPIPE_INGEST_URL", ingest.url)
+    monkeypatch.setenv("LOGPIPE_SEND_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("LOGPIPE_SEND_REQUEST_ROWS", "10")
+    monkeypatch.delenv("LOGPIPE_TOKEN", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def send(*args: str) -> Result:
+    return CliRunner().invoke(main, args, catch_exceptions=False)
+
+
+def lines(first: int, last: int) -> str:
+    return "".join(f"2024-01-01 00:00:{n % 60:02},000 INFO a.B: m{n:04}\n" for n in range(first, last + 1))
+
+
+def messages(first: int, last: int) -> list[str]:
+    return [f"m{n:04}" for n in range(first, last + 1)]
+
+
+def write(text: str | bytes, name: str = "app.log") -> str:
+    Path(name).write_bytes(text.encode() if isinstance(text, str) else text)
+    return name
+
+
+def figure(result: Result, label: str) -> int:
+    line = next(line for line in result.stdout.splitlines() if label in line)
+    return int(line.replace(label, "").strip("│ ").split()[0].replace(",", ""))
+
+
+def test_every_line_is_sent_once(ingest: Ingest) -> None:
+    result = send(write(lines(1, 95)))
+    assert result.exit_code == 0
+    assert ingest.messages == messages(1, 95)
+    assert "format log4j: 95 of the first 95 lines" in result.stderr
+    assert (figure(result, "lines read"), figure(result, "rows acked"), figure(result, "rejected")) == (95, 95, 0)
+    assert len(ingest.stored) == 10
+    assert not Path("app.log.rejects").exists()
+    send("app.log")
+    assert len(ingest.rows) == 190  # a second send is a new one
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress], ids=["plain", "gzip", "zstd"])
+def test_compression_is_known_by_the_content(ingest: Ingest, pack: Callable[[bytes], bytes]) -> None:
+    half = lines(1, 20).encode(), lines(21, 35).encode()
+    assert send(write(pack(half[0]) + pack(half[1]))).exit_code == 0
+    assert ingest.messages == messages(1, 35)
+
+
+def test_a_gzip_file_cut_short_sends_what_can_be_read(ingest: Ingest) -> None:
+    result = send(write(gzip.compress(os.urandom(4_000_000).hex().encode() + b"\n" + lines(1, 30).encode())[:-12]))
+    assert result.exit_code == 1
+    assert "broken" in result.stderr
+    result = send(write(gzip.compress(lines(1, 30).encode())[:-4]), "--format", "log4j")
+    assert result.exit_code == 1
+    assert "the compressed file is broken" in result.stderr
+
+
+def test_odd_lines(ingest: Ingest) -> None:
+    text = (
+        b"\xef\xbb\xbf2024-01-01 00:00:00,000 INFO a.B: bom\r\n"
+        b"\r\n   \n"
+        b"2024-01-01 00:00:00,000 INFO a.B: caf\xe9\n"
+        b"2024-01-01 00:00:00,000 INFO a.B: nul \x00\n"
+        b"no log line\ttab\n"
+        b"1950-01-01 00:00:00,000 INFO a.B: too early\n"
+        b"2024-02-31 00:00:00,000 INFO a.B: no such day\n"
+        b"2024-01-01 00:00:00,000 INFO a.B: "
+        + b"x" * 3_000_000
+        + b"\n2024-01-01 00:00:00,000 INFO a.B: "
+        + b"y" * 300_000
+        + b"\n2024-01-01 00:00:00,000 INFO a.B: no newline"
+    )
+    result = send(write(text), "--format", "log4j")
+    assert result.exit_code == 2
+    assert ingest.messages == ["bom", "café", "no newline"]
+    rejects = [line.split(b"\t", 2) for line in Path("app.log.rejects").read_bytes().splitlines()]
+    reasons = {int(line): reason.decode() for line, reason, _ in rejects}
+    assert list(reasons) == [5, 6, 7, 8, 9, 10]
+    assert "NUL" in reasons[5]
+    assert "does not match" in reasons[6]
+    assert "1970" in reasons[7]
+    assert "not a time" in reasons[8]
+    assert "1048576 bytes or more" in reasons[9]
+    assert "the row takes" in reasons[10]
+    assert rejects[1][2] == b"no log line\ttab"
+    assert (figure(result, "lines read"), figure(result, "rejected"), figure(result, "blank")) == (11, 6, 2)
+    assert figure(result, "not UTF-8 (read as Latin-1)") == 1
+
+
+def test_ndjson_is_validated_line_by_line(ingest: Ingest) -> None:
+    good = '{"timestamp":"2024-01-01T00:00:00Z","level":"INFO","service":"s","message":"ok"}\n'
+    bad = [
+        '{"level":"INFO"}',
+        "[]",
+        '{"timestamp":',
+        good.replace("ok", "\\u0000").strip(),
+        good.replace("ok", "\\ud800"),
+    ]
+    result = send(write(good + "\n".join(bad) + good))
+    assert result.exit_code == 2
+    assert ingest.messages == ["ok", "ok"]
+    assert [line.split("\t")[0] for line in Path("app.log.rejects").read_text().splitlines()] == [
+        "2",
+        "3",
+        "4",
+        "5",
+        "6",
+    ]
+
+
+def test_failures_are_retried_under_the_same_key(ingest: Ingest) -> None:
+    failures: dict[int, Answer | str] = {
+        1: (503, {"Retry-After": "1"}, {"detail": "full"}),
+        2: (409, {}, {"detail": "still running"}),
+        3: "drop",
+        4: (502, {}, {}),
+    }
+    ingest.meddle = lambda number, key, body: failures.get(number)
+    started = time.monotonic()
+    result = send(write(lines(1, 10)))
+    assert result.exit_code == 0
+    assert time.monotonic() - started >= 1
+    assert len({key for key, _ in ingest.requests}) == 1
+    assert len(ingest.requests) == 5
+    assert ingest.messages == messages(1, 10)
+    assert figure(result, "of them duplicates") == 10  # the dropped reply's rows were stored
+
+
+def test_a_row_that_only_ingest_refuses_is_left_out(ingest: Ingest) -> None:
+    def refuse(number: int, key: str, body: bytes) -> Answer | None:
+        rows = body.split(b"\n")
+        bad = next((i for i, row in enumerate(rows) if b"m0003" in row or b"m0007" in row), None)
+        return None if bad is None else (422, {}, {"detail": f"row {bad}: no", "index": bad, "field": "message"})
+
+    ingest.meddle = refuse
+    result = send(write(lines(1, 10)))
+    assert result.exit_code == 2
+    assert ingest.messages == [m for m in messages(1, 10) if m not in ("m0003", "m0007")]
+    assert len({key for key, _ in ingest.requests}) == 3
+    assert [line.split("\t")[0] for line in Path("app.log.rejects").read_text().splitlines()] == ["3", "7"]
+
+
+def test_giving_up_says_how_to_go_on_and_going_on_works(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGPIPE_SEND_PATIENCE", "0.3")
+    monkeypatch.setenv("LOGPIPE_SEND_IN_FLIGHT", "3")
+    # One reply is lost, and from then on nothing works: that chunk's fate is unknown to the sender.
+    ingest.meddle = lambda number, key, body: "drop" if b"m0031" in body else (503, {}, {}) if number > 3 else None
+    result = send(write(lines(1, 95)))
+    assert result.exit_code == 1
+    assert "gave up after 0.3 s" in result.stderr
+    assert "logpipe send --resume app.log" in result.stderr
+    before = len(ingest.requests)
+    ingest.meddle = lambda number, key, body: None
+    result = send("app.log", "--resume")
+    assert result.exit_code == 0
+    assert ingest.messages == messages(1, 95)
+    assert 0 < len(ingest.requests) - before < 10  # what was acked is not sent again
+    done = len(ingest.requests)
+    assert send("app.log", "--resume").exit_code == 0
+    assert len(ingest.requests) == done
+
+
+def test_a_file_that_grew_while_a_chunk_was_under_way(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGPIPE_SEND_PATIENCE", "0")
+    ingest.meddle = lambda number, key, body: "drop"
+    write(lines(1, 14))
+    assert send("app.log").exit_code == 1
+    ingest.meddle = lambda number, key, body: None
+    write(lines(1, 27))
+    assert send("app.log", "--resume").exit_code == 0
+    assert ingest.messages == messages(1, 27)
+    write(lines(1, 33))
+    assert send("app.log", "--resume").exit_code == 0
+    assert ingest.messages == messages(1, 33)
+
+
+def test_a_line_finished_later_is_not_sent_as_a_changed_one(ingest: Ingest) -> None:
+    write(lines(1, 3).rstrip("\n"))
+    assert send("app.log").exit_code == 0
+    write(lines(1, 5))
+    result = send("app.log", "--resume")
+    assert result.exit_code == 0
+    assert ingest.messages == messages(1, 5)
+    assert figure(result, "lines read") == 2
+
+
+def test_another_file_under_the_same_name_is_refused(ingest: Ingest) -> None:
+    send(write(lines(1, 20)))
+    write(lines(101, 130))
+    result = send("app.log", "--resume")
+    assert result.exit_code == 1
+    assert "send it without --resume" in result.stderr
+    assert len(ingest.rows) == 20
+
+
+def test_a_resumed_run_keeps_its_options(ingest: Ingest) -> None:
+    write(lines(1, 3))
+    send("app.log", "--host", "h1", "--timezone", "Europe/Berlin")
+    write(lines(1, 5))
+    result = send("app.log", "--resume", "--host", "h2")
+    assert result.exit_code == 1
+    assert "--host h1" in result.stderr
+    assert send("app.log", "--resume").exit_code == 0
+    assert {(row["host"], row["timestamp"][:13]) for row in ingest.rows} == {("h1", "2023-12-31T23")}
+
+
+def test_a_token_is_sent_and_a_refused_one_is_explained(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGPIPE_TOKEN", "secret")
+    ingest.meddle = lambda number, key, body: (401, {}, {"detail": "send the header"})
+    result = send(write(lines(1, 3)))
+    assert result.exit_code == 1
+    assert "LOGPIPE_TOKEN" in result.stderr
+    assert "secret" not in result.stderr
+    assert ingest.tokens == {"Bearer secret"}
+    assert len(ingest.requests) == 1
+
+
+def test_options_that_make_no_sense(ingest: Ingest) -> None:
+    write("what\nis\nthis\n")
+    for args, reason in (
+        ((), "none of the first 3 lines"),
+        (("--timezone", "Mars/Base"), "unknown time zone"),
+        (("--pattern", "(?P<a>.*)"), "timestamp"),
+        (("--pattern", "(?P<timestamp>.*)", "--format", "syslog"), "exclude each other"),
+        (("--time-format", "%Y"), "goes with --pattern"),
+    ):
+        result = send("app.log", *args)
+        assert result.exit_code == 1
+        assert reason in result.stderr
+    assert send("-", "--resume").exit_code == 1
+    assert not ingest.requests
+
+
+def test_an_empty_file_is_no_failure(ingest: Ingest) -> None:
+    assert send(write("")).exit_code == 0
+    assert send(write("\n \n")).exit_code == 0
+    assert not ingest.requests
+
+
+def test_the_years_of_a_syslog_file(ingest: Ingest) -> None:
+    write("Dec 31 23:59:59 h a: old\nJan  1 00:00:01 h a: new\n")
+    os.utime("app.log", (1_700_000_000, 1_700_000_000))  # November 2023
+    assert send("app.log").exit_code == 0
+    assert [row["timestamp"] for row in ingest.rows] == ["2022-12-31T23:59:59Z", "2023-01-01T00:00:01Z"]
+    ingest.stored.clear()
+    assert send("app.log", "--year", "2005").exit_code == 0
+    assert [row["timestamp"][:4] for row in ingest.rows] == ["2005", "2006"]
+
+
+def command(*args: str, **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "services", "send", *args],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        **options,
+    )
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
+
+
+def test_a_live_pipe_is_sent_as_it_comes(ingest: Ingest) -> None:
+    process = command("-", stdin=subprocess.PIPE)
+    assert process.stdin
+    process.stdin.write(lines(1, 3).encode() + b"2024-01-01 00:00:00,000 INFO a.B: ")
+    process.stdin.flush()
+    until(lambda: ingest.messages == messages(1, 3))  # though the pipe is still open, and a line half written
+    process.stdin.write(b"m0004\n" + lines(5, 5).encode().rstrip())
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert ingest.messages == messages(1, 5)
+
+
+def test_a_compressed_pipe(ingest: Ingest) -> None:
+    process = command("-", stdin=subprocess.PIPE)
+    _, err = process.communicate(gzip.compress(lines(1, 200).encode()), timeout=20)
+    assert process.returncode == 0, err
+    assert ingest.messages == messages(1, 200)
+
+
+def test_an_interrupt_leaves_it_resumable(ingest: Ingest) -> None:
+    held = threading.Event()
+
+    def hold(number: int, key: str, body: bytes) -> None:
+        if number > 3:
+            held.wait(20)
+
+    ingest.meddle = hold
+    process = command(write(lines(1, 95)))
+    until(lambda: len(ingest.requests) >= 6)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    held.set()
+    assert process.returncode == 130
+    assert b"logpipe send --resume app.log" in err
+    assert send("app.log", "--resume").exit_code == 0
+    assert ingest.messages == messages(1, 95)
+
+
+def test_two_sends_of_one_file_at_once_are_refused(ingest: Ingest) -> None:
+    held = threading.Event()
+
+    def hold(number: int, key: str, body: bytes) -> None:
+        held.wait(20)
+
+    ingest.meddle = hold
+    process = command(write(lines(1, 5)))
+    until(lambda: len(ingest.requests) == 1)
+    result = send("app.log", "--resume")
+    held.set()
+    process.communicate(timeout=20)
+    assert result.exit_code == 1
+    assert "another `logpipe send` of app.log is running" in result.stderr
+    assert process.returncode == 0
