@@ -15,6 +15,7 @@ COMMANDS = {
     "stream-to-lake": "spark_jobs.stream_to_lake:main",
     "generator": "services.generator.main:main",
     "query-api": "services.query_api.main:main",
+    "bench": "services.bench.main:main",
     "verify": "services.verify.main:main",
     "send": "services.send.main:main",
 }

@@ -13,35 +13,47 @@ from services.local.stack import Stack
 
 
 @contextmanager
-def running(*names: str) -> Iterator[Stack]:
-    """In a folder of its own with a short path: a Unix socket's must stay below 100 characters."""
+def _short_folder() -> Iterator[Path]:
+    """pytest's own tmp_path is too long for a Unix socket in it, whose path must stay below 100 characters."""
     folder = Path(tempfile.mkdtemp(prefix="logpipe-"))
     try:
-        with Stack(LocalSettings.on_free_ports(folder), names) as stack:
-            yield stack
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def _running(*names: str) -> Iterator[Stack]:
+    with _short_folder() as folder, Stack(LocalSettings.on_free_ports(folder), names) as stack:
+        yield stack
+
+
+@pytest.fixture
+def stack_folder() -> Iterator[Path]:
+    """For a test that runs a stack of its own."""
+    with _short_folder() as folder:
+        yield folder / "stack"
+
+
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    with running("postgres") as stack:
+    with _running("postgres") as stack:
         yield stack.settings.urls()["LOGPIPE_POSTGRES_URL"]
 
 
 @pytest.fixture(scope="session")
 def kafka_url() -> Iterator[str]:
-    with running("kafka") as stack:
+    with _running("kafka") as stack:
         yield stack.settings.urls()["LOGPIPE_KAFKA_URL"]
 
 
 @pytest.fixture(scope="session")
 def clickhouse_url() -> Iterator[str]:
-    with running("clickhouse") as stack:
+    with _running("clickhouse") as stack:
         yield stack.settings.urls()["LOGPIPE_CLICKHOUSE_URL"]
 
 
 @pytest.fixture(scope="session")
 def hdfs_url() -> Iterator[str]:
-    with running("namenode", "datanode") as stack:
+    with _running("namenode", "datanode") as stack:
         yield stack.settings.urls()["LOGPIPE_HDFS_URL"]

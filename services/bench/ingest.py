@@ -13,7 +13,7 @@ from services import datasets
 from services.bench.figures import Figure
 from services.generator.client import IngestClient
 from services.generator.synthesis import Synthesizer
-from services.local.postgres import binaries
+from services.local.postgres import binary
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.stores.postgres import copy_target
@@ -29,19 +29,20 @@ Say = Callable[[str], None]
 def measure(folder: Path, runs: int, say: Say) -> list[Figure]:
     """Pairs of one `\\copy` and one run by HTTP, each into the emptied table."""
     dataset = datasets.find("logs")
-    bodies = [Synthesizer(dataset, seed=1).ndjson(n, _REQUEST_ROWS) for n in range(0, _ROWS, _REQUEST_ROWS)]
+    table = Synthesizer(dataset, seed=1, start_us=time.time_ns() // 1000, step_us=100)
+    bodies = [table.ndjson(first, _REQUEST_ROWS) for first in range(0, _ROWS, _REQUEST_ROWS)]
     copied, sent, published = [], [], []
     with Stack(LocalSettings.on_free_ports(folder), _COMPONENTS) as stack:
         url = stack.settings.urls()["LOGPIPE_POSTGRES_URL"]
         ingest = f"http://127.0.0.1:{stack.settings.ingest_port}"
-        table = copy_target(dataset, int(time.time()) // 86_400)
+        target = copy_target(dataset, int(time.time()) // 86_400)
         file = folder / "rows.copy"
         asyncio.run(_send(ingest, bodies))  # the warm-up, and the rows that \copy will be given
-        _psql(url, f"\\copy {table} to '{file}'")
+        _psql(url, f"\\copy {target} to '{file}'")
         for run in range(runs):
             _empty(url)
             started = time.perf_counter()
-            _psql(url, f"\\copy {table} from '{file}'")
+            _psql(url, f"\\copy {target} from '{file}'")
             copied.append(_ROWS / (time.perf_counter() - started))
             _empty(url)
             started = time.perf_counter()
@@ -51,12 +52,15 @@ def measure(folder: Path, runs: int, say: Say) -> list[Figure]:
             say(f"run {run + 1}: copy {copied[-1]:,.0f} rows/s, HTTP {sent[-1]:,.0f}, in Kafka {published[-1]:,.0f}")
     ratios = [100 * ours / limit for ours, limit in zip(sent, copied, strict=True)]
     notes = [
-        f"\\copy {min(copied):,.0f} … {max(copied):,.0f} rows/s; HTTP → PostgreSQL {min(sent):,.0f} … {max(sent):,.0f};"
-        f" until the last was in Kafka, too, {min(published):,.0f} … {max(published):,.0f}",
-        f"{_ROWS:,} log rows, requests of {_REQUEST_ROWS:,} rows by {_CLIENTS} clients, one ingest process; table with"
-        " btree(timestamp) and BRIN(id), emptied before each run",
+        rf"\copy {_spread(copied)} rows/s; HTTP → PostgreSQL {_spread(sent)}; until also in Kafka {_spread(published)}",
+        f"{_ROWS:,} log rows in requests of {_REQUEST_ROWS:,} by {_CLIENTS} clients, one ingest process",
+        "table with btree(timestamp) and BRIN(id), emptied before each run",
     ]
     return [Figure("ingest against \\copy", "%", ratios, 60, 90, notes=notes)]
+
+
+def _spread(values: list[float]) -> str:
+    return f"{min(values):,.0f} … {max(values):,.0f}"
 
 
 async def _send(url: str, bodies: list[bytes]) -> None:
@@ -89,4 +93,4 @@ def _empty(url: str) -> None:
 
 
 def _psql(url: str, command: str) -> None:
-    subprocess.run([binaries() / "psql", url, "--quiet", "--set=ON_ERROR_STOP=1", "-c", command], check=True)
+    subprocess.run([binary("psql"), url, "--quiet", "--set=ON_ERROR_STOP=1", "-c", command], check=True)

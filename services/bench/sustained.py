@@ -45,8 +45,8 @@ def measure(folder: Path, rates: list[int], seconds: int, say: Say) -> list[Figu
             drained = time.monotonic() - drain
             problem = _problem(logs, report, drained)
             notes.append(
-                f"{rate * 60:,} rows/min for {seconds} s: {problem or 'held'}; drained and verified {drained:.1f} s after"
-                f" the last row, generator at most {logs.max_behind_ms:,.0f} ms late"
+                f"{rate * 60:,} rows/min for {seconds} s: {problem or 'held'}; drained and verified {drained:.1f} s"
+                f" after the last row, generator at most {logs.max_behind_ms:,.0f} ms late"
             )
             say(notes[-1])
             if problem:
@@ -54,7 +54,9 @@ def measure(folder: Path, rates: list[int], seconds: int, say: Say) -> list[Figu
             held = rate * 60.0
         checked = _verify(stack, 300, "--all")
         rows = sum(result["expected"] for result in checked["results"] if result["store"] == "postgres")
-        notes.append(f"checksums of all {rows:,} rows in every store afterwards: {'equal' if checked['ok'] else checked}")
+        notes.append(
+            f"checksums of all {rows:,} rows in every store afterwards: {'equal' if checked['ok'] else checked}"
+        )
     return [Figure("sustained, Spark lake", "rows/min", [held], 1_800_000, 3_600_000, notes=notes), latency]
 
 
@@ -64,7 +66,9 @@ def _latency(stack: Stack, seconds: int, say: Say) -> Figure:
         logs, _ = _offer(stack, _LATENCY_RATE, seconds / 2)
         values.append(logs.p99_ms)
         say(f"run {run + 1}: p50 {logs.p50_ms} ms, p99 {logs.p99_ms} ms at {_LATENCY_RATE:,} rows/s")
-    notes = [f"{_LATENCY_RATE * 60:,} rows/min in 1,000-row requests, all stores loading; from the time a request was due"]
+    notes = [
+        f"{_LATENCY_RATE * 60:,} rows/min in 1,000-row requests, all stores loading; from the time a request was due"
+    ]
     return Figure("ingest p99", "ms", values, 100, 30, better="less", notes=notes)
 
 
@@ -80,9 +84,7 @@ def _offer(stack: Stack, rate: int, seconds: float) -> tuple[Report, Report]:
 
 def _verify(stack: Stack, wait: float, *options: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "services", "verify", "--json", "--wait", str(wait), *options]
-    done = subprocess.run(
-        command, env=os.environ | stack.settings.urls(), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, env=os.environ | stack.settings.urls(), capture_output=True, text=True, check=False)
     if not done.stdout:
         raise RuntimeError(f"verify could not check: {done.stderr[-2000:]}")
     report: dict[str, Any] = json.loads(done.stdout)

@@ -45,9 +45,9 @@ async def start(
 ) -> dict[str, Any]:
     """Send a batch of logs each `log_interval` and one of events each `event_interval`, from now on."""
     generator = _generator(request)
-    generator.start(Config(batch_size, log_interval, event_interval))
+    seed = generator.start(Config(batch_size, log_interval, event_interval))
     status = generator.status()
-    return {"status": "started", "config": status["config"], "throughput": status["throughput"]}
+    return {"status": "started", "config": status["config"], "throughput": status["throughput"], "seed": seed}
 
 
 @router.post("/control/stop", tags=["control"], dependencies=[needs("control")])

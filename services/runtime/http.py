@@ -3,6 +3,7 @@
 A room adds its routes to an APIRouter and says by `access` who may call them.
 """
 
+import signal
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -77,6 +78,8 @@ def serve(app: Starlette, host: str, port: int) -> None:
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         backlog=4096,
     )
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again once it has ended: that is no failure
+        signal.signal(number, lambda number, frame: None)
     uvicorn.Server(config).run()
 
 

@@ -4,7 +4,7 @@ The same file from the same mark gives the same chunks again, if the options are
 a chunk then stands for the same body.
 """
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from services.core.errors import InvalidRow, Malformed
@@ -54,20 +54,21 @@ class Chunker:
         self._validate: Callable[[bytes], object] = codec.decode_lines
         self._limit = rows
 
-    def chunks(self, cuts: Set[int] = frozenset()) -> Iterator[Chunk]:
-        """From where the source stands. `cuts`: lines after which an earlier run ended a chunk.
+    def chunks(self, cuts: Sequence[Mark] = ()) -> Iterator[Chunk]:
+        """From where the source stands. `cuts`: where an earlier run ended its chunks.
 
         Raises Malformed when the source does, after the lines before that place.
         """
+        ends = {cut.lines for cut in cuts}
         lines: list[bytes] = []
         size, start = 0, self._source.mark()
         broken = None
         try:
-            for line in self._source.lines():
+            for line in self._source.lines([cut.bytes for cut in cuts]):
                 if line is not None:
                     lines.append(line)
                     size += len(line)
-                    if len(lines) < self._limit and size < CHUNK_BYTES and start.lines + len(lines) not in cuts:
+                    if len(lines) < self._limit and size < CHUNK_BYTES and start.lines + len(lines) not in ends:
                         continue
                 if lines:
                     yield self._chunk(start, lines)

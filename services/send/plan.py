@@ -17,7 +17,7 @@ from services.send.chunks import Chunk, Chunker
 from services.send.formats import FORMATS, ISO, Format
 from services.send.journal import Journal, Options, Progress
 from services.send.parse import NDJSON, Defaults, Parser
-from services.send.source import Source, decode
+from services.send.source import Mark, Source, decode
 from services.send.times import Window
 
 _DETECTION_LINES = 100
@@ -41,7 +41,7 @@ class Plan:
 
     run: str
     resumed: bool
-    _cuts: frozenset[int]
+    _cuts: list[Mark]
     _chunker: Chunker
 
     def __init__(
@@ -66,13 +66,13 @@ class Plan:
 
     def _go_on(self, recorded: Progress, say: Callable[[str], None]) -> None:
         self.resumed, self.run = True, recorded.run
-        self._cuts = frozenset(begun.end.lines for begun in recorded.begun)
+        self._cuts = [begun.end for begun in recorded.begun]
         self._chunker = self._make_chunker(recorded.options)
         self.source.skip(recorded.done)
         say(f"resuming after line {recorded.done.lines}, format {recorded.options.format or 'of --pattern'}")
 
     def _begin(self, options: Options, recorded: Progress | None, say: Callable[[str], None]) -> None:
-        self.resumed, self._cuts = False, frozenset()
+        self.resumed, self._cuts = False, []
         self._chunker = self._make_chunker(options)
         if recorded and recorded.begun:
             say("an earlier send of this file was interrupted: this one begins anew (--resume would go on with it)")

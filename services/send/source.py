@@ -8,7 +8,7 @@ import sys
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +52,7 @@ class Source:
         if self._pipe:
             self._pipe.pauses = self._stream is self._file  # a decompressor would take a pause for the end
         self._lines = self._bytes = 0
+        self._torn = False  # what was read ended within a line
         self._hash = xxhash.xxh3_64()
 
     def modified(self) -> datetime:
@@ -71,6 +72,7 @@ class Source:
             while block := self._stream.read(min(mark.bytes - self._bytes, _BUFFER)):
                 self._hash.update(block)
                 self._bytes += len(block)
+                self._torn = block[-1:] != b"\n"
         self._lines = mark.lines
         if self.mark() != mark:
             raise NeedsOperator(
@@ -78,21 +80,31 @@ class Source:
                 " send it without --resume"
             )
 
-    def lines(self) -> Iterator[bytes | None]:
-        """Each line with its newline, cut at MAX_LINE bytes; of a pipe, about every second None."""
+    def lines(self, cuts: Sequence[int] = ()) -> Iterator[bytes | None]:
+        """Each line with its newline, cut at MAX_LINE bytes; of a pipe, about every second None.
+
+        `cuts`: bytes of the file, in order, where it once ended: a line ends there too, whatever was added since.
+        """
         readline, update, pipe = self._stream.readline, self._hash.update, self._pipe
         kept, paused = b"", time.monotonic()  # kept: the start of a line whose rest has not come yet
+        ahead = deque(cuts)
         with _translated():
             while True:
-                piece = readline(MAX_LINE)
+                piece = readline(min(MAX_LINE, ahead[0] - self._bytes) if ahead else MAX_LINE)
                 update(piece)
                 self._bytes += len(piece)
                 if pipe and time.monotonic() - paused > _PAUSE_SECONDS:
                     yield None
                     paused = time.monotonic()
-                if piece[-1:] != b"\n" and (len(piece) == MAX_LINE or (pipe and not pipe.ended)):
+                whole = piece[-1:] == b"\n"
+                if ahead and self._bytes == ahead[0]:
+                    ahead.popleft()
+                elif not whole and (len(piece) == MAX_LINE or (pipe and not pipe.ended)):
                     kept = (kept + piece)[:MAX_LINE]
                     continue
+                torn, self._torn = self._torn, not whole
+                if torn and piece in (b"\n", b"\r\n"):
+                    continue  # it ends the line before, which went out without it
                 if kept:
                     piece, kept = (kept + piece)[:MAX_LINE], b""
                 if not piece:
@@ -151,6 +163,13 @@ class _Pipe(io.RawIOBase):
         return count
 
 
+class _Gzip(gzip.GzipFile):
+    """Gives what there is before it fails; GzipFile's own readinto would keep back what a broken file still has."""
+
+    def readinto(self, buffer: Any) -> int:
+        return self.readinto1(buffer)
+
+
 def decode(line: bytes) -> tuple[str, bool]:
     """The text without trailing blanks, and whether it is UTF-8; what is not is taken for Latin-1: no byte is lost."""
     try:
@@ -170,7 +189,7 @@ def _decompressed(file: BinaryIO, head: bytes) -> BinaryIO:
         raise Malformed("the file is UTF-16; send it by: iconv -f utf-16 -t utf-8 FILE | logpipe send -")
     raw: Any
     if head.startswith(_GZIP):
-        raw = gzip.GzipFile(fileobj=file)
+        raw = _Gzip(fileobj=file)
     elif head.startswith(_ZSTD):
         raw = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
     else:

@@ -60,6 +60,8 @@ _STORAGE = {
 }
 _PARAMETERS = {"number": "Float64", "uuid": "UUID"}  # every other kind is compared as a String
 
+_BATCHES = "id >= {start:Int64} AND id < {end:Int64}"
+
 _AT_ROW = re.compile(r"\bat row (\d+)\b")
 _OVERLOADED = {159, 202, 241, 252, 439}  # timeout, too many queries, memory, too many parts, no thread to be had
 
@@ -123,7 +125,8 @@ class ClickHouseWriter:
                         )
                 elif actual != wanted:
                     raise NeedsOperator(
-                        f"clickhouse: table {dataset.name}: column {column.name} is {actual}, its description says {wanted}"
+                        f"clickhouse: table {dataset.name}: column {column.name} is {actual}, its description says"
+                        f" {wanted}"
                     )
 
     def write(self, block: Block) -> None:
@@ -170,7 +173,8 @@ def _definitions(column: Column) -> list[str]:
 
 def _column_types(client: Client, dataset: Dataset) -> dict[str, str]:
     query = "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = {table:String}"
-    return dict(client.query(query, {"table": dataset.name}).result_rows)
+    rows: Any = client.query(query, {"table": dataset.name}).result_rows
+    return dict(rows)
 
 
 class ClickHouseReader:
@@ -189,37 +193,36 @@ class ClickHouseReader:
         return _connect(self._url)
 
     def answer(self, question: Question, as_of: int) -> Answer:
+        dataset = question.dataset
         filters = Filters() if isinstance(question, StatsQuestion) else question.filters
-        where, parameters = _where(question.dataset, filters, as_of)
-        table = _quoted(question.dataset.name)
+        where, parameters = _where(dataset, filters, as_of)
+        count = _select("count()", dataset, where)
         cost = _Cost()
         total = None
         match question:
             case ListQuestion():
-                rows = self._ask(_list(question, table, where), parameters, cost)
+                page = {**parameters, "limit": question.limit, "offset": question.offset}
+                order = f"ORDER BY {_order(question)} LIMIT {{limit:UInt64}} OFFSET {{offset:UInt64}}"
+                rows = self._ask(_select(_columns(dataset), dataset, where, order), page, cost)
                 if question.count:
-                    total = self._ask(f"SELECT count() FROM {table} WHERE {where}", parameters, cost)[0][0]
+                    total = self._ask(count, parameters, cost)[0][0]
             case AggregateQuestion():
                 key = _quoted(question.group_by)
-                query = f"SELECT {key}, count() FROM {table} WHERE {where} GROUP BY {key} ORDER BY count() DESC, {key}"
-                rows = self._ask(query, parameters, cost)
+                order = f"GROUP BY {key} ORDER BY count() DESC, {key}"
+                rows = self._ask(_select(f"{key}, count()", dataset, where, order), parameters, cost)
             case StatsQuestion():
-                rows = self._ask(f"SELECT count() FROM {table} WHERE {where}", parameters, cost)
+                rows = self._ask(count, parameters, cost)
         return Answer(rows, cost.milliseconds, total=total, scanned=cost.scanned)
 
     def position(self, dataset: Dataset) -> Mapping[int, int]:
         raise NotImplementedError("ClickHouse's progress is in sink_progress")
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        query = (
-            f"SELECT bitShiftRight(id, {ROW_BITS}) AS batch, count(), uniqExact(id) FROM {_quoted(dataset.name)} "
-            "WHERE id >= {start:Int64} AND id < {end:Int64} GROUP BY batch ORDER BY batch"
-        )
-        yield from self._stream(query, first, last)
+        what = f"bitShiftRight(id, {ROW_BITS}) AS batch, count(), uniqExact(id)"
+        yield from self._stream(_select(what, dataset, _BATCHES, "GROUP BY batch ORDER BY batch"), first, last)
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
-        query = f"SELECT {_columns(dataset)} FROM {_quoted(dataset.name)} WHERE id >= {{start:Int64}} AND id < {{end:Int64}}"
-        yield from self._stream(query, first, last)
+        yield from self._stream(_select(_columns(dataset), dataset, _BATCHES), first, last)
 
     def close(self) -> None:
         if "_client" in self.__dict__:
@@ -254,14 +257,15 @@ class _Cost:
                 self.scanned[ours] = self.scanned.get(ours, 0) + int(summary[theirs])
 
 
-def _list(question: ListQuestion, table: str, where: str) -> str:
-    columns = {column.name: _stored(column) for column in (ID, CREATED_AT, *question.dataset.columns)}
+def _select(what: str, dataset: Dataset, where: str, rest: str = "") -> str:
+    """Names come from dataset descriptions; every value is a parameter, bound by the server."""
+    return f"SELECT {what} FROM {_quoted(dataset.name)} WHERE {where} {rest}"  # noqa: S608
+
+
+def _order(question: ListQuestion) -> str:
+    stored = {column.name: _stored(column) for column in (ID, CREATED_AT, *question.dataset.columns)}
     direction = "DESC" if question.descending else "ASC"
-    order = ", ".join(f"{columns[name]} {direction}" for name in dict.fromkeys((question.order_by, ID.name)))
-    return (
-        f"SELECT {_columns(question.dataset)} FROM {table} WHERE {where} "
-        f"ORDER BY {order} LIMIT {int(question.limit)} OFFSET {int(question.offset)}"
-    )
+    return ", ".join(f"{stored[name]} {direction}" for name in dict.fromkeys((question.order_by, ID.name)))
 
 
 def _columns(dataset: Dataset) -> str:

@@ -83,8 +83,9 @@ class MemoryStore:
 
 
 def _line_type(dataset: Dataset) -> type[msgspec.Struct]:
+    row_id = Annotated[int, msgspec.Meta(ge=MAX_BATCH_ROWS)]
     fields: list[Any] = [
-        ("id", Annotated[int, msgspec.Meta(ge=MAX_BATCH_ROWS)]),
+        ("id", row_id),
         ("created_at", int),
         *map(_field, dataset.columns),
     ]

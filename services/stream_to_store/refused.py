@@ -50,9 +50,9 @@ def write(writer: StoreWriter, piece: Slice, block: Block, dead_letters: DeadLet
             if lines is None:
                 lines = list(_lines(piece.good))
             # What is no row goes first, and all at once: stores count rows only, and name one at a time.
-            bad = {line for line in lines if line.id() is None} or {lines[refused.row]}
-            dead_letters.send([_one(line, refused.reason) for line in lines if line in bad])
-            lines = [line for line in lines if line not in bad]
+            bad = {index for index, line in enumerate(lines) if line.id() is None} or {refused.row}
+            dead_letters.send([_one(lines[index], refused.reason) for index in sorted(bad)])
+            lines = [line for index, line in enumerate(lines) if index not in bad]
             block = replace(block, rows=len(lines), lines=b"".join(line.data for line in lines))
 
 
@@ -65,29 +65,26 @@ def _lines(envelopes: Iterable[Envelope]) -> Iterator[_Line]:
 def _whole(envelope: Envelope) -> DeadLetter:
     message = envelope.message
     return DeadLetter(
-        message.partition,
-        message.offset,
-        None,
-        envelope.batch_id,
-        None,
-        envelope.rows,
-        envelope.problem,
-        message.value,
+        partition=message.partition,
+        offset=message.offset,
+        line=None,
+        batch_id=envelope.batch_id,
+        id=None,
+        rows=envelope.rows,
+        reason=envelope.problem,
+        value=message.value,
     )
 
 
 def _one(line: _Line, reason: str) -> DeadLetter:
-    message = line.envelope.message
     row_id = line.id()
-    if row_id is None:
-        reason = f"not a row of batch {line.envelope.batch_id}"
     return DeadLetter(
-        message.partition,
-        message.offset,
-        line.number,
-        line.envelope.batch_id,
-        row_id,
-        1,
-        reason,
-        line.data.rstrip(b"\n"),
+        partition=line.envelope.message.partition,
+        offset=line.envelope.message.offset,
+        line=line.number,
+        batch_id=line.envelope.batch_id,
+        id=row_id,
+        rows=1,
+        reason=f"not a row of batch {line.envelope.batch_id}" if row_id is None else reason,
+        value=line.data.rstrip(b"\n"),
     )

@@ -5,8 +5,6 @@ from services.runtime.settings import KafkaSettings, ListenSettings, Port, Postg
 
 class StreamToStoreSettings(PostgresSettings, KafkaSettings, ListenSettings):
     stream_to_store_port: Port = Field(8083, description="port of health and metrics")
-    block_rows: int = Field(50_000, ge=1, description="rows of one partition that are written without waiting for more")
-    block_bytes: int = Field(
-        16 << 20, ge=1, description="the same in bytes: it bounds what a partition holds in memory"
-    )
+    block_rows: int = Field(50_000, ge=1, description="rows of a partition written without waiting for more")
+    block_bytes: int = Field(16 << 20, ge=1, description="the same in bytes; bounds what a partition holds")
     block_seconds: float = Field(1.0, gt=0, description="seconds after which fewer rows are written too")

@@ -36,7 +36,7 @@ class Workers:
     def _consume(self, consumer: Consumer) -> None:
         try:
             consumer.run(self._stop)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a thread must not die in silence
             _log.exception("a consumer died: ending the process", dataset=consumer.dataset.name)
             os.kill(os.getpid(), signal.SIGTERM)
 

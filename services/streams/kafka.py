@@ -15,7 +15,12 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka import Message as KafkaMessage
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec, TopicDescription
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    NewTopic,
+    OffsetSpec,
+    TopicDescription,
+)
 
 from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
 from services.core.ledger import Part
@@ -40,7 +45,7 @@ _log = logs.get("kafka")
 
 
 class _LimitedLogger:
-    """librdkafka's messages, at most one in `interval` seconds: it writes some twenty a second while a broker is away."""
+    """librdkafka's messages, one in `interval` seconds: it writes some twenty a second while a broker is away."""
 
     def __init__(self, interval: float = 10.0) -> None:
         self._interval = interval
@@ -229,8 +234,8 @@ class KafkaPartitionReader:
 
     def bounds(self) -> Mapping[int, tuple[int, int]]:
         partitions = [TopicPartition(self._topic, p.id) for p in self._described().partitions]
-        first = self._offsets(partitions, OffsetSpec.earliest())
-        end = self._offsets(partitions, OffsetSpec.latest())
+        first = self._offsets(partitions, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        end = self._offsets(partitions, OffsetSpec.latest())  # type: ignore[no-untyped-call]
         return {partition: (first[partition], end[partition]) for partition in first}
 
     def assign(self, positions: Mapping[int, int]) -> None:
@@ -275,9 +280,11 @@ class KafkaPartitionReader:
 
     def _message(self, message: KafkaMessage) -> Message:
         partition, offset = message.partition(), message.offset()
-        assert partition is not None and offset is not None  # they are set on every message received
+        assert partition is not None
+        assert offset is not None
         self._reached[partition] = offset + 1
-        headers = {name: value for name, value in message.headers() or () if isinstance(value, bytes)}
+        sent: Any = message.headers() or ()
+        headers = {name: value for name, value in sent if value is not None}
         return Message(self._topic, partition, offset, message.key() or b"", message.value() or b"", headers)
 
     def _described(self) -> TopicDescription:
@@ -290,7 +297,7 @@ class KafkaPartitionReader:
     def _offsets(self, partitions: Sequence[TopicPartition], which: OffsetSpec) -> dict[int, int]:
         with _translated():
             asked = self._admin.list_offsets(
-                {partition: which for partition in partitions},
+                dict.fromkeys(partitions, which),
                 isolation_level=IsolationLevel.READ_COMMITTED,
                 request_timeout=REQUEST_TIMEOUT,
             )

@@ -1,4 +1,4 @@
-"""A broker in memory for tests: transactions, fencing, control records, retention and consumer groups as Kafka has them.
+"""A broker in memory for tests: transactions, fencing, control records, retention, consumer groups.
 
 tests/contract/test_streams.py holds it to the real one.
 """

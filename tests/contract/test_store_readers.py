@@ -17,7 +17,7 @@ from services.core.errors import StoreDown
 from services.core.ids import batch_of, first_id
 from services.core.ports import Block, StoreReader, StoreWriter
 from services.core.queries import AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
-from services.core.rows import LAST_TIME, Row, RowCodec, checksum
+from services.core.rows import LAST_TIME, Row, RowCodec, Rows, checksum
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import schema
@@ -133,7 +133,7 @@ def _fill_postgres(url: str) -> None:
 
 def copy_rows(connection: Any, dataset: Dataset, rows: Sequence[Row]) -> None:
     _, created, *columns = zip(*rows, strict=True)
-    batch = postgres.Rows(len(rows), columns)
+    batch = Rows(len(rows), columns)
     with connection.cursor().copy(postgres.copy_statement(dataset, created[0] // DAY)) as copy:
         copy.set_types(postgres.copy_types(dataset))
         for values in postgres.copy_rows(dataset, batch, batch_of(rows[0][0]), created[0]):
@@ -198,7 +198,7 @@ def _questions() -> Iterator[Question]:
         first = dataset.filters[0]
         some = [
             Filters(),
-            *(Filters(((first, text),)) for text in TEXTS),
+            *(Filters(((first, text),)) for text in ("", "é", "a'b", "a\\b", "\\N", "x\ny", "%s")),
             Filters(start=1),
             Filters(end=CREATED),
             Filters(start=CREATED, end=CREATED + 1),
@@ -219,7 +219,7 @@ def _questions() -> Iterator[Question]:
     yield ListQuestion(MEASURES, Filters((("serial", serial),)), order_by="id")
 
 
-@pytest.mark.parametrize("as_of", [0, 1, 6, LAST, LAST + 100])
+@pytest.mark.parametrize("as_of", [0, 6, LAST + 100])
 def test_every_question(store: StoreReader, as_of: int) -> None:
     for question in _questions():
         oracle = Oracle(question, as_of)

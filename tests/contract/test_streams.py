@@ -84,7 +84,12 @@ def message(topic: str, partition: int, text: str) -> Outgoing:
 
 def read_to_end(reader: PartitionReader, ends: dict[int, int]) -> list[Message]:
     found: list[Message] = []
-    until(lambda: found.extend(reader.poll(0.1)) or all(reader.reached()[p] >= end for p, end in ends.items()))
+
+    def at_end() -> bool:
+        found.extend(reader.poll(0.1))
+        return all(reader.reached()[p] >= end for p, end in ends.items())
+
+    until(at_end)
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import clickhouse_connect
 import httpx
-import numpy as np
+import lz4.frame
 import psutil
 import psycopg
 import pyarrow as pa
@@ -19,13 +19,12 @@ import zstandard
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 from confluent_kafka import Consumer, Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from hdfs_native import Client as Hdfs
 
 from services.core.errors import Invalid, NeedsOperator
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
-from tests.conftest import running
 
 
 def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
@@ -46,14 +45,8 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
-@pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with running() as stack:  # an empty stack: its folder is short-lived and its path short
-        yield stack.folder / "own"
-
-
-def test_data_is_kept_a_second_up_changes_nothing_and_down_leaves_nothing(folder: Path) -> None:
-    stack = Stack(LocalSettings.on_free_ports(folder), ("postgres",))
+def test_data_is_kept_a_second_up_changes_nothing_and_down_leaves_nothing(stack_folder: Path) -> None:
+    stack = Stack(LocalSettings.on_free_ports(stack_folder), ("postgres",))
     url = stack.settings.urls()["LOGPIPE_POSTGRES_URL"]
     with stack:
         with psycopg.connect(url) as connection:
@@ -61,52 +54,55 @@ def test_data_is_kept_a_second_up_changes_nothing_and_down_leaves_nothing(folder
         pid = stack.states()["postgres"].pid
         stack.up()
         assert stack.states()["postgres"].pid == pid
-    assert processes_in(folder) == []
+    assert processes_in(stack_folder) == []
     with stack, psycopg.connect(url) as connection:
         assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
     stack.down(wipe=True)
-    assert not folder.exists()
+    assert not stack_folder.exists()
 
 
-def test_a_killed_component_is_started_again(folder: Path) -> None:
-    with Stack(LocalSettings.on_free_ports(folder), ("clickhouse",)) as stack:
+def test_a_killed_component_is_started_again(stack_folder: Path) -> None:
+    with Stack(LocalSettings.on_free_ports(stack_folder), ("clickhouse",)) as stack:
         pid = stack.states()["clickhouse"].pid
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: stack.states()["clickhouse"].pid not in (0, pid))
         eventually(lambda: stack.program("clickhouse").ready() is None)
 
 
-def test_what_a_killed_supervisor_left_is_ended(folder: Path) -> None:
-    stack = Stack(LocalSettings.on_free_ports(folder), ("postgres",))
+def test_what_a_killed_supervisor_left_is_ended(stack_folder: Path) -> None:
+    stack = Stack(LocalSettings.on_free_ports(stack_folder), ("postgres",))
     stack.up()
     supervisor = stack.supervisor.pid
     assert supervisor
     os.kill(supervisor, signal.SIGKILL)
     eventually(lambda: stack.supervisor.pid is None)
-    assert processes_in(folder)
+    assert processes_in(stack_folder)
     stack.up()
     stack.down()
-    assert processes_in(folder) == []
+    assert processes_in(stack_folder) == []
 
 
-def test_a_port_in_use_is_named_with_its_holder_and_its_setting(folder: Path) -> None:
-    settings = LocalSettings.on_free_ports(folder)
-    with socket.create_server(("127.0.0.1", settings.local_postgres_port)):
-        with pytest.raises(NeedsOperator, match=rf"process {os.getpid()} .*LOGPIPE_LOCAL_POSTGRES_PORT"):
-            Stack(settings, ("postgres",)).up()
+def test_a_port_in_use_is_named_with_its_holder_and_its_setting(stack_folder: Path) -> None:
+    settings = LocalSettings.on_free_ports(stack_folder)
+    message = rf"process {os.getpid()} .*LOGPIPE_LOCAL_POSTGRES_PORT"
+    with (
+        socket.create_server(("127.0.0.1", settings.local_postgres_port)),
+        pytest.raises(NeedsOperator, match=message),
+    ):
+        Stack(settings, ("postgres",)).up()
     Stack(settings).down()
-    assert processes_in(folder) == []
+    assert processes_in(stack_folder) == []
 
 
-def test_a_component_that_a_url_replaces_is_not_started(folder: Path) -> None:
-    settings = LocalSettings(stack=folder, kafka_url="broker:9092", hdfs_url="hdfs://name:8020")
+def test_a_component_that_a_url_replaces_is_not_started(stack_folder: Path) -> None:
+    settings = LocalSettings(stack=stack_folder, kafka_url="broker:9092", hdfs_url="hdfs://name:8020")
     assert not {"kafka", "namenode", "datanode"} & set(Stack(settings).names)
     assert settings.urls()["LOGPIPE_KAFKA_URL"] == "broker:9092"
 
 
-def test_an_unknown_name_is_refused(folder: Path) -> None:
+def test_an_unknown_name_is_refused(stack_folder: Path) -> None:
     with pytest.raises(Invalid, match="postgres, kafka"):
-        Stack(LocalSettings(stack=folder), ("oracle",))
+        Stack(LocalSettings(stack=stack_folder), ("oracle",))
 
 
 def test_postgres_survives_power_loss(postgres_url: str) -> None:
@@ -120,7 +116,7 @@ def test_kafka_publishes_in_transactions_and_makes_no_topics_by_itself(kafka_url
     admin.create_topics([NewTopic("local.stack", 1, 1)])["local.stack"].result(10)
     producer = Producer({"bootstrap.servers": kafka_url, "transactional.id": "local-stack"})
     producer.init_transactions(20)
-    for value, commit in ((b"aborted", False), (b"x" * (1 << 20), True)):
+    for value, commit in ((b"aborted", False), (b"x" * 900_000, True)):
         producer.begin_transaction()
         producer.produce("local.stack", value)
         producer.flush(10)
@@ -137,10 +133,8 @@ def test_kafka_publishes_in_transactions_and_makes_no_topics_by_itself(kafka_url
     message = consumer.poll(20)
     consumer.close()
     assert message is not None
-    assert len(message.value()) == 1 << 20
-    assert "never.made" not in admin.list_topics("never.made", timeout=10).topics or (
-        admin.list_topics("never.made", timeout=10).topics["never.made"].error is not None
-    )
+    assert len(message.value() or b"") == 900_000
+    assert admin.list_topics("never.made", timeout=10).topics["never.made"].error is not None
 
 
 def test_hdfs_gives_back_what_was_written(hdfs_url: str) -> None:
@@ -169,10 +163,10 @@ def _table(client: Client, columns: str, settings: str = "") -> None:
 
 def test_all_frames_of_a_compressed_insert_are_stored(client: Client) -> None:
     _table(client, "a Int64, b String")
-    numbers = np.arange(1_000_000)
-    client.insert("shim.t", [numbers, numbers.astype(str)], column_names=["a", "b"], column_oriented=True)
+    numbers = list(range(1_000_000))
+    client.insert("shim.t", [numbers, [str(n) for n in numbers]], column_names=["a", "b"], column_oriented=True)
     assert client.query("SELECT count(), sum(a), uniqExact(b) FROM shim.t").result_rows == [
-        (1_000_000, int(numbers.sum()), 1_000_000)
+        (1_000_000, sum(numbers), 1_000_000)
     ]
 
 
@@ -181,7 +175,7 @@ def test_rows_arrow_and_raw_inserts(client: Client) -> None:
     client.insert("shim.t", [[1, "rows"], [2, "müll\n'\\"]], column_names=["a", "b"])
     client.insert_arrow("shim.t", pa.table({"a": [3], "b": ["arrow"]}))
     client.raw_insert("shim.t", insert_block=b'{"a":4,"b":"raw"}\n', fmt="JSONEachRow")
-    client.raw_insert("shim.t", insert_block=iter([b'{"a":5,"b":"ra', b'w"}\n']), fmt="JSONEachRow")
+    client.raw_insert("shim.t", insert_block=(part for part in (b'{"a":5,"b":"ra', b'w"}\n')), fmt="JSONEachRow")
     client.command("INSERT INTO shim.t VALUES (6, 'a FORMAT b')")
     assert client.query("SELECT * FROM shim.t ORDER BY a").result_rows == [
         (1, "rows"),
@@ -195,8 +189,6 @@ def test_rows_arrow_and_raw_inserts(client: Client) -> None:
 
 @pytest.mark.parametrize("encoding", ["lz4", "gzip", "zstd", "identity"])
 def test_content_encodings(client: Client, encoding: str) -> None:
-    import lz4.frame
-
     _table(client, "a Int64")
     encode: Callable[[bytes], bytes] = {
         "lz4": lz4.frame.compress,
@@ -251,7 +243,7 @@ def test_errors_come_in_clickhouses_form(client: Client, clickhouse_url: str) ->
     assert (reply.status_code, reply.headers["X-ClickHouse-Exception-Code"]) == (404, "60")
     assert reply.text.startswith("Code: 60. DB::Exception: ")
     with pytest.raises(DatabaseError, match="code: 62"):
-        client.command("SELEKT")
+        client.command("SELECT FROM WHERE")
     _table(client, "a Int64")
     for bad in (b'{"a":"x"}\n', b'{"a":1}\n{"a":'):
         with pytest.raises(DatabaseError, match="DB::Exception"):
@@ -261,8 +253,8 @@ def test_errors_come_in_clickhouses_form(client: Client, clickhouse_url: str) ->
     assert client.command("SELECT count() FROM shim.t") == 0
 
 
-def test_a_kafka_table_is_refused_and_the_data_opens_again(folder: Path) -> None:
-    with Stack(LocalSettings.on_free_ports(folder), ("clickhouse",)) as stack:
+def test_a_kafka_table_is_refused_and_the_data_opens_again(stack_folder: Path) -> None:
+    with Stack(LocalSettings.on_free_ports(stack_folder), ("clickhouse",)) as stack:
         url = stack.settings.urls()["LOGPIPE_CLICKHOUSE_URL"]
         for query in ("CREATE TABLE t (a Int64) ENGINE = MergeTree ORDER BY a", "INSERT INTO t VALUES (1)"):
             httpx.post(url, content=query).raise_for_status()

@@ -58,7 +58,7 @@ def test_a_dataset_of_one_file_is_known_everywhere() -> None:
     dataset = datasets.find("payments")
     paths = {getattr(route, "path", "") for route in collect_router(datasets.all_datasets()).routes}
     assert {"/api/collect/payment", "/api/collect/payments", "/api/collect/logs"} <= paths
-    lines = Synthesizer(dataset, seed=1).lines(0, 100)
+    lines = Synthesizer(dataset, seed=1, start_us=0, step_us=1).lines(0, 100)
     rows = RowCodec(dataset).decode_lines(b"\n".join(lines))
     assert rows.count == 100
     assert len(list(postgres.copy_rows(dataset, rows, 1, 0))[0]) == len(postgres.copy_types(dataset)) == 7

@@ -27,7 +27,7 @@ def parser(form: str | Format, until: datetime = NOW, **defaults: str) -> TextPa
 
 
 def row(form: str | Format, line: str, **defaults: str) -> dict[str, Any]:
-    encoded = parser(form, **defaults).row(line)
+    encoded = parser(form, NOW, **defaults).row(line)
     assert CODEC.decode_lines(encoded).count == 1
     found: dict[str, Any] = json.loads(encoded)
     return found

@@ -88,7 +88,7 @@ async def test_start_status_stop(http: AsyncClient, ingest: FakeClient) -> None:
     ).json()
     config = {"batch_size": 10, "log_interval": 0.02, "event_interval": 0.04}
     throughput = {"logs_per_minute": 30_000, "events_per_minute": 15_000, "total_per_minute": 45_000}
-    assert reply == {"status": "started", "config": config, "throughput": throughput}
+    assert reply == {"status": "started", "config": config, "throughput": throughput, "seed": 7}
     await until(lambda: ingest.rows["logs"] >= 50 and ingest.rows["events"] >= 20)
     now = await status(http)
     assert (now["running"], now["config"], now["throughput"]) == (True, config, throughput)

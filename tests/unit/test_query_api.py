@@ -235,7 +235,8 @@ def test_an_aggregate_by_contract(api: Api) -> None:
 def test_wire_and_column_names_are_both_taken(api: Api, name: str) -> None:
     api.postgres.rows = []
     assert api.get("postgres/events/aggregate", group_by=name)["group_by"] == "eventType"
-    api.get("postgres/events", **{name: "CLICK"}, order_by=name)
+    parameters: dict[str, Any] = {name: "CLICK", "order_by": name}
+    api.get("postgres/events", **parameters)
     aggregate, listed = (question for question, _ in api.postgres.asked)
     assert aggregate == AggregateQuestion(EVENTS, "event_type")
     assert listed == ListQuestion(EVENTS, Filters((("event_type", "CLICK"),)), "event_type")

@@ -72,7 +72,10 @@ def test_the_bytes_of_a_seed_never_change() -> None:
         some=By("kind", {"a": Object({"n": Numbered(1, 9)})}, Numbered(1, 10**9, prefix="n")),
     )
     # Written down once: another value here means that seeds people noted no longer give their rows.
-    assert hashlib.sha256(table(made, 42).ndjson(1_000_000, 1000)).hexdigest() == "c780af16849d2dc7ac1761370367090330c7c8c93708aa8b4f6b1173f5c2ee26"
+    assert (
+        hashlib.sha256(table(made, 42).ndjson(1_000_000, 1000)).hexdigest()
+        == "c780af16849d2dc7ac1761370367090330c7c8c93708aa8b4f6b1173f5c2ee26"
+    )
 
 
 def test_seeds_and_datasets_differ() -> None:

@@ -1,0 +1,496 @@
+"""Exactly once, whatever breaks between the topic and the store: on the broker and the store in memory."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from prometheus_client import REGISTRY
+
+from services.core.dataset import Column, Dataset
+from services.core.envelope import messages
+from services.core.errors import Backpressure, Fenced, LogpipeError, NeedsOperator, StoreDown
+from services.core.ids import first_id
+from services.core.ledger import Part, Range, SinkPosition
+from services.core.ports import Block, Outgoing
+from services.core.rows import Row, RowCodec
+from services.stores.memory import MemoryStore
+from services.stream_to_store.consumer import Consumer
+from services.stream_to_store.dead_letters import TOPIC, DeadLetters
+from services.stream_to_store.lane import DAY, Limits
+from services.streams.memory import MemoryBroker
+
+NOON = 20_000 * DAY + DAY // 2
+PARTITIONS = 3
+GROUP = "group"
+LIMITS = Limits(rows=40, bytes=1 << 20, seconds=1.0)
+DATASET = Dataset(
+    "things",
+    "thing",
+    "things",
+    "things",
+    key="name",
+    time="timestamp",
+    columns=(Column("timestamp", "timestamp", required=True), Column("name", "text", required=True)),
+    groupings=(),
+    orderings=(),
+    filters=(),
+)
+
+
+class Crash(BaseException):
+    """The process is gone: nothing of it runs any more."""
+
+
+class Failpoints:
+    """Raises what is planned the n-th time that a point is passed: "begin", "begin done", "write", ..."""
+
+    def __init__(self) -> None:
+        self.plan: dict[str, list[BaseException | None]] = {}
+        self.passed: Counter[str] = Counter()
+
+    def __call__(self, point: str) -> None:
+        self.passed[point] += 1
+        planned = self.plan.get(point)
+        if planned and (error := planned.pop(0)):
+            raise error
+
+
+class Table:
+    """What SinkProgress does, without PostgreSQL (tests/integration holds the real one to the same)."""
+
+    def __init__(self, failpoint: Callable[[str], None]) -> None:
+        self.positions: dict[int, SinkPosition] = {}
+        self._failpoint = failpoint
+
+    def load(self, partitions: Sequence[int]) -> dict[int, SinkPosition]:
+        self._failpoint("load")
+        return {p: self.positions.setdefault(p, SinkPosition(p, 0)) for p in partitions}
+
+    def begin(self, partition: int, expected_next: int, intent: Range) -> None:
+        self._failpoint("begin")
+        at = self.positions[partition]
+        if at.next_offset != expected_next or at.intent not in (None, intent):
+            raise Fenced("begin")
+        self.positions[partition] = SinkPosition(partition, expected_next, intent)
+        self._failpoint("begin done")
+
+    def finish(self, partition: int, intent: Range) -> None:
+        self._failpoint("finish")
+        done = SinkPosition(partition, intent.last + 1)
+        if self.positions[partition] not in (SinkPosition(partition, intent.first, intent), done):
+            raise Fenced("finish")
+        self.positions[partition] = done
+        self._failpoint("finish done")
+
+    def close(self) -> None: ...
+
+
+class FailingStore(MemoryStore):
+    def __init__(self, failpoint: Callable[[str], None]) -> None:
+        super().__init__()
+        self.blocks: list[Block] = []
+        self._failpoint = failpoint
+
+    def write(self, block: Block) -> None:
+        self._failpoint("write")
+        self.blocks.append(block)
+        super().write(block)
+        self._failpoint("write done")
+
+
+class World:
+    """A topic with rows in it, a store, and the consumers that come and go between them."""
+
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self.limits = limits
+        self.now = 0.0
+        self.failpoint = Failpoints()
+        self.broker = MemoryBroker()
+        self.broker.ensure_topics({DATASET.topic: PARTITIONS, TOPIC: 1})
+        self.table = Table(self.failpoint)
+        self.store = FailingStore(self.failpoint)
+        self.accepted: list[Row] = []
+        self._producer = self.broker.producer("publisher")
+        self._batch = 0
+
+    def accept(self, rows: int, created_at: int = NOON) -> list[Part]:
+        self._batch += 1
+        made = [(first_id(self._batch) + n, created_at, n, f"name {n % 17}") for n in range(rows)]
+        self.accepted += made
+        lines = RowCodec(DATASET).encode(made)
+        return self.publish(messages(DATASET, self._batch, created_at, made, lines, PARTITIONS))
+
+    def publish(self, outgoing: Sequence[Outgoing]) -> list[Part]:
+        return self._producer.publish(outgoing)
+
+    def consumer(self) -> Consumer:
+        return Consumer(
+            DATASET,
+            "memory",
+            self.broker.group_reader(DATASET.topic, GROUP),
+            self.store,
+            DeadLetters(self._open_dead_letters, "memory", DATASET),
+            self.limits,
+            lambda: self.failpoint("prepare"),
+            lambda topic_id: self.table,
+            lambda: self.now,
+        )
+
+    def run(self, *consumers: Consumer, until: Callable[[], bool] | None = None) -> None:
+        done = until or self.drained
+        for _ in range(500):
+            for consumer in consumers:
+                consumer.step()
+            self.now += 0.3
+            if done():
+                return
+        pytest.fail("not done after 500 turns")
+
+    def drained(self) -> bool:
+        ends = {p: end for p, (_, end) in self.broker.partition_reader(DATASET.topic).bounds().items()}
+        at = self.table.positions
+        return all(p in at and at[p] == SinkPosition(p, end) for p, end in ends.items())
+
+    def dead_letters(self) -> list[dict[str, Any]]:
+        reader = self.broker.partition_reader(TOPIC)
+        reader.assign({0: 0})
+        return [msgspec.json.decode(m.value) for m in reader.poll(0)]
+
+    def stored(self) -> list[Row]:
+        return sorted(self.store.rows(DATASET, 0, 1 << 30))
+
+    def check(self) -> None:
+        assert self.stored() == sorted(self.accepted)
+
+    def _open_dead_letters(self) -> Any:
+        producer, failpoint = self.broker.producer("dead-letters"), self.failpoint
+
+        class Failing:
+            def publish(self, outgoing: Sequence[Outgoing]) -> list[Part]:
+                failpoint("letter")
+                landed = producer.publish(outgoing)
+                failpoint("letter done")
+                return landed
+
+            def close(self) -> None:
+                producer.close()
+
+        return Failing()
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def poison(partition: int = 0, **changes: Any) -> Outgoing:
+    good = {"key": b"99:0", "value": b"{}\n", "headers": {"created_at": b"%d" % NOON, "rows": b"1"}}
+    return Outgoing(DATASET.topic, partition, **{**good, **changes})
+
+
+def test_what_is_accepted_is_stored(world: World) -> None:
+    for rows in (1, 10, 100, 1000):
+        world.accept(rows)
+    world.run(world.consumer())
+    world.check()
+
+
+def test_a_block_waits_for_rows_or_time(world: World) -> None:
+    consumer = world.consumer()
+    world.run(consumer, until=lambda: consumer.problem() is None)
+    world.accept(30)  # some 10 in each partition
+    for _ in range(5):
+        consumer.step()
+    assert world.store.blocks == []
+    world.now += 1.01
+    consumer.step()
+    assert sum(block.rows for block in world.store.blocks) == 30
+    world.accept(1000)
+    consumer.step()
+    assert sum(block.rows for block in world.store.blocks) == 1030
+
+
+def test_large_rows_do_not_wait(world: World) -> None:
+    world.limits = Limits(rows=1 << 30, bytes=500, seconds=1e9)
+    consumer = world.consumer()
+    world.accept(100)
+    world.run(consumer, until=lambda: len(world.store.blocks) == PARTITIONS)
+
+
+def test_a_block_holds_one_day(world: World) -> None:
+    for day in (0, 0, 1, 1, 0, 2):  # slots publish side by side: around midnight days alternate
+        world.accept(5, NOON + day * DAY)
+    world.run(world.consumer())
+    world.check()
+    for block in world.store.blocks:
+        days = {msgspec.json.decode(line)["created_at"] // DAY for line in block.lines.splitlines()}
+        assert days <= {block.day}
+
+
+POINTS = ["load", "begin", "begin done", "write", "write done", "finish", "finish done", "letter", "letter done"]
+
+
+@pytest.mark.parametrize("after", [0, 1, 4])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_crash_anywhere_loses_and_doubles_nothing(world: World, point: str, after: int) -> None:
+    expected_letters = fill_with_poison(world)
+    world.failpoint.plan[point] = [*[None] * after, Crash()]
+    dying = world.consumer()
+    try:
+        world.run(dying)
+        assert after, f"{point} is never passed"
+    except Crash:
+        dying._reader.close()  # the group notices that the member is gone
+        world.accept(20)
+        world.run(world.consumer())
+    world.check()
+    check_letters(world, expected_letters)
+
+
+@pytest.mark.parametrize("error", [StoreDown("memory", "away"), Backpressure("full", 3.0), Fenced("taken")])
+@pytest.mark.parametrize("point", ["prepare", *POINTS])
+def test_after_an_error_it_goes_on_by_itself(world: World, point: str, error: LogpipeError) -> None:
+    expected_letters = fill_with_poison(world)
+    world.failpoint.plan[point] = [None, error, None, error, error]
+    world.run(world.consumer())
+    world.check()
+    check_letters(world, expected_letters)
+
+
+def fill_with_poison(world: World) -> set[tuple[int, int]]:
+    """Rows of two days with poison among them; (partition, offset) of the poison."""
+    found = set()
+    for day in (0, 1):
+        for rows in (50, 7):
+            world.accept(rows, NOON + day * DAY)
+            for part in world.publish([poison(p, key=b"no batch") for p in range(PARTITIONS)]):
+                found.add((part.partition, part.offset))
+            for part in world.publish(
+                [poison(p, value=b'{"id":12976128,"created_at":"x"}\n') for p in range(PARTITIONS)]
+            ):
+                found.add((part.partition, part.offset))
+    return found
+
+
+def check_letters(world: World, expected: set[tuple[int, int]]) -> None:
+    assert {(letter["partition"], letter["offset"]) for letter in world.dead_letters()} == expected
+
+
+def test_the_store_is_away_for_long(world: World) -> None:
+    consumer = world.consumer()
+    world.failpoint.plan["write"] = [StoreDown("memory", "away")] * 9
+    world.accept(1000)
+    world.run(consumer, until=lambda: world.failpoint.passed["write"] >= 5)
+    assert consumer.problem() == "memory: away"
+    held = sum(lane._bytes for lane in (consumer._lanes or {}).values())
+    for _ in range(20):
+        world.accept(1000)
+        for _ in range(3):
+            consumer.step()
+    assert sum(lane._bytes for lane in (consumer._lanes or {}).values()) == held, "it read on though it could not write"
+    world.run(consumer)
+    world.check()
+    assert consumer.problem() is None
+
+
+def test_backpressure_waits_as_long_as_it_says(world: World) -> None:
+    consumer = world.consumer()
+    world.failpoint.plan["write"] = [Backpressure("full", 30.0)]
+    world.accept(1000)
+    world.run(consumer, until=lambda: world.failpoint.passed["write"] == 1)
+    until = world.now + 29.5
+    while world.now < until:
+        consumer.step()
+        world.now += 1.0
+    assert world.failpoint.passed["write"] == 1
+    world.run(consumer)
+    world.check()
+
+
+def test_the_broker_is_away(world: World) -> None:
+    consumer = world.consumer()
+    world.accept(100)
+    world.broker.down = True
+    for _ in range(10):
+        consumer.step()
+        world.now += 1
+    assert "kafka" in str(consumer.problem())
+    world.broker.down = False
+    world.run(consumer)
+    world.check()
+
+
+def test_members_come_and_go(world: World) -> None:
+    members = [world.consumer()]
+    rng = random.Random(3)
+    for turn in range(30):
+        world.accept(rng.randrange(1, 90))
+        for member in members:
+            member.step()
+        world.now += rng.random()
+        if turn % 4 == 1:
+            members.append(world.consumer())
+        if turn % 4 == 3:
+            members.pop(rng.randrange(len(members)))._reader.close()
+    world.run(*members)
+    world.check()
+
+
+def test_a_zombie_writes_nothing_twice(world: World) -> None:
+    """It stops between intent and write; its heir finishes that range; then it wakes up."""
+    zombie = world.consumer()
+    world.accept(1000)
+    heir: list[Consumer] = []
+
+    def sleeps(point: str) -> None:
+        if point == "write" and not heir:
+            given = zombie._reader._given  # type: ignore[attr-defined]
+            world.broker.leave(zombie._reader)  # type: ignore[arg-type]
+            zombie._reader._given = given  # type: ignore[attr-defined]  # it has not noticed
+            heir.append(world.consumer())
+            world.run(heir[0])
+
+    world.store._failpoint = sleeps
+    for _ in range(3):
+        zombie.step()
+        world.now += 1
+    assert heir
+    assert "partition" in str(zombie.problem()) or zombie.problem() in ("begin", "finish", None)
+    world.check()
+    world.accept(100)
+    world.run(*heir)
+    world.check()
+
+
+def test_random_faults(world: World) -> None:
+    for seed in range(10):
+        world = World()
+        rng = random.Random(seed)
+        expected = fill_with_poison(world)
+        errors: list[Callable[[], BaseException | None]] = [
+            lambda: None,
+            lambda: None,
+            lambda: None,
+            Crash,
+            lambda: StoreDown("memory", "away"),
+            lambda: Backpressure("full", 0.1),
+        ]
+        for point in POINTS:
+            world.failpoint.plan[point] = [rng.choice(errors)() for _ in range(12)]
+        member, crashes = world.consumer(), 0
+        while not world.drained():
+            try:
+                world.run(member)
+            except Crash:
+                crashes += 1
+                member._reader.close()
+                member = world.consumer()
+                world.accept(rng.randrange(30), NOON + rng.randrange(2) * DAY)
+        assert crashes, f"seed {seed} tests nothing"
+        world.check()
+        check_letters(world, expected)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (poison(key=b"nonsense"), "is not <batch>:<part>"),
+        (poison(key=b""), "is not <batch>:<part>"),
+        (poison(headers={}), "no header"),
+        (poison(headers={"created_at": b"5"}), "no header 'rows'"),
+        (poison(headers={"created_at": b"noon", "rows": b"1"}), "not a number"),
+        (poison(headers={"created_at": b"-5", "rows": b"1"}), "not between"),
+        (poison(headers={"created_at": b"5", "rows": b"2"}), "announces 2 lines"),
+        (poison(value=b"{}"), "announces 1 lines"),
+        (poison(value=b"\xff\xfe\n"), "not a row of batch 99"),
+        (poison(value=b"\n"), "not a row of batch 99"),
+        (
+            poison(
+                value=b'{"id":131072,"created_at":5,"timestamp":5,"name":"of another batch"}\n{\n',
+                headers={"created_at": b"5", "rows": b"2"},
+            ),
+            "not a row of batch 99",
+        ),
+        (poison(value=b'{"id":12976129,"created_at":5,"timestamp":"x","name":""}\n'), "Expected `int`"),
+    ],
+)
+def test_poison_goes_to_the_dead_letters_and_its_neighbours_land(world: World, message: Outgoing, reason: str) -> None:
+    world.accept(60)
+    (part,) = world.publish([message])
+    world.accept(60)
+    world.run(world.consumer())
+    world.check()
+    letters = world.dead_letters()
+    assert letters
+    for letter in letters:
+        assert reason in letter["reason"]
+        assert {k: letter[k] for k in ("store", "dataset", "topic", "partition", "offset")} == {
+            "store": "memory",
+            "dataset": "things",
+            "topic": "things",
+            "partition": 0,
+            "offset": part.offset,
+        }
+    assert "".join(letter["value"] for letter in letters).replace("\n", "") == message.value.decode(
+        errors="backslashreplace"
+    ).replace("\n", "")
+
+
+def test_bad_rows_leave_their_neighbours_of_the_same_message(world: World) -> None:
+    lines = [b'{"id":%d,"created_at":5,"timestamp":%d,"name":"n"}\n' % (first_id(99) + n, n) for n in range(9)]
+    lines[2] = b"garbage\n"
+    lines[5] = b'{"id":%d,"created_at":5,"timestamp":"five","name":"n"}\n' % (first_id(99) + 5)
+    lines[6] = b"\n"
+    lines[8] = b'{"id":%d,"created_at":5,"name":"n"}\n' % (first_id(99) + 8)
+    world.publish([poison(value=b"".join(lines), headers={"created_at": b"5", "rows": b"9"})])
+    world.run(world.consumer())
+    assert [row[2] for row in world.stored()] == [0, 1, 3, 4, 7]
+    letters = {letter["line"]: letter for letter in world.dead_letters()}
+    assert sorted(letters) == [2, 5, 6, 8]
+    assert [letters[n]["id"] for n in (2, 5, 6, 8)] == [None, first_id(99) + 5, None, first_id(99) + 8]
+    assert letters[5]["batch_id"] == 99
+    assert letters[5]["value"] == lines[5].decode().rstrip()
+
+
+def test_retention_overtook_the_consumer(world: World) -> None:
+    world.accept(100)
+    world.broker.delete_records(DATASET.topic, 0, 1)
+    with pytest.raises(NeedsOperator):
+        world.run(world.consumer())
+
+
+def lag() -> float:
+    value = REGISTRY.get_sample_value("logpipe_sink_lag_offsets", {"store": "memory", "dataset": "things"})
+    assert value is not None
+    return value
+
+
+def test_control_records_count_as_loaded(world: World) -> None:
+    consumer = world.consumer()
+    world.run(consumer, until=lambda: consumer.problem() is None)
+    for _ in range(3):
+        world.accept(1)
+    world.run(consumer)
+    consumer.report_lag()
+    assert lag() == 0
+    world.accept(1000)
+    consumer.report_lag()
+    assert lag() > 3
+
+
+def test_at_the_end_what_is_held_is_written(world: World) -> None:
+    consumer = world.consumer()
+    world.accept(10)
+    for _ in range(3):
+        consumer.step()
+    assert world.stored() == []
+
+    class Now:
+        def is_set(self) -> bool:
+            return True
+
+    consumer.run(Now())  # type: ignore[arg-type]
+    world.check()
