@@ -5,9 +5,13 @@ beside its place and renamed into it, so an interrupted download is never mistak
 """
 
 import hashlib
+import re
 import shutil
 import subprocess
 import zipfile
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -16,13 +20,14 @@ from xml.sax.saxutils import quoteattr
 
 from filelock import FileLock
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from services.core.errors import NeedsOperator
 from services.local.java import java
 from services.local.settings import LocalSettings
 
 _TRIES = 3
-_console = Console(stderr=True)
+_DOWNLOADING = re.compile(r"downloading .*/([^/ ]+\.jar)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,30 +87,44 @@ def spark_jars() -> list[str]:
 
 def resolve(bundle: Bundle) -> Path:
     """The bundle's folder, downloaded first if need be; raises NeedsOperator."""
-    if bundle.folder.is_dir():
-        return bundle.folder
-    bundle.folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(bundle.folder.with_suffix(".lock")):
-        if not bundle.folder.is_dir():
-            _download(bundle)
+    if not bundle.folder.is_dir():
+        fetch([bundle])
     return bundle.folder
 
 
-def _download(bundle: Bundle) -> None:
+def fetch(bundles: Iterable[Bundle]) -> None:
+    """Download those that are missing, side by side; raises NeedsOperator."""
+    missing = [bundle for bundle in bundles if not bundle.folder.is_dir()]
+    columns = (SpinnerColumn(finished_text="•"), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor(len(BUNDLES)) as pool:
+        for _ in pool.map(lambda bundle: _fetch(bundle, progress), missing):
+            pass
+
+
+def _fetch(bundle: Bundle, progress: Progress) -> None:
+    task = progress.add_task(f"jars of {bundle.name}: resolving", total=1)
+    bundle.folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(bundle.folder.with_suffix(".lock")):  # another process may be at it
+        if not bundle.folder.is_dir():
+            _download(bundle, lambda said: progress.update(task, description=f"jars of {bundle.name}: {said}"))
+    count = len(list(bundle.folder.glob("*.jar")))
+    progress.update(task, description=f"jars of {bundle.name}: {count} in {bundle.folder}", completed=1)
+
+
+def _download(bundle: Bundle, tell: Callable[[str], None]) -> None:
     work = bundle.folder.with_suffix(".part")  # kept after a failure: the next try goes on from there
     jars = work / "jars"
     shutil.rmtree(jars, ignore_errors=True)
     jars.mkdir(parents=True)
     (work / "ivy.xml").write_text(_ivy_file(bundle))
-    for last in (False,) * (_TRIES - 1) + (True,):
-        output = _run_ivy(bundle, work, jars)
-        if output is None:
+    for _ in range(_TRIES):
+        if not (problem := _run_ivy(work, jars, tell)):
             break
-        if last:
-            raise NeedsOperator(
-                f"could not download the jars of {bundle.name} ({bundle.folder}). Check the network"
-                f" (or the free disk space), then run the command again: it goes on where it stopped.\n{output}"
-            )
+    else:
+        raise NeedsOperator(
+            f"could not download the jars of {bundle.name} into {bundle.folder}. Check the network and the free"
+            f" disk space, then run the command again: it goes on where it stopped.\n{problem}"
+        )
     if bundle.beside_pyspark:
         shipped = {_artifact(jar) for jar in (_pyspark_home() / "jars").glob("*.jar")}
         for jar in jars.glob("*.jar"):
@@ -119,27 +138,19 @@ def _download(bundle: Bundle) -> None:
     shutil.rmtree(work)
 
 
-def _run_ivy(bundle: Bundle, work: Path, jars: Path) -> str | None:
-    """None when all went well, else the end of what Ivy said."""
+def _run_ivy(work: Path, jars: Path, tell: Callable[[str], None]) -> str:
+    """Empty when all went well, else the end of what Ivy said."""
     ivy = next((_pyspark_home() / "jars").glob("ivy-*.jar"))
     command = [java(), "-jar", str(ivy), "-ivy", str(work / "ivy.xml"), "-cache", str(work / "ivy")]
     command += ["-confs", "default", "-retrieve", f"{jars}/[artifact]-[revision](-[classifier]).[ext]"]
-    said: list[str] = []
-    with (
-        _console.status(f"jars of {bundle.name}: resolving") as status,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
-    ):
+    said: deque[str] = deque(maxlen=20)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
-        count = 0
         for line in process.stdout:
-            said = [*said[-20:], line.rstrip()]
-            if "downloading" in line and ".jar" in line:
-                count += 1
-                status.update(f"jars of {bundle.name}: {count}, {line.split('/')[-1].split(' ')[0].strip()}")
-    if process.returncode == 0 and any(jars.glob("*.jar")):
-        _console.print(f"jars of {bundle.name}: {len(list(jars.glob('*.jar')))} in {bundle.folder}")
-        return None
-    return "\n".join(said)
+            said.append(line.rstrip())
+            if jar := _DOWNLOADING.search(line):
+                tell(jar[1])
+    return "\n".join(said) if process.returncode else ""
 
 
 def _ivy_file(bundle: Bundle) -> str:
@@ -176,3 +187,10 @@ def _pyspark_home() -> Path:
     if spec is None or spec.origin is None:
         raise NeedsOperator("pyspark is not installed: run `make install`")
     return Path(spec.origin).parent
+
+
+if __name__ == "__main__":
+    try:
+        fetch(BUNDLES)
+    except NeedsOperator as error:
+        raise SystemExit(str(error)) from error

@@ -24,3 +24,10 @@ def java() -> str:
     if version is None or int(version[1]) not in _SUPPORTED:
         raise NeedsOperator(f"{found} is version {version[1] if version else 'unknown'}: {_ADVICE}")
     return found
+
+
+if __name__ == "__main__":
+    try:
+        java()
+    except NeedsOperator as error:
+        raise SystemExit(str(error)) from error

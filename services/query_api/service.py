@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -86,10 +87,15 @@ class QueryService:
         """Ask all stores at once, as of the lowest of their watermarks. Raises StoreDown when none answers."""
         start = time.perf_counter()
         marks, missing = self._of_each(self._readers.values(), lambda r: self._watermark(r, question.dataset))
-        as_of = min(marks.values(), default=0)
-        able = [reader for reader in self._readers.values() if reader.source in marks]
-        answers, failed = self._of_each(able, lambda reader: self._answer(reader, question, as_of))
-        missing.update(failed)
+        while True:
+            as_of = min(marks.values(), default=0)
+            able = [reader for reader in self._readers.values() if reader.source in marks]
+            answers, failed = self._of_each(able, partial(self._answer, question=question, as_of=as_of))
+            missing.update(failed)
+            marks = {source: mark for source, mark in marks.items() if source not in failed}
+            # A store that went away must not hold the others back at a point that it alone was asked for.
+            if min(marks.values(), default=as_of) == as_of:
+                break
         if not answers:
             raise StoreDown("every store", "; ".join(missing.values()))
         digests = {source: digest(answer) for source, answer in answers.items()}

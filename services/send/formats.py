@@ -93,7 +93,7 @@ _LOGGER = (
 _MESSAGE = r"(?P<message>.*)"
 
 _ACCESS = (
-    r"(?P<host>\S+) (?P<ident>\S+) (?P<user>.+?) \[(?P<timestamp>[^\]]+)\] "
+    r"(?P<host>\S+) (?P<ident>\S+) (?P<user>.+?) \[(?P<timestamp>[^\[\]]+)\] "
     rf'"(?P<message>{_QUOTED})" (?P<status>\d{{3}}) (?P<bytes>\d+|-)'
 )
 _ACCESS_TIME = "%d/%b/%Y:%H:%M:%S %z"
@@ -135,7 +135,7 @@ FORMATS = {
                     "%a %b %d %H:%M:%S.%f %Y",
                     r"\[(?P<timestamp>[^\]]+)\] \[(?:(?P<module>[^\]:]*):)?(?P<level>[^\]:]+)\]"
                     r" \[pid (?P<pid>\d+)(?::tid (?P<tid>\d+))?\] "
-                    rf"(?=(?:.*?\[client (?P<host>[^\]]+?)(?::(?P<port>\d+))?\])?){_MESSAGE}",
+                    rf"(?=(?:.*?\[client (?P<host>[^\s\[\]]+?)(?::(?P<port>\d+))?\])?){_MESSAGE}",
                 ),
                 Layout(
                     "%a %b %d %H:%M:%S.%f %Y",
@@ -264,7 +264,7 @@ FORMATS = {
                 Layout(
                     time,
                     rf"(?P<timestamp>{date} \d\d:\d\d:\d\d\.\d{{3,6}}) +(?P<pid>\d+) +(?P<tid>\d+) (?P<level>[VDIWEFS])"
-                    rf" (?P<service>.*?) *:(?: |$){_MESSAGE}",
+                    rf" (?P<service>.{{0,128}}?) *+:(?: |$){_MESSAGE}",
                 )
                 for time, date in (("%m-%d %H:%M:%S.%f", r"\d\d-\d\d"), ("%Y-%m-%d %H:%M:%S.%f", r"\d{4}-\d\d-\d\d"))
             ),

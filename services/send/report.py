@@ -56,9 +56,12 @@ class View:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", total=size)
-        self._trouble = ""
+        self._trouble, self._acked = "", 0
 
     def retrying(self, reason: str) -> None:
+        """Shown until rows are acked again."""
+        if not self._trouble and not self._progress.console.is_terminal:
+            self._progress.console.print(f"retrying: {reason}")
         self._trouble = f" · retrying: {reason[:120]}"
 
     @contextmanager
@@ -79,6 +82,8 @@ class View:
 
     def _update(self) -> None:
         rows = self._totals.acked
+        if rows != self._acked:
+            self._trouble, self._acked = "", rows
         description = f"{rows:,} rows acked, {rows / max(self.seconds, 0.001):,.0f} rows/s{self._trouble}"
         self._progress.update(self._task, completed=self._totals.offset, description=description)
 

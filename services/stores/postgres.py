@@ -56,9 +56,6 @@ _TYPES = {
 }
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
-
-
 def prepare(connection: Connection, dataset: Dataset) -> None:
     """Create the dataset's table, or add the optional columns it lacks; safe from many processes at once."""
     table = sql.Identifier(dataset.name)
@@ -125,9 +122,6 @@ def _partitions(connection: Connection, dataset: Dataset) -> set[str]:
     return {name for (name,) in connection.execute(query, (f'"{dataset.name}"',))}
 
 
-# ---- binary COPY -----------------------------------------------------------------------------------------------------
-
-
 def copy_target(dataset: Dataset, day: int) -> str:
     """The partition that holds the rows accepted on `day` (days since 1970-01-01 UTC)."""
     return f"{dataset.name}_{_midnight(day):y%Ym%md%d}"
@@ -159,9 +153,6 @@ def _copy_values(column: Column, values: Sequence[Any]) -> Sequence[Any]:
         case "uuid":
             return [bytes.fromhex(value.replace("-", "")) for value in values]
     return values
-
-
-# ---- reader ----------------------------------------------------------------------------------------------------------
 
 
 class _Microseconds(Loader):

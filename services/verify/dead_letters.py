@@ -17,13 +17,14 @@ OpenStream = Callable[[], PartitionReader]
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A message of the topic, as far as it is counted here: one row, or `rows` of one message when it has no `id`."""
+    """A message of the topic, as far as it is counted here: one row, or with no `line` the `rows` of one message."""
 
     store: str
     dataset: str
     topic: str
     partition: int
     offset: int
+    line: int | None = None
     batch_id: int | None = None
     id: int | None = None
     rows: int = 1

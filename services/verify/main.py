@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from services import datasets, stores
@@ -17,6 +18,8 @@ from services.streams.kafka import KafkaPartitionReader
 from services.verify import dead_letters, report
 from services.verify.dead_letters import DeadLetters
 from services.verify.service import Request, Verification
+
+_WIDTH = 110  # of a report that is not shown on a terminal
 
 
 class VerifySettings(PostgresSettings, KafkaSettings):
@@ -48,12 +51,6 @@ def main(
     """
     settings = VerifySettings()
     logs.configure("verify", "ERROR")
-    request = Request(
-        [datasets.find(name) for name in dataset_names] or datasets.all_datasets(),
-        None if everything else sample,
-        secrets.randbelow(1 << 31) if seed is None else seed,
-        wait,
-    )
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -68,13 +65,19 @@ def main(
             readers = [
                 open_.enter_context(closing(stores.open_reader(name))) for name in store_names or stores.readers()
             ]
+            request = Request(
+                [datasets.find(name) for name in dataset_names] or datasets.all_datasets(),
+                None if everything else sample,
+                secrets.randbelow(1 << 31) if seed is None else seed,
+                wait,
+            )
             letters = DeadLetters(lambda: KafkaPartitionReader(settings.kafka_url, dead_letters.TOPIC))
             found = Verification(ledger, letters, progress).run(readers, request)
     except LogpipeError as error:
-        console.print(f"[bold red]could not check[/bold red]: {error}", highlight=False)
+        console.print(f"[bold red]could not check[/bold red]: {escape(str(error))}", highlight=False)
         sys.exit(2)
     if as_json:
         click.echo(report.as_json(found))
     else:
-        report.show(found, Console())
+        report.show(found, Console(width=None if sys.stdout.isatty() else _WIDTH))
     sys.exit(found.exit_code)

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import msgspec
+from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from services.verify.reconcile import Result
@@ -39,7 +41,7 @@ def as_json(report: Report) -> str:
 
 
 def show(report: Report, console: Console) -> None:
-    table = Table(title=f"Stores against the ledger, up to batch {report.as_of}", title_justify="left")
+    table = Table(title=f"Stores against the ledger, up to batch {report.as_of}", title_justify="left", box=SIMPLE)
     table.add_column("dataset")
     table.add_column("store")
     for name in ("accepted", "found", "missing", "extra", "duplicated", "dead-lettered", "checksums"):
@@ -61,7 +63,7 @@ def show(report: Report, console: Console) -> None:
     for result in report.results:
         for text in (*result.examples, result.note):
             if text:
-                console.print(f"{result.dataset} in {result.store}: {text}", highlight=False)
+                console.print(f"{result.dataset} in {result.store}: {escape(text)}", highlight=False)
     for store, reason in report.unchecked.items():
-        console.print(f"[bold red]{store} could not be checked[/bold red]: {reason}", highlight=False)
+        console.print(f"[bold red]{store} could not be checked[/bold red]: {escape(reason)}", highlight=False)
     console.print(f"Checksums: of complete batches, chosen by --seed {report.seed}", style="dim", highlight=False)

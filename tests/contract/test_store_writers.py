@@ -1,9 +1,6 @@
 """One suite for every store that stream_to_store fills: what was written is read back the same, once."""
 
-import random
 import uuid
-from collections import Counter
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from typing import Any, Protocol
@@ -15,7 +12,7 @@ from services.core.dataset import Column, Dataset
 from services.core.errors import NeedsOperator, RowRejected, StoreDown
 from services.core.ids import first_id
 from services.core.ports import Block, StoreReader, StoreWriter
-from services.core.queries import AggregateQuestion, Filters, ListQuestion, StatsQuestion
+from services.core.queries import StatsQuestion
 from services.core.rows import Row, RowCodec
 from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter
 from services.stores.memory import MemoryStore
@@ -192,88 +189,6 @@ def test_batches_are_counted_by_really_reading(store: Store, dataset: Dataset) -
     assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(3, 8, 6), (5, 1, 1)]
     assert list(store.reader.counts(dataset, 4, 5)) == [(5, 1, 1)]
     assert [r[0] for r in store.reader.rows(dataset, 5, 9)] == [first_id(5)]
-
-
-# ---- questions: every store gives the answer that plain Python gives ------------------------------------------------
-
-
-@pytest.fixture
-def filled(store: Store, dataset: Dataset) -> list[Row]:
-    rng = random.Random(7)
-    words = ["", "a", "B", "b", "Ä", "ä", "z", "東", "\U0001f680", "\uffee", "a b"]
-    rows = [
-        row(
-            batch,
-            number,
-            timestamp=NOON + rng.randrange(50),
-            category=rng.choice(["INFO", "WARN", "ERROR", "Ö"]),
-            message=rng.choice(words),
-        )
-        for batch in range(1, 5)
-        for number in range(60)
-    ]
-    for batch in range(4):
-        store.writer.write(block(dataset, rows[batch * 60 : batch * 60 + 60], first=batch * 10))
-    return rows
-
-
-def expected_list(rows: list[Row], dataset: Dataset, question: ListQuestion) -> list[Row]:
-    by = dataset.column_names.index(question.order_by)
-    ordered = sorted(rows, key=lambda r: (r[by], r[0]), reverse=question.descending)
-    return ordered[question.offset : question.offset + question.limit]
-
-
-@pytest.mark.parametrize("descending", [True, False])
-@pytest.mark.parametrize("order_by", ["timestamp", "category", "message", "created_at", "id"])
-def test_lists_are_ordered_by_code_point_then_id(
-    store: Store, dataset: Dataset, filled: list[Row], order_by: str, descending: bool
-) -> None:
-    question = ListQuestion(dataset, order_by=order_by, descending=descending, limit=70, offset=13)
-    answer = store.reader.answer(question, EVERYTHING)
-    assert answer.rows == expected_list(filled, dataset, question)
-    assert (answer.total, answer.method) == (240, "scan")
-    assert answer.elapsed_ms >= 0
-
-
-def test_questions_see_nothing_beyond_as_of(store: Store, dataset: Dataset, filled: list[Row]) -> None:
-    seen = [r for r in filled if r[0] < first_id(3)]
-    assert store.reader.answer(StatsQuestion(dataset), as_of=2).rows == [(len(seen),)]
-    answer = store.reader.answer(ListQuestion(dataset, limit=1000), as_of=2)
-    assert answer.rows == expected_list(seen, dataset, ListQuestion(dataset, limit=1000))
-    assert answer.total == len(seen)
-    assert store.reader.answer(StatsQuestion(dataset), as_of=0).rows == [(0,)]
-
-
-@pytest.mark.parametrize(
-    ("filters", "keep"),
-    [
-        (Filters(equals=(("category", "WARN"),)), lambda r: r[3] == "WARN"),
-        (Filters(equals=(("category", "Ö"), ("message", "ä"))), lambda r: r[3] == "Ö" and r[4] == "ä"),
-        (Filters(equals=(("message", ""),)), lambda r: r[4] == ""),
-        (Filters(equals=(("message", "' OR 1=1 --"),)), lambda r: False),
-        (Filters(equals=(("message", "{x:String} \\ %s"),)), lambda r: False),
-        (Filters(equals=(("event_id", str(uuid.UUID(int=7))),)), lambda r: r[7] == str(uuid.UUID(int=7))),
-        (Filters(start=NOON + 10), lambda r: r[2] >= NOON + 10),
-        (Filters(end=NOON + 10), lambda r: r[2] < NOON + 10),
-        (Filters(start=NOON + 10, end=NOON + 11), lambda r: r[2] == NOON + 10),
-    ],
-)
-def test_filters(
-    store: Store, dataset: Dataset, filled: list[Row], filters: Filters, keep: Callable[[Row], bool]
-) -> None:
-    kept = [r for r in filled if keep(r)]
-    question = ListQuestion(dataset, filters, limit=1000)
-    answer = store.reader.answer(question, EVERYTHING)
-    assert (answer.rows, answer.total) == (expected_list(kept, dataset, question), len(kept))
-    without_count = store.reader.answer(replace(question, count=False), EVERYTHING)
-    assert (without_count.rows, without_count.total) == (answer.rows, None)
-    counts = store.reader.answer(AggregateQuestion(dataset, "category", filters), EVERYTHING).rows
-    assert dict(counts) == Counter(r[3] for r in kept)
-
-
-def test_aggregates_come_by_count_then_key(store: Store, dataset: Dataset, filled: list[Row]) -> None:
-    expected = sorted(Counter(r[4] for r in filled).items(), key=lambda item: (-item[1], item[0]))
-    assert store.reader.answer(AggregateQuestion(dataset, "message"), EVERYTHING).rows == expected
 
 
 def test_an_unreachable_clickhouse_is_down(dataset: Dataset) -> None:

@@ -30,7 +30,7 @@ class Broker(Protocol):
 class RealBroker:
     def __init__(self, url: str) -> None:
         self._url = url
-        self._admin = AdminClient({"bootstrap.servers": url})
+        self._admin = AdminClient({"bootstrap.servers": url, "log_level": 0})
 
     def ensure_topics(self, topics: dict[str, int]) -> None:
         kafka.ensure_topics(self._url, topics, 1)

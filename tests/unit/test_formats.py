@@ -2,8 +2,10 @@
 
 import csv
 import json
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from time import process_time
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -121,6 +123,40 @@ def test_log4j_threads_and_levels() -> None:
     found = row("log4j", "2015-10-18 18:01:47,978 FATAL [Socket Reader #1 for port 62260] o.a.Server: x: y")
     assert (found["service"], found["level"], found["message"]) == ("o.a.Server", "ERROR", "x: y")
     assert found["metadata"] == {"thread": "Socket Reader #1 for port 62260", "level": "FATAL"}
+
+
+HOSTILE = (
+    "[",
+    "] ",
+    "[a",
+    " [a",
+    "(",
+    " (",
+    "[client ",
+    "[client a:1",
+    ", client: ",
+    " ",
+    ": ",
+    ":1",
+    " -",
+    '"',
+    '\\"',
+    "[x]",
+    "a:b@1 ",
+)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_line_takes_long(name: str) -> None:
+    chosen = parser(name)
+    for sample in FORMATS[name].samples:
+        for end in {len(sample), len(sample) // 2, sample.find("]") + 2, sample.find(": ") + 2}:
+            for piece in HOSTILE:
+                line = sample[:end] + piece * (20_000 // len(piece))
+                started = process_time()
+                with suppress(Unparsed):
+                    chosen.row(line)
+                assert process_time() - started < 0.5, line[:200]
 
 
 def test_every_level_word_has_one_meaning() -> None:

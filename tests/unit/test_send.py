@@ -433,3 +433,14 @@ def test_two_sends_of_one_file_at_once_are_refused(ingest: Ingest) -> None:
     assert result.exit_code == 1
     assert "another `logpipe send` of app.log is running" in result.stderr
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["Apache", "HDFS", "OpenSSH", "OpenStack"])
+def test_a_real_file_arrives_whole(ingest: Ingest, name: str) -> None:
+    path = Path(__file__).parents[3] / f"shared/data/loghub/{name}_2k.log"
+    if not path.exists():
+        pytest.skip(f"the sample is not at {path}")
+    result = send(str(path))
+    assert result.exit_code == 0, result.stderr
+    assert (figure(result, "lines read"), figure(result, "rows acked")) == (2000, 2000)
+    assert len(ingest.rows) == 2000

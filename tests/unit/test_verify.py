@@ -188,6 +188,8 @@ def test_dead_letters_are_counted_once() -> None:
         letter(batch_id=7, id=70, reason="x"),
         letter(batch_id=7, id=70, reason="x"),
         letter(batch_id=7, id=71, reason="x"),
+        letter(batch_id=9, line=0, reason="no id to be read"),
+        letter(batch_id=9, line=1, reason="no id to be read"),
         letter(batch_id=8, id=None, offset=2, rows=3),
         letter(batch_id=None, offset=3),
         letter(store="clickhouse", batch_id=7, id=70),
@@ -199,8 +201,8 @@ def test_dead_letters_are_counted_once() -> None:
         return opened[-1]
 
     letters = DeadLetters(open_topic)
-    assert letters.of(MemoryStore(), DATASET) == {7: 2, 8: 3}
-    assert letters.of(MemoryStore(), DATASET) == {7: 2, 8: 3}
+    assert letters.of(MemoryStore(), DATASET) == {7: 2, 8: 3, 9: 2}
+    assert letters.of(MemoryStore(), DATASET) == {7: 2, 8: 3, 9: 2}
     assert len(opened) == 1
 
 

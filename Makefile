@@ -1,0 +1,80 @@
+# Everything a developer, a user or CI runs. Needs Python >= 3.11, Java 17 or 21 and make; says so when one is missing.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+TESTS := $(wildcard tests/*.py tests/unit tests/property tests/contract tests/integration tests/e2e)
+
+export VIRTUAL_ENV := $(CURDIR)/.venv
+
+.DEFAULT_GOAL := help
+.PHONY: help check install jars demo up down status logs test lint types imports format bench lock clean
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+check:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "Python 3.11 or later is needed: install one, or run make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "This Python cannot make virtual environments (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m services.local.java
+
+install: check $(INSTALLED) jars ## Make .venv from the hash-pinned lock, and fetch the jars once
+
+$(INSTALLED): pyproject.toml requirements/bootstrap.txt requirements/lock.txt | check
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	$(BIN)/uv pip sync --quiet --no-build-isolation --require-hashes requirements/bootstrap.txt requirements/lock.txt
+	$(BIN)/uv pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+jars: $(INSTALLED)
+	@$(BIN)/python -m services.local.jars
+
+demo: install ## Start everything, send a minute of load, verify, show the results
+	$(BIN)/logpipe demo
+
+up: install ## Start the local stack and wait until it is ready
+	$(BIN)/logpipe up
+
+down: $(INSTALLED) ## Stop the local stack; its data is kept (logpipe down --wipe deletes it)
+	$(BIN)/logpipe down
+
+status: $(INSTALLED) ## Show what runs, where, and whether it is ready
+	$(BIN)/logpipe status
+
+logs: $(INSTALLED) ## Show the end of all logs
+	$(BIN)/logpipe logs
+
+test: install lint types imports ## Lint, types, imports, then all tests on real components
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(INSTALLED) ## ruff, and its formatter's check
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(INSTALLED) ## mypy --strict
+	$(BIN)/mypy
+
+imports: $(INSTALLED) ## Which room may import which (import-linter)
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## Format the code, fix what ruff can fix
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: install ## Measure the figures of docs/benchmarks
+	$(BIN)/logpipe bench
+
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+lock: $(INSTALLED) ## Compile requirements/*.txt anew from pyproject.toml
+	$(COMPILE) requirements/bootstrap.in --output-file requirements/bootstrap.txt
+	$(COMPILE) pyproject.toml --extra local --extra dev --output-file requirements/lock.txt \
+		--constraint requirements/bootstrap.txt --build-constraint requirements/bootstrap.txt
+
+clean: ## Delete .venv and all caches; the stack's data stays (logpipe down --wipe deletes it)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find services spark_jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +

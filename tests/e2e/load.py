@@ -1,0 +1,71 @@
+"""Load for end-to-end tests, and the proof that nothing of it was lost or doubled."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from services import datasets
+from services.generator.client import IngestClient
+from services.generator.load import Load, Report
+from services.local.stack import Stack
+
+RATE = 4_000  # rows/s of logs, a quarter of it of events: enough that every process is busy, few enough for a busy CI
+_SETTLE_SECONDS = 180
+_LOAD_SECONDS_WAIT = 240
+
+
+@contextmanager
+def under_load(url: str, seconds: float) -> Iterator[list[Report]]:
+    """Inside, rows are being sent; after, the list holds a report for each dataset, and no row's fate is unknown."""
+
+    async def send() -> list[Report]:
+        async with IngestClient(url, timeout=20, deadline=_SETTLE_SECONDS) as client:
+            loads = [
+                Load.at_rate(client, datasets.find("logs"), RATE, seconds, request_rows=500),
+                Load.at_rate(client, datasets.find("events"), RATE / 4, seconds, request_rows=100),
+            ]
+            return list(await asyncio.gather(*(load.run() for load in loads)))
+
+    reports: list[Report] = []
+    with ThreadPoolExecutor(1) as thread:
+        sending: Future[list[Report]] = thread.submit(asyncio.run, send())
+        yield reports
+        reports += sending.result(_LOAD_SECONDS_WAIT)
+    for report in reports:
+        assert (report.refused, report.indeterminate) == (0, 0), report
+
+
+def verify(stack: Stack, wait: float = 180) -> dict[str, int]:
+    """Rows accepted by dataset, after every store was found to hold exactly these, each once and unchanged."""
+    done = subprocess.run(
+        [sys.executable, "-m", "services", "verify", "--all", "--json", "--wait", str(wait)],
+        env=os.environ | stack.settings.urls(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report["ok"], json.dumps(report, indent=1)
+    assert {result["store"] for result in report["results"]} == {"postgres", "clickhouse", "lake"}
+    return {result["dataset"]: result["expected"] for result in report["results"]}
+
+
+class Accepted:
+    """Compares what was acknowledged with what the ledger says was accepted, from one point on."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._before = verify(stack)
+
+    def check(self, reports: list[Report]) -> None:
+        """Every store holds what it held before and the acknowledged rows, nothing else."""
+        after = verify(self._stack)
+        acked = {report.dataset: report.acked for report in reports}
+        assert {name: after[name] - self._before.get(name, 0) for name in acked} == acked

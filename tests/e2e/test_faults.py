@@ -1,0 +1,80 @@
+"""Crashes and outages under load, each ended by a clean `verify`: nothing lost, nothing doubled."""
+
+import os
+import random
+import signal
+import time
+
+import httpx
+import pytest
+
+from services.local.stack import Stack
+from tests.e2e.load import Accepted, under_load, verify
+from tests.processes import Process, free_port
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def ingest_url(stack: Stack) -> str:
+    return f"http://127.0.0.1:{stack.settings.ingest_port}"
+
+
+@pytest.mark.parametrize("victim", ["ingest-api", "stream-to-store", "stream-to-lake", "kafka", "postgres"])
+def test_kill_nine_under_load(stack: Stack, victim: str, seed: int) -> None:
+    chance = random.Random(f"{victim} {seed}")
+    accepted = Accepted(stack)
+    with under_load(ingest_url(stack), seconds=8) as reports:
+        for _ in range(2):
+            time.sleep(chance.uniform(1.0, 4.0))  # the moment of the crash is what the seed chooses
+            pid = stack.states()[victim].pid
+            if pid:  # else it is still coming back from the first
+                os.kill(pid, signal.SIGKILL)
+    stack.up()
+    accepted.check(reports)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("component", ["kafka", "postgres", "clickhouse"])
+def test_a_component_away_for_a_minute(stack: Stack, component: str) -> None:
+    accepted = Accepted(stack)
+    with under_load(ingest_url(stack), seconds=75) as reports:
+        time.sleep(5)
+        stack.supervisor.stop(component)
+        time.sleep(60)
+        stack.supervisor.start(component)
+    accepted.check(reports)
+
+
+def test_the_slot_of_a_stopped_process_is_adopted_and_it_may_wake_up_again(stack: Stack) -> None:
+    port = free_port()
+    environment = stack.settings.urls() | {"LOGPIPE_INGEST_PORT": str(port)}
+    accepted = Accepted(stack)
+    with Process("ingest-api", environment, port) as sleeper:
+        broker = stack.states()["kafka"].pid
+        os.kill(broker, signal.SIGSTOP)  # so that what the sleeper accepts stays unpublished
+        try:
+            with under_load(sleeper.url, seconds=2) as reports:
+                pass
+            sleeper.signal(signal.SIGSTOP)
+        finally:
+            os.kill(broker, signal.SIGCONT)
+        try:
+            await_adoption(stack)
+            accepted.check(reports)  # while it sleeps, its rows are everywhere
+        finally:
+            sleeper.signal(signal.SIGCONT)
+        again = Accepted(stack)
+        with under_load(sleeper.url, seconds=3) as reports:
+            pass
+        again.check(reports)
+
+
+def await_adoption(stack: Stack) -> None:
+    deadline = time.monotonic() + 60
+    while "logpipe_publisher_slots_adopted_total 1.0" not in httpx.get(f"{ingest_url(stack)}/metrics").text:
+        assert time.monotonic() < deadline, "nobody adopted the slot"
+        time.sleep(0.2)
+
+
+def test_an_idle_stack_verifies(stack: Stack) -> None:
+    verify(stack)

@@ -1,0 +1,172 @@
+"""One slot's publisher on a real PostgreSQL and a real Kafka: crashes around the mark, fencing, catching up."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from services import datasets
+from services.core.envelope import batch_of_key
+from services.core.errors import Fenced, NeedsOperator, StoreDown
+from services.core.rows import RowCodec
+from services.ingest_api.committer import Accepted, Committer, Submission
+from services.ingest_api.publisher import MessageCache, SlotPublisher
+from services.ledger import batches, schema
+from services.stores import postgres
+from services.streams import kafka
+
+DATASET = datasets.find("logs")
+CODEC = RowCodec(DATASET)
+PARTITIONS = 4
+ROW = b'{"timestamp": "2026-01-31T12:00:00Z", "level": "INFO", "service": "auth-%d"}'
+
+
+class Bench:
+    """A committer and a publisher of one slot that no running process uses."""
+
+    def __init__(self, postgres_url: str, kafka_url: str, slot: int) -> None:
+        self.slot = slot
+        self.connection = schema.connect(postgres_url)
+        self.rows = postgres.PostgresReader(postgres_url)
+        self.cache = MessageCache(1 << 20)
+        self._kafka_url = kafka_url
+        schema.prepare(self.connection)
+        postgres.prepare(self.connection, DATASET)
+        postgres.ensure_partitions(self.connection, DATASET, int(time.time()) // 86_400, 2)
+        topics = {DATASET.topic: PARTITIONS, "events.activity": PARTITIONS, "alerts.realtime": PARTITIONS}
+        kafka.ensure_topics(kafka_url, topics, 1)
+        self._committer = Committer(
+            postgres_url,
+            {DATASET.name: CODEC},
+            lambda: slot,
+            lambda batch, outgoing: self.cache.put(batch.batch_id, outgoing),
+            batch_rows=100,
+            partitions=PARTITIONS,
+        )
+
+    def publisher(self) -> SlotPublisher:
+        return SlotPublisher(
+            self.slot,
+            {DATASET.name: DATASET},
+            self.cache,
+            lambda slot: kafka.KafkaProducer(self._kafka_url, f"test-slot-{slot}"),
+            lambda topic: kafka.KafkaPartitionReader(self._kafka_url, topic),
+            self.rows,
+            PARTITIONS,
+            max_rows=100_000,
+        )
+
+    def commit(self, rows: int) -> set[int]:
+        """Accept so many rows; the ids of their batches."""
+        decoded = CODEC.decode_lines(b"\n".join(ROW % (n % 7) for n in range(rows)))
+        [outcome] = self._committer.commit(DATASET, [Submission(decoded)])
+        assert isinstance(outcome, Accepted)
+        return set(range(outcome.batch_id, outcome.batch_id - -rows // 100))
+
+    def in_topic(self) -> dict[int, int]:
+        """Batch -> rows of it in the topic. Ends the slot's producer, which also waits for its last commit's markers."""
+        kafka.KafkaProducer(self._kafka_url, f"test-slot-{self.slot}").close()
+        reader = kafka.KafkaPartitionReader(self._kafka_url, DATASET.topic)
+        found: dict[int, int] = {}
+        try:
+            bounds = reader.bounds()
+            reader.assign({partition: low for partition, (low, _) in bounds.items()})
+            while any(reader.reached().get(p, 0) < end for p, (_, end) in bounds.items()):
+                for message in reader.poll(1.0):
+                    batch_id = batch_of_key(message.key)
+                    found[batch_id] = found.get(batch_id, 0) + int(message.headers["rows"])
+        finally:
+            reader.close()
+        return found
+
+    def unmarked(self) -> int:
+        return batches.count_unpublished(self.connection, self.slot)
+
+    def close(self) -> None:
+        self._committer.close()
+        self.rows.close()
+        self.connection.close()
+
+
+@pytest.fixture
+def bench(postgres_url: str, kafka_url: str, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    made = Bench(postgres_url, kafka_url, 1000 + hash(request.node.name) % 100_000)
+    yield made
+    made.close()
+
+
+def test_batches_come_to_the_topic_once_and_are_marked(bench: Bench) -> None:
+    publisher = bench.publisher()
+    own = bench.commit(250)
+    assert publisher.step(bench.connection) == 3
+    assert publisher.step(bench.connection) == 0
+    publisher.close()
+    found = bench.in_topic()
+    assert sum(found[batch_id] for batch_id in own) == 250
+    assert bench.unmarked() == 0
+
+
+def test_rows_that_are_not_cached_are_read_back(bench: Bench) -> None:
+    own = bench.commit(250)
+    bench.cache = MessageCache(0)
+    publisher = bench.publisher()
+    assert publisher.step(bench.connection) == 3
+    publisher.close()
+    found = bench.in_topic()
+    assert {batch_id: found[batch_id] for batch_id in own} == dict(zip(sorted(own), (100, 100, 50), strict=True))
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_crash_between_kafkas_commit_and_the_mark_doubles_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, restarted: bool
+) -> None:
+    publisher = bench.publisher()
+    own = bench.commit(150)
+
+    def crash(*_: Any) -> None:
+        raise StoreDown("postgres", "gone between commit and mark")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batches, "mark_published", crash)
+        with pytest.raises(StoreDown):
+            publisher.step(bench.connection)
+    assert bench.unmarked() == 2
+    if restarted:
+        publisher = bench.publisher()
+    publisher.step(bench.connection)
+    publisher.close()
+    found = bench.in_topic()
+    assert {batch_id: found[batch_id] for batch_id in own} == dict(zip(sorted(own), (100, 50), strict=True))
+    assert bench.unmarked() == 0
+
+
+def test_a_zombie_is_fenced_by_whoever_takes_its_slot(bench: Bench) -> None:
+    zombie, heir = bench.publisher(), bench.publisher()
+    own = bench.commit(10)
+    assert zombie.step(bench.connection) == 1
+    own |= bench.commit(10)
+    assert heir.step(bench.connection) == 1
+    own |= bench.commit(10)
+    with pytest.raises(Fenced):
+        zombie.step(bench.connection)
+    assert heir.step(bench.connection) == 1
+    zombie.close()
+    heir.close()
+    found = bench.in_topic()
+    assert [found[batch_id] for batch_id in sorted(own)] == [10, 10, 10]
+
+
+def test_rows_missing_from_the_table_are_not_published_in_silence(bench: Bench, postgres_url: str) -> None:
+    [batch_id] = bench.commit(10)
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("DELETE FROM logs WHERE id = %s", (batch_id << 17,))
+    bench.cache = MessageCache(0)
+    publisher = bench.publisher()
+    with pytest.raises(NeedsOperator, match="10 rows in the ledger and 9"):
+        publisher.step(bench.connection)
+    publisher.close()
+    with psycopg.connect(postgres_url) as connection:  # leave a ledger that can be verified
+        connection.execute("DELETE FROM batches WHERE batch_id = %s", (batch_id,))
+        connection.execute("DELETE FROM logs WHERE id >> 17 = %s", (batch_id,))

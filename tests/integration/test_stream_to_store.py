@@ -1,0 +1,209 @@
+"""stream_to_store with real Kafka, PostgreSQL and ClickHouse engine: its ledger rows, and kill -9 in the middle."""
+
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from services.core.envelope import messages
+from services.core.errors import Fenced, NeedsOperator, StoreDown
+from services.core.ids import first_id
+from services.core.ledger import Range, SinkPosition
+from services.core.ports import Outgoing
+from services.core.rows import RowCodec
+from services.datasets.logs import DATASET
+from services.ledger.sink_progress import SinkProgress, positions
+from services.local.settings import LocalSettings
+from services.local.stack import Stack
+from services.stores.clickhouse import ClickHouseReader
+from services.streams import kafka
+from tests.processes import Process, free_port
+
+PARTITIONS = 4
+BATCH_ROWS = 1000
+NOON = 20_000 * 86_400_000_000 + 43_200_000_000
+
+
+# ---- sink_progress --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(postgres_url: str) -> str:
+    return f"store-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def progress(postgres_url: str, store: str) -> Iterator[SinkProgress]:
+    with closing(SinkProgress(postgres_url, store, "logs", "topic-1")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def other(postgres_url: str, store: str) -> Iterator[SinkProgress]:
+    """Another process at the same partitions."""
+    with closing(SinkProgress(postgres_url, store, "logs", "topic-1")) as opened:
+        yield opened
+
+
+def test_a_partition_starts_at_its_beginning(progress: SinkProgress, postgres_url: str, store: str) -> None:
+    assert progress.load([0, 2]) == {0: SinkPosition(0, 0), 2: SinkPosition(2, 0)}
+    assert positions(postgres_url, store, "logs") == {0: SinkPosition(0, 0), 2: SinkPosition(2, 0)}
+    assert positions(postgres_url, store, "events") == {}
+
+
+def test_an_intent_is_found_by_the_next_owner(progress: SinkProgress, other: SinkProgress) -> None:
+    progress.load([0])
+    progress.begin(0, 0, Range(0, 9))
+    assert other.load([0]) == {0: SinkPosition(0, 0, Range(0, 9))}
+    other.begin(0, 0, Range(0, 9))
+    other.finish(0, Range(0, 9))
+    assert other.load([0]) == {0: SinkPosition(0, 10)}
+
+
+def test_repeating_a_step_is_fine(progress: SinkProgress) -> None:
+    """Its answer may have been lost."""
+    progress.load([0])
+    for _ in range(2):
+        progress.begin(0, 0, Range(0, 9))
+    for _ in range(2):
+        progress.finish(0, Range(0, 9))
+    assert progress.load([0]) == {0: SinkPosition(0, 10)}
+
+
+def test_who_lost_a_partition_is_fenced(progress: SinkProgress, other: SinkProgress) -> None:
+    progress.load([0])
+    other.load([0])
+    other.begin(0, 0, Range(0, 9))
+    with pytest.raises(Fenced):
+        progress.begin(0, 0, Range(0, 5))  # another range is under way
+    other.finish(0, Range(0, 9))
+    with pytest.raises(Fenced):
+        progress.begin(0, 0, Range(0, 5))  # the position has moved on
+    other.begin(0, 10, Range(10, 19))
+    with pytest.raises(Fenced):
+        progress.finish(0, Range(0, 9))
+    with pytest.raises(Fenced):
+        other.finish(0, Range(10, 15))
+
+
+def test_a_topic_made_again_needs_an_operator(progress: SinkProgress, postgres_url: str, store: str) -> None:
+    progress.load([0])
+    with (
+        closing(SinkProgress(postgres_url, store, "logs", "topic-2")) as replaced,
+        pytest.raises(NeedsOperator, match="made again"),
+    ):
+        replaced.load([0])
+
+
+def test_postgres_away_and_back(progress: SinkProgress, postgres_url: str) -> None:
+    progress.load([0])
+    assert progress._connection is not None
+    progress._connection.close()
+    with pytest.raises(StoreDown, match="postgres"):
+        progress.begin(0, 0, Range(0, 9))
+    progress.begin(0, 0, Range(0, 9))
+    with (
+        closing(SinkProgress("postgresql://nobody@127.0.0.1:1/x", "s", "logs", "t")) as nowhere,
+        pytest.raises(StoreDown),
+    ):
+        nowhere.load([0])
+
+
+# ---- the process, killed --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def urls(stack_folder: Path) -> Iterator[dict[str, str]]:
+    """A stack of its own: the rows of this test are in no ledger, and would be found superfluous elsewhere."""
+    with Stack(LocalSettings.on_free_ports(stack_folder), ("postgres", "kafka", "clickhouse")) as stack:
+        yield stack.settings.urls()
+
+
+def test_killed_twice_it_stores_every_row_once(urls: dict[str, str]) -> None:
+    kafka_url, postgres_url = urls["LOGPIPE_KAFKA_URL"], urls["LOGPIPE_POSTGRES_URL"]
+    kafka.ensure_topics(kafka_url, {DATASET.topic: PARTITIONS}, 1)
+    port = free_port()
+    environment = {
+        **urls,
+        "LOGPIPE_STREAM_TO_STORE_PORT": str(port),
+        "LOGPIPE_KAFKA_PARTITIONS": str(PARTITIONS),
+        "LOGPIPE_BLOCK_ROWS": "3000",  # many blocks, so that the kill finds one under way
+        "LOGPIPE_BLOCK_SECONDS": "0.2",
+    }
+    process = Process(f"stream-to-store --store clickhouse --dataset {DATASET.name}", environment, port)
+    with closing(kafka.KafkaProducer(kafka_url, "test")) as producer, process:
+        reader = ClickHouseReader(urls["LOGPIPE_CLICKHOUSE_URL"])
+        poison = Outgoing(DATASET.topic, 0, b"no batch", b"{}\n", {"created_at": b"5", "rows": b"1"})
+        for first, kill_at in ((1, 20_000), (101, 120_000)):
+            for start in range(first, first + 100, 20):
+                producer.publish([message for batch in range(start, start + 20) for message in batch_messages(batch)])
+                producer.publish([poison])
+            await_stored(reader, kill_at)
+            process.kill()
+            process.start()
+        until(lambda: loaded(urls))
+        assert sorted(reader.counts(DATASET, 0, 1 << 30)) == [(b, BATCH_ROWS, BATCH_ROWS) for b in range(1, 201)]
+        assert len(dead_letters(kafka_url)) == 10
+        until(lambda: 'logpipe_sink_lag_offsets{dataset="logs",store="clickhouse"} 0.0' in metrics(process))
+
+        producer.publish(batch_messages(201))
+        assert process.stop() in (0, -signal.SIGTERM)
+        assert all(position.intent is None for position in positions(postgres_url, "clickhouse", "logs").values())
+        process.start()
+        until(lambda: loaded(urls))
+        assert list(reader.counts(DATASET, 201, 201)) == [(201, BATCH_ROWS, BATCH_ROWS)]
+        reader.close()
+
+
+def batch_messages(batch: int) -> list[Outgoing]:
+    rows = [
+        (first_id(batch) + n, NOON, NOON + n, "INFO", f"service-{n % 50}", "worker-1", f"message {n}", '{"a":1}')
+        for n in range(BATCH_ROWS)
+    ]
+    own = messages(DATASET, batch, NOON, rows, RowCodec(DATASET).encode(rows), PARTITIONS)
+    return [message for message in own if message.topic == DATASET.topic]
+
+
+def stored(reader: ClickHouseReader) -> int:
+    return sum(rows for _, rows, _ in reader.counts(DATASET, 0, 1 << 30))
+
+
+def await_stored(reader: ClickHouseReader, rows: int) -> None:
+    until(lambda: stored(reader) >= rows)
+
+
+def loaded(urls: dict[str, str]) -> bool:
+    """Every partition's position stands at the end of its log, control records included."""
+    with closing(kafka.KafkaPartitionReader(urls["LOGPIPE_KAFKA_URL"], DATASET.topic)) as reader:
+        ends = {partition: end for partition, (_, end) in reader.bounds().items()}
+    at = positions(urls["LOGPIPE_POSTGRES_URL"], "clickhouse", DATASET.name)
+    return {p: position.next_offset for p, position in at.items()} == ends
+
+
+def dead_letters(kafka_url: str) -> set[tuple[int, int]]:
+    """(partition, offset) of what they are about: a crash may have sent one twice."""
+    with closing(kafka.KafkaPartitionReader(kafka_url, "dead-letter")) as reader:
+        end = reader.bounds()[0][1]
+        reader.assign({0: 0})
+        letters: list[Any] = []
+        while reader.reached()[0] < end:
+            letters += [msgspec.json.decode(message.value) for message in reader.poll(0.5)]
+    return {(letter["partition"], letter["offset"]) for letter in letters}
+
+
+def metrics(process: Process) -> str:
+    return httpx.get(f"{process.url}/metrics").text
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
