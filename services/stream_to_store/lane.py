@@ -141,7 +141,7 @@ class Lane:
         day = None
         for envelope in self._held:
             if not envelope.problem:
-                if False:
+                if day is not None and envelope.created_at // DAY != day:
                     return envelope.message.offset
                 day = envelope.created_at // DAY
         return self.reached

@@ -1,0 +1,60 @@
+"""The tables of metrics and settings in docs/ say what the code says."""
+
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+import services
+import spark_jobs
+from services.core import metric_names
+from services.core.metric_names import Metric
+from services.runtime.settings import Settings
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def table(page: str) -> list[tuple[str, ...]]:
+    """The rows of a page's tables whose first cell is code."""
+    lines = (DOCS / page).read_text().splitlines()
+    rows = [re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in lines if line.startswith("| `")]
+    return [tuple(cell.strip().replace("\\|", "|") for cell in row) for row in rows]
+
+
+def test_every_metric_is_documented_as_it_is() -> None:
+    metrics = [value for value in vars(metric_names).values() if isinstance(value, Metric)]
+    labels = {metric: ", ".join(metric.labels) or "-" for metric in metrics}
+    expected = [(f"`{m.name}`", m.type, labels[m], m.help) for m in metrics]
+    assert table("metrics.md") == expected
+
+
+def all_settings() -> dict[str, tuple[str, str]]:
+    """Environment variable -> default and description, of every process."""
+    for package in (services, spark_jobs):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name.endswith(("settings", "main", "stream_to_lake")):
+                importlib.import_module(module.name)
+    classes, found = [Settings], dict[str, tuple[str, str]]()
+    while classes:
+        current = classes.pop(0)
+        classes += current.__subclasses__()
+        for name, field in current.model_fields.items():
+            if name in found and field.default is None:
+                continue  # the local stack has no default of its own for what it starts itself
+            found[f"LOGPIPE_{name.upper()}"] = (shown(field.default), field.description or "")
+    return found
+
+
+def shown(default: Any) -> str:
+    if isinstance(default, SecretStr):
+        default = default.get_secret_value()
+    text = str(default).replace(str(Path.home()), "~")
+    return "-" if default is None or text == "" else f"`{text}`"
+
+
+def test_every_setting_is_documented_as_it_is() -> None:
+    documented = {row[0].strip("`"): row[1:] for row in table("operations.md") if row[0].startswith("`LOGPIPE_")}
+    assert documented == all_settings()
