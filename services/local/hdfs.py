@@ -59,7 +59,6 @@ def datanode(settings: LocalSettings) -> Program:
         },
         ready=_namenode_has(settings, "FSNamesystemState", "NumLiveDataNodes", 1),
         prepare=lambda: _write_configuration(settings, folder),
-        needs=("namenode",),
     )
 
 

@@ -37,7 +37,8 @@ def kafka(settings: LocalSettings) -> Program:
         configuration.write_text("".join(f"{k}={v}\n" for k, v in _server_properties(settings, folder).items()))
         if not (folder / "data" / "meta.properties").exists():
             cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-            _format(folder, "-t", cluster, "-c", str(configuration), "--ignore-formatted")
+            # One word: the id may begin with a dash.
+            _format(folder, f"--cluster-id={cluster}", f"--config={configuration}", "--ignore-formatted")
 
     return Program(
         name="kafka",
@@ -91,5 +92,6 @@ def _server_properties(settings: LocalSettings, folder: Path) -> dict[str, str]:
         "broker.session.timeout.ms": "2000",
         "broker.heartbeat.interval.ms": "500",
         "log.cleaner.dedupe.buffer.size": "4194304",  # lets a small heap live
-        "log.retention.bytes": str(1 << 30),  # per partition
+        "log.retention.bytes": str(1 << 30),  # per partition, in whole segments
+        "log.segment.bytes": str(256 << 20),
     }

@@ -8,7 +8,7 @@ from services.local.settings import LocalSettings
 
 
 def ingest_api(settings: LocalSettings) -> Program:
-    return _process(settings, "ingest-api", "LOGPIPE_INGEST_PORT", settings.ingest_port, needs=("postgres", "kafka"))
+    return _process(settings, "ingest-api", "LOGPIPE_INGEST_PORT", settings.ingest_port)
 
 
 def stream_to_store(settings: LocalSettings) -> Program:
@@ -18,7 +18,6 @@ def stream_to_store(settings: LocalSettings) -> Program:
         "LOGPIPE_STREAM_TO_STORE_PORT",
         settings.stream_to_store_port,
         arguments=("--store", "clickhouse"),
-        needs=("postgres", "kafka", "clickhouse"),
     )
 
 
@@ -28,7 +27,6 @@ def stream_to_lake(settings: LocalSettings) -> Program:
         "stream-to-lake",
         "LOGPIPE_STREAM_TO_LAKE_PORT",
         settings.stream_to_lake_port,
-        needs=("postgres", "kafka", "datanode"),
         environment={
             "LOGPIPE_SPARK_JARS": ",".join(jars.spark_jars()),
             "PYSPARK_PYTHON": sys.executable,
@@ -44,7 +42,6 @@ def generator(settings: LocalSettings) -> Program:
         "LOGPIPE_GENERATOR_PORT",
         settings.generator_port,
         environment={"LOGPIPE_INGEST_URL": f"http://127.0.0.1:{settings.ingest_port}"},
-        needs=("ingest-api",),
     )
 
 
@@ -54,7 +51,6 @@ def query_api(settings: LocalSettings) -> Program:
         "query-api",
         "LOGPIPE_QUERY_PORT",
         settings.query_port,
-        needs=("postgres", "clickhouse", "datanode"),
     )
 
 
@@ -64,7 +60,6 @@ def _process(
     setting: str,
     port: int,
     *,
-    needs: tuple[str, ...],
     arguments: tuple[str, ...] = (),
     environment: dict[str, str] | None = None,
 ) -> Program:
@@ -77,5 +72,4 @@ def _process(
         ports={setting: port},
         ready=http_ready(f"{address}/readyz"),
         environment=settings.urls() | {setting: str(port), "LOGPIPE_HOST": "127.0.0.1"} | (environment or {}),
-        needs=needs,
     )

@@ -26,7 +26,6 @@ class Program:
     ready: Check
     prepare: Callable[[], None] = lambda: None
     environment: Mapping[str, str] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
     stop_signal: Literal["TERM", "INT"] = "TERM"
 
 

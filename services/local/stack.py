@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -22,28 +23,32 @@ READY_SECONDS = 90
 _POLL_SECONDS = 0.1
 _FREE_BYTES = 2 << 30
 
-# In the order in which they start; each names those it waits for.
-_PROGRAMS: Mapping[str, Callable[[LocalSettings], Program]] = {
-    "postgres": postgres.postgres,
-    "kafka": kafka.kafka,
-    "namenode": hdfs.namenode,
-    "datanode": hdfs.datanode,
-    "clickhouse": clickhouse.clickhouse,
-    "ingest-api": processes.ingest_api,
-    "stream-to-store": processes.stream_to_store,
-    "stream-to-lake": processes.stream_to_lake,
-    "query-api": processes.query_api,
-    "generator": processes.generator,
+
+class _GivenUp(NeedsOperator):
+    """Only the consequence of another program's error."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    make: Callable[[LocalSettings], Program]
+    needs: tuple[str, ...] = ()
+    replaced_by: str | None = None  # the setting with the URL of somebody else's
+
+
+# Each stands below those it needs: it starts after, and stops before them.
+_PROGRAMS: Mapping[str, _Entry] = {
+    "postgres": _Entry(postgres.postgres, replaced_by="postgres_url"),
+    "kafka": _Entry(kafka.kafka, replaced_by="kafka_url"),
+    "namenode": _Entry(hdfs.namenode, replaced_by="hdfs_url"),
+    "datanode": _Entry(hdfs.datanode, needs=("namenode",), replaced_by="hdfs_url"),
+    "clickhouse": _Entry(clickhouse.clickhouse, replaced_by="clickhouse_url"),
+    "ingest-api": _Entry(processes.ingest_api, needs=("postgres", "kafka")),
+    "stream-to-store": _Entry(processes.stream_to_store, needs=("postgres", "kafka", "clickhouse")),
+    "stream-to-lake": _Entry(processes.stream_to_lake, needs=("postgres", "kafka", "datanode")),
+    "query-api": _Entry(processes.query_api, needs=("postgres", "clickhouse", "datanode")),
+    "generator": _Entry(processes.generator, needs=("ingest-api",)),
 }
 NAMES = tuple(_PROGRAMS)
-_REPLACED_BY = {
-    "postgres": "postgres_url",
-    "kafka": "kafka_url",
-    "namenode": "hdfs_url",
-    "datanode": "hdfs_url",
-    "clickhouse": "clickhouse_url",
-}
-
 Watcher = Callable[[str, str], None]
 """Told the name of a program and what became of it: starting, ready."""
 
@@ -78,11 +83,10 @@ class Stack:
     @property
     def names(self) -> tuple[str, ...]:
         """The programs this stack runs itself."""
-        replaced = {name for name, url in _REPLACED_BY.items() if getattr(self.settings, url)}
-        return tuple(name for name in NAMES if name in self._only and name not in replaced)
+        return tuple(name for name in NAMES if name in self._only and not self._replaced(name))
 
     def program(self, name: str) -> Program:
-        return _PROGRAMS[name](self.settings)
+        return _PROGRAMS[name].make(self.settings)
 
     def up(self, watcher: Watcher = lambda name, event: None) -> None:
         """Start what does not run and return when all is ready; raises NeedsOperator, saying what to do."""
@@ -92,24 +96,28 @@ class Stack:
         for program in known.values():
             program.folder.mkdir(parents=True, exist_ok=True)
         self.supervisor.configure(known.values())
-        failed = threading.Event()
+        given_up = threading.Event()
         ready: dict[str, Future[None]] = {}
-        with ThreadPoolExecutor(len(self.names) or 1) as pool:
-            for name in self.names:  # needs come first in this order, so their futures exist
-                needs = [ready[need] for need in known[name].needs if need in ready]
-                ready[name] = pool.submit(self._bring_up, known[name], needs, failed, watcher)
-        for future in ready.values():
-            if error := future.exception():
-                raise error
+        try:
+            with ThreadPoolExecutor(len(NAMES)) as pool:
+                for name in self.names:  # needs come first in this order, so their futures exist
+                    needs = [ready[need] for need in _PROGRAMS[name].needs if need in ready]
+                    ready[name] = pool.submit(self._bring_up, known[name], needs, given_up, watcher)
+        except KeyboardInterrupt:
+            given_up.set()
+            raise
+        errors = [error for future in ready.values() if (error := future.exception()) is not None]
+        for error in sorted(errors, key=lambda error: isinstance(error, _GivenUp)):
+            raise error
 
     def down(self, *, wipe: bool = False, watcher: Watcher = lambda name, event: None) -> None:
         """Stop everything, in reverse order; nothing is left running. `wipe`: delete the folder, too."""
-        states = self.supervisor.states()
-        for name in reversed(NAMES):
-            if name in states and states[name].pid:
-                watcher(name, "stopping")
-                self.supervisor.stop(name)
-                watcher(name, "stopped")
+        stopped: dict[str, Future[None]] = {}
+        running = [name for name, state in self.states().items() if state.pid]
+        with ThreadPoolExecutor(len(NAMES)) as pool:
+            for name in reversed(running):
+                needed_by = [stopped[other] for other in stopped if name in _PROGRAMS[other].needs]
+                stopped[name] = pool.submit(self._take_down, name, needed_by, watcher)
         self.supervisor.shutdown()
         if wipe:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -119,22 +127,38 @@ class Stack:
         states = self.supervisor.states()
         return {name: states[name] for name in NAMES if name in states}
 
-    def _bring_up(self, program: Program, needs: list[Future[None]], failed: threading.Event, watcher: Watcher) -> None:
-        for need in needs:
-            need.result()
+    def _replaced(self, name: str) -> bool:
+        setting = _PROGRAMS[name].replaced_by
+        return setting is not None and getattr(self.settings, setting) is not None
+
+    def _bring_up(
+        self, program: Program, needs: list[Future[None]], given_up: threading.Event, watcher: Watcher
+    ) -> None:
         try:
-            if self.supervisor.states()[program.name].pid == 0:
+            for need in needs:
+                need.result()
+            state = self.supervisor.states()[program.name]
+            if state.name == "BACKOFF":  # it died, and waits longer after each try: try now
+                self.supervisor.stop(program.name)
+            if state.pid == 0:
                 _check_ports(program)
                 watcher(program.name, "starting")
                 program.prepare()
                 self.supervisor.start(program.name)
-            self._await_ready(program, failed)
+            self._await_ready(program, given_up)
             watcher(program.name, "ready")
         except BaseException:
-            failed.set()
+            given_up.set()
             raise
 
-    def _await_ready(self, program: Program, failed: threading.Event) -> None:
+    def _take_down(self, name: str, needed_by: list[Future[None]], watcher: Watcher) -> None:
+        for other in needed_by:
+            other.result()
+        watcher(name, "stopping")
+        self.supervisor.stop(name)
+        watcher(name, "stopped")
+
+    def _await_ready(self, program: Program, given_up: threading.Event) -> None:
         deadline = time.monotonic() + READY_SECONDS
         while (missing := program.ready()) is not None:
             state = self.supervisor.states()[program.name]
@@ -146,8 +170,8 @@ class Stack:
                 raise NeedsOperator(
                     f"{program.name} is not ready after {READY_SECONDS} s: {missing}. {self._end_of_log(program.name)}"
                 )
-            if failed.wait(_POLL_SECONDS):
-                return
+            if given_up.wait(_POLL_SECONDS):
+                raise _GivenUp(f"{program.name}: not waited for, because another failed")
 
     def _end_of_log(self, name: str) -> str:
         log = self.supervisor.log_of(name)

@@ -13,8 +13,6 @@ from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.ledger import Part
 from services.core.ports import Message, Outgoing
 
-MAX_POLL = 1000  # messages
-
 
 @dataclass
 class _Topic:
@@ -26,10 +24,11 @@ class _Topic:
 
 
 class MemoryBroker:
-    """Set `down` to make every call fail as an unreachable broker does."""
+    """Set `down` to make every call fail as an unreachable broker does. A poll returns up to `max_poll` messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_poll: int = 1000) -> None:
         self.down = False
+        self.max_poll = max_poll
         self._lock = RLock()
         self._topics: dict[str, _Topic] = {}
         self._owners: dict[str, MemoryProducer] = {}
@@ -138,7 +137,7 @@ class MemoryPartitionReader:
             log = topic.logs[partition]
             if not topic.first.get(partition, 0) <= position <= len(log):
                 raise NeedsOperator(f"kafka: offset {position} of partition {partition} is no longer kept")
-            new = log[position : position + MAX_POLL - len(found)]
+            new = log[position : position + self._broker.max_poll - len(found)]
             found += [message for message in new if message is not None]
             self._reached[partition] = position + len(new)
         if not found:

@@ -108,7 +108,7 @@ class World:
         self.limits = limits
         self.now = 0.0
         self.failpoint = Failpoints()
-        self.broker = MemoryBroker()
+        self.broker = MemoryBroker(max_poll=7)
         self.broker.ensure_topics({DATASET.topic: PARTITIONS, TOPIC: 1})
         self.table = Table(self.failpoint)
         self.store = FailingStore(self.failpoint)
@@ -157,7 +157,7 @@ class World:
     def dead_letters(self) -> list[dict[str, Any]]:
         reader = self.broker.partition_reader(TOPIC)
         reader.assign({0: 0})
-        return [msgspec.json.decode(m.value) for m in reader.poll(0)]
+        return [msgspec.json.decode(m.value) for polled in iter(lambda: reader.poll(0), []) for m in polled]
 
     def stored(self) -> list[Row]:
         return sorted(self.store.rows(DATASET, 0, 1 << 30))
@@ -233,10 +233,11 @@ def test_a_block_holds_one_day(world: World) -> None:
 POINTS = ["load", "begin", "begin done", "write", "write done", "finish", "finish done", "letter", "letter done"]
 
 
+@pytest.mark.parametrize("days", [1, 2])
 @pytest.mark.parametrize("after", [0, 1, 4])
 @pytest.mark.parametrize("point", POINTS)
-def test_a_crash_anywhere_loses_and_doubles_nothing(world: World, point: str, after: int) -> None:
-    expected_letters = fill_with_poison(world)
+def test_a_crash_anywhere_loses_and_doubles_nothing(world: World, point: str, after: int, days: int) -> None:
+    expected_letters = fill_with_poison(world, days)
     world.failpoint.plan[point] = [*[None] * after, Crash()]
     dying = world.consumer()
     try:
@@ -244,7 +245,7 @@ def test_a_crash_anywhere_loses_and_doubles_nothing(world: World, point: str, af
         assert after, f"{point} is never passed"
     except Crash:
         dying._reader.close()  # the group notices that the member is gone
-        world.accept(20)
+        world.accept(20, NOON + (days - 1) * DAY)  # the next one finds more than the intent was made of
         world.run(world.consumer())
     world.check()
     check_letters(world, expected_letters)
@@ -253,17 +254,17 @@ def test_a_crash_anywhere_loses_and_doubles_nothing(world: World, point: str, af
 @pytest.mark.parametrize("error", [StoreDown("memory", "away"), Backpressure("full", 3.0), Fenced("taken")])
 @pytest.mark.parametrize("point", ["prepare", *POINTS])
 def test_after_an_error_it_goes_on_by_itself(world: World, point: str, error: LogpipeError) -> None:
-    expected_letters = fill_with_poison(world)
+    expected_letters = fill_with_poison(world, days=2)
     world.failpoint.plan[point] = [None, error, None, error, error]
     world.run(world.consumer())
     world.check()
     check_letters(world, expected_letters)
 
 
-def fill_with_poison(world: World) -> set[tuple[int, int]]:
-    """Rows of two days with poison among them; (partition, offset) of the poison."""
+def fill_with_poison(world: World, days: int) -> set[tuple[int, int]]:
+    """Rows of some days with poison among them; (partition, offset) of the poison."""
     found = set()
-    for day in (0, 1):
+    for day in range(days):
         for rows in (50, 7):
             world.accept(rows, NOON + day * DAY)
             for part in world.publish([poison(p, key=b"no batch") for p in range(PARTITIONS)]):
@@ -369,7 +370,7 @@ def test_random_faults(world: World) -> None:
     for seed in range(10):
         world = World()
         rng = random.Random(seed)
-        expected = fill_with_poison(world)
+        expected = fill_with_poison(world, days=2)
         errors: list[Callable[[], BaseException | None]] = [
             lambda: None,
             lambda: None,
