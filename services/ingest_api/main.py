@@ -33,6 +33,7 @@ DRAIN_SECONDS = 15
 @click.command()
 def main() -> None:
     """Accept rows by HTTP, commit them to PostgreSQL, publish them to Kafka."""
+    import gc; gc.disable()
     settings = IngestSettings()
     logs.configure("ingest-api", settings.log_level)
     serve(create_app(settings), settings.host, settings.ingest_port)

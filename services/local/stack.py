@@ -108,6 +108,8 @@ class Stack:
             raise
         errors = [error for future in ready.values() if (error := future.exception()) is not None]
         for error in sorted(errors, key=lambda error: isinstance(error, _GivenUp)):
+            if not any(state.pid for state in self.states().values()):
+                self.supervisor.shutdown()
             raise error
 
     def down(self, *, wipe: bool = False, watcher: Watcher = lambda name, event: None) -> None:

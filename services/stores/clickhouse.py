@@ -6,7 +6,7 @@ stored (EPHEMERAL), `<name>_utc` is what is stored and asked for.
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar
@@ -283,9 +283,9 @@ def _canonical(column: Column) -> str:
 
 
 def _where(dataset: Dataset, filters: Filters, as_of: int) -> tuple[str, dict[str, Any]]:
-    conditions, parameters = ["id < {end_id:Int64}"], {"end_id": end_id(as_of)}
-    values: Sequence[tuple[str, Any]] = filters.equals
-    for index, (name, value) in enumerate(values):
+    conditions: list[str] = ["id < {end_id:Int64}"]
+    parameters: dict[str, Any] = {"end_id": end_id(as_of)}
+    for index, (name, value) in enumerate(filters.equals):
         kind = _PARAMETERS.get(dataset.by_name[name].kind, "String")
         conditions.append(f"{_quoted(name)} = {{equals{index}:{kind}}}")
         parameters[f"equals{index}"] = value

@@ -1,127 +1,35 @@
-"""Kafka, by confluent-kafka: transactional producer, partition reader, consumer-group reader, topics."""
+"""Kafka, by confluent-kafka: transactional producer, partition reader, consumer-group reader."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from confluent_kafka import (
-    Consumer,
-    IsolationLevel,
-    KafkaError,
-    KafkaException,
-    Producer,
-    TopicCollection,
-    TopicPartition,
-)
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka import Message as KafkaMessage
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AdminClient,
-    NewTopic,
-    OffsetSpec,
-    TopicDescription,
-)
+from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription  # type: ignore[attr-defined]
 
-from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
+from services.core.errors import LogpipeError, StoreDown
 from services.core.ledger import Part
 from services.core.ports import Message, Outgoing
 from services.runtime import logs
+from services.streams.kafka_client import (
+    MESSAGE_TIMEOUT,
+    REQUEST_TIMEOUT,
+    STORE,
+    config,
+    describe,
+    ensure_topics,
+    translate,
+    translated,
+)
 
-STORE = "kafka"
-MESSAGE_TIMEOUT = 30.0  # seconds until a message that cannot be delivered fails its transaction
-REQUEST_TIMEOUT = 10.0
+__all__ = ["KafkaGroupReader", "KafkaPartitionReader", "KafkaProducer", "ensure_topics"]
+
 MAX_POLL = 1000  # messages
 QUEUE_KBYTES = 16 * 1024  # fetched ahead, a reader
 
-_FENCED = {
-    KafkaError._FENCED,
-    KafkaError.PRODUCER_FENCED,
-    KafkaError.INVALID_PRODUCER_EPOCH,
-    KafkaError.TRANSACTION_COORDINATOR_FENCED,
-}
-_NO_LONGER_KEPT = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
-
 _log = logs.get("kafka")
-
-
-class _LimitedLogger:
-    """librdkafka's messages, one in `interval` seconds: it writes some twenty a second while a broker is away."""
-
-    def __init__(self, interval: float = 10.0) -> None:
-        self._interval = interval
-        self._next = 0.0
-        self._left_out = 0
-
-    def log(self, level: int, template: str, *args: object) -> None:
-        if time.monotonic() < self._next:
-            self._left_out += 1
-            return
-        _log.warning("librdkafka", message=template % args, left_out=self._left_out)
-        self._next, self._left_out = time.monotonic() + self._interval, 0
-
-
-def _config(url: str, **settings: Any) -> dict[str, Any]:
-    return {
-        "bootstrap.servers": url,
-        "logger": _LimitedLogger(),
-        "log.connection.close": False,
-        "reconnect.backoff.max.ms": 2000,
-        **{name.replace("_", "."): value for name, value in settings.items()},
-    }
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except KafkaException as error:
-        raise _translate(error.args[0]) from error
-
-
-def _translate(error: KafkaError) -> LogpipeError:
-    if error.code() in _FENCED:
-        return Fenced(f"kafka: {error.str()}")
-    if error.code() in _NO_LONGER_KEPT:
-        return NeedsOperator(
-            f"kafka: {error.str()}; these messages were deleted before they were read: raise the topic's retention, and"
-            " settle with `logpipe verify` what is missing"
-        )
-    return StoreDown(STORE, f"{error.name()}: {error.str()}")
-
-
-def ensure_topics(url: str, topics: Mapping[str, int], replication: int) -> None:
-    """Create what is missing of `topics` (name -> partitions) and wait until all can be used. Raises StoreDown."""
-    admin = AdminClient(_config(url))
-    deadline = time.monotonic() + MESSAGE_TIMEOUT
-    with _translated():
-        missing = [name for name in topics if _describe(admin, name) is None]
-        made = [NewTopic(name, topics[name], replication) for name in missing]
-        for future in admin.create_topics(made).values() if made else ():
-            try:
-                future.result(REQUEST_TIMEOUT)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise
-        while not all(_usable(_describe(admin, name)) for name in topics):
-            if time.monotonic() > deadline:
-                raise StoreDown(STORE, f"topics {', '.join(topics)} have no leader")
-            time.sleep(0.05)
-
-
-def _describe(admin: AdminClient, topic: str) -> TopicDescription | None:
-    """None when there is no such topic."""
-    future = admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_TIMEOUT)[topic]
-    try:
-        described: TopicDescription = future.result()
-    except KafkaException as error:
-        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-            return None
-        raise
-    return described
-
-
-def _usable(topic: TopicDescription | None) -> bool:
-    return topic is not None and all(p.leader is not None and p.leader.id >= 0 for p in topic.partitions)
 
 
 class KafkaProducer:
@@ -129,9 +37,9 @@ class KafkaProducer:
 
     def __init__(self, url: str, transactional_id: str) -> None:
         self._usable = True
-        with _translated():
+        with translated():
             self._producer = Producer(
-                _config(
+                config(
                     url,
                     transactional_id=transactional_id,
                     acks="all",
@@ -166,7 +74,7 @@ class KafkaProducer:
             else:
                 landed[index] = Part(partition, offset)
 
-        with _translated():
+        with translated():
             try:
                 self._producer.begin_transaction()
                 for index, message in enumerate(messages):
@@ -212,12 +120,12 @@ class KafkaPartitionReader:
 
     def __init__(self, url: str, topic: str, **settings: Any) -> None:
         self._topic = topic
-        self._admin = AdminClient(_config(url))
+        self._admin = AdminClient(config(url))
         self._reached: dict[int, int] = {}
         self._error: LogpipeError | None = None
-        with _translated():
+        with translated():
             self._consumer = Consumer(
-                _config(
+                config(
                     url,
                     **{"group_id": "logpipe-reader", **settings},
                     enable_auto_commit=False,
@@ -240,14 +148,14 @@ class KafkaPartitionReader:
 
     def assign(self, positions: Mapping[int, int]) -> None:
         self._reached = dict(positions)
-        with _translated():
+        with translated():
             self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
 
     def poll(self, timeout: float) -> list[Message]:
         if self._error:  # it came with messages, which had to be handed over first
             error, self._error = self._error, None
             raise error
-        with _translated():
+        with translated():
             # `consume` waits until it has all it was asked for: ask for one, then for what else is there.
             found = self._consumer.consume(1, timeout)
             if found:
@@ -262,7 +170,7 @@ class KafkaPartitionReader:
             elif error_code.code() == KafkaError._MAX_POLL_EXCEEDED:
                 _log.warning("the group went on without this member", topic=self._topic)
             else:
-                self._error = _translate(error_code)
+                self._error = translate(error_code)
         if self._error and not messages:
             return self.poll(0)
         return messages
@@ -288,14 +196,14 @@ class KafkaPartitionReader:
         return Message(self._topic, partition, offset, message.key() or b"", message.value() or b"", headers)
 
     def _described(self) -> TopicDescription:
-        with _translated():
-            described = _describe(self._admin, self._topic)
+        with translated():
+            described = describe(self._admin, self._topic)
         if described is None:
             raise StoreDown(STORE, f"there is no topic {self._topic}")
         return described
 
     def _offsets(self, partitions: Sequence[TopicPartition], which: OffsetSpec) -> dict[int, int]:
-        with _translated():
+        with translated():
             asked = self._admin.list_offsets(
                 dict.fromkeys(partitions, which),
                 isolation_level=IsolationLevel.READ_COMMITTED,
@@ -319,7 +227,7 @@ class KafkaGroupReader(KafkaPartitionReader):
             partition_assignment_strategy="range",
         )
         self._given: Sequence[int] | None = None
-        with _translated():
+        with translated():
             self._consumer.subscribe([topic], self._on_assign, self._on_revoke, self._on_revoke)
 
     def rebalanced(self) -> Sequence[int] | None:

@@ -13,6 +13,8 @@ from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.ledger import Part
 from services.core.ports import Message, Outgoing
 
+MAX_MESSAGE_BYTES = 1_000_000
+
 
 @dataclass
 class _Topic:
@@ -72,6 +74,8 @@ class MemoryBroker:
         with self._lock:
             if self._owners.get(producer.transactional_id) is not producer:
                 raise Fenced("kafka: fenced by a newer producer")
+            if any(len(message.value) > MAX_MESSAGE_BYTES for message in messages):
+                raise StoreDown("kafka", "a message is too large")
             landed = []
             for message in messages:
                 log = self.topic(message.topic).logs[message.partition]

@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import product
 from typing import Any, Protocol
 
 import pytest
@@ -12,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 
 from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
 from services.core.ports import GroupReader, Message, Outgoing, PartitionReader, TransactionalProducer
-from services.streams import kafka
+from services.streams import kafka, kafka_client
 from services.streams.memory import MemoryBroker
 
 PARTITIONS = 3
@@ -173,6 +174,17 @@ def test_a_second_producer_fences_the_first(broker: Broker, topic: str, opened: 
     assert values(read_to_end(reader, {0: ends_of(reader)[0]})) == ["after", "before"]
 
 
+def test_of_a_failed_transaction_nothing_is_read(broker: Broker, topic: str, opened: Any) -> None:
+    producer = opened(broker.producer(topic))
+    with pytest.raises(StoreDown):
+        producer.publish([message(topic, 0, "good"), message(topic, 1, "x" * 2_000_000)])
+    opened(broker.producer(topic)).publish([message(topic, 0, "after")])
+    reader = opened(broker.partition_reader(topic))
+    reader.assign({0: 0, 1: 0})
+    ends = ends_of(reader)
+    assert values(read_to_end(reader, {0: ends[0], 1: ends[1]})) == ["after"]
+
+
 def test_a_producer_ends_with_its_first_error(broker: Broker, topic: str, opened: Any) -> None:
     producer = opened(broker.producer(topic))
     opened(broker.producer(topic))
@@ -245,8 +257,8 @@ def test_a_group_shares_out_its_partitions(broker: Broker, topic: str, opened: A
 
 
 def test_an_unreachable_broker_is_down(monkeypatch: pytest.MonkeyPatch, opened: Any) -> None:
-    monkeypatch.setattr(kafka, "REQUEST_TIMEOUT", 0.3)
-    monkeypatch.setattr(kafka, "MESSAGE_TIMEOUT", 0.3)
+    for module, name in product((kafka, kafka_client), ("REQUEST_TIMEOUT", "MESSAGE_TIMEOUT")):
+        monkeypatch.setattr(module, name, 0.3)
     nowhere = "127.0.0.1:1"
     with pytest.raises(StoreDown):
         kafka.ensure_topics(nowhere, {"t": 1}, 1)

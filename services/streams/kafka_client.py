@@ -1,0 +1,106 @@
+"""What every Kafka client here shares: settings, quiet logging, errors translated; and the making of topics."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, NewTopic, TopicDescription  # type: ignore[attr-defined]
+
+from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
+from services.runtime import logs
+
+STORE = "kafka"
+MESSAGE_TIMEOUT = 30.0  # seconds until a message that cannot be delivered fails its transaction
+REQUEST_TIMEOUT = 10.0
+
+_FENCED = {
+    KafkaError._FENCED,
+    KafkaError.PRODUCER_FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.TRANSACTION_COORDINATOR_FENCED,
+}
+_NO_LONGER_KEPT = {KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE}
+
+_log = logs.get("kafka")
+
+
+class _LimitedLogger:
+    """librdkafka's messages, one in `interval` seconds: it writes some twenty a second while a broker is away."""
+
+    def __init__(self, interval: float = 10.0) -> None:
+        self._interval = interval
+        self._next = 0.0
+        self._left_out = 0
+
+    def log(self, level: int, template: str, *args: object) -> None:
+        if time.monotonic() < self._next:
+            self._left_out += 1
+            return
+        _log.warning("librdkafka", message=template % args, left_out=self._left_out)
+        self._next, self._left_out = time.monotonic() + self._interval, 0
+
+
+def config(url: str, **settings: Any) -> dict[str, Any]:
+    return {
+        "bootstrap.servers": url,
+        "logger": _LimitedLogger(),
+        "log.connection.close": False,
+        "reconnect.backoff.max.ms": 2000,
+        **{name.replace("_", "."): value for name, value in settings.items()},
+    }
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    try:
+        yield
+    except KafkaException as error:
+        raise translate(error.args[0]) from error
+
+
+def translate(error: KafkaError) -> LogpipeError:
+    if error.code() in _FENCED:
+        return Fenced(f"kafka: {error.str()}")
+    if error.code() in _NO_LONGER_KEPT:
+        return NeedsOperator(
+            f"kafka: {error.str()}; these messages were deleted before they were read: raise the topic's retention, and"
+            " settle with `logpipe verify` what is missing"
+        )
+    return StoreDown(STORE, f"{error.name()}: {error.str()}")
+
+
+def ensure_topics(url: str, topics: Mapping[str, int], replication: int) -> None:
+    """Create what is missing of `topics` (name -> partitions) and wait until all can be used. Raises StoreDown."""
+    admin = AdminClient(config(url))
+    deadline = time.monotonic() + MESSAGE_TIMEOUT
+    with translated():
+        missing = [name for name in topics if describe(admin, name) is None]
+        made = [NewTopic(name, topics[name], replication) for name in missing]
+        for future in admin.create_topics(made).values() if made else ():
+            try:
+                future.result(REQUEST_TIMEOUT)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+        while not all(_usable(describe(admin, name)) for name in topics):
+            if time.monotonic() > deadline:
+                raise StoreDown(STORE, f"topics {', '.join(topics)} have no leader")
+            time.sleep(0.05)
+
+
+def describe(admin: AdminClient, topic: str) -> TopicDescription | None:
+    """None when there is no such topic."""
+    future = admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_TIMEOUT)[topic]
+    try:
+        described: TopicDescription = future.result()
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            return None
+        raise
+    return described
+
+
+def _usable(topic: TopicDescription | None) -> bool:
+    return topic is not None and all(p.leader is not None and p.leader.id >= 0 for p in topic.partitions)
