@@ -23,7 +23,7 @@ def _short_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def _running(*names: str) -> Iterator[Stack]:
+def running(*names: str) -> Iterator[Stack]:
     with _short_folder() as folder, Stack(LocalSettings.on_free_ports(folder), names) as stack:
         yield stack
 
@@ -37,23 +37,23 @@ def stack_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    with _running("postgres") as stack:
+    with running("postgres") as stack:
         yield stack.settings.urls()["LOGPIPE_POSTGRES_URL"]
 
 
 @pytest.fixture(scope="session")
 def kafka_url() -> Iterator[str]:
-    with _running("kafka") as stack:
+    with running("kafka") as stack:
         yield stack.settings.urls()["LOGPIPE_KAFKA_URL"]
 
 
 @pytest.fixture(scope="session")
 def clickhouse_url() -> Iterator[str]:
-    with _running("clickhouse") as stack:
+    with running("clickhouse") as stack:
         yield stack.settings.urls()["LOGPIPE_CLICKHOUSE_URL"]
 
 
 @pytest.fixture(scope="session")
 def hdfs_url() -> Iterator[str]:
-    with _running("namenode", "datanode") as stack:
+    with running("namenode", "datanode") as stack:
         yield stack.settings.urls()["LOGPIPE_HDFS_URL"]

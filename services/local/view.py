@@ -34,7 +34,7 @@ def rows(stack: Stack) -> list[Row]:
 
 
 def _row(program: Program, state: State) -> Row:
-    missing = program.ready() if state.name == "RUNNING" else state.description
+    missing = program.ready() if state.pid else state.description
     return Row(program.name, state, program.address, _memory(state.pid), missing)
 
 

@@ -1,0 +1,110 @@
+"""From Kafka messages to a table's rows, and to its rejects, in Spark SQL.
+
+A message is sound when its key and headers are those of a batch and it has as many lines as it says; a line is sound
+when it is a JSON object with an id, times, and all that its dataset requires. The rest is put aside, with the reason.
+"""
+
+from pyspark.sql import DataFrame
+
+from services.core.dataset import CREATED_AT, ID, Column, Dataset
+from services.core.ids import MAX_BATCH_ROWS, ROW_BITS
+from services.core.rows import LAST_TIME
+from spark_jobs.schema import line_schema
+
+MESSAGE = ("partition", "offset", "key", "value", "headers")  # the columns needed of Spark's Kafka source
+
+_DAY = 86_400_000_000  # microseconds
+_CORRUPT = "_corrupt"  # where from_json puts a line of which any part is not of its type
+
+
+def lines(messages: DataFrame, dataset: Dataset) -> DataFrame:
+    """A row a line: where it stood, and `r`, what it says. A message refused as a whole has one line, NULL."""
+    from_json = f"from_json(line, '{line_schema(dataset)}, {_CORRUPT} STRING', {_JSON_OPTIONS}) AS r"
+    return messages.selectExpr(*_ENVELOPE).selectExpr(*_LINES).selectExpr("*", from_json)
+
+
+def rows(sound: DataFrame, dataset: Dataset) -> DataFrame:
+    """Of sound lines, in the form of the dataset's table."""
+    values = [f"{_value(column)} AS `{column.name}`" for column in (CREATED_AT, *dataset.columns)]
+    day = f"date_from_unix_date(CAST(r.{CREATED_AT.name} DIV {_DAY} AS INT)) AS day"
+    return sound.selectExpr(f"r.{ID.name} AS {ID.name}", *values, day)
+
+
+def rejects(unsound: DataFrame, dataset: Dataset) -> DataFrame:
+    """Of lines that are not sound, in the form of the dataset's rejects."""
+    checks = (f"WHEN NOT coalesce({condition}, false) THEN '{what}'" for what, condition in _checks(dataset).items())
+    return unsound.selectExpr(
+        f"'{dataset.topic}' AS topic",
+        "partition",
+        "offset",
+        "IF(problem IS NULL, number, NULL) AS line",
+        "batch_id",
+        f"IF(shiftright(r.{ID.name}, {ROW_BITS}) = batch_id, r.{ID.name}, NULL) AS id",
+        "IF(problem IS NULL, 1, coalesce(size, 0)) AS rows",
+        f"coalesce(problem, CASE {' '.join(checks)} END) AS reason",
+        "IF(problem IS NULL, CAST(line AS BINARY), value) AS value",
+    )
+
+
+def sound(dataset: Dataset) -> str:
+    """The condition on a line."""
+    return f"coalesce({' AND '.join(_checks(dataset).values())}, false)"
+
+
+def _header(name: str) -> str:
+    return f"try_cast(CAST(get(filter(headers, h -> h.key = '{name}'), 0).value AS STRING) AS BIGINT)"
+
+
+_ENVELOPE = (
+    "partition",
+    "offset",
+    "CAST(key AS STRING) AS key",
+    "value",
+    f"{_header('created_at')} AS created_at",
+    f"{_header('rows')} AS announced",
+    # What follows the last newline is no line.
+    "split(CAST(substring(value, 1, octet_length(value) - 1) AS STRING), '\\n') AS lines",
+)
+_PROBLEM = f"""CASE
+    WHEN value IS NULL THEN 'it has no value'
+    WHEN key IS NULL OR NOT key RLIKE '^[0-9]+:[0-9]+$' THEN 'its key is not <batch>:<part>'
+    WHEN created_at IS NULL OR announced IS NULL THEN 'a header, created_at or rows, is missing or not a number'
+    WHEN NOT created_at BETWEEN 0 AND {LAST_TIME - 1} THEN 'its created_at is not between 1970 and 2100'
+    WHEN right(CAST(value AS STRING), 1) != '\\n' THEN 'its last line does not end'
+    WHEN announced != size(lines) THEN 'its header announces another number of lines'
+    WHEN NOT is_valid_utf8(CAST(value AS STRING)) THEN 'it is not valid UTF-8'
+END"""
+_LINES = (
+    "partition",
+    "offset",
+    "value",
+    "try_cast(split_part(key, ':', 1) AS BIGINT) AS batch_id",
+    "size(lines) AS size",
+    f"{_PROBLEM} AS problem",
+    f"posexplode(IF({_PROBLEM} IS NULL, lines, array(CAST(NULL AS STRING)))) AS (number, line)",
+)
+_JSON_OPTIONS = f"map('columnNameOfCorruptRecord', '{_CORRUPT}')"
+
+
+def _checks(dataset: Dataset) -> dict[str, str]:
+    """What may be wrong with a line -> the condition that must hold."""
+    times = [c.name for c in (CREATED_AT, *dataset.columns) if c.kind == "timestamp"]
+    required = [c.name for c in dataset.columns if c.required and c.name not in times]
+    return {
+        "not a JSON object whose values are of the right types": f"line IS NOT NULL AND r.{_CORRUPT} IS NULL",
+        f"{ID.name} is missing or too low": f"r.{ID.name} >= {MAX_BATCH_ROWS}",
+        **{f"{name} is not between 1970 and 2100": f"r.`{name}` BETWEEN 0 AND {LAST_TIME - 1}" for name in times},
+        **{f"{name} is missing": f"r.`{name}` IS NOT NULL" for name in required},
+    }
+
+
+def _value(column: Column) -> str:
+    name = f"r.`{column.name}`"
+    match column.kind:
+        case "timestamp":
+            return f"timestamp_micros({name})"
+        case "number":
+            return name
+        case "json":
+            return f"coalesce({name}, '{{}}')"
+    return f"coalesce({name}, '')"

@@ -1,0 +1,218 @@
+"""One dataset's streaming query: from its Kafka topic into its Delta table, every row once.
+
+A batch's rows are one commit, which carries the query's id and the batch's number (so Delta takes it once), and the
+position it reaches. Lines that are not sound are counted in the same pass; only when there are any does a second pass
+over the same messages put them into the rejects, under a number of its own. After a crash in between, the rows are
+there already and only the second pass is run again.
+"""
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+from pyspark.errors import PySparkException
+from pyspark.errors.exceptions.base import StreamingQueryException
+from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import functions as sql
+from pyspark.sql.streaming import StreamingQuery
+
+from services.core import metric_names
+from services.core.dataset import Dataset
+from services.core.errors import LogpipeError, NeedsOperator, StoreDown
+from services.core.ports import PartitionReader
+from services.runtime import logs, metrics
+from services.stores.lake import NAME, Position
+from spark_jobs import parsing
+from spark_jobs.checkpoint import CheckpointFolder, Offsets, starting_offsets
+from spark_jobs.settings import StreamToLakeSettings
+from spark_jobs.tables import Tables
+
+_FIRST_LIMIT = 2_000  # offsets of one batch, until the first full batch has shown how many rows they hold
+_METRICS_SECONDS = 60.0
+_FRESHNESS_POINTS = 10
+_LOST = "Some data may have been lost"
+
+_log = logs.get("stream_to_lake")
+
+
+class LakeStream:
+    """`open` may be called again after it raised StoreDown; `start` begins or goes on, `stop` lets a batch end."""
+
+    def __init__(self, settings: StreamToLakeSettings, dataset: Dataset, topic: PartitionReader) -> None:
+        self.dataset = dataset
+        self.tables = Tables(settings, dataset)
+        self.checkpoint = CheckpointFolder(settings, dataset)
+        self._settings = settings
+        self._topic = topic
+        self._topic_id = ""
+        self._from: Offsets = {}
+        self._stored = -1  # the last batch whose rows are in the table
+        self._limit = self._wanted_limit = _FIRST_LIMIT
+        self._position: Offsets = {}
+        self._query: StreamingQuery | None = None
+        self._labels = (NAME, dataset.name)
+        self._log = _log.bind(dataset=dataset.name)
+
+    def open(self) -> None:
+        """Make the tables, and find where to go on. Raises StoreDown, and NeedsOperator when that is not certain."""
+        self.tables.prepare()
+        self._topic_id = self._topic.topic_id()
+        position = self.tables.rows.position()
+        self._from = starting_offsets(
+            self.dataset,
+            position,
+            self.tables.is_empty(),
+            self.checkpoint.load(),
+            self._topic_id,
+            self._topic.bounds(),
+        )
+        self._position = self._from
+        self._stored = position.batch if position else -1
+
+    def start(self, spark: SparkSession) -> None:
+        self._limit = self._wanted_limit
+        messages = (
+            spark.readStream.format("kafka")
+            .options(**self._source(), startingOffsets=self._starting_offsets(), maxOffsetsPerTrigger=self._limit)
+            .load()
+            .select(*parsing.MESSAGE)
+        )
+        self._query = (
+            messages.writeStream.queryName(self.dataset.name)
+            .option("checkpointLocation", self.checkpoint.uri)
+            .trigger(processingTime=f"{self._settings.lake_trigger_seconds} seconds")
+            .foreachBatch(self._write)
+            .start()
+        )
+        self._log.info("started", query=self._query.id, position=dict(self._position), offsets_per_batch=self._limit)
+
+    def supervise(self, spark: SparkSession) -> None:
+        """Raises what ended the query; begins it anew when its batches turned out far too small or large."""
+        assert self._query is not None
+        if error := self._query.exception():
+            raise _translate(self.dataset, error)
+        if self._wanted_limit != self._limit:
+            self.stop(time.monotonic() + self._settings.lake_trigger_seconds)
+            self.start(spark)
+
+    def problem(self) -> str | None:
+        if self._query is None:
+            return "starting"
+        return None if self._query.isActive else "the query has ended"
+
+    def stop(self, deadline: float) -> None:
+        """At the end of the batch under way, or at `deadline` (monotonic); then it is repeated by the next start."""
+        if self._query is None:
+            return
+        before = self._stored
+        while self._query.status["isTriggerActive"] and self._stored == before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._query.stop()
+
+    def report_lag(self) -> None:
+        """Raises StoreDown."""
+        lag = sum(end - self._position.get(partition, first) for partition, (first, end) in self._topic.bounds().items())
+        metrics.gauge(metric_names.SINK_LAG_OFFSETS, *self._labels).set(lag)
+
+    def write_last_rejects(self, spark: SparkSession, position: Position) -> None:
+        """Of the table's last batch: a crash may have left them out, and only its own checkpoint knows it."""
+        messages = (
+            spark.read.format("kafka")
+            .options(
+                **self._source(),
+                startingOffsets=self._json({p: position.start.get(p, -2) for p in position.offsets}),
+                endingOffsets=self._json(position.offsets),
+            )
+            .load()
+        )
+        try:
+            self._write_rejects(messages, position.query, position.batch)
+        except PySparkException as error:
+            raise _translate(self.dataset, error) from error
+
+    def _source(self) -> dict[str, str]:
+        return {
+            "kafka.bootstrap.servers": self._settings.kafka_url,
+            "kafka.isolation.level": "read_committed",
+            "subscribe": self.dataset.topic,
+            "includeHeaders": "true",
+            "failOnDataLoss": "true",
+        }
+
+    def _starting_offsets(self) -> str:
+        """For a query that has no checkpoint yet: Kafka's -2 is the beginning."""
+        return self._json({partition: self._from.get(partition, -2) for partition in self._topic.bounds()})
+
+    def _json(self, offsets: Offsets) -> str:
+        return msgspec.json.encode({self.dataset.topic: dict(offsets)}).decode()
+
+    def _write(self, messages: DataFrame, batch: int) -> None:
+        """Called by Spark for each batch, and again for one that it does not know to be done."""
+        query = self._query_id(messages)
+        start, end = self.checkpoint.end(batch - 1), self.checkpoint.end(batch)
+        if batch <= self._stored:
+            self._log.info("the rows of this batch are there already", batch=batch)
+            self._write_rejects(messages, query, batch)
+            return
+        with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
+            position = Position(self._topic_id, dict(end), dict(start), query, batch)
+            found = self._write_rows(messages, position)
+            if found["rejected"]:
+                self._write_rejects(messages, query, batch)
+        self._stored, self._position = batch, end
+        self._report(found)
+        self._adapt(sum(end.values()) - sum(start.get(p, 0) for p in end), found["rows"])
+
+    def _write_rows(self, messages: DataFrame, position: Position) -> Mapping[str, Any]:
+        observation = Observation()
+        sound = parsing.sound(self.dataset)
+        lines = parsing.lines(messages, self.dataset).select("r", sql.expr(sound).alias("sound"))
+        rows = parsing.rows(lines.observe(observation, *_observed()).where("sound"), self.dataset)
+        (
+            rows.coalesce(messages.sparkSession.sparkContext.defaultParallelism)
+            .write.format("delta")
+            .mode("append")
+            .option("txnAppId", position.query)
+            .option("txnVersion", position.batch)
+            .option("userMetadata", position.encode())
+            .save(self.tables.rows.uri)
+        )
+        # Had another driver stored this batch meanwhile, Delta would have left the write out, and nothing observed.
+        with ThreadPoolExecutor(1) as waiting:
+            try:
+                return waiting.submit(lambda: observation.get).result(_METRICS_SECONDS)
+            except TimeoutError as error:
+                raise StoreDown(NAME, f"batch {position.batch} was stored by another driver") from error
+
+    def _write_rejects(self, messages: DataFrame, query: str, batch: int) -> None:
+        unsound = parsing.lines(messages, self.dataset).where(f"NOT {parsing.sound(self.dataset)}")
+        (
+            parsing.rejects(unsound, self.dataset)
+            .coalesce(1)
+            .write.format("delta")
+            .mode("append")
+            .option("txnAppId", f"{query}-rejects")
+            .option("txnVersion", batch)
+            .save(self.tables.rejects.uri)
+        )
+
+    def _report(self, found: Mapping[str, Any]) -> None:
+        rows, rejected, oldest, newest = (found[name] for name in ("rows", "rejected", "oldest", "newest"))
+        metrics.counter(metric_names.SINK_ROWS, *self._labels).inc(rows)
+        metrics.counter(metric_names.DEAD_LETTERS, *self._labels).inc(rejected)
+        self._log.info("stored", batch=self._stored, rows=rows, rejected=rejected)
+        if rows:
+            freshness = metrics.histogram(metric_names.FRESHNESS_SECONDS, *self._labels)
+            now = time.time()
+            for point in range(_FRESHNESS_POINTS + 1):  # as if they had been accepted evenly from oldest to newest
+                accepted = oldest + (newest - oldest) * point / _FRESHNESS_POINTS
+                freshness.observe(max(0.0, now - accepted / 1e6))
+
+    def _adapt(self, offsets: int, rows: int) -> None:
+        """A batch that was cut off, or that grew too large, shows what the limit should be."""
+        budget = self._settings.lake_rows_per_trigger
+        if rows > 2 * budget or (offsets >= 0.9 * self._limit and rows < budget / 2):
+            self._wanted_limit = max(100, round(offsets * budget / max(1, rows)))

@@ -1,0 +1,73 @@
+"""The lake's tables as their writer sees them: made, given new columns, emptied, released. By delta-rs, without Spark."""
+
+from deltalake import CommitProperties, DeltaTable, Schema
+
+from services.core.dataset import Dataset
+from services.core.errors import NeedsOperator
+from services.runtime.settings import LakeSettings
+from services.stores.lake import Position, Table, rejects_uri, table_uri, within_limit
+from spark_jobs.schema import INDEXED_COLUMNS, rejects_schema, table_schema
+
+_CONFIGURATION: dict[str, str | None] = {
+    "delta.dataSkippingNumIndexedCols": str(INDEXED_COLUMNS),
+    "delta.checkpointInterval": "50",  # a checkpoint costs as much as three commits
+}
+
+
+class Tables:
+    """Those of one dataset. Methods raise StoreDown."""
+
+    def __init__(self, settings: LakeSettings, dataset: Dataset) -> None:
+        self.rows = Table(table_uri(settings, dataset.name))
+        self.rejects = Table(rejects_uri(settings, dataset))
+        self._dataset = dataset
+
+    def prepare(self) -> None:
+        """Create what is missing, also columns; raises NeedsOperator when a column is of another type."""
+        _prepare(self.rows, table_schema(self._dataset), ["day"])
+        _prepare(self.rejects, rejects_schema(), [])
+
+    def is_empty(self) -> bool:
+        return not _handle(self.rows).file_uris()
+
+    def release(self, position: Position) -> None:
+        """From now on nobody owns the table, and it stands at `position`."""
+        commit = CommitProperties(custom_metadata={"userMetadata": position.encode()})
+        table = _handle(self.rows)
+        within_limit(
+            lambda: table.create_write_transaction(
+                [], "append", table.schema(), ["day"], commit_properties=commit
+            )
+        )
+
+    def empty(self) -> None:
+        """Delete all rows, and release the table at the topic's beginning. Readers under way are not disturbed."""
+        nothing = Position(topic_id="", offsets={})
+        commit = CommitProperties(custom_metadata={"userMetadata": nothing.encode()})
+        for table in (self.rejects, self.rows):
+            handle = _handle(table)
+            within_limit(lambda handle=handle: handle.delete(commit_properties=commit))
+        self.release(nothing)
+
+
+def _prepare(table: Table, schema: Schema, partition_by: list[str]) -> None:
+    handle = table.latest() or within_limit(
+        lambda: DeltaTable.create(
+            table.uri, schema, mode="ignore", partition_by=partition_by, configuration=_CONFIGURATION
+        )
+    )
+    found = {field.name: field for field in handle.schema().fields}
+    missing = [field for field in schema.fields if field.name not in found]
+    for field in schema.fields:
+        if field.name in found and found[field.name].type != field.type:
+            raise NeedsOperator(
+                f"lake: {table.uri}: column {field.name} is {found[field.name].type}, its description says {field.type}"
+            )
+    if missing:
+        within_limit(lambda: handle.alter.add_columns(missing))
+
+
+def _handle(table: Table) -> DeltaTable:
+    handle = table.latest()
+    assert handle is not None  # after `prepare`
+    return handle
