@@ -41,6 +41,10 @@ class CheckpointFolder:
         """None when there is none."""
         return within_limit(self._load)
 
+    def query(self) -> str:
+        """The id of the query it is of."""
+        return within_limit(self._query)
+
     def end(self, batch: int) -> Offsets:
         """Partition -> next offset after `batch`; before the first batch, where the query began."""
         return within_limit(lambda: self._offsets(f"offsets/{batch}" if batch >= 0 else "sources/0/0"))
@@ -50,11 +54,15 @@ class CheckpointFolder:
 
     def _load(self) -> Checkpoint | None:
         try:
-            query: str = msgspec.json.decode(self._read("metadata"))["id"]
+            query = self._query()
         except FileNotFoundError:
             return None
         ends = {batch: self._offsets(f"offsets/{batch}") for batch in self._batches("offsets")}
         return Checkpoint(query, max(self._batches("commits"), default=-1), ends)
+
+    def _query(self) -> str:
+        query: str = msgspec.json.decode(self._read("metadata"))["id"]
+        return query
 
     def _batches(self, folder: str) -> list[int]:
         try:
@@ -90,7 +98,9 @@ def starting_offsets(
         raise _refused(dataset, "its table has rows that no batch of this job put there")
     if position and position.topic_id not in ("", topic_id):
         raise _refused(
-            dataset, f"the topic {dataset.topic} was deleted and made anew since the table was filled from it", lost=True
+            dataset,
+            f"the topic {dataset.topic} was deleted and made anew since its table was filled",
+            lost=True,
         )
     if position is None or not position.query:
         _check_unowned(dataset, checkpoint)

@@ -1,9 +1,7 @@
 """The Spark session of every job, with the settings that matter to Delta on HDFS."""
 
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 
 from pyspark.sql import SparkSession
 
@@ -35,15 +33,13 @@ _SETTINGS = {
 
 
 def open_session(name: str, settings: SparkSettings) -> SparkSession:
-    """Starts the driver's JVM, which takes some seconds, and in which SIGTERM does nothing: this process is told."""
+    """Starts the driver's JVM, which takes some seconds."""
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    os.environ.setdefault("SPARK_CONF_DIR", str(Path(__file__).parent / "conf"))
     builder = SparkSession.builder.appName(name).master(settings.spark_master)
     for key, value in (_SETTINGS | _chosen(settings)).items():
         builder = builder.config(key, value)
-    with _deaf_children():
-        session = builder.getOrCreate()
-    session.sparkContext.setLogLevel("ERROR")
-    return session
+    return builder.getOrCreate()
 
 
 def _chosen(settings: SparkSettings) -> dict[str, str]:
@@ -54,18 +50,3 @@ def _chosen(settings: SparkSettings) -> dict[str, str]:
         "spark.driver.memory": settings.spark_memory,
         "spark.ui.enabled": str(settings.spark_ui).lower(),
     }
-
-
-@contextmanager
-def _deaf_children() -> Iterator[None]:
-    """A JVM started in here ignores SIGTERM, so that one sent to the whole group lets it finish its batch.
-
-    It inherits that the signal is ignored. In this process the signal is blocked meanwhile, and so is not lost.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

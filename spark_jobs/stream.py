@@ -9,15 +9,13 @@ there already and only the second pass is run again.
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from typing import Any
 
 import msgspec
 from pyspark.errors import PySparkException
-from pyspark.errors.exceptions.base import StreamingQueryException
-from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import Column, DataFrame, Observation, SparkSession
 from pyspark.sql import functions as sql
-from pyspark.sql.streaming import StreamingQuery
+from pyspark.sql.streaming.query import StreamingQuery
 
 from services.core import metric_names
 from services.core.dataset import Dataset
@@ -114,7 +112,9 @@ class LakeStream:
 
     def report_lag(self) -> None:
         """Raises StoreDown."""
-        lag = sum(end - self._position.get(partition, first) for partition, (first, end) in self._topic.bounds().items())
+        lag = sum(
+            end - self._position.get(partition, first) for partition, (first, end) in self._topic.bounds().items()
+        )
         metrics.gauge(metric_names.SINK_LAG_OFFSETS, *self._labels).set(lag)
 
     def write_last_rejects(self, spark: SparkSession, position: Position) -> None:
@@ -151,7 +151,7 @@ class LakeStream:
 
     def _write(self, messages: DataFrame, batch: int) -> None:
         """Called by Spark for each batch, and again for one that it does not know to be done."""
-        query = self._query_id(messages)
+        query = self.checkpoint.query()
         start, end = self.checkpoint.end(batch - 1), self.checkpoint.end(batch)
         if batch <= self._stored:
             self._log.info("the rows of this batch are there already", batch=batch)
@@ -216,3 +216,32 @@ class LakeStream:
         budget = self._settings.lake_rows_per_trigger
         if rows > 2 * budget or (offsets >= 0.9 * self._limit and rows < budget / 2):
             self._wanted_limit = max(100, round(offsets * budget / max(1, rows)))
+
+
+def _observed() -> list[Column]:
+    rows = "sum(IF(sound, 1L, 0L))"
+    created_at = "IF(sound, r.created_at, NULL)"
+    return [
+        sql.expr(f"coalesce({rows}, 0L) AS rows"),
+        sql.expr(f"count(1) - coalesce({rows}, 0L) AS rejected"),
+        sql.expr(f"min({created_at}) AS oldest"),
+        sql.expr(f"max({created_at}) AS newest"),
+    ]
+
+
+def _translate(dataset: Dataset, error: PySparkException) -> LogpipeError:
+    """The deep cause stands far down the chain; brought up."""
+    text = str(error)
+    if _LOST in text:
+        return NeedsOperator(
+            f"{dataset.name}: {_line_with(text, _LOST)} The topic {dataset.topic} no longer has all that was to"
+            f" be read: raise its retention. `logpipe verify --store {NAME}` names what is missing; to read again what"
+            f" the topic still has: `logpipe stream-to-lake --rebuild {dataset.name}`."
+        )
+    return StoreDown(NAME, f"{dataset.name}: {_line_with(text, 'Caused by: ')}")
+
+
+def _line_with(text: str, mark: str) -> str:
+    """The last line of `text` that has `mark`, else its first one."""
+    lines = text.strip().splitlines()
+    return next((line.strip() for line in reversed(lines) if mark in line), lines[0] if lines else "").strip()

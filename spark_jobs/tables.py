@@ -1,4 +1,6 @@
-"""The lake's tables as their writer sees them: made, given new columns, emptied, released. By delta-rs, without Spark."""
+"""The lake's tables as their writer sees them: made, extended, emptied, released. By delta-rs, without Spark."""
+
+from functools import partial
 
 from deltalake import CommitProperties, DeltaTable, Schema
 
@@ -35,9 +37,7 @@ class Tables:
         commit = CommitProperties(custom_metadata={"userMetadata": position.encode()})
         table = _handle(self.rows)
         within_limit(
-            lambda: table.create_write_transaction(
-                [], "append", table.schema(), ["day"], commit_properties=commit
-            )
+            lambda: table.create_write_transaction([], "append", table.schema(), ["day"], commit_properties=commit)
         )
 
     def empty(self) -> None:
@@ -45,8 +45,7 @@ class Tables:
         nothing = Position(topic_id="", offsets={})
         commit = CommitProperties(custom_metadata={"userMetadata": nothing.encode()})
         for table in (self.rejects, self.rows):
-            handle = _handle(table)
-            within_limit(lambda handle=handle: handle.delete(commit_properties=commit))
+            within_limit(partial(_handle(table).delete, commit_properties=commit))
         self.release(nothing)
 
 

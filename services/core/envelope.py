@@ -1,7 +1,9 @@
 """The Kafka messages of one batch: lines that share a partition, joined to NDJSON values of at most 512 KB."""
 
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from itertools import accumulate
 from zlib import crc32
 
 from services.core.dataset import Dataset
@@ -11,7 +13,6 @@ from services.core.rows import Row
 MAX_VALUE_BYTES = 512 * 1024
 
 
-@lru_cache(maxsize=65536)
 def partition_of(key: str, partitions: int) -> int:
     """The same everywhere and always, so that rows of one key stay in order."""
     return crc32(key.encode()) % partitions
@@ -36,14 +37,16 @@ def messages(
     """The batch's own messages, then those of its alerts. `lines[i]` is the line of `rows[i]`."""
     created = b"%d" % created_at
     key_index = dataset.column_names.index(dataset.key)
-    by_partition: dict[int, list[bytes]] = {}
-    for row, line in zip(rows, lines, strict=True):
-        by_partition.setdefault(partition_of(row[key_index], partitions), []).append(line)
+    keys = [row[key_index] for row in rows]
+    partition = {key: partition_of(key, partitions) for key in set(keys)}
+    by_partition: defaultdict[int, list[bytes]] = defaultdict(list)
+    for key, line in zip(keys, lines, strict=True):
+        by_partition[partition[key]].append(line)
     made: list[Outgoing] = []
-    for partition, own in sorted(by_partition.items()):
+    for number, own in sorted(by_partition.items()):
         for value, count in _values(own):
             headers = {"created_at": created, "rows": b"%d" % count}
-            made.append(Outgoing(dataset.topic, partition, batch_key(batch_id, len(made)), value, headers))
+            made.append(Outgoing(dataset.topic, number, batch_key(batch_id, len(made)), value, headers))
     if dataset.alert:
         made += _alerts(dataset, created, rows, lines, partitions)
     return made
@@ -55,10 +58,9 @@ def _alerts(
     alert = dataset.alert
     assert alert is not None
     key_index, tested = dataset.column_names.index(dataset.key), dataset.column_names.index(alert.column)
-    by_key: dict[str, list[bytes]] = {}
-    for row, line in zip(rows, lines, strict=True):
-        if row[tested] == alert.value:
-            by_key.setdefault(row[key_index], []).append(line)
+    by_key: defaultdict[str, list[bytes]] = defaultdict(list)
+    for index in [index for index, row in enumerate(rows) if row[tested] == alert.value]:
+        by_key[rows[index][key_index]].append(lines[index])
     for key, own in by_key.items():
         for value, count in _values(own):
             headers = {"created_at": created, "rows": b"%d" % count}
@@ -66,10 +68,11 @@ def _alerts(
 
 
 def _values(lines: Sequence[bytes]) -> Iterable[tuple[bytes, int]]:
-    start, size = 0, 0
-    for index, line in enumerate(lines):
-        if size + len(line) + 1 > MAX_VALUE_BYTES and index > start:
-            yield b"\n".join(lines[start:index]) + b"\n", index - start
-            start, size = index, 0
-        size += len(line) + 1
-    yield b"\n".join(lines[start:]) + b"\n", len(lines) - start
+    """NDJSON values of as many lines as fit, and how many those are."""
+    ends = list(accumulate(len(line) + 1 for line in lines))
+    start = 0
+    while start < len(lines):
+        used = ends[start - 1] if start else 0
+        stop = max(start + 1, bisect_right(ends, used + MAX_VALUE_BYTES))
+        yield b"\n".join(lines[start:stop]) + b"\n", stop - start
+        start = stop

@@ -137,7 +137,7 @@ class RowCodec:
                 strict=True,
             )
         )
-        suspect = _SUSPECT_ESCAPE.search(body) is not None
+        suspect = b"\\u" in body and _SUSPECT_ESCAPE.search(body) is not None
         values: dict[str, Sequence[Any]] = {}
         for column in self._wire_columns:
             values[column.name] = _canonical(column, wire[column.name], suspect)
@@ -221,13 +221,16 @@ def _canonical(column: Column, values: Sequence[Any], suspect: bool) -> Sequence
     """Wire values of one column in canonical form; `suspect`: the body has escapes that may be NUL or surrogates."""
     match column.kind:
         case "timestamp":
-            times = [round(value.timestamp() * 1e6) for value in values]
+            times = [round(seconds * 1e6) for seconds in map(datetime.timestamp, values)]
             if min(times) < 0 or max(times) >= LAST_TIME:
                 index = next(i for i, t in enumerate(times) if not 0 <= t < LAST_TIME)
                 raise InvalidRow(index, column.wire, f"{values[index]} is not between 1970 and 2100")
             return times
         case "json":
-            return [_json_text(column, index, raw, suspect) for index, raw in enumerate(values)]
+            texts = [str(raw, "utf-8") for raw in values]
+            if suspect or "null" in texts or max(map(len, texts)) > MAX_JSON_DEPTH * 2:
+                return [_checked_json(column, index, text, suspect) for index, text in enumerate(texts)]
+            return texts
         case "uuid":
             return [str(value) for value in values]
         case "category" | "text" if suspect:
@@ -237,8 +240,7 @@ def _canonical(column: Column, values: Sequence[Any], suspect: bool) -> Sequence
     return values
 
 
-def _json_text(column: Column, index: int, raw: msgspec.Raw, suspect: bool) -> str:
-    text = bytes(raw).decode()
+def _checked_json(column: Column, index: int, text: str, suspect: bool) -> str:
     if text == "null":
         return "{}"
     if suspect and (reason := _refused_escape(text)):

@@ -21,8 +21,10 @@ from services.core.rows import LAST_TIME, Row, RowCodec, Rows, checksum
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import schema
-from services.stores import clickhouse, postgres
+from services.runtime.settings import LakeSettings
+from services.stores import clickhouse, lake, postgres
 from services.stores.memory import MemoryStore
+from tests import lake_tables
 
 DAY = 86_400_000_000
 CREATED = 20_778 * DAY + DAY - 2  # two microseconds before a midnight
@@ -140,8 +142,8 @@ def copy_rows(connection: Any, dataset: Dataset, rows: Sequence[Row]) -> None:
             copy.write_row(values)
 
 
-@pytest.fixture(scope="module", params=["memory", "postgres", "clickhouse"])
-def store(request: pytest.FixtureRequest) -> Iterator[StoreReader]:
+@pytest.fixture(scope="module", params=["memory", "postgres", "clickhouse", "lake"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreReader]:
     reader: StoreReader
     match request.param:
         case "memory":
@@ -155,6 +157,12 @@ def store(request: pytest.FixtureRequest) -> Iterator[StoreReader]:
             url = request.getfixturevalue("clickhouse_url")
             _fill(clickhouse.ClickHouseWriter(url))
             reader = clickhouse.ClickHouseReader(url)
+        case "lake":
+            settings = LakeSettings(hdfs_url=tmp_path_factory.mktemp("lake").as_uri())
+            for dataset in DATASETS:
+                for rows in ACCEPTED[dataset.name].values():
+                    lake_tables.append(settings, dataset, rows)
+            reader = lake.LakeReader(settings)
     yield reader
     reader.close()
 

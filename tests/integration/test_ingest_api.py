@@ -219,7 +219,8 @@ def test_what_is_accepted_comes_to_kafka_once_with_its_alerts(
     reader = kafka.KafkaPartitionReader(kafka_url, "logs.raw")
     alerts = kafka.KafkaPartitionReader(kafka_url, "alerts.realtime")
     try:
-        own, raised = [], []
+        own: list[bytes] = []
+        raised: list[bytes] = []
         for found, source in ((own, reader), (raised, alerts)):
             source.assign({partition: low for partition, (low, _) in source.bounds().items()})
             while not any(line.startswith(b'{"id":%d,' % (batch_id << 17 | 54)) for line in found):

@@ -66,7 +66,7 @@ class Bench:
         return set(range(outcome.batch_id, outcome.batch_id - -rows // 100))
 
     def in_topic(self) -> dict[int, int]:
-        """Batch -> rows of it in the topic. Ends the slot's producer, which also waits for its last commit's markers."""
+        """Batch -> rows of it in the topic. Ends the slot's producer: that waits for its last commit's markers."""
         kafka.KafkaProducer(self._kafka_url, f"test-slot-{self.slot}").close()
         reader = kafka.KafkaPartitionReader(self._kafka_url, DATASET.topic)
         found: dict[int, int] = {}

@@ -1,6 +1,5 @@
 """A new dataset is one file, a new store is one file: both dropped in here, and found everywhere."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,13 +43,13 @@ open_reader = open_writer = ToyStore
 
 
 @pytest.fixture
-def dropped_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def dropped_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package, name, source in ((datasets, "payments", DATASET), (stores, "toy", STORE)):
         folder = tmp_path / package.__name__
         folder.mkdir()
         (folder / f"{name}.py").write_text(source)
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
-    yield
+    return
 
 
 @pytest.mark.usefixtures("dropped_in")
@@ -61,7 +60,7 @@ def test_a_dataset_of_one_file_is_known_everywhere() -> None:
     lines = Synthesizer(dataset, seed=1, start_us=0, step_us=1).lines(0, 100)
     rows = RowCodec(dataset).decode_lines(b"\n".join(lines))
     assert rows.count == 100
-    assert len(list(postgres.copy_rows(dataset, rows, 1, 0))[0]) == len(postgres.copy_types(dataset)) == 7
+    assert len(next(iter(postgres.copy_rows(dataset, rows, 1, 0)))) == len(postgres.copy_types(dataset)) == 7
     assert "payment_id" in clickhouse.create_statement(dataset)
     assert spark_schema.line_schema(dataset).names == list(dataset.column_names)
 

@@ -1,0 +1,74 @@
+"""`logpipe stream-to-lake`: parses, wires, runs. One Spark driver, one streaming query a dataset."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import click
+from fastapi import FastAPI
+
+from services import datasets
+from services.core.dataset import Dataset
+from services.core.errors import LogpipeError
+from services.runtime import logs
+from services.runtime.health import Readiness
+from services.runtime.http import make_app, serve
+from services.streams import kafka
+from spark_jobs import recovery
+from spark_jobs.driver import Driver
+from spark_jobs.settings import StreamToLakeSettings
+from spark_jobs.stream import LakeStream
+
+
+@click.command()
+@click.option("--dataset", "names", multiple=True, help="A dataset to take; may be repeated. Default: all.")
+@click.option("--resume", metavar="DATASET", help="Give up its checkpoint: a start goes on from its table.")
+@click.option("--rebuild", metavar="DATASET", help="Delete its rows and checkpoint, to read its topic again.")
+def main(names: tuple[str, ...], resume: str | None, rebuild: str | None) -> None:
+    """Take datasets from their topics into the lake, exactly once.
+
+    With --resume or --rebuild it only does that, and ends. Nothing else may write the dataset meanwhile.
+    """
+    settings = StreamToLakeSettings()
+    logs.configure("stream-to-lake", settings.log_level)
+    try:
+        if resume:
+            position = recovery.resume(settings, make_stream(settings, datasets.find(resume)))
+            click.echo(f"{resume}: the next start goes on at {position.offsets}")
+        elif rebuild:
+            recovery.rebuild(make_stream(settings, datasets.find(rebuild)))
+            click.echo(f"{rebuild}: emptied; the next start reads its topic from the beginning")
+        else:
+            run(settings, tuple(map(datasets.find, names)) or datasets.all_datasets())
+    except LogpipeError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def run(settings: StreamToLakeSettings, chosen: tuple[Dataset, ...]) -> None:
+    topics = {dataset.topic: settings.kafka_partitions for dataset in chosen}
+    kafka.ensure_topics(settings.kafka_url, topics, settings.kafka_replication)
+    streams = [make_stream(settings, dataset) for dataset in chosen]
+    for stream in streams:
+        stream.open()
+    driver = Driver(settings, streams)
+    serve(create_app(settings, streams, driver), settings.host, settings.stream_to_lake_port)
+    if driver.error:
+        raise driver.error
+
+
+def create_app(settings: StreamToLakeSettings, streams: list[LakeStream], driver: Driver) -> FastAPI:
+    readiness = Readiness()
+    for stream in streams:
+        readiness.add(stream.dataset.name, stream.problem)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        driver.start()
+        yield
+        await asyncio.to_thread(driver.stop)
+
+    return make_app("Stream to lake", settings, [], lifespan, readiness)
+
+
+def make_stream(settings: StreamToLakeSettings, dataset: Dataset) -> LakeStream:
+    return LakeStream(settings, dataset, kafka.KafkaPartitionReader(settings.kafka_url, dataset.topic))
