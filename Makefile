@@ -8,10 +8,10 @@ TESTS := $(wildcard tests/*.py tests/unit tests/property tests/contract tests/in
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
 .DEFAULT_GOAL := help
-.PHONY: help check install jars demo up down status logs test lint types imports format bench lock clean
+.PHONY: help check install jars demo up down status logs test test-faults lint types imports format bench lock clean
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 check:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -48,7 +48,10 @@ logs: $(INSTALLED) ## Show the end of all logs
 	$(BIN)/logpipe logs
 
 test: install lint types imports ## Lint, types, imports, then all tests on real components
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -m "not long" $(TESTS)
+
+test-faults: install ## Every fault with three seeds, and outages of a minute (about half an hour)
+	$(BIN)/python -m pytest --seeds 3 tests/e2e
 
 lint: $(INSTALLED) ## ruff, and its formatter's check
 	$(BIN)/ruff check

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from services.local.stack import Stack
 _REQUEST_ROWS = 1000
 _EVENT_SHARE = 0.1
 _DRAIN_SECONDS = 120
+_PLAIN_WIDTH = 118  # where the output goes to a file
 _STORES = {"postgres": "PostgreSQL", "clickhouse": "ClickHouse", "lake": "lake on HDFS"}
 _ROUTES = {"postgres": "postgres", "clickhouse": "clickhouse", "lake": "hdfs"}
 _QUESTIONS = {
@@ -46,6 +48,8 @@ Buckets = dict[float, float]
 def demo(rate: int, seconds: int) -> None:
     """Start everything, drive load for a minute, drain, verify, compare the stores."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
     settings = LocalSettings()
     try:
         view.bring_up(console, Stack(settings))
@@ -60,7 +64,7 @@ def demo(rate: int, seconds: int) -> None:
             took = time.monotonic() - started
         after = _freshness(client, settings)
         fresh = {store: _difference(after[store], before[store]) for store in after}
-        console.print(_stores_table(report, fresh))
+        console.print(_stores_table(report, fresh, sent / seconds * 60))
         console.print(_answers_table(client, settings))
     console.print(
         f"{sent / seconds * 60:,.0f} rows/min for {seconds} s, acknowledged; drained and verified in {took:.0f} s."
@@ -147,30 +151,35 @@ def _quantile(buckets: Buckets, q: float) -> str:
     return "-"
 
 
-def _stores_table(report: Mapping[str, Any], fresh: Mapping[str, Buckets]) -> Table:
+def _stores_table(report: Mapping[str, Any], fresh: Mapping[str, Buckets], rows_per_minute: float) -> Table:
     table = Table(title="Every store against the ledger", title_justify="left")
-    for heading in ("store", "dataset", "accepted", "found", "lost", "extra", "doubled", "dead letters", "checksums"):
-        table.add_column(heading, justify="left" if heading in ("store", "dataset") else "right")
-    table.add_column("fresh p50", justify="right")
-    table.add_column("p99", justify="right")
-    for result in sorted(report["results"], key=lambda r: (list(_STORES).index(r["store"]), r["dataset"])):
-        buckets = fresh.get(result["store"])
-        same = f"{result['compared'] - result['differing']:,}/{result['compared']:,}"
+    table.add_column("store")
+    for heading in ("accepted", "found", "lost", "doubled", "extra", "dead letters", "checksums"):
+        table.add_column(heading, justify="right")
+    table.add_column("fresh p50 / p99", justify="right")
+    table.add_column("rows/min", justify="right")
+    for store, title in _STORES.items():
+        if store in report["unchecked"]:
+            table.add_row(title, f"[red]not checked: {report['unchecked'][store]}[/]")
+            continue
+        sums = Counter[str]()
+        for result in report["results"]:
+            if result["store"] == store:
+                sums.update({name: count for name, count in result.items() if type(count) is int})
+        buckets = fresh.get(store)
         table.add_row(
-            _STORES[result["store"]],
-            result["dataset"],
-            f"{result['expected']:,}",
-            f"{result['found']:,}",
-            *(_count(result[name]) for name in ("missing", "extra", "duplicated", "dead_lettered")),
-            same if not result["differing"] else f"[red]{same}[/]",
-            *((_quantile(buckets, 0.5), _quantile(buckets, 0.99)) if buckets else ("at once", "at once")),
+            title,
+            f"{sums['expected']:,}",
+            f"{sums['found']:,}",
+            *(_fault(sums[name]) for name in ("missing", "duplicated", "extra", "dead_lettered")),
+            f"{sums['compared'] - sums['differing']:,}/{sums['compared']:,}",
+            f"{_quantile(buckets, 0.5)} / {_quantile(buckets, 0.99)}" if buckets else "at once",
+            f"{rows_per_minute:,.0f}",
         )
-    for store, reason in report["unchecked"].items():
-        table.add_row(_STORES[store], f"[red]not checked: {reason}[/]")
     return table
 
 
-def _count(rows: int) -> str:
+def _fault(rows: int) -> str:
     return f"[red]{rows:,}[/]" if rows else "0"
 
 
@@ -188,7 +197,8 @@ def _answers_table(client: httpx.Client, settings: LocalSettings) -> Table:
                 cells.append(f"[red]{reply.json()['detail']}[/]")
                 continue
             body = reply.json()
-            cells.append(f"{body['query_time_ms']:,.1f} ms ({body.get('method', 'scan')})")
+            by = "" if body["method"] == "scan" else f" ({body['method']})"
+            cells.append(f"{body['query_time_ms']:,.1f} ms{by}")
             answers.append(body.get("data") or {key: body[key] for key in ("logs_count", "events_count")})
         agree = len(answers) == len(_ROUTES) and all(answer == answers[0] for answer in answers)
         table.add_row(question, *cells, f"{_summary(answers[0])}" if agree else "[bold red]differ[/]")

@@ -4,6 +4,7 @@ Whoever writes a table leaves in each commit how far in the topic it has come (`
 it holds, whatever became of the writer's checkpoint.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -27,9 +28,11 @@ from services.runtime.settings import LakeSettings
 NAME = "lake"
 ROUTE = "hdfs"
 
-_SECONDS = 60.0  # for one answer, or one piece of a longer one: the HDFS client may wait for a server for ever
+_SECONDS = 30.0  # for one answer, or one piece of a longer one: the HDFS client may wait for a server for ever
 _WINDOW = 512  # batches counted at once: bounds the ids held
 _HISTORY = (1, 16, 256, None)  # commits looked through for the last position; maintenance leaves none
+
+_DECORATION = re.compile(r"\x1b\[\d*m|↳")  # delta-rs prints its errors for a terminal
 
 Result = TypeVar("Result")
 
@@ -144,7 +147,7 @@ def _translated() -> Iterator[None]:
     except TimeoutError as error:
         raise StoreDown(NAME, f"no answer within {_SECONDS:.0f} s") from error
     except (DeltaError, pa.ArrowException, OSError) as error:
-        raise StoreDown(NAME, str(error).strip()[:500]) from error
+        raise StoreDown(NAME, " ".join(_DECORATION.sub(" ", str(error)).split())[:500]) from error
 
 
 class LakeReader:

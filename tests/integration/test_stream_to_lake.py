@@ -1,0 +1,244 @@
+"""The Spark job on a real Kafka and HDFS: every row once, whatever is killed, lost or poisoned.
+
+A start of Spark takes some ten seconds, so this is one story, told by tests that stand on each other.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import STDOUT, run
+from sys import executable
+
+import httpx
+import pytest
+from confluent_kafka import Producer
+from hdfs_native import Client
+
+from services.core.envelope import messages
+from services.core.ids import first_id
+from services.core.ports import Outgoing
+from services.core.rows import Row, RowCodec, checksum
+from services.datasets.logs import DATASET
+from services.local.settings import LocalSettings
+from services.local.stack import Stack
+from services.runtime.settings import LakeSettings
+from services.stores.lake import LakeReader, rejects_uri
+from services.streams.kafka import KafkaPartitionReader, KafkaProducer, ensure_topics
+from spark_jobs.checkpoint import CheckpointFolder
+from tests.processes import Process, free_port
+
+pytestmark = pytest.mark.timeout(240)
+
+CREATED = 1_790_000_000_000_000
+PARTITIONS = 4
+ROWS = 50  # of a batch
+
+
+@dataclass
+class World:
+    environment: dict[str, str]
+    settings: LakeSettings
+    kafka_url: str
+    codec: RowCodec = field(default_factory=lambda: RowCodec(DATASET))
+    accepted: dict[int, list[Row]] = field(default_factory=dict)
+    poisoned: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.reader = LakeReader(self.settings)
+        self.checkpoint = CheckpointFolder(self.settings, DATASET)
+        self.topic = KafkaPartitionReader(self.kafka_url, DATASET.topic)
+        self.port = free_port()
+        self.process = Process(
+            f"stream-to-lake --dataset {DATASET.name}",
+            self.environment | {"LOGPIPE_STREAM_TO_LAKE_PORT": str(self.port)},
+            self.port,
+        )
+
+    def batch(self) -> list[Outgoing]:
+        """The messages of a new batch; the caller says by `accept` whether they were committed."""
+        batch_id = self.next_id
+        return [m for m in messages(DATASET, batch_id, CREATED, self.rows, self.codec.encode(self.rows), PARTITIONS)]
+
+    @property
+    def next_id(self) -> int:
+        return max(self.accepted, default=0) + 2
+
+    @property
+    def rows(self) -> list[Row]:
+        first = first_id(self.next_id)
+        return [
+            (first + n, CREATED, 1_000_000 * n, "INFO", f"service-{n % 7}", "", f"é {n}", '{"a": 1.0, "a": "\\u00e9"}')
+            for n in range(ROWS)
+        ]
+
+    def publish(self, batches: int) -> None:
+        producer = KafkaProducer(self.kafka_url, "test")
+        for _ in range(batches):
+            producer.publish([m for m in self.batch() if m.topic == DATASET.topic])
+            self.accepted[self.next_id] = self.rows
+        producer.close()
+
+    def abort(self) -> None:
+        """Leave a batch in the topic whose transaction was aborted."""
+        producer = Producer({"bootstrap.servers": self.kafka_url, "transactional.id": "test"})
+        producer.init_transactions(10)
+        producer.begin_transaction()
+        for message in self.batch():
+            producer.produce(DATASET.topic, message.value, message.key, message.partition)
+        producer.flush(10)
+        producer.abort_transaction(10)
+
+    def ends(self) -> dict[int, int]:
+        return {partition: end for partition, (_, end) in self.topic.bounds().items()}
+
+    def drained(self) -> bool:
+        return self.reader.position(DATASET) == self.ends()
+
+    def assert_exact(self) -> None:
+        assert self.reader.position(DATASET) == self.ends()
+        wanted = [(batch_id, len(rows), len(rows)) for batch_id, rows in self.accepted.items()]
+        assert list(self.reader.counts(DATASET, 0, 10**9)) == wanted
+        found = checksum(self.codec.encode(self.reader.rows(DATASET, 0, 10**9)))
+        assert found == checksum(self.codec.encode(row for rows in self.accepted.values() for row in rows))
+        assert self.reader.rejected(DATASET) == self.poisoned
+
+    def metric(self, name: str) -> float:
+        text = httpx.get(f"{self.process.url}/metrics").text
+        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name + "{"))
+
+    def logpipe(self, arguments: str) -> tuple[int, str]:
+        with tempfile.TemporaryFile() as output:
+            command = [executable, "-m", "services", *arguments.split()]
+            ended = run(command, env=self.process_environment, stdout=output, stderr=STDOUT, timeout=60, check=False)
+            output.seek(0)
+            return ended.returncode, output.read().decode()
+
+    @property
+    def process_environment(self) -> dict[str, str]:
+        return self.process._environment
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with tempfile.TemporaryDirectory(prefix="logpipe-", ignore_cleanup_errors=True) as folder:
+        settings = LocalSettings.on_free_ports(Path(folder))
+        with Stack(settings, ("kafka", "namenode", "datanode")) as stack:
+            environment = dict(stack.program("stream-to-lake").environment) | {
+                "LOGPIPE_LAKE_TRIGGER_SECONDS": "0.5",
+                "LOGPIPE_LAKE_ROWS_PER_TRIGGER": "1000",
+            }
+            urls = settings.urls()
+            kafka_url = urls["LOGPIPE_KAFKA_URL"]
+            ensure_topics(kafka_url, {DATASET.topic: PARTITIONS, "alerts.realtime": PARTITIONS}, 1)
+            found = World(environment, LakeSettings(hdfs_url=urls["LOGPIPE_HDFS_URL"]), kafka_url)
+            yield found
+            found.process.stop()
+
+
+def wait(condition: Callable[[], bool], process: Process, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, process.output()
+        time.sleep(0.02)
+
+
+def mid_batch(world: World) -> bool:
+    """A batch is planned, and not yet marked as done."""
+    found = world.checkpoint.load()
+    return found is not None and max(found.ends, default=-1) > found.committed
+
+
+def test_a_driver_killed_in_the_middle_of_a_batch_twice_stores_every_row_once(world: World) -> None:
+    world.publish(20)
+    for _ in range(2):
+        world.process.start()
+        wait(lambda: mid_batch(world), world.process)
+        world.process.kill()
+        world.abort()
+        world.publish(20)
+    world.process.start()
+    wait(world.drained, world.process)
+    world.assert_exact()
+
+
+def test_what_is_not_sound_is_kept_apart_and_its_neighbours_are_stored(world: World) -> None:
+    batch_id, rows = world.next_id, world.rows
+    lines = world.codec.encode(rows)
+    headers = {"created_at": b"%d" % CREATED, "rows": b"%d" % ROWS}
+    key = b"%d:0" % batch_id
+    spoiled = [*lines[:10], b"", b'{"id": "x"}', b'{"id": 1}', lines[13].replace(b"INFO", b"\xff"), *lines[14:]]
+    partly = (
+        b"\n".join([*lines[:10], b"", b'{"id": "x"}', lines[12].replace(b'"level"', b'"lvl"'), *lines[13:]]) + b"\n"
+    )
+    whole = [
+        Outgoing(DATASET.topic, 0, b"no key", b"a\nb\n", headers),
+        Outgoing(DATASET.topic, 1, key, b"a\nb\n", {}),
+        Outgoing(DATASET.topic, 2, key, b"a\nb\nc\n", headers),
+        Outgoing(DATASET.topic, 3, key, b"\n".join(spoiled) + b"\n", headers),
+    ]
+    producer = KafkaProducer(world.kafka_url, "test")
+    landed = producer.publish([*whole, Outgoing(DATASET.topic, 0, key, partly, headers)])
+    producer.close()
+    world.accepted[batch_id] = [row for n, row in enumerate(rows) if n not in (10, 11, 12)]
+    world.poisoned = {batch_id: 2 + 3 + ROWS + 3}
+    before = world.metric("logpipe_sink_rows_total")
+    wait(world.drained, world.process)
+    wait(lambda: world.reader.rejected(DATASET) != {}, world.process)
+    world.assert_exact()
+    assert world.metric("logpipe_sink_rows_total") - before == ROWS - 3
+    assert world.metric("logpipe_sink_dead_letters_total") == 5 + 3
+    found = rejected(world)
+    at = {(part.partition, part.offset): index for index, part in enumerate(landed)}
+    assert [(at[r["partition"], r["offset"]], r["line"], r["id"], r["reason"], r["value"]) for r in found] == [
+        (0, None, None, "its key is not <batch>:<part>", b"a\nb\n"),
+        (1, None, None, "a header, created_at or rows, is missing or not a number", b"a\nb\n"),
+        (2, None, None, "its header announces another number of lines", b"a\nb\nc\n"),
+        (3, None, None, "it is not valid UTF-8", whole[3].value),
+        (4, 10, None, "not a JSON object whose values are of the right types", b""),
+        (4, 11, None, "not a JSON object whose values are of the right types", b'{"id": "x"}'),
+        (4, 12, rows[12][0], "level is missing", lines[12].replace(b'"level"', b'"lvl"')),
+    ]
+
+
+def rejected(world: World) -> list[dict[str, object]]:
+    import pyarrow as pa
+    from deltalake import DeltaTable, QueryBuilder
+
+    engine = QueryBuilder().register("t", DeltaTable(rejects_uri(world.settings, DATASET)))
+    query = 'SELECT * FROM t ORDER BY line IS NOT NULL, "partition", "offset", line'
+    rows: list[dict[str, object]] = pa.table(engine.execute(query).read_all()).to_pylist()
+    return rows
+
+
+def test_it_stops_in_order_and_refuses_to_go_on_without_its_checkpoint(world: World) -> None:
+    world.publish(5)
+    assert world.process.stop() == 0
+    Client(world.settings.hdfs_url).delete("/lake/checkpoints/logs", recursive=True)
+    code, output = world.logpipe(f"stream-to-lake --dataset {DATASET.name}")
+    assert code == 1
+    assert "logs: its checkpoint is missing, but its table has rows." in output
+    assert "logpipe stream-to-lake --resume logs" in output
+
+
+def test_it_resumes_where_the_table_stands(world: World) -> None:
+    code, output = world.logpipe("stream-to-lake --resume logs")
+    assert code == 0, output
+    assert world.checkpoint.load() is None
+    world.publish(5)
+    world.process.start()
+    wait(world.drained, world.process)
+    world.assert_exact()
+
+
+def test_it_is_rebuilt_from_the_topic(world: World) -> None:
+    assert world.process.stop() == 0
+    code, output = world.logpipe("stream-to-lake --rebuild logs")
+    assert code == 0, output
+    assert list(world.reader.rows(DATASET, 0, 10**9)) == []
+    assert world.reader.rejected(DATASET) == {}
+    world.process.start()
+    wait(world.drained, world.process)
+    wait(lambda: world.reader.rejected(DATASET) == world.poisoned, world.process)
+    world.assert_exact()

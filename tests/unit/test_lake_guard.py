@@ -1,0 +1,81 @@
+"""When a streaming query may begin beside a table, where, and what is said when it may not."""
+
+import pytest
+
+from services.core.errors import NeedsOperator
+from services.datasets.logs import DATASET
+from services.stores.lake import Position
+from spark_jobs.checkpoint import Checkpoint, Offsets, starting_offsets
+
+BOUNDS = {0: (0, 50), 1: (5, 50)}
+STORED = Position("topic-1", {0: 20, 1: 30}, {0: 10, 1: 15}, "query-1", 7)
+RELEASED = Position("topic-1", {0: 20, 1: 30})
+ENDS = {6: {0: 10, 1: 15}, 7: {0: 20, 1: 30}, 8: {0: 21, 1: 30}}
+
+
+def begin(position: Position | None, checkpoint: Checkpoint | None, *, empty: bool = False) -> Offsets:
+    return starting_offsets(DATASET, position, empty, checkpoint, "topic-1", BOUNDS)
+
+
+def test_nothing_there_begins_at_the_topics_beginning() -> None:
+    assert begin(None, None, empty=True) == {}
+
+
+def test_a_crash_before_the_first_commit_begins_again() -> None:
+    assert begin(None, Checkpoint("query-1", -1, {0: {0: 5}}), empty=True) == {}
+
+
+@pytest.mark.parametrize("committed", [7, 6], ids=["done", "crashed before it was marked"])
+def test_a_checkpoint_that_agrees_goes_on(committed: int) -> None:
+    assert begin(STORED, Checkpoint("query-1", committed, ENDS)) == {0: 20, 1: 30}
+
+
+def test_a_released_table_begins_where_it_stands() -> None:
+    assert begin(RELEASED, None) == {0: 20, 1: 30}
+    assert begin(RELEASED, Checkpoint("query-2", -1, {})) == {0: 20, 1: 30}
+
+
+@pytest.mark.parametrize(
+    ("position", "checkpoint", "message"),
+    [
+        (STORED, None, "its checkpoint is missing"),
+        (STORED, Checkpoint("query-2", 7, ENDS), "its checkpoint is of query query-2"),
+        (STORED, Checkpoint("query-1", 5, ENDS), "batch 5, but the table to batch 7"),
+        (STORED, Checkpoint("query-1", 8, ENDS), "batch 8, but the table to batch 7"),
+        (STORED, Checkpoint("query-1", 7, {7: {0: 20, 1: 29}}), "batch 7 ends elsewhere"),
+        (RELEASED, Checkpoint("query-1", 7, ENDS), "knows of batches up to 7"),
+        (None, Checkpoint("query-1", 7, ENDS), "knows of batches up to 7"),
+        (None, None, "rows that no batch of this job put there"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(
+    position: Position | None, checkpoint: Checkpoint | None, message: str
+) -> None:
+    empty = position is None and checkpoint is not None
+    with pytest.raises(NeedsOperator, match=message) as refused:
+        begin(position, checkpoint, empty=empty)
+    assert "stream-to-lake --resume logs" in str(refused.value)
+    assert "stream-to-lake --rebuild logs" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("position", "topic_id", "bounds", "message"),
+    [
+        (RELEASED, "topic-2", BOUNDS, "was deleted and made anew"),
+        (RELEASED, "topic-1", {0: (21, 50), 1: (5, 50)}, "stands at offset 20 of partition 0 .* only 21 to 50"),
+        (RELEASED, "topic-1", {0: (0, 19), 1: (5, 50)}, "stands at offset 20 of partition 0 .* only 0 to 19"),
+        (RELEASED, "topic-1", {0: (0, 50)}, "stands at offset 30 of partition 1"),
+    ],
+)
+def test_what_the_topic_no_longer_has_is_refused(
+    position: Position, topic_id: str, bounds: dict[int, tuple[int, int]], message: str
+) -> None:
+    with pytest.raises(NeedsOperator, match=message) as refused:
+        starting_offsets(DATASET, position, False, None, topic_id, bounds)
+    assert "--resume" not in str(refused.value)
+    assert "logpipe verify" in str(refused.value)
+
+
+def test_an_emptied_table_takes_any_topic() -> None:
+    emptied = Position(topic_id="", offsets={})
+    assert starting_offsets(DATASET, emptied, True, None, "topic-2", BOUNDS) == {}
