@@ -91,7 +91,7 @@ def _checks(dataset: Dataset) -> dict[str, str]:
     times = [c.name for c in (CREATED_AT, *dataset.columns) if c.kind == "timestamp"]
     required = [c.name for c in dataset.columns if c.required and c.name not in times]
     return {
-        "not a JSON object whose values are of the right types": f"line IS NOT NULL AND r.{_CORRUPT} IS NULL",
+        "not a JSON object whose values are of the right types": f"r IS NOT NULL AND r.{_CORRUPT} IS NULL",
         f"{ID.name} is missing or too low": f"r.{ID.name} >= {MAX_BATCH_ROWS}",
         **{f"{name} is not between 1970 and 2100": f"r.`{name}` BETWEEN 0 AND {LAST_TIME - 1}" for name in times},
         **{f"{name} is missing": f"r.`{name}` IS NOT NULL" for name in required},

@@ -113,7 +113,7 @@ class ClickHouseWriter:
 
     def prepare(self, dataset: Dataset) -> None:
         with _translated():
-            self._client.command(_create_table(dataset))
+            self._client.command(create_table(dataset))
             found = _column_types(self._client, dataset)
             for column in dataset.columns:
                 wanted = _TYPES[column.kind]
@@ -143,7 +143,7 @@ class ClickHouseWriter:
             raise
 
 
-def _create_table(dataset: Dataset) -> str:
+def create_table(dataset: Dataset) -> str:
     columns = [f"{_quoted(ID.name)} Int64 CODEC(Delta, ZSTD(1))", *_definitions(CREATED_AT)]
     for column in dataset.columns:
         columns += _definitions(column)

@@ -42,9 +42,10 @@ def all_settings() -> dict[str, tuple[str, str]]:
         current = classes.pop(0)
         classes += current.__subclasses__()
         for name, field in current.model_fields.items():
-            if name in found and field.default is None:
-                continue  # the local stack has no default of its own for what it starts itself
-            found[f"LOGPIPE_{name.upper()}"] = (shown(field.default), field.description or "")
+            variable = f"LOGPIPE_{name.upper()}"
+            said = (shown(field.default), field.description or "")
+            # Several may name one: the local stack has no default for the URL of what it starts itself.
+            found[variable] = max(said, found.get(variable, said))
     return found
 
 
