@@ -1,33 +1,25 @@
-"""What an operator can do when a table and its checkpoint do not belong together.
+"""What an operator can do when a table and its checkpoint do not belong together. Nothing may write them meanwhile.
 
 The checkpoint goes first: should this end half-way, the next start is refused again, and this can be repeated.
 """
 
 from services.core.errors import NeedsOperator
 from services.stores.lake import Position
-from spark_jobs.session import open_session
-from spark_jobs.settings import StreamToLakeSettings
 from spark_jobs.stream import LakeStream
 
 
-def resume(settings: StreamToLakeSettings, stream: LakeStream) -> Position:
+def resume(stream: LakeStream) -> Position:
     """Give up the checkpoint; the next start goes on where the table stands, which is returned."""
     stream.tables.prepare()
     position = stream.tables.rows.position()
     if position is None:
-        raise NeedsOperator(
-            f"{stream.dataset.name}: no commit of its table says where it stands: only --rebuild is left"
-        )
-    if position.query:
-        spark = open_session("stream-to-lake --resume", settings)
-        try:
-            stream.write_last_rejects(spark, position)
-        finally:
-            spark.stop()
+        raise NeedsOperator(f"{stream.dataset.name}: no commit of its table says where it stands: only --rebuild helps")
     stream.checkpoint.delete()
-    released = Position(position.topic_id, position.offsets)
-    stream.tables.release(released)
-    return released
+    if position.query:
+        # Whether its last batch still wanted to write its rejects only the checkpoint knew.
+        position = Position(position.topic_id, position.offsets, unfinished=position)
+        stream.tables.release(position)
+    return position
 
 
 def rebuild(stream: LakeStream) -> None:

@@ -48,6 +48,7 @@ class LakeStream:
         self._topic_id = ""
         self._from: Offsets = {}
         self._stored = -1  # the last batch whose rows are in the table
+        self._unfinished: Position | None = None
         self._limit = self._wanted_limit = _FIRST_LIMIT
         self._position: Offsets = {}
         self._query: StreamingQuery | None = None
@@ -69,8 +70,13 @@ class LakeStream:
         )
         self._position = self._from
         self._stored = position.batch if position else -1
+        self._unfinished = position.unfinished if position else None
 
     def start(self, spark: SparkSession) -> None:
+        """Returns when the query runs. Raises StoreDown, and NeedsOperator when messages to be read are gone."""
+        if self._unfinished:
+            self._write_last_rejects(spark, self._unfinished)
+            self._unfinished = None
         self._limit = self._wanted_limit
         messages = (
             spark.readStream.format("kafka")
@@ -117,8 +123,8 @@ class LakeStream:
         )
         metrics.gauge(metric_names.SINK_LAG_OFFSETS, *self._labels).set(lag)
 
-    def write_last_rejects(self, spark: SparkSession, position: Position) -> None:
-        """Of the table's last batch: a crash may have left them out, and only its own checkpoint knows it."""
+    def _write_last_rejects(self, spark: SparkSession, position: Position) -> None:
+        """Of the batch that reached `position`, in case a crash left them out."""
         messages = (
             spark.read.format("kafka")
             .options(

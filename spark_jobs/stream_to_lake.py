@@ -33,7 +33,7 @@ def main(names: tuple[str, ...], resume: str | None, rebuild: str | None) -> Non
     logs.configure("stream-to-lake", settings.log_level)
     try:
         if resume:
-            position = recovery.resume(settings, make_stream(settings, datasets.find(resume)))
+            position = recovery.resume(make_stream(settings, datasets.find(resume)))
             click.echo(f"{resume}: the next start goes on at {position.offsets}")
         elif rebuild:
             recovery.rebuild(make_stream(settings, datasets.find(rebuild)))

@@ -21,7 +21,7 @@ from services.stores.postgres import copy_target
 _ROWS = 500_000
 _REQUEST_ROWS = 1000
 _CLIENTS = 16
-_COMPONENTS = ("postgres", "kafka", "ingest-api")
+_COMPONENTS = ("postgres", "kafka", "ingest-api", "ingest-api-2")
 
 Say = Callable[[str], None]
 
@@ -53,7 +53,7 @@ def measure(folder: Path, runs: int, say: Say) -> list[Figure]:
     ratios = [100 * ours / limit for ours, limit in zip(sent, copied, strict=True)]
     notes = [
         rf"\copy {_spread(copied)} rows/s; HTTP → PostgreSQL {_spread(sent)}; until also in Kafka {_spread(published)}",
-        f"{_ROWS:,} log rows in requests of {_REQUEST_ROWS:,} by {_CLIENTS} clients, one ingest process",
+        f"{_ROWS:,} log rows in requests of {_REQUEST_ROWS:,} by {_CLIENTS} clients, two ingest processes on one port",
         "table with btree(timestamp) and BRIN(id), emptied before each run",
     ]
     return [Figure("ingest against \\copy", "%", ratios, 60, 90, notes=notes)]

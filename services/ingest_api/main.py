@@ -32,14 +32,14 @@ DRAIN_SECONDS = 15
 
 
 @click.command()
-def main() -> None:
+@click.option("--share-port", is_flag=True, help="Let several such processes serve one port; each uses about one core.")
+def main(share_port: bool) -> None:
     """Accept rows by HTTP, commit them to PostgreSQL, publish them to Kafka."""
-
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)  # rows come and go by the ten thousand, and none of them is part of a cycle
     settings = IngestSettings()
     logs.configure("ingest-api", settings.log_level)
-    serve(create_app(settings), settings.host, settings.ingest_port)
+    serve(create_app(settings), settings.host, settings.ingest_port, share_port=share_port)
 
 
 def create_app(settings: IngestSettings) -> FastAPI:

@@ -15,7 +15,7 @@ from services.local.settings import LocalSettings
 from services.runtime.health import Check
 
 _LOG4J = Path(__file__).parent / "conf" / "log4j.properties"
-_JVM = ("-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError")
+_JVM = ("-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+ExitOnOutOfMemoryError")
 _NAMENODE = "org.apache.hadoop.hdfs.server.namenode.NameNode"
 _DATANODE = "org.apache.hadoop.hdfs.server.datanode.DataNode"
 
@@ -26,7 +26,7 @@ def namenode(settings: LocalSettings) -> Program:
     def prepare() -> None:
         _write_configuration(settings, folder)
         if not (folder / "data" / "current" / "VERSION").exists():
-            command = (*_java(folder, "-XX:TieredStopAtLevel=1"), _NAMENODE, "-format", "-nonInteractive")
+            command = (*_java(folder), _NAMENODE, "-format", "-nonInteractive")
             done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
             if done.returncode:
                 raise NeedsOperator(f"formatting the NameNode's data folder failed:\n{done.stdout}{done.stderr}")

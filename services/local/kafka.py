@@ -16,7 +16,8 @@ from services.local.program import Program
 from services.local.settings import LocalSettings
 
 _LOG4J = Path(__file__).parent / "conf" / "log4j2.properties"
-_JVM = ("-Xms512m", "-Xmx512m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:+ExitOnOutOfMemoryError")
+# The quick compiler only: on two cores the optimising one took half of the broker's CPU in its first minute.
+_JVM = ("-Xms512m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+ExitOnOutOfMemoryError")
 _quiet = logging.getLogger("logpipe.kafka-probe")
 _quiet.disabled = True  # librdkafka prints some 20 lines a second as long as the broker is not there
 

@@ -1,6 +1,7 @@
 """The pipeline's own processes as programs of the stack: `python -m services <name>`."""
 
 import sys
+from dataclasses import replace
 
 from services.local import jars
 from services.local.program import Program, http_ready
@@ -8,7 +9,12 @@ from services.local.settings import LocalSettings
 
 
 def ingest_api(settings: LocalSettings) -> Program:
-    return _process(settings, "ingest-api", "LOGPIPE_INGEST_PORT", settings.ingest_port)
+    return _process(settings, "ingest-api", "LOGPIPE_INGEST_PORT", settings.ingest_port, arguments=("--share-port",))
+
+
+def ingest_api_2(settings: LocalSettings) -> Program:
+    """A second process on the port of the first: Python code runs on one core a process."""
+    return replace(ingest_api(settings), name="ingest-api-2", ports={})
 
 
 def stream_to_store(settings: LocalSettings) -> Program:

@@ -43,6 +43,7 @@ _PROGRAMS: Mapping[str, _Entry] = {
     "datanode": _Entry(hdfs.datanode, needs=("namenode",), replaced_by="hdfs_url"),
     "clickhouse": _Entry(clickhouse.clickhouse, replaced_by="clickhouse_url"),
     "ingest-api": _Entry(processes.ingest_api, needs=("postgres", "kafka")),
+    "ingest-api-2": _Entry(processes.ingest_api_2, needs=("ingest-api",)),
     "stream-to-store": _Entry(processes.stream_to_store, needs=("postgres", "kafka", "clickhouse")),
     "stream-to-lake": _Entry(processes.stream_to_lake, needs=("postgres", "kafka", "datanode")),
     "query-api": _Entry(processes.query_api, needs=("postgres", "clickhouse", "datanode")),

@@ -4,6 +4,7 @@ A room adds its routes to an APIRouter and says by `access` who may call them.
 """
 
 import signal
+import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -67,8 +68,11 @@ def make_app(
     return app
 
 
-def serve(app: Starlette, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT: stop accepting, finish what is under way, run the lifespan's end, return."""
+def serve(app: Starlette, host: str, port: int, *, share_port: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT: stop accepting, finish what is under way, run the lifespan's end, return.
+
+    `share_port`: other processes may serve the same port, and the kernel deals out the connections (Linux).
+    """
     config = uvicorn.Config(
         app,
         host=host,
@@ -80,7 +84,14 @@ def serve(app: Starlette, host: str, port: int) -> None:
     )
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again once it has ended: that is no failure
         signal.signal(number, lambda number, frame: None)
-    uvicorn.Server(config).run()
+    if not share_port:
+        uvicorn.Server(config).run()
+        return
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as shared:
+        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        shared.bind((host, port))
+        uvicorn.Server(config).run(sockets=[shared])
 
 
 def _operations(readiness: Readiness) -> APIRouter:

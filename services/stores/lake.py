@@ -41,7 +41,8 @@ class Position(msgspec.Struct, frozen=True):
     """How far a table has come: all of the topic below `offsets` (partition -> next) is in it, or in its rejects.
 
     Written by batch `batch`, from `start`, of the streaming query `query`. No query: nobody owns the table, and
-    whoever comes next begins at `offsets`, or at the topic's beginning where it has none.
+    whoever comes next begins at `offsets`, or at the topic's beginning where it has none, once it has made sure of the
+    rejects of the batch that reached `unfinished`.
     """
 
     topic_id: str
@@ -49,6 +50,7 @@ class Position(msgspec.Struct, frozen=True):
     start: dict[int, int] = {}
     query: str = ""
     batch: int = -1
+    unfinished: "Position | None" = None
 
     def encode(self) -> str:
         return msgspec.json.encode(self).decode()

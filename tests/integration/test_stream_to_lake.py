@@ -124,6 +124,7 @@ def world() -> Iterator[World]:
         settings = LocalSettings.on_free_ports(Path(folder))
         with Stack(settings, ("kafka", "namenode", "datanode")) as stack:
             environment = dict(stack.program("stream-to-lake").environment) | {
+                "JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1",  # these runs are too short to be worth optimising
                 "LOGPIPE_LAKE_TRIGGER_SECONDS": "0.5",
                 "LOGPIPE_LAKE_ROWS_PER_TRIGGER": "1000",
             }
