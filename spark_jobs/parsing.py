@@ -20,7 +20,7 @@ _CORRUPT = "_corrupt"  # where from_json puts a line of which any part is not of
 def lines(messages: DataFrame, dataset: Dataset) -> DataFrame:
     """A row a line: where it stood, and `r`, what it says. A message refused as a whole has one line, NULL."""
     from_json = f"from_json(line, '{line_schema(dataset)}, {_CORRUPT} STRING', {_JSON_OPTIONS}) AS r"
-    return messages.selectExpr(*_ENVELOPE).selectExpr(*_LINES).selectExpr("*", from_json)
+    return messages.selectExpr(*_ENVELOPE).selectExpr(*_CHECKED).selectExpr(*_LINES).selectExpr("*", from_json)
 
 
 def rows(sound: DataFrame, dataset: Dataset) -> DataFrame:
@@ -70,18 +70,27 @@ _PROBLEM = f"""CASE
     WHEN key IS NULL OR NOT key RLIKE '^[0-9]+:[0-9]+$' THEN 'its key is not <batch>:<part>'
     WHEN created_at IS NULL OR announced IS NULL THEN 'a header, created_at or rows, is missing or not a number'
     WHEN NOT created_at BETWEEN 0 AND {LAST_TIME - 1} THEN 'its created_at is not between 1970 and 2100'
-    WHEN right(CAST(value AS STRING), 1) != '\\n' THEN 'its last line does not end'
+    WHEN substring(value, -1, 1) != X'0A' THEN 'its last line does not end'
     WHEN announced != size(lines) THEN 'its header announces another number of lines'
     WHEN NOT is_valid_utf8(CAST(value AS STRING)) THEN 'it is not valid UTF-8'
 END"""
-_LINES = (
+_CHECKED = (
     "partition",
     "offset",
     "value",
     "try_cast(split_part(key, ':', 1) AS BIGINT) AS batch_id",
+    "lines",
     "size(lines) AS size",
     f"{_PROBLEM} AS problem",
-    f"posexplode(IF({_PROBLEM} IS NULL, lines, array(CAST(NULL AS STRING)))) AS (number, line)",
+)
+_LINES = (
+    "partition",
+    "offset",
+    "value",
+    "batch_id",
+    "size",
+    "problem",
+    "posexplode(IF(problem IS NULL, lines, array(CAST(NULL AS STRING)))) AS (number, line)",
 )
 _JSON_OPTIONS = f"map('columnNameOfCorruptRecord', '{_CORRUPT}')"
 

@@ -22,6 +22,8 @@ _SETTINGS = {
     "spark.hadoop.dfs.client.block.write.locateFollowingBlock.initial.delay.ms": "20",
     # The default, INT96, is larger and has no statistics.
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    # As cheap as snappy to write.
+    "spark.sql.parquet.compression.codec": "zstd",
     # Else each task sorts its rows by day before it writes them.
     "spark.sql.maxConcurrentOutputFileWriters": "8",
     # A small dataset does not wait behind a large one.

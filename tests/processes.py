@@ -34,7 +34,11 @@ class Process:
         self._log: IO[bytes] | None = None
 
     def __enter__(self) -> "Process":
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -79,10 +83,10 @@ class Process:
 
     def stop(self) -> int:
         """SIGTERM, and its exit code; kills it when it does not end."""
-        if self._running is None or self._running.poll() is not None:
-            return 0
-        self.signal(signal.SIGTERM)
+        assert self._running is not None
         try:
+            if self._running.poll() is None:
+                self.signal(signal.SIGTERM)
             return self._running.wait(timeout=40)
         except subprocess.TimeoutExpired:
             self.kill()

@@ -4,6 +4,7 @@
     ├── Malformed                400  the body is not what its content type says
     ├── Unauthorized             401
     ├── NotFound                 404
+    ├── RequestTimeout           408  the body did not arrive in time
     ├── Conflict                 409  the first request with this key still runs
     ├── TooLarge                 413
     ├── UnsupportedMedia         415
@@ -37,6 +38,11 @@ class Unauthorized(LogpipeError):
 class NotFound(LogpipeError):
     status = 404
     title = "Not found"
+
+
+class RequestTimeout(LogpipeError):
+    status = 408
+    title = "Request timeout"
 
 
 class Conflict(LogpipeError):

@@ -20,9 +20,6 @@ HTTP_SECONDS = Metric(
 )
 
 ROWS_ACCEPTED = Metric("logpipe_ingest_rows_accepted_total", "counter", "Rows answered with 200.", ("dataset",))
-REQUESTS_REFUSED = Metric(
-    "logpipe_ingest_requests_refused_total", "counter", "Requests not accepted, by HTTP status.", ("status",)
-)
 COMMIT_SECONDS = Metric(
     "logpipe_ingest_commit_seconds", "histogram", "Time of one group commit in PostgreSQL.", ("dataset",), _SECONDS
 )

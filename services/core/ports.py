@@ -116,7 +116,10 @@ class PartitionReader(Protocol):
         """Changes when the topic is deleted and made again. Raises StoreDown."""
 
     def bounds(self) -> Mapping[int, tuple[int, int]]:
-        """Partition -> (first offset still kept, end of the committed log). Raises StoreDown."""
+        """Partition -> (first offset still kept, end of the log). Raises StoreDown.
+
+        The end counts transactions still open: `reached` comes to it once they have ended.
+        """
 
     def assign(self, positions: Mapping[int, int]) -> None:
         """From now on read exactly these partitions, from these offsets."""

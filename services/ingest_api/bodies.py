@@ -1,17 +1,23 @@
-"""Reading a request body: bounded in size, in all bytes in flight, and after decompression."""
+"""Reading a request body: bounded in size, in time, in all bytes in flight, and after decompression."""
 
+import asyncio
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-import zstandard
+from backports.zstd import ZstdDecompressor, ZstdError
 from fastapi import Request
 
 from services.core import metric_names
-from services.core.errors import Backpressure, Malformed, TooLarge, UnsupportedMedia
+from services.core.errors import Backpressure, Malformed, RequestTimeout, TooLarge, UnsupportedMedia
 from services.runtime import metrics
 
-_CHUNK = 1 << 20
+_BODY_SECONDS = 30  # for the whole body to arrive
+_MEMBERS = 1000  # of a compressed body: each is found by copying all that follows
+_ASIDE_BYTES = 1 << 20  # larger bodies are decompressed in a thread, so that other requests go on
+
+Take = Callable[[int], None]
 
 
 class InFlight:
@@ -22,15 +28,20 @@ class InFlight:
         self._bytes = 0
         self._gauge = metrics.gauge(metric_names.BYTES_IN_FLIGHT)
 
+    def check(self, count: int) -> None:
+        """Raises Backpressure when `count` bytes more would be too many; one request alone never is."""
+        if self._bytes and self._bytes + count > self._limit:
+            raise Backpressure(f"{self._bytes} bytes are being worked on; at most {self._limit} at once")
+
     @contextmanager
-    def reserve(self) -> Iterator[Callable[[int], None]]:
+    def reserve(self) -> Iterator[Take]:
         """Yields `take(n)`, which claims n bytes more or raises Backpressure; all are given back at the end."""
         mine = 0
 
         def take(count: int) -> None:
             nonlocal mine
-            if self._bytes + count > self._limit and self._bytes > mine:
-                raise Backpressure(f"{self._bytes} bytes are being worked on; at most {self._limit} at once")
+            if self._bytes > mine:
+                self.check(count)
             mine += count
             self._bytes += count
             self._gauge.set(self._bytes)
@@ -42,68 +53,61 @@ class InFlight:
             self._gauge.set(self._bytes)
 
 
-async def read(request: Request, take: Callable[[int], None], limit: int) -> bytes:
-    """The decoded body. Raises TooLarge, Backpressure, UnsupportedMedia or Malformed."""
+async def read(request: Request, take: Take, limit: int) -> bytes:
+    """The decoded body. Raises TooLarge, RequestTimeout, Backpressure, UnsupportedMedia or Malformed."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in _DECODERS:
-        raise UnsupportedMedia(f"Content-Encoding {encoding!r} is not known; send {', '.join(_DECODERS)}")
-    announced = int(request.headers.get("content-length", 0))
-    if announced > limit:
-        raise TooLarge(f"the body has {announced} bytes; at most {limit} are accepted: send several requests")
-    take(announced)
+    if encoding not in ("identity", *_DECOMPRESSORS):
+        raise UnsupportedMedia(f"Content-Encoding {encoding!r} is not known; send identity, gzip or zstd")
     chunks, size = [], 0
-    async for chunk in request.stream():
-        if not chunk:
-            continue
-        size += len(chunk)
-        if size > limit:
-            raise TooLarge(f"the body has more than {limit} bytes: send several requests")
-        if size > announced:
-            take(size - max(announced, size - len(chunk)))
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise TooLarge(f"the body has more than {limit} bytes: send several requests")
+                take(len(chunk))
+                chunks.append(chunk)
+    except TimeoutError as error:
+        raise RequestTimeout(f"the body did not arrive within {_BODY_SECONDS} s") from error
     body = b"".join(chunks)
     if encoding == "identity":
         return body
-    decoded = _DECODERS[encoding](body, limit)
+    if size < _ASIDE_BYTES:
+        decoded = _decompress(body, limit, encoding)
+    else:
+        decoded = await asyncio.to_thread(_decompress, body, limit, encoding)
     take(len(decoded))
     return decoded
 
 
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"the decompressed body has more than {limit} bytes: send several requests")
+class _Decompressor(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
-def _gunzip(body: bytes, limit: int) -> bytes:
+_DECOMPRESSORS: dict[str, Callable[[], _Decompressor]] = {
+    "gzip": lambda: zlib.decompressobj(wbits=31),
+    "zstd": ZstdDecompressor,
+}
+
+
+def _decompress(body: bytes, limit: int, encoding: str) -> bytes:
     decoded = bytearray()
-    while body:  # a gzip file may have several members
-        member = zlib.decompressobj(wbits=31)
+    for _ in range(_MEMBERS):
+        member = _DECOMPRESSORS[encoding]()
         try:
             decoded += member.decompress(body, limit + 1 - len(decoded))
-        except zlib.error as error:
-            raise Malformed(f"the body is not valid gzip: {error}") from error
+        except (zlib.error, ZstdError) as error:
+            raise Malformed(f"the body is not valid {encoding}: {error}") from error
         if len(decoded) > limit:
-            raise _too_large(limit)
+            raise TooLarge(f"the decompressed body has more than {limit} bytes: send several requests")
         if not member.eof:
-            raise Malformed("the gzip body ends too early")
+            raise Malformed(f"the {encoding} body ends too early")
         body = member.unused_data
-    return bytes(decoded)
-
-
-def _unzstd(body: bytes, limit: int) -> bytes:
-    decoded = bytearray()
-    try:
-        with zstandard.ZstdDecompressor().stream_reader(body, read_across_frames=True) as reader:
-            while chunk := reader.read(_CHUNK):
-                decoded += chunk
-                if len(decoded) > limit:
-                    raise _too_large(limit)
-    except zstandard.ZstdError as error:
-        raise Malformed(f"the body is not valid zstd: {error}") from error
-    return bytes(decoded)
-
-
-def _identity(body: bytes, limit: int) -> bytes:
-    return body
-
-
-_DECODERS: dict[str, Callable[[bytes, int], bytes]] = {"identity": _identity, "gzip": _gunzip, "zstd": _unzstd}
+        if not body:
+            return bytes(decoded)
+    raise Malformed(f"the {encoding} body has more than {_MEMBERS} members")

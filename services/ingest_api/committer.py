@@ -77,13 +77,19 @@ class Committer:
     def commit(self, dataset: Dataset, group: Sequence[Submission]) -> list[Outcome]:
         """The outcome of each submission, in order. Never raises a LogpipeError: it is the outcome then."""
         try:
-            return self._commit(dataset, group)
+            try:
+                return self._commit(dataset, group)
+            except psycopg.errors.UndefinedTable:  # the clock has jumped beyond the partitions made ahead
+                postgres.ensure_partitions(self._connected(), dataset, time.time_ns() // 1000 // _DAY, 1)
+                return self._commit(dataset, group)
         except psycopg.DataError as error:
             if len(group) == 1:
                 reason = str(error).strip().splitlines()[0]
                 return [Invalid(f"PostgreSQL refuses a value of this request: {reason}")]
             _log.warning("a request of a group was refused by PostgreSQL; committing one by one", requests=len(group))
             return [outcome for submission in group for outcome in self.commit(dataset, [submission])]
+        except psycopg.errors.UndefinedTable as error:
+            return [StoreDown("postgres", str(error).strip())] * len(group)
         except LogpipeError as error:
             return [error] * len(group)
 
@@ -94,37 +100,38 @@ class Committer:
 
     def _commit(self, dataset: Dataset, group: Sequence[Submission]) -> list[Outcome]:
         started = time.perf_counter()
-        xid = ""
-        committing = False
+        xid, committing = "", False
+        made: list[tuple[Batch, list[Outgoing]]] = []
         try:
-            connection = self._connected()
-            with connection.cursor() as cursor:
+            with self._connected().cursor() as cursor:
                 cursor.execute("BEGIN")
-                outcomes = self._settled(cursor, dataset, group)
-                fresh = [i for i, outcome in enumerate(outcomes) if outcome is None]
-                made: list[tuple[Batch, list[Outgoing]]] = []
+                outcomes = self._known(cursor, dataset, group)
+                fresh = [index for index, outcome in enumerate(outcomes) if outcome is None]
                 if fresh:
-                    total = sum(group[i].rows.count for i in fresh)
+                    total = sum(group[index].rows.count for index in fresh)
                     xid, ids = ledger.begin(cursor, -(-total // self._batch_rows))
-                    made = self._write(cursor, dataset, [group[i] for i in fresh], ids)
+                    made = self._write(cursor, dataset, [group[index] for index in fresh], ids)
                     for index, outcome in zip(fresh, self._record(cursor, dataset, group, fresh, made), strict=True):
                         outcomes[index] = outcome
                 committing = True
                 cursor.execute("COMMIT")
-        except psycopg.DataError:
+        except (psycopg.DataError, psycopg.errors.UndefinedTable):
             self._rollback()
             raise
         except psycopg.Error as error:
             self.close()
-            if not (committing and xid and self._was_committed(xid)):
+            if not (committing and made and self._was_committed(xid, made[-1][0])):
                 raise StoreDown("postgres", str(error).strip() or type(error).__name__) from error
+        except BaseException:
+            self.close()  # never leave a transaction open for the next group
+            raise
         for batch, outgoing in made:
             self._publish(batch, outgoing)
             metrics.histogram(metric_names.COMMIT_ROWS, dataset.name).observe(batch.rows)
         metrics.histogram(metric_names.COMMIT_SECONDS, dataset.name).observe(time.perf_counter() - started)
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _settled(
+    def _known(
         self, cursor: psycopg.Cursor[Any], dataset: Dataset, group: Sequence[Submission]
     ) -> list[Outcome | None]:
         """What is already known of each submission by its key; None for those to be written now."""
@@ -208,15 +215,15 @@ class Committer:
         except psycopg.Error:
             self.close()
 
-    def _was_committed(self, xid: str) -> bool:
+    def _was_committed(self, xid: str, batch: Batch) -> bool:
         """Settle an ambiguous COMMIT by asking PostgreSQL; raises StoreDown when it stays unknown."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
             try:
-                status = ledger.xact_status(self._connected(), xid)
-                if status != "in progress":
-                    _log.warning("settled an ambiguous commit", xid=xid, status=status)
-                    return status == "committed"
+                committed = ledger.committed(self._connected(), xid, batch)
+                if committed is not None:
+                    _log.warning("settled an ambiguous commit", xid=xid, batch=batch.batch_id, committed=committed)
+                    return committed
             except StoreDown:
                 self.close()
             if time.monotonic() > deadline:

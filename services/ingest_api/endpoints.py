@@ -11,7 +11,7 @@ from pydantic import create_model
 
 from services.core import metric_names
 from services.core.dataset import Dataset
-from services.core.errors import Invalid, UnsupportedMedia
+from services.core.errors import Invalid, TooLarge, UnsupportedMedia
 from services.core.rows import RowCodec, Rows
 from services.ingest_api import bodies
 from services.ingest_api.disk import DiskFloor
@@ -86,7 +86,13 @@ def _endpoint(
         ingest: Ingest = request.app.state.ingest
         key = _key(request)
         decode = _decoder(request, decoders)
+        announced = int(request.headers.get("content-length", 0))
+        if announced > ingest.max_body:
+            raise TooLarge(
+                f"the body has {announced} bytes; at most {ingest.max_body} are accepted: send several requests"
+            )
         ingest.disk.check()
+        ingest.in_flight.check(announced)
         with ingest.in_flight.reserve() as take:
             body = await bodies.read(request, take, ingest.max_body)
             if len(body) < _DECODE_ASIDE_BYTES:
@@ -96,6 +102,7 @@ def _endpoint(
             if not rows.count:
                 raise Invalid("no rows: send at least one")
             body_hash = xxhash.xxh3_128_digest(body) if key else b""
+            del body  # the rows have all of it; what waits for its commit is held once
             result = await ingest.service.accept(dataset, rows, key, body_hash)
         if not result.duplicate:
             accepted.inc(result.rows)

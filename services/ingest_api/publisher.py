@@ -6,8 +6,10 @@ and looks what the topic holds beyond the last mark: a transaction may have been
 """
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +18,7 @@ import psycopg
 from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.envelope import batch_of_key, messages
-from services.core.errors import NeedsOperator
+from services.core.errors import NeedsOperator, StoreDown
 from services.core.ledger import Batch, Part
 from services.core.ports import Outgoing, PartitionReader, TransactionalProducer
 from services.core.rows import RowCodec
@@ -24,11 +26,14 @@ from services.ledger import batches as ledger
 from services.runtime import logs, metrics
 from services.stores.postgres import PostgresReader
 
+_TRANSACTION_BYTES = 32 << 20
+_ADVANCE_SECONDS = 60.0
+_LOOK_SECONDS = 90.0  # longer than a transaction may stay open
 _log = logs.get("publisher")
 
 
 class MessageCache:
-    """Messages of batches just committed, up to `limit` bytes; the newest are left out when it is full."""
+    """Messages of batches just committed, up to `limit` bytes; the oldest go when it is full."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -39,9 +44,11 @@ class MessageCache:
     def put(self, batch_id: int, outgoing: list[Outgoing]) -> None:
         size = _size(outgoing)
         with self._lock:
-            if self._bytes + size <= self._limit:
-                self._messages[batch_id] = outgoing
-                self._bytes += size
+            self._messages[batch_id] = outgoing
+            self._bytes += size
+            while self._bytes > self._limit:
+                _, dropped = self._messages.popitem(last=False)
+                self._bytes -= _size(dropped)
 
     def pop(self, batch_id: int) -> list[Outgoing] | None:
         with self._lock:
@@ -75,6 +82,7 @@ class SlotPublisher:
         self._partitions = partitions
         self._max_rows = max_rows
         self._producer: TransactionalProducer | None = None
+        self._advanced = 0.0
 
     def step(self, connection: psycopg.Connection[Any]) -> int:
         """Publish and mark the oldest unpublished batches in one Kafka transaction; how many there were.
@@ -85,14 +93,16 @@ class SlotPublisher:
             if self._producer is None:
                 self._producer = self._open_producer(self.slot)
                 self._recover(connection)
+            elif time.monotonic() - self._advanced > _ADVANCE_SECONDS:
+                self._advance(connection)
             batches = ledger.unpublished(connection, self.slot, self._max_rows)
             if not batches:
                 return 0
-            outgoing = [self._messages(batch) for batch in batches]
+            outgoing = self._within_bounds(batches)
             with metrics.histogram(metric_names.PUBLISH_SECONDS).time():
                 landed = iter(self._producer.publish([message for batch in outgoing for message in batch]))
             marked = []
-            for batch, own in zip(batches, outgoing, strict=True):
+            for batch, own in zip(batches, outgoing, strict=False):
                 topic = self._datasets[batch.dataset].topic
                 parts = [part for message, part in zip(own, landed, strict=False) if message.topic == topic]
                 marked.append(replace(batch, parts=tuple(parts)))
@@ -100,19 +110,29 @@ class SlotPublisher:
         except BaseException:
             self.close()
             raise
-        metrics.counter(metric_names.BATCHES_PUBLISHED, str(self.slot)).inc(len(batches))
-        return len(batches)
+        metrics.counter(metric_names.BATCHES_PUBLISHED, str(self.slot)).inc(len(marked))
+        return len(marked)
 
     def close(self) -> None:
         if self._producer is not None:
             self._producer.close()
             self._producer = None
 
+    def _within_bounds(self, batches: Sequence[Batch]) -> list[list[Outgoing]]:
+        """The messages of the first batches, up to `_TRANSACTION_BYTES`, of one at least."""
+        outgoing, size = [], 0
+        for batch in batches:
+            outgoing.append(self._messages(batch))
+            size += _size(outgoing[-1])
+            if size > _TRANSACTION_BYTES:
+                break
+        return outgoing
+
     def _messages(self, batch: Batch) -> list[Outgoing]:
         cached = self._cache.pop(batch.batch_id)
         if cached is not None:
             return cached
-        dataset = self._datasets[batch.dataset]
+        dataset = self._known(batch.dataset)
         rows = sorted(self._rows.rows(dataset, batch.batch_id, batch.batch_id))
         if len(rows) != batch.rows:
             raise NeedsOperator(
@@ -122,31 +142,44 @@ class SlotPublisher:
         lines = self._codecs[batch.dataset].encode(rows)
         return messages(dataset, batch.batch_id, batch.created_at, rows, lines, self._partitions)
 
-    def _recover(self, connection: psycopg.Connection[Any]) -> None:
-        """Mark what a transaction committed and nobody marked; note where the slot's next messages can be."""
-        pending = ledger.all_unpublished(connection, self.slot)
+    def _known(self, name: str) -> Dataset:
+        if name not in self._datasets:
+            raise NeedsOperator(f"slot {self.slot} holds batches of dataset {name!r}, which this process does not know")
+        return self._datasets[name]
+
+    def _advance(self, connection: psycopg.Connection[Any]) -> None:
+        """Note where the slot's next messages can be: all of its messages so far are marked."""
         for name, dataset in self._datasets.items():
+            with closing(self._open_reader(dataset.topic)) as reader:
+                ends = {partition: end for partition, (_, end) in reader.bounds().items()}
+            ledger.advance_slot(connection, self.slot, name, ends)
+        self._advanced = time.monotonic()
+
+    def _recover(self, connection: psycopg.Connection[Any]) -> None:
+        """Mark what a transaction committed and nobody marked."""
+        pending = ledger.all_unpublished(connection, self.slot)
+        for name in sorted({batch.dataset for batch in pending}):
             own = {batch.batch_id: batch for batch in pending if batch.dataset == name}
-            reader = self._open_reader(dataset.topic)
-            try:
-                bounds = reader.bounds()
-                found = self._found(connection, dataset, reader, bounds, own) if own else []
-            finally:
-                reader.close()
+            with closing(self._open_reader(self._known(name).topic)) as reader:
+                found = self._found(connection, self._datasets[name], reader, own)
             if found:
                 _log.info("found batches published and not marked", slot=self.slot, dataset=name, batches=len(found))
                 ledger.mark_published(connection, self.slot, found)
-            ends = {partition: end for partition, (_, end) in bounds.items()}
-            ledger.advance_slot(connection, self.slot, name, ends)
+        self._advance(connection)
 
     def _found(
         self,
         connection: psycopg.Connection[Any],
         dataset: Dataset,
         reader: PartitionReader,
-        bounds: Mapping[int, tuple[int, int]],
         pending: Mapping[int, Batch],
     ) -> list[Batch]:
+        """Those of `pending` that the topic holds.
+
+        Reads to the very end of the log: another slot's open transaction hides what was committed after it began, until
+        it has ended, too.
+        """
+        bounds = reader.bounds()
         known = ledger.slot_positions(connection, self.slot, dataset.name)
         starts = {partition: known.get(partition, low) for partition, (low, _) in bounds.items()}
         deleted = [partition for partition, (low, _) in bounds.items() if starts[partition] < low]
@@ -155,10 +188,18 @@ class SlotPublisher:
                 f"topic {dataset.topic}: retention has deleted messages of slot {self.slot} (partitions {deleted}) that"
                 f" are needed to tell whether {len(pending)} batches were published; see docs/operations.md#slots"
             )
+        if any(starts[partition] > end for partition, (_, end) in bounds.items()):
+            raise NeedsOperator(
+                f"topic {dataset.topic} ends before what slot {self.slot} published: it was deleted or cut, and whether"
+                f" {len(pending)} batches were published cannot be told; see docs/operations.md#slots"
+            )
         parts: dict[int, list[Part]] = {}
         rows: dict[int, int] = {}
         reader.assign(starts)
+        deadline = time.monotonic() + _LOOK_SECONDS
         while any(reader.reached().get(p, starts[p]) < end for p, (_, end) in bounds.items()):
+            if time.monotonic() > deadline:
+                raise StoreDown("kafka", f"{dataset.topic} was not read to its end within {_LOOK_SECONDS} s")
             for message in reader.poll(1.0):
                 batch_id = _batch_id(message.key)
                 if batch_id in pending:

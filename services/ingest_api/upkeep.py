@@ -4,7 +4,6 @@ import threading
 import time
 
 from services.core.dataset import Dataset
-from services.core.errors import StoreDown
 from services.ledger import batches, schema
 from services.runtime import logs
 from services.stores import postgres
@@ -12,6 +11,7 @@ from services.stores import postgres
 DAYS_AHEAD = 7
 _INTERVAL_SECONDS = 600
 _RETRY_SECONDS = 5
+_STOP_SECONDS = 1
 _DAY_SECONDS = 86_400
 _log = logs.get("upkeep")
 
@@ -40,14 +40,14 @@ class Upkeep:
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_STOP_SECONDS)
 
     def _run(self) -> None:
         while not self._stop.wait(_RETRY_SECONDS if self._problem else _INTERVAL_SECONDS):
             try:
                 self._once()
                 self._problem = None
-            except StoreDown as error:
+            except Exception as error:  # noqa: BLE001 - this thread must not end: partitions would run out
                 self._problem = str(error)
                 _log.error("day partitions not made ahead", error=str(error), days_ahead=DAYS_AHEAD)
 

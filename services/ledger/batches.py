@@ -77,11 +77,25 @@ def forget_requests(connection: psycopg.Connection[Any], hours: float) -> int:
         ).rowcount
 
 
-def xact_status(connection: psycopg.Connection[Any], xid: str) -> str:
-    """'committed', 'aborted' or 'in progress'."""
+def committed(connection: psycopg.Connection[Any], xid: str, batch: Batch) -> bool | None:
+    """Whether transaction `xid` committed, by `batch` which it wrote; None while it is still running.
+
+    The ledger row decides. PostgreSQL gives an id out again when a crash took the transaction before it had reached the
+    disk, so the id alone may name somebody else's; until then it is "in the future".
+    """
     with translated():
-        row = connection.execute("SELECT pg_xact_status(%s::xid8)", (xid,)).fetchone()
-    return row[0] if row and row[0] else "aborted"
+        try:
+            row = connection.execute("SELECT pg_xact_status(%s::xid8)", (xid,)).fetchone()
+        except psycopg.errors.InvalidParameterValue:
+            return False
+        if row == ("in progress",):
+            return None
+        found = connection.execute(
+            "SELECT FROM batches WHERE batch_id = %s AND xid = %s::xid8 AND slot = %s AND checksum = %s"
+            " AND created_at = %s",
+            (batch.batch_id, xid, batch.slot, batch.checksum, batch.created_at),
+        )
+        return found.fetchone() is not None
 
 
 def unpublished(connection: psycopg.Connection[Any], slot: int, max_rows: int) -> list[Batch]:

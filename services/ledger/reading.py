@@ -8,7 +8,7 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 from services.core.ledger import Batch, Part
-from services.ledger.schema import translated
+from services.ledger.schema import CONNECTION, translated
 
 Connection = psycopg.Connection[Any]
 
@@ -23,7 +23,7 @@ class Ledger:
             max_size=max_connections,
             timeout=timeout,
             check=ConnectionPool.check_connection,
-            kwargs={"autocommit": True, "connect_timeout": 5, "options": "-c timezone=UTC"},
+            kwargs={"autocommit": True, "options": "-c timezone=UTC", **CONNECTION},
             open=True,
         )
 

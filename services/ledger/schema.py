@@ -78,9 +78,32 @@ CREATE TABLE IF NOT EXISTS floors (
 """
 
 
+_MADE = [
+    *("batch_ids", "batches", "batches_unpublished", "requests", "requests_age"),
+    *("slots", "slot_positions", "sink_progress", "floors"),
+]
+
+CONNECTION: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds: keepalives do not notice a peer that is gone while data is under way
+}
+"""How every connection to PostgreSQL notices that its peer is gone."""
+
+
 def prepare(connection: psycopg.Connection[Any]) -> None:
-    """Create what is missing; safe to call from many processes at once."""
+    """Create what is missing; safe to call from many processes at once.
+
+    When nothing is missing, nothing is locked: CREATE INDEX IF NOT EXISTS would wait for every writer all the same.
+    """
     with translated(), connection.transaction():
+        found = connection.execute(
+            "SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest(%s::text[]) AS name", (_MADE,)
+        )
+        if found.fetchone() == (True,):
+            return
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         connection.execute(TABLES)
 
@@ -91,11 +114,8 @@ def connect(url: str, *, autocommit: bool = True) -> psycopg.Connection[Any]:
         return psycopg.connect(
             url,
             autocommit=autocommit,
-            connect_timeout=5,
-            options="-c timezone=UTC",
-            keepalives_idle=5,
-            keepalives_interval=2,
-            keepalives_count=3,
+            options="-c timezone=UTC -c idle_in_transaction_session_timeout=20s",
+            **CONNECTION,
         )
 
 

@@ -13,12 +13,13 @@ from services.ledger.schema import translated
 
 LEASE_SECONDS = 10
 RENEW_SECONDS = 2
+_ONE_AT_A_TIME = "LOCK TABLE slots IN SHARE ROW EXCLUSIVE MODE"
 
 
 def acquire(connection: psycopg.Connection[Any], owner: UUID) -> int:
     """Lease the lowest slot nobody holds, a new one if need be."""
     with translated(), connection.transaction():
-        connection.execute("LOCK TABLE slots IN SHARE ROW EXCLUSIVE MODE")
+        connection.execute(_ONE_AT_A_TIME)
         row = connection.execute(
             "SELECT min(slot) FROM slots WHERE renewed_at < clock_timestamp() - make_interval(secs => %s)",
             (LEASE_SECONDS,),
@@ -47,12 +48,13 @@ def renew(connection: psycopg.Connection[Any], owner: UUID) -> set[int]:
 def adopt_orphan(connection: psycopg.Connection[Any], owner: UUID) -> int | None:
     """Lease one slot that has unpublished batches and no living owner; None when there is none."""
     with translated(), connection.transaction():
+        connection.execute(_ONE_AT_A_TIME)
         row = connection.execute(
             """
             SELECT slot FROM slots
             WHERE renewed_at < clock_timestamp() - make_interval(secs => %s)
               AND EXISTS (SELECT FROM batches WHERE batches.slot = slots.slot AND published_at IS NULL)
-            ORDER BY slot LIMIT 1 FOR UPDATE SKIP LOCKED
+            ORDER BY slot LIMIT 1
             """,
             (LEASE_SECONDS,),
         ).fetchone()

@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
@@ -46,7 +47,7 @@ def problem(
 def needs(access: Access) -> Any:
     """A route dependency: who may call it. Routes without one are open."""
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:
         request.app.state.guard.check(access, request.headers.get("authorization", ""))
 
     return Depends(check)
@@ -63,6 +64,7 @@ def make_app(
     app.add_exception_handler(LogpipeError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)
     app.add_middleware(_Measured)
     return app
@@ -163,6 +165,10 @@ async def _on_invalid_parameters(request: Request, error: Exception) -> Response
     assert isinstance(error, RequestValidationError)
     wrong = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
     return problem(422, "; ".join(wrong), "Invalid request")
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return problem(400, "the client left before its body was complete")  # for the metrics: nobody reads it
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

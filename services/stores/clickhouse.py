@@ -137,9 +137,12 @@ class ClickHouseWriter:
         try:
             with _translated():
                 self._client.raw_insert(block.dataset.name, columns, block.lines, settings, "JSONEachRow")
-        except (StoreDown, Backpressure) as error:
-            if row := _AT_ROW.search(str(error)):
-                raise RowRejected(int(row[1]) - 1, str(error)) from error
+        except StoreDown as error:
+            rows = _AT_ROW.findall(
+                str(error.__cause__)
+            )  # the last is ClickHouse's own word: a row's text may say it, too
+            if rows and 1 <= int(rows[-1]) <= block.rows:
+                raise RowRejected(int(rows[-1]) - 1, str(error)) from error
             raise
 
 

@@ -24,7 +24,7 @@ from services.core.ids import ROW_BITS, end_id, first_id
 from services.core.ports import Progress
 from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row, Rows
-from services.ledger.schema import translated
+from services.ledger.schema import CONNECTION, translated
 from services.runtime.settings import PostgresSettings
 
 NAME = "postgres"
@@ -203,7 +203,7 @@ class PostgresReader:
             open=True,
             kwargs={
                 "autocommit": True,
-                "connect_timeout": 5,
+                **CONNECTION,
                 # A plan must know the limit and the times asked for; compiling it costs more than most questions.
                 "options": "-c timezone=UTC -c plan_cache_mode=force_custom_plan -c jit=off",
             },

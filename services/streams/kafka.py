@@ -206,7 +206,7 @@ class KafkaPartitionReader:
         with translated():
             asked = self._admin.list_offsets(
                 dict.fromkeys(partitions, which),
-                isolation_level=IsolationLevel.READ_COMMITTED,
+                isolation_level=IsolationLevel.READ_UNCOMMITTED,
                 request_timeout=REQUEST_TIMEOUT,
             )
             return {partition.partition: future.result().offset for partition, future in asked.items()}

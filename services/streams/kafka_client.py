@@ -84,6 +84,13 @@ def ensure_topics(url: str, topics: Mapping[str, int], replication: int) -> None
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
+        for name, partitions in topics.items():
+            described = describe(admin, name)
+            if described is not None and 0 < len(described.partitions) < partitions:
+                raise NeedsOperator(
+                    f"topic {name} has {len(described.partitions)} partitions and {partitions} are to be used: add"
+                    f" partitions, or set LOGPIPE_KAFKA_PARTITIONS={len(described.partitions)}"
+                )
         while not all(_usable(describe(admin, name)) for name in topics):
             if time.monotonic() > deadline:
                 raise StoreDown(STORE, f"topics {', '.join(topics)} have no leader")

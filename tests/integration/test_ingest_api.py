@@ -33,6 +33,8 @@ EVENT: dict[str, Any] = {
     "eventType": "CLICK",
 }
 MAX_BODY = 4 << 20
+NDJSON = "application/x-ndjson"
+LINES = b"\n".join(json.dumps({**LOG, "message": f"{n}"}).encode() for n in range(5_000))
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +97,11 @@ def test_a_reply_means_the_rows_are_stored_as_the_ledger_says(
 def test_ndjson_gzip_and_zstd_bodies(ingest: httpx.Client, ledger: psycopg.Connection[Any]) -> None:
     before = total(ledger)
     lines = b"\n".join(json.dumps(LOG).encode() for _ in range(10))
-    ndjson = "application/x-ndjson"
-    assert post(ingest, lines, content_type=ndjson).json()["count"] == 10
+    assert post(ingest, lines, content_type=NDJSON).json()["count"] == 10
     halves = gzip.compress(lines + b"\n") + gzip.compress(lines)
-    assert post(ingest, halves, content_type=ndjson, content_encoding="gzip").json()["count"] == 20
+    assert post(ingest, halves, content_type=NDJSON, content_encoding="gzip").json()["count"] == 20
     packed = zstandard.compress(lines)
-    assert post(ingest, packed, content_type=ndjson, content_encoding="zstd").json()["count"] == 10
+    assert post(ingest, packed, content_type=NDJSON, content_encoding="zstd").json()["count"] == 10
     assert total(ledger) == before + 40
 
 
@@ -128,7 +129,9 @@ def test_ndjson_gzip_and_zstd_bodies(ingest: httpx.Client, ledger: psycopg.Conne
         (gzip.compress(b" " * (MAX_BODY + 1)), {"content_encoding": "gzip"}, 413, "decompressed"),
         (zstandard.compress(b" " * (MAX_BODY + 1)), {"content_encoding": "zstd"}, 413, "decompressed"),
         (gzip.compress(b"[]")[:-3], {"content_encoding": "gzip"}, 400, "gzip"),
+        (gzip.compress(b"") * 1001, {"content_encoding": "gzip"}, 400, "members"),
         (b"[]", {"content_encoding": "zstd"}, 400, "zstd"),
+        (zstandard.compress(LINES)[:-3], {"content_encoding": "zstd", "content_type": NDJSON}, 400, "too early"),
         (b"[]", {"content_encoding": "br"}, 415, "gzip"),
         (b"<log/>", {"content_type": "application/xml"}, 415, "application/json"),
         ([LOG], {"idempotency_key": "k" * 300}, 422, "Idempotency-Key"),

@@ -2,14 +2,19 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import psycopg
 import pytest
+from confluent_kafka import Producer
 
 from services import datasets
 from services.core.envelope import batch_of_key
 from services.core.errors import Fenced, NeedsOperator, StoreDown
+from services.core.ledger import Batch
 from services.core.rows import RowCodec
 from services.ingest_api.committer import Accepted, Committer, Submission
 from services.ingest_api.publisher import MessageCache, SlotPublisher
@@ -156,6 +161,50 @@ def test_a_zombie_is_fenced_by_whoever_takes_its_slot(bench: Bench) -> None:
     heir.close()
     found = bench.in_topic()
     assert [found[batch_id] for batch_id in sorted(own)] == [10, 10, 10]
+
+
+def test_an_open_transaction_of_another_hides_nothing_from_a_take_over(
+    bench: Bench, kafka_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was committed after somebody else's transaction began cannot be read until that has ended, too."""
+    dead = bench.publisher()
+    assert dead.step(bench.connection) == 0
+    other = Producer({"bootstrap.servers": kafka_url, "transactional.id": f"other-{bench.slot}"})
+    other.init_transactions(30)
+    other.begin_transaction()
+    for partition in range(PARTITIONS):
+        other.produce(DATASET.topic, b"{}", b"not:ours", partition)
+    other.flush()
+    own = bench.commit(10)
+    with monkeypatch.context() as patched:
+        patched.setattr(batches, "mark_published", Mock(side_effect=StoreDown("postgres", "gone")))
+        with pytest.raises(StoreDown):
+            dead.step(bench.connection)
+    heir = bench.publisher()
+    with ThreadPoolExecutor(1) as thread:
+        taking_over = thread.submit(heir.step, bench.connection)
+        with pytest.raises(TimeoutError):
+            taking_over.result(3)  # it waits: what lies behind the open transaction is not known yet
+        other.abort_transaction(30)
+        taking_over.result(60)
+    heir.close()
+    found = bench.in_topic()
+    assert {batch_id: found[batch_id] for batch_id in own} == dict.fromkeys(own, 10)
+    assert bench.unmarked() == 0
+
+
+def test_an_ambiguous_commit_is_settled_by_the_ledger_not_by_a_transaction_id(bench: Bench) -> None:
+    [batch_id] = bench.commit(10)
+    row = bench.connection.execute(
+        "SELECT batch_id, slot, dataset, rows, checksum, created_at, xid::text FROM batches WHERE batch_id = %s",
+        (batch_id,),
+    ).fetchone()
+    assert row is not None
+    batch, xid = Batch(*row[:6]), row[6]
+    assert batches.committed(bench.connection, xid, batch) is True
+    # After a crash PostgreSQL gives the id of a transaction that never reached the disk to another one.
+    assert batches.committed(bench.connection, xid, replace(batch, batch_id=batch_id + 1_000_000)) is False
+    assert batches.committed(bench.connection, str(int(xid) + 1_000_000), batch) is False
 
 
 def test_rows_missing_from_the_table_are_not_published_in_silence(bench: Bench, postgres_url: str) -> None:

@@ -12,7 +12,7 @@ from services.ingest_api.endpoints import collect_router
 from services.stores import clickhouse, postgres
 from spark_jobs import schema as spark_schema
 
-DATASET = '''
+DATASET = """
 from services.core.dataset import Choice, Column, Dataset, Now, Numbered, Uuid
 
 DATASET = Dataset(
@@ -26,9 +26,9 @@ DATASET = Dataset(
     ),
     groupings=("currency",), orderings=("timestamp", "id"), filters=("account",),
 )
-'''
+"""
 
-STORE = '''
+STORE = """
 from services.stores.memory import MemoryStore
 
 ROUTE = "toy-route"
@@ -39,7 +39,7 @@ class ToyStore(MemoryStore):
 
 
 open_reader = open_writer = ToyStore
-'''
+"""
 
 
 @pytest.fixture
