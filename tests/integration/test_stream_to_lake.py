@@ -189,7 +189,7 @@ def test_what_is_not_sound_is_kept_apart_and_its_neighbours_are_stored(world: Wo
     wait(lambda: world.metric("logpipe_sink_rows_total") - before == ROWS - 3, world.process, 5)
     assert world.metric("logpipe_sink_dead_letters_total") == len(whole) + 3
     found = rejected(world)
-    at = {(part.partition, part.offset): index for index, part in enumerate(landed)}
+    at: dict[tuple[object, object], int] = {(part.partition, part.offset): index for index, part in enumerate(landed)}
     assert [(at[r["partition"], r["offset"]], r["line"], r["id"], r["reason"], r["value"]) for r in found] == [
         (0, None, None, "its key is not <batch>:<part>", b"a\nb\n"),
         (1, None, None, "a header, created_at or rows, is missing or not a number", b"a\nb\n"),
