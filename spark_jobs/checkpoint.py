@@ -145,13 +145,19 @@ def _check_owned(dataset: Dataset, position: Position, checkpoint: Checkpoint) -
 
 
 def _refused(dataset: Dataset, what: str, *, lost: bool = False) -> NeedsOperator:
-    resume = (
-        f" To go on from where the table stands: `logpipe stream-to-lake --resume {dataset.name}`."
-        if not lost
-        else f" What the topic no longer has can only come from PostgreSQL; `logpipe verify --store {NAME}` names it."
+    why = "Going on would double rows or leave some out, so nothing was done."
+    return NeedsOperator(f"{dataset.name}: {what}. {why} {ways_out(dataset, lost)}")
+
+
+def ways_out(dataset: Dataset, lost: bool) -> str:
+    """What an operator can do. `lost`: the topic no longer has all that the table lacks."""
+    command = "logpipe stream-to-lake"
+    goes_on = (
+        f"with what the topic still has, without what was deleted (`logpipe verify --store {NAME}` will name it)"
+        if lost
+        else "from where the table stands"
     )
-    return NeedsOperator(
-        f"{dataset.name}: {what}. Going on would double rows or lose some, so nothing was done.{resume}"
-        f" To delete the table and read the topic again from its beginning: `logpipe stream-to-lake --rebuild"
-        f" {dataset.name}`."
+    return (
+        f"To go on {goes_on}: `{command} --resume {dataset.name}`. To delete the table and read again all that the"
+        f" topic still has: `{command} --rebuild {dataset.name}`."
     )

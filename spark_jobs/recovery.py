@@ -3,23 +3,26 @@
 The checkpoint goes first: should this end half-way, the next start is refused again, and this can be repeated.
 """
 
+from collections.abc import Mapping
+
 from services.core.errors import NeedsOperator
 from services.stores.lake import Position
 from spark_jobs.stream import LakeStream
 
 
 def resume(stream: LakeStream) -> Position:
-    """Give up the checkpoint; the next start goes on where the table stands, which is returned."""
+    """Give up the checkpoint; the next start goes on where the table stands, which is returned.
+
+    Where the topic no longer has what comes next, that is where it begins now.
+    """
     stream.tables.prepare()
     position = stream.tables.rows.position()
     if position is None:
         raise NeedsOperator(f"{stream.dataset.name}: no commit of its table says where it stands: only --rebuild helps")
+    released = _released(position, stream.topic.topic_id(), stream.topic.bounds())
     stream.checkpoint.delete()
-    if position.query:
-        # Whether its last batch still wanted to write its rejects only the checkpoint knew.
-        position = Position(position.topic_id, position.offsets, unfinished=position)
-        stream.tables.release(position)
-    return position
+    stream.tables.release(released)
+    return released
 
 
 def rebuild(stream: LakeStream) -> None:
@@ -27,3 +30,13 @@ def rebuild(stream: LakeStream) -> None:
     stream.tables.prepare()
     stream.checkpoint.delete()
     stream.tables.empty()
+
+
+def _released(position: Position, topic_id: str, bounds: Mapping[int, tuple[int, int]]) -> Position:
+    if position.topic_id != topic_id:
+        return Position(topic_id, {})
+    offsets = {p: min(max(position.offsets.get(p, 0), first), end) for p, (first, end) in bounds.items()}
+    # Whether the table's last batch still had to write its rejects, only the lost checkpoint knew.
+    last = position if position.query else position.unfinished
+    kept = last is not None and all(bounds[p][0] <= start for p, start in last.start.items() if p in bounds)
+    return Position(topic_id, offsets, unfinished=last if kept else None)

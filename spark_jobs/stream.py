@@ -24,11 +24,12 @@ from services.core.ports import PartitionReader
 from services.runtime import logs, metrics
 from services.stores.lake import NAME, Position
 from spark_jobs import parsing
-from spark_jobs.checkpoint import CheckpointFolder, Offsets, starting_offsets
+from spark_jobs.checkpoint import CheckpointFolder, Offsets, starting_offsets, ways_out
 from spark_jobs.settings import StreamToLakeSettings
 from spark_jobs.tables import Tables
 
 _FIRST_LIMIT = 2_000  # offsets of one batch, until the first full batch has shown how many rows they hold
+_LOWEST_LIMIT = 100
 _METRICS_SECONDS = 60.0
 _FRESHNESS_POINTS = 10
 _LOST = "Some data may have been lost"
@@ -44,7 +45,7 @@ class LakeStream:
         self.tables = Tables(settings, dataset)
         self.checkpoint = CheckpointFolder(settings, dataset)
         self._settings = settings
-        self._topic = topic
+        self.topic = topic
         self._topic_id = ""
         self._from: Offsets = {}
         self._stored = -1  # the last batch whose rows are in the table
@@ -58,7 +59,7 @@ class LakeStream:
     def open(self) -> None:
         """Make the tables, and find where to go on. Raises StoreDown, and NeedsOperator when that is not certain."""
         self.tables.prepare()
-        self._topic_id = self._topic.topic_id()
+        self._topic_id = self.topic.topic_id()
         position = self.tables.rows.position()
         self._from = starting_offsets(
             self.dataset,
@@ -66,7 +67,7 @@ class LakeStream:
             self.tables.is_empty(),
             self.checkpoint.load(),
             self._topic_id,
-            self._topic.bounds(),
+            self.topic.bounds(),
         )
         self._position = self._from
         self._stored = position.batch if position else -1
@@ -118,9 +119,7 @@ class LakeStream:
 
     def report_lag(self) -> None:
         """Raises StoreDown."""
-        lag = sum(
-            end - self._position.get(partition, first) for partition, (first, end) in self._topic.bounds().items()
-        )
+        lag = sum(end - self._position.get(partition, first) for partition, (first, end) in self.topic.bounds().items())
         metrics.gauge(metric_names.SINK_LAG_OFFSETS, *self._labels).set(lag)
 
     def _write_last_rejects(self, spark: SparkSession, position: Position) -> None:
@@ -150,7 +149,7 @@ class LakeStream:
 
     def _starting_offsets(self) -> str:
         """For a query that has no checkpoint yet: Kafka's -2 is the beginning."""
-        return self._json({partition: self._from.get(partition, -2) for partition in self._topic.bounds()})
+        return self._json({partition: self._from.get(partition, -2) for partition in self.topic.bounds()})
 
     def _json(self, offsets: Offsets) -> str:
         return msgspec.json.encode({self.dataset.topic: dict(offsets)}).decode()
@@ -170,7 +169,8 @@ class LakeStream:
                 self._write_rejects(messages, query, batch)
         self._stored, self._position = batch, end
         self._report(found)
-        self._adapt(sum(end.values()) - sum(start.get(p, 0) for p in end), found["rows"])
+        offsets = sum(end.values()) - sum(start.get(p, 0) for p in end)
+        self._wanted_limit = adapted(self._limit, self._settings.lake_rows_per_trigger, offsets, found["rows"])
 
     def _write_rows(self, messages: DataFrame, position: Position) -> Mapping[str, Any]:
         observation = Observation()
@@ -217,11 +217,15 @@ class LakeStream:
                 accepted = oldest + (newest - oldest) * point / _FRESHNESS_POINTS
                 freshness.observe(max(0.0, now - accepted / 1e6))
 
-    def _adapt(self, offsets: int, rows: int) -> None:
-        """A batch that was cut off, or that grew too large, shows what the limit should be."""
-        budget = self._settings.lake_rows_per_trigger
-        if rows > 2 * budget or (offsets >= 0.9 * self._limit and rows < budget / 2):
-            self._wanted_limit = max(100, round(offsets * budget / max(1, rows)))
+
+def adapted(limit: int, budget: int, offsets: int, rows: int) -> int:
+    """The offsets a batch may have, after one had `offsets` with `rows` rows; changed when it was far off.
+
+    A message holds one row or two thousand, and transactions take up offsets, too: only a batch that the limit cut
+    off, or that grew too large, shows what `budget` rows take.
+    """
+    too_large, cut_short = rows > 2 * budget, offsets >= 0.9 * limit and rows < budget / 2
+    return max(_LOWEST_LIMIT, round(offsets * budget / max(1, rows))) if too_large or cut_short else limit
 
 
 def _observed() -> list[Column]:
@@ -240,14 +244,13 @@ def _translate(dataset: Dataset, error: PySparkException) -> LogpipeError:
     text = str(error)
     if _LOST in text:
         return NeedsOperator(
-            f"{dataset.name}: {_line_with(text, _LOST)} The topic {dataset.topic} no longer has all that was to"
-            f" be read: raise its retention. `logpipe verify --store {NAME}` names what is missing; to read again what"
-            f" the topic still has: `logpipe stream-to-lake --rebuild {dataset.name}`."
+            f"{dataset.name}: {_line_from(text, _LOST)} Messages of {dataset.topic} were deleted before they were"
+            f" read: raise its retention. {ways_out(dataset, lost=True)}"
         )
-    return StoreDown(NAME, f"{dataset.name}: {_line_with(text, 'Caused by: ')}")
+    return StoreDown(NAME, f"{dataset.name}: {_line_from(text, 'Caused by: ')}")
 
 
-def _line_with(text: str, mark: str) -> str:
-    """The last line of `text` that has `mark`, else its first one."""
-    lines = text.strip().splitlines()
-    return next((line.strip() for line in reversed(lines) if mark in line), lines[0] if lines else "").strip()
+def _line_from(text: str, mark: str) -> str:
+    """The last line of `text` that has `mark`, from there on; else its first line."""
+    lines = text.strip().splitlines() or [""]
+    return next((line[line.index(mark) :].strip() for line in reversed(lines) if mark in line), lines[0])

@@ -37,6 +37,7 @@ def stream_to_lake(settings: LocalSettings) -> Program:
             "LOGPIPE_SPARK_JARS": ",".join(jars.spark_jars()),
             "PYSPARK_PYTHON": sys.executable,
             "SPARK_LOCAL_IP": "127.0.0.1",
+            "SPARK_LOCAL_DIRS": str(settings.folder / "stream-to-lake" / "scratch"),
         },
     )
 

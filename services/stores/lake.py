@@ -190,16 +190,16 @@ class LakeReader:
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         engine = self._table(table_uri(self._settings, dataset.name)).engine()
-        for lowest, highest in _ask(engine, "SELECT min(id), max(id) FROM t"):
-            if lowest is None:
-                return
-            first, last = max(first, batch_of(lowest)), min(last, batch_of(highest))
-        for start in range(first, last + 1, _WINDOW):
-            batch = f"id >> {ROW_BITS}"
-            what = f"{batch}, count(*), count(DISTINCT id)"
-            where = _batches(start, min(last, start + _WINDOW - 1))
-            for found in _ask(engine, _select(what, where, f"GROUP BY {batch} ORDER BY 1")):
-                yield found[0], found[1], found[2]
+        batch = f"id >> {ROW_BITS}"
+        what, grouped = f"{batch}, count(*), count(DISTINCT id)", f"GROUP BY {batch} ORDER BY 1"
+        while engine and first <= last:
+            window = min(last, first + _WINDOW - 1)
+            found = list(_ask(engine, _select(what, _batches(first, window), grouped)))
+            yield from ((batch_id, rows, ids) for batch_id, rows, ids in found)
+            first = window + 1
+            if not found:
+                ((lowest,),) = _ask(engine, _select("min(id)", _batches(first, last)))
+                first = last + 1 if lowest is None else batch_of(lowest)
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
         engine = self._table(table_uri(self._settings, dataset.name)).engine()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import STDOUT, run
 from sys import executable
+from typing import Any
 
 import httpx
 import pyarrow as pa
@@ -201,10 +202,10 @@ def test_what_is_not_sound_is_kept_apart_and_its_neighbours_are_stored(world: Wo
     ]
 
 
-def rejected(world: World) -> list[dict[str, object]]:
+def rejected(world: World) -> list[dict[str, Any]]:
     engine = QueryBuilder().register("t", DeltaTable(rejects_uri(world.settings, DATASET)))
     query = 'SELECT * FROM t ORDER BY line IS NOT NULL, "partition", "offset", line'
-    rows: list[dict[str, object]] = pa.table(engine.execute(query).read_all()).to_pylist()
+    rows: list[dict[str, Any]] = pa.table(engine.execute(query).read_all()).to_pylist()
     return rows
 
 

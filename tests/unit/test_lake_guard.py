@@ -1,11 +1,14 @@
 """When a streaming query may begin beside a table, where, and what is said when it may not."""
 
+from unittest.mock import Mock
+
 import pytest
 
 from services.core.errors import NeedsOperator
 from services.datasets.logs import DATASET
 from services.stores.lake import Position
 from spark_jobs.checkpoint import Checkpoint, Offsets, starting_offsets
+from spark_jobs.recovery import resume
 
 BOUNDS = {0: (0, 50), 1: (5, 50)}
 STORED = Position("topic-1", {0: 20, 1: 30}, {0: 10, 1: 15}, "query-1", 7)
@@ -72,10 +75,41 @@ def test_what_the_topic_no_longer_has_is_refused(
 ) -> None:
     with pytest.raises(NeedsOperator, match=message) as refused:
         starting_offsets(DATASET, position, False, None, topic_id, bounds)
-    assert "--resume" not in str(refused.value)
+    assert "without what was deleted" in str(refused.value)
     assert "logpipe verify" in str(refused.value)
 
 
 def test_an_emptied_table_takes_any_topic() -> None:
     emptied = Position(topic_id="", offsets={})
     assert starting_offsets(DATASET, emptied, True, None, "topic-2", BOUNDS) == {}
+
+
+@pytest.mark.parametrize(
+    ("topic_id", "bounds", "released"),
+    [
+        ("topic-1", BOUNDS, Position("topic-1", {0: 20, 1: 30}, unfinished=STORED)),
+        ("topic-1", {0: (0, 50), 1: (16, 50)}, Position("topic-1", {0: 20, 1: 30})),
+        ("topic-1", {0: (25, 50), 1: (25, 28), 2: (3, 9)}, Position("topic-1", {0: 25, 1: 28, 2: 3})),
+        ("topic-2", BOUNDS, Position("topic-2", {})),
+    ],
+    ids=["all there", "the last batch is gone", "what comes next is gone", "another topic"],
+)
+def test_resuming_releases_the_table_where_the_topic_can_go_on(
+    topic_id: str, bounds: dict[int, tuple[int, int]], released: Position
+) -> None:
+    stream = Mock(dataset=DATASET)
+    stream.tables.rows.position.return_value = STORED
+    stream.topic.topic_id.return_value = topic_id
+    stream.topic.bounds.return_value = bounds
+    assert resume(stream) == released
+    stream.checkpoint.delete.assert_called_once_with()
+    stream.tables.release.assert_called_once_with(released)
+    assert starting_offsets(DATASET, released, False, None, topic_id, bounds) == released.offsets
+
+
+def test_a_table_that_does_not_say_where_it_stands_cannot_be_resumed() -> None:
+    stream = Mock(dataset=DATASET)
+    stream.tables.rows.position.return_value = None
+    with pytest.raises(NeedsOperator, match="only --rebuild helps"):
+        resume(stream)
+    stream.checkpoint.delete.assert_not_called()
