@@ -145,18 +145,18 @@ def _quantile(buckets: Buckets, q: float) -> str:
     for bound, count in buckets.items():
         if total and count >= q * total:
             if bound == float("inf"):
-                return f"> {lower:g} s"
-            return f"{lower + (bound - lower) * (q * total - below) / (count - below):.1f} s"
+                return f"> {lower:g}"
+            return f"{lower + (bound - lower) * (q * total - below) / (count - below):.1f}"
         lower, below = bound, count
     return "-"
 
 
 def _stores_table(report: Mapping[str, Any], fresh: Mapping[str, Buckets], rows_per_minute: float) -> Table:
     table = Table(title="Every store against the ledger", title_justify="left")
-    table.add_column("store")
-    for heading in ("accepted", "found", "lost", "doubled", "extra", "dead letters", "checksums"):
-        table.add_column(heading, justify="right")
-    table.add_column("fresh p50 / p99", justify="right")
+    table.add_column("store", no_wrap=True)
+    for heading in ("accepted", "found", "lost", "doubled", "extra", "dead", "checksums"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("fresh p50 / p99", justify="right", no_wrap=True)
     table.add_column("rows/min", justify="right")
     for store, title in _STORES.items():
         if store in report["unchecked"]:
@@ -173,7 +173,7 @@ def _stores_table(report: Mapping[str, Any], fresh: Mapping[str, Buckets], rows_
             f"{sums['found']:,}",
             *(_fault(sums[name]) for name in ("missing", "duplicated", "extra", "dead_lettered")),
             f"{sums['compared'] - sums['differing']:,}/{sums['compared']:,}",
-            f"{_quantile(buckets, 0.5)} / {_quantile(buckets, 0.99)}" if buckets else "at once",
+            f"{_quantile(buckets, 0.5)} / {_quantile(buckets, 0.99)} s" if buckets else "at once",
             f"{rows_per_minute:,.0f}",
         )
     return table
