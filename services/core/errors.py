@@ -3,7 +3,6 @@
     LogpipeError                 500
     ├── Malformed                400  the body is not what its content type says
     ├── Unauthorized             401
-    ├── NotFound                 404
     ├── RequestTimeout           408  the body did not arrive in time
     ├── Conflict                 409  the first request with this key still runs
     ├── TooLarge                 413
@@ -33,11 +32,6 @@ class Malformed(LogpipeError):
 class Unauthorized(LogpipeError):
     status = 401
     title = "Unauthorized"
-
-
-class NotFound(LogpipeError):
-    status = 404
-    title = "Not found"
 
 
 class RequestTimeout(LogpipeError):

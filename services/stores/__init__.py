@@ -1,7 +1,7 @@
 """One file = one store, found by scanning the folder; the file's name is the store's name.
 
 What a store exports is what it can do: `open_reader() -> StoreReader`, `open_writer() -> StoreWriter`, or both, each
-reading its own settings from the environment. `ROUTE` is its name in URLs where that is another. A store's driver is
+reading its own settings from the environment. A store's driver is
 imported when that store is opened, not before. `memory` is the tests' fake and is not offered.
 """
 
@@ -42,14 +42,6 @@ def open_writer(name: str) -> StoreWriter:
     if name not in names() or not hasattr(_module(name), "open_writer"):
         raise Invalid(f"no store {name!r} to write to; there are: {', '.join(writers())}")
     return cast(StoreWriter, _module(name).open_writer())
-
-
-def by_route(route: str) -> str:
-    """The name of the store that URLs call `route`; raises Invalid, naming those there are."""
-    routes = {getattr(_module(name), "ROUTE", name): name for name in readers()}
-    if route not in routes:
-        raise Invalid(f"unknown store {route!r}; there are: {', '.join(routes)}")
-    return routes[route]
 
 
 def _module(name: str) -> ModuleType:

@@ -26,7 +26,6 @@ from services.core.rows import Row
 from services.runtime.settings import LakeSettings
 
 NAME = "lake"
-ROUTE = "hdfs"
 
 _SECONDS = 30.0  # for one answer, or one piece of a longer one: the HDFS client may wait for a server for ever
 _WINDOW = 512  # batches counted at once: bounds the ids held
@@ -156,7 +155,7 @@ class LakeReader:
     """StoreReader; opens a table at its first use."""
 
     name: ClassVar[str] = NAME
-    route: ClassVar[str] = ROUTE
+    route: ClassVar[str] = "hdfs"
     source: ClassVar[str] = "hdfs"
     progress: ClassVar[Progress] = "own"
 

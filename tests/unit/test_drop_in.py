@@ -31,11 +31,8 @@ DATASET = Dataset(
 STORE = """
 from services.stores.memory import MemoryStore
 
-ROUTE = "toy-route"
-
-
 class ToyStore(MemoryStore):
-    name, route, source = "toy", ROUTE, "toy"
+    name = route = source = "toy"
 
 
 open_reader = open_writer = ToyStore
@@ -69,8 +66,7 @@ def test_a_dataset_of_one_file_is_known_everywhere() -> None:
 def test_a_store_of_one_file_is_known_everywhere() -> None:
     assert "toy" in stores.readers()
     assert "toy" in stores.writers()
-    assert stores.by_route("toy-route") == "toy"
-    assert stores.open_reader("toy").source == "toy"
+    assert stores.open_reader("toy").route == "toy"
 
 
 def test_without_the_files_neither_is_known() -> None:
