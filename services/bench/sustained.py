@@ -5,10 +5,6 @@ of the last row, and `verify` found no row lost or doubled.
 """
 
 import asyncio
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +16,7 @@ from services.generator.client import IngestClient
 from services.generator.load import Load, Report
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
+from services.local.verification import verify
 
 _DRAIN_SECONDS = 30.0
 _BEHIND_MS = 1000.0  # a generator later than this did not offer the rate it says
@@ -35,13 +32,13 @@ def measure(folder: Path, rates: list[int], seconds: int, say: Say) -> list[Figu
     with Stack(LocalSettings.on_free_ports(folder)) as stack:
         say("warming up")
         _offer(stack, rates[0] // 2, _SETTLE)
-        _verify(stack, 300)
+        verify(stack.settings, 300)
         latency = _latency(stack, seconds, say)
         held, notes = 0.0, []
         for rate in rates:
             logs, _ = _offer(stack, rate, seconds)
             drain = time.monotonic()
-            report = _verify(stack, 300, "--sample", "0")
+            report = verify(stack.settings, 300, "--sample", "0")
             drained = time.monotonic() - drain
             problem = _problem(logs, report, drained)
             notes.append(
@@ -52,7 +49,7 @@ def measure(folder: Path, rates: list[int], seconds: int, say: Say) -> list[Figu
             if problem:
                 break
             held = rate * 60.0
-        checked = _verify(stack, 300, "--all")
+        checked = verify(stack.settings, 300, "--all")
         rows = sum(result["expected"] for result in checked["results"] if result["store"] == "postgres")
         notes.append(
             f"checksums of all {rows:,} rows in every store afterwards: {'equal' if checked['ok'] else checked}"
@@ -80,15 +77,6 @@ def _offer(stack: Stack, rate: int, seconds: float) -> tuple[Report, Report]:
             return await asyncio.gather(logs.run(), events.run())
 
     return asyncio.run(both())
-
-
-def _verify(stack: Stack, wait: float, *options: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "services", "verify", "--json", "--wait", str(wait), *options]
-    done = subprocess.run(command, env=os.environ | stack.settings.urls(), capture_output=True, text=True, check=False)
-    if not done.stdout:
-        raise RuntimeError(f"verify could not check: {done.stderr[-2000:]}")
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
 
 
 def _problem(load: Report, report: dict[str, Any], drained: float) -> str:

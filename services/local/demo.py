@@ -4,10 +4,6 @@ It does what a user could do by hand: the generator, the query API and /metrics 
 command.
 """
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -20,11 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from services.core.errors import LogpipeError
 from services.core.metric_names import FRESHNESS_SECONDS
 from services.local import view
+from services.local.main import Command
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
+from services.local.verification import verify
 
 _REQUEST_ROWS = 1000
 _EVENT_SHARE = 0.1
@@ -42,7 +39,7 @@ Buckets = dict[float, float]
 """A histogram: upper bound in seconds -> how many observations were at most that."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--rate", default=30_000, show_default=True, help="Rows a second, logs and events together.")
 @click.option("--seconds", default=60, show_default=True, help="How long to drive load.")
 def demo(rate: int, seconds: int) -> None:
@@ -51,16 +48,13 @@ def demo(rate: int, seconds: int) -> None:
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
     settings = LocalSettings()
-    try:
-        view.bring_up(console, Stack(settings))
-    except LogpipeError as error:
-        raise click.ClickException(str(error)) from error
+    view.bring_up(console, Stack(settings))
     with httpx.Client(timeout=60, trust_env=False) as client:
         before = _freshness(client, settings)
         sent = _drive(console, client, settings, rate, seconds)
         with console.status("draining and verifying: every row of every store is read back and compared"):
             started = time.monotonic()
-            report = _verify(settings)
+            report = verify(settings, _DRAIN_SECONDS, "--all")
             took = time.monotonic() - started
         after = _freshness(client, settings)
         fresh = {store: _difference(after[store], before[store]) for store in after}
@@ -102,20 +96,6 @@ def _drive(console: Console, client: httpx.Client, settings: LocalSettings, rate
 def _acked(client: httpx.Client, control: str) -> int:
     stats = client.get(f"{control}/status").json()["stats"]
     return int(stats["logs_sent"] + stats["events_sent"])
-
-
-def _verify(settings: LocalSettings) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "services", "verify", "--all", "--json", "--wait", str(_DRAIN_SECONDS)],
-        env=os.environ | settings.urls(),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if not done.stdout:
-        raise click.ClickException("verify could not check; `logpipe status` shows what runs")
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
 
 
 def _freshness(client: httpx.Client, settings: LocalSettings) -> dict[str, Buckets]:

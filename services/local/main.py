@@ -13,7 +13,7 @@ from services.local.stack import NAMES, Stack
 _console = Console()
 
 
-class _Command(click.Command):
+class Command(click.Command):
     """Shows our own errors as one message, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
@@ -30,14 +30,14 @@ def _names(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
     return names
 
 
-@click.command(cls=_Command)
+@click.command(cls=Command)
 @click.option("--only", default="", metavar="NAME,...", callback=_names, help=f"Of {', '.join(NAMES)}.")
 def up(only: tuple[str, ...]) -> None:
     """Start the local stack and wait until it is ready."""
     view.bring_up(_console, Stack(LocalSettings(), only))
 
 
-@click.command(cls=_Command)
+@click.command(cls=Command)
 @click.option("--wipe", is_flag=True, help="Delete all its data, too.")
 def down(wipe: bool) -> None:
     """Stop the local stack cleanly; its data is kept."""
@@ -47,7 +47,7 @@ def down(wipe: bool) -> None:
     _console.print("down" + (f", and {stack.folder} deleted" if wipe else ""))
 
 
-@click.command(cls=_Command)
+@click.command(cls=Command)
 def status() -> None:
     """Show what runs, where, and whether it is ready. Exit code 1 when anything started is not."""
     stack = Stack(LocalSettings())
@@ -59,7 +59,7 @@ def status() -> None:
         raise SystemExit(1)
 
 
-@click.command(cls=_Command)
+@click.command(cls=Command)
 @click.argument("name", type=click.Choice(NAMES), required=False)
 @click.option("--follow", "-f", is_flag=True, help="Go on as more is written.")
 @click.option("--lines", "-n", default=50, show_default=True, help="How many lines of each.")

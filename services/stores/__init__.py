@@ -1,8 +1,8 @@
 """One file = one store, found by scanning the folder; the file's name is the store's name.
 
 What a store exports is what it can do: `open_reader() -> StoreReader`, `open_writer() -> StoreWriter`, or both, each
-reading its own settings from the environment. A store's driver is
-imported when that store is opened, not before. `memory` is the tests' fake and is not offered.
+reading its own settings from the environment. A store's driver is imported when that store is opened, not before.
+`memory` is the tests' fake and is not offered.
 """
 
 import importlib

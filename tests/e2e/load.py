@@ -2,17 +2,14 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 from services import datasets
 from services.generator.client import IngestClient
 from services.generator.load import Load, Report
+from services.local import verification
 from services.local.stack import Stack
 
 RATE = 4_000  # rows/s of logs, a quarter of it of events: enough that every process is busy, few enough for a busy CI
@@ -43,15 +40,7 @@ def under_load(url: str, seconds: float) -> Iterator[list[Report]]:
 
 def verify(stack: Stack, wait: float = 180) -> dict[str, int]:
     """Rows accepted by dataset, after every store was found to hold exactly these, each once and unchanged."""
-    done = subprocess.run(
-        [sys.executable, "-m", "services", "verify", "--all", "--json", "--wait", str(wait)],
-        env=os.environ | stack.settings.urls(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout, done.stderr
-    report: dict[str, Any] = json.loads(done.stdout)
+    report = verification.verify(stack.settings, wait, "--all")
     assert report["ok"], json.dumps(report, indent=1)
     assert {result["store"] for result in report["results"]} == {"postgres", "clickhouse", "lake"}
     return {result["dataset"]: result["expected"] for result in report["results"]}
