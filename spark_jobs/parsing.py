@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame
 
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.ids import MAX_BATCH_ROWS, ROW_BITS
-from services.core.rows import LAST_TIME
+from services.core.instants import LAST_INSTANT
 from spark_jobs.schema import line_schema
 
 MESSAGE = ("partition", "offset", "key", "value", "headers")  # the columns needed of Spark's Kafka source
@@ -69,7 +69,7 @@ _PROBLEM = f"""CASE
     WHEN value IS NULL THEN 'it has no value'
     WHEN key IS NULL OR NOT key RLIKE '^[0-9]+:[0-9]+$' THEN 'its key is not <batch>:<part>'
     WHEN created_at IS NULL OR announced IS NULL THEN 'a header, created_at or rows, is missing or not a number'
-    WHEN NOT created_at BETWEEN 0 AND {LAST_TIME - 1} THEN 'its created_at is not between 1970 and 2100'
+    WHEN NOT created_at BETWEEN 0 AND {LAST_INSTANT - 1} THEN 'its created_at is not between 1970 and 2100'
     WHEN substring(value, -1, 1) != X'0A' THEN 'its last line does not end'
     WHEN announced != size(lines) THEN 'its header announces another number of lines'
     WHEN NOT is_valid_utf8(CAST(value AS STRING)) THEN 'it is not valid UTF-8'
@@ -102,7 +102,7 @@ def _checks(dataset: Dataset) -> dict[str, str]:
     return {
         "not a JSON object whose values are of the right types": f"r IS NOT NULL AND r.{_CORRUPT} IS NULL",
         f"{ID.name} is missing or too low": f"r.{ID.name} >= {MAX_BATCH_ROWS}",
-        **{f"{name} is not between 1970 and 2100": f"r.`{name}` BETWEEN 0 AND {LAST_TIME - 1}" for name in times},
+        **{f"{name} is not between 1970 and 2100": f"r.`{name}` BETWEEN 0 AND {LAST_INSTANT - 1}" for name in times},
         **{f"{name} is missing": f"r.`{name}` IS NOT NULL" for name in required},
     }
 

@@ -20,7 +20,7 @@ from services.stores.postgres import copy_target
 
 _ROWS = 500_000
 _REQUEST_ROWS = 1000
-_CLIENTS = 16
+_CLIENTS = 32
 _COMPONENTS = ("postgres", "kafka", "ingest-api", "ingest-api-2")
 
 Say = Callable[[str], None]

@@ -8,14 +8,14 @@ canonical form, must give the same lines again: that is what `verify` compares.
 
 import re
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from itertools import chain, repeat, starmap
-from typing import Annotated, Any
+from typing import Any
 from uuid import UUID
 
 import msgspec
 import xxhash
 
+from services.core import instants
 from services.core.dataset import Column, Dataset
 from services.core.errors import InvalidRow, Malformed
 from services.core.ids import first_id
@@ -24,7 +24,6 @@ Row = tuple[Any, ...]
 
 MAX_LINE_BYTES = 256 * 1024
 MAX_JSON_DEPTH = 200
-LAST_TIME = 4_102_444_800_000_000  # 2100-01-01, in microseconds
 _CHECKSUM_MASK = (1 << 63) - 1  # so that a checksum fits a signed 64-bit column
 
 _SUSPECT_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
@@ -35,7 +34,7 @@ _NAMED = re.compile(r"(?:unknown|required) field `(?P<field>[^`]*)`")
 _WIRE_TYPES: dict[str, Any] = {
     "category": str,
     "text": str,
-    "timestamp": Annotated[datetime, msgspec.Meta(tz=True)],
+    "timestamp": str,
     "number": float | None,
     "json": msgspec.Raw,
     "uuid": UUID,
@@ -60,7 +59,15 @@ class Rows:
 
     def slice(self, start: int, stop: int) -> "Rows":
         stop = min(stop, self.count)
+        if stop - start == self.count:
+            return self
         return Rows(stop - start, [column[start:stop] for column in self.columns])
+
+    @staticmethod
+    def of(tuples: Sequence[Row]) -> "Rows":
+        """What `tuples` would give, back into columns; at least one row."""
+        _ids, _times, *columns = zip(*tuples, strict=True)
+        return Rows(len(tuples), columns)
 
     @staticmethod
     def joined(parts: Sequence["Rows"]) -> "Rows":
@@ -122,10 +129,21 @@ class RowCodec:
         except RecursionError as error:
             raise Malformed("the body is nested too deeply") from error
         except msgspec.ValidationError as error:
-            raise _invalid_row(str(error)) from error
+            raise self._invalid_row(str(error)) from error
         except msgspec.DecodeError as error:
             reason = _refused_escape(body.decode()) or str(error)  # msgspec calls a lone surrogate "truncated"
             raise Malformed(f"the body is not valid JSON: {reason}") from error
+
+    def _invalid_row(self, message: str) -> InvalidRow:
+        found = _AT.match(message)
+        assert found is not None  # the pattern matches any text
+        index, field, reason = int(found["index"] or 0), found["field"] or "", found["reason"]
+        named = _NAMED.search(reason)
+        if named and not field:
+            field = named["field"]
+        if any(column.wire == field and column.kind == "timestamp" for column in self._wire_columns):
+            reason = reason.replace("`str`", "an ISO 8601 time with a zone")
+        return InvalidRow(index, field, reason[:1].lower() + reason[1:])
 
     def _columns(self, body: bytes, structs: list[Any]) -> Rows:
         if not structs:
@@ -137,7 +155,7 @@ class RowCodec:
                 strict=True,
             )
         )
-        suspect = b"\\u" in body and _SUSPECT_ESCAPE.search(body) is not None
+        suspect = b"\\" in body and _SUSPECT_ESCAPE.search(body) is not None
         values: dict[str, Sequence[Any]] = {}
         for column in self._wire_columns:
             values[column.name] = _canonical(column, wire[column.name], suspect)
@@ -203,29 +221,14 @@ def _stored_struct(dataset: Dataset) -> type[msgspec.Struct]:
     return msgspec.defstruct(f"Stored{dataset.name.capitalize()}", fields, gc=False)
 
 
-def _invalid_row(message: str) -> InvalidRow:
-    found = _AT.match(message)
-    assert found is not None  # the pattern matches any text
-    index, field, reason = int(found["index"] or 0), found["field"] or "", found["reason"]
-    named = _NAMED.search(reason)
-    if named and not field:
-        field = named["field"]
-    reason = reason.replace(
-        "`datetime` with a timezone component", "a time with a zone (Z, or an offset such as +02:00)"
-    )
-    reason = reason.replace("`datetime`", "an ISO 8601 time with a zone")
-    return InvalidRow(index, field, reason[:1].lower() + reason[1:])
-
-
 def _canonical(column: Column, values: Sequence[Any], suspect: bool) -> Sequence[Any]:
     """Wire values of one column in canonical form; `suspect`: the body has escapes that may be NUL or surrogates."""
     match column.kind:
         case "timestamp":
-            times = [round(seconds * 1e6) for seconds in map(datetime.timestamp, values)]
-            if min(times) < 0 or max(times) >= LAST_TIME:
-                index = next(i for i, t in enumerate(times) if not 0 <= t < LAST_TIME)
-                raise InvalidRow(index, column.wire, f"{values[index]} is not between 1970 and 2100")
-            return times
+            try:
+                return instants.parse(values)
+            except instants.InvalidInstant as error:
+                raise InvalidRow(error.index, column.wire, str(error)) from error
         case "json":
             texts = [str(raw, "utf-8") for raw in values]
             if suspect or "null" in texts or max(map(len, texts)) > MAX_JSON_DEPTH * 2:

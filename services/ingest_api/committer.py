@@ -169,10 +169,9 @@ class Committer:
                 for values in postgres.copy_rows(dataset, chunk, batch_id, created_at):
                     copy.write_row(values)
                 # PostgreSQL works on what was just sent while this process makes the messages.
-                tuples = list(chunk.tuples(batch_id, created_at))
-                lines = codec.encode(tuples)
+                lines = codec.encode(chunk.tuples(batch_id, created_at))
                 record = Batch(batch_id, slot, dataset.name, len(lines), checksum(lines), created_at)
-                made.append((record, messages(dataset, batch_id, created_at, tuples, lines, self._partitions)))
+                made.append((record, messages(dataset, batch_id, created_at, chunk, lines, self._partitions)))
         ledger.insert(cursor, [record for record, _ in made])
         return made
 

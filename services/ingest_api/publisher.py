@@ -21,7 +21,7 @@ from services.core.envelope import batch_of_key, messages
 from services.core.errors import NeedsOperator, StoreDown
 from services.core.ledger import Batch, Part
 from services.core.ports import Outgoing, PartitionReader, TransactionalProducer
-from services.core.rows import RowCodec
+from services.core.rows import RowCodec, Rows
 from services.ledger import batches as ledger
 from services.runtime import logs, metrics
 from services.stores.postgres import PostgresReader
@@ -140,7 +140,7 @@ class SlotPublisher:
                 " table; it cannot be published: run `logpipe verify --store postgres`"
             )
         lines = self._codecs[batch.dataset].encode(rows)
-        return messages(dataset, batch.batch_id, batch.created_at, rows, lines, self._partitions)
+        return messages(dataset, batch.batch_id, batch.created_at, Rows.of(rows), lines, self._partitions)
 
     def _known(self, name: str) -> Dataset:
         if name not in self._datasets:

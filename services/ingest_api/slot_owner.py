@@ -15,7 +15,7 @@ from services.ledger import batches, schema, slots
 from services.runtime import logs, metrics
 
 _IDLE_SECONDS = 0.5  # how often the ledger is looked at when nothing was heard of
-_LINGER_SECONDS = 0.1  # between transactions: each costs the broker a marker in every partition it touched
+_LINGER_SECONDS = 0.25  # between transactions: each costs the broker a marker in every partition it touched
 _ADOPT_SECONDS = 3.0
 _RETRY_SECONDS = 1.0
 _log = logs.get("slot_owner")

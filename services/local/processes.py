@@ -7,9 +7,23 @@ from services.local import jars
 from services.local.program import Program, http_ready
 from services.local.settings import LocalSettings
 
+_KEEP_FREED_BLOCKS = {
+    # A body is a large block, and glibc would give each back to the kernel and ask for it again, page by page.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+
 
 def ingest_api(settings: LocalSettings) -> Program:
-    return _process(settings, "ingest-api", "LOGPIPE_INGEST_PORT", settings.ingest_port, arguments=("--share-port",))
+    return _process(
+        settings,
+        "ingest-api",
+        "LOGPIPE_INGEST_PORT",
+        settings.ingest_port,
+        arguments=("--share-port",),
+        environment=_KEEP_FREED_BLOCKS,
+    )
 
 
 def ingest_api_2(settings: LocalSettings) -> Program:

@@ -9,8 +9,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from services.core.dataset import Column, Dataset
 from services.core.errors import Invalid
+from services.core.instants import LAST_INSTANT
 from services.core.queries import AggregateQuestion, Filters, ListQuestion
-from services.core.rows import LAST_TIME
 
 MAX_LIMIT = 10_000
 MAX_OFFSET = 1_000_000_000
@@ -134,4 +134,4 @@ def _column_name(dataset: Dataset, name: str) -> str:
 
 def _within(instant: int | None) -> int | None:
     """Moved into the range of accepted event times, which changes no answer and fits every store's type."""
-    return None if instant is None else min(max(instant, 0), LAST_TIME)
+    return None if instant is None else min(max(instant, 0), LAST_INSTANT)

@@ -81,6 +81,8 @@ def serve(app: Starlette, host: str, port: int, *, share_port: bool = False) -> 
         port=port,
         log_level="warning",
         access_log=False,
+        proxy_headers=False,
+        ws="none",
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         backlog=4096,
     )

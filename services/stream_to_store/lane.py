@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from services.core.dataset import Dataset
 from services.core.envelope import batch_of_key
+from services.core.instants import LAST_INSTANT
 from services.core.ledger import Range, SinkPosition
 from services.core.ports import Block, Message
-from services.core.rows import LAST_TIME
 
 DAY = 86_400_000_000  # microseconds
 
@@ -49,7 +49,7 @@ def examine(message: Message) -> Envelope:
     except ValueError as error:
         return Envelope(message, batch_id, 0, rows, f"a header is not a number: {error}")
     problem = ""
-    if not 0 <= created_at < LAST_TIME:
+    if not 0 <= created_at < LAST_INSTANT:
         problem = f"created_at {created_at} is not between 1970 and 2100"
     elif announced != rows or not message.value.endswith(b"\n"):
         problem = f"the header announces {announced} lines, the value has {rows}"

@@ -15,9 +15,10 @@ import pytest
 from services.core.dataset import Column, Dataset
 from services.core.errors import StoreDown
 from services.core.ids import batch_of, first_id
+from services.core.instants import LAST_INSTANT
 from services.core.ports import Block, StoreReader, StoreWriter
 from services.core.queries import AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
-from services.core.rows import LAST_TIME, Row, RowCodec, Rows, checksum
+from services.core.rows import Row, RowCodec, Rows, checksum
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import schema
@@ -84,13 +85,13 @@ JSONS = [
     "null ",
 ]
 NUMBERS = [None, 0.0, -0.0, 0.1, 1e308, -5e-324, 1e15, 3.0]
-TIMES = [0, 1, LAST_TIME - 1, CREATED, CREATED + 1, 999_999, 1_000_000]
+TIMES = [0, 1, LAST_INSTANT - 1, CREATED, CREATED + 1, 999_999, 1_000_000]
 
 
 def _value(column: Column, chance: random.Random) -> Any:
     match column.kind:
         case "timestamp":
-            return chance.choice([*TIMES, chance.randrange(LAST_TIME)])
+            return chance.choice([*TIMES, chance.randrange(LAST_INSTANT)])
         case "number":
             return chance.choice(NUMBERS)
         case "json":
@@ -211,7 +212,7 @@ def _questions() -> Iterator[Question]:
             Filters(end=CREATED),
             Filters(start=CREATED, end=CREATED + 1),
             Filters(start=5, end=5),
-            Filters(((first, ""),), start=0, end=LAST_TIME),
+            Filters(((first, ""),), start=0, end=LAST_INSTANT),
             Filters(tuple((name, "a") for name in dataset.filters if dataset.by_name[name].kind != "uuid")),
         ]
         yield StatsQuestion(dataset)

@@ -23,7 +23,7 @@ from hdfs_native import Client
 from services.core.envelope import messages
 from services.core.ids import first_id
 from services.core.ports import Outgoing
-from services.core.rows import Row, RowCodec, checksum
+from services.core.rows import Row, RowCodec, Rows, checksum
 from services.datasets.logs import DATASET
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
@@ -59,7 +59,7 @@ class World:
 
     def batch(self) -> list[Outgoing]:
         """The messages of the next batch."""
-        made = messages(DATASET, self.next_id, CREATED, self.rows, self.codec.encode(self.rows), PARTITIONS)
+        made = messages(DATASET, self.next_id, CREATED, Rows.of(self.rows), self.codec.encode(self.rows), PARTITIONS)
         return [message for message in made if message.topic == DATASET.topic]
 
     @property

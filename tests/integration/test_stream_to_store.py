@@ -17,7 +17,7 @@ from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.ids import first_id
 from services.core.ledger import Range, SinkPosition
 from services.core.ports import Outgoing
-from services.core.rows import RowCodec
+from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.ledger.sink_progress import SinkProgress, positions
 from services.local.settings import LocalSettings
@@ -167,7 +167,7 @@ def batch_messages(batch: int) -> list[Outgoing]:
         (first_id(batch) + n, NOON, NOON + n, "INFO", f"service-{n % 50}", "worker-1", f"message {n}", '{"a":1}')
         for n in range(BATCH_ROWS)
     ]
-    own = messages(DATASET, batch, NOON, rows, RowCodec(DATASET).encode(rows), PARTITIONS)
+    own = messages(DATASET, batch, NOON, Rows.of(rows), RowCodec(DATASET).encode(rows), PARTITIONS)
     return [message for message in own if message.topic == DATASET.topic]
 
 

@@ -1,6 +1,6 @@
 from services import datasets
 from services.core.envelope import MAX_VALUE_BYTES, batch_of_key, messages, partition_of
-from services.core.rows import Row, RowCodec
+from services.core.rows import Row, RowCodec, Rows
 
 dataset = datasets.find("logs")
 codec = RowCodec(dataset)
@@ -12,7 +12,7 @@ def rows(count: int, level: str = "INFO", message: str = "m") -> list[Row]:
 
 def test_every_row_is_in_one_message_of_the_partition_of_its_key() -> None:
     own = rows(1000)
-    made = messages(dataset, 42, 7, own, codec.encode(own), 4)
+    made = messages(dataset, 42, 7, Rows.of(own), codec.encode(own), 4)
     found = []
     for message in made:
         decoded = [codec.decode_line(line) for line in message.value.splitlines()]
@@ -26,14 +26,14 @@ def test_every_row_is_in_one_message_of_the_partition_of_its_key() -> None:
 
 def test_no_value_is_larger_than_a_broker_takes() -> None:
     own = rows(50, message="x" * 200_000)
-    made = messages(dataset, 1, 7, own, codec.encode(own), 1)
+    made = messages(dataset, 1, 7, Rows.of(own), codec.encode(own), 1)
     assert max(len(message.value) for message in made) <= MAX_VALUE_BYTES
     assert sum(int(message.headers["rows"]) for message in made) == 50
 
 
 def test_errors_are_also_sent_to_the_alerts_keyed_by_service() -> None:
     own = rows(10) + [(n, 7, 0, "ERROR", "db", "", "m", "{}") for n in range(10, 13)]
-    alerts = [m for m in messages(dataset, 1, 7, own, codec.encode(own), 4) if m.topic == "alerts.realtime"]
+    alerts = [m for m in messages(dataset, 1, 7, Rows.of(own), codec.encode(own), 4) if m.topic == "alerts.realtime"]
     assert [(m.key, m.headers["rows"]) for m in alerts] == [(b"db", b"3")]
 
 
