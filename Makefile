@@ -3,12 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+AIRFLOW := $(HOME)/.cache/logpipe/airflow
 TESTS := $(wildcard tests/*.py tests/unit tests/property tests/contract tests/integration tests/e2e)
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
 .DEFAULT_GOAL := help
-.PHONY: help check install jars demo up down status logs test test-faults lint types imports format bench lock clean
+.PHONY: help check install jars demo up down status logs test test-faults test-airflow lint types imports format bench lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,9 +50,19 @@ logs: $(INSTALLED) ## Show the end of all logs
 
 test: install lint types imports ## Lint, types, imports, then all tests on real components
 	$(BIN)/python -m pytest -m "not long" $(TESTS)
+	@echo "Not run: make test-faults (every fault, half an hour), make test-airflow (the DAGs, in an environment of their own)"
 
 test-faults: install ## Every fault with three seeds, and outages of a minute (about half an hour)
 	$(BIN)/python -m pytest --seeds 3 tests/e2e
+
+test-airflow: $(AIRFLOW)/.installed ## The DAGs, by a real Airflow (the first time: 150 packages)
+	cd kubernetes/airflow && $(AIRFLOW)/bin/python -m pytest -c tests/pytest.ini -p no:cacheprovider tests
+
+# Airflow pins its packages so tightly that it cannot share .venv.
+$(AIRFLOW)/.installed: kubernetes/airflow/requirements.txt | $(INSTALLED)
+	test -x $(AIRFLOW)/bin/python || $(PYTHON) -m venv --without-pip $(AIRFLOW)
+	$(BIN)/uv pip sync --quiet --python $(AIRFLOW)/bin/python --require-hashes $<
+	touch $@
 
 lint: $(INSTALLED) ## ruff, and its formatter's check
 	$(BIN)/ruff check
@@ -77,6 +88,7 @@ lock: $(INSTALLED) ## Compile requirements/*.txt anew from pyproject.toml
 	$(COMPILE) requirements/bootstrap.in --output-file requirements/bootstrap.txt
 	$(COMPILE) pyproject.toml --extra local --extra dev --output-file requirements/lock.txt \
 		--constraint requirements/bootstrap.txt --build-constraint requirements/bootstrap.txt
+	$(COMPILE) kubernetes/airflow/requirements.in --output-file kubernetes/airflow/requirements.txt
 
 clean: ## Delete .venv and all caches; the stack's data stays (logpipe down --wipe deletes it)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -13,10 +13,16 @@ COMMANDS = {
     "ingest-api": "services.ingest_api.main:main",
     "stream-to-store": "services.stream_to_store.main:main",
     "stream-to-lake": "spark_jobs.stream_to_lake:main",
+    "realtime-aggregator": "spark_jobs.realtime_aggregator:main",
+    "daily-report": "spark_jobs.reports:daily_report",
+    "service-analysis": "spark_jobs.reports:service_analysis",
     "generator": "services.generator.main:main",
+    "alerting": "services.alerting.main:main",
     "query-api": "services.query_api.main:main",
     "bench": "services.bench.main:main",
     "verify": "services.verify.main:main",
+    "replay": "services.replay.main:main",
+    "maintain": "services.maintenance.main:main",
     "send": "services.send.main:main",
 }
 

@@ -12,8 +12,8 @@ from hdfs_native import Client
 
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
+from services.lake.table import EMBEDDED, NAME, Position, within_limit
 from services.runtime.settings import LakeSettings
-from services.stores.lake import NAME, Position, within_limit
 
 Offsets = Mapping[int, int]
 
@@ -102,6 +102,8 @@ def starting_offsets(
             f"the topic {dataset.topic} was deleted and made anew since its table was filled",
             lost=True,
         )
+    if position and position.query == EMBEDDED:
+        raise _refused(dataset, "its table is filled by the embedded writer; if that is to end, stop it first")
     if position is None or not position.query:
         _check_unowned(dataset, checkpoint)
     elif checkpoint is None:

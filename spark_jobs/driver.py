@@ -5,29 +5,49 @@ import signal
 import time
 from collections.abc import Sequence
 from threading import Event, Thread
+from typing import Protocol
 
 from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark.sql import SparkSession
 
+from services.core.dataset import Dataset
 from services.core.errors import LogpipeError, StoreDown
+from services.lake.table import NAME
 from services.runtime import logs
-from services.stores.lake import NAME
 from spark_jobs.session import open_session
-from spark_jobs.settings import StreamToLakeSettings
-from spark_jobs.stream import LakeStream
+from spark_jobs.settings import SparkSettings
 
 _SUPERVISE_SECONDS = 0.5
 _LAG_EVERY = 10  # turns of the supervision
 _DRAIN_SECONDS = 18
 
-_log = logs.get("stream_to_lake")
+_log = logs.get("driver")
+
+
+class Stream(Protocol):
+    """One streaming query. Its methods are called in the driver's thread and raise LogpipeError to end the process."""
+
+    @property
+    def dataset(self) -> Dataset: ...
+
+    def start(self, spark: SparkSession) -> None:
+        """Returns when the query runs."""
+
+    def supervise(self, spark: SparkSession) -> None:
+        """Called again and again: raises what ended the query."""
+
+    def stop(self, deadline: float) -> None:
+        """By `deadline` (monotonic) at the latest."""
+
+    def report_lag(self) -> None: ...
 
 
 class Driver:
-    """`error`: why it ended by itself; then this process is sent a SIGTERM."""
+    """`name` is the application's in Spark. `error`: why it ended by itself; then this process is sent a SIGTERM."""
 
-    def __init__(self, settings: StreamToLakeSettings, streams: Sequence[LakeStream]) -> None:
+    def __init__(self, name: str, settings: SparkSettings, streams: Sequence[Stream]) -> None:
         self.error: LogpipeError | None = None
+        self._name = name
         self._settings = settings
         self._streams = streams
         self._stop = Event()
@@ -43,7 +63,7 @@ class Driver:
 
     def _run(self) -> None:
         try:
-            spark = open_session("stream-to-lake", self._settings)
+            spark = open_session(self._name, self._settings)
             try:
                 self._supervise(spark)
             finally:
@@ -78,7 +98,7 @@ class Driver:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _report_lag(stream: LakeStream) -> None:
+def _report_lag(stream: Stream) -> None:
     try:
         stream.report_lag()
     except StoreDown as error:

@@ -7,20 +7,28 @@ when it is a JSON object with an id, times, and all that its dataset requires. T
 from pyspark.sql import DataFrame
 
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
+from services.core.envelope import COLUMNS
 from services.core.ids import MAX_BATCH_ROWS, ROW_BITS
 from services.core.instants import LAST_INSTANT
 from spark_jobs.schema import line_schema
 
 MESSAGE = ("partition", "offset", "key", "value", "headers")  # the columns needed of Spark's Kafka source
 
+NEWER = "rows with columns that this process does not know"
+
 _DAY = 86_400_000_000  # microseconds
 _CORRUPT = "_corrupt"  # where from_json puts a line of which any part is not of its type
 
 
 def lines(messages: DataFrame, dataset: Dataset) -> DataFrame:
-    """A row a line: where it stood, and `r`, what it says. A message refused as a whole has one line, NULL."""
+    """A row a line: where it stood, and `r`, what it says. A message refused as a whole has one line, NULL.
+
+    Fails with NEWER at a message that may hold more than is known here: it would be left out in silence.
+    """
+    newer = f"IF({_header(COLUMNS)} > {len(dataset.columns)}, raise_error('{NEWER}'), value) AS value"
+    known = messages.selectExpr(*(newer if name == "value" else name for name in MESSAGE))
     from_json = f"from_json(line, '{line_schema(dataset)}, {_CORRUPT} STRING', {_JSON_OPTIONS}) AS r"
-    return messages.selectExpr(*_ENVELOPE).selectExpr(*_CHECKED).selectExpr(*_LINES).selectExpr("*", from_json)
+    return known.selectExpr(*_ENVELOPE).selectExpr(*_CHECKED).selectExpr(*_LINES).selectExpr("*", from_json)
 
 
 def rows(sound: DataFrame, dataset: Dataset) -> DataFrame:

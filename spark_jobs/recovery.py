@@ -6,7 +6,7 @@ The checkpoint goes first: should this end half-way, the next start is refused a
 from collections.abc import Mapping
 
 from services.core.errors import NeedsOperator
-from services.stores.lake import Position
+from services.lake.table import EMBEDDED, Position
 from spark_jobs.stream import LakeStream
 
 
@@ -37,6 +37,6 @@ def _released(position: Position, topic_id: str, bounds: Mapping[int, tuple[int,
         return Position(topic_id, {})
     offsets = {p: min(max(position.offsets.get(p, 0), first), end) for p, (first, end) in bounds.items()}
     # Whether the table's last batch still had to write its rejects, only the lost checkpoint knew.
-    last = position if position.query else position.unfinished
+    last = position.unfinished if position.query in ("", EMBEDDED) else position
     kept = last is not None and all(bounds[p][0] <= start for p, start in last.start.items() if p in bounds)
     return Position(topic_id, offsets, unfinished=last if kept else None)

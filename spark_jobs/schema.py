@@ -1,21 +1,11 @@
-"""From a dataset's description to its tables in the lake, and to what Spark reads from a line."""
+"""What Spark reads from a line of a dataset, and where it puts those that are not sound."""
 
 import pyarrow as pa
 from deltalake import Schema
 
 from services.core.dataset import CREATED_AT, ID, Dataset
 
-INDEXED_COLUMNS = 3  # id, created_at and the dataset's time: a table's first columns have statistics
-
 _SPARK_TYPES = {"timestamp": "BIGINT", "number": "DOUBLE"}
-_ARROW_TYPES = {"timestamp": pa.timestamp("us", "UTC"), "number": pa.float64()}
-
-
-def table_schema(dataset: Dataset) -> Schema:
-    time = dataset.by_name[dataset.time]
-    columns = [CREATED_AT, time, *(column for column in dataset.columns if column is not time)]
-    fields = [(column.name, _ARROW_TYPES.get(column.kind, pa.string())) for column in columns]
-    return Schema.from_arrow(pa.schema([(ID.name, pa.int64()), *fields, ("day", pa.date32())]))
 
 
 def rejects_schema() -> Schema:

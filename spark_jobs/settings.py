@@ -2,7 +2,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from services.runtime.settings import KafkaSettings, LakeSettings, ListenSettings, Port
+from services.runtime.settings import KafkaSettings, LakeSettings, ListenSettings, Port, PostgresSettings
 
 
 class SparkSettings(LakeSettings):
@@ -19,3 +19,12 @@ class StreamToLakeSettings(SparkSettings, KafkaSettings, ListenSettings):
     stream_to_lake_port: Port = Field(8084, description="port of health and metrics")
     lake_trigger_seconds: float = Field(10.0, ge=0, description="a commit every so often")
     lake_rows_per_trigger: int = Field(600_000, ge=1, description="rows of one commit, about, when catching up")
+
+
+class ReportSettings(SparkSettings, PostgresSettings):
+    pass
+
+
+class RealtimeSettings(SparkSettings, KafkaSettings, PostgresSettings, ListenSettings):
+    realtime_port: Port = Field(8087, description="port of health and metrics")
+    realtime_trigger_seconds: float = Field(2.0, ge=0, description="the windows are brought up to date every so often")

@@ -21,8 +21,8 @@ from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError, NeedsOperator, StoreDown
 from services.core.ports import PartitionReader
+from services.lake.table import NAME, Position
 from services.runtime import logs, metrics
-from services.stores.lake import NAME, Position
 from spark_jobs import parsing
 from spark_jobs.checkpoint import CheckpointFolder, Offsets, starting_offsets, ways_out
 from spark_jobs.settings import StreamToLakeSettings
@@ -246,6 +246,11 @@ def _translate(dataset: Dataset, error: PySparkException) -> LogpipeError:
         return NeedsOperator(
             f"{dataset.name}: {_line_from(text, _LOST)} Messages of {dataset.topic} were deleted before they were"
             f" read: raise its retention. {ways_out(dataset, lost=True)}"
+        )
+    if parsing.NEWER in text:
+        return NeedsOperator(
+            f"{dataset.name}: {dataset.topic} has {parsing.NEWER}: it is older than the ingest API, update it; nothing"
+            " was left out"
         )
     return StoreDown(NAME, f"{dataset.name}: {_line_from(text, 'Caused by: ')}")
 

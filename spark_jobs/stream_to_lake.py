@@ -50,7 +50,7 @@ def run(settings: StreamToLakeSettings, chosen: tuple[Dataset, ...]) -> None:
     streams = [make_stream(settings, dataset) for dataset in chosen]
     for stream in streams:
         stream.open()
-    driver = Driver(settings, streams)
+    driver = Driver("stream-to-lake", settings, streams)
     serve(create_app(settings, streams, driver), settings.host, settings.stream_to_lake_port)
     if driver.error:
         raise driver.error

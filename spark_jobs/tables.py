@@ -2,18 +2,13 @@
 
 from functools import partial
 
-from deltalake import CommitProperties, DeltaTable, Schema
+from deltalake import CommitProperties, DeltaTable
 
 from services.core.dataset import Dataset
-from services.core.errors import NeedsOperator
+from services.lake import schema
+from services.lake.table import Position, Table, rejects_uri, table_uri, within_limit
 from services.runtime.settings import LakeSettings
-from services.stores.lake import Position, Table, rejects_uri, table_uri, within_limit
-from spark_jobs.schema import INDEXED_COLUMNS, rejects_schema, table_schema
-
-_CONFIGURATION: dict[str, str | None] = {
-    "delta.dataSkippingNumIndexedCols": str(INDEXED_COLUMNS),
-    "delta.checkpointInterval": "50",  # a checkpoint costs as much as three commits
-}
+from spark_jobs.schema import rejects_schema
 
 
 class Tables:
@@ -26,8 +21,8 @@ class Tables:
 
     def prepare(self) -> None:
         """Create what is missing, also columns; raises NeedsOperator when a column is of another type."""
-        _prepare(self.rows, table_schema(self._dataset), ["day"])
-        _prepare(self.rejects, rejects_schema(), [])
+        schema.prepare(self.rows, schema.table_schema(self._dataset), [schema.DAY])
+        schema.prepare(self.rejects, rejects_schema(), [])
 
     def is_empty(self) -> bool:
         return not _handle(self.rows).file_uris()
@@ -47,23 +42,6 @@ class Tables:
         for table in (self.rejects, self.rows):
             within_limit(partial(_handle(table).delete, commit_properties=commit))
         self.release(nothing)
-
-
-def _prepare(table: Table, schema: Schema, partition_by: list[str]) -> None:
-    handle = table.latest() or within_limit(
-        lambda: DeltaTable.create(
-            table.uri, schema, mode="ignore", partition_by=partition_by, configuration=_CONFIGURATION
-        )
-    )
-    found = {field.name: field for field in handle.schema().fields}
-    missing = [field for field in schema.fields if field.name not in found]
-    for field in schema.fields:
-        if field.name in found and found[field.name].type != field.type:
-            raise NeedsOperator(
-                f"lake: {table.uri}: column {field.name} is {found[field.name].type}, its description says {field.type}"
-            )
-    if missing:
-        within_limit(lambda: handle.alter.add_columns(missing))
 
 
 def _handle(table: Table) -> DeltaTable:

@@ -6,10 +6,11 @@ import pyarrow as pa
 from deltalake import CommitProperties, write_deltalake
 
 from services.core.dataset import CREATED_AT, Dataset
+from services.core.ports import Block
 from services.core.rows import Row
+from services.lake.schema import table_schema
+from services.lake.table import Position, table_uri
 from services.runtime.settings import LakeSettings
-from services.stores.lake import Position, table_uri
-from spark_jobs.schema import table_schema
 from spark_jobs.tables import Tables
 
 DAY = 86_400_000_000
@@ -34,3 +35,8 @@ def append(settings: LakeSettings, dataset: Dataset, rows: Sequence[Row], positi
         mode="append",
         commit_properties=CommitProperties(custom_metadata=metadata),
     )
+
+
+def block(dataset: Dataset, lines: bytes, offset: int, day: int) -> Block:
+    """One message of partition 0."""
+    return Block(dataset, "t", 0, offset, offset, day, lines.count(b"\n"), lines)

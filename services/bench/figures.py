@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -38,6 +38,40 @@ class Figure:
         return "goal reached" if reached(self.goal) else "floor reached" if reached(self.floor) else "below the floor"
 
 
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The same questions to several engines: `cells` and `notes` by (question, engine); less is better."""
+
+    title: str
+    unit: str
+    cells: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    notes: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        best = {
+            question: min(statistics.median(values) for (asked, _), values in self.cells.items() if asked == question)
+            for question, _ in self.cells
+        }
+        return [
+            f"## {self.title}",
+            "",
+            f"| question | engine | median, {self.unit} | min … max | runs | against the best | read |",
+            "|---|---|---:|---|---:|---:|---|",
+            *(self._line(question, engine, best) for question, engine in self.notes),
+            "",
+        ]
+
+    def _line(self, question: str, engine: str, best: Mapping[str, float]) -> str:
+        note, values = self.notes[question, engine], self.cells.get((question, engine))
+        if values is None:
+            return f"| {question} | {engine} | - | | | | {note} |"
+        median = statistics.median(values)
+        return (
+            f"| {question} | {engine} | {median:,.4g} | {min(values):,.4g} … {max(values):,.4g} | {len(values)} |"
+            f" {median / best[question]:,.3g} x | {note} |"
+        )
+
+
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
@@ -51,11 +85,16 @@ def machine() -> dict[str, str]:
     }
 
 
-def publish(folder: Path, name: str, figures: Sequence[Figure]) -> Path:
+def publish(folder: Path, name: str, figures: Sequence[Figure], matrices: Sequence[Matrix] = ()) -> Path:
     """Write `<name>.md` and `<name>.json` into `folder`; the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     measured_on, when = machine(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     data: dict[str, Any] = {"when": when, "machine": measured_on, "figures": [asdict(f) for f in figures]}
+    if matrices:
+        data["matrices"] = [
+            {"title": m.title, "unit": m.unit, "cells": [[*place, values] for place, values in m.cells.items()]}
+            for m in matrices
+        ]
     (folder / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
     lines = [
         f"# {name}",
@@ -72,6 +111,7 @@ def publish(folder: Path, name: str, figures: Sequence[Figure]) -> Path:
         "",
         *(f"- **{f.name}**: {note}" for f in figures for note in f.notes),
         "",
+        *(line for matrix in matrices for line in matrix.lines()),
         "| machine | |",
         "|---|---|",
         *(f"| {key} | {value} |" for key, value in measured_on.items()),

@@ -6,9 +6,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from services.bench import figures, generator, ingest, sustained
+from services.bench import figures, generator, ingest, read, sustained
+from services.local.settings import LakeWriter
 
-_CASES = ("generator", "ingest", "sustained")
+_CASES = ("generator", "ingest", "sustained", "sustained-embedded", "read")
 
 
 @click.command()
@@ -16,19 +17,24 @@ _CASES = ("generator", "ingest", "sustained")
 @click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Runs of each pair.")
 @click.option("--seconds", default=60, show_default=True, type=click.IntRange(10), help="How long a rate is held.")
 @click.option("--rate", "rates", multiple=True, type=int, default=(30_000, 45_000, 60_000), help="Rows/s, rising.")
+@click.option("--rows", default=10_000_000, show_default=True, type=click.IntRange(1000), help="Logs to read.")
 @click.option("--into", default="docs/benchmarks", show_default=True, help="Folder for the results.")
-def main(only: tuple[str, ...], runs: int, seconds: int, rates: tuple[int, ...], into: str) -> None:
+def main(only: tuple[str, ...], runs: int, seconds: int, rates: tuple[int, ...], rows: int, into: str) -> None:
     """Measure the pipeline on this machine and write the results as tables."""
     console = Console(highlight=False)
     for case in only or _CASES:
         console.rule(case)
+        matrices: list[figures.Matrix] = []
         with tempfile.TemporaryDirectory(prefix="logpipe-bench-") as name:
             match case:
                 case "generator":
                     found = generator.measure(runs)
                 case "ingest":
                     found = ingest.measure(Path(name), runs, console.print)
+                case "read":
+                    found, matrices = read.measure(Path(name), rows, max(runs, 7), console.print)
                 case _:
-                    found = sustained.measure(Path(name), sorted(rates), seconds, console.print)
-        page = figures.publish(Path(into), case, found)
+                    writer: LakeWriter = "embedded" if case == "sustained-embedded" else "spark"
+                    found = sustained.measure(Path(name), writer, sorted(rates), seconds, console.print)
+        page = figures.publish(Path(into), case, found, matrices)
         console.print(page.read_text())

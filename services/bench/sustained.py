@@ -1,4 +1,4 @@
-"""How many rows a minute the whole pipeline holds, and how fast it answers at half of that.
+"""How many rows a minute the whole pipeline holds, how fast it answers at half of that, and how fresh its stores are.
 
 A rate is held when every row was acknowledged, the generator kept its schedule, all stores had everything within 30 s
 of the last row, and `verify` found no row lost or doubled.
@@ -6,15 +6,19 @@ of the last row, and `verify` found no row lost or doubled.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from services import datasets
 from services.bench.figures import Figure
 from services.generator.client import IngestClient
 from services.generator.load import Load, Report
-from services.local.settings import LocalSettings
+from services.local import freshness
+from services.local.settings import LakeWriter, LocalSettings
 from services.local.stack import Stack
 from services.local.verification import verify
 
@@ -27,13 +31,28 @@ _SETTLE = 60.0  # seconds of a first load that is not counted: JIT compilers, fi
 Say = Callable[[str], None]
 
 
-def measure(folder: Path, rates: list[int], seconds: int, say: Say) -> list[Figure]:
+@dataclass(frozen=True, slots=True)
+class _Bars:
+    """Floors and goals that depend on who writes the lake."""
+
+    rate: tuple[int, int]  # rows/min
+    lake: tuple[float, float]  # seconds
+
+
+_BARS: Mapping[LakeWriter, _Bars] = {
+    "spark": _Bars((1_800_000, 3_600_000), (60, 20)),
+    "embedded": _Bars((3_600_000, 7_200_000), (10, 5)),
+}
+
+
+def measure(folder: Path, writer: LakeWriter, rates: list[int], seconds: int, say: Say) -> list[Figure]:
     """Rates in rows/s, rising; stops at the first that is not held."""
-    with Stack(LocalSettings.on_free_ports(folder)) as stack:
+    settings = LocalSettings.on_free_ports(folder).model_copy(update={"lake_writer": writer})
+    with Stack(settings) as stack:
         say("warming up")
         _offer(stack, rates[0] // 2, _SETTLE)
         verify(stack.settings, 300)
-        latency = _latency(stack, seconds, say)
+        latency, fresh = _latency(stack, writer, seconds, say)
         held, notes = 0.0, []
         for rate in rates:
             logs, _ = _offer(stack, rate, seconds)
@@ -54,19 +73,37 @@ def measure(folder: Path, rates: list[int], seconds: int, say: Say) -> list[Figu
         notes.append(
             f"checksums of all {rows:,} rows in every store afterwards: {'equal' if checked['ok'] else checked}"
         )
-    return [Figure("sustained, Spark lake", "rows/min", [held], 1_800_000, 3_600_000, notes=notes), latency]
+    return [
+        Figure(f"sustained, lake by {writer}", "rows/min", [held], *_BARS[writer].rate, notes=notes),
+        latency,
+        *fresh,
+    ]
 
 
-def _latency(stack: Stack, seconds: int, say: Say) -> Figure:
+def _latency(stack: Stack, writer: LakeWriter, seconds: int, say: Say) -> tuple[Figure, list[Figure]]:
+    """Of the replies, and until the rows are in the stores."""
     values = []
+    seen: dict[str, list[float]] = {"clickhouse": [], "lake": []}
     for run in range(3):
-        logs, _ = _offer(stack, _LATENCY_RATE, seconds / 2)
+        with httpx.Client(timeout=60, trust_env=False) as client:
+            before = freshness.read(client, stack.settings)
+            logs, _ = _offer(stack, _LATENCY_RATE, seconds / 2)
+            verify(stack.settings, 300, "--sample", "0")
+            after = freshness.read(client, stack.settings)
         values.append(logs.p99_ms)
-        say(f"run {run + 1}: p50 {logs.p50_ms} ms, p99 {logs.p99_ms} ms at {_LATENCY_RATE:,} rows/s")
+        for store, quantiles in seen.items():
+            quantiles.append(after[store].since(before[store]).quantile(0.99) or 0.0)
+        say(
+            f"run {run + 1}: p50 {logs.p50_ms} ms, p99 {logs.p99_ms} ms at {_LATENCY_RATE:,} rows/s; visible after"
+            f" (p99): ClickHouse {seen['clickhouse'][-1]:.1f} s, lake {seen['lake'][-1]:.1f} s"
+        )
     notes = [
         f"{_LATENCY_RATE * 60:,} rows/min in 1,000-row requests, all stores loading; from the time a request was due"
     ]
-    return Figure("ingest p99", "ms", values, 100, 30, better="less", notes=notes)
+    return Figure("ingest p99", "ms", values, 100, 30, better="less", notes=notes), [
+        Figure("freshness p99, ClickHouse", "s", seen["clickhouse"], 5, 2, better="less"),
+        Figure(f"freshness p99, lake by {writer}", "s", seen["lake"], *_BARS[writer].lake, better="less"),
+    ]
 
 
 def _offer(stack: Stack, rate: int, seconds: float) -> tuple[Report, Report]:

@@ -5,55 +5,81 @@ Pure bookkeeping on an injected clock; the caller does the waiting.
 
 from collections import deque
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 Group = TypeVar("Group", bound=Hashable)
 
 
-class Batcher(Generic[Group, Item]):
-    """Collects items by group until there are `max_rows` of them or the oldest has waited `max_wait` seconds."""
+class _Entry(NamedTuple, Generic[Item]):
+    since: float
+    rows: int
+    size: int
+    item: Item
 
-    def __init__(self, max_rows: int, max_wait: float, clock: Callable[[], float]) -> None:
+
+@dataclass(slots=True)
+class _Queue(Generic[Item]):
+    entries: deque[_Entry[Item]] = field(default_factory=deque)
+    rows: int = 0
+    size: int = 0
+
+
+class Batcher(Generic[Group, Item]):
+    """Collects items by group until there are `max_rows` or `max_bytes`, or the oldest waited `max_wait` seconds."""
+
+    def __init__(self, max_rows: int, max_bytes: int, max_wait: float, clock: Callable[[], float]) -> None:
         self._max_rows = max_rows
+        self._max_bytes = max_bytes
         self._max_wait = max_wait
         self._clock = clock
-        self._waiting: dict[Group, deque[tuple[float, int, Item]]] = {}
-        self._rows: dict[Group, int] = {}
+        self._waiting: dict[Group, _Queue[Item]] = {}
 
-    def add(self, group: Group, item: Item, rows: int) -> None:
-        self._waiting.setdefault(group, deque()).append((self._clock(), rows, item))
-        self._rows[group] = self._rows.get(group, 0) + rows
+    def add(self, group: Group, item: Item, rows: int, size: int) -> None:
+        """`size`: bytes."""
+        queue = self._waiting.setdefault(group, _Queue())
+        queue.entries.append(_Entry(self._clock(), rows, size, item))
+        queue.rows += rows
+        queue.size += size
 
     def seconds_until_due(self) -> float | None:
         """When `take` will have something: 0 for now, None while nothing waits."""
         if not self._waiting:
             return None
-        if any(rows >= self._max_rows for rows in self._rows.values()):
+        if any(map(self._full, self._waiting.values())):
             return 0.0
-        oldest = min(items[0][0] for items in self._waiting.values())
+        oldest = min(queue.entries[0].since for queue in self._waiting.values())
         return max(0.0, oldest + self._max_wait - self._clock())
 
     def take(self) -> tuple[Group, list[Item]] | None:
-        """The items of the group that is due longest, at most `max_rows` rows unless its first is larger."""
+        """The items of the group that is due longest, within both bounds unless its first alone is beyond them."""
         due = [
-            (items[0][0], group)
-            for group, items in self._waiting.items()
-            if self._rows[group] >= self._max_rows or self._clock() - items[0][0] >= self._max_wait
+            (queue.entries[0].since, group)
+            for group, queue in self._waiting.items()
+            if self._full(queue) or self._clock() - queue.entries[0].since >= self._max_wait
         ]
         if not due:
             return None
         group = min(due, key=lambda d: d[0])[1]
-        waiting, total = self._waiting[group], 0
+        queue, rows, size = self._waiting[group], 0, 0
         taken: list[Item] = []
-        while waiting and (not taken or total + waiting[0][1] <= self._max_rows):
-            _, rows, item = waiting.popleft()
-            taken.append(item)
-            total += rows
-        self._rows[group] -= total
-        if not waiting:
-            del self._waiting[group], self._rows[group]
+        while queue.entries and (not taken or self._fits(rows, size, queue.entries[0])):
+            entry = queue.entries.popleft()
+            taken.append(entry.item)
+            rows += entry.rows
+            size += entry.size
+        queue.rows -= rows
+        queue.size -= size
+        if not queue.entries:
+            del self._waiting[group]
         return group, taken
 
+    def _full(self, queue: _Queue[Item]) -> bool:
+        return queue.rows >= self._max_rows or queue.size >= self._max_bytes
+
+    def _fits(self, rows: int, size: int, entry: _Entry[Item]) -> bool:
+        return rows + entry.rows <= self._max_rows and size + entry.size <= self._max_bytes
+
     def __len__(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return sum(len(queue.entries) for queue in self._waiting.values())

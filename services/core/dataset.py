@@ -79,6 +79,9 @@ class Column:
 
     `derived_from` = (json column, field): the value is taken from that column's object at ingest ('' when
     absent) and is not itself on the wire, so every store holds one and the same value.
+
+    `added`: the dataset had rows before it had this column. Rows without it are the same as before: a line leaves the
+    column out where its value is missing.
     """
 
     name: str
@@ -87,10 +90,13 @@ class Column:
     wire: str = ""
     required: bool = False
     derived_from: tuple[str, str] | None = None
+    added: bool = False
 
     def __post_init__(self) -> None:
         if not self.wire:
             object.__setattr__(self, "wire", self.name)
+        if self.added and (self.required or self.kind in ("timestamp", "uuid")):
+            raise ValueError(f"column {self.name}: an added column must be optional, and of a kind that can be missing")
         if self.derived_from and self.required:
             raise ValueError(f"column {self.name}: a derived column cannot be required")
 
@@ -116,7 +122,8 @@ class Dataset:
     `name` names tables and routes; rows of one `key` keep their order within a publisher's slot.
 
     `singular` and `plural` are the words of the HTTP contract (`/api/collect/<word>`, reply field "type").
-    `groupings` are the columns an aggregate may group by, `orderings` those a list may be ordered by.
+    `groupings` are the columns an aggregate may group by, and for which rollups are kept; `orderings` those a list may
+    be ordered by; `search` is the text column in which a text may be looked for.
     """
 
     name: str
@@ -130,14 +137,17 @@ class Dataset:
     orderings: tuple[str, ...]
     filters: tuple[str, ...]
     alert: Alert | None = None
+    search: str | None = None
     by_name: Mapping[str, Column] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.columns]
         if len(set(names)) != len(names) or set(names) & set(SYSTEM_COLUMNS):
             raise ValueError(f"dataset {self.name}: column names must be distinct and not {SYSTEM_COLUMNS}")
+        if [c.added for c in self.columns] != sorted(c.added for c in self.columns):
+            raise ValueError(f"dataset {self.name}: added columns come last, in the order they were added")
         object.__setattr__(self, "by_name", {c.name: c for c in self.columns})
-        for used in (self.key, self.time, *self.groupings, *self.filters):
+        for used in (self.key, self.time, *self.groupings, *self.filters, *filter(None, [self.search])):
             if used not in self.by_name:
                 raise ValueError(f"dataset {self.name}: no column {used!r}")
         for used in self.orderings:

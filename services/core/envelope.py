@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from zlib import crc32
 
@@ -11,6 +11,8 @@ from services.core.ports import Outgoing
 from services.core.rows import Rows
 
 MAX_VALUE_BYTES = 512 * 1024
+COLUMNS = "columns"
+"""The header that says how many columns the publisher knew: whoever knows fewer must not load the message."""
 _with_newline = (1).__add__  # a loop in C: this is done for every row
 
 
@@ -32,6 +34,12 @@ def batch_of_key(key: bytes) -> int:
     return int(batch_id)
 
 
+def is_newer(headers: Mapping[str, bytes], dataset: Dataset) -> bool:
+    """Whether a message may hold columns that this process does not know, and would leave out."""
+    known = headers.get(COLUMNS, b"")
+    return known.isdigit() and int(known) > len(dataset.columns)
+
+
 def messages(
     dataset: Dataset, batch_id: int, created_at: int, rows: Rows, lines: Sequence[bytes], partitions: int
 ) -> list[Outgoing]:
@@ -46,7 +54,7 @@ def messages(
     made: list[Outgoing] = []
     for number, own in sorted(by_partition.items()):
         for value, count in _values(own):
-            headers = {"created_at": created, "rows": b"%d" % count}
+            headers = {"created_at": created, "rows": b"%d" % count, COLUMNS: b"%d" % len(dataset.columns)}
             made.append(Outgoing(dataset.topic, number, batch_key(batch_id, len(made)), value, headers))
     if alert := dataset.alert:
         made += _alerts(alert, created, keys, columns[alert.column], lines, partitions)

@@ -3,6 +3,7 @@
     LogpipeError                 500
     ├── Malformed                400  the body is not what its content type says
     ├── Unauthorized             401
+    ├── NotFound                 404  what was asked for is not there
     ├── RequestTimeout           408  the body did not arrive in time
     ├── Conflict                 409  the first request with this key still runs
     ├── TooLarge                 413
@@ -11,6 +12,7 @@
     │   └── InvalidRow           422  … and this row and field are why
     ├── Backpressure             503  full; come back after `retry_after` seconds
     ├── StoreDown                503  a store (or stream) did not answer
+    ├── QueryTimeout             504  a store took longer than a question may; it was told to stop
     ├── RowRejected              500  a store refused one row of a block
     ├── Fenced                   500  somebody else owns this slot or partition now; stop
     └── NeedsOperator            500  going on would lose or double rows; the message says what to do
@@ -32,6 +34,11 @@ class Malformed(LogpipeError):
 class Unauthorized(LogpipeError):
     status = 401
     title = "Unauthorized"
+
+
+class NotFound(LogpipeError):
+    status = 404
+    title = "Not found"
 
 
 class RequestTimeout(LogpipeError):
@@ -92,15 +99,30 @@ class StoreDown(LogpipeError):
         self.store = store
 
 
+class QueryTimeout(LogpipeError):
+    status = 504
+    title = "Query timeout"
+
+    def __init__(self, store: str, seconds: float) -> None:
+        super().__init__(
+            f"{store}: no answer within {seconds:g} s; the query was cancelled: ask for less, or by smaller pages"
+        )
+        self.store = store
+
+
 class RowRejected(LogpipeError):
-    """A store will never take row `row` (0-based within its block); the others of the block are not stored yet."""
+    """A store will never take row `row` (0-based within its block); the others of the block are not stored yet.
+
+    `block` (0-based) of those that were to be stored together.
+    """
 
     title = "Row rejected"
 
-    def __init__(self, row: int, reason: str) -> None:
+    def __init__(self, row: int, reason: str, block: int = 0) -> None:
         super().__init__(f"row {row}: {reason}")
         self.row = row
         self.reason = reason
+        self.block = block
 
 
 class Fenced(LogpipeError):

@@ -41,6 +41,10 @@ PUBLISH_SECONDS = Metric(
 )
 SLOTS_ADOPTED = Metric("logpipe_publisher_slots_adopted_total", "counter", "Slots taken over from dead owners.")
 
+ROLLUP_ROWS = Metric(
+    "logpipe_rollup_rows_total", "counter", "Rows counted into PostgreSQL's rollup by this process.", ("dataset",)
+)
+
 SINK_ROWS = Metric("logpipe_sink_rows_total", "counter", "Rows written to a store.", ("store", "dataset"))
 SINK_WRITE_SECONDS = Metric(
     "logpipe_sink_write_seconds", "histogram", "Time to write one block.", ("store", "dataset"), _SECONDS
@@ -69,12 +73,28 @@ GENERATOR_BEHIND_SECONDS = Metric(
     "logpipe_generator_behind_seconds", "gauge", "How far the generator runs behind its schedule.", ("dataset",)
 )
 
+LAKE_SMALL_FILES = Metric(
+    "logpipe_lake_small_files", "gauge", "Files that compaction would merge, of the day that has most.", ("dataset",)
+)
+
 QUERY_SECONDS = Metric(
     "logpipe_query_seconds", "histogram", "Time a store took to answer.", ("store", "dataset", "question"), _SECONDS
+)
+CACHE_LOOKUPS = Metric(
+    "logpipe_cache_lookups_total", "counter", "Answers looked for in the cache: hit, miss or away.", ("outcome",)
 )
 WATERMARK_BATCH = Metric(
     "logpipe_watermark_batch", "gauge", "Highest batch below which all is loaded.", ("store", "dataset")
 )
 WATERMARK_LAG_BATCHES = Metric(
     "logpipe_watermark_lag_batches", "gauge", "Batches accepted and not yet below the watermark.", ("store", "dataset")
+)
+
+ALERTS_OPEN = Metric("logpipe_alerts_open", "gauge", "Alerts that are open.", ("rule",))
+ALERTS_BEHIND_SECONDS = Metric(
+    "logpipe_alerts_behind_seconds", "gauge", "How long ago the last second was accepted that was judged."
+)
+ALERTS_POSTED = Metric("logpipe_alerts_posted_total", "counter", "Events that a webhook has taken.", ("event",))
+ALERT_POST_FAILURES = Metric(
+    "logpipe_alerts_post_failures_total", "counter", "Posts that a webhook has not taken; they are repeated."
 )

@@ -5,7 +5,7 @@ All methods block; async callers run them in a thread. No adapter lets its drive
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from services.core.dataset import Dataset
 from services.core.ledger import Part
@@ -15,6 +15,10 @@ from services.core.rows import Row
 Progress = Literal["ledger", "sink", "own"]
 """Who knows how far a store has been loaded: `ledger` the rows are written in the ledger's own transaction;
 `sink` table sink_progress of the ledger, kept by stream_to_store; `own` the store's transactions (`position`)."""
+
+
+QUESTION_SECONDS = 30.0
+"""How long a question may take unless its asker says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +55,43 @@ class StoreWriter(Protocol):
         """
 
 
+@runtime_checkable
+class OwnProgressWriter(StoreWriter, Protocol):
+    """A StoreWriter whose own transactions say how far it has come: that of a store whose progress is `own`.
+
+    Its transactions are dear: one takes the blocks of several partitions, after `wait_seconds` rather than at once.
+    """
+
+    wait_seconds: ClassVar[float]
+
+    def positions(self, dataset: Dataset, topic_id: str) -> Mapping[int, int]:
+        """Partition -> first offset not yet stored. After `prepare`. Raises StoreDown, NeedsOperator."""
+
+    def write_together(self, blocks: Sequence[Block]) -> None:
+        """Store blocks of one dataset, one a partition: the rows of all or none.
+
+        Raises what `write` raises; NeedsOperator, and Fenced when a block does not follow what is stored: load the
+        positions again.
+        """
+
+
 class StoreReader(Protocol):
-    """`name` is the store's name on the command line, `route` in URLs, `source` in replies."""
+    """`name` is the store's name on the command line, `route` in URLs, `source` in replies.
+
+    `engine`: what reads the store's data, where more than one can (`stores.engines`); '' where there is but one.
+    """
 
     name: ClassVar[str]
     route: ClassVar[str]
     source: ClassVar[str]
+    engine: ClassVar[str]
     progress: ClassVar[Progress]
 
-    def answer(self, question: Question, as_of: int) -> Answer:
-        """Answer from the batches up to `as_of` only. Thread-safe. Raises StoreDown."""
+    def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
+        """Answer from the batches up to `as_of` only. Thread-safe.
+
+        Raises StoreDown, Backpressure, or QueryTimeout after `seconds`: the store has then been told to stop.
+        """
 
     def position(self, dataset: Dataset) -> Mapping[int, int]:
         """Partition -> first offset not yet loaded, by the store's own transactions. Only for progress `own`."""

@@ -1,9 +1,10 @@
 """From the bytes of a request to canonical rows, and from canonical rows to the bytes every store receives.
 
 A row in canonical form is a tuple `(id, created_at, *columns)` in the dataset's order, with the value types of
-`dataset.Kind`. Its line is that tuple as one JSON object, times as integer microseconds; a Kafka value is such
-lines joined by newlines, and a checksum is the sum of the lines' hashes. Each store's rows, read back into
-canonical form, must give the same lines again: that is what `verify` compares.
+`dataset.Kind`. Its line is that tuple as one JSON object, times as integer microseconds, without the columns added
+later for which it has no value; a Kafka value is such lines joined by newlines, and a checksum is the sum of the
+lines' hashes. Each store's rows, read back into canonical form, must give the same lines again: that is what `verify`
+compares.
 """
 
 import re
@@ -89,6 +90,10 @@ class RowCodec:
         self._many = msgspec.json.Decoder(list[wire])  # type: ignore[valid-type]
         self._stored = _stored_struct(dataset)
         self._encode = msgspec.json.Encoder().encode
+        # Within a value a quote is escaped, so nothing but the column itself looks like this.
+        self._left_out = [
+            b',"%s":%s' % (c.name.encode(), self._encode(_missing(c))) for c in dataset.columns if c.added
+        ]
         self._decode_line = msgspec.json.Decoder(self._stored).decode
         self._derived = {
             column.name: msgspec.json.Decoder(msgspec.defstruct("Derived", [(column.derived_from[1], Any, "")]))
@@ -110,7 +115,10 @@ class RowCodec:
 
     def encode(self, rows: Iterable[Row]) -> list[bytes]:
         """The line of each row, without newlines."""
-        return list(map(self._encode, starmap(self._stored, rows)))
+        lines = list(map(self._encode, starmap(self._stored, rows)))
+        for left_out in self._left_out:
+            lines = [line.replace(left_out, b"") for line in lines]
+        return lines
 
     def decode_line(self, line: bytes) -> Row:
         """A line back into its row; raises Malformed when it is not one of this dataset's lines."""
@@ -217,8 +225,15 @@ def _wire_struct(dataset: Dataset) -> type[msgspec.Struct]:
 
 def _stored_struct(dataset: Dataset) -> type[msgspec.Struct]:
     fields: list[Any] = [("id", int), ("created_at", int)]
-    fields += [(c.name, _STORED_TYPES.get(c.kind, str)) for c in dataset.columns]
+    for column in dataset.columns:
+        kind = _STORED_TYPES.get(column.kind, str)
+        fields.append((column.name, kind, _missing(column)) if column.added else (column.name, kind))
     return msgspec.defstruct(f"Stored{dataset.name.capitalize()}", fields, gc=False)
+
+
+def _missing(column: Column) -> Any:
+    """The canonical form of no value."""
+    return "{}" if column.kind == "json" else _MISSING[column.kind]
 
 
 def _canonical(column: Column, values: Sequence[Any], suspect: bool) -> Sequence[Any]:

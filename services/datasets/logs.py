@@ -86,4 +86,5 @@ DATASET = Dataset(
     orderings=("timestamp", "level", "service", "created_at", "id"),
     filters=("level", "service", "host"),
     alert=Alert("alerts.realtime", "level", "ERROR"),
+    search="message",
 )

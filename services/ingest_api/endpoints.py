@@ -103,8 +103,9 @@ def _endpoint(
             if not rows.count:
                 raise Invalid("no rows: send at least one")
             body_hash = xxhash.xxh3_128_digest(body) if key else b""
+            size = len(body)
             del body  # the rows have all of it; what waits for its commit is held once
-            result = await ingest.service.accept(dataset, rows, key, body_hash)
+            result = await ingest.service.accept(dataset, rows, size, key, body_hash)
         if not result.duplicate:
             accepted.inc(result.rows)
         reply: dict[str, Any] = {"status": "accepted", "type": word, "batch_id": result.batch_id}

@@ -51,7 +51,7 @@ def create_app(settings: IngestSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        upkeep = Upkeep(url, known, settings.request_key_hours)
+        upkeep = Upkeep(url, known, settings.request_key_hours, text_index=settings.ingest_text_index)
         await asyncio.to_thread(upkeep.start)
         readiness.add("postgres", upkeep.problem)
         message_cache = MessageCache(settings.publisher_cache)

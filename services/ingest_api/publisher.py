@@ -21,7 +21,7 @@ from services.core.envelope import batch_of_key, messages
 from services.core.errors import NeedsOperator, StoreDown
 from services.core.ledger import Batch, Part
 from services.core.ports import Outgoing, PartitionReader, TransactionalProducer
-from services.core.rows import RowCodec, Rows
+from services.core.rows import RowCodec, Rows, checksum
 from services.ledger import batches as ledger
 from services.runtime import logs, metrics
 from services.stores.postgres import PostgresReader
@@ -140,6 +140,12 @@ class SlotPublisher:
                 " table; it cannot be published: run `logpipe verify --store postgres`"
             )
         lines = self._codecs[batch.dataset].encode(rows)
+        if checksum(lines) != batch.checksum:
+            raise NeedsOperator(
+                f"batch {batch.batch_id} of {batch.dataset} does not read as it was accepted: by a newer process, whose"
+                " columns this one does not know (let a newer one publish it), or its rows were changed: run"
+                " `logpipe verify --store postgres`"
+            )
         return messages(dataset, batch.batch_id, batch.created_at, Rows.of(rows), lines, self._partitions)
 
     def _known(self, name: str) -> Dataset:

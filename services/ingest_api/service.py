@@ -11,6 +11,8 @@ from services.core.errors import LogpipeError
 from services.core.rows import Rows
 from services.ingest_api.committer import Accepted, Committer, Outcome, Submission
 
+GROUP_BYTES = 16 << 20  # of request bodies: more of them in one transaction gain nothing
+
 _Waiting = tuple[Submission, "asyncio.Future[Outcome]"]
 
 
@@ -19,7 +21,7 @@ class IngestService:
 
     def __init__(self, committers: Sequence[Committer], group_rows: int, group_wait: float) -> None:
         self._committers = committers
-        self._batcher: Batcher[Dataset, _Waiting] = Batcher(group_rows, group_wait, time.monotonic)
+        self._batcher: Batcher[Dataset, _Waiting] = Batcher(group_rows, GROUP_BYTES, group_wait, time.monotonic)
         self._changed = asyncio.Event()
         self._draining = False
         self._threads = ThreadPoolExecutor(len(committers), thread_name_prefix="committer")
@@ -28,10 +30,13 @@ class IngestService:
     def start(self) -> None:
         self._workers = [asyncio.create_task(self._work(committer)) for committer in self._committers]
 
-    async def accept(self, dataset: Dataset, rows: Rows, key: str, body_hash: bytes) -> Accepted:
-        """Returns once the rows are on disk. Raises Conflict, Invalid or StoreDown; nothing is stored then."""
+    async def accept(self, dataset: Dataset, rows: Rows, size: int, key: str, body_hash: bytes) -> Accepted:
+        """Returns once the rows, of a body of `size` bytes, are on disk.
+
+        Raises Conflict, Invalid or StoreDown; nothing is stored then.
+        """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._batcher.add(dataset, (Submission(rows, key, body_hash), future), rows.count)
+        self._batcher.add(dataset, (Submission(rows, key, body_hash), future), rows.count, size)
         self._changed.set()
         outcome = await future
         if isinstance(outcome, LogpipeError):

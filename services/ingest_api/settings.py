@@ -12,6 +12,7 @@ class IngestSettings(PostgresSettings, KafkaSettings, ListenSettings):
     ingest_max_in_flight: int = Field(256 << 20, ge=1024, description="body bytes being worked on; beyond it 503")
     ingest_disk_path: str = Field(".", description="a path on the disk to watch")
     ingest_disk_floor: int = Field(1 << 30, ge=0, description="free bytes below which ingest answers 503")
+    ingest_text_index: bool = Field(True, description="index closed days in PostgreSQL for text search")
     publisher_cache: int = Field(64 << 20, ge=0, description="bytes of messages kept ready for Kafka")
     publisher_rows: int = Field(100_000, ge=1, description="rows of one Kafka transaction, roughly")
     request_key_hours: float = Field(24, gt=0, description="how long an Idempotency-Key is remembered")

@@ -4,6 +4,7 @@ import threading
 import time
 
 from services.core.dataset import Dataset
+from services.core.errors import LogpipeError
 from services.ledger import batches, schema
 from services.runtime import logs
 from services.stores import postgres
@@ -13,14 +14,16 @@ _INTERVAL_SECONDS = 600
 _RETRY_SECONDS = 5
 _STOP_SECONDS = 1
 _DAY_SECONDS = 86_400
+_CLOSING_SECONDS = 3600  # after midnight, in which the last batches of a day may still be written
 _log = logs.get("upkeep")
 
 
 class Upkeep:
-    def __init__(self, url: str, datasets: tuple[Dataset, ...], key_hours: float) -> None:
+    def __init__(self, url: str, datasets: tuple[Dataset, ...], key_hours: float, *, text_index: bool = False) -> None:
         self._url = url
         self._datasets = datasets
         self._key_hours = key_hours
+        self._text_index = text_index
         self._stop = threading.Event()
         self._problem: str | None = None
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
@@ -50,6 +53,8 @@ class Upkeep:
             except Exception as error:  # noqa: BLE001 - this thread must not end: partitions would run out
                 self._problem = str(error)
                 _log.error("day partitions not made ahead", error=str(error), days_ahead=DAYS_AHEAD)
+            if self._text_index:
+                self._index_closed_days()
 
     def _once(self) -> None:
         today = int(time.time()) // _DAY_SECONDS
@@ -57,3 +62,14 @@ class Upkeep:
             for dataset in self._datasets:
                 postgres.ensure_partitions(connection, dataset, today, DAYS_AHEAD)
             batches.forget_requests(connection, self._key_hours)
+
+    def _index_closed_days(self) -> None:
+        """Takes long, and nothing waits for it but this thread, whose days are made well ahead."""
+        closed_before = int(time.time() - _CLOSING_SECONDS) // _DAY_SECONDS
+        try:
+            with schema.connect(self._url) as connection:
+                for dataset in self._datasets:
+                    for partition in postgres.index_search(connection, dataset, closed_before):
+                        _log.info("indexed for text search", partition=partition)
+        except LogpipeError as error:
+            _log.warning("closed days not indexed for text search", error=str(error))

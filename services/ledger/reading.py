@@ -102,6 +102,14 @@ def sink_offsets(connection: Connection, store: str, dataset: str) -> dict[int, 
         return dict(connection.execute(query, (store, dataset)).fetchall())
 
 
+def replayed(connection: Connection, store: str, dataset: str) -> int | None:
+    """The batch up to which a replay under way has come; None when there is none."""
+    query = "SELECT next_batch - 1 FROM replays WHERE store = %s AND dataset = %s"
+    with translated():
+        row = connection.execute(query, (store, dataset)).fetchone()
+    return None if row is None else int(row[0])
+
+
 def _one(connection: Connection, query: LiteralString, parameters: Sequence[Any] = ()) -> tuple[Any, ...]:
     row: tuple[Any, ...] | None = connection.execute(query, parameters).fetchone()
     assert row is not None

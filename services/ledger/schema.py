@@ -70,17 +70,77 @@ CREATE TABLE IF NOT EXISTS sink_progress (
     PRIMARY KEY (store, dataset, partition)
 );
 
+-- Stores being refilled from PostgreSQL. Of the batches up to `last_batch`, those below `next_batch` are done with;
+-- `range_last`: next_batch..range_last is being written. `id` is new whenever a replay begins anew.
+CREATE TABLE IF NOT EXISTS replays (
+    store      text NOT NULL,
+    dataset    text NOT NULL,
+    id         uuid NOT NULL,
+    next_batch bigint NOT NULL,
+    last_batch bigint NOT NULL,
+    range_last bigint,
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (store, dataset)
+);
+
 -- The lowest batch that retention has left in place, per dataset.
 CREATE TABLE IF NOT EXISTS floors (
     dataset  text PRIMARY KEY,
     batch_id bigint NOT NULL
 );
+
+-- Alerting: how far it has read its topic, and the second (of acceptance) before which all is judged.
+CREATE TABLE IF NOT EXISTS alert_positions (
+    partition   int PRIMARY KEY,
+    topic_id    text NOT NULL,
+    next_offset bigint NOT NULL,
+    judged      bigint NOT NULL
+);
+
+-- Error rows of each second, as far back as a rule looks; the newest message as a sample.
+CREATE TABLE IF NOT EXISTS alert_counts (
+    service text NOT NULL,
+    second  bigint NOT NULL,
+    rows    bigint NOT NULL,
+    sample  text NOT NULL,
+    PRIMARY KEY (service, second)
+);
+
+-- One row an episode; of a rule and a service one at a time is open.
+CREATE TABLE IF NOT EXISTS alerts (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    rule           text NOT NULL,
+    service        text NOT NULL,
+    threshold      bigint NOT NULL,
+    window_seconds int NOT NULL,
+    opened_at      timestamptz NOT NULL,
+    quiet_since    timestamptz,
+    resolved_at    timestamptz,
+    count          bigint NOT NULL,
+    peak           bigint NOT NULL,
+    sample         text NOT NULL
+);
+CREATE UNIQUE INDEX IF NOT EXISTS alerts_open ON alerts (rule, service) WHERE resolved_at IS NULL;
+
+-- What is to be posted to a webhook, written in the transaction that opens or resolves the alert.
+CREATE TABLE IF NOT EXISTS alert_posts (
+    alert_id     bigint NOT NULL REFERENCES alerts ON DELETE CASCADE,
+    event        text NOT NULL CHECK (event IN ('opened', 'resolved')),
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    attempts     int NOT NULL DEFAULT 0,
+    next_try_at  timestamptz NOT NULL DEFAULT now(),
+    problem      text NOT NULL DEFAULT '',
+    delivered_at timestamptz,
+    PRIMARY KEY (alert_id, event)
+);
+CREATE INDEX IF NOT EXISTS alert_posts_due ON alert_posts (next_try_at) WHERE delivered_at IS NULL;
 """
 
 
 _MADE = [
     *("batch_ids", "batches", "batches_unpublished", "requests", "requests_age"),
-    *("slots", "slot_positions", "sink_progress", "floors"),
+    *("slots", "slot_positions", "sink_progress", "replays", "floors"),
+    *("alert_positions", "alert_counts", "alerts", "alerts_open", "alert_posts", "alert_posts_due"),
 ]
 
 CONNECTION: dict[str, Any] = {

@@ -1,6 +1,6 @@
 """How far each store's sink has come, by compare-and-set: whoever lost a partition learns it here, before he writes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ class SinkProgress:
         store, dataset = self._key
         with self._connected() as connection:
             schema.prepare(connection)
-            self._refuse_another_topic(connection)
+            refuse_another_topic(connection, store, dataset, self._topic_id)
             connection.execute(
                 "INSERT INTO sink_progress (store, dataset, topic_id, partition, next_offset)"
                 " SELECT %s, %s, %s, unnest(%s::int[]), 0 ON CONFLICT DO NOTHING",
@@ -81,19 +81,6 @@ class SinkProgress:
             "last": intent.last,
         }
 
-    def _refuse_another_topic(self, connection: psycopg.Connection[Any]) -> None:
-        store, dataset = self._key
-        other = connection.execute(
-            "SELECT topic_id FROM sink_progress WHERE store = %s AND dataset = %s AND topic_id <> %s LIMIT 1",
-            (store, dataset, self._topic_id),
-        ).fetchone()
-        if other:
-            raise NeedsOperator(
-                f"the topic of {dataset} was deleted and made again (id {other[0]}, now {self._topic_id}): what it held"
-                f" and {store} had not loaded is lost to it. Settle that with `logpipe verify`, then delete the rows of"
-                f" {store}/{dataset} from table sink_progress to start with the new topic"
-            )
-
     @contextmanager
     def _connected(self) -> Iterator[psycopg.Connection[Any]]:
         if self._connection is None:
@@ -104,6 +91,43 @@ class SinkProgress:
         except StoreDown:
             self.close()
             raise
+
+
+def refuse_another_topic(connection: psycopg.Connection[Any], store: str, dataset: str, topic_id: str) -> None:
+    """Raises NeedsOperator when the positions are those of a topic that is no more."""
+    other = connection.execute(
+        "SELECT topic_id FROM sink_progress WHERE store = %s AND dataset = %s AND topic_id <> %s LIMIT 1",
+        (store, dataset, topic_id),
+    ).fetchone()
+    if other:
+        raise NeedsOperator(
+            f"the topic of {dataset} was deleted and made again (id {other[0]}, now {topic_id}): what it held"
+            f" and {store} had not loaded is lost to it. Settle that with `logpipe verify`, then delete the rows of"
+            f" {store}/{dataset} from table sink_progress to start with the new topic"
+        )
+
+
+def skip(
+    connection: psycopg.Connection[Any], store: str, dataset: str, topic_id: str, bounds: Mapping[int, tuple[int, int]]
+) -> None:
+    """Give up what the topic no longer has, for a replay to bring. `bounds`: partition -> first offset kept, end.
+
+    A partition that has no position begins at its end; one whose next messages were deleted goes on at the first kept.
+    Call it within the transaction that notes the replay, and only while nobody loads the topic into the store.
+    """
+    refuse_another_topic(connection, store, dataset, topic_id)
+    firsts, ends = zip(*bounds.values(), strict=True)
+    connection.execute(
+        "INSERT INTO sink_progress (store, dataset, topic_id, partition, next_offset)"
+        " SELECT %s, %s, %s, * FROM unnest(%s::int[], %s::bigint[]) ON CONFLICT DO NOTHING",
+        (store, dataset, topic_id, list(bounds), list(ends)),
+    )
+    connection.execute(
+        "UPDATE sink_progress SET next_offset = first, intent_first = NULL, intent_last = NULL, updated_at = now()"
+        " FROM unnest(%s::int[], %s::bigint[]) AS kept(partition, first)"
+        " WHERE store = %s AND dataset = %s AND sink_progress.partition = kept.partition AND next_offset < first",
+        (list(bounds), list(firsts), store, dataset),
+    )
 
 
 def positions(postgres_url: str, store: str, dataset: str) -> dict[int, SinkPosition]:

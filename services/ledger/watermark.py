@@ -49,11 +49,16 @@ class Settled:
 
 
 class Loaded:
-    """Every batch of one dataset up to `end` is loaded in one store."""
+    """Every batch of one dataset up to `end` was taken by one store's stream, and up to `mark` is loaded there."""
 
     def __init__(self) -> None:
         self.end = 0
+        self.replayed: int | None = None  # a replay under way vouches for no more than this
         self._offsets: Mapping[int, int] = {}
+
+    @property
+    def mark(self) -> int:
+        return self.end if self.replayed is None else min(self.end, self.replayed)
 
     def confirm(self, offsets: Mapping[int, int]) -> None:
         """Partition -> first offset not loaded. A store that fell back was rebuilt: it is walked from the start."""
@@ -106,15 +111,17 @@ class Watermarks:
             own = reader.position(dataset) if reader.progress == "own" else None
             with self._ledger.connection() as connection:
                 loaded.confirm(reading.sink_offsets(connection, reader.name, dataset.name) if own is None else own)
+                # After the offsets: a replay moves them only together with its own beginning.
+                loaded.replayed = reading.replayed(connection, reader.name, dataset.name)
                 self._catch_up(connection, loaded, dataset, settled)
-            return loaded.end
+            return loaded.mark
 
     def last_known(self, reader: StoreReader, dataset: Dataset) -> int:
         """The watermark as last asked for: still true, if the ledger cannot be reached."""
         if reader.progress == "ledger":
             return self._settled.end
         loaded = self._loaded.get((reader.name, dataset.name))
-        return loaded[0].end if loaded else 0
+        return loaded[0].mark if loaded else 0
 
     def lag(self, dataset: Dataset, watermark: int) -> int:
         """How many batches of `dataset` were accepted above `watermark`."""

@@ -75,7 +75,9 @@ class Reply:
     body: bytes
     format: str
     read_rows: int = 0
+    read_bytes: int = 0
     written_rows: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -119,7 +121,13 @@ class Engine:
                 if insert_format:
                     return _insert(session, statement, insert_format, data)
                 result = session.query(statement, default_format, params=parameters or None)
-                return Reply(result.bytes(), default_format, read_rows=result.rows_read())
+                return Reply(
+                    result.bytes(),
+                    default_format,
+                    read_rows=result.storage_rows_read(),
+                    read_bytes=result.storage_bytes_read(),
+                    seconds=result.elapsed(),
+                )
             except RuntimeError as error:
                 raise QueryError(str(error)) from error
             finally:
@@ -246,7 +254,12 @@ async def _query(request: Request) -> Response:
     headers["X-ClickHouse-Format"] = reply.format
     headers["X-ClickHouse-Timezone"] = "UTC"
     headers["X-ClickHouse-Summary"] = json.dumps(
-        {"read_rows": str(reply.read_rows), "written_rows": str(reply.written_rows)}
+        {
+            "read_rows": str(reply.read_rows),
+            "read_bytes": str(reply.read_bytes),
+            "written_rows": str(reply.written_rows),
+            "elapsed_ns": str(int(reply.seconds * 1e9)),
+        }
     )
     return Response(reply.body, headers=headers, media_type="text/plain; charset=UTF-8")
 

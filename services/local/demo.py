@@ -11,13 +11,12 @@ from typing import Any
 
 import click
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from services.core.metric_names import FRESHNESS_SECONDS
-from services.local import view
+from services.local import freshness, view
+from services.local.freshness import Freshness
 from services.local.main import Command
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
@@ -35,9 +34,6 @@ _QUESTIONS = {
     "newest 100 logs": "logs?limit=100&count=none",
 }
 
-Buckets = dict[float, float]
-"""A histogram: upper bound in seconds -> how many observations were at most that."""
-
 
 @click.command(cls=Command)
 @click.option("--rate", default=30_000, show_default=True, help="Rows a second, logs and events together.")
@@ -50,14 +46,14 @@ def demo(rate: int, seconds: int) -> None:
     settings = LocalSettings()
     view.bring_up(console, Stack(settings))
     with httpx.Client(timeout=60, trust_env=False) as client:
-        before = _freshness(client, settings)
+        before = freshness.read(client, settings)
         sent = _drive(console, client, settings, rate, seconds)
         with console.status("draining and verifying: every row of every store is read back and compared"):
             started = time.monotonic()
             report = verify(settings, _DRAIN_SECONDS, "--all")
             took = time.monotonic() - started
-        after = _freshness(client, settings)
-        fresh = {store: _difference(after[store], before[store]) for store in after}
+        after = freshness.read(client, settings)
+        fresh = {store: after[store].since(before[store]) for store in after}
         console.print(_stores_table(report, fresh, sent / seconds * 60))
         console.print(_answers_table(client, settings))
     console.print(
@@ -98,40 +94,11 @@ def _acked(client: httpx.Client, control: str) -> int:
     return int(stats["logs_sent"] + stats["events_sent"])
 
 
-def _freshness(client: httpx.Client, settings: LocalSettings) -> dict[str, Buckets]:
-    """Store -> histogram of the time from acceptance until stored, of all datasets."""
-    found: dict[str, Buckets] = {"clickhouse": {}, "lake": {}}
-    for port in (settings.stream_to_store_port, settings.stream_to_lake_port):
-        text = client.get(f"http://127.0.0.1:{port}/metrics").text
-        for family in text_string_to_metric_families(text):
-            if family.name != FRESHNESS_SECONDS.name:
-                continue
-            for sample in family.samples:
-                if sample.name.endswith("_bucket"):
-                    buckets = found[sample.labels["store"]]
-                    bound = float(sample.labels["le"])
-                    buckets[bound] = buckets.get(bound, 0.0) + sample.value
-    return found
+def _seconds(freshness: Freshness) -> str:
+    return " / ".join("-" if (q := freshness.quantile(share)) is None else f"{q:.1f}" for share in (0.5, 0.99)) + " s"
 
 
-def _difference(after: Buckets, before: Buckets) -> Buckets:
-    return {bound: count - before.get(bound, 0.0) for bound, count in sorted(after.items())}
-
-
-def _quantile(buckets: Buckets, q: float) -> str:
-    """Interpolated within its bucket, as Prometheus does."""
-    total = max(buckets.values(), default=0.0)
-    lower, below = 0.0, 0.0
-    for bound, count in buckets.items():
-        if total and count >= q * total:
-            if bound == float("inf"):
-                return f"> {lower:g}"
-            return f"{lower + (bound - lower) * (q * total - below) / (count - below):.1f}"
-        lower, below = bound, count
-    return "-"
-
-
-def _stores_table(report: Mapping[str, Any], fresh: Mapping[str, Buckets], rows_per_minute: float) -> Table:
+def _stores_table(report: Mapping[str, Any], fresh: Mapping[str, Freshness], rows_per_minute: float) -> Table:
     table = Table(title="Every store against the ledger", title_justify="left")
     table.add_column("store", no_wrap=True)
     for heading in ("accepted", "found", "lost", "doubled", "extra", "dead", "checksums"):
@@ -146,14 +113,13 @@ def _stores_table(report: Mapping[str, Any], fresh: Mapping[str, Buckets], rows_
         for result in report["results"]:
             if result["store"] == store:
                 sums.update({name: count for name, count in result.items() if type(count) is int})
-        buckets = fresh.get(store)
         table.add_row(
             title,
             f"{sums['expected']:,}",
             f"{sums['found']:,}",
             *(_fault(sums[name]) for name in ("missing", "duplicated", "extra", "dead_lettered")),
             f"{sums['compared'] - sums['differing']:,}/{sums['compared']:,}",
-            f"{_quantile(buckets, 0.5)} / {_quantile(buckets, 0.99)} s" if buckets else "at once",
+            _seconds(fresh[store]) if store in fresh else "at once",
             f"{rows_per_minute:,.0f}",
         )
     return table

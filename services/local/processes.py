@@ -42,20 +42,39 @@ def stream_to_store(settings: LocalSettings) -> Program:
 
 
 def stream_to_lake(settings: LocalSettings) -> Program:
+    if settings.lake_writer == "embedded":
+        return _process(
+            settings,
+            "stream-to-store",
+            "LOGPIPE_STREAM_TO_STORE_PORT",
+            settings.stream_to_lake_port,
+            arguments=("--store", "lake"),
+            name="stream-to-lake",
+        )
     program = _process(
         settings,
         "stream-to-lake",
         "LOGPIPE_STREAM_TO_LAKE_PORT",
         settings.stream_to_lake_port,
-        environment={
-            "LOGPIPE_SPARK_JARS": ",".join(jars.spark_jars()),
-            "PYSPARK_PYTHON": sys.executable,
-            "SPARK_LOCAL_IP": "127.0.0.1",
-            "SPARK_LOCAL_DIRS": str(settings.folder / "stream-to-lake" / "scratch"),
-        },
+        environment=_spark_environment(settings, "stream-to-lake"),
     )
     # Each of its commits takes all cores for a second; what is being answered meanwhile goes first.
     return replace(program, command=("nice", "-n", "5", *program.command))
+
+
+def realtime_aggregator(settings: LocalSettings) -> Program:
+    return _process(
+        settings,
+        "realtime-aggregator",
+        "LOGPIPE_REALTIME_PORT",
+        settings.realtime_port,
+        environment=_spark_environment(settings, "realtime-aggregator"),
+    )
+
+
+def maintain(settings: LocalSettings) -> Program:
+    program = _process(settings, "maintain", "LOGPIPE_MAINTAIN_PORT", settings.maintain_port)
+    return replace(program, command=("nice", "-n", "10", *program.command))
 
 
 def generator(settings: LocalSettings) -> Program:
@@ -68,6 +87,10 @@ def generator(settings: LocalSettings) -> Program:
     )
 
 
+def alerting(settings: LocalSettings) -> Program:
+    return _process(settings, "alerting", "LOGPIPE_ALERTING_PORT", settings.alerting_port)
+
+
 def query_api(settings: LocalSettings) -> Program:
     return _process(
         settings,
@@ -77,19 +100,31 @@ def query_api(settings: LocalSettings) -> Program:
     )
 
 
+def _spark_environment(settings: LocalSettings, name: str) -> dict[str, str]:
+    return {
+        "LOGPIPE_SPARK_JARS": ",".join(jars.spark_jars()),
+        "PYSPARK_PYTHON": sys.executable,
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "SPARK_LOCAL_DIRS": str(settings.folder / name / "scratch"),
+    }
+
+
 def _process(
     settings: LocalSettings,
-    name: str,
+    command: str,
     setting: str,
     port: int,
     *,
     arguments: tuple[str, ...] = (),
     environment: dict[str, str] | None = None,
+    name: str = "",
 ) -> Program:
+    """`name`: where it is not that of its command."""
     address = f"http://127.0.0.1:{port}"
+    name = name or command
     return Program(
         name=name,
-        command=(sys.executable, "-m", "services", name, *arguments),
+        command=(sys.executable, "-m", "services", command, *arguments),
         folder=settings.folder / name,
         address=address,
         ports={setting: port},

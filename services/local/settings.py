@@ -3,11 +3,13 @@
 import socket
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr
 
 from services.runtime.settings import Port, Settings
+
+LakeWriter = Literal["spark", "embedded"]
 
 
 class LocalSettings(Settings):
@@ -20,6 +22,13 @@ class LocalSettings(Settings):
     kafka_url: str | None = Field(None, description="use this Kafka, do not start one")
     hdfs_url: str | None = Field(None, description="use this HDFS, do not start one")
     clickhouse_url: SecretStr | None = Field(None, description="use this ClickHouse, do not start the embedded one")
+    redis_url: SecretStr | None = Field(None, description="use this Redis, do not start one")
+    spark_connect_url: str | None = Field(None, description="use this Spark Connect server, do not start one")
+
+    lake_writer: LakeWriter = Field(
+        "spark",
+        description="what fills the lake of the local stack: spark, or embedded, which is cheaper and needs no JVM",
+    )
 
     local_postgres_port: Port = Field(15432, description="PostgreSQL of the local stack")
     local_kafka_port: Port = Field(19092, description="Kafka of the local stack")
@@ -30,12 +39,17 @@ class LocalSettings(Settings):
     local_datanode_ipc_port: Port = Field(18067, description="HDFS DataNode, RPC")
     local_datanode_http_port: Port = Field(18064, description="HDFS DataNode, web page")
     local_clickhouse_port: Port = Field(18123, description="embedded ClickHouse engine, HTTP")
+    local_redis_port: Port = Field(16379, description="Redis of the local stack")
+    local_spark_connect_port: Port = Field(15002, description="Spark Connect server of the local stack")
 
     ingest_port: Port = Field(8081, description="ingest API")
     generator_port: Port = Field(30800, description="generator")
     query_port: Port = Field(30801, description="query API")
     stream_to_store_port: Port = Field(8083, description="operations port of stream-to-store")
+    alerting_port: Port = Field(8088, description="operations port of alerting")
     stream_to_lake_port: Port = Field(8084, description="operations port of stream-to-lake")
+    maintain_port: Port = Field(8085, description="operations port of maintain")
+    realtime_port: Port = Field(8087, description="operations port of realtime-aggregator")
 
     @classmethod
     def on_free_ports(cls, stack: Path) -> Self:
@@ -46,7 +60,8 @@ class LocalSettings(Settings):
             for each in sockets:
                 each.bind(("127.0.0.1", 0))
             ports = {name: each.getsockname()[1] for name, each in zip(names, sockets, strict=True)}
-        return cls(stack=stack, postgres_url=None, kafka_url=None, hdfs_url=None, clickhouse_url=None, **ports)
+        urls = dict.fromkeys(name for name in cls.model_fields if name.endswith("_url"))
+        return cls(stack=stack, **urls, **ports)
 
     @property
     def folder(self) -> Path:
@@ -56,9 +71,12 @@ class LocalSettings(Settings):
         """What every process of the pipeline is told by its environment: where the components are."""
         postgres = f"postgresql://logpipe@127.0.0.1:{self.local_postgres_port}/logpipe"
         clickhouse = f"http://127.0.0.1:{self.local_clickhouse_port}"
+        redis = f"redis://127.0.0.1:{self.local_redis_port}/0"
         return {
             "LOGPIPE_POSTGRES_URL": self.postgres_url.get_secret_value() if self.postgres_url else postgres,
             "LOGPIPE_KAFKA_URL": self.kafka_url or f"127.0.0.1:{self.local_kafka_port}",
             "LOGPIPE_HDFS_URL": self.hdfs_url or f"hdfs://127.0.0.1:{self.local_namenode_port}",
             "LOGPIPE_CLICKHOUSE_URL": self.clickhouse_url.get_secret_value() if self.clickhouse_url else clickhouse,
+            "LOGPIPE_REDIS_URL": self.redis_url.get_secret_value() if self.redis_url else redis,
+            "LOGPIPE_SPARK_CONNECT_URL": self.spark_connect_url or f"sc://127.0.0.1:{self.local_spark_connect_port}",
         }

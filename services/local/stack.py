@@ -14,7 +14,7 @@ from typing import Self
 import psutil
 
 from services.core.errors import Invalid, NeedsOperator
-from services.local import clickhouse, hdfs, kafka, postgres, processes
+from services.local import clickhouse, hdfs, kafka, postgres, processes, redis, spark_connect
 from services.local.program import Program
 from services.local.settings import LocalSettings
 from services.local.supervision import State, Supervisor
@@ -33,6 +33,7 @@ class _Entry:
     make: Callable[[LocalSettings], Program]
     needs: tuple[str, ...] = ()
     replaced_by: str | None = None  # the setting with the URL of somebody else's
+    optional: bool = False  # started only when it is named
 
 
 # Each stands below those it needs: it starts after, and stops before them.
@@ -42,10 +43,19 @@ _PROGRAMS: Mapping[str, _Entry] = {
     "namenode": _Entry(hdfs.namenode, replaced_by="hdfs_url"),
     "datanode": _Entry(hdfs.datanode, needs=("namenode",), replaced_by="hdfs_url"),
     "clickhouse": _Entry(clickhouse.clickhouse, replaced_by="clickhouse_url"),
+    "redis": _Entry(redis.redis_server, replaced_by="redis_url"),
+    "spark-connect": _Entry(
+        spark_connect.spark_connect, needs=("datanode",), replaced_by="spark_connect_url", optional=True
+    ),
     "ingest-api": _Entry(processes.ingest_api, needs=("postgres", "kafka")),
     "ingest-api-2": _Entry(processes.ingest_api_2, needs=("ingest-api",)),
     "stream-to-store": _Entry(processes.stream_to_store, needs=("postgres", "kafka", "clickhouse")),
     "stream-to-lake": _Entry(processes.stream_to_lake, needs=("postgres", "kafka", "datanode")),
+    "realtime-aggregator": _Entry(
+        processes.realtime_aggregator, needs=("postgres", "kafka", "datanode"), optional=True
+    ),
+    "maintain": _Entry(processes.maintain, needs=("postgres", "clickhouse", "datanode")),
+    "alerting": _Entry(processes.alerting, needs=("postgres", "kafka"), optional=True),
     "query-api": _Entry(processes.query_api, needs=("postgres", "clickhouse", "datanode")),
     "generator": _Entry(processes.generator, needs=("ingest-api",)),
 }
@@ -57,7 +67,8 @@ Watcher = Callable[[str, str], None]
 class Stack:
     """One stack in one folder; all methods block. As a context it is up inside and down after.
 
-    `only`: the names of the programs it is about; all when empty. Of these, whatever a URL replaces is left out.
+    `only`: the names of the programs it is about; when empty, all but the optional ones. Of these, whatever a URL
+    replaces is left out.
     """
 
     def __init__(self, settings: LocalSettings, only: tuple[str, ...] = ()) -> None:
@@ -66,7 +77,7 @@ class Stack:
         self.settings = settings
         self.folder = settings.folder
         self.supervisor = Supervisor(self.folder)
-        self._only = only or NAMES
+        self._only = only or tuple(name for name, entry in _PROGRAMS.items() if not entry.optional)
 
     def __enter__(self) -> Self:
         try:

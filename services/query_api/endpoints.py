@@ -1,7 +1,7 @@
 """Routes of the query API: three for each dataset, made from its description, and one for all."""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel
@@ -9,9 +9,12 @@ from pydantic import BaseModel
 from services.core.dataset import Dataset
 from services.core.errors import Invalid
 from services.query_api.parameters import (
-    AggregateParameters,
-    ListParameters,
+    CompareParameters,
+    OneStoreAggregate,
+    OneStoreList,
+    StatsParameters,
     aggregate_parameters,
+    compare_parameters,
     list_parameters,
 )
 from services.query_api.replies import aggregate_reply, comparison_reply, rows_reply, stats_reply
@@ -19,6 +22,17 @@ from services.query_api.service import QueryService
 from services.runtime.http import needs
 
 COMPARED_BY_DEFAULT = "logs"
+
+_PROBLEM = {"application/problem+json": {"schema": {"type": "object", "required": ["title", "status", "detail"]}}}
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": description, "content": _PROBLEM}
+    for status, description in (
+        (401, "no token, or a wrong one"),
+        (422, "not acceptable; the detail says what is"),
+        (503, "a store is down or full; `store` names it"),
+        (504, "the question took too long"),
+    )
+}
 
 
 def _service(request: Request) -> QueryService:
@@ -33,15 +47,18 @@ Store = Annotated[str, Path(description="postgres, clickhouse or hdfs")]
 
 def router(datasets: Sequence[Dataset]) -> APIRouter:
     """All routes; whatever `store` or `dataset` does not exist is answered with those that do."""
-    routes = APIRouter(prefix="/api/query", dependencies=[needs("read")])
+    routes = APIRouter(prefix="/api/query", dependencies=[needs("read")], responses=_PROBLEMS)
     for dataset in datasets:
         _add_compare(routes, f"/compare/{dataset.name}", dataset)
         if dataset.name == COMPARED_BY_DEFAULT:
             _add_compare(routes, "/compare", dataset)
 
     @routes.get("/{store}/stats", tags=["all datasets"], summary="Rows of each dataset")
-    def stats(store: Store, service: Service) -> Response:
-        return stats_reply(service.stats(store))
+    def stats(store: Store, parameters: Annotated[StatsParameters, Query()], service: Service) -> Response:
+        answers = service.stats(
+            store, parameters.as_of, parameters.engine, scan=parameters.scan, use_cache=parameters.use_cache
+        )
+        return stats_reply(answers)
 
     for dataset in datasets:
         _add_questions(routes, dataset)
@@ -55,29 +72,34 @@ def router(datasets: Sequence[Dataset]) -> APIRouter:
 
 
 def _add_compare(routes: APIRouter, path: str, dataset: Dataset) -> None:
-    def compare(parameters: ListParameters, service: Service) -> Response:
-        return comparison_reply(service.compare(parameters.question(dataset)))
+    def compare(parameters: CompareParameters, service: Service) -> Response:
+        question, as_of = parameters.compared(dataset)
+        return comparison_reply(service.compare(question, as_of, all_engines=parameters.engines == "all"), question)
 
     summary = f"The same {dataset.name} from every store, and whether they agree"
-    routes.get(path, tags=[dataset.name], summary=summary)(_taking(list_parameters(dataset), compare))
+    routes.get(path, tags=[dataset.name], summary=summary)(_taking(compare_parameters(dataset), compare))
 
 
 def _add_questions(routes: APIRouter, dataset: Dataset) -> None:
-    def rows(store: Store, parameters: ListParameters, service: Service) -> Response:
-        question = parameters.question(dataset)
-        return rows_reply(service.ask(store, question), question)
+    def rows(store: Store, parameters: OneStoreList, service: Service) -> Response:
+        question, as_of = parameters.listed(dataset)
+        reply = service.ask(store, question, as_of, parameters.engine, use_cache=parameters.use_cache)
+        return rows_reply(reply, question)
 
-    def aggregate(store: Store, parameters: AggregateParameters, service: Service) -> Response:
-        question = parameters.question(dataset)
-        return aggregate_reply(service.ask(store, question), question)
+    def aggregate(store: Store, parameters: OneStoreAggregate, service: Service) -> Response:
+        question, as_of = parameters.aggregated(dataset)
+        reply = service.ask(store, question, as_of, parameters.engine, use_cache=parameters.use_cache)
+        return aggregate_reply(reply, question)
 
     path = f"/{{store}}/{dataset.name}"
     routes.get(path, tags=[dataset.name], summary=f"Rows of {dataset.name}, the latest first")(
         _taking(list_parameters(dataset), rows)
     )
-    routes.get(f"{path}/aggregate", tags=[dataset.name], summary="How many rows have each value")(
-        _taking(aggregate_parameters(dataset), aggregate)
-    )
+    routes.get(
+        f"{path}/aggregate",
+        tags=[dataset.name],
+        summary="How many rows have each value, or fall in each minute, hour or day",
+    )(_taking(aggregate_parameters(dataset), aggregate))
 
 
 def _taking(parameters: type[BaseModel], handler: Handler) -> Handler:

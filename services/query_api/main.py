@@ -11,8 +11,11 @@ from starlette.concurrency import run_in_threadpool
 
 from services import datasets, stores
 from services.core.errors import StoreDown
+from services.core.ports import QUESTION_SECONDS
 from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
+from services.query_api import alerts, reports
+from services.query_api.cache import CacheSettings, open_cache
 from services.query_api.endpoints import router
 from services.query_api.service import QueryService
 from services.runtime import logs
@@ -23,19 +26,31 @@ from services.runtime.settings import ListenSettings, Port, PostgresSettings
 _MEASURE_SECONDS = 5
 
 
-class QuerySettings(ListenSettings, PostgresSettings):
+class QuerySettings(ListenSettings, PostgresSettings, CacheSettings):
     query_port: Port = Field(30801, description="port of the query API")
+    query_seconds: float = Field(
+        QUESTION_SECONDS, gt=0, le=600, description="time a store has for an answer; then it is cancelled there: 504"
+    )
 
 
 def application(settings: QuerySettings) -> FastAPI:
     known = datasets.all_datasets()
+    # One line each: a router opens and closes what it needs in a lifespan of its own (`APIRouter(lifespan=...)`).
+    routers = [
+        router(known),
+        reports.router(settings),
+        alerts.router(settings),
+    ]
     readiness = Readiness()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         ledger = Ledger(settings.postgres_url.get_secret_value())
         watermarks = Watermarks(ledger)
-        service = QueryService([stores.open_reader(name) for name in stores.readers()], known, watermarks)
+        names = stores.readers()
+        readers, engines = map(stores.open_reader, names), {name: stores.engines(name) for name in names}
+        cache = open_cache(settings)
+        service = QueryService(list(readers), known, watermarks, engines, settings.query_seconds, cache)
         app.state.service = service
         readiness.add("ledger", lambda: _problem(watermarks))
         measuring = asyncio.create_task(_measure(service))
@@ -44,9 +59,11 @@ def application(settings: QuerySettings) -> FastAPI:
         with suppress(asyncio.CancelledError):
             await measuring
         await run_in_threadpool(service.close)
+        if cache is not None:
+            cache.close()
         ledger.close()
 
-    return make_app("Query API", settings, [router(known)], lifespan, readiness)
+    return make_app("Query API", settings, routers, lifespan, readiness)
 
 
 def _problem(watermarks: Watermarks) -> str | None:

@@ -1,8 +1,9 @@
 """Query parameters of one dataset, made from its description, and the questions they ask."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
@@ -10,10 +11,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from services.core.dataset import Column, Dataset
 from services.core.errors import Invalid
 from services.core.instants import LAST_INSTANT
-from services.core.queries import AggregateQuestion, Filters, ListQuestion
+from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.query_api.cursor import Cursor
 
 MAX_LIMIT = 10_000
 MAX_OFFSET = 1_000_000_000
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_TEXT = "q"
+Bucket = Literal["1m", "1h", "1d"]
+Point = int | None
+"""A batch that the client wants to be answered at, None for the latest."""
 
 
 def _microseconds(value: str) -> int:
@@ -56,9 +65,22 @@ _Text = Annotated[str, AfterValidator(_without_nul)]
 _Uuid = Annotated[UUID, AfterValidator(str)]
 
 
-class _Parameters(BaseModel):
+class Parameters(BaseModel):
+    """What every question takes."""
+
     model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
 
+    as_of: int | None = Field(
+        None, ge=0, description="answer from the batches up to this one; else the latest there is"
+    )
+    method: Literal["auto", "scan"] = Field("auto", description="`scan`: read the rows, so that times can be compared")
+
+    @property
+    def scan(self) -> bool:
+        return self.method == "scan"
+
+
+class _Filtered(Parameters):
     start_time: _Instant | None = Field(None, description="rows at or after: epoch seconds or ISO 8601")
     end_time: _Instant | None = Field(None, description="rows before: epoch seconds or ISO 8601")
 
@@ -67,18 +89,19 @@ class _Parameters(BaseModel):
         if start is not None and end is not None and end < start:
             raise Invalid("end_time is before start_time")
         equals = tuple((name, value) for name in dataset.filters if (value := getattr(self, name)) is not None)
-        return Filters(equals, _within(start), _within(end))
+        return Filters(equals, _within(start), _within(end), (dataset.search and getattr(self, _TEXT)) or "")
 
 
-class ListParameters(_Parameters):
+class ListParameters(_Filtered):
     limit: int = Field(100, ge=1, le=MAX_LIMIT)
     offset: int = Field(0, ge=0, le=MAX_OFFSET)
+    cursor: str | None = Field(None, description="next_cursor of the page before: a deep page at the cost of the first")
     order_by: str
     order_dir: Literal["desc", "asc"] = "desc"
     count: Literal["exact", "none"] = Field("exact", description="`none` leaves total_count out: it costs a scan")
 
-    def question(self, dataset: Dataset) -> ListQuestion:
-        return ListQuestion(
+    def listed(self, dataset: Dataset) -> tuple[ListQuestion, Point]:
+        question = ListQuestion(
             dataset,
             self.filters(dataset),
             _column_name(dataset, self.order_by),
@@ -86,35 +109,118 @@ class ListParameters(_Parameters):
             self.limit,
             self.offset,
             self.count == "exact",
+            scan=self.scan,
         )
+        return (question, self.as_of) if self.cursor is None else self._continued(question, self.cursor)
+
+    def _continued(self, question: ListQuestion, token: str) -> tuple[ListQuestion, Point]:
+        cursor = Cursor.decode(token, question.dataset, question.filters)
+        pinned = {
+            "order_by": (question.order_by, cursor.order_by),
+            "order_dir": (question.descending, cursor.descending),
+            "offset": (question.offset, 0),
+            "as_of": (self.as_of, cursor.as_of),
+        }
+        for name, (given, wanted) in pinned.items():
+            if name in self.model_fields_set and given != wanted:
+                raise Invalid(f"{name}: the cursor has its own; leave one of them out")
+        place = (cursor.value, cursor.row_id)
+        following = replace(question, order_by=cursor.order_by, descending=cursor.descending, after=place)
+        return following, cursor.as_of
 
 
-class AggregateParameters(_Parameters):
-    group_by: str
+class AggregateParameters(_Filtered):
+    group_by: str | None
+    bucket: Bucket | None = Field(None, description="count by time, too, or only: then leave group_by out")
 
-    def question(self, dataset: Dataset) -> AggregateQuestion:
-        return AggregateQuestion(dataset, _column_name(dataset, self.group_by), self.filters(dataset))
+    def aggregated(self, dataset: Dataset) -> tuple[AggregateQuestion, Point]:
+        group_by = self.group_by or (None if self.bucket else dataset.groupings[0])
+        column = None if group_by is None else _column_name(dataset, group_by)
+        width = BUCKETS[self.bucket] if self.bucket else None
+        return AggregateQuestion(dataset, column, self.filters(dataset), width, self.scan), self.as_of
 
 
-def list_parameters(dataset: Dataset) -> type[ListParameters]:
-    order_by = (_one_of(dataset, dataset.orderings), Field(dataset.by_name[dataset.time].wire))
-    return create_model(
-        f"{dataset.name.capitalize()}List", __base__=ListParameters, order_by=order_by, **_filter_fields(dataset)
+class CompareParameters(ListParameters, AggregateParameters):
+    question: Literal["list", "aggregate", "stats"] = Field("list", description="… with that question's parameters")
+    engines: Literal["default", "all"] = Field("default", description="`all`: a store by each engine that can read it")
+    method: Literal["auto", "scan"] = Field(
+        "scan", description="`auto`: let stores answer from what they keep beside rows"
     )
 
+    def compared(self, dataset: Dataset) -> tuple[Question, Point]:
+        kinds: dict[str, type[Parameters]] = {
+            "list": ListParameters,
+            "aggregate": AggregateParameters,
+            "stats": Parameters,
+        }
+        chosen = kinds[self.question]
+        own = set(chosen.model_fields) | {"question", "engines"}
+        own |= _filter_fields(dataset).keys() if issubclass(chosen, _Filtered) else set()
+        if strange := sorted(type(self).model_fields[name].alias or name for name in self.model_fields_set - own):
+            raise Invalid(f"{', '.join(strange)}: no parameter of question={self.question}")
+        match self.question:
+            case "list":
+                return self.listed(dataset)
+            case "aggregate":
+                return self.aggregated(dataset)
+            case "stats":
+                return StatsQuestion(dataset, self.scan), self.as_of
 
-def aggregate_parameters(dataset: Dataset) -> type[AggregateParameters]:
-    group_by = (_one_of(dataset, dataset.groupings), Field(dataset.by_name[dataset.groupings[0]].wire))
-    return create_model(
-        f"{dataset.name.capitalize()}Aggregate",
-        __base__=AggregateParameters,
-        group_by=group_by,
-        **_filter_fields(dataset),
-    )
+
+class _OneStore(Parameters):
+    engine: str | None = Field(None, description="what reads the store, where there are several: compare?engines=all")
+    cache: Literal["on", "off"] = Field("on", description="`off`: take no answer that was kept, and keep none")
+
+    @property
+    def use_cache(self) -> bool:
+        return self.cache == "on"
+
+
+class StatsParameters(_OneStore):
+    pass
+
+
+class OneStoreList(_OneStore, ListParameters):
+    pass
+
+
+class OneStoreAggregate(_OneStore, AggregateParameters):
+    pass
+
+
+def list_parameters(dataset: Dataset) -> type[OneStoreList]:
+    return _model(dataset, OneStoreList, _list_fields(dataset))
+
+
+def aggregate_parameters(dataset: Dataset) -> type[OneStoreAggregate]:
+    return _model(dataset, OneStoreAggregate, _aggregate_fields(dataset))
+
+
+def compare_parameters(dataset: Dataset) -> type[CompareParameters]:
+    return _model(dataset, CompareParameters, _list_fields(dataset) | _aggregate_fields(dataset))
+
+
+def _model(dataset: Dataset, base: type[Model], fields: dict[str, Any]) -> type[Model]:
+    name = f"{dataset.name.capitalize()}{base.__name__}"
+    return create_model(name, __base__=base, **_filter_fields(dataset), **fields)
+
+
+def _list_fields(dataset: Dataset) -> dict[str, Any]:
+    return {"order_by": (_one_of(dataset, dataset.orderings), Field(dataset.by_name[dataset.time].wire))}
+
+
+def _aggregate_fields(dataset: Dataset) -> dict[str, Any]:
+    first = dataset.by_name[dataset.groupings[0]].wire
+    described = Field(None, description=f"{first} when there is no bucket either")
+    return {"group_by": (_one_of(dataset, dataset.groupings) | None, described)}
 
 
 def _filter_fields(dataset: Dataset) -> dict[str, Any]:
-    return {name: _filter_field(dataset.by_name[name]) for name in dataset.filters}
+    fields = {name: _filter_field(dataset.by_name[name]) for name in dataset.filters}
+    if dataset.search:
+        wire = dataset.by_name[dataset.search].wire
+        fields[_TEXT] = (_Text | None, Field(None, description=f"only rows in whose {wire} this text stands, as it is"))
+    return fields
 
 
 def _filter_field(column: Column) -> Any:

@@ -8,16 +8,21 @@ import msgspec
 from fastapi import Response
 
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
-from services.core.queries import AggregateQuestion, Answer, ListQuestion
+from services.core.queries import BUCKETS, AggregateQuestion, Answer, ListQuestion, Question
 from services.core.rows import Row
+from services.query_api.cursor import Cursor
 from services.query_api.service import Comparison, Reply, Stats
 
+_BUCKETS = {width: name for name, width in BUCKETS.items()}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def rows_reply(reply: Reply, question: ListQuestion) -> Response:
     answer = reply.answer
     counted = {} if answer.total is None else {"total_count": answer.total}
+    # A full page may have been the last one: only the next can tell.
+    more = len(answer.rows) == question.limit
+    following = {"next_cursor": Cursor.behind(answer.rows[-1], question, reply.as_of).encode()} if more else {}
     return _json(
         {
             **_head(reply),
@@ -25,15 +30,19 @@ def rows_reply(reply: Reply, question: ListQuestion) -> Response:
             "returned_count": len(answer.rows),
             "limit": question.limit,
             "offset": question.offset,
+            **following,
             "data": _objects(question.dataset, answer.rows),
         }
     )
 
 
 def aggregate_reply(reply: Reply, question: AggregateQuestion) -> Response:
-    group_by = question.dataset.by_name[question.group_by].wire
-    data = [{"key": key, "count": count} for key, count in reply.answer.rows]
-    return _json({**_head(reply), "group_by": group_by, "data": data})
+    grouped = question.group_by and question.dataset.by_name[question.group_by].wire
+    names: list[str] = [*(["time"] if question.bucket else []), *(["key"] if grouped else []), "count"]
+    counts = [dict(zip(names, row, strict=True)) for row in reply.answer.rows]
+    data = [{**count, "time": _iso(count["time"])} for count in counts] if question.bucket else counts
+    bucket = {"bucket": _BUCKETS[question.bucket]} if question.bucket else {}
+    return _json({**_head(reply), "group_by": grouped, **bucket, "data": data})
 
 
 def stats_reply(stats: Stats) -> Response:
@@ -51,7 +60,7 @@ def stats_reply(stats: Stats) -> Response:
     )
 
 
-def comparison_reply(comparison: Comparison) -> Response:
+def comparison_reply(comparison: Comparison, question: Question) -> Response:
     times = {source: answer.elapsed_ms for source, answer in comparison.answers.items()}
     fastest = sorted(times.values())
     sources = (*comparison.answers, *comparison.missing)
@@ -62,7 +71,7 @@ def comparison_reply(comparison: Comparison) -> Response:
                 "faster": min(times, key=times.__getitem__),
                 "difference_ms": round(fastest[1] - fastest[0], 3) if len(fastest) > 1 else None,
             },
-            **{source: _compared(comparison, source) for source in sources},
+            **{source: _compared(comparison, source, question) for source in sources},
             "as_of": comparison.as_of,
             "answers_agree": comparison.agree,
             "missing": comparison.missing,
@@ -71,13 +80,14 @@ def comparison_reply(comparison: Comparison) -> Response:
     )
 
 
-def _compared(comparison: Comparison, source: str) -> dict[str, Any]:
+def _compared(comparison: Comparison, source: str, question: Question) -> dict[str, Any]:
     answer = comparison.answers.get(source)
     if answer is None:
         return {"count": None, "total": None}
     return {
         "count": len(answer.rows),
-        "total": answer.total,
+        # Rows counted, where the answer is made of counts.
+        "total": answer.total if isinstance(question, ListQuestion) else sum(row[-1] for row in answer.rows),
         "digest": comparison.digests[source],
         "method": answer.method,
         "scanned": answer.scanned,

@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 from typing import TypeVar
 
 import msgspec
@@ -12,14 +13,18 @@ import xxhash
 
 from services.core import metric_names
 from services.core.dataset import Dataset
-from services.core.errors import Backpressure, Invalid, LogpipeError, StoreDown
-from services.core.ports import StoreReader
+from services.core.errors import Backpressure, Invalid, LogpipeError, QueryTimeout, StoreDown
+from services.core.ports import QUESTION_SECONDS, StoreReader
 from services.core.queries import Answer, Question, StatsQuestion
 from services.ledger.watermark import Watermarks
+from services.query_api.cache import AnswerCache
 from services.runtime import metrics
 
+OpenReader = Callable[[], StoreReader]
+
 _KINDS = {"ListQuestion": "list", "AggregateQuestion": "aggregate", "StatsQuestion": "stats"}
-_THREADS_A_STORE = 4
+_THREADS = 8  # an engine's: as many questions as it is asked at once
+_GRACE_SECONDS = 5.0  # after its time, a store that has not even said so counts as down
 
 Result = TypeVar("Result")
 
@@ -46,7 +51,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The answers of those stores that gave one, by `source`, and why the `missing` ones did not.
+    """The answers of those engines that gave one, by `source`, and why the `missing` ones did not.
 
     `agree` is None when fewer than two answered.
     """
@@ -62,48 +67,154 @@ class Comparison:
         return len(set(self.digests.values())) == 1 if len(self.digests) > 1 else None
 
 
+class Engine:
+    """One way to read one store. It has threads of its own: when it hangs, it holds up nobody who asks others."""
+
+    def __init__(self, store: StoreReader, other: str = "", open_other: OpenReader | None = None) -> None:
+        """The default one, or the `other` one of that name."""
+        self.store = store  # whose watermark holds for it: all engines of a store read the same data
+        suffix = f"_{other}" if other else ""
+        self.source, self.label = store.source + suffix, store.name + suffix
+        self._open = open_other
+        self._opening = Lock()
+        self._reader = None if open_other else store
+        self._threads = ThreadPoolExecutor(_THREADS, self.label)
+
+    def reader(self) -> StoreReader:
+        """Opened at its first use."""
+        with self._opening:
+            if self._reader is None:
+                assert self._open is not None
+                self._reader = self._open()
+            return self._reader
+
+    def begin(self, work: Callable[["Engine"], Result]) -> Future[Result]:
+        return self._threads.submit(work, self)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._reader is not None:
+            self._reader.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A store as it is asked: by its default engine, or by another one that is asked for by name."""
+
+    reader: StoreReader
+    default: Engine
+    engines: Mapping[str, Engine] = field(default_factory=dict)
+
+    def engine(self, name: str | None) -> Engine:
+        """Raises Invalid, naming those there are."""
+        if name is None or (name and name == self.reader.engine):
+            return self.default
+        if name not in self.engines:
+            there = ", ".join(filter(None, [self.reader.engine, *self.engines])) or "none to choose from"
+            raise Invalid(f"unknown engine {name!r} of {self.reader.route}; there are: {there}")
+        return self.engines[name]
+
+
 class QueryService:
-    def __init__(self, readers: Sequence[StoreReader], datasets: Sequence[Dataset], watermarks: Watermarks) -> None:
-        self._readers = {reader.route: reader for reader in readers}
+    """`engines`: by name of store, its other engines by name. `seconds`: what a question may take.
+
+    `cache`: keeps the answers of single stores, unless they are asked for a scan; it is the caller's to close.
+    """
+
+    def __init__(
+        self,
+        readers: Sequence[StoreReader],
+        datasets: Sequence[Dataset],
+        watermarks: Watermarks,
+        engines: Mapping[str, Mapping[str, OpenReader]] | None = None,
+        seconds: float = QUESTION_SECONDS,
+        cache: AnswerCache | None = None,
+    ) -> None:
+        self._stores = {reader.route: _store(reader, (engines or {}).get(reader.name, {})) for reader in readers}
         self._datasets = datasets
         self._watermarks = watermarks
-        self._threads = ThreadPoolExecutor(_THREADS_A_STORE * max(1, len(readers)), "compare")
+        self._seconds = seconds
+        self._cache = cache
 
-    def ask(self, route: str, question: Question) -> Reply:
-        """Ask the store called `route` in URLs, as of its own watermark. Raises Invalid or StoreDown."""
-        reader, start = self._reader(route), time.perf_counter()
-        as_of = self._watermark(reader, question.dataset)
-        answer = self._answer(reader, question, as_of)
-        return Reply(reader.source, answer, as_of, _ms_since(start))
+    def ask(
+        self,
+        route: str,
+        question: Question,
+        as_of: int | None = None,
+        engine: str | None = None,
+        *,
+        use_cache: bool = True,
+    ) -> Reply:
+        """Ask the store called `route` in URLs, as of its watermark or an earlier point.
 
-    def stats(self, route: str) -> Stats:
-        """How many rows each dataset has in one store. Raises Invalid or StoreDown."""
-        reader, start = self._reader(route), time.perf_counter()
-        as_of = min(self._watermark(reader, dataset) for dataset in self._datasets)
-        answers = {d.name: self._answer(reader, StatsQuestion(d), as_of) for d in self._datasets}
-        return Stats(reader.source, answers, as_of, _ms_since(start))
+        Raises Invalid, StoreDown, Backpressure or QueryTimeout.
+        """
+        start, asked = time.perf_counter(), self._store(route).engine(engine)
 
-    def compare(self, question: Question) -> Comparison:
-        """Ask all stores at once, as of the lowest of their watermarks. Raises StoreDown when none answers."""
+        def answer(engine: Engine) -> tuple[Answer, int]:
+            point = _point(as_of, self._watermark(engine.store, question.dataset))
+            return self._kept(engine, question, point, use_cache=use_cache), point
+
+        return Reply(asked.source, *self._alone(asked, answer), _ms_since(start))
+
+    def stats(
+        self,
+        route: str,
+        as_of: int | None = None,
+        engine: str | None = None,
+        *,
+        scan: bool = False,
+        use_cache: bool = True,
+    ) -> Stats:
+        """How many rows each dataset has in one store. Raises as `ask` does."""
+        start, asked = time.perf_counter(), self._store(route).engine(engine)
+
+        def answer(engine: Engine) -> tuple[dict[str, Answer], int]:
+            point = _point(as_of, min(self._watermark(engine.store, dataset) for dataset in self._datasets))
+            deadline = time.monotonic() + self._seconds
+            answers = {}
+            for dataset in self._datasets:
+                left = max(0.0, deadline - time.monotonic())
+                question = StatsQuestion(dataset, scan)
+                answers[dataset.name] = self._kept(engine, question, point, left, use_cache=use_cache)
+            return answers, point
+
+        return Stats(asked.source, *self._alone(asked, answer), _ms_since(start))
+
+    def compare(self, question: Question, as_of: int | None = None, *, all_engines: bool = False) -> Comparison:
+        """Ask all stores at once, as of the lowest of their watermarks or an earlier point.
+
+        Raises Invalid, or StoreDown when none answers.
+        """
         start = time.perf_counter()
-        marks, missing = self._of_each(self._readers.values(), lambda r: self._watermark(r, question.dataset))
+        stores = self._stores.values()
+        marks, away = self._of_each(
+            [store.default for store in stores], lambda engine: self._watermark(engine.store, question.dataset)
+        )
+        chosen = [e for s in stores for e in (s.default, *(s.engines.values() if all_engines else ()))]
+        failed: dict[str, LogpipeError] = {e.source: away[e.store.source] for e in chosen if e.store.source in away}
         while True:
-            as_of = min(marks.values(), default=0)
-            able = [reader for reader in self._readers.values() if reader.source in marks]
-            answers, failed = self._of_each(able, partial(self._answer, question=question, as_of=as_of))
-            missing.update(failed)
-            marks = {source: mark for source, mark in marks.items() if source not in failed}
+            point = _point(as_of, min(marks.values(), default=0)) if marks else 0
+            able = [engine for engine in chosen if engine.store.source in marks]
+            answers, failures = self._of_each(able, partial(self._answer, question=question, as_of=point))
+            failed.update(failures)
+            gone = {e.store.source for e in chosen if isinstance(failures.get(e.source), StoreDown)}
+            gone -= {e.store.source for e in chosen if e.source in answers}
+            marks = {source: mark for source, mark in marks.items() if source not in gone}
             # A store that went away must not hold the others back at a point that it alone was asked for.
-            if min(marks.values(), default=as_of) == as_of:
+            if as_of is not None or min(marks.values(), default=point) == point:
                 break
+        missing = {source: str(error) for source, error in failed.items() if source not in answers}
         if not answers:
+            if all(isinstance(error, QueryTimeout) for error in failed.values()):
+                raise QueryTimeout("every store", self._seconds)
             raise StoreDown("every store", "; ".join(missing.values()))
-        digests = {source: digest(answer) for source, answer in answers.items()}
-        return Comparison(answers, digests, missing, as_of, _ms_since(start))
+        digests = {name: digest(answer) for name, answer in answers.items()}
+        return Comparison(answers, digests, missing, point, _ms_since(start))
 
     def measure(self) -> None:
         """Set the gauges of every store's watermark and lag; what cannot be reached keeps its last value."""
-        for reader in self._readers.values():
+        for reader in (store.reader for store in self._stores.values()):
             for dataset in self._datasets:
                 try:
                     mark = self._watermarks.of(reader, dataset)
@@ -114,14 +225,14 @@ class QueryService:
                 metrics.gauge(metric_names.WATERMARK_LAG_BATCHES, reader.name, dataset.name).set(lag)
 
     def close(self) -> None:
-        self._threads.shutdown()
-        for reader in self._readers.values():
-            reader.close()
+        for store in self._stores.values():
+            for engine in (store.default, *store.engines.values()):
+                engine.close()
 
-    def _reader(self, route: str) -> StoreReader:
-        if route not in self._readers:
-            raise Invalid(f"unknown store {route!r}; there are: {', '.join(self._readers)}")
-        return self._readers[route]
+    def _store(self, route: str) -> Store:
+        if route not in self._stores:
+            raise Invalid(f"unknown store {route!r}; there are: {', '.join(self._stores)}")
+        return self._stores[route]
 
     def _watermark(self, reader: StoreReader, dataset: Dataset) -> int:
         try:
@@ -133,27 +244,56 @@ class QueryService:
                 raise
             return known
 
-    def _answer(self, reader: StoreReader, question: Question, as_of: int) -> Answer:
-        answer = reader.answer(question, as_of)
+    def _kept(
+        self, engine: Engine, question: Question, as_of: int, seconds: float | None = None, *, use_cache: bool
+    ) -> Answer:
+        ask = partial(self._answer, engine, question, as_of, seconds)
+        if self._cache is None or question.scan or not use_cache:
+            return ask()
+        return self._cache.answer(engine.label, question, as_of, ask)
+
+    def _answer(self, engine: Engine, question: Question, as_of: int, seconds: float | None = None) -> Answer:
+        answer = engine.reader().answer(question, as_of, self._seconds if seconds is None else seconds)
         kind = _KINDS[type(question).__name__]
-        metrics.histogram(metric_names.QUERY_SECONDS, reader.name, question.dataset.name, kind).observe(
+        metrics.histogram(metric_names.QUERY_SECONDS, engine.label, question.dataset.name, kind).observe(
             answer.elapsed_ms / 1e3
         )
         return answer
 
+    def _alone(self, engine: Engine, work: Callable[[Engine], Result]) -> Result:
+        return self._result(engine, engine.begin(work), time.monotonic() + self._seconds + _GRACE_SECONDS)
+
     def _of_each(
-        self, readers: Iterable[StoreReader], work: Callable[[StoreReader], Result]
-    ) -> tuple[dict[str, Result], dict[str, str]]:
-        """By source: what `work` gave, and why it failed where the store was down or full. All at once."""
-        under_way = {reader.source: self._threads.submit(work, reader) for reader in readers}
+        self, engines: Iterable[Engine], work: Callable[[Engine], Result]
+    ) -> tuple[dict[str, Result], dict[str, LogpipeError]]:
+        """By source: what `work` gave, and why it failed where the store was down, full or too slow. All at once."""
+        under_way = [(engine, engine.begin(work)) for engine in engines]
+        deadline = time.monotonic() + self._seconds + _GRACE_SECONDS
         results: dict[str, Result] = {}
-        failures: dict[str, str] = {}
-        for source, future in under_way.items():
+        failures: dict[str, LogpipeError] = {}
+        for engine, future in under_way:
             try:
-                results[source] = future.result()
-            except (StoreDown, Backpressure) as error:
-                failures[source] = str(error)
+                results[engine.source] = self._result(engine, future, deadline)
+            except (StoreDown, Backpressure, QueryTimeout) as error:
+                failures[engine.source] = error
         return results, failures
+
+    def _result(self, engine: Engine, future: Future[Result], deadline: float) -> Result:
+        try:
+            return future.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError as error:
+            future.cancel()
+            raise StoreDown(engine.label, "hangs: it has neither answered nor said that it takes too long") from error
+
+
+def _store(reader: StoreReader, others: Mapping[str, OpenReader]) -> Store:
+    return Store(reader, Engine(reader), {name: Engine(reader, name, opened) for name, opened in others.items()})
+
+
+def _point(wanted: int | None, latest: int) -> int:
+    if wanted is not None and wanted > latest:
+        raise Invalid(f"as_of: {wanted} is not reached yet, the latest is {latest}")
+    return latest if wanted is None else wanted
 
 
 def digest(answer: Answer) -> str:

@@ -1,5 +1,8 @@
 """Lines -> chunks: the rows of one request, what was rejected among its lines, and the mark where it ends.
 
+A line that is more of the one before it (a stack trace) is joined to its row, and a chunk does not end between the two,
+unless the file or an earlier run did, a pipe falls silent, or the record is beyond all bounds.
+
 The same file from the same mark gives the same chunks again, if the options are the same: an Idempotency-Key that names
 a chunk then stands for the same body.
 """
@@ -13,7 +16,12 @@ from services.send.parse import Parser, Unparsed
 from services.send.source import MAX_LINE, Mark, Source, decode
 
 CHUNK_BYTES = 1 << 20  # of the file; as rows they are a few times that
+RECORD_BYTES = 64 << 10  # of a line and those joined to it
+_CUT = f"\n[cut at {RECORD_BYTES >> 10} KiB]"
 _BOM = b"\xef\xbb\xbf"
+
+Line = tuple[int, bytes]
+"""Its number in the file, and the line as it stood there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +33,7 @@ class Reject:
 
 @dataclass(slots=True)
 class Chunk:
-    """`rows[i]` is line `numbers[i]` of the file, `raw[i]` as it stood there."""
+    """`rows[i]` is line `numbers[i]` of the file, as it stood there `raw[i]`; joined to it were `more[numbers[i]]`."""
 
     first: int
     end: Mark
@@ -33,6 +41,7 @@ class Chunk:
     numbers: list[int] = field(default_factory=list)
     raw: list[bytes] = field(default_factory=list)
     rows: list[bytes] = field(default_factory=list)
+    more: dict[int, list[Line]] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
     blank: int = 0
     not_utf8: int = 0
@@ -42,48 +51,110 @@ class Chunk:
         return self.end.lines - self.first + 1
 
     def reject(self, index: int, reason: str) -> None:
-        """Row `index` is not to be sent."""
-        self.rejects.append(Reject(self.numbers.pop(index), reason, self.raw.pop(index)))
+        """Row `index` is not to be sent, with all its lines."""
+        number = self.numbers.pop(index)
+        lines = [(number, self.raw.pop(index)), *self.more.pop(number, ())]
+        self.rejects += [Reject(line, reason, raw) for line, raw in lines]
         del self.rows[index]
+
+
+@dataclass(slots=True)
+class _Piece:
+    """The lines of a chunk to be, up to `end`. `full`: its size when it was large enough; it then ends with its record.
+
+    `closed`: it ends here, whatever comes.
+    """
+
+    start: Mark
+    end: Mark
+    lines: list[bytes] = field(default_factory=list)
+    size: int = 0
+    full: int = 0
+    closed: bool = False
+
+    def add(self, line: bytes) -> None:
+        self.lines.append(line)
+        self.size += len(line)
+
+    def may_end(self, end: Mark) -> None:
+        self.end = end
+        self.full = self.full or self.size
+
+
+@dataclass(slots=True)
+class _Tail:
+    """Lines joined to row `index`, whose own line is `head`. `size`: bytes of them all."""
+
+    index: int
+    head: str
+    size: int
+    lines: list[Line] = field(default_factory=list)
+    message: str = ""
+
+    def add(self, number: int, raw: bytes, text: str) -> bool:
+        """False when the record is long enough."""
+        self.size += len(raw)
+        if self.size > RECORD_BYTES:
+            self.message += "" if self.message.endswith(_CUT) else _CUT
+            return False
+        self.lines.append((number, raw))
+        self.message += f"\n{text}"
+        return True
 
 
 class Chunker:
     def __init__(self, source: Source, parser: Parser, codec: RowCodec, rows: int) -> None:
         self._source = source
-        self._parse = parser.row
+        self._parser = parser
         self._validate: Callable[[bytes], object] = codec.decode_lines
         self._limit = rows
 
     def chunks(self, cuts: Sequence[Mark] = ()) -> Iterator[Chunk]:
-        """From where the source stands. `cuts`: where an earlier run ended its chunks.
+        """From where the source stands. `cuts`: where an earlier run ended its chunks, whatever came after that.
 
         Raises Malformed when the source does, after the lines before that place.
         """
+        return map(self._chunk, self._pieces(cuts))
+
+    def _pieces(self, cuts: Sequence[Mark]) -> Iterator[_Piece]:
+        piece = _Piece(self._source.mark(), self._source.mark())
         ends = {cut.lines for cut in cuts}
-        lines: list[bytes] = []
-        size, start = 0, self._source.mark()
-        broken = None
+        silent, broken = False, None
         try:
             for line in self._source.lines([cut.bytes for cut in cuts]):
+                if piece.full and (silent if line is None else not self._goes_on(piece, line)):
+                    yield piece
+                    piece = _Piece(piece.end, piece.end)
+                silent = line is None  # a pipe: the rest of a record may be on its way, but not for long
                 if line is not None:
-                    lines.append(line)
-                    size += len(line)
-                    if len(lines) < self._limit and size < CHUNK_BYTES and start.lines + len(lines) not in ends:
-                        continue
-                if lines:
-                    yield self._chunk(start, lines)
-                    lines, size, start = [], 0, self._source.mark()
+                    piece.add(line)
+                piece.closed = piece.start.lines + len(piece.lines) in ends
+                if piece.lines and (silent or piece.closed or self._enough(piece)):
+                    piece.may_end(self._source.mark())
         except Malformed as error:
             broken = error
-        if lines:
-            yield self._chunk(start, lines)
+        if piece.lines:
+            piece.may_end(self._source.mark())
+            yield piece
         if broken:
             raise broken
 
-    def _chunk(self, start: Mark, lines: list[bytes]) -> Chunk:
-        chunk = Chunk(start.lines + 1, self._source.mark(), self._source.offset())
-        parse = self._parse
-        for number, raw in enumerate(lines, chunk.first):
+    def _enough(self, piece: _Piece) -> bool:
+        return piece.full > 0 or len(piece.lines) >= self._limit or piece.size >= CHUNK_BYTES
+
+    def _goes_on(self, piece: _Piece, line: bytes) -> bool:
+        """Whether the line belongs to what lies in a full piece, as far as a record may reach."""
+        if piece.closed or piece.size - piece.full >= RECORD_BYTES:
+            return False
+        text, _ = decode(line)
+        return not text or self._parser.continues(text)
+
+    def _chunk(self, piece: _Piece) -> Chunk:
+        chunk = Chunk(piece.start.lines + 1, piece.end, self._source.offset())
+        parse = self._parser.row
+        head, tail = "", None  # the line of the last row, '' when what was rejected came after it
+        tails: list[_Tail] = []
+        for number, raw in enumerate(piece.lines, chunk.first):
             text, is_utf8 = decode(raw.removeprefix(_BOM) if number == 1 else raw)
             chunk.not_utf8 += not is_utf8
             if not text:
@@ -94,11 +165,25 @@ class Chunker:
                     raise Unparsed(f"the line has {MAX_LINE} bytes or more")
                 row = parse(text)
             except Unparsed as error:
-                chunk.rejects.append(Reject(number, str(error), raw))
+                reason = str(error)
+                if head and len(raw) < MAX_LINE and self._parser.continues(text):
+                    if tail is None:
+                        tail = _Tail(len(chunk.rows) - 1, head, len(chunk.raw[-1]))
+                        tails.append(tail)
+                    if tail.add(number, raw, text):
+                        continue
+                    reason = f"the row it belongs to has {RECORD_BYTES} bytes already"
+                else:
+                    head = ""
+                chunk.rejects.append(Reject(number, reason, raw))
                 continue
+            head, tail = text, None
             chunk.numbers.append(number)
             chunk.raw.append(raw)
             chunk.rows.append(row)
+        for tail in tails:
+            chunk.rows[tail.index] = parse(tail.head, tail.message)
+            chunk.more[chunk.numbers[tail.index]] = tail.lines
         self._reject_invalid(chunk)
         return chunk
 

@@ -4,6 +4,9 @@ A layout is a time format and a regular expression that must match the whole lin
 groups `timestamp`, `level`, `service`, `host` and `message` fill the columns of that name; every other group
 becomes a field of `metadata` under its own name ('-' and '' count as absent). Layouts are tried in order.
 
+A line that is no record of its own may belong to the one before it: a stack trace, a message of several lines. Where
+`head` is given, every line without it does; elsewhere only what looks like part of a TRACE.
+
 A time format is one of strptime's, or ISO ("iso": any ISO 8601 time, with a comma or a dot before the fraction),
 or "%s" (seconds since 1970; 13 digits are milliseconds, 16 microseconds). Its "%f" may be absent from a line and
 takes up to nine digits. Without a year in it, the year is inferred; without a zone, --timezone says which.
@@ -12,41 +15,16 @@ takes up to nine digits. Without a year in it, the year is inferred; without a z
 from collections.abc import Callable
 from dataclasses import dataclass
 
-LEVELS = {
-    "ERROR": [
-        "error",
-        "err",
-        "e",
-        "fatal",
-        "f",
-        "severe",
-        "critical",
-        "crit",
-        "c",
-        "alert",
-        "emergency",
-        "emerg",
-        "panic",
-    ],
-    "WARN": ["warn", "warning", "w"],
-    "INFO": ["info", "i", "information", "informational", "notice", "n", "audit", "config"],
-    "DEBUG": [
-        "debug",
-        "d",
-        "trace",
-        "t",
-        "verbose",
-        "v",
-        "fine",
-        "finer",
-        "finest",
-        *(f"trace{n}" for n in range(1, 9)),
-    ],
-}
-"""The pipeline's levels, and the words other systems use for each, in lower case."""
+from services.send.levels import severity_level, status_level
 
 NUMBERS = frozenset({"pid", "tid", "status", "bytes", "line", "pri", "port"})
 """Groups that become JSON numbers when they hold digits only."""
+
+TRACE = (
+    r"\s|at |\.\.\. |Caused by: |Suppressed: |Traceback \(|During handling of |The above exception |"
+    r"[\w.$]*(?:Error|Exception)\b"
+)
+"""How a line of a stack trace begins."""
 
 ISO = "iso"
 
@@ -61,6 +39,7 @@ class Layout:
 class Format:
     """`samples`: lines that must parse. `service`: for lines that name none ('' = the file's name).
 
+    `head`: what every record begins with, where a line without it is surely none.
     `level_from`: a group, and the function that makes a level of it where the line itself has none.
     """
 
@@ -69,16 +48,8 @@ class Format:
     layouts: tuple[Layout, ...]
     samples: tuple[str, ...] = ()
     service: str = ""
+    head: str = ""
     level_from: tuple[str, Callable[[str], str]] | None = None
-
-
-def status_level(status: str) -> str:
-    return {"5": "ERROR", "4": "WARN"}.get(status[0], "INFO")
-
-
-def severity_level(pri: str) -> str:
-    """PRI of syslog is facility * 8 + severity."""
-    return ("ERROR", "ERROR", "ERROR", "ERROR", "WARN", "INFO", "INFO", "DEBUG")[int(pri) % 8]
 
 
 _ISO = r"(?P<timestamp>\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?)"
@@ -178,6 +149,7 @@ FORMATS = {
                 "2017-05-16 00:00:01.551 2931 WARNING nova.compute.manager [-] [instance: 7] VM Stopped",
                 "2017-05-16 00:00:01.551 2931 ERROR nova.compute.manager no context",
             ),
+            head=r"(?:\S+ )?\d{4}-\d\d-\d\d ",
         ),
         Format(
             "log4j",
@@ -222,6 +194,10 @@ FORMATS = {
                 "18-Oct-2015 18:01:47.978 SEVERE [main] org.apache.catalina.core.StandardService.start Starting",
                 "INFO  [main] 2015-10-18 18:01:47,978 CassandraDaemon.java:454 - Hostname: a",
                 "2015-10-18 18:01:47,978 [WARN] no logger named",
+            ),
+            head=(
+                r"\[?\d{4}-\d\d-\d\d[ T]|\d\d/\d\d/\d\d |\d{6} \d{6} |\d\d-[A-Z][a-z]{2}-\d{4} |"
+                rf"{_LEVEL} +\["
             ),
         ),
         Format(
@@ -282,6 +258,7 @@ FORMATS = {
                 ),
             ),
             ('E0312 23:59:59.123456   1 reflector.go:138] "Failed to watch" err="timeout"',),
+            head=r"[IWEF]\d{4} \d\d:",
         ),
         Format(
             "cbs",

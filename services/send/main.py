@@ -25,8 +25,10 @@ Formats (without --format: the one that most of the first 100 lines parse as):
   {NDJSON:<13} rows as the ingest API takes them, one JSON object a line
 {_FORMATS}
 
-Levels become ERROR, WARN, INFO or DEBUG; one that was written otherwise stays in metadata.level. Lines that do not
-parse, and rows that ingest refuses, go to the rejects file as line number, reason and line, and the exit code is 2.
+Levels become ERROR, WARN, INFO or DEBUG; one that was written otherwise stays in metadata.level. A stack trace, and in
+log4j, openstack and klog every line without a time, is added to the message of the row before it, up to 64 KiB a row.
+Other lines that do not parse, and rows that ingest refuses, go to the rejects file as line number, reason and line, and
+the exit code is 2.
 
 Each send is a new one: a file sent twice is stored twice. To go on after an interruption, or to send what a log file
 has grown by since, use --resume: it keeps the run's options and Idempotency-Keys, and stores nothing twice. Ingest

@@ -8,21 +8,16 @@ from typing import Protocol
 import msgspec
 
 from services.core.errors import Invalid
-from services.send.formats import FORMATS, LEVELS, NUMBERS, Format, Layout
+from services.send.formats import FORMATS, NUMBERS, TRACE, Format, Layout
+from services.send.levels import standard_level
 from services.send.times import TimeParser, Window
 
 NDJSON = "ndjson"
-_WORDS = {word: level for level, words in LEVELS.items() for word in words}
 _ABSENT = (None, "", "-")
 _encode = msgspec.json.Encoder().encode
 
 _ANY_ZONE = timedelta(days=1)  # a file's times may be in a zone ahead of the one its own time is known in
 _OUT_OF_ORDER = timedelta(hours=1)  # lines that many writers share are not quite in order
-
-
-def standard_level(word: str) -> str:
-    """The pipeline's name of a level; of an unknown word, that in capitals."""
-    return _WORDS.get(word.lower()) or word.upper()
 
 
 class Unparsed(Exception):
@@ -41,8 +36,11 @@ class Parser(Protocol):
     yearless: bool
     """Whether some of its times have no year."""
 
-    def row(self, line: str) -> bytes:
-        """One JSON object in wire form, not yet validated. Raises Unparsed."""
+    def row(self, line: str, more: str = "") -> bytes:
+        """One JSON object in wire form, not yet validated; `more` is added to its message. Raises Unparsed."""
+
+    def continues(self, line: str) -> bool:
+        """Whether the line is no record of its own, but more of the one before it."""
 
 
 class NdjsonParser:
@@ -54,13 +52,16 @@ class NdjsonParser:
         self._defaults = {k: msgspec.Raw(_encode(v)) for k, v in msgspec.structs.asdict(defaults).items() if v}
         self._decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
-    def row(self, line: str) -> bytes:
+    def row(self, line: str, more: str = "") -> bytes:
         if not self._defaults:
             return line.encode()
         try:
             return _encode(self._defaults | self._decode(line))
         except (msgspec.MsgspecError, RecursionError) as error:
             raise Unparsed(f"not a JSON object: {error}") from error
+
+    def continues(self, line: str) -> bool:
+        return False
 
 
 class TextParser:
@@ -69,13 +70,14 @@ class TextParser:
     def __init__(self, form: Format, zone: tzinfo, window: Window, defaults: Defaults, origin: str = "") -> None:
         self._name = form.name
         self._layouts = [(_compile(form, layout), TimeParser(layout.time, zone, window)) for layout in form.layouts]
+        self._looks_continued = _continued(form)
         self._level_from = form.level_from
         self._level = defaults.level or "INFO"
         self._service = defaults.service or form.service or origin
         self._host = defaults.host
         self.yearless = any(times.yearless for _, times in self._layouts)
 
-    def row(self, line: str) -> bytes:
+    def row(self, line: str, more: str = "") -> bytes:
         groups, time = self._match(line)
         level = groups.pop("level", None)
         original = None
@@ -85,7 +87,7 @@ class TextParser:
         elif self._level_from and (source := groups.get(self._level_from[0])):
             level = self._level_from[1](source)
         service, host = groups.pop("service", None), groups.pop("host", None)
-        message = groups.pop("message", line)
+        message = (groups.pop("message", line) or "") + more
         metadata: dict[str, str | int] = {
             name: int(value) if name in NUMBERS and value.isdecimal() and len(value) < 16 else value
             for name, value in groups.items()
@@ -99,10 +101,13 @@ class TextParser:
                 "level": level or self._level,
                 "service": service if service not in _ABSENT else self._service,
                 "host": host if host not in _ABSENT else self._host,
-                "message": message or "",
+                "message": message,
                 "metadata": metadata,
             }
         )
+
+    def continues(self, line: str) -> bool:
+        return self._looks_continued(line) and not any(match(line) for match, _ in self._layouts)
 
     def time(self, line: str) -> datetime:
         """The line's time alone; raises Unparsed."""
@@ -173,6 +178,14 @@ def _compile(form: Format, layout: Layout) -> Callable[[str], re.Match[str] | No
     if "timestamp" not in pattern.groupindex:
         raise Invalid(f"{form.name}: the expression needs a group (?P<timestamp>...)")
     return pattern.fullmatch
+
+
+def _continued(form: Format) -> Callable[[str], bool]:
+    if form.head:
+        is_head = re.compile(form.head).match
+        return lambda line: not is_head(line)
+    is_trace = re.compile(TRACE).match
+    return lambda line: is_trace(line) is not None
 
 
 def _first_time(parser: Parser, lines: Iterable[str]) -> datetime | None:

@@ -16,6 +16,7 @@ from services.send import parse
 from services.send.chunks import Chunk, Chunker
 from services.send.formats import FORMATS, ISO, Format
 from services.send.journal import Journal, Options, Progress
+from services.send.levels import standard_level
 from services.send.parse import NDJSON, Defaults, Parser
 from services.send.source import Mark, Source, decode
 from services.send.times import Window
@@ -96,7 +97,7 @@ class Plan:
             given.time_format or ISO,
             given.service or "",
             given.host or "",
-            parse.standard_level(given.level or ""),
+            standard_level(given.level or ""),
             timezone,
             given.year,
             request_rows,

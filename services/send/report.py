@@ -95,6 +95,8 @@ def summary(totals: Totals, seconds: float, rejects: Path) -> Table:
     table.add_row("lines read", f"{totals.lines:,}")
     table.add_row("rows acked", f"{totals.acked:,}")
     table.add_row("  of them duplicates", f"{totals.duplicates:,}")
+    if totals.joined:
+        table.add_row("joined to the line before", f"{totals.joined:,}")
     table.add_row("rejected", f"{totals.rejected:,}" + (f" (in {rejects})" if totals.rejected else ""))
     table.add_row("blank", f"{totals.blank:,}")
     if totals.not_utf8:

@@ -30,9 +30,13 @@ _PAUSES = (0.1, 10.0)  # seconds: the first between two tries, doubled up to the
 
 @dataclass(slots=True)
 class Totals:
-    """`acked` rows include those of `duplicates`, which an earlier try or run had stored already."""
+    """`lines` = `acked` rows + lines `joined` to them + `rejected` + `blank`.
+
+    `acked` rows include those of `duplicates`, which an earlier try or run had stored already.
+    """
 
     lines: int = 0
+    joined: int = 0
     blank: int = 0
     rejected: int = 0
     acked: int = 0
@@ -147,6 +151,7 @@ class Transfer:
     def _count(self, chunk: Chunk, duplicate: bool) -> None:
         totals = self._totals
         totals.lines += chunk.lines
+        totals.joined += sum(map(len, chunk.more.values()))
         totals.blank += chunk.blank
         totals.rejected += len(chunk.rejects)
         totals.acked += len(chunk.rows)

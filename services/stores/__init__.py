@@ -1,15 +1,18 @@
 """One file = one store, found by scanning the folder; the file's name is the store's name.
 
 What a store exports is what it can do: `open_reader() -> StoreReader`, `open_writer() -> StoreWriter`, or both, each
-reading its own settings from the environment. A store's driver is imported when that store is opened, not before.
-`memory` is the tests' fake and is not offered.
+reading its own settings from the environment. A store that several engines can read also exports the others by name,
+`ENGINES: Mapping[str, Callable[[], StoreReader]]`; `open_reader` gives the usual one. A store's driver is imported when
+that store is opened, not before. `memory` is the tests' fake and is not offered.
 """
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import cast
 
+from services.core.dataset import Dataset
 from services.core.errors import Invalid
 from services.core.ports import StoreReader, StoreWriter
 
@@ -37,11 +40,25 @@ def open_reader(name: str) -> StoreReader:
     return cast(StoreReader, _module(name).open_reader())
 
 
+def engines(name: str) -> Mapping[str, Callable[[], StoreReader]]:
+    """The other engines that can read this store, by name; none for most."""
+    return cast(Mapping[str, Callable[[], StoreReader]], getattr(_module(name), "ENGINES", {}))
+
+
 def open_writer(name: str) -> StoreWriter:
     """Raises Invalid, naming those there are."""
     if name not in names() or not hasattr(_module(name), "open_writer"):
         raise Invalid(f"no store {name!r} to write to; there are: {', '.join(writers())}")
     return cast(StoreWriter, _module(name).open_writer())
+
+
+def drop_days(name: str, dataset: Dataset, before: int) -> int:
+    """Drop what a store has of all days of acceptance below `before` (days since 1970-01-01 UTC); how many days.
+
+    Nothing for a store that does not export it.
+    """
+    drop = getattr(_module(name), "drop_days", None)
+    return drop(dataset, before) if drop else 0
 
 
 def _module(name: str) -> ModuleType:

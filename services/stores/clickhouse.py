@@ -7,7 +7,7 @@ stored (EPHEMERAL), `<name>_utc` is what is stored and asked for.
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -17,17 +17,27 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 from urllib3.exceptions import HTTPError
 
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
-from services.core.errors import Backpressure, LogpipeError, NeedsOperator, RowRejected, StoreDown
+from services.core.errors import Backpressure, LogpipeError, NeedsOperator, QueryTimeout, RowRejected, StoreDown
 from services.core.ids import MAX_BATCH_ROWS, ROW_BITS, end_id, first_id
-from services.core.ports import Block, Progress
-from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
+from services.core.ports import QUESTION_SECONDS, Block, Progress
+from services.core.queries import (
+    AggregateQuestion,
+    Answer,
+    Filters,
+    ListQuestion,
+    Question,
+    StatsQuestion,
+    like_pattern,
+)
 from services.core.rows import Row
+from services.rollups import clickhouse as rollup
 from services.runtime.settings import ClickHouseSettings
 
 NAME = "clickhouse"
 
 _CONNECT_TIMEOUT = 5
-_REQUEST_TIMEOUT = 60
+_WRITE_TIMEOUT = 60
+_READ_TIMEOUT = 660  # longer than any question may take: the server ends those
 _REMEMBERED_BLOCKS = 100_000  # whose repetition is noticed: most of a day of blocks, one a second and partition
 
 # Changed between two attempts, these would cut the same block differently and store it twice.
@@ -58,12 +68,15 @@ _STORAGE = {
     "json": "DEFAULT '{}' CODEC(ZSTD(1))",
     "uuid": "",
 }
+# By this, whatever lacks a sequence of four bytes of the text is passed over; finer indexes cost more (ADR 0007).
+_SEARCH_INDEX = "TYPE ngrambf_v1(4, 32768, 2, 0) GRANULARITY 1"
 _PARAMETERS = {"number": "Float64", "uuid": "UUID"}  # every other kind is compared as a String
 
 _BATCHES = "id >= {start:Int64} AND id < {end:Int64}"
 
 _AT_ROW = re.compile(r"\bat row (\d+)\b")
-_OVERLOADED = {159, 202, 241, 252, 439}  # timeout, too many queries, memory, too many parts, no thread to be had
+_TIMEOUT = 159
+_OVERLOADED = {_TIMEOUT, 202, 241, 252, 439}  # … too many queries, memory, too many parts, no thread to be had
 
 
 @contextmanager
@@ -82,12 +95,12 @@ def _translate(error: Exception) -> LogpipeError:
     return StoreDown(NAME, detail)
 
 
-def _connect(url: str) -> Client:
+def _connect(url: str, timeout: int) -> Client:
     with _translated():
         return clickhouse_connect.get_client(
             dsn=url,
             connect_timeout=_CONNECT_TIMEOUT,
-            send_receive_timeout=_REQUEST_TIMEOUT,
+            send_receive_timeout=timeout,
             autogenerate_session_id=False,  # a session would let only one question through at a time
             dedicated_pool=True,
         )
@@ -109,7 +122,7 @@ class ClickHouseWriter:
 
     @cached_property
     def _client(self) -> Client:
-        return _connect(self._url)
+        return _connect(self._url, _WRITE_TIMEOUT)
 
     def prepare(self, dataset: Dataset) -> None:
         with _translated():
@@ -128,6 +141,10 @@ class ClickHouseWriter:
                         f"clickhouse: table {dataset.name}: column {column.name} is {actual}, its description says"
                         f" {wanted}"
                     )
+            if dataset.search:
+                index = f"search {_stored(dataset.by_name[dataset.search])} {_SEARCH_INDEX}"
+                self._client.command(f"ALTER TABLE {_quoted(dataset.name)} ADD INDEX IF NOT EXISTS {index}")
+            rollup.prepare(self._client, dataset, _stored(dataset.by_name[dataset.time]))
 
     def write(self, block: Block) -> None:
         if not block.rows:
@@ -174,6 +191,19 @@ def _definitions(column: Column) -> list[str]:
     ]
 
 
+def drop_days(dataset: Dataset, before: int) -> int:
+    """Drop the partitions of all days below `before` (days since 1970-01-01 UTC); how many. Raises StoreDown."""
+    query = """SELECT DISTINCT partition_id FROM system.parts
+               WHERE active AND database = currentDatabase() AND table = {table:String}
+                 AND toUInt32(partition_id) < toYYYYMMDD(toDate({before:UInt32}))"""
+    client = _connect(ClickHouseSettings().clickhouse_url.get_secret_value(), _WRITE_TIMEOUT)
+    with _translated(), closing(client):
+        old: Any = client.query(query, {"table": dataset.name, "before": before}).result_rows
+        for (partition,) in old:
+            client.command(f"ALTER TABLE {_quoted(dataset.name)} DROP PARTITION ID '{int(partition)}'")
+    return len(old)
+
+
 def _column_types(client: Client, dataset: Dataset) -> dict[str, str]:
     query = "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = {table:String}"
     rows: Any = client.query(query, {"table": dataset.name}).result_rows
@@ -186,6 +216,7 @@ class ClickHouseReader:
     name: ClassVar[str] = NAME
     route: ClassVar[str] = "clickhouse"
     source: ClassVar[str] = "clickhouse"
+    engine: ClassVar[str] = ""
     progress: ClassVar[Progress] = "sink"
 
     def __init__(self, url: str) -> None:
@@ -193,29 +224,26 @@ class ClickHouseReader:
 
     @cached_property
     def _client(self) -> Client:
-        return _connect(self._url)
+        return _connect(self._url, _READ_TIMEOUT)
 
-    def answer(self, question: Question, as_of: int) -> Answer:
+    def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
+        asked = _Asked(self._client, seconds, scan=question.scan)
         dataset = question.dataset
         filters = Filters() if isinstance(question, StatsQuestion) else question.filters
         where, parameters = _where(dataset, filters, as_of)
-        count = _select("count()", dataset, where)
-        cost = _Cost()
+        rolled = rollup.query(question, as_of, _stored(dataset.by_name[dataset.time]))
+        counting = rolled or (_select("count()", dataset, where), parameters)
         total = None
         match question:
             case ListQuestion():
-                page = {**parameters, "limit": question.limit, "offset": question.offset}
-                order = f"ORDER BY {_order(question)} LIMIT {{limit:UInt64}} OFFSET {{offset:UInt64}}"
-                rows = self._ask(_select(_columns(dataset), dataset, where, order), page, cost)
+                rows = asked.fetch(*_list(question, where, parameters))
                 if question.count:
-                    total = self._ask(count, parameters, cost)[0][0]
+                    total = asked.fetch(*counting)[0][0]
             case AggregateQuestion():
-                key = _quoted(question.group_by)
-                order = f"GROUP BY {key} ORDER BY count() DESC, {key}"
-                rows = self._ask(_select(f"{key}, count()", dataset, where, order), parameters, cost)
+                rows = asked.fetch(*(rolled or (_aggregate(question, where), parameters)))
             case StatsQuestion():
-                rows = self._ask(count, parameters, cost)
-        return Answer(rows, cost.milliseconds, total=total, scanned=cost.scanned)
+                rows = asked.fetch(*counting)
+        return Answer(rows, asked.milliseconds, "rollup" if rolled else "scan", total, asked.scanned)
 
     def position(self, dataset: Dataset) -> Mapping[int, int]:
         raise NotImplementedError("ClickHouse's progress is in sink_progress")
@@ -237,23 +265,38 @@ class ClickHouseReader:
             for row in rows:
                 yield tuple(row)
 
-    def _ask(self, query: str, parameters: dict[str, Any], cost: "_Cost") -> list[Row]:
-        start = time.perf_counter()
-        with _translated():
-            # Only once the query has ended does the server know what it cost.
-            result = self._client.query(query, parameters, transport_settings={"wait_end_of_query": "1"})
-        cost.add(result.summary, time.perf_counter() - start)
-        return [tuple(row) for row in result.result_rows]
 
+class _Asked:
+    """The statements of one question: all within its time; what they cost by the server's word, or as measured here."""
 
-class _Cost:
-    """What the server says a question took, or the time measured around it where it does not say."""
-
-    def __init__(self) -> None:
+    def __init__(self, client: Client, seconds: float, *, scan: bool) -> None:
+        self._client = client
+        self._seconds = seconds
+        self._deadline = time.monotonic() + seconds
+        # The server remembers which parts of a table a condition does not hold for: no scan to compare others with.
+        self._settings = {"use_query_condition_cache": 0} if scan else {}
         self.milliseconds = 0.0
         self.scanned: dict[str, Any] = {}
 
-    def add(self, summary: Mapping[str, Any], measured: float) -> None:
+    def fetch(self, query: str, parameters: dict[str, Any]) -> list[Row]:
+        left = max(0.001, self._deadline - time.monotonic())  # 0 would be no limit
+        start = time.perf_counter()
+        with _translated():
+            try:
+                result = self._client.query(
+                    query,
+                    parameters,
+                    settings={**self._settings, "max_execution_time": f"{left:.3f}"},
+                    transport_settings={"wait_end_of_query": "1"},  # only then does the server know what it cost
+                )
+            except Error as error:
+                if error.code == _TIMEOUT:
+                    raise QueryTimeout(NAME, self._seconds) from error
+                raise
+        self._add(result.summary, time.perf_counter() - start)
+        return [tuple(row) for row in result.result_rows]
+
+    def _add(self, summary: Mapping[str, Any], measured: float) -> None:
         self.milliseconds += int(summary["elapsed_ns"]) / 1e6 if summary.get("elapsed_ns") else measured * 1e3
         for ours, theirs in (("rows", "read_rows"), ("bytes", "read_bytes")):
             if theirs in summary:
@@ -265,10 +308,42 @@ def _select(what: str, dataset: Dataset, where: str, rest: str = "") -> str:
     return f"SELECT {what} FROM {_quoted(dataset.name)} WHERE {where} {rest}"  # noqa: S608
 
 
-def _order(question: ListQuestion) -> str:
-    stored = {column.name: _stored(column) for column in (ID, CREATED_AT, *question.dataset.columns)}
+def _list(question: ListQuestion, where: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    dataset = question.dataset
+    columns = {column.name: column for column in (ID, CREATED_AT, *dataset.columns)}
+    names = dict.fromkeys((question.order_by, ID.name))
     direction = "DESC" if question.descending else "ASC"
-    return ", ".join(f"{stored[name]} {direction}" for name in dict.fromkeys((question.order_by, ID.name)))
+    order = ", ".join(f"{_stored(columns[name])} {direction}" for name in names)
+    page = {**parameters, "limit": question.limit, "offset": question.offset}
+    if question.after:
+        where += f" AND {_after(columns[question.order_by], '<' if question.descending else '>')}"
+        page |= {"after": question.after[0], "after_id": question.after[1]}
+    rest = f"ORDER BY {order} LIMIT {{limit:UInt64}} OFFSET {{offset:UInt64}}"
+    return _select(_columns(dataset), dataset, where, rest), page
+
+
+def _after(column: Column, operator: str) -> str:
+    """What comes later than (`after`, `after_id`); written so that the first part alone can use the table's order."""
+    if column is ID:
+        return f"id {operator} {{after_id:Int64}}"
+    stored, value = _stored(column), "{after:String}"
+    if column.kind == "timestamp":
+        value = "fromUnixTimestamp64Micro({after:Int64}, 'UTC')"
+    elif column.kind in _PARAMETERS:
+        value = f"{{after:{_PARAMETERS[column.kind]}}}"
+    return f"{stored} {operator}= {value} AND ({stored} {operator} {value} OR id {operator} {{after_id:Int64}})"
+
+
+def _aggregate(question: AggregateQuestion, where: str) -> str:
+    keys = []
+    if question.bucket:
+        time = _canonical(question.dataset.by_name[question.dataset.time])
+        keys.append(f"{time} - {time} % {question.bucket:d}")
+    if question.group_by:
+        keys.append(_quoted(question.group_by))
+    order = [*([] if question.bucket else ["count() DESC"]), *keys]
+    rest = f"GROUP BY {', '.join(keys)} ORDER BY {', '.join(order)}"
+    return _select(", ".join([*keys, "count()"]), question.dataset, where, rest)
 
 
 def _columns(dataset: Dataset) -> str:
@@ -297,6 +372,9 @@ def _where(dataset: Dataset, filters: Filters, as_of: int) -> tuple[str, dict[st
             column = _stored(dataset.by_name[dataset.time])
             conditions.append(f"{column} {operator} fromUnixTimestamp64Micro({{{name}:Int64}}, 'UTC')")
             parameters[name] = bound
+    if filters.text:
+        conditions.append(f"{_quoted(dataset.search)} LIKE {{text:String}}" if dataset.search else "false")
+        parameters["text"] = like_pattern(filters.text)
     return " AND ".join(conditions), parameters
 
 

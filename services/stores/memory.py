@@ -1,5 +1,6 @@
 """A store in memory for tests, writer and reader in one; the contract suite holds it to the real ones."""
 
+import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
@@ -10,7 +11,7 @@ import msgspec
 from services.core.dataset import Column, Dataset
 from services.core.errors import RowRejected
 from services.core.ids import MAX_BATCH_ROWS, batch_of, end_id, first_id
-from services.core.ports import Block, Progress
+from services.core.ports import QUESTION_SECONDS, Block, Progress
 from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row
 
@@ -22,6 +23,7 @@ class MemoryStore:
     name: ClassVar[str] = "memory"
     route: ClassVar[str] = "memory"
     source: ClassVar[str] = "memory"
+    engine: ClassVar[str] = ""
     progress: ClassVar[Progress] = "sink"
 
     def __init__(self) -> None:
@@ -42,7 +44,7 @@ class MemoryStore:
             rows.append(tuple(str(value) if isinstance(value, UUID) else value for value in values))
         blocks.setdefault(block.token, rows)
 
-    def answer(self, question: Question, as_of: int) -> Answer:
+    def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
         dataset = question.dataset
         filters = Filters() if isinstance(question, StatsQuestion) else question.filters
         rows = [row for row in self._all(dataset) if row[0] < end_id(as_of) and _matches(dataset, filters, row)]
@@ -50,14 +52,15 @@ class MemoryStore:
         match question:
             case ListQuestion():
                 by = dataset.column_names.index(question.order_by)
+                total = len(rows) if question.count else None
                 rows.sort(key=lambda row: (row[by], row[0]), reverse=question.descending)
+                if after := question.after:
+                    later = operator.lt if question.descending else operator.gt
+                    rows = [row for row in rows if later((row[by], row[0]), after)]
                 page = rows[question.offset : question.offset + question.limit]
-                return Answer(page, 0.0, total=len(rows) if question.count else None, scanned=scanned)
+                return Answer(page, 0.0, total=total, scanned=scanned)
             case AggregateQuestion():
-                by = dataset.column_names.index(question.group_by)
-                counts = Counter(row[by] for row in rows)
-                ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-                return Answer(list(ordered), 0.0, scanned=scanned)
+                return Answer(_counted(question, rows), 0.0, scanned=scanned)
             case StatsQuestion():
                 return Answer([(len(rows),)], 0.0, scanned=scanned)
 
@@ -82,6 +85,18 @@ class MemoryStore:
             yield from rows
 
 
+def _counted(question: AggregateQuestion, rows: list[Row]) -> list[Row]:
+    names = question.dataset.column_names
+    counts: Counter[tuple[Any, ...]] = Counter()
+    for row in rows:
+        time = row[names.index(question.dataset.time)]
+        bucket = [time - time % question.bucket] if question.bucket else []
+        counts[*bucket, *([row[names.index(question.group_by)]] if question.group_by else [])] += 1
+    if question.bucket:
+        return sorted((*place, count) for place, count in counts.items())
+    return sorted(((key, count) for (key,), count in counts.items()), key=lambda item: (-item[1], item[0]))
+
+
 def _line_type(dataset: Dataset) -> type[msgspec.Struct]:
     row_id = Annotated[int, msgspec.Meta(ge=MAX_BATCH_ROWS)]
     fields: list[Any] = [
@@ -104,4 +119,5 @@ def _matches(dataset: Dataset, filters: Filters, row: Row) -> bool:
         all(value[name] == wanted for name, wanted in filters.equals)
         and (filters.start is None or time >= filters.start)
         and (filters.end is None or time < filters.end)
+        and (not filters.text or (dataset.search is not None and filters.text in value[dataset.search]))
     )

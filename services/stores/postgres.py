@@ -19,12 +19,21 @@ from psycopg.pq import Format
 from psycopg_pool import ConnectionPool
 
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
-from services.core.errors import NeedsOperator
+from services.core.errors import NeedsOperator, QueryTimeout
 from services.core.ids import ROW_BITS, end_id, first_id
-from services.core.ports import Progress
-from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
+from services.core.ports import QUESTION_SECONDS, Progress
+from services.core.queries import (
+    AggregateQuestion,
+    Answer,
+    Filters,
+    ListQuestion,
+    Question,
+    StatsQuestion,
+    like_pattern,
+)
 from services.core.rows import Row, Rows
-from services.ledger.schema import CONNECTION, translated
+from services.ledger.schema import CONNECTION, connect, translated
+from services.rollups import postgres as rollup
 from services.runtime.settings import PostgresSettings
 
 NAME = "postgres"
@@ -32,6 +41,8 @@ NAME = "postgres"
 EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds: where PostgreSQL's binary timestamps begin
 
 _LOCK = 7_316_002  # advisory lock: one process at a time changes tables
+_SEARCH_LOCK = 7_316_003  # … and one makes indexes for text search, which nobody waits for
+_ALTER_LOCK_TIMEOUT, _ALTER_PAUSE, _ALTER_PATIENCE = "200ms", 1.0, 60.0  # of an added column; the latter in seconds
 _POOL_TIMEOUT = 5.0  # seconds a question waits for a connection before the store counts as down
 
 Connection = psycopg.Connection[Any]
@@ -57,9 +68,25 @@ _TYPES = {
 
 
 def prepare(connection: Connection, dataset: Dataset) -> None:
-    """Create the dataset's table, or add the optional columns it lacks; safe from many processes at once."""
+    """Create the dataset's table, or add the optional columns it lacks; safe from many processes at once.
+
+    Adding one needs the table alone for a moment: whoever writes would queue up behind that, and that behind a long
+    question. So it is tried for a moment only, again and again.
+    """
+    deadline = time.monotonic() + _ALTER_PATIENCE
+    with translated():
+        while True:
+            try:
+                return _prepare(connection, dataset)
+            except psycopg.errors.LockNotAvailable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_ALTER_PAUSE)
+
+
+def _prepare(connection: Connection, dataset: Dataset) -> None:
     table = sql.Identifier(dataset.name)
-    with translated(), connection.transaction():
+    with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         found = _column_types(connection, dataset)
         if not found:
@@ -72,6 +99,12 @@ def prepare(connection: Connection, dataset: Dataset) -> None:
             return
         for column in dataset.columns:
             if column.name not in found:
+                if not column.added:
+                    raise NeedsOperator(
+                        f"table {dataset.name} has no column {column.name}: say `added=True` in its description, or"
+                        " rows from before would no longer match their checksums"
+                    )
+                connection.execute(f"SET LOCAL lock_timeout = '{_ALTER_LOCK_TIMEOUT}'")
                 add = sql.SQL("ALTER TABLE {} ADD COLUMN {}")
                 connection.execute(add.format(table, _definition(column)))
             elif found[column.name] != _TYPES[column.kind].name:
@@ -99,6 +132,64 @@ def ensure_partitions(connection: Connection, dataset: Dataset, first_day: int, 
             start = _midnight(wanted[name])
             attach = sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})")
             connection.execute(attach.format(parent, leaf, start.isoformat(), (start + timedelta(days=1)).isoformat()))
+
+
+def index_search(connection: Connection, dataset: Dataset, today: int) -> list[str]:
+    """Index the days before `today` for text search, where PostgreSQL has pg_trgm; the partitions that got an index.
+
+    The day being written has none: it would make COPY an order of magnitude dearer (ADR 0007).
+    """
+    if dataset.search is None:
+        return []
+    with translated():
+        available = "SELECT 1 FROM pg_available_extensions WHERE name = 'pg_trgm'"
+        if not connection.execute(available).fetchone():
+            return []
+        if connection.execute("SELECT pg_try_advisory_lock(%s)", (_SEARCH_LOCK,)).fetchone() == (False,):
+            return []
+        try:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
+            closed = (name for name in _partitions(connection, dataset) if name < copy_target(dataset, today))
+            return [name for name in sorted(closed) if _index_partition(connection, name, dataset.search)]
+        finally:
+            connection.execute("SELECT pg_advisory_unlock(%s)", (_SEARCH_LOCK,))
+
+
+def _index_partition(connection: Connection, partition: str, column: str) -> bool:
+    """False when it is there already."""
+    index = f"{partition}_{column}_trgm"
+    if connection.execute("SELECT to_regclass(%s)", (f'"{index}"',)).fetchone() != (None,):
+        return False
+    create = sql.SQL("CREATE INDEX {} ON {} USING gin ({} gin_trgm_ops)")
+    connection.execute(create.format(*map(sql.Identifier, (index, partition, column))))
+    return True
+
+
+def drop_days(dataset: Dataset, before: int) -> int:
+    """Drop the partitions of all days below `before` (days since 1970-01-01 UTC); how many. Raises StoreDown.
+
+    Each is detached first, which neither waits for running questions nor holds any up, and may be killed half-way.
+    """
+    dropped = 0
+    names = {"names": rf"^{dataset.name}_y\d{{4}}m\d{{2}}d\d{{2}}$"}
+    with connect(PostgresSettings().postgres_url.get_secret_value()) as connection, translated():
+        rollup.forget(connection, dataset, before)
+        for name, pending in connection.execute(_DAYS, names).fetchall():
+            if name >= copy_target(dataset, before):
+                continue
+            leaf = sql.Identifier(name)
+            if pending is not None:
+                how = sql.SQL("FINALIZE" if pending else "CONCURRENTLY")
+                detach = sql.SQL("ALTER TABLE {} DETACH PARTITION {} {}")
+                connection.execute(detach.format(sql.Identifier(dataset.name), leaf, how))
+            connection.execute(sql.SQL("DROP TABLE {}").format(leaf))
+            dropped += 1
+    return dropped
+
+
+# With what a drop that was killed left: a partition half detached (true), or detached (null).
+_DAYS = """SELECT relname, inhdetachpending FROM pg_class LEFT JOIN pg_inherits ON inhrelid = pg_class.oid
+           WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace AND relname ~ %(names)s"""
 
 
 def _midnight(day: int) -> datetime:
@@ -190,6 +281,7 @@ class PostgresReader:
     name: ClassVar[str] = NAME
     route: ClassVar[str] = "postgres"
     source: ClassVar[str] = "postgresql"
+    engine: ClassVar[str] = ""
     progress: ClassVar[Progress] = "ledger"
 
     def __init__(self, url: str, max_connections: int = 8) -> None:
@@ -209,25 +301,14 @@ class PostgresReader:
             },
         )
 
-    def answer(self, question: Question, as_of: int) -> Answer:
-        table = sql.Identifier(question.dataset.name)
-        filters = Filters() if isinstance(question, StatsQuestion) else question.filters
-        where, parameters = _where(filters, question.dataset, as_of)
-        count = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(table, where)
-        total = None
-        with translated(), self._pool.connection() as connection:
-            start = time.perf_counter()
-            match question:
-                case ListQuestion():
-                    page = [*parameters, question.limit, question.offset]
-                    rows = _fetch(connection, _list(question, table, where), page)
-                    if question.count:
-                        total = _fetch(connection, count, parameters)[0][0]
-                case AggregateQuestion():
-                    rows = _fetch(connection, _aggregate(question, table, where), parameters)
-                case StatsQuestion():
-                    rows = _fetch(connection, count, parameters)
-            return Answer(rows, (time.perf_counter() - start) * 1e3, total=total)
+    def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
+        deadline = time.monotonic() + seconds
+        with translated(), self._pool.connection() as connection, connection.transaction():
+            asked = _Asked(connection, deadline)
+            try:
+                return _answer(asked, question, as_of)
+            except psycopg.errors.QueryCanceled as error:
+                raise QueryTimeout(NAME, seconds) from error
 
     def position(self, dataset: Dataset) -> Mapping[int, int]:
         raise NotImplementedError("PostgreSQL's progress is the ledger itself")
@@ -253,21 +334,84 @@ class PostgresReader:
         self._pool.close()
 
 
+class _Asked:
+    """The statements of one question: all within its time, which is summed up without what lies between them."""
+
+    def __init__(self, connection: Connection, deadline: float) -> None:
+        self._connection = connection
+        self._deadline = deadline
+        self.milliseconds = 0.0
+
+    def fetch(self, query: sql.Composed, parameters: Sequence[Any]) -> list[Row]:
+        left = max(1, int((self._deadline - time.monotonic()) * 1e3))  # milliseconds; 0 would be no limit
+        self._connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(left),))
+        start = time.perf_counter()
+        rows = self._connection.execute(query, parameters, binary=True).fetchall()
+        self.milliseconds += (time.perf_counter() - start) * 1e3
+        return rows
+
+
+def _answer(asked: _Asked, question: Question, as_of: int) -> Answer:
+    table = sql.Identifier(question.dataset.name)
+    filters = Filters() if isinstance(question, StatsQuestion) else question.filters
+    where, parameters = _where(filters, question.dataset, as_of)
+    count = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(table, where)
+    counted = rollup.counted(asked.fetch, question, as_of)
+    total = None
+    match question:
+        case ListQuestion():
+            later, place = _after(question)
+            page = [*parameters, *place, question.limit, question.offset]
+            rows = asked.fetch(_list(question, table, where + later), page)
+            if question.count:
+                total = (counted or asked.fetch(count, parameters))[0][0]
+        case AggregateQuestion():
+            rows = asked.fetch(_aggregate(question, table, where), parameters) if counted is None else counted
+        case StatsQuestion():
+            rows = counted or asked.fetch(count, parameters)
+    return Answer(rows, asked.milliseconds, "scan" if counted is None else "rollup", total)
+
+
 def _list(question: ListQuestion, table: sql.Identifier, where: sql.Composable) -> sql.Composed:
-    order = dict.fromkeys((question.order_by, ID.name))
     direction = sql.SQL(" DESC" if question.descending else " ASC")
+    order = sql.SQL(", ").join(sql.Identifier(name) + direction for name in _order(question))
     return sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT %s OFFSET %s").format(
-        _columns(question.dataset), table, where, sql.SQL(", ").join(sql.Identifier(c) + direction for c in order)
+        _columns(question.dataset), table, where, order
     )
 
 
+def _order(question: ListQuestion) -> list[str]:
+    return list(dict.fromkeys((question.order_by, ID.name)))
+
+
+def _after(question: ListQuestion) -> tuple[sql.Composed, list[Any]]:
+    """The condition for what comes later than `after`, to be added to others, and its parameters."""
+    if question.after is None:
+        return sql.Composed([]), []
+    names = _order(question)
+    operator = sql.SQL("<" if question.descending else ">")
+    columns = sql.SQL(", ").join(map(sql.Identifier, names))
+    places = sql.SQL(", ").join(sql.Placeholder() * len(names))
+    kinds = {column.name: column.kind for column in (ID, CREATED_AT, *question.dataset.columns)}
+    value: Any
+    value, row_id = question.after
+    if kinds[question.order_by] == "timestamp":
+        value = _instant(value)
+    return sql.SQL(" AND ({}) {} ({})").format(columns, operator, places), [value, row_id][: len(names)]
+
+
 def _aggregate(question: AggregateQuestion, table: sql.Identifier, where: sql.Composable) -> sql.Composed:
-    query = "SELECT {key}, count(*) FROM {table} WHERE {where} GROUP BY {key} ORDER BY count(*) DESC, {key}"
-    return sql.SQL(query).format(key=sql.Identifier(question.group_by), table=table, where=where)
-
-
-def _fetch(connection: Connection, query: sql.Composed, parameters: Sequence[Any]) -> list[Row]:
-    return connection.execute(query, parameters, binary=True).fetchall()
+    keys: list[sql.Composable] = []
+    if question.bucket:
+        width, column = sql.Literal(timedelta(microseconds=question.bucket)), sql.Identifier(question.dataset.time)
+        keys.append(sql.SQL("date_bin({}, {}, TIMESTAMPTZ 'epoch')").format(width, column))
+    if question.group_by:
+        keys.append(sql.Identifier(question.group_by))
+    numbers = sql.SQL(", ").join(map(sql.Literal, range(1, len(keys) + 1)))
+    order = numbers if question.bucket else sql.SQL("count(*) DESC, ") + numbers
+    return sql.SQL("SELECT {}, count(*) FROM {} WHERE {} GROUP BY {} ORDER BY {}").format(
+        sql.SQL(", ").join(keys), table, where, numbers, order
+    )
 
 
 def _columns(dataset: Dataset) -> sql.Composed:
@@ -284,6 +428,11 @@ def _where(filters: Filters, dataset: Dataset, as_of: int) -> tuple[sql.Composab
         if bound is not None:
             conditions.append(sql.SQL("{} {} %s").format(sql.Identifier(dataset.time), operator))
             parameters.append(_instant(bound))
+    if filters.text and dataset.search:
+        conditions.append(sql.SQL("{} LIKE %s").format(sql.Identifier(dataset.search)))
+        parameters.append(like_pattern(filters.text))
+    elif filters.text:
+        conditions.append(sql.SQL("false"))
     return sql.SQL(" AND ").join(conditions), parameters
 
 

@@ -2,23 +2,25 @@
 
 Per block: the intended range goes to sink_progress, by compare-and-set; the block goes to the store under a token
 made of that range; the range is marked done. Whoever takes over a partition finds the range that was under way and
-writes it again, the same, under the same token.
+writes it again, the same, under the same token. A store whose own transactions say how far it has come needs none of
+that: it takes the blocks of all partitions in one (`ports.OwnProgressWriter`).
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from threading import Event
 from typing import Protocol
 
 from services.core import metric_names
 from services.core.dataset import Dataset
+from services.core.envelope import is_newer
 from services.core.errors import Backpressure, Fenced, LogpipeError, NeedsOperator, StoreDown
 from services.core.ledger import Range, SinkPosition
-from services.core.ports import GroupReader, Message, StoreWriter
+from services.core.ports import Block, GroupReader, Message, OwnProgressWriter, StoreWriter
 from services.runtime import logs, metrics
 from services.stream_to_store import refused
-from services.stream_to_store.dead_letters import DeadLetters
-from services.stream_to_store.lane import Lane, Limits, Slice
+from services.stream_to_store.lane import Lane, Limits
+from services.streams.dead_letters import DeadLetters
 
 POLL_SECONDS = 0.1
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds
@@ -27,7 +29,7 @@ _log = logs.get("stream_to_store")
 
 
 class Progress(Protocol):
-    """What the ledger's SinkProgress does."""
+    """What the ledger's SinkProgress does, and OwnProgress for a store that needs none."""
 
     def load(self, partitions: Sequence[int]) -> dict[int, SinkPosition]: ...
     def begin(self, partition: int, expected_next: int, intent: Range) -> None: ...
@@ -57,6 +59,7 @@ class Consumer:
         self._labels = (store, dataset.name)
         self._reader = reader
         self._writer = writer
+        self._together = writer.write_together if isinstance(writer, OwnProgressWriter) else None
         self._dead_letters = dead_letters
         self._limits = limits
         self._prepare = prepare
@@ -124,6 +127,11 @@ class Consumer:
     def _take_in(self, lanes: Mapping[int, Lane], messages: Sequence[Message]) -> None:
         now = self._clock()
         for message in messages:
+            if is_newer(message.headers, self.dataset):
+                raise NeedsOperator(
+                    f"{self.dataset.topic} has rows with columns that this process does not know: it is older than the"
+                    " ingest API, update it; nothing was left out"
+                )
             lanes[message.partition].add(message, now)
         for partition, offset in self._reader.reached().items():
             lanes[partition].reach(offset, now)
@@ -137,23 +145,39 @@ class Consumer:
         if self._lanes is None:
             positions = self._progress.load(self._given) if self._given else {}
             self._lanes = {p: Lane(position, self._limits) for p, position in positions.items()}
-        for lane in self._lanes.values():
-            while lane.due(self._clock()):
-                self._store(self._progress, lane, lane.take())
+        while due := self._due(self._lanes.values()):
+            for lanes in self._grouped(due):
+                self._store(self._progress, lanes)
         if not self._reading and self._lanes:
             self._reader.assign({p: lane.reached for p, lane in self._lanes.items()})
             self._reading = True
 
-    def _store(self, progress: Progress, lane: Lane, piece: Slice) -> None:
-        progress.begin(lane.partition, piece.range.first, piece.range)
+    def _due(self, lanes: Collection[Lane]) -> list[Lane]:
+        """What to write now; where one transaction takes all, whatever can be written goes with what must be."""
+        due = [lane for lane in lanes if lane.due(self._clock())]
+        return [lane for lane in lanes if lane.complete()] if due and self._together else due
+
+    def _grouped(self, lanes: list[Lane]) -> list[list[Lane]]:
+        return [lanes] if self._together else [[lane] for lane in lanes]
+
+    def _store(self, progress: Progress, lanes: Sequence[Lane]) -> None:
+        pieces = [lane.take() for lane in lanes]
+        for piece in pieces:
+            progress.begin(piece.partition, piece.range.first, piece.range)
+        blocks = [(piece, piece.block(self.dataset, self._topic_id)) for piece in pieces]
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
-            rows = refused.write(self._writer, piece, piece.block(self.dataset, self._topic_id), self._dead_letters)
-        progress.finish(lane.partition, piece.range)
-        lane.finish()
+            rows = refused.write(self._together or self._one_by_one, blocks, self._dead_letters)
+        for lane, piece in zip(lanes, pieces, strict=True):
+            progress.finish(piece.partition, piece.range)
+            lane.finish()
         metrics.counter(metric_names.SINK_ROWS, *self._labels).inc(rows)
         freshness = metrics.histogram(metric_names.FRESHNESS_SECONDS, *self._labels)
-        for _, created_at in {(envelope.batch_id, envelope.created_at) for envelope in piece.good}:
+        for _, created_at in {(e.batch_id, e.created_at) for piece in pieces for e in piece.good}:
             freshness.observe(max(0.0, time.time() - created_at / 1e6))
+
+    def _one_by_one(self, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            self._writer.write(block)
 
     def _hold(self, error: LogpipeError, seconds: float) -> None:
         """Keep what is held, read no more of it, and try again after `seconds`; the group is still polled."""
@@ -167,9 +191,10 @@ class Consumer:
 
     def _write_rest(self) -> None:
         try:
-            for lane in (self._lanes or {}).values():
-                while self._progress and lane.complete():
-                    self._store(self._progress, lane, lane.take())
+            held = (self._lanes or {}).values()
+            while self._progress and (rest := [lane for lane in held if lane.complete()]):
+                for lanes in self._grouped(rest):
+                    self._store(self._progress, lanes)
         except (Backpressure, Fenced, StoreDown) as error:
             self._log.warning("what is held is left to be read again", reason=str(error))
 

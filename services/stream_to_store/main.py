@@ -10,19 +10,21 @@ from fastapi import FastAPI
 
 from services import datasets, stores
 from services.core.dataset import Dataset
-from services.core.ports import TransactionalProducer
+from services.core.ports import OwnProgressWriter, TransactionalProducer
 from services.ledger.sink_progress import SinkProgress
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
-from services.stream_to_store.consumer import Consumer
-from services.stream_to_store.dead_letters import TOPIC, DeadLetters
+from services.stream_to_store.consumer import Consumer, Progress
 from services.stream_to_store.lane import Limits
+from services.stream_to_store.own_progress import OwnProgress
 from services.stream_to_store.settings import StreamToStoreSettings
 from services.stream_to_store.workers import Workers
 from services.streams import kafka
+from services.streams.dead_letters import TOPIC, DeadLetters
 
 DRAIN_SECONDS = 20
+WAIT_SECONDS = 1.0  # for more rows of a block
 
 
 @click.command()
@@ -62,13 +64,20 @@ def make_consumer(settings: StreamToStoreSettings, store: str, dataset: Dataset)
     def open_producer() -> TransactionalProducer:
         return kafka.KafkaProducer(url, f"logpipe-{TOPIC}-{uuid.uuid4()}")
 
+    writer = stores.open_writer(store)
+    own = writer if isinstance(writer, OwnProgressWriter) else None
+
+    def open_progress(topic_id: str) -> Progress:
+        return OwnProgress(own, dataset, topic_id) if own else SinkProgress(ledger, store, dataset.name, topic_id)
+
+    seconds = settings.block_seconds or (own.wait_seconds if own else WAIT_SECONDS)
     return Consumer(
         dataset,
         store,
-        kafka.KafkaGroupReader(url, dataset.topic, f"logpipe-{store}-{dataset.name}"),
-        stores.open_writer(store),
+        kafka.KafkaGroupReader(url, dataset.topic, kafka.sink_group(store, dataset.name)),
+        writer,
         DeadLetters(open_producer, store, dataset),
-        Limits(settings.block_rows, settings.block_bytes, settings.block_seconds),
+        Limits(settings.block_rows, settings.block_bytes, seconds),
         ensure_topics,
-        lambda topic_id: SinkProgress(ledger, store, dataset.name, topic_id),
+        open_progress,
     )

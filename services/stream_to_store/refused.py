@@ -1,15 +1,15 @@
 """Writing a slice whose rows a store may refuse: the refused ones become dead letters, their neighbours are stored."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from services.core.errors import RowRejected
 from services.core.ids import batch_of
-from services.core.ports import Block, StoreWriter
-from services.stream_to_store.dead_letters import DeadLetter, DeadLetters
+from services.core.ports import Block
 from services.stream_to_store.lane import Envelope, Slice
+from services.streams.dead_letters import DeadLetter, DeadLetters
 
 
 class _Identity(msgspec.Struct):
@@ -35,25 +35,28 @@ class _Line:
         return row_id if batch_of(row_id) == self.envelope.batch_id else None
 
 
-def write(writer: StoreWriter, piece: Slice, block: Block, dead_letters: DeadLetters) -> int:
-    """Store what can be stored of `piece`, whose block is `block`; how many rows. Raises as the writer does.
+def write(
+    store: Callable[[Sequence[Block]], None], pieces: Sequence[tuple[Slice, Block]], dead_letters: DeadLetters
+) -> int:
+    """Give `store` what can be stored of `pieces`, each with its block; how many rows. Raises as `store` does.
 
     A letter is sent before its neighbours are written: a store that already has them would not refuse it again.
     """
-    dead_letters.send([_whole(envelope) for envelope in piece.poison])
-    lines: list[_Line] | None = None
+    dead_letters.send([_whole(envelope) for piece, _ in pieces for envelope in piece.poison])
+    blocks = [block for _, block in pieces]
+    lines: dict[int, list[_Line]] = {}  # of the blocks of which a row was refused
     while True:
         try:
-            writer.write(block)
-            return block.rows
+            store(blocks)
+            return sum(block.rows for block in blocks)
         except RowRejected as refused:
-            if lines is None:
-                lines = list(_lines(piece.good))
+            at = refused.block
+            found = lines[at] if at in lines else list(_lines(pieces[at][0].good))
             # What is no row goes first, and all at once: stores count rows only, and name one at a time.
-            bad = {index for index, line in enumerate(lines) if line.id() is None} or {refused.row}
-            dead_letters.send([_one(lines[index], refused.reason) for index in sorted(bad)])
-            lines = [line for index, line in enumerate(lines) if index not in bad]
-            block = replace(block, rows=len(lines), lines=b"".join(line.data for line in lines))
+            bad = {index for index, line in enumerate(found) if line.id() is None} or {refused.row}
+            dead_letters.send([_one(found[index], refused.reason) for index in sorted(bad)])
+            lines[at] = left = [line for index, line in enumerate(found) if index not in bad]
+            blocks[at] = replace(blocks[at], rows=len(left), lines=b"".join(line.data for line in left))
 
 
 def _lines(envelopes: Iterable[Envelope]) -> Iterator[_Line]:

@@ -20,11 +20,13 @@ from services.streams.kafka_client import (
     config,
     describe,
     ensure_topics,
+    members,
+    sink_group,
     translate,
     translated,
 )
 
-__all__ = ["KafkaGroupReader", "KafkaPartitionReader", "KafkaProducer", "ensure_topics"]
+__all__ = ["KafkaGroupReader", "KafkaPartitionReader", "KafkaProducer", "ensure_topics", "members", "sink_group"]
 
 MAX_POLL = 1000  # messages
 QUEUE_KBYTES = 16 * 1024  # fetched ahead, a reader

@@ -66,7 +66,7 @@ def translate(error: KafkaError) -> LogpipeError:
     if error.code() in _NO_LONGER_KEPT:
         return NeedsOperator(
             f"kafka: {error.str()}; these messages were deleted before they were read: raise the topic's retention, and"
-            " settle with `logpipe verify` what is missing"
+            " stop this process, bring them with `logpipe replay` and start it again"
         )
     return StoreDown(STORE, f"{error.name()}: {error.str()}")
 
@@ -107,6 +107,19 @@ def describe(admin: AdminClient, topic: str) -> TopicDescription | None:
             return None
         raise
     return described
+
+
+def sink_group(store: str, dataset: str) -> str:
+    """The consumer group that loads a dataset's topic into a store."""
+    return f"logpipe-{store}-{dataset}"
+
+
+def members(url: str, group: str) -> int:
+    """How many consumers are in the group; one that died is counted until its session times out. Raises StoreDown."""
+    admin = AdminClient(config(url))  # its answers come only while it lives
+    with translated():
+        described = admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT)
+        return len(described[group].result().members)
 
 
 def _usable(topic: TopicDescription | None) -> bool:

@@ -14,8 +14,9 @@ from services.core.errors import LogpipeError
 from services.ledger.reading import Ledger
 from services.runtime import logs
 from services.runtime.settings import KafkaSettings, PostgresSettings
+from services.streams.dead_letters import TOPIC
 from services.streams.kafka import KafkaPartitionReader
-from services.verify import dead_letters, report
+from services.verify import report
 from services.verify.dead_letters import DeadLetters
 from services.verify.service import Request, Verification
 
@@ -71,7 +72,7 @@ def main(
                 secrets.randbelow(1 << 31) if seed is None else seed,
                 wait,
             )
-            letters = DeadLetters(lambda: KafkaPartitionReader(settings.kafka_url, dead_letters.TOPIC))
+            letters = DeadLetters(lambda: KafkaPartitionReader(settings.kafka_url, TOPIC))
             found = Verification(ledger, letters, progress).run(readers, request)
     except LogpipeError as error:
         console.print(f"[bold red]could not check[/bold red]: {escape(str(error))}", highlight=False)

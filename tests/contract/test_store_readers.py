@@ -4,26 +4,31 @@ The oracle is plain Python over the rows; the memory store is held to it like th
 """
 
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
 import pytest
+from psycopg import sql
+from psycopg.errors import QueryCanceled
 
 from services.core.dataset import Column, Dataset
-from services.core.errors import StoreDown
+from services.core.errors import QueryTimeout, StoreDown
 from services.core.ids import batch_of, first_id
 from services.core.instants import LAST_INSTANT
 from services.core.ports import Block, StoreReader, StoreWriter
-from services.core.queries import AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row, RowCodec, Rows, checksum
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
+from services.lake.embedded import EmbeddedReader
 from services.ledger import schema
 from services.runtime.settings import LakeSettings
-from services.stores import clickhouse, lake, postgres
+from services.stores import clickhouse, postgres
 from services.stores.memory import MemoryStore
 from tests import lake_tables
 
@@ -49,6 +54,7 @@ MEASURES = Dataset(
     groupings=("sensor", "order"),
     orderings=("taken_at", "sensor", "order", "id", "created_at"),
     filters=("sensor", "serial", "order"),
+    search="order",
 )
 DATASETS = (replace(LOGS, name="reader_logs"), replace(EVENTS, name="reader_events"), MEASURES)
 
@@ -72,6 +78,28 @@ TEXTS = [
     "\t",
     "x\ny",
     "%s",
+]
+SOUGHT = [
+    "a",
+    "B",
+    "é",
+    "e\u0301",
+    "\u0301",
+    "😀",
+    "%",
+    "_",
+    "\\",
+    "\\\\",
+    "'",
+    '"',
+    "a'",
+    "\n",
+    "\t",
+    " ",
+    "%s",
+    "\\N",
+    "aa",
+    "a\\b",
 ]
 JSONS = [
     "{}",
@@ -163,7 +191,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             for dataset in DATASETS:
                 for rows in ACCEPTED[dataset.name].values():
                     lake_tables.append(settings, dataset, rows)
-            reader = lake.LakeReader(settings)
+            reader = EmbeddedReader(settings)
     yield reader
     reader.close()
 
@@ -185,6 +213,7 @@ class Oracle:
                 and all(value[name] == wanted for name, wanted in filters.equals)
                 and (filters.start is None or filters.start <= time)
                 and (filters.end is None or time < filters.end)
+                and (not filters.text or (dataset.search and filters.text in value[dataset.search]))
             ):
                 found.append(row)
         return found
@@ -195,11 +224,27 @@ class Oracle:
             case ListQuestion() as q:
                 by = q.dataset.column_names.index(q.order_by)
                 rows.sort(key=lambda row: (row[by], row[0]), reverse=q.descending)
+                if q.after:
+                    rows = [row for row in rows if (row[by], row[0]) != q.after and _in_order(q, (row[by], row[0]))]
                 return rows[q.offset : q.offset + q.limit]
             case AggregateQuestion() as q:
-                by = q.dataset.column_names.index(q.group_by)
-                return sorted(Counter(row[by] for row in rows).items(), key=lambda item: (-item[1], item[0]))
+                time = q.dataset.column_names.index(q.dataset.time)
+                counts = Counter(
+                    (
+                        *([row[time] // q.bucket * q.bucket] if q.bucket else []),
+                        *([row[q.dataset.column_names.index(q.group_by)]] if q.group_by else []),
+                    )
+                    for row in rows
+                )
+                counted = [(*key, count) for key, count in counts.items()]
+                return sorted(counted, key=lambda row: row if q.bucket else (-row[-1], row))
         return [(len(rows),)]
+
+
+def _in_order(question: ListQuestion, place: tuple[Any, int]) -> bool:
+    """Whether `place` comes no earlier than where the question goes on."""
+    assert question.after is not None
+    return sorted([place, question.after], reverse=question.descending)[-1] == place
 
 
 def _questions() -> Iterator[Question]:
@@ -215,7 +260,8 @@ def _questions() -> Iterator[Question]:
             Filters(((first, ""),), start=0, end=LAST_INSTANT),
             Filters(tuple((name, "a") for name in dataset.filters if dataset.by_name[name].kind != "uuid")),
         ]
-        yield StatsQuestion(dataset)
+        yield from (StatsQuestion(dataset, scan=scan) for scan in (False, True))
+        yield ListQuestion(dataset, order_by=dataset.time, scan=True)
         for filters in some:
             yield ListQuestion(dataset, filters, order_by=dataset.time)
             yield from (AggregateQuestion(dataset, name, filters) for name in dataset.groupings)
@@ -223,12 +269,40 @@ def _questions() -> Iterator[Question]:
             for descending in (True, False):
                 yield ListQuestion(dataset, Filters(), order_by, descending, limit=1000)
                 yield ListQuestion(dataset, Filters(), order_by, descending, limit=7, offset=30, count=False)
+                yield from (
+                    ListQuestion(dataset, Filters(), order_by, descending, limit=20, count=False, after=after)
+                    for after in _places(dataset, order_by)
+                )
         yield ListQuestion(dataset, order_by=dataset.time, offset=10_000)
+        for text in SOUGHT:
+            filters = Filters(text=text)
+            yield ListQuestion(dataset, filters, order_by="id", limit=1000)
+        for bucket in BUCKETS.values():
+            for filters in (Filters(), Filters(text="a", start=1, end=CREATED)):
+                yield AggregateQuestion(dataset, None, filters, bucket)
+                yield from (AggregateQuestion(dataset, name, filters, bucket) for name in dataset.groupings)
     serial = ACCEPTED[MEASURES.name][1][0][MEASURES.column_names.index("serial")]
     yield ListQuestion(MEASURES, Filters((("serial", serial),)), order_by="id")
 
 
-@pytest.mark.parametrize("as_of", [0, 6, LAST + 100])
+def _places(dataset: Dataset, order_by: str) -> Iterator[tuple[Any, int]]:
+    """Of rows, before all, behind all, and between rows."""
+    by = dataset.column_names.index(order_by)
+    rows = sorted((row for rows in ACCEPTED[dataset.name].values() for row in rows), key=lambda r: (r[by], r[0]))
+    for row in (rows[0], rows[97], rows[98], rows[-1]):
+        yield row[by], row[0]
+    yield rows[97][by], rows[97][0] if order_by == "id" else 1
+
+
+def test_before_the_first_batch_there_is_nothing(store: StoreReader) -> None:
+    for dataset in DATASETS:
+        assert store.answer(StatsQuestion(dataset), 0).rows == [(0,)]
+        listed = store.answer(ListQuestion(dataset, order_by="id"), 0)
+        assert (listed.rows, listed.total) == ([], 0)
+        assert store.answer(AggregateQuestion(dataset, dataset.groupings[0]), 0).rows == []
+
+
+@pytest.mark.parametrize("as_of", [6, LAST + 100])
 def test_every_question(store: StoreReader, as_of: int) -> None:
     for question in _questions():
         oracle = Oracle(question, as_of)
@@ -237,7 +311,7 @@ def test_every_question(store: StoreReader, as_of: int) -> None:
         wants_total = isinstance(question, ListQuestion) and question.count
         assert answer.total == (len(oracle.matching()) if wants_total else None), question
         assert answer.elapsed_ms >= 0
-        assert answer.method == "scan"
+        assert answer.method == "scan" or not question.scan
 
 
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda d: d.name)
@@ -270,6 +344,61 @@ def test_a_store_that_is_away_says_so(reader_type: Any, unused_tcp_port: int) ->
     with pytest.raises(StoreDown, match=reader.name):
         reader.answer(StatsQuestion(LOGS), 1)
     reader.close()
+
+
+def test_postgres_is_told_to_stop_in_time(postgres_url: str) -> None:
+    slow_logs = replace(LOGS, name="reader_slow")
+    with closing(postgres.PostgresReader(postgres_url)) as reader, schema.connect(postgres_url) as other:
+        postgres.prepare(other, slow_logs)
+        with other.transaction():
+            other.execute("LOCK TABLE reader_slow")
+            with pytest.raises(QueryTimeout, match=r"postgres: no answer within 0\.2 s"):
+                reader.answer(ListQuestion(slow_logs), LAST, seconds=0.2)
+            waiting = other.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchone()
+            assert waiting == (0,)
+        assert reader.answer(ListQuestion(slow_logs), LAST).total == 0
+        with reader._pool.connection() as connection, connection.transaction():
+            asked = postgres._Asked(connection, time.monotonic() + 1.0)
+            slow = sql.SQL("SELECT pg_sleep(0.6)").format()
+            asked.fetch(slow, [])
+            with pytest.raises(QueryCanceled):  # page and count share one time
+                asked.fetch(slow, [])
+
+
+def test_clickhouse_is_told_to_stop_in_time(clickhouse_url: str) -> None:
+    many = replace(LOGS, name="reader_many")
+    writer = clickhouse.ClickHouseWriter(clickhouse_url)
+    writer.prepare(many)
+    writer._client.command(
+        "INSERT INTO reader_many (id, created_at_utc, message) SELECT 131072 + number, toDateTime64(0, 6, 'UTC'),"
+        " hex(sipHash64(number)) FROM numbers(1000000)"
+    )
+    with closing(clickhouse.ClickHouseReader(clickhouse_url)) as reader:
+        with pytest.raises(QueryTimeout, match=r"clickhouse: no answer within 0\.002 s"):
+            reader.answer(AggregateQuestion(many, "level", Filters(text="1")), LAST, seconds=0.002)
+        assert reader.answer(AggregateQuestion(many, "level"), LAST + 9).rows == [("", 1_000_000)]
+        asked = clickhouse._Asked(reader._client, 1.0, scan=True)
+        slow = "SELECT sleepEachRow(0.1) FROM numbers(6) SETTINGS max_block_size = 1"
+        asked.fetch(slow, {})
+        with pytest.raises(QueryTimeout):  # page and count share one time
+            asked.fetch(slow, {})
+
+
+def test_clickhouse_passes_over_what_cannot_hold_a_text(clickhouse_url: str) -> None:
+    indexed = replace(LOGS, name="reader_indexed")
+    writer = clickhouse.ClickHouseWriter(clickhouse_url)
+    writer._client.command(clickhouse.create_table(indexed))  # as it was made before there was an index
+    for _ in range(2):
+        writer.prepare(indexed)
+    writer._client.command(
+        "INSERT INTO reader_indexed (id, created_at_utc, message) SELECT 131072 + number, toDateTime64(0, 6, 'UTC'),"
+        " if(number = 70000, 'a zebra crossing', 'Request processed') FROM numbers(100000)"
+    )
+    with closing(clickhouse.ClickHouseReader(clickhouse_url)) as reader:
+        for text, found, read in (("zebra", 1, 8192), ("zebu crossing", 0, 0), ("Request", 99_999, 100_000)):
+            answer = reader.answer(AggregateQuestion(indexed, None, Filters(text=text), 60_000_000, scan=True), LAST)
+            assert sum(row[-1] for row in answer.rows) == found
+            assert answer.scanned["rows"] == read
 
 
 def _exact(rows: Sequence[Row]) -> list[str]:

@@ -14,6 +14,9 @@ from services.core.ids import first_id
 from services.core.ports import Block, StoreReader, StoreWriter
 from services.core.queries import StatsQuestion
 from services.core.rows import Row, RowCodec
+from services.lake.embedded import EmbeddedReader
+from services.lake.writer import EmbeddedWriter
+from services.runtime.settings import LakeSettings
 from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter
 from services.stores.memory import MemoryStore
 
@@ -38,9 +41,23 @@ class ClickHousePair:
         self.reader = ClickHouseReader(url)
 
 
-@pytest.fixture(params=["memory", "clickhouse"])
+class LakePair:
+    def __init__(self, url: str) -> None:
+        settings = LakeSettings(hdfs_url=url)
+        self.writer = EmbeddedWriter(settings)
+        self.reader = EmbeddedReader(settings)
+
+
+@pytest.fixture(params=["memory", "clickhouse", "lake"])
 def store(request: pytest.FixtureRequest) -> Any:
-    pair = MemoryPair() if request.param == "memory" else ClickHousePair(request.getfixturevalue("clickhouse_url"))
+    pair: Any
+    match request.param:
+        case "memory":
+            pair = MemoryPair()
+        case "clickhouse":
+            pair = ClickHousePair(request.getfixturevalue("clickhouse_url"))
+        case _:
+            pair = LakePair(request.getfixturevalue("hdfs_url"))
     yield pair
     pair.reader.close()
 
@@ -118,7 +135,7 @@ def test_every_kind_comes_back_the_same(store: Store, dataset: Dataset) -> None:
 
 
 def test_the_same_token_is_stored_once(store: Store, dataset: Dataset) -> None:
-    blocks = [block(dataset, [row(b, n) for n in range(50)], first=b * 10) for b in range(1, 6)]
+    blocks = [block(dataset, [row(b, n) for n in range(50)], first=(b - 1) * 10) for b in range(1, 6)]
     for repeated in [*blocks, *blocks, blocks[0]]:
         store.writer.write(repeated)
     assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(b, 50, 50) for b in range(1, 6)]

@@ -3,11 +3,14 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import httpx
 import pytest
 
+from services import datasets
 from services.local.stack import Stack
 from tests.e2e.load import Accepted, under_load, verify
 from tests.processes import Process, free_port
@@ -31,6 +34,34 @@ def test_kill_nine_under_load(stack: Stack, victim: str, seed: int) -> None:
                 os.kill(pid, signal.SIGKILL)
     stack.up()
     accepted.check(reports)
+
+
+def test_the_lake_changes_hands_and_its_embedded_writer_is_killed_under_load(stack: Stack, seed: int) -> None:
+    with under_load(ingest_url(stack), seconds=1):
+        pass
+    accepted, chance = Accepted(stack), random.Random(f"embedded {seed}")
+    port = free_port()
+    environment = stack.settings.urls() | {"LOGPIPE_STREAM_TO_STORE_PORT": str(port)}
+    stack.supervisor.stop("stream-to-lake")
+    release_the_lake(environment)
+    with Process("stream-to-store --store lake", environment, port) as embedded:
+        with under_load(ingest_url(stack), seconds=8) as reports:
+            for _ in range(2):
+                time.sleep(chance.uniform(1.0, 4.0))
+                embedded.kill()
+                embedded.launch()
+        accepted.check(reports)
+    release_the_lake(environment)
+    accepted = Accepted(stack)
+    with under_load(ingest_url(stack), seconds=1) as reports:
+        stack.up()
+    accepted.check(reports)
+
+
+def release_the_lake(environment: dict[str, str]) -> None:
+    for dataset in datasets.all_datasets():
+        command = [sys.executable, "-m", "services", "stream-to-lake", "--resume", dataset.name]
+        subprocess.run(command, env=os.environ | environment, check=True, capture_output=True)
 
 
 @pytest.mark.long

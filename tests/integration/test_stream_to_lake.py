@@ -25,10 +25,11 @@ from services.core.ids import first_id
 from services.core.ports import Outgoing
 from services.core.rows import Row, RowCodec, Rows, checksum
 from services.datasets.logs import DATASET
+from services.lake.embedded import EmbeddedReader
+from services.lake.table import rejects_uri
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.runtime.settings import LakeSettings
-from services.stores.lake import LakeReader, rejects_uri
 from services.streams.kafka import KafkaPartitionReader, KafkaProducer, ensure_topics
 from spark_jobs.checkpoint import CheckpointFolder
 from tests.processes import Process, free_port
@@ -50,7 +51,7 @@ class World:
     poisoned: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.reader = LakeReader(self.settings)
+        self.reader = EmbeddedReader(self.settings)
         self.checkpoint = CheckpointFolder(self.settings, DATASET)
         self.topic = KafkaPartitionReader(self.kafka_url, DATASET.topic)
         port = free_port()

@@ -8,42 +8,59 @@ class Clock:
         return self.now
 
 
+def batcher(max_wait: float, clock: Clock | None = None) -> Batcher[str, str]:
+    return Batcher(10, 1000, max_wait, clock or Clock())
+
+
 def test_a_lone_item_waits_its_time_and_no_longer() -> None:
     clock = Clock()
-    batcher: Batcher[str, str] = Batcher(10, 0.005, clock)
-    assert batcher.seconds_until_due() is None
-    batcher.add("logs", "a", 1)
-    assert batcher.take() is None
-    assert batcher.seconds_until_due() == 0.005
+    waiting = batcher(0.005, clock)
+    assert waiting.seconds_until_due() is None
+    waiting.add("logs", "a", 1, 1)
+    assert waiting.take() is None
+    assert waiting.seconds_until_due() == 0.005
     clock.now = 0.005
-    assert batcher.take() == ("logs", ["a"])
-    assert len(batcher) == 0
+    assert waiting.take() == ("logs", ["a"])
+    assert len(waiting) == 0
 
 
 def test_a_full_group_is_due_at_once_and_the_rest_stays() -> None:
-    batcher: Batcher[str, str] = Batcher(10, 5, Clock())
+    waiting = batcher(5)
     for item in "abc":
-        batcher.add("logs", item, 4)
-    assert batcher.seconds_until_due() == 0
-    assert batcher.take() == ("logs", ["a", "b"])
-    assert batcher.take() is None
-    assert len(batcher) == 1
+        waiting.add("logs", item, 4, 1)
+    assert waiting.seconds_until_due() == 0
+    assert waiting.take() == ("logs", ["a", "b"])
+    assert waiting.take() is None
+    assert len(waiting) == 1
+
+
+def test_few_rows_of_many_bytes_are_a_full_group_too() -> None:
+    waiting = batcher(5)
+    for item in "abc":
+        waiting.add("logs", item, 1, 400)
+    assert waiting.seconds_until_due() == 0
+    assert waiting.take() == ("logs", ["a", "b"])
+    assert waiting.take() is None  # what was taken no longer counts
+    assert len(waiting) == 1
 
 
 def test_an_item_larger_than_a_group_travels_alone() -> None:
-    batcher: Batcher[str, str] = Batcher(10, 5, Clock())
-    batcher.add("logs", "huge", 1000)
-    batcher.add("logs", "small", 1)
-    assert batcher.take() == ("logs", ["huge"])
+    waiting = batcher(5)
+    waiting.add("logs", "many rows", 1000, 1)
+    waiting.add("logs", "many bytes", 1, 5000)
+    waiting.add("logs", "small", 1, 1)
+    assert waiting.take() == ("logs", ["many rows"])
+    assert waiting.take() == ("logs", ["many bytes"])
+    assert waiting.take() is None
 
 
 def test_groups_do_not_mix_and_the_oldest_goes_first() -> None:
     clock = Clock()
-    batcher: Batcher[str, str] = Batcher(10, 1, clock)
-    batcher.add("logs", "a", 1)
+    waiting = batcher(1, clock)
+    waiting.add("logs", "a", 1, 1)
     clock.now = 0.5
-    batcher.add("events", "b", 1)
-    batcher.add("logs", "c", 1)
+    waiting.add("events", "b", 1, 1)
+    waiting.add("logs", "c", 1, 1)
     clock.now = 2.0
-    assert batcher.take() == ("logs", ["a", "c"])
-    assert batcher.take() == ("events", ["b"])
+    assert waiting.take() == ("logs", ["a", "c"])
+    assert waiting.take() == ("events", ["b"])

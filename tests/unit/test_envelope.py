@@ -17,7 +17,7 @@ def test_every_row_is_in_one_message_of_the_partition_of_its_key() -> None:
     for message in made:
         decoded = [codec.decode_line(line) for line in message.value.splitlines()]
         assert {partition_of(row[4], 4) for row in decoded} == {message.partition}
-        assert message.headers == {"created_at": b"7", "rows": b"%d" % len(decoded)}
+        assert message.headers == {"created_at": b"7", "rows": b"%d" % len(decoded), "columns": b"6"}
         assert batch_of_key(message.key) == 42
         found += decoded
     assert sorted(found) == own

@@ -14,7 +14,8 @@ import pytest
 from services.core.errors import Invalid
 from services.core.rows import RowCodec
 from services.datasets import find
-from services.send.formats import FORMATS, ISO, LEVELS, Format
+from services.send.formats import FORMATS, ISO, Format
+from services.send.levels import LEVELS
 from services.send.parse import Defaults, NdjsonParser, TextParser, Unparsed, custom, detect, window
 from services.send.times import TimeParser, Window
 
@@ -43,6 +44,53 @@ def test_a_sample_parses_and_is_recognised_as_its_own_format(name: str, line: st
 
 def test_all_formats_have_samples() -> None:
     assert [f.name for f in FORMATS.values() if not f.samples] == []
+
+
+def test_no_sample_continues_another() -> None:
+    assert [line for f in FORMATS.values() for line in f.samples if parser(f).continues(line)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "\tat org.apache.hadoop.ipc.Client.call(Client.java:1480)",
+        "\t... 12 more",
+        "at app.js:10:5",
+        "Caused by: java.net.ConnectException: Connection refused",
+        "Suppressed: java.io.IOException: closed",
+        "java.lang.RuntimeException: failed",
+        'Exception in thread "main" java.lang.Error',
+        "Traceback (most recent call last):",
+        '  File "app.py", line 3, in main',
+        "ValueError: no such day",
+        "During handling of the above exception, another exception occurred:",
+    ],
+)
+def test_a_line_of_a_stack_trace_continues_a_record_of_any_format(line: str) -> None:
+    assert [name for name in FORMATS if not parser(name).continues(line)] == []
+    assert row("syslog", "Dec  1 06:55:46 h a: m")["message"] == "m"
+    assert not NdjsonParser(Defaults()).continues(line)
+
+
+def test_where_records_begin_with_a_time_all_else_continues_them() -> None:
+    for name, line, expected in (
+        ("log4j", "SELECT *", True),
+        ("log4j", "2024-02-31 00:00:00,000 INFO a.B: no such day", False),  # a record, though a wrong one
+        ("log4j", "2024-02-03 00:00:00,000 neither level nor logger", False),
+        ("openstack", "SELECT *", True),
+        ("klog", "goroutine 1 [running]:", True),
+        ("common", "garbage", False),
+        ("syslog", "garbage", False),
+    ):
+        assert parser(name).continues(line) is expected, (name, line)
+    own = custom(r" *(?P<timestamp>\S+) (?P<message>.*)", ISO)
+    assert not parser(own).continues("  2024-01-01T00:00:00 indented, but a record")
+    assert parser(own).continues("  indented")
+
+
+def test_what_continues_a_record_is_added_to_its_message() -> None:
+    found = json.loads(parser("log4j").row("2015-10-18 18:01:47,978 ERROR a.B: failed", "\n\tat a.B\n... 1 more"))
+    assert found["message"] == "failed\n\tat a.B\n... 1 more"
 
 
 def test_combined() -> None:
@@ -154,6 +202,7 @@ def test_no_line_takes_long(name: str) -> None:
             for piece in HOSTILE:
                 line = sample[:end] + piece * (20_000 // len(piece))
                 started = process_time()
+                chosen.continues(line)
                 with suppress(Unparsed):
                     chosen.row(line)
                 assert process_time() - started < 0.5, line[:200]

@@ -6,7 +6,7 @@ import pytest
 
 from services.core.errors import NeedsOperator
 from services.datasets.logs import DATASET
-from services.stores.lake import Position
+from services.lake.table import Position
 from spark_jobs.checkpoint import Checkpoint, Offsets, starting_offsets
 from spark_jobs.recovery import resume
 

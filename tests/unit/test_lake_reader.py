@@ -1,8 +1,11 @@
 """What the contract suite does not ask of the lake's reader: its position, rejects, absence, and literals."""
 
 import datetime
+import re
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -10,19 +13,23 @@ from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.core.errors import Invalid, StoreDown
+from services.core.dataset import Column
+from services.core.errors import Backpressure, Invalid, QueryTimeout, StoreDown
 from services.core.ids import first_id
-from services.core.queries import AggregateQuestion, Filters, ListQuestion, StatsQuestion
+from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
+from services.lake import embedded
+from services.lake import table as lake
+from services.lake.embedded import DataFusion, EmbeddedReader
+from services.lake.table import Position, Table, table_uri
 from services.runtime.settings import LakeSettings
-from services.stores import lake
-from services.stores.lake import LakeReader, Position, literal
 from spark_jobs.tables import Tables
 from tests import lake_tables
 
 CREATED = 1_700_000_000_000_000
+HOUR = 3_600_000_000
 
 
 def log(batch_id: int, number: int = 0) -> Row:
@@ -35,11 +42,11 @@ def settings(tmp_path: Path) -> LakeSettings:
 
 
 @pytest.fixture
-def reader(settings: LakeSettings) -> LakeReader:
-    return LakeReader(settings)
+def reader(settings: LakeSettings) -> EmbeddedReader:
+    return EmbeddedReader(settings)
 
 
-def test_a_table_that_is_absent_has_no_rows(reader: LakeReader) -> None:
+def test_a_table_that_is_absent_has_no_rows(reader: EmbeddedReader) -> None:
     assert reader.answer(StatsQuestion(LOGS), 9).rows == [(0,)]
     found = reader.answer(ListQuestion(LOGS), 9)
     assert (found.rows, found.total) == ([], 0)
@@ -49,43 +56,43 @@ def test_a_table_that_is_absent_has_no_rows(reader: LakeReader) -> None:
     assert reader.rejected(LOGS) == {}
 
 
-def test_a_table_that_is_empty_has_no_rows(reader: LakeReader, settings: LakeSettings) -> None:
+def test_a_table_that_is_empty_has_no_rows(reader: EmbeddedReader, settings: LakeSettings) -> None:
     Tables(settings, LOGS).prepare()
     assert reader.answer(StatsQuestion(LOGS), 9).rows == [(0,)]
     assert list(reader.counts(LOGS, 0, 9)) == []
     assert reader.rejected(LOGS) == {}
 
 
-def test_a_reader_sees_each_commit_at_once(reader: LakeReader, settings: LakeSettings) -> None:
+def test_a_reader_sees_each_commit_at_once(reader: EmbeddedReader, settings: LakeSettings) -> None:
     for batch_id in (1, 2, 3):
         lake_tables.append(settings, LOGS, [log(batch_id)])
         assert reader.answer(StatsQuestion(LOGS), 9).rows == [(batch_id,)]
 
 
 def test_the_position_is_that_of_the_last_batch_behind_any_maintenance(
-    reader: LakeReader, settings: LakeSettings
+    reader: EmbeddedReader, settings: LakeSettings
 ) -> None:
     for batch_id in range(3):
         position = Position("t", {0: 10 * batch_id, 1: 5}, {0: 0}, "q", batch_id)
         lake_tables.append(settings, LOGS, [log(batch_id)], position)
         assert reader.position(LOGS) == {0: 10 * batch_id, 1: 5}
-    table = DeltaTable(lake.table_uri(settings, LOGS.name))
+    table = DeltaTable(table_uri(settings, LOGS.name))
     table.optimize.compact()
     for _ in range(20):
         table.alter.set_table_properties({"delta.logRetentionDuration": "interval 30 days"})
     assert reader.position(LOGS) == {0: 20, 1: 5}
-    assert LakeReader(settings).position(LOGS) == {0: 20, 1: 5}
+    assert EmbeddedReader(settings).position(LOGS) == {0: 20, 1: 5}
     assert reader.position(EVENTS) == {}
 
 
-def test_a_batch_stored_twice_is_counted_twice(reader: LakeReader, settings: LakeSettings) -> None:
+def test_a_batch_stored_twice_is_counted_twice(reader: EmbeddedReader, settings: LakeSettings) -> None:
     lake_tables.append(settings, LOGS, [log(1, 0), log(1, 1)])
     lake_tables.append(settings, LOGS, [log(1, 1), log(700, 0)])
     assert list(reader.counts(LOGS, 0, 10**9)) == [(1, 3, 2), (700, 1, 1)]
     assert list(reader.counts(LOGS, 2, 600)) == []
 
 
-def test_a_column_that_is_added_later_reads_as_missing(reader: LakeReader, settings: LakeSettings) -> None:
+def test_a_column_that_is_added_later_reads_as_missing(reader: EmbeddedReader, settings: LakeSettings) -> None:
     older = pa.table(
         {
             "id": [first_id(1)],
@@ -95,7 +102,7 @@ def test_a_column_that_is_added_later_reads_as_missing(reader: LakeReader, setti
             "day": [datetime.date(2023, 11, 14)],
         }
     )
-    write_deltalake(lake.table_uri(settings, LOGS.name), older, partition_by=["day"])
+    write_deltalake(table_uri(settings, LOGS.name), older, partition_by=["day"])
     lake_tables.append(settings, LOGS, [log(2)])
     assert sorted(reader.rows(LOGS, 0, 9)) == [
         (first_id(1), CREATED, CREATED, "INFO", "", "", "", "{}"),
@@ -106,7 +113,92 @@ def test_a_column_that_is_added_later_reads_as_missing(reader: LakeReader, setti
     assert [row[0] for row in reader.answer(no_service, 9).rows] == [first_id(1)]
 
 
-def test_a_table_made_anew_is_read_anew(reader: LakeReader, settings: LakeSettings) -> None:
+def test_a_column_that_no_file_and_no_schema_has_yet_reads_as_missing(
+    reader: EmbeddedReader, settings: LakeSettings
+) -> None:
+    lake_tables.append(settings, LOGS, [log(1)])
+    newer = replace(LOGS, columns=(*LOGS.columns, Column("zone", "text"), Column("size", "number")), search="zone")
+    assert list(reader.rows(newer, 0, 9)) == [(*log(1), "", None)]
+    assert reader.answer(ListQuestion(newer, Filters((("zone", ""),))), 9).total == 1
+    assert reader.answer(ListQuestion(newer, Filters((("zone", "a"),))), 9).total == 0
+    assert reader.answer(ListQuestion(newer, Filters(text="a"), order_by="zone"), 9).total == 0
+    assert reader.answer(AggregateQuestion(newer, "zone"), 9).rows == [("", 1)]
+
+
+@pytest.fixture
+def ten_files(settings: LakeSettings) -> LakeSettings:
+    """In each two batches of an hour, their times not whole milliseconds, which is all that the table's log keeps."""
+    for number in range(10):
+        rows = [(first_id(2 * number + n), CREATED, number * HOUR + 100 + n, *log(1)[3:]) for n in (0, 1)]
+        lake_tables.append(settings, LOGS, rows)
+    return settings
+
+
+QUESTIONS: list[tuple[Question, int, int]] = [
+    (ListQuestion(LOGS, Filters(start=5 * HOUR, end=6 * HOUR)), 99, 1),
+    (AggregateQuestion(LOGS, "level", Filters(start=5 * HOUR, end=6 * HOUR)), 99, 1),
+    (ListQuestion(LOGS, Filters(start=5 * HOUR + 101, end=6 * HOUR)), 99, 1),
+    (ListQuestion(LOGS, Filters(start=5 * HOUR + 2000, end=6 * HOUR)), 99, 0),
+    (ListQuestion(LOGS, Filters(start=0, end=3 * HOUR)), 3, 2),
+    (ListQuestion(LOGS, Filters(text="hell"), descending=False, count=False), 99, 10),
+    (ListQuestion(LOGS, count=False, after=(3 * HOUR, first_id(99))), 99, 4),  # one by its rounded time alone
+    (ListQuestion(LOGS, count=False, descending=False, after=(7 * HOUR, 0)), 99, 3),
+    (ListQuestion(LOGS, count=False, order_by="id", after=(first_id(4), first_id(4))), 99, 2),
+    (AggregateQuestion(LOGS, None, bucket=BUCKETS["1h"]), 5, 3),
+    (StatsQuestion(LOGS, scan=True), 99, 10),
+]
+
+
+@pytest.mark.parametrize(("question", "as_of", "files"), QUESTIONS)
+def test_files_are_left_out_by_their_statistics_and_counted_as_opened(
+    ten_files: LakeSettings, monkeypatch: pytest.MonkeyPatch, question: Question, as_of: int, files: int
+) -> None:
+    asked: list[str] = []
+    execute = QueryBuilder.execute
+
+    def noted(engine: QueryBuilder, query: str) -> Any:
+        asked.append(query)
+        return execute(engine, query)
+
+    monkeypatch.setattr(QueryBuilder, "execute", noted)
+    answer = EmbeddedReader(ten_files).answer(question, as_of)
+    assert answer.scanned == {"files": files, "files_total": 10}
+    assert answer.method == "scan"
+    engine = Table(table_uri(ten_files, LOGS.name)).engine()
+    assert engine is not None
+    (plan,) = pa.table(execute(engine, f"EXPLAIN ANALYZE {asked[0]}").read_all())["plan"].to_pylist()
+    considered = sum(map(int, re.findall(r"files_ranges_pruned_statistics=(\d+) total", plan)))
+    assert considered == files  # by DataFusion
+
+
+def test_a_count_of_all_is_answered_by_the_log_but_for_what_came_later(ten_files: LakeSettings) -> None:
+    reader = EmbeddedReader(ten_files)
+    for as_of, count, files in [(99, 20, 0), (19, 20, 0), (18, 19, 1), (4, 5, 8), (0, 1, 10)]:
+        answer = reader.answer(StatsQuestion(LOGS), as_of)
+        assert (answer.rows, answer.method, answer.scanned["files"]) == ([(count,)], "metadata", files)
+        scanned = reader.answer(StatsQuestion(LOGS, scan=True), as_of)
+        assert (scanned.rows, scanned.method) == ([(count,)], "scan")
+        page = reader.answer(ListQuestion(LOGS), as_of)
+        assert (page.total, len(page.rows), page.method) == (count, count, "metadata")
+        assert reader.answer(ListQuestion(LOGS, scan=True), as_of).method == "scan"
+
+
+def test_a_question_over_its_time(ten_files: LakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told so at once, and keeps its place until the engine has let go of it."""
+    monkeypatch.setattr(embedded, "_PLACES", 2)
+    reader = EmbeddedReader(ten_files)
+    going_on, execute = Event(), QueryBuilder.execute
+    monkeypatch.setattr(QueryBuilder, "execute", lambda engine, sql: going_on.wait(30) and execute(engine, sql))
+    for _ in range(2):
+        with pytest.raises(QueryTimeout, match="lake: no answer within 1 s"):
+            reader.answer(StatsQuestion(LOGS, scan=True), 99, 1.0)
+    with pytest.raises(Backpressure, match="lake"):
+        reader.answer(StatsQuestion(LOGS, scan=True), 99, 1.0)
+    going_on.set()
+    assert reader.answer(StatsQuestion(LOGS, scan=True), 99).rows == [(20,)]
+
+
+def test_a_table_made_anew_is_read_anew(reader: EmbeddedReader, settings: LakeSettings) -> None:
     lake_tables.append(settings, LOGS, [log(1), log(2)], Position("t", {0: 9}, query="q", batch=0))
     assert reader.position(LOGS) == {0: 9}
     tables = Tables(settings, LOGS)
@@ -117,14 +209,14 @@ def test_a_table_made_anew_is_read_anew(reader: LakeReader, settings: LakeSettin
 
 
 def test_a_server_that_is_away(unused_tcp_port: int) -> None:
-    reader = LakeReader(LakeSettings(hdfs_url=f"hdfs://127.0.0.1:{unused_tcp_port}"))
+    reader = EmbeddedReader(LakeSettings(hdfs_url=f"hdfs://127.0.0.1:{unused_tcp_port}"))
     with pytest.raises(StoreDown, match="lake"):
         reader.answer(StatsQuestion(LOGS), 1)
     with pytest.raises(StoreDown, match="lake"):
         reader.position(LOGS)
 
 
-def test_a_server_that_hangs(reader: LakeReader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs(reader: EmbeddedReader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lake, "_SECONDS", 0.05)
     monkeypatch.setattr(lake, "DeltaTable", lambda uri: Event().wait(1))
     with pytest.raises(StoreDown, match="no answer within"):
@@ -133,7 +225,7 @@ def test_a_server_that_hangs(reader: LakeReader, monkeypatch: pytest.MonkeyPatch
 
 @given(st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"])))
 def test_a_literal_is_the_text_again(text: str) -> None:
-    answer = pa.RecordBatchReader.from_stream(QueryBuilder().execute(f"SELECT {literal(text)}")).read_all()
+    answer = pa.RecordBatchReader.from_stream(QueryBuilder().execute(f"SELECT {DataFusion().text(text)}")).read_all()
     assert answer.column(0).to_pylist() == [text]
 
 
@@ -141,10 +233,10 @@ def test_a_literal_is_the_text_again(text: str) -> None:
     "text", ["'", "''", "\\'", "'; DROP TABLE t; --", "$1", "?", "E'\\n'", "\u2019", "\n", "/*", "--"]
 )
 def test_a_literal_cannot_be_left(text: str) -> None:
-    answer = pa.RecordBatchReader.from_stream(QueryBuilder().execute(f"SELECT {literal(text)}, 1")).read_all()
+    answer = pa.RecordBatchReader.from_stream(QueryBuilder().execute(f"SELECT {DataFusion().text(text)}, 1")).read_all()
     assert answer.to_pylist()[0] == dict(zip(answer.schema.names, (text, 1), strict=True))
 
 
 def test_nul_is_refused() -> None:
     with pytest.raises(Invalid):
-        literal("a\x00b")
+        DataFusion().text("a\x00b")

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from threading import Event
 from typing import Any
 
 import httpx
@@ -10,10 +11,12 @@ import pytest
 from fastapi import FastAPI
 
 from services.core.dataset import Choice, Column, Dataset
-from services.core.errors import StoreDown
+from services.core.errors import LogpipeError, QueryTimeout, StoreDown
 from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
+from services.query_api import cursor as cursors
+from services.query_api import service as service_module
 from services.query_api.endpoints import router
 from services.query_api.service import QueryService
 from services.runtime.health import Readiness
@@ -21,6 +24,7 @@ from services.runtime.http import make_app
 from services.runtime.settings import ListenSettings
 
 CREATED = 1_795_262_653_055_211
+CREATED_ISO, LATER_ISO = (f"2026-11-21T12:04:13.05521{n}+00:00" for n in (1, 2))
 LOG_ROW = (131_072, CREATED, 1_763_700_009_999_001, "ERROR", "api", "", "über", '{"n": 1e200000, "n": 2}')
 
 
@@ -32,27 +36,36 @@ async def _no_lifespan(app: FastAPI) -> AsyncIterator[None]:
 class StubReader:
     progress = "ledger"
 
-    def __init__(self, route: str, source: str, watermark: int, elapsed_ms: float) -> None:
+    def __init__(self, route: str, source: str, watermark: int, elapsed_ms: float, engine: str = "") -> None:
+        self.engine = engine
         self.name = self.route = route
         self.source = source
         self.watermark = watermark
         self.elapsed_ms = elapsed_ms
-        self.down: StoreDown | None = None
+        self.down: LogpipeError | None = None
+        self.seconds: float | None = None
         self.asked: list[tuple[Question, int]] = []
         self.rows: list[Any] = [LOG_ROW]
 
-    def answer(self, question: Question, as_of: int) -> Answer:
+    def answer(self, question: Question, as_of: int, seconds: float) -> Answer:
         self.asked.append((question, as_of))
+        self.seconds = seconds
         if self.down:
             raise self.down
         match question:
             case ListQuestion():
                 return Answer(self.rows, self.elapsed_ms, total=7 if question.count else None)
             case AggregateQuestion():
-                return Answer([("INFO", 5), ("ERROR", 2)], self.elapsed_ms)
+                return Answer(_counts(question), self.elapsed_ms)
         return Answer([(7,)], self.elapsed_ms)
 
     def close(self) -> None: ...
+
+
+def _counts(question: AggregateQuestion) -> list[Any]:
+    times = [(CREATED,), (CREATED + 1,)] if question.bucket else [(), ()]
+    keys = [("INFO",), ("ERROR",)] if question.group_by else [(), ()]
+    return [(*time, *key, count) for time, key, count in zip(times, keys, (5, 2), strict=True)]
 
 
 class StubWatermarks:
@@ -88,16 +101,28 @@ TOY = Dataset(
 class Api:
     def __init__(self, **listen: Any) -> None:
         self.postgres = StubReader("postgres", "postgresql", 12, 4.0)
-        self.hdfs = StubReader("hdfs", "hdfs", 10, 9.0)
+        self.hdfs = StubReader("hdfs", "hdfs", 10, 9.0, "embedded")
+        self.spark = StubReader("hdfs", "hdfs", 10, 30.0, "spark")
+        self.opened = 0
         self.clickhouse = StubReader("clickhouse", "clickhouse", 11, 2.5)
         self.stores = [self.postgres, self.hdfs, self.clickhouse]
         self.watermarks = StubWatermarks()
         datasets = (EVENTS, LOGS, TOY)
-        service = QueryService(self.stores, datasets, self.watermarks)  # type: ignore[arg-type]
+        service = QueryService(
+            self.stores,  # type: ignore[arg-type]
+            datasets,
+            self.watermarks,  # type: ignore[arg-type]
+            {"hdfs": {"spark": self.open_spark}},  # type: ignore[dict-item]
+            seconds=7.0,
+        )
 
         app = make_app("Query API", ListenSettings(**listen), [router(datasets)], _no_lifespan, Readiness())
         app.state.service = service
         self._transport = httpx.ASGITransport(app)
+
+    def open_spark(self) -> StubReader:
+        self.opened += 1
+        return self.spark
 
     def fetch(self, path: str, **options: Any) -> httpx.Response:
         async def send() -> httpx.Response:
@@ -139,7 +164,7 @@ def test_a_list_by_contract(api: Api) -> None:
     (row,) = reply["data"]
     assert list(row) == ["id", "timestamp", "level", "service", "host", "message", "metadata", "created_at"]
     assert row["timestamp"] == 1_763_700_009.999001
-    assert row["created_at"] == "2026-11-21T12:04:13.055211+00:00"
+    assert row["created_at"] == CREATED_ISO
     assert row["metadata"] == {"n": 2}
 
 
@@ -160,11 +185,15 @@ def test_every_parameter_reaches_the_question(api: Api) -> None:
         order_by="service",
         order_dir="asc",
         count="none",
+        q="50% ü",
+        as_of=9,
+        method="scan",
     )
-    filters = Filters(
-        (("level", "ERROR"), ("service", "api"), ("host", "")), 1_763_700_000_500_000, 1_795_255_200_000_001
-    )
-    assert api.clickhouse.asked == [(ListQuestion(LOGS, filters, "service", False, 10000, 3, False), 11)]
+    equals = (("level", "ERROR"), ("service", "api"), ("host", ""))
+    filters = Filters(equals, 1_763_700_000_500_000, 1_795_255_200_000_001, "50% ü")
+    question = ListQuestion(LOGS, filters, "service", False, 10000, 3, False, scan=True)
+    assert api.clickhouse.asked == [(question, 9)]
+    assert api.clickhouse.seconds == 7.0
 
 
 def test_no_count_leaves_total_count_out(api: Api) -> None:
@@ -214,7 +243,31 @@ def test_times(api: Api, text: str, microseconds: int) -> None:
         ("oracle/stats", {}, "postgres, hdfs, clickhouse"),
         ("postgres/metrics", {}, "events, logs, toys"),
         ("postgres/metrics/aggregate", {}, "events, logs, toys"),
+        ("postgres/logs", {"offset": 1_000_000_001}, "offset"),
+        ("postgres/logs", {"as_of": 13}, "the latest is 12"),
+        ("postgres/logs", {"as_of": -1}, "as_of"),
+        ("postgres/logs", {"method": "cache"}, "'auto' or 'scan'"),
+        ("postgres/logs", {"q": "a\x00"}, "NUL"),
+        ("postgres/logs", {"bucket": "1h"}, "bucket"),
+        ("postgres/logs", {"engine": "spark"}, "none to choose from"),
+        ("postgres/logs/aggregate", {"bucket": "5m"}, "'1m', '1h' or '1d'"),
+        ("postgres/logs/aggregate", {"limit": 5}, "limit"),
+        ("postgres/events", {"q": "a"}, "q"),
+        ("hdfs/logs", {"engine": "presto"}, "embedded, spark"),
+        ("hdfs/stats", {"engine": "presto"}, "embedded, spark"),
+        ("hdfs/stats", {"level": "ERROR"}, "level"),
         ("compare", {"order_by": "message"}, "order_by"),
+        ("compare", {"as_of": 11}, "the latest is 10"),
+        ("compare", {"question": "count"}, "'list', 'aggregate' or 'stats'"),
+        ("compare", {"engines": "some"}, "'default' or 'all'"),
+        ("compare", {"engine": "spark"}, "engine"),
+        (
+            "compare",
+            {"question": "stats", "level": "ERROR", "limit": 3},
+            "level, limit: no parameter of question=stats",
+        ),
+        ("compare", {"question": "aggregate", "offset": 3}, "offset: no parameter of question=aggregate"),
+        ("compare", {"group_by": "level"}, "group_by: no parameter of question=list"),
         ("compare/metrics", {}, "events, logs, toys"),
     ],
 )
@@ -229,6 +282,31 @@ def test_an_aggregate_by_contract(api: Api) -> None:
     assert reply["group_by"] == "level"
     assert reply["data"] == [{"key": "INFO", "count": 5}, {"key": "ERROR", "count": 2}]
     assert api.hdfs.asked == [(AggregateQuestion(LOGS, "level", Filters((("service", "api"),), 5_000_000)), 10)]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "question", "data"),
+    [
+        (
+            {"bucket": "1h"},
+            AggregateQuestion(LOGS, None, bucket=3_600_000_000),
+            [{"time": CREATED_ISO, "count": 5}, {"time": LATER_ISO, "count": 2}],
+        ),
+        (
+            {"bucket": "1d", "group_by": "host"},
+            AggregateQuestion(LOGS, "host", bucket=86_400_000_000),
+            [{"time": CREATED_ISO, "key": "INFO", "count": 5}, {"time": LATER_ISO, "key": "ERROR", "count": 2}],
+        ),
+        ({}, AggregateQuestion(LOGS, "level"), [{"key": "INFO", "count": 5}, {"key": "ERROR", "count": 2}]),
+    ],
+)
+def test_an_aggregate_by_time(
+    api: Api, parameters: dict[str, Any], question: AggregateQuestion, data: list[dict[str, Any]]
+) -> None:
+    reply = api.get("postgres/logs/aggregate", **parameters)
+    assert api.postgres.asked == [(question, 12)]
+    assert (reply["group_by"], reply.get("bucket")) == (question.group_by, parameters.get("bucket"))
+    assert reply["data"] == data
 
 
 @pytest.mark.parametrize("name", ["eventType", "event_type"])
@@ -285,7 +363,7 @@ def test_compare_asks_all_at_the_lowest_watermark(api: Api) -> None:
         "difference_ms": 1.5,
     }
     for store in api.stores:
-        assert store.asked == [(ListQuestion(LOGS, Filters((("level", "ERROR"),)), limit=5), 10)]
+        assert store.asked == [(ListQuestion(LOGS, Filters((("level", "ERROR"),)), limit=5, scan=True), 10)]
         assert (reply[store.source]["count"], reply[store.source]["total"]) == (1, 7)
     assert (reply["as_of"], reply["answers_agree"], reply["missing"]) == (10, True, {})
 
@@ -337,3 +415,118 @@ def test_question_time_is_measured(api: Api) -> None:
     api.get("postgres/logs")
     text = api.fetch("/metrics").text
     assert 'logpipe_query_seconds_count{dataset="logs",question="list",store="postgres"}' in text
+
+
+def test_pages_by_cursor_keep_order_and_point(api: Api) -> None:
+    first = api.get("postgres/logs", limit=1, order_by="level", order_dir="asc", level="ERROR", q="ü")
+    api.postgres.watermark = 20
+    parameters = {"cursor": first["next_cursor"], "level": "ERROR", "q": "ü"}
+    second = api.get("postgres/logs", limit=1, **parameters)
+    question, as_of = api.postgres.asked[1]
+    filters = Filters((("level", "ERROR"),), text="ü")
+    assert question == ListQuestion(LOGS, filters, "level", False, 1, after=("ERROR", LOG_ROW[0]))
+    assert as_of == second["as_of"] == 12
+    assert api.get("postgres/logs", order_by="level", as_of=12, **parameters).keys() & {"next_cursor"} == set()
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"level": "INFO"}, "other filters"),
+        ({"q": "ü"}, "other filters"),
+        ({"order_by": "id"}, "order_by: the cursor has its own"),
+        ({"order_dir": "asc"}, "order_dir: the cursor has its own"),
+        ({"offset": 1}, "offset: the cursor has its own"),
+        ({"as_of": 11}, "as_of: the cursor has its own"),
+    ],
+)
+def test_a_cursor_belongs_to_its_question(api: Api, changed: dict[str, Any], told: str) -> None:
+    cursor = api.get("postgres/logs", limit=1)["next_cursor"]
+    assert told in api.get("postgres/logs", status=422, cursor=cursor, **changed)["detail"]
+    assert "other filters" in api.get("postgres/toys", status=422, cursor=cursor)["detail"]
+    assert len(api.postgres.asked) == 1
+
+
+FILTERS = cursors._digest(Filters())
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        *("", "x", "é", "====", "' OR 1=1 --", "AAAA", "k" * 5000),
+        cursors.Cursor("logs", FILTERS, "message", True, 12, "", 5).encode(),
+        cursors.Cursor("logs", FILTERS, "level", True, 12, 5, 5).encode(),
+        cursors.Cursor("logs", FILTERS, "level", True, 12, "a\x00", 5).encode(),
+        cursors.Cursor("logs", FILTERS, "level", True, -1, "", 5).encode(),
+        cursors.Cursor("logs", FILTERS, "timestamp", True, 12, "1; DROP TABLE logs", 5).encode(),
+        cursors.Cursor("logs", FILTERS, "timestamp", True, 12, -1, 5).encode(),
+        cursors.Cursor("logs", FILTERS, "created_at", True, 12, None, 5).encode(),
+        cursors.Cursor("logs", FILTERS, "id", True, 12, 4, 5).encode(),
+        cursors.Cursor("logs", FILTERS, "id", True, 12, 1 << 60, 1 << 60).encode(),
+    ],
+)
+def test_a_broken_cursor_is_refused(api: Api, cursor: str) -> None:
+    assert "cursor: broken" in api.get("postgres/logs", status=422, cursor=cursor)["detail"]
+    assert not api.postgres.asked
+
+
+def test_a_cursor_beyond_the_watermark_is_refused(api: Api) -> None:
+    cursor = cursors.Cursor("logs", FILTERS, "id", True, 13, 5, 5).encode()
+    assert "the latest is 12" in api.get("postgres/logs", status=422, cursor=cursor)["detail"]
+
+
+def test_an_engine_is_opened_when_it_is_asked_for(api: Api) -> None:
+    assert api.get("hdfs/logs", engine="embedded")["source"] == "hdfs"
+    assert api.opened == 0
+    assert api.get("hdfs/logs/aggregate", engine="spark")["source"] == "hdfs_spark"
+    assert api.get("hdfs/stats", engine="spark")["source"] == "hdfs_spark"
+    assert (api.opened, len(api.hdfs.asked), len(api.spark.asked)) == (1, 1, 4)
+    api.spark.down = StoreDown("lake (spark)", "connection refused")
+    assert api.get("hdfs/logs", status=503, engine="spark")["store"] == "lake (spark)"
+
+
+def test_compare_by_all_engines(api: Api) -> None:
+    assert "hdfs_spark" not in api.get("compare")
+    reply = api.get("compare", engines="all")
+    assert reply["comparison"]["hdfs_spark_ms"] == 30.0
+    assert reply["hdfs_spark"] == {**reply["hdfs"]}
+    assert api.spark.asked == [(ListQuestion(LOGS, scan=True), 10)]
+    api.spark.down = StoreDown("lake (spark)", "connection refused")
+    reply = api.get("compare", engines="all")
+    assert reply["missing"] == {"hdfs_spark": "lake (spark): connection refused"}
+    assert (reply["hdfs"]["count"], reply["as_of"], reply["answers_agree"]) == (1, 10, True)
+
+
+def test_compare_any_question(api: Api) -> None:
+    grouped = api.get("compare", question="aggregate", group_by="service", level="ERROR", method="auto")
+    assert (grouped["postgresql"]["count"], grouped["postgresql"]["total"]) == (2, 7)
+    stats = api.get("compare/events", question="stats", as_of=4)
+    assert (stats["postgresql"]["count"], stats["postgresql"]["total"], stats["as_of"]) == (1, 7, 4)
+    assert api.hdfs.asked == [
+        (AggregateQuestion(LOGS, "service", Filters((("level", "ERROR"),))), 10),
+        (StatsQuestion(EVENTS, scan=True), 4),
+    ]
+
+
+def test_out_of_time(api: Api) -> None:
+    api.hdfs.down = QueryTimeout("lake", 7.0)
+    problem = api.get("hdfs/logs", status=504)
+    assert problem["store"] == "lake"
+    assert "no answer within 7 s" in problem["detail"]
+    reply = api.get("compare")
+    assert "no answer within 7 s" in reply["missing"]["hdfs"]
+    assert (reply["as_of"], reply["answers_agree"]) == (10, True)  # it is there: its point still holds
+    for store in api.stores:
+        store.down = QueryTimeout(store.name, 7.0)
+    api.get("compare", status=504)
+
+
+def test_a_store_that_hangs_counts_as_down(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "_GRACE_SECONDS", -6.9)
+    released = Event()
+    monkeypatch.setattr(api.hdfs, "answer", lambda *_: released.wait())
+    try:
+        assert "hangs" in api.get("hdfs/logs", status=503)["detail"]
+        assert "hangs" in api.get("compare")["missing"]["hdfs"]
+    finally:
+        released.set()

@@ -9,9 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import zstandard
@@ -20,7 +21,12 @@ from click.testing import CliRunner, Result
 from services.core.errors import InvalidRow
 from services.core.rows import RowCodec
 from services.datasets import find
+from services.send.chunks import Chunker
+from services.send.formats import FORMATS
 from services.send.main import main
+from services.send.parse import Defaults, TextParser
+from services.send.source import Mark, Source
+from services.send.times import Window
 
 CODEC = RowCodec(find("logs"))
 Answer = tuple[int, dict[str, str], dict[str, Any]]
@@ -173,7 +179,7 @@ def test_odd_lines(ingest: Ingest) -> None:
         b"\r\n   \n"
         b"2024-01-01 00:00:00,000 INFO a.B: caf\xe9\n"
         b"2024-01-01 00:00:00,000 INFO a.B: nul \x00\n"
-        b"no log line\ttab\n"
+        b"2024-01-01 no log line\ttab\n"
         b"1950-01-01 00:00:00,000 INFO a.B: too early\n"
         b"2024-02-31 00:00:00,000 INFO a.B: no such day\n"
         b"2024-01-01 00:00:00,000 INFO a.B: "
@@ -195,9 +201,106 @@ def test_odd_lines(ingest: Ingest) -> None:
     assert "not a time" in reasons[8]
     assert "1048576 bytes or more" in reasons[9]
     assert "the row takes" in reasons[10]
-    assert rejects[1][2] == b"no log line\ttab"
+    assert rejects[1][2] == b"2024-01-01 no log line\ttab"
     assert (figure(result, "lines read"), figure(result, "rejected"), figure(result, "blank")) == (11, 6, 2)
     assert figure(result, "not UTF-8 (read as Latin-1)") == 1
+
+
+JAVA = (
+    "java.lang.RuntimeException: no answer\n"
+    "\tat org.acme.Client.call(Client.java:1480)\n"
+    "\n"
+    "Caused by: java.net.ConnectException: refused\n"
+    "\t... 12 more"
+)
+PYTHON = 'Traceback (most recent call last):\n  File "app.py", line 3, in <module>\n    main()\nValueError: no such day'
+
+
+def rejects() -> list[tuple[int, str, str]]:
+    """(line, reason, the line itself) of each, in order of lines."""
+    found = [line.split("\t", 2) for line in Path("app.log.rejects").read_text().splitlines()]
+    return sorted((int(line), reason, raw) for line, reason, raw in found)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("trace", [JAVA, PYTHON], ids=["java", "python"])
+def test_a_stack_trace_is_joined_to_its_line(ingest: Ingest, trace: str, pack: Callable[[bytes], bytes]) -> None:
+    result = send(write(pack(f"{lines(1, 2)}{trace}\n{lines(3, 4)}{trace}".encode())))
+    assert result.exit_code == 0
+    joined = trace.replace("\n\n", "\n")  # blank lines stay blank
+    assert ingest.messages == ["m0001", f"m0002\n{joined}", "m0003", f"m0004\n{joined}"]
+    assert figure(result, "joined to the line before") == 8
+    assert figure(result, "lines read") == 4 + 8 + figure(result, "blank")
+
+
+def test_a_trace_where_only_its_looks_tell(ingest: Ingest) -> None:
+    text = f"Dec 10 06:55:46 h a: failed\n{PYTHON}\nwhat is this\n\tat nowhere\nDec 10 06:55:47 h a: fine\n"
+    result = send(write(text))
+    assert result.exit_code == 2
+    assert ingest.messages == [f"failed\n{PYTHON}", "fine"]
+    # What follows a rejected line goes with it, not to the row before.
+    assert [(line, raw) for line, _, raw in rejects()] == [(6, "what is this"), (7, "\tat nowhere")]
+
+
+def test_a_trace_without_its_line_is_rejected(ingest: Ingest) -> None:
+    result = send(write(f"{PYTHON}\n{lines(1, 3)}"))
+    assert result.exit_code == 2
+    assert ingest.messages == messages(1, 3)
+    assert [(line, raw) for line, _, raw in rejects()] == list(enumerate(PYTHON.splitlines(), 1))
+
+
+def test_a_refused_row_goes_to_the_rejects_with_all_its_lines(ingest: Ingest) -> None:
+    result = send(write(f"{lines(1, 1)}{lines(2, 2).rstrip()} \x00\n{PYTHON}\n{lines(3, 3)}"))
+    assert result.exit_code == 2
+    assert ingest.messages == ["m0001", "m0003"]
+    assert [line for line, _, _ in rejects()] == [2, 3, 4, 5, 6]
+    assert {reason for _, reason, _ in rejects()} == {"message: contains the character NUL (\\u0000)"}
+
+
+def test_a_request_does_not_end_within_a_record(ingest: Ingest) -> None:
+    """Requests have 10 lines here."""
+    text = f"{lines(1, 9)}{PYTHON}\n{lines(10, 19)}{JAVA}\n{lines(20, 20)}"
+    result = send(write(text))
+    assert result.exit_code == 0
+    assert [body.count(b"\n") + 1 for _, body in sorted(ingest.requests, key=lambda r: r[1])] == [9, 10, 1]
+    assert [m for m in ingest.messages if "\n" in m] == [
+        f"m0009\n{PYTHON}",
+        "m0019\n" + JAVA.replace("\n\n", "\n"),
+    ]
+
+
+def test_an_endless_record_is_cut_and_the_rest_is_rejected(ingest: Ingest) -> None:
+    frame = "\tat " + "x" * 995
+    result = send(write(f"{lines(1, 1)}" + f"{frame}\n" * 300 + lines(2, 25)))
+    assert result.exit_code == 2
+    assert ingest.messages[0] == f"m0001{f'{chr(10)}{frame}' * 65}\n[cut at 64 KiB]"
+    assert ingest.messages[1:] == messages(2, 25)
+    assert [line for line, _, _ in rejects()] == list(range(67, 302))
+    assert figure(result, "lines read") == 325 == 25 + 65 + figure(result, "rejected")
+
+
+def test_a_file_that_ended_within_a_record(ingest: Ingest) -> None:
+    """What was sent stays as it was sent: its key stands for that."""
+    start, end = PYTHON.split("    main()", 1)
+    write(f"{lines(1, 2)}{start}")
+    assert send("app.log").exit_code == 0
+    write(f"{lines(1, 2)}{start}    main(){end}\n{lines(3, 14)}")
+    result = send("app.log", "--resume")
+    assert result.exit_code == 2
+    assert ingest.messages == ["m0001", f"m0002\n{start.rstrip()}", *messages(3, 14)]
+    assert [(line, raw) for line, _, raw in rejects()] == [(5, "    main()"), (6, end.strip())]
+
+
+def test_a_trace_in_a_request_that_was_under_way(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGPIPE_SEND_PATIENCE", "0")
+    text = f"{lines(1, 9)}{PYTHON}\n{lines(10, 19)}{PYTHON}\n{lines(20, 29)}"
+    ingest.meddle = lambda number, key, body: "drop"
+    assert send(write(text)).exit_code == 1
+    ingest.meddle = lambda number, key, body: None
+    write(text + lines(30, 33))
+    assert send("app.log", "--resume").exit_code == 0
+    assert [m.partition("\n")[0] for m in ingest.messages] == messages(1, 33)
+    assert [m for m in ingest.messages if "\n" in m] == [f"m0009\n{PYTHON}", f"m0019\n{PYTHON}"]
 
 
 def test_ndjson_is_validated_line_by_line(ingest: Ingest) -> None:
@@ -374,7 +477,7 @@ def command(*args: str, **options: Any) -> subprocess.Popen[bytes]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.01)
@@ -387,14 +490,50 @@ def test_a_live_pipe_is_sent_as_it_comes(ingest: Ingest) -> None:
     process.stdin.flush()
     until(lambda: ingest.messages == messages(1, 3))  # though the pipe is still open, and a line half written
     process.stdin.write(b"m0004\n" + lines(5, 5).encode().rstrip())
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert ingest.messages == messages(1, 5)
 
 
+def test_a_trace_at_the_end_of_a_live_pipe(ingest: Ingest) -> None:
+    process = command("-", "--format", "log4j", stdin=subprocess.PIPE)
+    assert process.stdin
+    process.stdin.write(f"{lines(1, 1)}{PYTHON}\n".encode())
+    process.stdin.flush()
+    until(lambda: ingest.messages == [f"m0001\n{PYTHON}"])  # sent in the silence, though more of it might come
+    process.stdin.write(f"{lines(2, 2)}{PYTHON}".encode())
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert ingest.messages == [f"m0001\n{PYTHON}", f"m0002\n{PYTHON}"]
+
+
+def test_a_second_of_a_live_pipe_does_not_end_a_record() -> None:
+    """None: a second has passed, whether lines came in it or not."""
+    first, second, third = (line.encode() + b"\n" for line in lines(1, 3).splitlines())
+
+    class Pipe:
+        count = 0
+
+        def lines(self, cuts: list[int]) -> Iterator[bytes | None]:
+            for line in (first, second, None, b"\tat 1\n", None, b"\tat 2\n", None, None, third, None, None):
+                self.count += line is not None
+                yield line
+
+        def mark(self) -> Mark:
+            return Mark(self.count)
+
+        def offset(self) -> int:
+            return 0
+
+    text = TextParser(FORMATS["log4j"], UTC, Window(), Defaults(), "s")
+    chunks = list(Chunker(cast(Source, Pipe()), text, CODEC, rows=10).chunks())
+    assert [(chunk.first, chunk.lines, len(chunk.rows)) for chunk in chunks] == [(1, 4, 2), (5, 1, 1)]
+    assert json.loads(chunks[0].rows[1])["message"] == "m0002\n\tat 1\n\tat 2"
+
+
 def test_a_compressed_pipe(ingest: Ingest) -> None:
     process = command("-", stdin=subprocess.PIPE)
-    _, err = process.communicate(gzip.compress(lines(1, 200).encode()), timeout=20)
+    _, err = process.communicate(gzip.compress(lines(1, 200).encode()), timeout=60)
     assert process.returncode == 0, err
     assert ingest.messages == messages(1, 200)
 
@@ -404,13 +543,13 @@ def test_an_interrupt_leaves_it_resumable(ingest: Ingest) -> None:
 
     def hold(number: int, key: str, body: bytes) -> None:
         if number > 3:
-            held.wait(20)
+            held.wait(60)
 
     ingest.meddle = hold
     process = command(write(lines(1, 95)))
     until(lambda: len(ingest.requests) >= 6)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     held.set()
     assert process.returncode == 130
     assert b"logpipe send --resume app.log" in err
@@ -422,14 +561,14 @@ def test_two_sends_of_one_file_at_once_are_refused(ingest: Ingest) -> None:
     held = threading.Event()
 
     def hold(number: int, key: str, body: bytes) -> None:
-        held.wait(20)
+        held.wait(60)
 
     ingest.meddle = hold
     process = command(write(lines(1, 5)))
     until(lambda: len(ingest.requests) == 1)
     result = send("app.log", "--resume")
     held.set()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert result.exit_code == 1
     assert "another `logpipe send` of app.log is running" in result.stderr
     assert process.returncode == 0

@@ -18,8 +18,8 @@ from services.core.ports import Block, Outgoing
 from services.core.rows import Row, RowCodec, Rows
 from services.stores.memory import MemoryStore
 from services.stream_to_store.consumer import Consumer
-from services.stream_to_store.dead_letters import TOPIC, DeadLetters
 from services.stream_to_store.lane import DAY, Limits
+from services.streams.dead_letters import TOPIC, DeadLetters
 from services.streams.memory import MemoryBroker
 
 NOON = 20_000 * DAY + DAY // 2

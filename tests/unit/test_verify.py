@@ -16,6 +16,7 @@ from services.core.ports import Block, Message
 from services.core.rows import Row, RowCodec, checksum
 from services.datasets.logs import DATASET
 from services.stores.memory import MemoryStore
+from services.streams.dead_letters import TOPIC
 from services.verify import dead_letters, reconcile
 from services.verify.dead_letters import DeadLetters
 from services.verify.reconcile import Result, Scope
@@ -153,7 +154,7 @@ class Topic:
 
     def __init__(self, records: Sequence[dict[str, Any]], answers: bool = True) -> None:
         values = [msgspec.json.encode(r) for r in records]
-        self._messages = [Message(dead_letters.TOPIC, 0, 5 + 2 * n, b"", value) for n, value in enumerate(values)]
+        self._messages = [Message(TOPIC, 0, 5 + 2 * n, b"", value) for n, value in enumerate(values)]
         self._end = 5 + 2 * len(values)
         self._answers = answers
         self._reached = {0: 0, 1: 0}
@@ -211,15 +212,15 @@ def test_dead_letters_that_cannot_be_read_to_the_end() -> None:
         dead_letters.read(lambda: Topic([letter(batch_id=7)], answers=False))  # type: ignore[arg-type, return-value]
 
 
-def test_a_store_that_keeps_its_rejects_is_asked_for_them() -> None:
+def test_a_store_that_keeps_its_rejects_is_asked_for_them_too() -> None:
     class Lake(MemoryStore):
         def rejected(self, dataset: Any) -> dict[int, int]:
-            return {4: 2}
+            return {4: 2, 7: 1}
 
-    def unread() -> Any:
-        raise AssertionError("the topic is not for this store")
+    def open_topic() -> Any:
+        return Topic([letter(batch_id=7, id=70), letter(batch_id=8, id=80)])
 
-    assert DeadLetters(unread).of(Lake(), DATASET) == {4: 2}
+    assert DeadLetters(open_topic).of(Lake(), DATASET) == {4: 2, 7: 1, 8: 1}
 
 
 def results() -> Iterator[Result]:

@@ -1,4 +1,4 @@
-"""What a store will never take goes to a topic of its own, with the reason, before its offset counts as loaded.
+"""What a store will never take goes to a topic of its own, with the reason, before it counts as loaded.
 
 A crash in between sends a letter again: (store, topic, partition, offset, line) names what it is about.
 """
@@ -10,16 +10,22 @@ import msgspec
 
 from services.core import metric_names
 from services.core.dataset import Dataset
-from services.core.ports import Outgoing, TransactionalProducer
+from services.core.errors import StoreDown
+from services.core.ports import Outgoing, PartitionReader, TransactionalProducer
 from services.runtime import metrics
 
 TOPIC = "dead-letter"
+_IDLE_POLLS = 10  # seconds without a message before the topic's end counts as unreachable
 _MAX_VALUE = 128 * 1024  # characters kept of a message refused as a whole: escaped, they stay below Kafka's limit
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One row (`line` of its message, 0-based), or a message as a whole: then `line` and `id` are None."""
+    """One row (`line` of its message, 0-based), or a message as a whole: then `line` and `id` are None.
+
+    A row that was read from PostgreSQL has no message: `partition` and `offset` are -1, `line` is its number in the
+    batch.
+    """
 
     partition: int
     offset: int
@@ -76,3 +82,37 @@ class DeadLetters:
                 "value": letter.value.decode(errors="backslashreplace")[:_MAX_VALUE],
             }
         )
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A message of the topic, as far as it is counted: one row, or with no `line` the `rows` of one message."""
+
+    store: str
+    dataset: str
+    topic: str
+    partition: int
+    offset: int
+    line: int | None = None
+    batch_id: int | None = None
+    id: int | None = None
+    rows: int = 1
+
+
+def read(open_stream: Callable[[], PartitionReader]) -> set[Record]:
+    """All that the topic holds; a row put aside again after a crash is there once. Raises StoreDown."""
+    stream = open_stream()
+    decoder = msgspec.json.Decoder(Record)
+    found: set[Record] = set()
+    try:
+        bounds = stream.bounds()
+        stream.assign({partition: first for partition, (first, _) in bounds.items()})
+        idle = 0
+        while any(stream.reached().get(partition, 0) < end for partition, (_, end) in bounds.items()):
+            messages = stream.poll(1.0)
+            idle = 0 if messages else idle + 1
+            if idle == _IDLE_POLLS:
+                raise StoreDown("kafka", f"topic {TOPIC} could not be read to its end")
+            found.update(decoder.decode(message.value) for message in messages)
+    finally:
+        stream.close()
+    return found

@@ -1,0 +1,18 @@
+"""Each hour: the lake's small files into large ones, files nobody reads any more away."""
+
+from airflow.sdk import DAG
+from command import DEFAULTS, logpipe
+from pendulum import datetime
+
+with DAG(
+    "compaction",
+    description="Maintenance of the lake",
+    schedule="0 * * * *",
+    start_date=datetime(2026, 1, 1, tz="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULTS,
+    doc_md=__doc__,
+    tags=["logpipe"],
+) as dag:
+    logpipe("maintain", "--once")

@@ -1,0 +1,1 @@
+"""`logpipe alerting`: says when a service writes too many errors, once an episode, and when they have ended."""

@@ -1,0 +1,167 @@
+"""What was counted and judged of the partitions given to this process: as PostgreSQL has it, and what came since.
+
+Counts, position and episodes are written in one transaction. After any error the book is thrown away, another is
+loaded, and the topic is read again from there: what is in memory never decides more than what is stored.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from services.alerting.episodes import judge
+from services.alerting.rules import Rule
+from services.core import metric_names
+from services.core.envelope import partition_of
+from services.core.ports import Message
+from services.ledger import alerts, schema
+from services.ledger.alerts import Alert, Position, Tally
+from services.runtime import logs, metrics
+
+SAMPLE_CHARACTERS = 500
+_SECOND = 1_000_000
+
+_log = logs.get("alerting")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """`posts`: whether alerts of a rule are posted. `partitions`: among so many errors are dealt out, by service.
+
+    `max_age`: seconds; errors older than that when they were accepted are a back-fill, and do not count.
+    """
+
+    rules: Sequence[Rule]
+    posts: Callable[[str], bool]
+    partitions: int
+    max_age: int
+
+
+class _Row(msgspec.Struct):
+    """What counts of a line of the topic; times in microseconds."""
+
+    service: str
+    created_at: int
+    timestamp: int
+    message: str
+
+
+_rows = msgspec.json.Decoder(_Row).decode_lines
+
+
+class Book:
+    """`kept`: of each partition, the first offset still kept and the end of the log. Raises StoreDown."""
+
+    def __init__(
+        self,
+        connection: alerts.Connection,
+        policy: Policy,
+        topic_id: str,
+        kept: Mapping[int, tuple[int, int]],
+        now: int,
+    ) -> None:
+        self._connection = connection
+        self._policy = policy
+        self._topic_id = topic_id
+        self._longest = max((rule.window for rule in policy.rules), default=0)
+        # The place first: should somebody else move on meanwhile, the first commit is fenced.
+        self.positions = alerts.positions(connection, topic_id, kept, now)
+        self._counts = alerts.counts(connection)
+        self._open = {(alert.rule, alert.service): alert for alert in alerts.open_alerts(connection)}
+        self._new: dict[tuple[str, int], Tally] = {}  # since the last commit
+        self._show()
+
+    @property
+    def size(self) -> int:
+        """How many counts wait for the next commit."""
+        return len(self._new)
+
+    def count(self, message: Message) -> None:
+        judged = self.positions[message.partition].judged
+        for row in self._read(message):
+            # What comes after its second was judged counts in the next one that will be.
+            place = row.service, max(row.created_at // _SECOND, judged)
+            before = self._new.get(place)
+            self._new[place] = Tally((before.rows if before else 0) + 1, row.message[:SAMPLE_CHARACTERS])
+
+    def commit(self, reached: Mapping[int, int], complete: int) -> None:
+        """All messages below `reached` were counted; all seconds below `complete` are. Raises Fenced or StoreDown."""
+        if not (self._new or self._counts or self._open):
+            return  # nothing is lost by beginning at the old place again
+        before = self.positions
+        after = {p: Position(reached[p], max(position.judged, complete)) for p, position in before.items()}
+        with schema.translated(), self._connection.transaction():
+            for partition, position in before.items():
+                alerts.move(self._connection, partition, self._topic_id, position, after[partition])
+            alerts.add_counts(self._connection, self._new)
+            self._add_up()
+            for service in sorted({*self._counts, *(service for _, service in self._open)}):
+                partition = partition_of(service, self._policy.partitions)
+                if partition in after:
+                    for alert in self._judged(service, before[partition].judged, after[partition].judged):
+                        self._save(alert)
+                    self._forget(service, after[partition].judged - self._longest)
+        self.positions = after
+        self._new = {}
+        self._show()
+
+    def _show(self) -> None:
+        numbers = Counter(rule for rule, _ in self._open)
+        for rule in self._policy.rules:
+            metrics.gauge(metric_names.ALERTS_OPEN, rule.name).set(numbers[rule.name])
+
+    def _read(self, message: Message) -> Iterator[_Row]:
+        try:
+            rows = _rows(message.value)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            where = {"partition": message.partition, "offset": message.offset}
+            _log.warning("passed over: these are not rows of errors", reason=str(error), **where)
+            return
+        oldest = self._policy.max_age * _SECOND
+        yield from (row for row in rows if row.created_at - row.timestamp <= oldest)
+
+    def _add_up(self) -> None:
+        for (service, second), tally in self._new.items():
+            seconds = self._counts.setdefault(service, {})
+            before = seconds.get(second)
+            seconds[second] = Tally(before.rows + tally.rows, tally.sample) if before else tally
+
+    def _judged(self, service: str, since: int, until: int) -> Iterator[Alert]:
+        opened = {rule: alert for (rule, of), alert in self._open.items() if of == service}
+        tallies = self._counts.get(service, {})
+        for rule in self._policy.rules:
+            if rule.matches(service):
+                yield from judge(rule, service, tallies, opened.pop(rule.name, None), since, until)
+        for alert in opened.values():  # of rules that are no more
+            yield replace(alert, resolved_at=until)
+
+    def _save(self, alert: Alert) -> None:
+        place = alert.rule, alert.service
+        if alert == self._open.get(place):
+            return
+        alert_id = alerts.save(self._connection, alert)
+        posted = self._policy.posts(alert.rule)
+        if not alert.id:
+            _log.warning("alert opened", alert=alert_id, rule=alert.rule, service=alert.service, peak=alert.peak)
+            if posted:
+                alerts.add_post(self._connection, alert_id, "opened")
+        if alert.resolved_at is None:
+            self._open[place] = replace(alert, id=alert_id)
+            return
+        self._open.pop(place, None)
+        _log.info("alert resolved", alert=alert_id, rule=alert.rule, service=alert.service, count=alert.count)
+        if posted:
+            alerts.add_post(self._connection, alert_id, "resolved")
+
+    def _forget(self, service: str, before: int) -> None:
+        """What no window reaches any more."""
+        seconds = self._counts.get(service, {})
+        if not any(second < before for second in seconds):
+            return
+        alerts.forget_counts(self._connection, service, before)
+        kept = {second: tally for second, tally in seconds.items() if second >= before}
+        if kept:
+            self._counts[service] = kept
+        else:
+            del self._counts[service]

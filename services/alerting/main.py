@@ -1,0 +1,63 @@
+"""`logpipe alerting`: parses, wires, runs."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import click
+import httpx
+from fastapi import FastAPI
+
+from services.alerting.book import Policy
+from services.alerting.rules import DEFAULT_RULES, load
+from services.alerting.settings import AlertingSettings
+from services.alerting.watcher import Watcher
+from services.alerting.webhook import TIMEOUT_SECONDS, Poster, Webhooks
+from services.alerting.workers import Workers
+from services.core.errors import NeedsOperator
+from services.datasets.logs import DATASET
+from services.runtime import logs
+from services.runtime.health import Readiness
+from services.runtime.http import make_app, serve
+from services.streams import kafka
+
+STOP_SECONDS = 15
+
+
+@click.command()
+def main() -> None:
+    """Open an alert when a service has too many errors, resolve it when they have ended, post both to a webhook."""
+    settings = AlertingSettings()
+    logs.configure("alerting", settings.log_level)
+    try:
+        app = create_app(settings)
+    except NeedsOperator as error:
+        raise click.ClickException(str(error)) from error
+    serve(app, settings.host, settings.alerting_port)
+
+
+def create_app(settings: AlertingSettings) -> FastAPI:
+    """Raises NeedsOperator when the rules are wrong."""
+    rules = load(settings.alert_rules or DEFAULT_RULES)
+    url = settings.postgres_url.get_secret_value()
+    webhooks = Webhooks(rules, settings.alert_webhook)
+    policy = Policy(rules, webhooks.known, settings.kafka_partitions, settings.alert_max_age)
+    assert DATASET.alert is not None
+    topic = DATASET.alert.topic
+    readiness = Readiness()
+
+    def ensure_topic() -> None:
+        kafka.ensure_topics(settings.kafka_url, {topic: settings.kafka_partitions}, settings.kafka_replication)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        reader = kafka.KafkaGroupReader(settings.kafka_url, topic, "logpipe-alerting")
+        watcher = Watcher(DATASET, policy, reader, url, ensure_topic)
+        readiness.add("alerts", watcher.problem)
+        with httpx.Client(timeout=TIMEOUT_SECONDS) as client:
+            workers = Workers([watcher.run, Poster(url, webhooks, client).run])
+            workers.start()
+            yield
+            await asyncio.to_thread(workers.stop, STOP_SECONDS)
+
+    return make_app("Alerting", settings, [], lifespan, readiness)

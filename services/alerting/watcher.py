@@ -1,0 +1,155 @@
+"""The loop that reads the topic of errors, and has those seconds judged of which it has seen everything.
+
+A row counts in the second in which it was accepted. A second is complete once every batch accepted in it has been read:
+the ledger says that all of them are in Kafka, and the topic was read to its end after that. So an outage of Kafka or of
+this process delays alerts; it neither hides one nor resolves one too early.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from threading import Event
+from typing import NamedTuple
+
+from services.alerting.book import Book, Policy
+from services.core import metric_names
+from services.core.dataset import Dataset
+from services.core.errors import LogpipeError
+from services.core.ports import GroupReader
+from services.ledger import alerts, schema
+from services.runtime import logs, metrics
+
+POLL_SECONDS = 0.2
+LOOK_SECONDS = 1.0  # between two looks at how far the pipeline is
+GRACE_SECONDS = 2  # for a batch that has its time already and is not committed yet
+HOLD_SECONDS = 60  # how long batches that are not in Kafka are waited for; after that they count when they come
+MAX_NEW = 100_000  # counts in memory while catching up
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
+
+_log = logs.get("alerting")
+
+
+class _Target(NamedTuple):
+    """When the topic has been read up to `ends`, all seconds below `complete` are complete."""
+
+    complete: int
+    ends: Mapping[int, int]
+
+
+class Watcher:
+    """`prepare` is called when reading begins, until it succeeds.
+
+    `run` belongs to one thread; `problem` may be called from others.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        policy: Policy,
+        reader: GroupReader,
+        postgres_url: str,
+        prepare: Callable[[], None],
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._dataset = dataset
+        self._policy = policy
+        self._reader = reader
+        self._url = postgres_url
+        self._prepare = prepare
+        self._now = now
+        self._connection: alerts.Connection | None = None
+        self._prepared = False
+        self._given: Sequence[int] | None = None  # by the group
+        self._book: Book | None = None  # None: to be loaded
+        self._target: _Target | None = None
+        self._next_look = 0.0
+        self._wait_until = 0.0
+        self._pause = FIRST_PAUSE
+        self._problem: str | None = "starting"
+        self._complete = now()
+        metrics.gauge(metric_names.ALERTS_BEHIND_SECONDS).set_function(lambda: self._now() - self._complete)
+
+    def run(self, stop: Event) -> None:
+        try:
+            while not stop.is_set():
+                self.step()
+        finally:
+            self._reader.close()
+            self._drop()
+
+    def problem(self) -> str | None:
+        return self._problem
+
+    def step(self) -> None:
+        """One turn: read what has come, judge what is complete."""
+        try:
+            messages = self._reader.poll(POLL_SECONDS)
+            given = self._reader.rebalanced()
+            if given is not None:
+                _log.info("partitions given", partitions=list(given))
+                self._given, self._book = given, None
+            if time.monotonic() < self._wait_until:
+                return
+            if self._book is None:
+                self._load()
+            else:
+                for message in messages:
+                    self._book.count(message)
+                self._judge(self._book)
+            self._problem = None if self._given is not None else "waiting for the group to share out the partitions"
+            self._pause = FIRST_PAUSE
+        except LogpipeError as error:
+            self._hold(error)
+
+    def _load(self) -> None:
+        if not self._prepared:
+            self._prepare()
+            schema.prepare(self._connected())
+            self._prepared = True
+        if not self._given:
+            return
+        bounds = self._reader.bounds()
+        kept = {partition: bounds[partition] for partition in self._given}
+        self._book = Book(self._connected(), self._policy, self._reader.topic_id(), kept, int(self._now()))
+        self._target = None
+        self._reader.assign({partition: at.next_offset for partition, at in self._book.positions.items()})
+
+    def _judge(self, book: Book) -> None:
+        if self._target is None and time.monotonic() >= self._next_look:
+            self._target = self._look(book)
+            self._next_look = time.monotonic() + LOOK_SECONDS
+        reached = self._reader.reached()
+        if self._target and all(reached[partition] >= end for partition, end in self._target.ends.items()):
+            book.commit(reached, self._target.complete)
+            self._complete, self._target = self._target.complete, None
+        elif book.size >= MAX_NEW:
+            book.commit(reached, 0)
+
+    def _look(self, book: Book) -> _Target:
+        """In this order: what does not wait in the ledger now, lies before the ends that are asked for next."""
+        now = int(self._now())
+        complete = now - GRACE_SECONDS
+        waiting = alerts.oldest_unpublished(self._connected(), self._dataset.name)
+        if waiting is not None:
+            complete = min(complete, max(waiting, now - HOLD_SECONDS))
+        bounds = self._reader.bounds()
+        return _Target(complete, {partition: bounds[partition][1] for partition in book.positions})
+
+    def _hold(self, error: LogpipeError) -> None:
+        """Forget what is not stored, and begin again after a pause; the group is still polled."""
+        _log.warning("waiting", seconds=self._pause, reason=str(error))
+        self._problem = str(error)
+        self._drop()
+        self._reader.assign({})
+        self._wait_until = time.monotonic() + self._pause
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+
+    def _drop(self) -> None:
+        self._book = None
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+
+    def _connected(self) -> alerts.Connection:
+        if self._connection is None:
+            self._connection = schema.connect(self._url)
+        return self._connection

@@ -1,0 +1,162 @@
+"""The same questions to every store and engine on the same rows, before and after the lake's files are compacted.
+
+All by the query API, with `method=scan` and as of one batch: what is compared is the time each engine needs to read the
+rows themselves. A cell whose answer differs from the others' is void.
+"""
+
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from services import datasets
+from services.bench.figures import Figure, Matrix
+from services.generator.client import IngestClient
+from services.generator.load import Load
+from services.local.settings import LocalSettings
+from services.local.stack import Stack
+from services.local.verification import verify
+
+_REQUEST_ROWS = 10_000
+_LOAD_RATE = 1_000_000 / 60  # rows/s under which the newest rows are asked for
+_LOAD_SECONDS = 60
+_ASK_SECONDS = 0.2
+
+ENGINES = {
+    "PostgreSQL": ("postgres", {}),
+    "ClickHouse": ("clickhouse", {}),
+    "lake, embedded": ("hdfs", {"engine": "embedded"}),
+    "lake, Spark": ("hdfs", {"engine": "spark"}),
+}
+_QUESTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "count": ("logs/aggregate", {"bucket": "1d"}),
+    "group by level": ("logs/aggregate", {"group_by": "level"}),
+    "ERROR by service": ("logs/aggregate", {"group_by": "service", "level": "ERROR"}),
+    "newest 100 of a service": ("logs", {"service": "auth-service", "count": "none"}),
+}
+
+Say = Callable[[str], None]
+
+
+def measure(folder: Path, rows: int, runs: int, say: Say) -> tuple[list[Figure], list[Matrix]]:
+    """Loads `rows` logs, asks each question `runs` times, the engines in turn; compacts, and asks the lake again."""
+    settings = LocalSettings.on_free_ports(folder)
+    with (
+        Stack(settings) as stack,
+        httpx.Client(base_url=f"http://127.0.0.1:{settings.query_port}", timeout=300) as client,
+    ):
+        say(f"loading {rows:,} rows")
+        _load(stack, rows)
+        before = _ask_all(client, f"{rows:,} logs, the lake in small files", runs, say)
+        say("compacting")
+        started = time.monotonic()
+        _logpipe(settings, "maintain", "--once")
+        say(f"compacted in {time.monotonic() - started:.0f} s")
+        after = _ask_all(client, f"{rows:,} logs, the lake compacted", runs, say)
+        gains = [
+            Figure(
+                f"count by scan, {engine}: gain by compaction",
+                "x",
+                [
+                    slow / fast
+                    for slow, fast in zip(before.cells["count", engine], after.cells["count", engine], strict=True)
+                ],
+                9,
+                9,
+            )
+            for engine in ENGINES
+            if engine.startswith("lake") and ("count", engine) in before.cells and ("count", engine) in after.cells
+        ]
+        return [*gains, *_newest_under_load(stack, client, say)], [before, after]
+
+
+def _load(stack: Stack, rows: int) -> None:
+    async def send() -> None:
+        async with IngestClient(f"http://127.0.0.1:{stack.settings.ingest_port}") as client:
+            report = await Load(client, datasets.find("logs"), _REQUEST_ROWS, 0, rows, seed=1).run()
+            if report.acked != rows:
+                raise RuntimeError(f"{report.acked} of {rows} rows were acknowledged: {report.problem}")
+
+    asyncio.run(send())
+    report = verify(stack.settings, 1800, "--sample", "0")
+    if not report["ok"]:
+        raise RuntimeError(f"not everything arrived: {report}")
+
+
+def _ask_all(client: httpx.Client, title: str, runs: int, say: Say) -> Matrix:
+    say(title)
+    as_of = min(client.get(f"/api/query/{route}/stats").json()["as_of"] for route, _ in ENGINES.values())
+    matrix = Matrix(title, "ms")
+    for question, (path, parameters) in _QUESTIONS.items():
+        answers: dict[str, Any] = {}
+        for run in range(runs + 1):  # the first warms caches and is not counted
+            for engine, (route, chosen) in ENGINES.items():
+                wanted = {**parameters, **chosen, "as_of": str(as_of), "method": "scan", "cache": "off"}
+                reply = client.get(f"/api/query/{route}/{path}", params=wanted)
+                if reply.status_code != 200:
+                    matrix.notes[question, engine] = reply.json()["detail"]
+                    continue
+                body = reply.json()
+                answers[engine] = body["data"]
+                matrix.notes[question, engine] = _read(body["scanned"])
+                if run:
+                    matrix.cells.setdefault((question, engine), []).append(body["query_time_ms"])
+        first = next(iter(answers.values()))
+        for engine, answer in answers.items():
+            if answer != first:
+                matrix.cells.pop((question, engine), None)
+                matrix.notes[question, engine] = "void: another answer"
+    return matrix
+
+
+def _read(scanned: Mapping[str, int]) -> str:
+    if "files_total" in scanned:
+        return f"{scanned['files']:,} of {scanned['files_total']:,} files"
+    return f"{scanned['rows']:,} rows" if "rows" in scanned else ""
+
+
+def _newest_under_load(stack: Stack, client: httpx.Client, say: Say) -> list[Figure]:
+    """Newest 100 of a service, asked for while rows come in; p95 of the store's own time."""
+    say("newest 100 under load")
+    loading = threading.Thread(target=_offer, args=(stack.settings.ingest_port,), daemon=True)
+    loading.start()
+    path, parameters = _QUESTIONS["newest 100 of a service"]
+    times: dict[str, list[float]] = {"PostgreSQL": [], "ClickHouse": []}
+    while loading.is_alive():
+        for engine, values in times.items():
+            reply = client.get(f"/api/query/{ENGINES[engine][0]}/{path}", params={**parameters, "cache": "off"})
+            reply.raise_for_status()
+            values.append(reply.json()["query_time_ms"])
+        time.sleep(_ASK_SECONDS)
+    return [
+        Figure(
+            f"newest 100 with filter under {_LOAD_RATE * 60:,.0f} rows/min, p95, {engine}",
+            "ms",
+            [sorted(values)[int(len(values) * 0.95)]],
+            20,
+            5 if engine == "PostgreSQL" else 20,
+            better="less",
+            notes=[f"{len(values)} times asked, p50 {statistics.median(values):.1f} ms, slowest {max(values):.1f} ms"],
+        )
+        for engine, values in times.items()
+    ]
+
+
+def _offer(port: int) -> None:
+    async def send() -> None:
+        async with IngestClient(f"http://127.0.0.1:{port}") as client:
+            await Load.at_rate(client, datasets.find("logs"), _LOAD_RATE, _LOAD_SECONDS).run()
+
+    asyncio.run(send())
+
+
+def _logpipe(settings: LocalSettings, *words: str) -> None:
+    subprocess.run([sys.executable, "-m", "services", *words], env=os.environ | settings.urls(), check=True)

@@ -1,0 +1,152 @@
+"""What reading the lake is, whichever engine does it: a question as SQL, asked of one version of a table."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from services.core.dataset import Dataset
+from services.core.errors import QueryTimeout
+from services.core.ids import batch_of
+from services.core.ports import QUESTION_SECONDS, Progress
+from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Method, Question, StatsQuestion
+from services.core.rows import Row
+from services.lake.snapshot import Snapshot
+from services.lake.sql import Dialect, Query, Renderer
+from services.lake.table import NAME, Table, table_uri
+from services.runtime.settings import LakeSettings
+
+_WINDOW = 512  # batches counted at once: bounds the ids held
+
+
+class Limit:
+    """When a question must have been answered."""
+
+    def __init__(self, store: str, seconds: float) -> None:
+        self._store = store
+        self._seconds = seconds
+        self._deadline = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds, more than none. Raises QueryTimeout."""
+        if (left := self._deadline - time.monotonic()) <= 0:
+            raise self.passed()
+        return left
+
+    def passed(self) -> QueryTimeout:
+        return QueryTimeout(self._store, self._seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`files`: how many were read for it."""
+
+    rows: Sequence[Row]
+    files: int
+    method: Method = "scan"
+
+
+class LakeReader(ABC):
+    """StoreReader; opens a table at its first use. An engine says how it writes SQL, and runs it.
+
+    `label`: this engine in what is told to people.
+    """
+
+    name: ClassVar[str] = NAME
+    route: ClassVar[str] = "hdfs"
+    source: ClassVar[str]
+    engine: ClassVar[str]
+    progress: ClassVar[Progress] = "own"
+    label: ClassVar[str]
+
+    def __init__(self, settings: LakeSettings) -> None:
+        self._settings = settings
+        self._tables: dict[str, Table] = {}
+
+    @abstractmethod
+    def _dialect(self, snapshot: Snapshot) -> Dialect:
+        """A new one."""
+
+    @abstractmethod
+    def _find(self, snapshot: Snapshot, query: Query, limit: Limit) -> Found:
+        """All rows at once. Raises StoreDown, Backpressure, or QueryTimeout when the limit has passed."""
+
+    @abstractmethod
+    def _stream(self, snapshot: Snapshot, query: Query) -> Iterator[Row]:
+        """Rows as they are read. Raises StoreDown."""
+
+    def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
+        start, limit = time.perf_counter(), Limit(self.label, seconds)
+        snapshot = self._snapshot(question.dataset)
+        if snapshot is None:
+            return _of_no_table(question, start)
+        sql = self._sql(snapshot, question.dataset)
+        counted = None
+        match question:
+            case ListQuestion():
+                found = self._find(snapshot, sql.page(question, as_of), limit)
+                if question.count:
+                    counted = self._count(snapshot, question, as_of, limit)
+            case AggregateQuestion():
+                found = self._find(snapshot, sql.groups(question, as_of), limit)
+            case StatsQuestion():
+                found = self._count(snapshot, question, as_of, limit)
+        parts = [found, counted] if counted else [found]
+        return Answer(
+            list(found.rows),
+            _ms_since(start),
+            method=next((part.method for part in parts if part.method != "scan"), "scan"),
+            total=counted.rows[0][0] if counted else None,
+            scanned={"files": max(part.files for part in parts), "files_total": snapshot.files.num_rows},
+        )
+
+    def position(self, dataset: Dataset) -> Mapping[int, int]:
+        found = self._table(table_uri(self._settings, dataset.name)).position()
+        return found.offsets if found else {}
+
+    def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        snapshot = self._snapshot(dataset)
+        while snapshot and first <= last:
+            window = min(last, first + _WINDOW - 1)
+            found = list(self._stream(snapshot, self._sql(snapshot, dataset).batches(first, window)))
+            yield from ((batch_id, rows, ids) for batch_id, rows, ids in found)
+            first = window + 1
+            if not found:
+                ((lowest,),) = self._stream(snapshot, self._sql(snapshot, dataset).lowest(first, last))
+                first = last + 1 if lowest is None else batch_of(lowest)
+
+    def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
+        snapshot = self._snapshot(dataset)
+        return self._stream(snapshot, self._sql(snapshot, dataset).rows(first, last)) if snapshot else iter(())
+
+    def close(self) -> None:
+        self._tables.clear()
+
+    def _count(self, snapshot: Snapshot, question: ListQuestion | StatsQuestion, as_of: int, limit: Limit) -> Found:
+        """One row, one value: how many rows match the filters."""
+        return self._find(snapshot, self._sql(snapshot, question.dataset).count(filters_of(question), as_of), limit)
+
+    def _sql(self, snapshot: Snapshot, dataset: Dataset) -> Renderer:
+        """For one query."""
+        return Renderer(dataset, snapshot.columns, self._dialect(snapshot))
+
+    def _snapshot(self, dataset: Dataset) -> Snapshot | None:
+        return self._table(table_uri(self._settings, dataset.name)).snapshot()
+
+    def _table(self, uri: str) -> Table:
+        return self._tables.setdefault(uri, Table(uri))
+
+
+def filters_of(question: ListQuestion | StatsQuestion) -> Filters:
+    return Filters() if isinstance(question, StatsQuestion) else question.filters
+
+
+def _of_no_table(question: Question, start: float) -> Answer:
+    rows: list[Row] = [(0,)] if isinstance(question, StatsQuestion) else []
+    total = 0 if isinstance(question, ListQuestion) and question.count else None
+    return Answer(rows, _ms_since(start), total=total, scanned={"files": 0, "files_total": 0})
+
+
+def _ms_since(start: float) -> float:
+    return (time.perf_counter() - start) * 1e3

@@ -1,0 +1,44 @@
+"""From a dataset's description to its table in the lake: the same whichever engine makes it."""
+
+import pyarrow as pa
+from deltalake import DeltaTable, Schema
+
+from services.core.dataset import CREATED_AT, ID, Dataset
+from services.core.errors import NeedsOperator
+from services.lake.table import Table, within_limit
+
+DAY = "day"
+"""The column a dataset's table is partitioned by: the day of acceptance, UTC."""
+
+_INDEXED_COLUMNS = 3  # id, created_at and the dataset's time: a table's first columns have statistics
+_CONFIGURATION: dict[str, str | None] = {
+    "delta.dataSkippingNumIndexedCols": str(_INDEXED_COLUMNS),
+    "delta.checkpointInterval": "50",  # a checkpoint costs as much as three commits
+}
+_ARROW_TYPES = {"timestamp": pa.timestamp("us", "UTC"), "number": pa.float64()}
+
+
+def table_schema(dataset: Dataset) -> Schema:
+    time = dataset.by_name[dataset.time]
+    columns = [CREATED_AT, time, *(column for column in dataset.columns if column is not time)]
+    fields = [(column.name, _ARROW_TYPES.get(column.kind, pa.string())) for column in columns]
+    return Schema.from_arrow(pa.schema([(ID.name, pa.int64()), *fields, (DAY, pa.date32())]))
+
+
+def prepare(table: Table, schema: Schema, partition_by: list[str]) -> DeltaTable:
+    """Create it, or add the columns it lacks. Raises StoreDown, and NeedsOperator when a column is of another type."""
+    handle = table.latest() or within_limit(
+        lambda: DeltaTable.create(
+            table.uri, schema, mode="ignore", partition_by=partition_by, configuration=_CONFIGURATION
+        )
+    )
+    found = {field.name: field for field in handle.schema().fields}
+    missing = [field for field in schema.fields if field.name not in found]
+    for field in schema.fields:
+        if field.name in found and found[field.name].type != field.type:
+            raise NeedsOperator(
+                f"lake: {table.uri}: column {field.name} is {found[field.name].type}, its description says {field.type}"
+            )
+    if missing:
+        within_limit(lambda: handle.alter.add_columns(missing))
+    return handle

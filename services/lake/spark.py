@@ -1,0 +1,171 @@
+"""The lake read by a Spark Connect server, the cluster's engine."""
+
+import re
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from functools import partial
+from threading import Lock
+from typing import ClassVar
+
+from pyspark.errors import PySparkException
+from pyspark.errors.exceptions.connect import SparkConnectGrpcException
+from pyspark.sql import DataFrame
+from pyspark.sql.connect.client import DefaultChannelBuilder
+from pyspark.sql.connect.session import SparkSession
+
+from services.core.errors import StoreDown
+from services.core.rows import Row
+from services.lake.reader import Found, LakeReader, Limit
+from services.lake.settings import SparkConnectSettings
+from services.lake.snapshot import Snapshot
+from services.lake.sql import Dialect, Query
+from services.lake.table import NAME, Result, started
+
+_LABEL = f"{NAME} (spark)"
+_CONNECT_SECONDS = 3.0
+_INTERRUPT_SECONDS = 5.0
+_BETWEEN_SECONDS = 0.05
+
+_DETAILS = re.compile(r'details = "(.*)"')  # of gRPC's error, which is a page
+
+
+class SparkSql:
+    """Spark's dialect. It names the version, so that all queries of a question see the same."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.table = f"delta.{self.name(snapshot.uri)} VERSION AS OF {snapshot.version:d}"
+        self.parameters: dict[str, str] = {}
+
+    def name(self, name: str) -> str:
+        return "`" + name.replace("`", "``") + "`"
+
+    def text(self, value: str) -> str:
+        name = f"p{len(self.parameters)}"
+        self.parameters[name] = value
+        return f":{name}"
+
+    def instant(self, microseconds: int) -> str:
+        return f"timestamp_micros({microseconds:d})"
+
+    def microseconds(self, time: str) -> str:
+        return f"unix_micros({time})"
+
+    def contains(self, text: str, part: str) -> str:
+        return f"contains({text}, {part})"
+
+
+class SparkReader(LakeReader):
+    source: ClassVar[str] = "hdfs_spark"
+    engine: ClassVar[str] = "spark"
+    label: ClassVar[str] = _LABEL
+
+    def __init__(self, settings: SparkConnectSettings) -> None:
+        super().__init__(settings)
+        self._url = settings.spark_connect_url
+        self._lock = Lock()
+        self._session: SparkSession | None = None
+
+    def close(self) -> None:
+        super().close()
+        if (session := self._session) is not None:
+            self._session = None
+            wait([started(session.stop)], _CONNECT_SECONDS)
+
+    def _dialect(self, snapshot: Snapshot) -> Dialect:
+        return SparkSql(snapshot)
+
+    def _find(self, snapshot: Snapshot, query: Query, limit: Limit) -> Found:
+        return self._within_session(lambda session: _find(session, query, limit))
+
+    def _stream(self, snapshot: Snapshot, query: Query) -> Iterator[Row]:
+        frame = self._within_session(lambda session: _frame(session, query))
+        with _translated():
+            yield from map(tuple, frame.toLocalIterator())
+
+    def _within_session(self, work: Callable[[SparkSession], Result]) -> Result:
+        """Raises StoreDown."""
+        with _translated():
+            session, is_new = self._open()
+            try:
+                return work(session)
+            except PySparkException as error:
+                if not _is_lost(session, error):
+                    raise
+                self._forget(session)
+                if is_new:
+                    raise
+            # It was kept from an earlier question, and the server has ended it or been started anew since.
+            session, _ = self._open()
+            return work(session)
+
+    def _open(self) -> tuple[SparkSession, bool]:
+        """The session, and whether it is new."""
+        with self._lock:
+            if self._session is not None:
+                return self._session, False
+            _reach(self._url)
+            self._session = SparkSession(self._url)
+            self._session.client.set_retry_policies([])  # they would hide for minutes that the server is away
+            self._session.client.disable_reattachable_execute()
+            return self._session, True
+
+    def _forget(self, session: SparkSession) -> None:
+        with self._lock:
+            if self._session is session:
+                self._session = None
+        started(session.stop)  # which waits for the server
+
+
+def _find(session: SparkSession, query: Query, limit: Limit) -> Found:
+    tag = uuid.uuid4().hex
+    found = started(partial(_collect, session, query, tag))
+    if wait([found], limit.left()).done:
+        return found.result()
+    if wait([started(partial(_interrupt, session, tag, found))], _INTERRUPT_SECONDS).done:
+        raise limit.passed()
+    raise StoreDown(_LABEL, "a question takes too long, and the server does not let itself be told to stop")
+
+
+def _interrupt(session: SparkSession, tag: str, found: Future[Found]) -> None:
+    """A query is several operations, one after the other: it may be between two of them."""
+    while not found.done() and not session.interruptTag(tag):
+        wait([found], _BETWEEN_SECONDS)
+
+
+def _collect(session: SparkSession, query: Query, tag: str) -> Found:
+    session.addTag(tag)  # of this thread
+    frame = _frame(session, query)
+    rows = [tuple(row) for row in frame.collect()]
+    metrics = frame.executionInfo and frame.executionInfo.metrics
+    nodes = metrics.extract_graph()[1].values() if metrics else ()
+    return Found(rows, sum(int(m.value) for node in nodes for m in node.metrics if m.name == "numFiles"))
+
+
+def _frame(session: SparkSession, query: Query) -> DataFrame:
+    return session.sql(query.text, args=dict(query.parameters))
+
+
+def _reach(url: str) -> None:
+    """Fail at once where nothing listens: by itself the client waits long for a host that does not answer."""
+    host, _, port = DefaultChannelBuilder(url).endpoint.rpartition(":")
+    socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+
+
+def _is_lost(session: SparkSession, error: PySparkException) -> bool:
+    """Whether nothing more can be asked of it; else the query was at fault."""
+    condition = error.getCondition() or ""
+    connection_broke = isinstance(error, SparkConnectGrpcException) and not condition
+    return session.client.is_closed or connection_broke or condition.startswith("INVALID_HANDLE.SESSION")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (PySparkException, OSError) as error:
+        said = str(error).strip()
+        details = _DETAILS.search(said)
+        raise StoreDown(_LABEL, (details[1] if details else said.split("\n", 1)[0])[:500]) from error

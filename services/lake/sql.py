@@ -1,0 +1,166 @@
+"""Questions as SQL, the same for every engine of the lake; how each writes a few things differently is its `Dialect`.
+
+Names come from dataset descriptions, text goes through `Dialect.text`; all else is integers. A column that was added
+later reads NULL in older files, or is not yet in the table at all: both mean the same as a missing value.
+"""
+# ruff: noqa: S608 - see above
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.core.dataset import CREATED_AT, ID, Column, Dataset
+from services.core.ids import ROW_BITS, end_id, first_id
+from services.core.queries import AggregateQuestion, Filters, ListQuestion
+from services.lake.snapshot import Bounds
+
+
+class Dialect(Protocol):
+    """Made anew for each query. `table`: what stands after FROM. `parameters`: those that `text` has made."""
+
+    @property
+    def table(self) -> str: ...
+
+    @property
+    def parameters(self) -> Mapping[str, str]: ...
+
+    def name(self, name: str) -> str:
+        """As an identifier."""
+
+    def text(self, value: str) -> str:
+        """A value: as a literal, or as a parameter that goes with the query."""
+
+    def instant(self, microseconds: int) -> str:
+        """A time from microseconds since 1970."""
+
+    def microseconds(self, time: str) -> str:
+        """And back."""
+
+    def contains(self, text: str, part: str) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """`bounds`: what of it the statistics of files can decide."""
+
+    text: str
+    parameters: Mapping[str, str]
+    bounds: Bounds
+
+
+@dataclass(frozen=True, slots=True)
+class Renderer:
+    """Renders one query about `dataset`, to a table that has `columns`."""
+
+    dataset: Dataset
+    columns: frozenset[str]
+    dialect: Dialect
+
+    def page(self, question: ListQuestion, as_of: int) -> Query:
+        where, bounds = self._where(question.filters, as_of), self._bounds(question.filters, as_of)
+        if question.after:
+            where += f" AND {self._after(question, question.after)}"
+            last, _ = question.after
+            if isinstance(last, int):
+                others = 0 if question.order_by == ID.name else 1  # rows may have the same value
+                least, beyond = (None, last + others) if question.descending else (last + 1 - others, None)
+                bounds = [*bounds, (question.order_by, least, beyond)]
+        direction = "DESC" if question.descending else "ASC"
+        order = ", ".join(f"{self._value(name)} {direction}" for name in dict.fromkeys((question.order_by, ID.name)))
+        rest = f"ORDER BY {order} LIMIT {question.limit:d} OFFSET {question.offset:d}"
+        return self._select(self._canonical_columns(), where, bounds, rest)
+
+    def groups(self, question: AggregateQuestion, as_of: int) -> Query:
+        keys = []
+        if question.bucket:
+            time = self.dialect.microseconds(self.dialect.name(self.dataset.time))
+            keys.append(f"{time} - {time} % {question.bucket:d}")
+        if question.group_by:
+            keys.append(self._value(question.group_by))
+        places = ", ".join(str(place + 1) for place in range(len(keys)))
+        order = places if question.bucket else f"{len(keys) + 1} DESC, {places}"
+        return self._select(
+            ", ".join([*keys, "count(*)"]),
+            self._where(question.filters, as_of),
+            self._bounds(question.filters, as_of),
+            f"GROUP BY {places} ORDER BY {order}",
+        )
+
+    def count(self, filters: Filters, as_of: int) -> Query:
+        return self._select("count(*)", self._where(filters, as_of), self._bounds(filters, as_of))
+
+    def count_beyond(self, as_of: int) -> Query:
+        """Of the rows that a question as of this batch must not see."""
+        return self._select("count(*)", f"{ID.name} >= {end_id(as_of):d}", [(ID.name, end_id(as_of), None)])
+
+    def batches(self, first: int, last: int) -> Query:
+        """(batch, rows, distinct ids) of each."""
+        what = f"{ID.name} >> {ROW_BITS}, count(*), count(DISTINCT {ID.name})"
+        return self._range(what, first, last, "GROUP BY 1 ORDER BY 1")
+
+    def lowest(self, first: int, last: int) -> Query:
+        """The lowest id within these batches, or NULL."""
+        return self._range(f"min({ID.name})", first, last)
+
+    def rows(self, first: int, last: int) -> Query:
+        return self._range(self._canonical_columns(), first, last)
+
+    def _range(self, what: str, first: int, last: int, rest: str = "") -> Query:
+        least, beyond = first_id(first), end_id(last)
+        where = f"{ID.name} >= {least:d} AND {ID.name} < {beyond:d}"
+        return self._select(what, where, [(ID.name, least, beyond)], rest)
+
+    def _select(self, what: str, where: str, bounds: Bounds, rest: str = "") -> Query:
+        text = f"SELECT {what} FROM {self.dialect.table} WHERE {where} {rest}"
+        return Query(text, self.dialect.parameters, bounds)
+
+    def _bounds(self, filters: Filters, as_of: int) -> Bounds:
+        return [(ID.name, None, end_id(as_of)), (self.dataset.time, filters.start, filters.end)]
+
+    def _where(self, filters: Filters, as_of: int) -> str:
+        conditions = [f"{ID.name} < {end_id(as_of):d}"]
+        for name, value in filters.equals:
+            # Without coalesce the files' statistics and dictionaries can be used; only '' may stand for NULL.
+            left = self._value(name) if value == "" or name not in self.columns else self.dialect.name(name)
+            conditions.append(f"{left} = {self.dialect.text(value)}")
+        time = self.dialect.name(self.dataset.time)
+        if filters.start is not None:
+            conditions.append(f"{time} >= {self.dialect.instant(filters.start)}")
+        if filters.end is not None:
+            conditions.append(f"{time} < {self.dialect.instant(filters.end)}")
+        if filters.text:
+            searched = self._value(self.dataset.search) if self.dataset.search else "''"
+            conditions.append(self.dialect.contains(searched, self.dialect.text(filters.text)))
+        return " AND ".join(conditions)
+
+    def _after(self, question: ListQuestion, after: tuple[str | int | float | None, int]) -> str:
+        """The first condition says nothing more, but it is one that statistics can decide."""
+        last, last_id = after
+        kind = self._column(question.order_by).kind
+        match last:
+            case str():
+                value = self.dialect.text(last)
+            case int() if kind == "timestamp":
+                value = self.dialect.instant(last)
+            case _:
+                value = repr(last)
+        column, later = self._value(question.order_by), "<" if question.descending else ">"
+        return f"{column} {later}= {value} AND ({column} {later} {value} OR {ID.name} {later} {last_id:d})"
+
+    def _canonical_columns(self) -> str:
+        """All columns, in canonical order and form."""
+        return ", ".join(map(self._canonical, (ID, CREATED_AT, *self.dataset.columns)))
+
+    def _canonical(self, column: Column) -> str:
+        value = self._value(column.name)
+        return self.dialect.microseconds(value) if column.kind == "timestamp" else value
+
+    def _value(self, name: str) -> str:
+        kind = self._column(name).kind
+        value = self.dialect.name(name) if name in self.columns else "NULL"
+        if kind in ("timestamp", "number"):
+            return value
+        return f"coalesce({value}, {self.dialect.text('{}' if kind == 'json' else '')})"
+
+    def _column(self, name: str) -> Column:
+        return {ID.name: ID, CREATED_AT.name: CREATED_AT}.get(name) or self.dataset.by_name[name]

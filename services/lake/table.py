@@ -1,0 +1,177 @@
+"""A Delta table of the lake, whoever reads or writes it: its place, its latest version, how far it has come.
+
+Whoever writes a table leaves in each commit how far in the topic it has come (`Position`): the table alone says what
+it holds, whatever became of the writer's checkpoint.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from threading import RLock, Thread
+from typing import TypeVar
+
+import msgspec
+import pyarrow as pa
+from deltalake import DeltaTable, QueryBuilder
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from services.core.dataset import Dataset
+from services.core.errors import StoreDown
+from services.lake.snapshot import Snapshot
+from services.runtime.settings import LakeSettings
+
+NAME = "lake"
+EMBEDDED = "embedded"
+"""The `query` of a position that the embedded writer left: no id of a streaming query looks like it."""
+
+_SECONDS = 30.0  # for one answer, or one piece of a longer one: the HDFS client may wait for a server for ever
+_HISTORY = (1, 16, 256, None)  # commits looked through for the last position; maintenance leaves none
+
+_DECORATION = re.compile(r"\x1b\[\d*m|↳")  # delta-rs prints its errors for a terminal
+
+Result = TypeVar("Result")
+
+
+class Position(msgspec.Struct, frozen=True):
+    """How far a table has come: all of the topic below `offsets` (partition -> next) is in it, or in its rejects.
+
+    Written by batch `batch`, from `start`, of the streaming query `query`, or by the embedded writer (EMBEDDED), which
+    has neither. No query: nobody owns the table, and whoever comes next begins at `offsets`, or at the topic's
+    beginning where it has none, once it has made sure of the rejects of the batch that reached `unfinished`.
+    """
+
+    topic_id: str
+    offsets: dict[int, int]
+    start: dict[int, int] = {}
+    query: str = ""
+    batch: int = -1
+    unfinished: "Position | None" = None
+
+    def encode(self) -> str:
+        return msgspec.json.encode(self).decode()
+
+
+class Table:
+    """One Delta table, as of its latest commit at each call. Thread-safe; all raises StoreDown."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._lock = RLock()
+        self._table: DeltaTable | None = None
+        self._position: tuple[int, Position | None] = (-1, None)  # and the version it was found at
+        self._snapshot: Snapshot | None = None  # the last one asked for
+
+    def snapshot(self) -> Snapshot | None:
+        """As it is now, for a reader; None when there is no table."""
+        return within_limit(self._take_snapshot)
+
+    def engine(self) -> QueryBuilder | None:
+        """One that knows the table, as it is now, as `t`; None when there is no table."""
+        return within_limit(self._engine)
+
+    def latest(self) -> DeltaTable | None:
+        """Its handle, for the writer."""
+        return within_limit(self._refresh)
+
+    def position(self) -> Position | None:
+        """None when no commit says one."""
+        return within_limit(self._find_position)
+
+    def standing(self) -> tuple[DeltaTable, Position | None]:
+        """Its handle and its position, both of one version, for who commits on that very version; it must be there."""
+        return within_limit(self._standing)
+
+    def _take_snapshot(self) -> Snapshot | None:
+        with self._lock:
+            if (table := self._refresh()) is None:
+                return None
+            if self._snapshot is None or self._snapshot.version != table.version():
+                self._snapshot = Snapshot.of(table)
+            return self._snapshot
+
+    def _engine(self) -> QueryBuilder | None:
+        with self._lock:
+            table = self._refresh()
+            return QueryBuilder().register("t", table) if table else None
+
+    def _standing(self) -> tuple[DeltaTable, Position | None]:
+        with self._lock:
+            position = self._find_position()
+            if self._table is None:
+                raise TableNotFoundError(f"there is no table at {self.uri}")
+            return self._table, position
+
+    def _find_position(self) -> Position | None:
+        with self._lock:
+            if (table := self._refresh()) is None:
+                return None
+            known, position = self._position
+            if table.version() != known:
+                new = table.version() - known
+                found = next(filter(None, (_last_position(table, limit, new) for limit in _HISTORY)), position)
+                self._position = (table.version(), found)
+            return self._position[1]
+
+    def _refresh(self) -> DeltaTable | None:
+        with self._lock:
+            try:
+                if self._table is None:
+                    self._table = DeltaTable(self.uri)
+                    self._position, self._snapshot = (-1, None), None
+                else:
+                    self._table.update_incremental()
+            except TableNotFoundError:
+                self._table = None
+            except BaseException:
+                self._table = None  # it may have been made anew
+                raise
+            return self._table
+
+
+def _last_position(table: DeltaTable, limit: int | None, new: int) -> Position | None:
+    """In the last `limit` commits, of which no more than `new` were not looked through before."""
+    for commit in table.history(min(limit or new, new)):
+        try:
+            return msgspec.json.decode(commit.get("userMetadata", ""), type=Position)
+        except msgspec.MsgspecError:
+            continue
+    return None
+
+
+def table_uri(settings: LakeSettings, *names: str) -> str:
+    return "/".join((settings.hdfs_url.rstrip("/") + settings.lake_path.rstrip("/"), *names))
+
+
+def rejects_uri(settings: LakeSettings, dataset: Dataset) -> str:
+    return table_uri(settings, "rejects", dataset.name)
+
+
+def within_limit(work: Callable[[], Result]) -> Result:
+    """`work`, in a thread that is given up on when it takes too long. Raises StoreDown."""
+    with translated():
+        return started(work).result(_SECONDS)
+
+
+def started(work: Callable[[], Result]) -> Future[Result]:
+    """`work`, under way in a thread of its own, which does not keep the process from ending."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True, name="lake").start()
+    return future
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise StoreDown(NAME, f"no answer within {_SECONDS:.0f} s") from error
+    except (DeltaError, pa.ArrowException, OSError) as error:
+        raise StoreDown(NAME, " ".join(_DECORATION.sub(" ", str(error)).split())[:500]) from error

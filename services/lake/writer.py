@@ -1,0 +1,118 @@
+"""The embedded writer: what stream_to_store consumes, into a table of the lake by delta-rs, every row once.
+
+Rows and the position they reach are one commit, made on the very version of the table that had the position before:
+if anybody commits in between, this commit fails and what the table has now is looked at anew. So a block that is
+there already is left out, a gap is refused, and of two writers one learns of the other.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import ClassVar
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, WriterProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError
+
+from services.core.dataset import Dataset
+from services.core.errors import Fenced, NeedsOperator, RowRejected, StoreDown
+from services.core.ports import Block
+from services.lake import schema
+from services.lake.lines import LineReader
+from services.lake.table import EMBEDDED, NAME, Position, Table, table_uri, within_limit
+from services.runtime.settings import LakeSettings
+
+_ATTEMPTS = 5  # of a commit: only maintenance comes in between, and not often
+_COMPRESSION = WriterProperties(compression="ZSTD", compression_level=1)  # half of snappy's size at its price
+
+
+class EmbeddedWriter:
+    """StoreWriter with a progress of its own (OwnProgressWriter). Not thread-safe."""
+
+    wait_seconds: ClassVar[float] = 3.0  # a commit takes a second, however little is in it
+
+    def __init__(self, settings: LakeSettings) -> None:
+        self._settings = settings
+        self._tables: dict[Dataset, tuple[Table, LineReader]] = {}
+
+    def prepare(self, dataset: Dataset) -> None:
+        table = Table(table_uri(self._settings, dataset.name))
+        schema.prepare(table, schema.table_schema(dataset), [schema.DAY])
+        self._tables[dataset] = (table, LineReader(dataset))
+
+    def positions(self, dataset: Dataset, topic_id: str) -> Mapping[int, int]:
+        handle, position = self._tables[dataset][0].standing()
+        return _owned(dataset, topic_id, handle, position).offsets
+
+    def write(self, block: Block) -> None:
+        self.write_together([block])
+
+    def write_together(self, blocks: Sequence[Block]) -> None:
+        table, lines = self._tables[blocks[0].dataset]
+        rows = [_read(lines, number, block) for number, block in enumerate(blocks)]
+        for _ in range(_ATTEMPTS):
+            handle, found = table.standing()
+            position = _owned(blocks[0].dataset, blocks[0].topic_id, handle, found)
+            new = [number for number, block in enumerate(blocks) if _is_next(block, position)]
+            if not new:
+                return
+            reached = position.offsets | {blocks[number].partition: blocks[number].last + 1 for number in new}
+            following = Position(position.topic_id, reached, query=EMBEDDED, unfinished=position.unfinished)
+            try:
+                within_limit(partial(_commit, handle, pa.concat_tables([rows[number] for number in new]), following))
+                return
+            except StoreDown as error:
+                if not isinstance(error.__cause__, CommitFailedError):
+                    raise
+        raise StoreDown(NAME, f"{table.uri}: others committed {_ATTEMPTS} times while this was about to")
+
+
+def _read(lines: LineReader, number: int, block: Block) -> pa.Table:
+    try:
+        return lines.table(block)
+    except RowRejected as error:
+        raise RowRejected(error.row, error.reason, block=number) from None
+
+
+def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: Position | None) -> Position:
+    """Where the table stands, as this writer's own. Raises NeedsOperator when it is not for it to write."""
+    release = f"`logpipe stream-to-lake --resume {dataset.name}`"
+    rebuild = f"`logpipe stream-to-lake --rebuild {dataset.name}`"
+    if position is None:
+        if handle.file_uris():
+            raise NeedsOperator(
+                f"{dataset.name}: its table in the lake has rows, and no commit says up to where of the topic."
+                f" To delete them and read the topic again: {rebuild}"
+            )
+        return Position(topic_id, {})
+    if position.query not in ("", EMBEDDED):
+        raise NeedsOperator(
+            f"{dataset.name}: its table in the lake is filled by Spark (query {position.query}), and has one writer at"
+            f" a time. To hand it over: stop stream-to-lake, then {release}"
+        )
+    if position.topic_id not in ("", topic_id):
+        raise NeedsOperator(
+            f"{dataset.name}: the topic {dataset.topic} was deleted and made anew since its table in the lake was"
+            f" filled. To go on with what the new one has: {release}. To delete the rows first: {rebuild}"
+        )
+    return Position(topic_id, position.offsets, unfinished=position.unfinished)
+
+
+def _is_next(block: Block, position: Position) -> bool:
+    """False when it is in the table already. Raises Fenced when it neither is nor follows what is."""
+    stands = position.offsets.get(block.partition, 0)
+    if block.last < stands:
+        return False
+    if block.first != stands:
+        raise Fenced(
+            f"{block.dataset.name}: offsets {block.first} to {block.last} of partition {block.partition} do not follow"
+            f" the table, which stands at {stands}"
+        )
+    return True
+
+
+def _commit(handle: DeltaTable, rows: pa.Table, position: Position) -> None:
+    commit = CommitProperties(custom_metadata={"userMetadata": position.encode()}, max_commit_retries=0)
+    if rows.num_rows:
+        write_deltalake(handle, rows, mode="append", writer_properties=_COMPRESSION, commit_properties=commit)
+    else:
+        handle.create_write_transaction([], "append", handle.schema(), [schema.DAY], commit_properties=commit)

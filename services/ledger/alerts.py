@@ -1,0 +1,235 @@
+"""Alerts in PostgreSQL: how far alerting has come, what it has counted, the episodes, and what is to be posted.
+
+Whoever judges writes all of it in one transaction, `move` first: position and state never differ, and a second process
+at the same partition is fenced. Times are whole seconds since 1970 here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import psycopg
+from psycopg.rows import dict_row
+
+from services.core.errors import Fenced
+from services.ledger.schema import translated
+
+Connection = psycopg.Connection[Any]
+Event = Literal["opened", "resolved"]
+State = Literal["open", "resolved"]
+
+GIVE_UP_HOURS = 24  # after which an event that no webhook took is posted no more
+
+
+class Position(NamedTuple):
+    """All below `next_offset` is counted; every second below `judged` is judged."""
+
+    next_offset: int
+    judged: int
+
+
+class Tally(NamedTuple):
+    rows: int
+    sample: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One episode. `id` is 0 until it is stored.
+
+    `count`: rows from the window that opened it on; `peak`: the most in one window. `quiet_since`: the second from
+    which on there were too few, None while there are enough.
+    """
+
+    id: int
+    rule: str
+    service: str
+    threshold: int
+    window: int
+    opened_at: int
+    count: int
+    peak: int
+    sample: str
+    quiet_since: int | None = None
+    resolved_at: int | None = None
+
+
+class Post(NamedTuple):
+    """`attempts`: this one included."""
+
+    alert_id: int
+    event: Event
+    attempts: int
+
+
+_OPEN = """SELECT id, rule, service, threshold, window_seconds, extract(epoch FROM opened_at)::bigint, count, peak,
+                  sample, extract(epoch FROM quiet_since)::bigint
+           FROM alerts WHERE resolved_at IS NULL"""
+_SHOWN = """SELECT id, rule, service, CASE WHEN resolved_at IS NULL THEN 'open' ELSE 'resolved' END AS state, threshold,
+                   window_seconds, opened_at, resolved_at, count, peak, sample,
+                   (SELECT coalesce(jsonb_object_agg(event, jsonb_build_object(
+                               'delivered_at', delivered_at, 'attempts', attempts, 'problem', problem)), '{}')
+                    FROM alert_posts WHERE alert_id = alerts.id) AS posts
+            FROM alerts """
+
+
+# ---- judging --------------------------------------------------------------------------------------------------------
+
+
+def positions(
+    connection: Connection, topic_id: str, kept: Mapping[int, tuple[int, int]], now: int
+) -> dict[int, Position]:
+    """Where to go on in the partitions of `kept` (first offset still kept, end of the log).
+
+    A partition never seen before begins at its end: what happened before anybody watched alerts nobody. A topic that
+    was made again begins at its start, and what retention has deleted is passed over: there is nothing to reconcile.
+    """
+    with translated(), connection.transaction():
+        for partition, (first, end) in kept.items():
+            connection.execute(
+                "INSERT INTO alert_positions AS p VALUES (%s, %s, %s, %s) ON CONFLICT (partition) DO UPDATE"
+                " SET topic_id = excluded.topic_id,"
+                " next_offset = CASE WHEN p.topic_id = excluded.topic_id THEN greatest(p.next_offset, %s) ELSE %s END",
+                (partition, topic_id, end, now, first, first),
+            )
+        found = connection.execute(
+            "SELECT partition, next_offset, judged FROM alert_positions WHERE partition = ANY(%s)", (list(kept),)
+        )
+        return {partition: Position(*position) for partition, *position in found}
+
+
+def move(connection: Connection, partition: int, topic_id: str, before: Position, after: Position) -> None:
+    """Raises Fenced when somebody else was here."""
+    done = connection.execute(
+        "UPDATE alert_positions SET next_offset = %s, judged = %s"
+        " WHERE partition = %s AND topic_id = %s AND next_offset = %s AND judged = %s",
+        (*after, partition, topic_id, *before),
+    )
+    if done.rowcount == 0:
+        raise Fenced(f"partition {partition} of the alerts is no longer at {before.next_offset}")
+
+
+def oldest_unpublished(connection: Connection, dataset: str) -> int | None:
+    """When the oldest batch was accepted that is not in Kafka yet; None when all are."""
+    with translated():
+        row = connection.execute(
+            "SELECT min(created_at) / 1000000 FROM batches WHERE published_at IS NULL AND dataset = %s", (dataset,)
+        ).fetchone()
+    return row[0] if row else None
+
+
+def counts(connection: Connection) -> dict[str, dict[int, Tally]]:
+    """Service -> second -> rows."""
+    found: dict[str, dict[int, Tally]] = {}
+    with translated():
+        for service, second, *tally in connection.execute("SELECT service, second, rows, sample FROM alert_counts"):
+            found.setdefault(service, {})[second] = Tally(*tally)
+    return found
+
+
+def add_counts(connection: Connection, more: Mapping[tuple[str, int], Tally]) -> None:
+    """(service, second) -> rows that come to those stored."""
+    with connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO alert_counts AS c VALUES (%s, %s, %s, %s) ON CONFLICT (service, second)"
+            " DO UPDATE SET rows = c.rows + excluded.rows, sample = excluded.sample",
+            [(*place, *tally) for place, tally in more.items()],
+        )
+
+
+def forget_counts(connection: Connection, service: str, before: int) -> None:
+    connection.execute("DELETE FROM alert_counts WHERE service = %s AND second < %s", (service, before))
+
+
+def open_alerts(connection: Connection) -> list[Alert]:
+    with translated():
+        return [Alert(*row) for row in connection.execute(_OPEN)]
+
+
+def save(connection: Connection, alert: Alert) -> int:
+    """Store a new alert or a changed one; its id."""
+    times = (alert.quiet_since, alert.resolved_at)
+    if alert.id:
+        connection.execute(
+            "UPDATE alerts SET count = %s, peak = %s, quiet_since = to_timestamp(%s), resolved_at = to_timestamp(%s)"
+            " WHERE id = %s",
+            (alert.count, alert.peak, *times, alert.id),
+        )
+        return alert.id
+    row = connection.execute(
+        "INSERT INTO alerts (rule, service, threshold, window_seconds, opened_at, count, peak, sample, quiet_since,"
+        " resolved_at) VALUES (%s, %s, %s, %s, to_timestamp(%s), %s, %s, %s, to_timestamp(%s), to_timestamp(%s))"
+        " RETURNING id",
+        (
+            *(alert.rule, alert.service, alert.threshold, alert.window, alert.opened_at),
+            *(alert.count, alert.peak, alert.sample),
+            *times,
+        ),
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+# ---- posting --------------------------------------------------------------------------------------------------------
+
+
+def add_post(connection: Connection, alert_id: int, event: Event) -> None:
+    connection.execute("INSERT INTO alert_posts (alert_id, event) VALUES (%s, %s)", (alert_id, event))
+
+
+def claim_post(connection: Connection, seconds: float) -> Post | None:
+    """The next event to post; nobody else gets it within so many seconds. None when none is due.
+
+    That an alert is resolved is not told before it was told that it opened.
+    """
+    with translated():
+        row = connection.execute(
+            """
+            UPDATE alert_posts SET attempts = attempts + 1, next_try_at = now() + make_interval(secs => %s)
+            WHERE (alert_id, event) = (
+                SELECT alert_id, event FROM alert_posts AS due
+                WHERE delivered_at IS NULL AND next_try_at <= now() AND created_at > now() - make_interval(hours => %s)
+                  AND (event = 'opened' OR NOT EXISTS (
+                      SELECT FROM alert_posts AS first
+                      WHERE first.alert_id = due.alert_id AND first.event = 'opened' AND first.delivered_at IS NULL))
+                ORDER BY next_try_at, alert_id LIMIT 1 FOR UPDATE SKIP LOCKED
+            ) RETURNING alert_id, event, attempts
+            """,
+            (seconds, GIVE_UP_HOURS),
+        ).fetchone()
+    return Post(*row) if row else None
+
+
+def delivered(connection: Connection, post: Post) -> None:
+    with translated():
+        connection.execute(
+            "UPDATE alert_posts SET delivered_at = now(), problem = '' WHERE alert_id = %s AND event = %s", post[:2]
+        )
+
+
+def failed(connection: Connection, post: Post, problem: str, seconds: float) -> None:
+    """To be tried again after so many seconds."""
+    with translated():
+        connection.execute(
+            "UPDATE alert_posts SET problem = %s, next_try_at = now() + make_interval(secs => %s)"
+            " WHERE alert_id = %s AND event = %s",
+            (problem, seconds, *post[:2]),
+        )
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def find(connection: Connection, state: State | None, service: str | None, limit: int) -> list[dict[str, Any]]:
+    """The newest first."""
+    with translated(), connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(
+            f"{_SHOWN} WHERE (%(state)s::text IS NULL OR (resolved_at IS NULL) = (%(state)s = 'open'))"
+            " AND (%(service)s::text IS NULL OR service = %(service)s) ORDER BY id DESC LIMIT %(limit)s",
+            {"state": state, "service": service, "limit": limit},
+        ).fetchall()
+
+
+def get(connection: Connection, alert_id: int) -> dict[str, Any] | None:
+    with translated(), connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(f"{_SHOWN} WHERE id = %s", (alert_id,)).fetchone()

@@ -1,0 +1,61 @@
+"""`logpipe maintain`: parses, wires, runs."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from threading import Event
+
+import click
+from fastapi import FastAPI
+
+from services import datasets
+from services.core.dataset import Dataset
+from services.core.errors import LogpipeError
+from services.maintenance.rounds import Rounds
+from services.maintenance.settings import MaintainSettings
+from services.maintenance.steps import Steps
+from services.rollups.keeper import RollupKeeper
+from services.runtime import logs
+from services.runtime.health import Readiness
+from services.runtime.http import make_app, serve
+
+
+@click.command()
+@click.option("--dataset", "names", multiple=True, help="A dataset to maintain; may be repeated. Default: all.")
+@click.option("--once", is_flag=True, help="One round, then end; else a round every LOGPIPE_MAINTAIN_SECONDS.")
+def main(names: tuple[str, ...], once: bool) -> None:
+    """Keep rollups, merge the lake's small files, drop days beyond LOGPIPE_RETENTION_DAYS."""
+    settings = MaintainSettings()
+    logs.configure("maintain", settings.log_level)
+    try:
+        chosen = tuple(map(datasets.find, names)) or datasets.all_datasets()
+        if once:
+            run_once(settings, chosen)
+        else:
+            serve(create_app(settings, chosen), settings.host, settings.maintain_port)
+    except LogpipeError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def run_once(settings: MaintainSettings, chosen: tuple[Dataset, ...]) -> None:
+    for dataset in chosen:
+        for what in Steps(settings, dataset, Event().wait).all():
+            click.echo(what)
+        click.echo(f"{dataset.name}: done")
+
+
+def create_app(settings: MaintainSettings, chosen: tuple[Dataset, ...]) -> FastAPI:
+    rounds, readiness = Rounds(settings, chosen), Readiness()
+    rollups = RollupKeeper(settings.postgres_url.get_secret_value(), chosen)
+    for dataset in chosen:
+        readiness.add(dataset.name, partial(rounds.problem, dataset.name))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        rounds.start()
+        rollups.start()
+        yield
+        rollups.stop()
+        rounds.stop()
+
+    return make_app("Maintain", settings, [], lifespan, readiness)

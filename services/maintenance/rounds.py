@@ -1,0 +1,49 @@
+"""The rounds of a long-running `logpipe maintain`, in a thread until it is told to stop."""
+
+from collections.abc import Sequence
+from threading import Event, Thread
+
+from services.core.dataset import Dataset
+from services.core.errors import LogpipeError
+from services.maintenance.settings import MaintainSettings
+from services.maintenance.steps import Steps
+from services.runtime import logs
+
+_log = logs.get("maintenance")
+
+
+class Rounds:
+    def __init__(self, settings: MaintainSettings, datasets: Sequence[Dataset]) -> None:
+        self._pause = settings.maintain_seconds
+        self._stop = Event()
+        self._steps = {dataset.name: Steps(settings, dataset, self._stop.wait) for dataset in datasets}
+        self._problems: dict[str, str] = {}
+        self._thread = Thread(target=self._run, name="maintenance", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """A step under way is left: nothing of it is seen until it commits, and the next round does it again."""
+        self._stop.set()
+
+    def problem(self, dataset: str) -> str | None:
+        return self._problems.get(dataset)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            for name, steps in self._steps.items():
+                self._round(name, steps)
+            self._stop.wait(self._pause)
+
+    def _round(self, name: str, steps: Steps) -> None:
+        try:
+            for what in steps.all():
+                _log.info(what)
+            self._problems.pop(name, None)
+        except LogpipeError as error:
+            self._problems[name] = str(error)
+            _log.warning("to be tried again", dataset=name, reason=str(error))
+        except Exception as error:  # noqa: BLE001 - a thread must not die in silence
+            self._problems[name] = f"unexpected error: {error}"
+            _log.exception("unexpected error", dataset=name)

@@ -1,0 +1,81 @@
+"""What is done for one dataset. Every step may be killed at any moment, and is done again by the next round."""
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
+
+from services import stores
+from services.core import metric_names
+from services.core.dataset import Dataset
+from services.core.ports import QUESTION_SECONDS
+from services.lake.maintenance import TableMaintenance
+from services.ledger import floors, schema
+from services.maintenance.settings import MaintainSettings
+from services.runtime import metrics
+
+_DAY_SECONDS = 86_400
+
+
+class Steps:
+    """`wait`: sleeps for so many seconds; true when it is time to stop."""
+
+    def __init__(
+        self,
+        settings: MaintainSettings,
+        dataset: Dataset,
+        wait: Callable[[float], bool],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._dataset = dataset
+        self._wait = wait
+        self._clock = clock
+        self._lake = TableMaintenance(settings, dataset)
+        self._vacuum_at = 0.0
+
+    def all(self) -> Iterator[str]:
+        """What was done, step by step. Raises StoreDown."""
+        did = False
+        for step in (self._compact, self._retain, self._vacuum):
+            for what in step():
+                did = True
+                yield f"{self._dataset.name}: {what}"
+        if did:
+            self._lake.repeat_position()
+
+    def _compact(self) -> Iterator[str]:
+        small = self._lake.small_files()
+        metrics.gauge(metric_names.LAKE_SMALL_FILES, self._dataset.name).set(max(small.values(), default=0))
+        for day, files in sorted(small.items()):
+            if files >= self._settings.compact_files:
+                start = self._clock()
+                merged = self._lake.compact(day)
+                yield f"{merged} files of {day} merged in {self._clock() - start:.1f} s"
+
+    def _retain(self) -> Iterator[str]:
+        """The floor first: once no question is under way that was asked below it, the days below can go."""
+        if self._settings.retention_days is None:
+            return
+        wanted = int(self._clock()) // _DAY_SECONDS - self._settings.retention_days
+        with schema.connect(self._settings.postgres_url.get_secret_value()) as connection:
+            schema.prepare(connection)
+            before, raised = floors.raise_to(connection, self._dataset.name, wanted)
+        if before < wanted:
+            yield f"days from {_date(before)} on are kept: a batch of that day is not published yet"
+        if raised and self._wait(QUESTION_SECONDS):
+            return
+        for store in stores.names():
+            if days := stores.drop_days(store, self._dataset, before):
+                yield f"{days} days before {_date(before)} dropped from {store}"
+
+    def _vacuum(self) -> Iterator[str]:
+        if self._clock() < self._vacuum_at:
+            return
+        grace = timedelta(hours=self._settings.vacuum_hours)
+        if deleted := self._lake.vacuum(grace):
+            yield f"{deleted} files that were replaced more than {self._settings.vacuum_hours} h ago deleted"
+        self._vacuum_at = self._clock() + grace.total_seconds()
+
+
+def _date(day: int) -> date:
+    return datetime.fromtimestamp(day * _DAY_SECONDS, UTC).date()

@@ -1,0 +1,61 @@
+"""Routes of the alerts: which are open, which have been."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from services.core.errors import NotFound
+from services.ledger import alerts
+from services.ledger.reading import Ledger
+from services.runtime.http import needs
+from services.runtime.settings import PostgresSettings
+
+MAX_LIMIT = 1000
+_LAST_ID = (1 << 63) - 1
+
+
+def _ledger(request: Request) -> Ledger:
+    ledger: Ledger = request.app.state.alerts
+    return ledger
+
+
+_Ledger = Annotated[Ledger, Depends(_ledger)]
+
+
+def router(settings: PostgresSettings) -> APIRouter:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.alerts = Ledger(settings.postgres_url.get_secret_value(), max_connections=2)
+        yield
+        await run_in_threadpool(app.state.alerts.close)
+
+    routes = APIRouter(prefix="/api/alerts", tags=["alerts"], dependencies=[needs("read")], lifespan=lifespan)
+
+    @routes.get("", summary="Alerts, the newest first")
+    def find(
+        ledger: _Ledger,
+        state: Annotated[Literal["open", "resolved"] | None, Query()] = None,
+        service: Annotated[str | None, Query(pattern="^[^\\x00]*$", description="only of this service")] = None,
+        limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 100,
+    ) -> Response:
+        with ledger.connection() as connection:
+            found = alerts.find(connection, state, service, limit)
+        return _json({"returned_count": len(found), "limit": limit, "data": found})
+
+    @routes.get("/{alert_id}", summary="One alert")
+    def get(ledger: _Ledger, alert_id: Annotated[int, Path(ge=1, le=_LAST_ID)]) -> Response:
+        with ledger.connection() as connection:
+            alert = alerts.get(connection, alert_id)
+        if alert is None:
+            raise NotFound(f"there is no alert {alert_id}")
+        return _json(alert)
+
+    return routes
+
+
+def _json(body: dict[str, Any]) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")

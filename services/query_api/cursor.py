@@ -1,0 +1,84 @@
+"""The opaque token by which a list goes on where its last page ended.
+
+It holds the order and the point of the first page, so that rows which arrive meanwhile neither shift nor double
+anything, and knows whether it is used with the filters it was made for.
+"""
+
+import base64
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import xxhash
+
+from services.core.dataset import CREATED_AT, ID, Dataset
+from services.core.errors import Invalid
+from services.core.instants import LAST_INSTANT
+from services.core.queries import Filters, ListQuestion
+from services.core.rows import Row
+
+_LAST_ID = 1 << 53
+
+
+class Cursor(msgspec.Struct, frozen=True, array_like=True):
+    """After the row of `row_id`, whose `order_by` is `value`."""
+
+    dataset: str
+    filters: int
+    order_by: str
+    descending: bool
+    as_of: int
+    value: str | int | float | None
+    row_id: int
+
+    @staticmethod
+    def behind(row: Row, question: ListQuestion, as_of: int) -> "Cursor":
+        dataset, order_by = question.dataset, question.order_by
+        value = row[dataset.column_names.index(order_by)]
+        filters = _digest(question.filters)
+        return Cursor(dataset.name, filters, order_by, question.descending, as_of, value, row[0])
+
+    def encode(self) -> str:
+        return base64.urlsafe_b64encode(msgspec.msgpack.encode(self)).decode().rstrip("=")
+
+    @staticmethod
+    def decode(token: str, dataset: Dataset, filters: Filters) -> "Cursor":
+        """Raises Invalid when it was not made by us, or for another question."""
+        try:
+            text = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+            cursor = msgspec.msgpack.decode(text, type=Cursor)
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise Invalid("cursor: broken; take next_cursor of a reply as it is, or leave it out") from error
+        if (cursor.dataset, cursor.filters) != (dataset.name, _digest(filters)):
+            raise Invalid("cursor: made for other filters; repeat those of its first page, or leave it out")
+        if not cursor._possible(dataset):
+            raise Invalid("cursor: broken; take next_cursor of a reply as it is, or leave it out")
+        return cursor
+
+    def _possible(self, dataset: Dataset) -> bool:
+        """Whether there could be such a place: anybody may send anything."""
+        if self.order_by not in dataset.orderings or not 0 <= self.row_id < _LAST_ID or self.as_of < 0:
+            return False
+        value: Any = self.value
+        if self.order_by == ID.name:
+            return bool(value == self.row_id)
+        column = CREATED_AT if self.order_by == CREATED_AT.name else dataset.by_name[self.order_by]
+        match column.kind:
+            case "timestamp":
+                return isinstance(value, int) and 0 <= value < LAST_INSTANT
+            case "number":
+                return value is None or isinstance(value, float)
+            case "uuid":
+                return isinstance(value, str) and _is_uuid(value)
+        return isinstance(value, str) and "\x00" not in value
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def _digest(filters: Filters) -> int:
+    return xxhash.xxh3_64_intdigest(msgspec.json.encode(filters))

@@ -1,0 +1,104 @@
+"""Routes of the reports: what the jobs found, of a day from the lake, of the last minutes from PostgreSQL."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import date
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from pydantic import BeforeValidator
+from starlette.concurrency import run_in_threadpool
+
+from services.core.errors import NotFound
+from services.ledger.reading import Ledger
+from services.reports import windows
+from services.reports.tables import SCHEMAS, ReportTable
+from services.runtime.http import needs
+from services.runtime.settings import LakeSettings, PostgresSettings
+
+_COMMANDS = {"daily": "daily-report", "services": "service-analysis"}
+_POINT = ("day", "as_of", "computed_at")  # the same in each row of a report
+
+
+class Reports(NamedTuple):
+    tables: Mapping[str, ReportTable]
+    ledger: Ledger
+
+    def of(self, name: str, day: date) -> list[dict[str, Any]]:
+        """Raises NotFound when it was never made."""
+        rows = self.tables[name].of(day)
+        if not rows:
+            days = self.tables[name].days()
+            there = f"the latest is of {days[0]}, the first of {days[-1]}" if days else "there is none yet"
+            raise NotFound(f"no report {name} of {day}: {there}. Make it: logpipe {_COMMANDS[name]} --day {day}")
+        return rows
+
+
+def _reports(request: Request) -> Reports:
+    reports: Reports = request.app.state.reports
+    return reports
+
+
+_Reports = Annotated[Reports, Depends(_reports)]
+_Day = Annotated[
+    date, BeforeValidator(date.fromisoformat), Query(description="of event time, in UTC", examples=["2026-11-21"])
+]
+
+
+def router(settings: PostgresSettings) -> APIRouter:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        ledger = Ledger(settings.postgres_url.get_secret_value())
+        lake = LakeSettings()
+        app.state.reports = Reports({name: ReportTable(lake, name) for name in SCHEMAS}, ledger)
+        yield
+        await run_in_threadpool(ledger.close)
+
+    routes = APIRouter(prefix="/api/reports", tags=["reports"], dependencies=[needs("read")], lifespan=lifespan)
+
+    @routes.get("", summary="The reports there are, and of which days, the latest first")
+    def names(reports: _Reports) -> Response:
+        return _json({"reports": [{"name": name, "days": table.days()} for name, table in reports.tables.items()]})
+
+    @routes.get("/daily", summary="A day: rows by level and service, error rate, busiest hours, slowest endpoints")
+    def daily(day: _Day, reports: _Reports) -> Response:
+        (report,) = reports.of("daily", day)
+        return _json(report)
+
+    @routes.get("/services", summary="A day by service, against the seven days before it")
+    def services(
+        day: _Day, reports: _Reports, service: Annotated[str | None, Query(description="only this one")] = None
+    ) -> Response:
+        by_service = {row["service"]: row for row in reports.of("services", day)}
+        whole = by_service.pop(None)
+        if service is not None and service not in by_service:
+            raise NotFound(f"no logs of service {service!r} on {day}; there are of: {', '.join(sorted(by_service))}")
+        chosen = [by_service[name] for name in sorted(by_service) if service in (None, name)]
+        return _json(
+            {**{name: whole[name] for name in _POINT}, "all": _body(whole), "services": list(map(_body, chosen))}
+        )
+
+    @routes.get("/realtime", summary="Rows by level and service in windows of ten seconds, the latest first")
+    def realtime(reports: _Reports, minutes: Annotated[int, Query(ge=1, le=windows.KEPT_MINUTES)] = 5) -> Response:
+        with reports.ledger.connection() as connection:
+            found = windows.latest(connection, minutes)
+        if found is None:
+            raise NotFound("nobody has counted any windows yet. Start it: logpipe realtime-aggregator")
+        return _json(
+            {
+                "minutes": minutes,
+                "window_seconds": windows.WINDOW_SECONDS,
+                "windows": [window._asdict() for window in found],
+            }
+        )
+
+    return routes
+
+
+def _body(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in _POINT}
+
+
+def _json(body: Mapping[str, Any]) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")

@@ -1,0 +1,1 @@
+"""`logpipe replay`: refills a store from PostgreSQL, where its topic no longer has the rows."""

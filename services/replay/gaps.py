@@ -1,0 +1,78 @@
+"""What a store lacks of some batches, and those rows as PostgreSQL has them."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import islice
+
+from services.core.errors import LogpipeError, NeedsOperator
+from services.core.ids import batch_of
+from services.core.ledger import Batch
+from services.core.ports import StoreReader
+from services.core.rows import RowCodec
+
+_ENCODED_AT_ONCE = 10_000
+
+Gaps = Mapping[int, Set[int]]
+"""Batch that is not complete -> ids of its rows that are not to be written: they are there, or were put aside."""
+
+
+class TooLarge(LogpipeError):
+    """The rows of these batches are too many bytes to be held at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """`ids[i]` is the row of `lines[i]`."""
+
+    ids: Sequence[int]
+    lines: Sequence[bytes]
+
+
+def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], aside: Gaps) -> Gaps:
+    """`aside`: batch -> ids put aside. Raises as the reader does."""
+    if not batches:
+        return {}
+    counted = reader.counts(codec.dataset, batches[0].batch_id, batches[-1].batch_id)
+    distinct = {batch_id: ids for batch_id, _, ids in counted}
+    gaps: dict[int, Set[int]] = {}
+    for batch in batches:
+        batch_id, found = batch.batch_id, distinct.get(batch.batch_id, 0)
+        settled = aside.get(batch_id, frozenset())
+        if found + len(settled) < batch.rows:
+            there = reader.rows(codec.dataset, batch_id, batch_id) if found else ()
+            gaps[batch_id] = settled | {row[0] for row in there}
+    return gaps
+
+
+def read(
+    source: StoreReader, codec: RowCodec, batches: Sequence[Batch], gaps: Gaps, max_bytes: int | None = None
+) -> Missing:
+    """The rows that close the gaps, those of `batches`, from `source`.
+
+    Raises TooLarge beyond `max_bytes`, StoreDown, and NeedsOperator when `source` has not all rows itself.
+    """
+    ids: list[int] = []
+    lines: list[bytes] = []
+    size = 0
+    seen: Counter[int] = Counter()
+    rows = source.rows(codec.dataset, min(gaps), max(gaps))
+    while some := list(islice(rows, _ENCODED_AT_ONCE)):
+        wanted = []
+        for row in some:
+            batch_id = batch_of(row[0])
+            seen[batch_id] += 1
+            if batch_id in gaps and row[0] not in gaps[batch_id]:
+                wanted.append(row)
+        ids += [row[0] for row in wanted]
+        lines += codec.encode(wanted)
+        size += sum(map(len, lines[len(lines) - len(wanted) :]))
+        if max_bytes is not None and size > max_bytes:
+            raise TooLarge(f"more than {max_bytes} bytes")
+    for batch in batches:
+        if batch.batch_id in gaps and seen[batch.batch_id] != batch.rows:
+            raise NeedsOperator(
+                f"batch {batch.batch_id} of {batch.dataset} has {batch.rows} rows in the ledger and"
+                f" {seen[batch.batch_id]} in {source.name}: run `logpipe verify --store {source.name}`"
+            )
+    return Missing(ids, lines)

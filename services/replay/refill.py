@@ -1,0 +1,174 @@
+"""The loop that brings what a store lacks of one dataset from PostgreSQL, exactly once, while the stream loads on.
+
+The stream and a replay never write the same row: a batch of which the stream has still to load a part is waited for,
+and what it says to have loaded is counted in the store, and only what is missing there is written. Per range of
+batches: the range goes to the ledger, its missing rows go to the store under a token made of it, the range is marked
+done. Whoever goes on after a crash finds the range that was under way and brings it again, the same.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+from services.core.errors import Backpressure, NeedsOperator, RowRejected, StoreDown
+from services.core.ids import batch_of, first_id
+from services.core.ledger import Batch
+from services.core.ports import Block, StoreReader, StoreWriter
+from services.core.rows import RowCodec
+from services.ledger import reading
+from services.ledger.reading import Ledger
+from services.ledger.replays import Replay, ReplayProgress
+from services.replay import gaps
+from services.replay.display import Display, Outcome
+from services.streams.dead_letters import DeadLetter, DeadLetters
+
+BLOCK_ROWS = 50_000
+_BLOCK_BYTES = 64 << 20
+_BLOCK_BATCHES = 2_000
+_DAY = 86_400_000_000  # microseconds
+_POLL_SECONDS, _RETRY_SECONDS = 0.2, 2.0
+
+
+class _Again(Exception):
+    """The step is to be begun anew, with what was learnt in it."""
+
+
+class Refill:
+    """Of one dataset. `starts`: partition -> the offset from which on the stream loads; `aside`: see `gaps.Gaps`."""
+
+    def __init__(
+        self,
+        codec: RowCodec,
+        ledger: Ledger,
+        progress: ReplayProgress,
+        replay: Replay,
+        source: StoreReader,
+        reader: StoreReader,
+        writer: StoreWriter,
+        dead_letters: DeadLetters,
+        starts: Mapping[int, int],
+        aside: gaps.Gaps,
+        display: Display,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._codec = codec
+        self._name = codec.dataset.name
+        self._ledger = ledger
+        self._progress = progress
+        self._replay = replay
+        self._source = source
+        self._reader = reader
+        self._writer = writer
+        self._dead_letters = dead_letters
+        self._starts = starts
+        self._aside: defaultdict[int, set[int]] = defaultdict(set, {batch: set(ids) for batch, ids in aside.items()})
+        self._display = display
+        self._pause = pause
+        self._most = _BLOCK_BATCHES
+        self._outcome = Outcome()
+
+    def run(self) -> Outcome:
+        """To its end. Raises StoreDown of the ledger or Kafka, Fenced or NeedsOperator; then it can be run again."""
+        while self._replay.next <= self._replay.last:
+            try:
+                self._step()
+            except _Again:
+                continue
+            except Backpressure as error:
+                self._wait(str(error), error.retry_after)
+            except StoreDown as error:
+                if error.store != self._reader.name:
+                    raise
+                self._wait(str(error), _RETRY_SECONDS)
+        self._progress.finish(self._replay)
+        return self._outcome
+
+    def _step(self) -> None:
+        replay = self._replay
+        with self._ledger.connection() as connection:
+            floor = reading.floor(connection, self._name)
+            stop = replay.last if replay.range_last is None else replay.range_last
+            page = reading.batches(connection, self._name, max(replay.next, floor) - 1, stop, self._most)
+            offsets = reading.sink_offsets(connection, self._reader.name, self._name)
+        batches = page if replay.range_last is not None else cut(page)
+        end = stop if len(batches) == len(page) < self._most else batches[-1].batch_id
+        own = [batch for batch in batches if not self._is_streamed(batch)]
+        for batch in own:
+            if reason := self._unloaded(batch, offsets):
+                self._wait(reason, _POLL_SECONDS)
+                return
+        found = gaps.find(self._reader, self._codec, own, self._aside)
+        written = self._bring(own, found, end, floor) if found else 0
+        self._replay = self._progress.advance(self._replay, end + 1)
+        total, own_rows = (sum(batch.rows for batch in some) for some in (batches, own))
+        self._outcome.written += written
+        self._outcome.found += own_rows - written
+        self._outcome.streamed += total - own_rows
+        self._most = _BLOCK_BATCHES
+        self._display.waiting("")
+        self._display.done(total)
+
+    def _bring(self, batches: Sequence[Batch], found: gaps.Gaps, end: int, floor: int) -> int:
+        """Write what is missing; how many rows."""
+        known = self._replay.range_last is not None
+        limit = None if known or len(batches) == 1 else _BLOCK_BYTES
+        try:
+            missing = gaps.read(self._source, self._codec, batches, found, limit)
+        except gaps.TooLarge as error:
+            self._most = len(batches) // 2
+            raise _Again from error
+        except NeedsOperator as error:
+            with self._ledger.connection() as connection:
+                if reading.floor(connection, self._name) > floor:  # retention has just dropped them
+                    raise _Again from error
+            raise
+        if not known:
+            self._replay = self._progress.intend(self._replay, end)
+        day = batches[0].created_at // _DAY
+        lines = b"".join(line + b"\n" for line in missing.lines)
+        self._write(Block(self._codec.dataset, *self._token(end), day, len(missing.lines), lines), missing)
+        return len(missing.lines)
+
+    def _token(self, end: int) -> tuple[str, int, int, int]:
+        """In place of a topic and its offsets."""
+        return f"replay:{self._replay.id}", 0, self._replay.next, end
+
+    def _write(self, block: Block, missing: gaps.Missing) -> None:
+        try:
+            self._writer.write(block)
+        except RowRejected as error:
+            row_id = missing.ids[error.row]
+            self._dead_letters.send([_letter(row_id, error.reason, missing.lines[error.row])])
+            self._aside[batch_of(row_id)].add(row_id)
+            self._outcome.refused += 1
+            raise _Again from error
+
+    def _is_streamed(self, batch: Batch) -> bool:
+        """Whether the stream loads all of it."""
+        return batch.parts is not None and all(p.offset >= self._starts.get(p.partition, 0) for p in batch.parts)
+
+    def _unloaded(self, batch: Batch, offsets: Mapping[int, int]) -> str:
+        if batch.parts is None:
+            return f"batch {batch.batch_id} is not in Kafka yet: an ingest API has to publish it"
+        if any(part.offset >= offsets.get(part.partition, 0) for part in batch.parts):
+            return f"a part of batch {batch.batch_id} is for stream-to-store --store {self._reader.name} to load"
+        return ""
+
+    def _wait(self, reason: str, seconds: float) -> None:
+        self._display.waiting(reason)
+        self._pause(seconds)
+
+
+def cut(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """The first of them, that make one block: all accepted on one day, and no more than are needed for BLOCK_ROWS."""
+    rows = 0
+    for index, batch in enumerate(batches):
+        if rows >= BLOCK_ROWS or batch.created_at // _DAY != batches[0].created_at // _DAY:
+            return batches[:index]
+        rows += batch.rows
+    return batches
+
+
+def _letter(row_id: int, reason: str, line: bytes) -> DeadLetter:
+    batch_id = batch_of(row_id)
+    return DeadLetter(-1, -1, row_id - first_id(batch_id), batch_id, row_id, 1, reason, line)

@@ -1,0 +1,124 @@
+"""Replays into one store: whether they may begin, from which batch, and where the store's stream goes on meanwhile."""
+
+import uuid
+from collections import defaultdict
+from contextlib import ExitStack, closing
+from typing import Self
+
+from services import stores
+from services.core.dataset import Dataset
+from services.core.errors import Conflict, Invalid
+from services.core.ids import batch_of
+from services.core.ports import PartitionReader, StoreReader, TransactionalProducer
+from services.core.rows import RowCodec
+from services.ledger import reading
+from services.ledger.reading import Ledger
+from services.ledger.replays import Replay, ReplayProgress
+from services.ledger.watermark import Watermarks
+from services.replay.display import Display
+from services.replay.gaps import Gaps
+from services.replay.refill import Refill
+from services.replay.settings import ReplaySettings
+from services.streams import dead_letters, kafka
+from services.streams.dead_letters import DeadLetters
+
+SOURCE = "postgres"
+
+
+class Replays:
+    """A context; what it opened is closed at its end, and other replays may begin."""
+
+    def __init__(self, settings: ReplaySettings, store: str) -> None:
+        """Raises Invalid for a store that cannot be replayed into."""
+        self._settings = settings
+        self._url = settings.postgres_url.get_secret_value()
+        self._kafka_url = settings.kafka_url
+        self._opened = ExitStack()
+        self._reader = self._opened.enter_context(closing(stores.open_reader(store)))
+        _check(self._reader)
+        self._writer = stores.open_writer(store)
+        self._source = self._opened.enter_context(closing(stores.open_reader(SOURCE)))
+        self._ledger = self._opened.enter_context(closing(Ledger(self._url)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    def begin(self, dataset: Dataset, first: int | None, display: Display) -> Refill:
+        """From now on it is noted in the ledger. `first`: begin anew, at this batch.
+
+        Raises Conflict when another replay or the store's stream is in the way, Invalid when `first` is too high.
+        """
+        store = self._reader.name
+        progress = self._opened.enter_context(closing(ReplayProgress(self._url, store, dataset.name)))
+        if first is not None:
+            check_first(self._ledger, self._reader, dataset, first)
+        self._writer.prepare(dataset)
+        with closing(kafka.KafkaPartitionReader(self._kafka_url, dataset.topic)) as topic:
+            replay = self._note(progress, topic, dataset, first)
+        with self._ledger.connection() as connection:
+            starts = reading.sink_offsets(connection, store, dataset.name)
+            display.total(reading.count(connection, dataset.name, replay.next - 1, replay.last).rows)
+        return Refill(
+            RowCodec(dataset),
+            self._ledger,
+            progress,
+            replay,
+            self._source,
+            self._reader,
+            self._writer,
+            self._opened.enter_context(closing(DeadLetters(self._open_producer, store, dataset))),
+            starts,
+            self._put_aside(dataset),
+            display,
+        )
+
+    def _note(self, progress: ReplayProgress, topic: PartitionReader, dataset: Dataset, first: int | None) -> Replay:
+        store, bounds = self._reader.name, topic.bounds()
+        with self._ledger.connection() as connection:
+            offsets = reading.sink_offsets(connection, store, dataset.name)
+        skips = any(offsets.get(partition, -1) < low for partition, (low, _) in bounds.items())
+        if skips and kafka.members(self._kafka_url, kafka.sink_group(store, dataset.name)):
+            raise Conflict(
+                f"where {store} goes on in {dataset.topic} has to be set first: stop stream-to-store --store {store}"
+                " (one that was killed is forgotten after some seconds), and start it again once the replay has begun"
+            )
+        return progress.begin(topic.topic_id(), bounds, first)
+
+    def _put_aside(self, dataset: Dataset) -> Gaps:
+        kafka.ensure_topics(self._kafka_url, {dead_letters.TOPIC: 1}, self._settings.kafka_replication)
+        found: defaultdict[int, set[int]] = defaultdict(set)
+        for letter in dead_letters.read(lambda: kafka.KafkaPartitionReader(self._kafka_url, dead_letters.TOPIC)):
+            if (letter.store, letter.dataset) == (self._reader.name, dataset.name) and letter.id is not None:
+                found[batch_of(letter.id)].add(letter.id)
+        return found
+
+    def _open_producer(self) -> TransactionalProducer:
+        return kafka.KafkaProducer(self._kafka_url, f"logpipe-{dead_letters.TOPIC}-{uuid.uuid4()}")
+
+
+def check_first(ledger: Ledger, reader: StoreReader, dataset: Dataset, first: int) -> None:
+    """Raises Invalid when the store would lack what was accepted before batch `first`."""
+    with ledger.connection() as connection:
+        last = reading.last_batch(connection)
+    if first > last:
+        raise Invalid(f"there is no batch {first}: the last is {last}")
+    loaded = Watermarks(ledger).of(reader, dataset)
+    if first > loaded + 1:
+        raise Invalid(
+            f"{reader.name} has loaded {dataset.name} up to batch {loaded}, and what lies between that and {first}"
+            f" would be left out: leave --from-batch out, or give {loaded + 1} or less"
+        )
+
+
+def _check(reader: StoreReader) -> None:
+    if reader.progress == "ledger":
+        raise Invalid(f"{reader.name} is what stores are replayed from: restore it from a backup of its own")
+    if reader.progress == "own":
+        raise Invalid(
+            f"{reader.name} is not replayed into: its tables themselves say how far in the topic they are, and take"
+            " rows from there only. `logpipe stream-to-lake --resume DATASET` goes on with what the topic still has;"
+            " `--rebuild DATASET` deletes the rows and reads again all that the topic still has"
+        )

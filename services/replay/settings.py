@@ -1,0 +1,5 @@
+from services.runtime.settings import KafkaSettings, PostgresSettings
+
+
+class ReplaySettings(PostgresSettings, KafkaSettings):
+    """Beside these, the store reads its own."""

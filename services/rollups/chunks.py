@@ -1,0 +1,118 @@
+"""Adds to the rollup in PostgreSQL, a chunk at a time; a chunk is consecutive batches accepted on one day.
+
+A chunk is counted once no batch below its end can appear any more, in one transaction with the row that says so, and
+only if the ledger says the same number of rows. So the rollup holds each row of its chunks once, whatever crashes.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import sql
+
+from services.core.dataset import Dataset
+from services.core.errors import NeedsOperator
+from services.core.ids import first_id
+from services.core.ledger import Batch
+from services.core.rows import Row
+from services.ledger import reading
+from services.ledger.schema import translated
+from services.rollups import questions
+from services.rollups.postgres import LOCK, Connection, keys, until
+
+CHUNK_ROWS = 500_000
+"""About what an answer has to scan at most: fewer make the rollup larger, more the scan longer (ADR 0009)."""
+CHUNK_BATCHES = 8192
+
+_DAY = 86_400_000_000
+
+
+class Chunk(NamedTuple):
+    """The batches below `until`, from where the chunk before it ends; `day` of their acceptance, since 1970."""
+
+    until: int
+    day: int
+    rows: int
+
+
+def next_chunk(batches: Sequence[Batch]) -> Chunk | None:
+    """What the oldest of these batches make up, of which at most CHUNK_BATCHES were read; None: wait for more."""
+    rows = 0
+    for index, batch in enumerate(batches):
+        day = batch.created_at // _DAY
+        rows += batch.rows
+        later = batches[index + 1 : index + 2]
+        if rows >= CHUNK_ROWS or index + 1 == CHUNK_BATCHES or (later and later[0].created_at // _DAY != day):
+            return Chunk(batch.batch_id + 1, day, rows)
+    return None
+
+
+def roll_up(connection: Connection, dataset: Dataset, settled: int) -> int:
+    """Count the next chunk of the batches up to `settled`, below which none can appear any more; how many rows it has.
+
+    0: it is not whole yet, or another process is at it. Raises StoreDown, or NeedsOperator when PostgreSQL does not
+    hold what the ledger says it accepted.
+    """
+    name = questions.name(dataset)
+
+    def fetch(query: sql.Composed, parameters: Sequence[Any]) -> list[Row]:
+        return connection.execute(query, parameters).fetchall()
+
+    with translated(), connection.transaction():
+        alone = connection.execute("SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))", (LOCK, name)).fetchone()
+        if alone != (True,):
+            return 0
+        start = until(fetch, name, settled + 1)
+        chunk = next_chunk(reading.batches(connection, dataset.name, start - 1, settled, CHUNK_BATCHES))
+        if chunk is None:
+            return 0
+        midnight = datetime.fromtimestamp(chunk.day * 86_400, UTC)
+        accepted = sql.SQL("created_at >= {} AND created_at < {}").format(midnight, midnight + timedelta(days=1))
+        _summarize(connection, dataset, accepted)
+        counted = _add(connection, dataset, start, chunk.until, accepted)
+        dropped = counted == 0 and start < reading.floor(connection, dataset.name)
+        if counted != chunk.rows and not dropped:
+            raise NeedsOperator(
+                f"{dataset.name}: PostgreSQL holds {counted:,} rows of the batches {start} to {chunk.until - 1}, the"
+                f" ledger says {chunk.rows:,}: not rolled up; `logpipe verify --all` says which batches differ"
+            )
+        connection.execute("INSERT INTO rollup_chunks VALUES (%s, %s, %s, %s)", (name, chunk.until, midnight, counted))
+        return chunk.rows
+
+
+def _add(connection: Connection, dataset: Dataset, start: int, end: int, accepted: sql.Composed) -> int:
+    """Count the batches from `start` to before `end` into the rollup; how many rows there were."""
+    groups = sql.SQL(", ").join(map(sql.Literal, range(2, 3 + len(dataset.groupings))))
+    query = sql.SQL("""
+        WITH counted AS (
+            INSERT INTO {rollup} SELECT {end}, {keys}, count(*) FROM {table}
+            WHERE id >= {first_id} AND id < {end_id} AND {accepted} GROUP BY {groups} RETURNING row_count
+        ) SELECT coalesce(sum(row_count), 0)::bigint FROM counted""").format(
+        rollup=sql.Identifier(questions.name(dataset)),
+        end=end,
+        keys=keys(dataset),
+        table=sql.Identifier(dataset.name),
+        first_id=first_id(start),
+        end_id=first_id(end),
+        accepted=accepted,
+        groups=groups,
+    )
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _summarize(connection: Connection, dataset: Dataset, accepted: sql.Composed) -> None:
+    """Bring the index of ids up to date, by which the chunk, and what comes after it, is found.
+
+    PostgreSQL does so by itself about once a minute; until then whatever was added is read by every question.
+    """
+    query = sql.SQL("""
+        SELECT brin_summarize_new_values(indexrelid) FROM pg_index
+        JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
+        WHERE amname = 'brin' AND indrelid = (SELECT tableoid FROM {} WHERE {} LIMIT 1)""")
+    with suppress(psycopg.errors.LockNotAvailable), connection.transaction():  # vacuum is there, and does it
+        connection.execute("SET LOCAL lock_timeout = '100ms'")
+        connection.execute(query.format(sql.Identifier(dataset.name), accepted))

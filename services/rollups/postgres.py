@@ -1,0 +1,133 @@
+"""The rollup in PostgreSQL: a table of counts, which `chunks` adds to, and how it is asked.
+
+An answer is made of the chunks that lie below its point, and of the rows themselves from there on.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from services.core.dataset import Dataset
+from services.core.queries import AggregateQuestion, Question
+from services.core.rows import Row
+from services.ledger.schema import translated
+from services.rollups import questions
+from services.rollups.questions import Times
+
+LOCK = 7_316_004  # advisory lock: one process at a time makes a rollup, or adds to it
+
+_CHUNKS = """
+-- What the rollups hold: all batches below `until_batch` that are not in an earlier chunk. `day`: of their acceptance.
+CREATE TABLE IF NOT EXISTS rollup_chunks (
+    rollup      text NOT NULL,
+    until_batch bigint NOT NULL,
+    day         date NOT NULL,
+    row_count   bigint NOT NULL,
+    PRIMARY KEY (rollup, until_batch)
+)"""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+Connection = psycopg.Connection[Any]
+Fetch = Callable[[sql.Composed, Sequence[Any]], list[Row]]
+"""Runs a statement with these values for its placeholders. For `counted` rows come in canonical form."""
+
+
+def prepare(connection: Connection, dataset: Dataset) -> None:
+    """Create what is missing of the dataset's rollup; its table must be there. Safe from many processes at once."""
+    name = questions.name(dataset)
+    with translated(), connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+        connection.execute(_CHUNKS)
+        if connection.execute("SELECT to_regclass(%s)", (f'"{name}"',)).fetchone() != (None,):
+            return
+        connection.execute("DELETE FROM rollup_chunks WHERE rollup = %s", (name,))
+        create = sql.SQL(
+            "CREATE TABLE {} AS SELECT 0::bigint AS until_batch, {}, 0::bigint AS row_count FROM {} WITH NO DATA"
+        )
+        table = sql.Identifier(name)
+        connection.execute(create.format(table, keys(dataset), sql.Identifier(dataset.name)))
+        connection.execute(sql.SQL("CREATE INDEX ON {} (at_minute)").format(table))
+
+
+def forget(connection: Connection, dataset: Dataset, before: int) -> None:
+    """Leave out what was accepted on days below `before` (days since 1970-01-01 UTC), whose rows are being dropped."""
+    name = questions.name(dataset)
+    with translated():
+        if connection.execute("SELECT to_regclass(%s)", (f'"{name}"',)).fetchone() == (None,):
+            return
+        delete = sql.SQL(
+            "DELETE FROM {} WHERE until_batch IN (SELECT until_batch FROM rollup_chunks WHERE rollup = {} AND day < {})"
+        )
+        connection.execute(delete.format(sql.Identifier(name), name, _EPOCH + timedelta(days=before)))
+
+
+def keys(dataset: Dataset) -> sql.Composed:
+    """What rows are counted by: their minute, `at_minute`, and the groupings."""
+    minute = sql.SQL("{} AS at_minute").format(_bin(timedelta(minutes=1), dataset.time))
+    return sql.SQL(", ").join([minute, *map(sql.Identifier, dataset.groupings)])
+
+
+def until(fetch: Fetch, rollup: str, limit: int) -> int:
+    """The highest end of a chunk that is not above batch `limit`, 0 when there is none."""
+    query = sql.SQL("SELECT coalesce(max(until_batch), 0) FROM rollup_chunks WHERE rollup = {} AND until_batch <= {}")
+    return int(fetch(query.format(rollup, limit), ())[0][0])
+
+
+def counted(fetch: Fetch, question: Question, as_of: int) -> list[Row] | None:
+    """The rows of the answer, for a list the one with its total; None when a scan must answer."""
+    dataset, name = question.dataset, questions.name(question.dataset)
+    if not questions.known(question) or fetch(sql.SQL("SELECT to_regclass('rollup_chunks')").format(), ()) == [(None,)]:
+        return None
+    plan = questions.plan(question, until(fetch, name, as_of + 1), as_of)
+    if plan is None:
+        return None
+    below = sql.SQL("until_batch <= {}").format(plan.until)
+    counts = [_counts(question, sql.SQL("sum(row_count)"), name, below, "at_minute", plan.minutes)]
+    for rows in plan.rows:
+        ids = sql.SQL("id >= {} AND id < {}").format(rows.first_id, rows.end_id)
+        counts.append(_counts(question, sql.SQL("count(*)"), dataset.name, ids, dataset.time, rows.times))
+    groups = [sql.SQL(key) for key in questions.keys(question)]
+    count = sql.SQL("coalesce(sum(part), 0)::bigint AS counted")
+    query = sql.SQL("SELECT {} FROM ({}) AS parts").format(
+        _listed([*groups, count]), sql.SQL(" UNION ALL ").join(counts)
+    )
+    if groups:
+        order = map(sql.SQL, questions.order(question))
+        query += sql.SQL(" GROUP BY {} ORDER BY {}").format(_listed(groups), _listed(order))
+    return fetch(query, [value for _, value in questions.filters_of(question).equals] * len(counts))
+
+
+def _counts(
+    question: Question, count: sql.SQL, table: str, batches: sql.Composed, time: str, times: Times
+) -> sql.Composed:
+    conditions, values = [batches], list[sql.Composable]()
+    for operator, bound in ((sql.SQL(">="), times.start), (sql.SQL("<"), times.end)):
+        if bound is not None:
+            instant = _EPOCH + timedelta(microseconds=bound)
+            conditions.append(sql.SQL("{} {} {}").format(sql.Identifier(time), operator, instant))
+    for column, _ in questions.filters_of(question).equals:
+        conditions.append(sql.SQL("{} = %s").format(sql.Identifier(column)))
+    if isinstance(question, AggregateQuestion):
+        if question.bucket:
+            values.append(_bin(timedelta(microseconds=question.bucket), time))
+        if question.group_by:
+            values.append(sql.Identifier(question.group_by))
+    keys = questions.keys(question)
+    columns = [sql.SQL("{} AS {}").format(value, sql.SQL(key)) for value, key in zip(values, keys, strict=True)]
+    query = sql.SQL("SELECT {} FROM {} WHERE {}").format(
+        _listed([*columns, sql.SQL("{} AS part").format(count)]),
+        sql.Identifier(table),
+        sql.SQL(" AND ").join(conditions),
+    )
+    return query + sql.SQL(" GROUP BY ") + _listed(map(sql.SQL, keys)) if keys else query
+
+
+def _bin(width: timedelta, time: str) -> sql.Composed:
+    return sql.SQL("date_bin({}, {}, TIMESTAMPTZ 'epoch')").format(width, sql.Identifier(time))
+
+
+def _listed(parts: Iterable[sql.Composable]) -> sql.Composed:
+    return sql.SQL(", ").join(parts)

@@ -1,0 +1,28 @@
+"""The progress of a store that keeps it in its own transactions: nothing to write down before or after a block."""
+
+from collections.abc import Sequence
+
+from services.core.dataset import Dataset
+from services.core.ledger import Range, SinkPosition
+from services.core.ports import OwnProgressWriter
+
+
+class OwnProgress:
+    def __init__(self, writer: OwnProgressWriter, dataset: Dataset, topic_id: str) -> None:
+        self._writer = writer
+        self._dataset = dataset
+        self._topic_id = topic_id
+
+    def load(self, partitions: Sequence[int]) -> dict[int, SinkPosition]:
+        """Where to go on; a partition never seen before starts at 0. Raises StoreDown, NeedsOperator."""
+        positions = self._writer.positions(self._dataset, self._topic_id)
+        return {partition: SinkPosition(partition, positions.get(partition, 0)) for partition in partitions}
+
+    def begin(self, partition: int, expected_next: int, intent: Range) -> None:
+        pass
+
+    def finish(self, partition: int, intent: Range) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,86 @@
+"""The lake's logs of some days, as the reports read them. A day is one of event time, in UTC."""
+
+from contextlib import closing
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+
+from services import datasets, stores
+from services.core.errors import StoreDown
+from services.core.ids import end_id
+from services.lake.table import NAME, table_uri
+from services.ledger import reading
+from services.ledger.reading import Ledger
+from services.ledger.watermark import Watermarks
+from services.runtime.settings import LakeSettings
+from spark_jobs.settings import ReportSettings
+
+DATASET = "logs"
+ERROR = "ERROR"  # the level
+
+# Exact: each distinct value of a group is kept in memory, so it is rounded to a tenth of a millisecond before.
+PERCENTILES = "percentile(ms, array(0.5D, 0.95D, 0.99D)) AS ms"
+
+_METADATA = "from_json(metadata, 'endpoint STRING, response_time_ms DOUBLE')"
+_LONGEST_MS = 1e9
+
+
+def logs(spark: SparkSession, settings: LakeSettings, first: date, last: date, as_of: int) -> DataFrame:
+    """Those of the days first..last in the batches up to `as_of`; `ms` is NULL where no response time is known."""
+    start, end = begin(first), begin(last + timedelta(days=1))
+    return (
+        spark.read.format("delta")
+        .load(table_uri(settings, DATASET))
+        .where(f"id < {end_id(as_of)}")
+        .where(f"timestamp >= timestamp '{start:%F %T}' AND timestamp < timestamp '{end:%F %T}'")
+        .selectExpr("timestamp", "level", "service", "message", f"{_METADATA} AS metadata")
+        .selectExpr(
+            "CAST(timestamp AS DATE) AS day",
+            "hour(timestamp) AS hour",
+            "level",
+            "service",
+            "message",
+            "metadata.endpoint AS endpoint",
+            f"round(IF(metadata.response_time_ms BETWEEN 0 AND {_LONGEST_MS}, metadata.response_time_ms, NULL), 1)"
+            " AS ms",
+        )
+    )
+
+
+def loaded(settings: ReportSettings, day: date) -> int:
+    """The batch up to which the lake has everything. Raises StoreDown while it lacks some that came before day's end.
+
+    Without that a report made while the lake lags would leave rows out, and nobody would see it.
+    """
+    dataset = datasets.find(DATASET)
+    with (
+        closing(stores.open_reader(NAME)) as reader,
+        closing(Ledger(settings.postgres_url.get_secret_value())) as ledger,
+    ):
+        as_of = Watermarks(ledger).of(reader, dataset)
+        with ledger.connection() as connection:
+            waiting = reading.batches(connection, DATASET, as_of, reading.last_batch(connection), 1)
+    end = begin(day + timedelta(days=1))
+    if waiting and datetime.now(UTC) >= end and waiting[0].created_at < end.timestamp() * 1e6:
+        raise StoreDown(
+            NAME,
+            f"it is still loading what was accepted before the end of {day} (it has all up to batch {as_of}): try again"
+            " in a minute; if batch and message stay the same, see the log of its writer",
+        )
+    return as_of
+
+
+def begin(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+def volume(rows: int, errors: int) -> dict[str, Any]:
+    """The columns of that name."""
+    return {"rows": rows, "errors": errors, "error_rate": errors / rows if rows else None}
+
+
+def percentiles(ms: list[float] | None) -> dict[str, float | None]:
+    """The columns of that name, from what PERCENTILES gave."""
+    p50, p95, p99 = ms or (None, None, None)
+    return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99}

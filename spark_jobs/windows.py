@@ -1,0 +1,131 @@
+"""Rows by level and service in windows of ten seconds of event time, counted by Spark while they arrive.
+
+Each micro-batch yields the new totals of the windows that changed, which the driver writes to PostgreSQL. A batch that
+is run again, after a crash, yields the same totals again.
+"""
+
+import time
+from datetime import UTC, datetime
+
+import msgspec
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.functions import window
+from pyspark.sql.streaming.query import StreamingQuery
+
+from services.core import metric_names
+from services.core.dataset import Dataset
+from services.core.errors import LogpipeError, StoreDown
+from services.core.ports import PartitionReader
+from services.lake.table import table_uri
+from services.ledger import schema
+from services.reports import windows
+from services.reports.windows import WINDOW_SECONDS, Window
+from services.runtime import logs, metrics
+from spark_jobs import parsing
+from spark_jobs.settings import RealtimeSettings
+
+_STORE = "realtime"
+_LATENESS = "30 seconds"
+_FIRST_MINUTES = 10  # of the topic, read by a start without a checkpoint
+
+# A clock that runs ahead by more would move the watermark with it, and all other rows would come too late for ever.
+_AHEAD = "r.timestamp <= r.created_at + 10000000"
+
+_log = logs.get("realtime_aggregator")
+
+
+class WindowStream:
+    """`start` begins or goes on; `stop` may cut a batch off, which is then run again."""
+
+    def __init__(self, settings: RealtimeSettings, dataset: Dataset, topic: PartitionReader) -> None:
+        self.dataset = dataset
+        self._settings = settings
+        self._topic = topic
+        self._query: StreamingQuery | None = None
+        self._error: LogpipeError | None = None
+        self._labels = (_STORE, dataset.name)
+
+    def start(self, spark: SparkSession) -> None:
+        """Returns when the query runs. Raises StoreDown."""
+        with schema.connect(self._settings.postgres_url.get_secret_value()) as connection:
+            windows.prepare(connection)
+        messages = spark.readStream.format("kafka").options(**self._source()).load().select(*parsing.MESSAGE)
+        self._query = (
+            counted(messages, self.dataset)
+            .writeStream.queryName(_STORE)
+            .option("checkpointLocation", table_uri(self._settings, "checkpoints", "realtime-windows"))
+            .trigger(processingTime=f"{self._settings.realtime_trigger_seconds} seconds")
+            .outputMode("update")
+            .foreachBatch(self._write)
+            .start()
+        )
+        _log.info("started", query=self._query.id)
+
+    def supervise(self, spark: SparkSession) -> None:
+        """Raises what ended the query."""
+        assert self._query is not None
+        if error := self._query.exception():
+            raise self._error or _translated(error)
+
+    def problem(self) -> str | None:
+        if self._query is None:
+            return "starting"
+        return None if self._query.isActive else "the query has ended"
+
+    def stop(self, deadline: float) -> None:
+        if self._query is not None:
+            self._query.stop()
+
+    def report_lag(self) -> None:
+        """Raises StoreDown."""
+        progress = self._query.lastProgress if self._query else None
+        if progress is None:
+            return
+        read = msgspec.json.decode(progress.sources[0].endOffset, type=dict[str, dict[int, int]])[self.dataset.topic]
+        lag = sum(end - read.get(partition, first) for partition, (first, end) in self._topic.bounds().items())
+        metrics.gauge(metric_names.SINK_LAG_OFFSETS, *self._labels).set(lag)
+
+    def _source(self) -> dict[str, str]:
+        start = int((time.time() - _FIRST_MINUTES * 60) * 1000)
+        return {
+            "kafka.bootstrap.servers": self._settings.kafka_url,
+            "kafka.isolation.level": "read_committed",
+            "subscribe": self.dataset.topic,
+            "includeHeaders": "true",
+            "startingTimestamp": str(start),
+            "startingOffsetsByTimestampStrategy": "latest",
+            # What retention deleted while this did not run is too old to be shown.
+            "failOnDataLoss": "false",
+        }
+
+    def _write(self, changed: DataFrame, batch: int) -> None:
+        """Called by Spark for each batch, and again for one that it does not know to be done."""
+        with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
+            found = [Window(datetime.fromtimestamp(start, UTC), *rest) for start, *rest in changed.collect()]
+            try:
+                with schema.connect(self._settings.postgres_url.get_secret_value()) as connection:
+                    windows.upsert(connection, found)
+            except LogpipeError as error:
+                self._error = error
+                raise
+
+
+def counted(messages: DataFrame, dataset: Dataset) -> DataFrame:
+    """From Kafka messages to windows: start in epoch seconds, level, service, rows. Unsound lines are left out."""
+    return (
+        parsing.lines(messages, dataset)
+        .where(parsing.sound(dataset))
+        .where(_AHEAD)
+        .selectExpr("timestamp_micros(r.timestamp) AS time", "r.level AS level", "r.service AS service")
+        .withWatermark("time", _LATENESS)
+        .groupBy(window("time", f"{WINDOW_SECONDS} seconds"), "level", "service")
+        .count()
+        .selectExpr("unix_seconds(window.start) AS start", "level", "service", "count AS rows")
+    )
+
+
+def _translated(error: PySparkException) -> LogpipeError:
+    lines = str(error).strip().splitlines()
+    causes = [line.strip() for line in lines if line.startswith("Caused by: ")]
+    return StoreDown(_STORE, (causes or lines)[-1])

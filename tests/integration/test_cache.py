@@ -1,0 +1,181 @@
+"""The cache over a real Redis, one that goes away and one that hangs."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from itertools import count
+from typing import Any, cast
+
+import pytest
+from pydantic import SecretStr
+
+from services.core.dataset import Column, Dataset
+from services.core.ports import StoreReader
+from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
+from services.datasets.logs import DATASET as LOGS
+from services.ledger.watermark import Watermarks
+from services.local.stack import Stack
+from services.query_api import cache as module
+from services.query_api.cache import AnswerCache, CacheSettings, open_cache
+from services.query_api.service import QueryService
+from services.stores.memory import MemoryStore
+from tests.conftest import running
+
+QUESTION = AggregateQuestion(LOGS, "level", Filters((("service", "api"),), start=5))
+
+
+class Counting(MemoryStore):
+    """Counts how often it is asked."""
+
+    route = source = name = "counting"
+    asked = 0
+
+    def answer(self, question: Question, as_of: int, seconds: float = 30.0) -> Answer:
+        self.asked += 1
+        return super().answer(question, as_of, seconds)
+
+
+class Settled:
+    """In place of Watermarks."""
+
+    def of(self, reader: StoreReader, dataset: Dataset) -> int:
+        return 5
+
+
+class Store:
+    """Gives another answer each time."""
+
+    def __init__(self) -> None:
+        self._count = count(1)
+
+    def ask(self) -> Answer:
+        row = (next(self._count), -0.0, None, "é\x00\ud7ff", 1 << 52)
+        return Answer([row, ()], 12.5, "rollup", total=7, scanned={"rows": 3})
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with running("redis") as stack:
+        yield stack
+
+
+@pytest.fixture
+def url(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(module, "_TIMEOUT_SECONDS", 5.0)  # a busy machine must not pass for one without Redis
+    return stack.settings.urls()["LOGPIPE_REDIS_URL"]
+
+
+def test_a_kept_answer_is_the_same_but_for_its_method(url: str) -> None:
+    store = Store()
+    with closing(AnswerCache(url, 60, 10_000)) as cache:
+        first = cache.answer("same", QUESTION, 9, store.ask)
+        assert (first.method, first.rows[0][0]) == ("rollup", 1)
+        kept = cache.answer("same", QUESTION, 9, store.ask)
+    assert repr(kept) == repr(replace(first, method="cache"))
+
+
+OTHERS: list[tuple[str, Question, int]] = [
+    ("postgres_x", QUESTION, 9),
+    ("postgres", QUESTION, 10),
+    ("postgres", replace(QUESTION, group_by="host"), 9),
+    ("postgres", replace(QUESTION, bucket=60_000_000), 9),
+    ("postgres", replace(QUESTION, filters=Filters((("service", "api"),), start=5, text="x")), 9),
+    ("postgres", ListQuestion(LOGS), 9),
+    ("postgres", StatsQuestion(LOGS), 9),
+    ("postgres", replace(QUESTION, dataset=replace(LOGS, columns=(*LOGS.columns, Column("new", "text")))), 9),
+]
+
+
+def test_whatever_differs_has_an_answer_of_its_own(url: str) -> None:
+    store = Store()
+    with closing(AnswerCache(url, 60, 10_000)) as cache:
+        for engine, question, as_of in [("postgres", QUESTION, 9), *OTHERS]:
+            assert cache.answer(engine, question, as_of, store.ask).method == "rollup"
+        for engine, question, as_of in [("postgres", QUESTION, 9), *OTHERS]:
+            assert cache.answer(engine, question, as_of, store.ask).method == "cache"
+
+
+def test_large_and_old_answers_are_not_kept(url: str) -> None:
+    store = Store()
+    with closing(AnswerCache(url, 60, 20)) as cache:
+        assert [cache.answer("large", QUESTION, 9, store.ask).method for _ in range(2)] == ["rollup", "rollup"]
+    with closing(AnswerCache(url, 1, 10_000)) as cache:
+        cache.answer("old", QUESTION, 9, store.ask)
+        deadline = time.monotonic() + 30
+        while cache.answer("old", QUESTION, 9, store.ask).method == "cache":
+            assert time.monotonic() < deadline
+
+
+def test_what_another_version_wrote_is_not_an_answer(url: str) -> None:
+    store = Store()
+    with closing(AnswerCache(url, 60, 10_000)) as cache:
+        cache.answer("version", QUESTION, 9, store.ask)
+        for key in cache._redis.scan_iter("logpipe:*"):
+            cache._redis.set(key, b"\xc1")
+        assert cache.answer("version", QUESTION, 9, store.ask).rows[0][0] == 2
+        assert cache.answer("version", QUESTION, 9, store.ask).method == "cache"
+
+
+def test_a_redis_that_went_away_is_left_alone_and_found_again(stack: Stack, url: str) -> None:
+    store, now = Store(), [100.0]
+    with closing(AnswerCache(url, 60, 10_000, lambda: now[0])) as cache:
+
+        def ask() -> tuple[int, str]:
+            answer = cache.answer("away", QUESTION, 9, store.ask)
+            return answer.rows[0][0], answer.method
+
+        assert [ask(), ask()] == [(1, "rollup"), (1, "cache")]
+        stack.supervisor.stop("redis")
+        assert ask() == (2, "rollup")
+        stack.supervisor.start("redis")
+        deadline = time.monotonic() + 30
+        while stack.program("redis").ready() is not None:
+            assert time.monotonic() < deadline
+        assert ask() == (3, "rollup"), "it is not asked again so soon"
+        now[0] += 5
+        assert [ask(), ask()] == [(4, "rollup"), (4, "cache")]
+
+
+def test_a_redis_that_hangs_costs_next_to_nothing_and_that_once() -> None:
+    store = Store()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        closing(AnswerCache(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", 60, 10_000)) as cache,
+    ):
+        times = []
+        for _ in range(20):
+            start = time.perf_counter()
+            assert cache.answer("hangs", QUESTION, 9, store.ask).method == "rollup"
+            times.append(time.perf_counter() - start)
+    assert times[0] >= module._TIMEOUT_SECONDS
+    assert sorted(times)[-2] < module._TIMEOUT_SECONDS
+    assert sum(times) < 1, "the timeouts of the driver itself are many seconds"
+    assert 2 * module._TIMEOUT_SECONDS < 0.05
+
+
+def test_no_cache_without_a_url(url: str) -> None:
+    assert open_cache(CacheSettings(redis_url=None)) is None
+    cache = open_cache(CacheSettings(redis_url=SecretStr(url)))
+    assert cache is not None
+    cache.close()
+
+
+def test_the_service_leaves_scans_and_comparisons_alone(url: str) -> None:
+    reader = Counting()
+    with closing(AnswerCache(url, 60, 10_000)) as cache:
+        service = QueryService([reader], [LOGS], cast(Watermarks, Settled()), cache=cache)
+        question = StatsQuestion(LOGS)
+
+        def asked(**options: Any) -> tuple[str, int]:
+            return service.ask("counting", **{"question": question, "as_of": 3, **options}).answer.method, reader.asked
+
+        assert asked() == ("scan", 1)
+        assert asked() == ("cache", 1)
+        assert asked(use_cache=False) == ("scan", 2)
+        assert asked(question=StatsQuestion(LOGS, scan=True)) == ("scan", 3)
+        assert service.stats("counting", 3).answers["logs"].method == "cache"
+        assert service.stats("counting", 3, use_cache=False).answers["logs"].method == "scan"
+        assert service.compare(question, 3).answers["counting"].method == "scan"
+        service.close()

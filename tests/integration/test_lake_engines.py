@@ -1,0 +1,125 @@
+"""Both engines of the lake on the same files: the same answers; and what only a real Spark Connect server shows."""
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from services.core.errors import QueryTimeout, StoreDown
+from services.core.ids import first_id
+from services.core.ports import StoreReader
+from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.rows import Row
+from services.datasets.logs import DATASET as LOGS
+from services.lake.embedded import EmbeddedReader
+from services.lake.settings import SparkConnectSettings
+from services.lake.spark import SparkReader
+from services.local.stack import Stack
+from tests import lake_tables
+from tests.conftest import running
+
+CREATED = 1_700_000_000_000_000
+HOUR = 3_600_000_000
+FILES, ROWS = 6, 40
+AS_OF = 9
+SECONDS = 200  # the server's first answer waits for all of its code to be loaded
+TEXTS = ["", " ", "a", "B", "É", "e\u0301", "😀", "\uffff", "a'b", 'a"b', "a\\b", "`", ":p0", "%s", "x\ny"]
+
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@dataclass(frozen=True)
+class Engines:
+    stack: Stack
+    settings: SparkConnectSettings
+    embedded: EmbeddedReader
+    spark: SparkReader
+
+
+def row(number: int, chance: random.Random) -> Row:
+    file, n = divmod(number, ROWS)
+    texts = [chance.choice(TEXTS) for _ in range(4)]
+    return (first_id(2 * file) + n, CREATED + file, file * HOUR + 7 * n + n % 3, *texts, '{"a": 1e2}')
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    chance = random.Random(3)
+    # The JVM's quick compiler only: it spends most of its first minute in the other one.
+    quick = mock.patch.dict(os.environ, JAVA_TOOL_OPTIONS="-XX:TieredStopAtLevel=1")
+    with quick, running("spark-connect") as stack:
+        settings = SparkConnectSettings(
+            hdfs_url=tmp_path_factory.mktemp("lake").as_uri(),
+            spark_connect_url=stack.settings.urls()["LOGPIPE_SPARK_CONNECT_URL"],
+        )
+        for file in range(FILES):
+            rows = [row(number, chance) for number in range(file * ROWS, (file + 1) * ROWS)]
+            lake_tables.append(settings, LOGS, rows)
+        engines = Engines(stack, settings, EmbeddedReader(settings), SparkReader(settings))
+        yield engines
+        engines.spark.close()
+
+
+def questions() -> Iterator[Question]:
+    hour = Filters(start=2 * HOUR, end=3 * HOUR)
+    yield StatsQuestion(LOGS, scan=True)
+    yield AggregateQuestion(LOGS, "level")
+    yield AggregateQuestion(LOGS, "service", hour)
+    yield AggregateQuestion(LOGS, None, bucket=BUCKETS["1h"])
+    yield AggregateQuestion(LOGS, "host", Filters(text="a", start=HOUR + 1), bucket=BUCKETS["1m"])
+    yield ListQuestion(LOGS, hour, count=True, limit=1000, scan=True)
+    yield ListQuestion(LOGS, order_by="level", limit=1000, count=False)
+    yield ListQuestion(LOGS, order_by="service", descending=False, limit=7, offset=30, count=False)
+    yield ListQuestion(LOGS, order_by="level", after=("a'b", 1), limit=50, count=False)
+    yield ListQuestion(LOGS, after=(3 * HOUR, first_id(99)), limit=1000, count=False)
+    yield ListQuestion(LOGS, offset=10**9, count=False)
+    for text in ("'", ":p0", "`", "\\", "😀"):
+        yield AggregateQuestion(LOGS, "level", Filters((("host", text),), text=text))
+
+
+def test_both_engines_give_the_same_answer_and_read_the_same_files(engines: Engines) -> None:
+    for question in questions():
+        embedded, spark = (each.answer(question, AS_OF, SECONDS) for each in (engines.embedded, engines.spark))
+        assert list(map(repr, spark.rows)) == list(map(repr, embedded.rows)), question
+        assert (spark.total, spark.scanned, spark.method) == (embedded.total, embedded.scanned, "scan"), question
+
+
+def test_both_engines_read_the_same_rows_and_know_the_same_position(engines: Engines) -> None:
+    for read in (
+        lambda e: sorted(e.rows(LOGS, 2, 5)),
+        lambda e: list(e.counts(LOGS, 0, 99)),
+        lambda e: e.position(LOGS),
+    ):
+        assert read(engines.spark) == read(engines.embedded)
+
+
+def test_a_question_over_its_time_is_stopped_in_the_server(engines: Engines) -> None:
+    reader: StoreReader = engines.spark
+    reader.answer(StatsQuestion(LOGS), AS_OF, SECONDS)
+    with pytest.raises(QueryTimeout, match=r"lake \(spark\)"):
+        reader.answer(AggregateQuestion(LOGS, "message"), AS_OF, 0.02)
+    assert reader.answer(StatsQuestion(LOGS), AS_OF, SECONDS).rows == [(5 * ROWS,)]
+
+
+def test_a_server_that_was_started_anew_is_found_again_and_one_that_is_away_is_named(engines: Engines) -> None:
+    assert engines.spark.answer(StatsQuestion(LOGS), AS_OF, SECONDS).rows == [(5 * ROWS,)]
+    engines.stack.supervisor.stop("spark-connect")
+    start = time.monotonic()
+    with pytest.raises(StoreDown, match=r"lake \(spark\)"):
+        engines.spark.answer(StatsQuestion(LOGS), AS_OF, SECONDS)
+    assert time.monotonic() - start < 5
+    engines.stack.up()
+    assert engines.spark.answer(StatsQuestion(LOGS), AS_OF, SECONDS).rows == [(5 * ROWS,)]
+
+
+def test_an_absent_table_is_not_asked_of_the_server(tmp_path: Path, unused_tcp_port: int) -> None:
+    url = f"sc://127.0.0.1:{unused_tcp_port}"
+    reader = SparkReader(SparkConnectSettings(hdfs_url=tmp_path.as_uri(), spark_connect_url=url))
+    assert reader.answer(StatsQuestion(LOGS), AS_OF).rows == [(0,)]
+    reader.close()

@@ -1,0 +1,213 @@
+"""`logpipe maintain` on real components: days dropped from every store below one floor, and kill -9 while it merges."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from services import stores
+from services.core.ids import first_id
+from services.core.ledger import Batch, Part
+from services.core.rows import Row, RowCodec, Rows, checksum
+from services.datasets.logs import DATASET
+from services.lake.embedded import EmbeddedReader
+from services.lake.maintenance import TableMaintenance
+from services.lake.table import Position
+from services.ledger import batches, floors, reading, schema
+from services.maintenance.settings import MaintainSettings
+from services.maintenance.steps import Steps
+from services.runtime.settings import LakeSettings
+from services.stores import postgres
+from services.stores.clickhouse import ClickHouseWriter
+from tests import lake_tables
+
+DAY = 86_400_000_000
+TODAY = 20_000
+CODEC = RowCodec(DATASET)
+ROWS = 4  # of a batch
+
+
+@pytest.fixture
+def environment(
+    postgres_url: str, clickhouse_url: str, hdfs_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, str]]:
+    """Databases of this test's own, since it drops days of a dataset that others use, too."""
+    name = f"maintain_{os.getpid()}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    with closing(ClickHouseWriter(clickhouse_url)._client) as client:
+        client.command(f"CREATE DATABASE IF NOT EXISTS {name}")
+    urls = {
+        "LOGPIPE_POSTGRES_URL": f"{postgres_url.rpartition('/')[0]}/{name}",
+        "LOGPIPE_CLICKHOUSE_URL": f"{clickhouse_url}/{name}",
+        "LOGPIPE_HDFS_URL": hdfs_url,
+        "LOGPIPE_LAKE_PATH": f"/{name}",
+    }
+    for variable, value in urls.items():
+        monkeypatch.setenv(variable, value)
+    yield urls
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def rows(batch: int, day: int) -> list[Row]:
+    accepted = day * DAY + 1
+    return [(first_id(batch) + n, accepted, accepted, "INFO", f"s{n}", "", f"é {n}", '{"a": 1.0}') for n in range(ROWS)]
+
+
+def fill(environment: dict[str, str], days: dict[int, int]) -> None:
+    """Every store and the ledger: batch -> its day."""
+    writer = ClickHouseWriter(environment["LOGPIPE_CLICKHOUSE_URL"])
+    writer.prepare(DATASET)
+    with schema.connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+        schema.prepare(connection)
+        postgres.prepare(connection, DATASET)
+        postgres.ensure_partitions(connection, DATASET, min(days.values()), TODAY - min(days.values()) + 1)
+        for batch, day in days.items():
+            values = rows(batch, day)
+            lines = CODEC.encode(values)
+            accepted = Batch(batch, 0, DATASET.name, ROWS, checksum(lines), day * DAY + 1, (Part(0, batch),))
+            with connection.transaction(), connection.cursor() as cursor:
+                batches.insert(cursor, [accepted])
+                with cursor.copy(postgres.copy_statement(DATASET, day)) as copy:
+                    copy.set_types(postgres.copy_types(DATASET))
+                    for row in postgres.copy_rows(DATASET, Rows.of(values), batch, day * DAY + 1):
+                        copy.write_row(row)
+            batches.mark_published(connection, 0, [accepted])
+            writer.write(lake_tables.block(DATASET, b"".join(line + b"\n" for line in lines), batch, day))
+            lake_tables.append(LakeSettings(), DATASET, values, Position("t", {0: batch + 1}, {}, "q", batch))
+
+
+def held(store: str) -> list[int]:
+    with closing(stores.open_reader(store)) as reader:
+        return [batch for batch, count, distinct in reader.counts(DATASET, 0, 1 << 30) if count == distinct == ROWS]
+
+
+def test_days_beyond_retention_go_from_every_store_below_one_floor(environment: dict[str, str]) -> None:
+    """Batch 5 was accepted on a day that is kept, before batch 6 of a day that goes: midnight is not sharp."""
+    days = {1: TODAY - 4, 2: TODAY - 4, 3: TODAY - 3, 4: TODAY - 3, 5: TODAY - 2, 6: TODAY - 3, 7: TODAY - 2, 8: TODAY}
+    fill(environment, days)
+    waited: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        """Once the floor is up, until questions below it have ended: nothing is dropped yet."""
+        assert all(held(store) == list(days) for store in stores.readers())
+        waited.append(seconds)
+        return False
+
+    def clock() -> float:
+        return TODAY * 86_400 + 5.0
+
+    settings = MaintainSettings(retention_days=2)
+    said = list(Steps(settings, DATASET, wait, clock).all())
+    assert sorted(said) == [
+        f"logs: 2 days before {date(1970, 1, 1) + timedelta(days=TODAY - 2)} dropped from {store}"
+        for store in ("clickhouse", "lake", "postgres")
+    ]
+    assert len(waited) == 1
+    for store in stores.readers():
+        assert held(store) == [5, 7, 8]
+    with schema.connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+        assert reading.floor(connection, DATASET.name) == 7
+        assert floors.raise_to(connection, DATASET.name, TODAY - 2) == (TODAY - 2, False)
+    assert list(Steps(settings, DATASET, wait, clock).all()) == []
+    assert verified(environment)["expected"] == 2 * ROWS
+
+    unfinished_drop(environment, TODAY - 2)
+    assert list(Steps(MaintainSettings(retention_days=1), DATASET, lambda seconds: False, clock).all())
+    for store in stores.readers():
+        assert held(store) == [8]
+    with schema.connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+        assert partitions(connection) == [TODAY - 1, TODAY]
+
+
+def test_a_batch_that_is_not_published_keeps_its_day(environment: dict[str, str]) -> None:
+    fill(environment, {1: TODAY - 5, 2: TODAY - 4, 3: TODAY})
+    with schema.connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+        connection.execute("UPDATE batches SET published_at = NULL, parts = NULL WHERE batch_id = 2")
+        assert floors.raise_to(connection, DATASET.name, TODAY - 1) == (TODAY - 4, True)
+        assert reading.floor(connection, DATASET.name) == 2
+
+
+def unfinished_drop(environment: dict[str, str], day: int) -> None:
+    """What kill -9 leaves between detaching a partition and dropping it."""
+    with schema.connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+        connection.execute(f"ALTER TABLE logs DETACH PARTITION {postgres.copy_target(DATASET, day)} CONCURRENTLY")
+
+
+def partitions(connection: psycopg.Connection[Any]) -> list[int]:
+    names = connection.execute(r"SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ '^logs_y\d'").fetchall()
+    known = {postgres.copy_target(DATASET, day): day for day in range(TODAY - 9, TODAY + 9)}
+    return sorted(known[name] for (name,) in names)
+
+
+def verified(environment: dict[str, str]) -> dict[str, int]:
+    """Counted by really reading: what verify reconciles from the floor on."""
+    with schema.connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+        floor = reading.floor(connection, DATASET.name)
+        accepted = reading.batches(connection, DATASET.name, floor - 1, 1 << 30, 100)
+    for store in stores.readers():
+        with closing(stores.open_reader(store)) as reader:
+            assert [b for b, *_ in reader.counts(DATASET, floor, 1 << 30)] == [b.batch_id for b in accepted]
+    return {"expected": sum(batch.rows for batch in accepted)}
+
+
+MERGING = """
+import sys
+from datetime import timedelta
+from services.datasets.logs import DATASET
+from services.lake.maintenance import TableMaintenance
+from services.runtime.settings import LakeSettings
+table = TableMaintenance(LakeSettings(), DATASET)
+print("ready", flush=True)
+while sys.stdin.readline():
+    for day in table.small_files():
+        table.compact(day)
+    table.vacuum(timedelta(0))
+    table.repeat_position()
+"""
+
+
+def test_killed_at_any_moment_nothing_is_lost_and_the_next_round_ends_it(tmp_path: Path) -> None:
+    settings = LakeSettings(hdfs_url=tmp_path.as_uri())
+    environment = {**os.environ, "LOGPIPE_HDFS_URL": settings.hdfs_url, "LOGPIPE_COMPACT_FILES": "2"}
+    first = date(1970, 1, 1) + timedelta(days=TODAY)
+    chance = random.Random(4)
+    reader = EmbeddedReader(settings)
+    batch = 0
+    for _ in range(4):
+        with subprocess.Popen(
+            [sys.executable, "-c", MERGING], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as merging:
+            assert merging.stdin
+            assert merging.stdout
+            assert merging.stdout.readline() == b"ready\n"
+            for _ in range(10):
+                batch += 1
+                lake_tables.append(settings, DATASET, rows(batch, TODAY), Position("t", {0: batch}, {}, "q", batch))
+            before = content(reader)
+            merging.stdin.write(b"go\n")
+            merging.stdin.flush()
+            time.sleep(chance.uniform(0, 0.2))  # of about as long as a round takes
+            merging.kill()
+        assert content(reader) == before
+        assert reader.position(DATASET) == {0: batch}
+    command = [sys.executable, "-m", "services", "maintain", "--once", "--dataset", DATASET.name]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.endswith("logs: done\n")
+    assert TableMaintenance(settings, DATASET).small_files() == {first: 1}
+    assert content(reader) == before
+
+
+def content(reader: EmbeddedReader) -> tuple[list[tuple[int, int, int]], int]:
+    counted = list(reader.counts(DATASET, 0, 1 << 30))
+    return counted, checksum(CODEC.encode(reader.rows(DATASET, 0, 1 << 30)))

@@ -1,0 +1,310 @@
+"""Rollups against scans of the same rows, in both stores: while rows come in, after crashes and retries."""
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from psycopg import sql
+
+from services.core.dataset import Dataset
+from services.core.errors import NeedsOperator
+from services.core.ledger import Batch
+from services.core.ports import Block, StoreReader
+from services.core.queries import BUCKETS, MINUTE, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.rows import RowCodec, Rows, checksum
+from services.datasets.logs import DATASET as LOGS
+from services.ledger import batches as ledger_batches
+from services.ledger import schema
+from services.rollups import chunks, keeper
+from services.rollups import postgres as rollup
+from services.rollups.clickhouse import BUCKET_BITS
+from services.rollups.keeper import RollupKeeper
+from services.stores import clickhouse, postgres
+from tests.conftest import running
+
+DAY = 86_400_000_000
+LEVELS, SERVICES, HOSTS = ("INFO", "ERROR", "é", ""), ("api", "a'b", "%s"), ("", "h-1")
+SPAN = 7 * MINUTE
+
+
+class Pipeline:
+    """Accepts batches of one dataset of its own into both stores, random rows of a few minutes."""
+
+    def __init__(self, postgres_url: str, clickhouse_url: str, seed: int = 4) -> None:
+        self.dataset = replace(LOGS, name=f"rolled_{uuid4().hex[:12]}")
+        self.connection = schema.connect(postgres_url)
+        self.writer = clickhouse.ClickHouseWriter(clickhouse_url)
+        self.readers: list[StoreReader] = [
+            postgres.PostgresReader(postgres_url),
+            clickhouse.ClickHouseReader(clickhouse_url),
+        ]
+        self.start = time.time_ns() // 1000 // MINUTE * MINUTE
+        self.loaded = 0
+        self._chance = random.Random(seed)
+        self._codec = RowCodec(self.dataset)
+        schema.prepare(self.connection)
+        postgres.prepare(self.connection, self.dataset)
+        rollup.prepare(self.connection, self.dataset)
+
+    def accept(self, count: int) -> Block:
+        """Batches into PostgreSQL, and the block that holds them."""
+        days, lines, batch_id, first = self.start // DAY, list[bytes](), 0, 0
+        for _ in range(count):
+            with self.connection.transaction(), self.connection.cursor() as cursor:
+                _, (batch_id,) = ledger_batches.begin(cursor, 1)
+                made = self._codec.encode(self._copy(cursor, batch_id, self._rows()))
+                record = Batch(batch_id, 0, self.dataset.name, len(made), checksum(made), self.start)
+                ledger_batches.insert(cursor, [record])
+            lines += made
+            first = first or batch_id
+        return Block(self.dataset, "t", 0, first, batch_id, days, len(lines), b"".join(line + b"\n" for line in lines))
+
+    def load(self, block: Block) -> None:
+        self.writer.write(block)
+        self.loaded = block.last
+
+    def fill(self, blocks: int) -> None:
+        self.writer.prepare(self.dataset)
+        for _ in range(blocks):
+            self.load(self.accept(16))
+
+    def roll_up(self) -> int:
+        return chunks.roll_up(self.connection, self.dataset, self.loaded)
+
+    def close(self) -> None:
+        self.connection.close()
+        for reader in self.readers:
+            reader.close()
+
+    def _rows(self) -> Rows:
+        size, chance = self._chance.randint(1, 40), self._chance
+        times = [
+            self.start + chance.choice([chance.randrange(SPAN), chance.randrange(8) * MINUTE]) for _ in range(size)
+        ]
+        columns: list[list[Any]] = [times, *(chance.choices(values, k=size) for values in (LEVELS, SERVICES, HOSTS))]
+        return Rows(size, [*columns, ["m"] * size, ["{}"] * size])
+
+    def _copy(self, cursor: psycopg.Cursor[Any], batch_id: int, rows: Rows) -> Any:
+        postgres.ensure_partitions(self.connection, self.dataset, self.start // DAY, 1)
+        with cursor.copy(postgres.copy_statement(self.dataset, self.start // DAY)) as copy:
+            copy.set_types(postgres.copy_types(self.dataset))
+            for values in postgres.copy_rows(self.dataset, rows, batch_id, self.start):
+                copy.write_row(values)
+        return rows.tuples(batch_id, self.start)
+
+
+@pytest.fixture
+def pipeline(postgres_url: str, clickhouse_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline]:
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 900)
+    with closing(Pipeline(postgres_url, clickhouse_url)) as made:
+        yield made
+
+
+def compare(reader: StoreReader, question: Question, as_of: int) -> str:
+    """The rollup's answer is the scan's; the method of the first."""
+    answer = reader.answer(question, as_of)
+    scanned = reader.answer(replace(question, scan=True), as_of)
+    assert scanned.method == "scan"
+    assert (repr(answer.rows), answer.total) == (repr(scanned.rows), scanned.total), (reader.name, question, as_of)
+    return answer.method
+
+
+def method_of(reader: StoreReader, dataset: Dataset, as_of: int) -> str:
+    return compare(reader, StatsQuestion(dataset), as_of)
+
+
+instants = st.none() | st.integers(0, SPAN) | st.integers(0, 8).map(lambda n: n * MINUTE)
+equals = st.fixed_dictionaries(
+    {},
+    optional={"level": st.sampled_from(LEVELS), "service": st.sampled_from(SERVICES), "host": st.sampled_from(HOSTS)},
+)
+shapes = st.one_of(
+    st.just("stats"),
+    st.just("list"),
+    st.tuples(st.none(), st.sampled_from(sorted(BUCKETS.values()))),
+    st.tuples(st.sampled_from(LOGS.groupings), st.none() | st.sampled_from(sorted(BUCKETS.values()))),
+)
+
+
+def question_of(pipeline: Pipeline, shape: Any, where: dict[str, str], start: int | None, end: int | None) -> Question:
+    first, last = (None if at is None else pipeline.start + at for at in (start, end))
+    filters = Filters(tuple(where.items()), first, last)
+    match shape:
+        case "stats":
+            return StatsQuestion(pipeline.dataset)
+        case "list":
+            return ListQuestion(pipeline.dataset, filters, limit=3)
+    return AggregateQuestion(pipeline.dataset, shape[0], filters, shape[1])
+
+
+@pytest.mark.timeout(300)
+def test_the_rollup_answers_as_a_scan_does_under_load_crashes_and_retries(pipeline: Pipeline) -> None:
+    pipeline.fill(5)
+    stop, failed = threading.Event(), list[BaseException]()
+    asked = threading.Semaphore(1)  # as many blocks as questions: on few cores the writer would leave them no time
+    methods: dict[str, set[str]] = {reader.name: set() for reader in pipeline.readers}
+
+    def write() -> None:
+        chance = random.Random(1)
+        try:
+            while asked.acquire() and not stop.is_set():
+                block = pipeline.accept(16)
+                pipeline.load(block)
+                if chance.random() < 0.5:
+                    pipeline.load(block)  # the first answer was lost
+                with suppress(ZeroDivisionError), pipeline.connection.transaction():
+                    pipeline.roll_up()
+                    assert chance.random() < 0.5 or 1 / 0  # a crash before COMMIT
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failed.append(error)
+
+    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(shapes, equals, instants, instants, st.integers(0, 150))
+    def ask(shape: Any, where: dict[str, str], start: int | None, end: int | None, behind: int) -> None:
+        question = question_of(pipeline, shape, where, start, end)
+        asked.release()
+        as_of = max(0, pipeline.loaded - behind)
+        for reader in pipeline.readers:
+            methods[reader.name].add(compare(reader, question, as_of))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        ask()
+    finally:
+        stop.set()
+        asked.release()
+        writer.join()
+    assert not failed
+    assert all("rollup" in used for used in methods.values())
+    while pipeline.roll_up():
+        pass
+    for shape in ("stats", ("level", None), (None, MINUTE), ("service", BUCKETS["1h"])):
+        question = question_of(pipeline, shape, {}, None, None)
+        assert [compare(reader, question, pipeline.loaded) for reader in pipeline.readers] == ["rollup"] * 2
+
+
+def test_two_processes_roll_up_side_by_side(pipeline: Pipeline, postgres_url: str) -> None:
+    for _ in range(8):
+        pipeline.loaded = pipeline.accept(16).last
+    with closing(schema.connect(postgres_url)) as other, closing(schema.connect(postgres_url)) as third:
+
+        def work(connection: psycopg.Connection[Any]) -> None:
+            for _ in range(20):
+                chunks.roll_up(connection, pipeline.dataset, pipeline.loaded)
+
+        threads = [threading.Thread(target=work, args=(connection,)) for connection in (other, third)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert pipeline.roll_up() == 0, "nothing is left"
+    assert method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == "rollup"
+
+
+def test_what_differs_from_the_ledger_is_not_rolled_up(pipeline: Pipeline) -> None:
+    pipeline.loaded = pipeline.accept(64).last
+    delete = f"DELETE FROM {pipeline.dataset.name} WHERE id = (SELECT min(id) FROM {pipeline.dataset.name})"
+    pipeline.connection.execute(delete)
+    with pytest.raises(NeedsOperator, match="the ledger says"):
+        pipeline.roll_up()
+    assert method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == "scan"
+    with pytest.raises(NeedsOperator):
+        pipeline.roll_up()
+
+
+@pytest.mark.parametrize("rolled_up", [True, False], ids=["before", "after"])
+def test_days_that_retention_drops(pipeline: Pipeline, rolled_up: bool) -> None:
+    pipeline.loaded = pipeline.accept(64).last
+    if rolled_up:
+        assert pipeline.roll_up()
+    day = pipeline.start // DAY
+    rollup.forget(pipeline.connection, pipeline.dataset, day)
+    assert method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == ("rollup" if rolled_up else "scan")
+    rollup.forget(pipeline.connection, pipeline.dataset, day + 1)
+    pipeline.connection.execute("INSERT INTO floors VALUES (%s, %s)", (pipeline.dataset.name, pipeline.loaded + 1))
+    leaf = sql.Identifier(postgres.copy_target(pipeline.dataset, day))
+    pipeline.connection.execute(sql.SQL("TRUNCATE {}").format(leaf))
+    while pipeline.roll_up():
+        pass
+    assert method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == "rollup"
+    assert pipeline.readers[0].answer(StatsQuestion(pipeline.dataset), pipeline.loaded).rows == [(0,)]
+
+
+def test_the_keeper_follows(pipeline: Pipeline, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "_INTERVAL_SECONDS", 0.05)
+    keeping = RollupKeeper(postgres_url, (pipeline.dataset,))
+    keeping.start()
+    try:
+        pipeline.loaded = pipeline.accept(64).last
+        deadline = time.monotonic() + 30
+        while method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) != "rollup":
+            assert time.monotonic() < deadline
+    finally:
+        keeping.stop()
+
+
+def test_a_database_without_rollups_is_scanned(postgres_url: str) -> None:
+    """As it is when the query API is new and the ingest API is not yet."""
+    name = f"old_{uuid4().hex[:12]}"
+    with closing(schema.connect(postgres_url)) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+    url = postgres_url.rpartition("/")[0] + "/" + name
+    with closing(schema.connect(url)) as connection:
+        postgres.prepare(connection, LOGS)
+    with closing(postgres.PostgresReader(url)) as reader:
+        assert method_of(reader, LOGS, 100) == "scan"
+
+
+def test_rows_that_were_there_before_the_projection(pipeline: Pipeline) -> None:
+    client, table = pipeline.writer._client, pipeline.dataset.name
+    client.command(clickhouse.create_table(pipeline.dataset))
+    for _ in range(5):
+        pipeline.load(pipeline.accept(16))
+    pipeline.fill(1)
+    assert method_of(pipeline.readers[1], pipeline.dataset, pipeline.loaded) == "rollup"
+    missing = f"SELECT count() FROM system.parts WHERE active AND table = '{table}' AND empty(projections)"
+    deadline = time.monotonic() + 30
+    while client.query(missing).result_rows != [(0,)]:
+        assert time.monotonic() < deadline
+    whole = (pipeline.loaded + 1 >> BUCKET_BITS << BUCKET_BITS) - 1
+    read = [pipeline.readers[1].answer(StatsQuestion(pipeline.dataset, scan), whole).scanned for scan in (False, True)]
+    assert read[0]["rows"] < read[1]["rows"], "it counts by the projection"
+
+
+def test_deleted_rows_leave_the_counts_too(pipeline: Pipeline) -> None:
+    pipeline.fill(5)
+    client, table = pipeline.writer._client, pipeline.dataset.name
+    client.command(f"DELETE FROM {table} WHERE level = 'ERROR'")
+    level = AggregateQuestion(pipeline.dataset, "level")
+    assert compare(pipeline.readers[1], level, pipeline.loaded) == "rollup"
+    assert "ERROR" not in dict(pipeline.readers[1].answer(level, pipeline.loaded).rows)
+
+
+@pytest.mark.timeout(300)
+def test_a_block_is_counted_once_also_after_a_restart(postgres_url: str) -> None:
+    with running("clickhouse") as stack:
+        url = stack.settings.urls()["LOGPIPE_CLICKHOUSE_URL"]
+        with closing(Pipeline(postgres_url, url)) as pipeline:
+            pipeline.writer.prepare(pipeline.dataset)
+            block = pipeline.accept(64)
+            pipeline.load(block)
+            pipeline.load(block)
+        stack.down()
+        stack.up()
+        writer, reader = clickhouse.ClickHouseWriter(url), clickhouse.ClickHouseReader(url)
+        with closing(reader):
+            writer.prepare(pipeline.dataset)
+            writer.write(block)
+            assert method_of(reader, pipeline.dataset, pipeline.loaded) == "rollup"
+            answer = reader.answer(StatsQuestion(pipeline.dataset), pipeline.loaded)
+            assert answer.rows == [(block.rows,)]

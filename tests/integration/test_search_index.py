@@ -1,0 +1,63 @@
+"""PostgreSQL's index for text search: on closed days only, where the server has pg_trgm, and never in the way."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from services.datasets.events import DATASET as EVENTS
+from services.datasets.logs import DATASET as LOGS
+from services.ledger import schema
+from services.local import postgres as local_postgres
+from services.stores import postgres
+from tests.conftest import running
+
+DAY = 20_778
+SEARCHED = replace(LOGS, name="searched")
+
+
+def _servers_with_pg_trgm() -> list[Path]:
+    """The folder of programs of each PostgreSQL of this machine that has the extension; the wheel's has not."""
+    found = Path("/usr/lib/postgresql").glob("*/lib/pg_trgm.so")
+    return [path.parents[1] / "bin" for path in found if (path.parents[1] / "bin" / "initdb").exists()]
+
+
+@pytest.fixture
+def url_with_pg_trgm(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    servers = _servers_with_pg_trgm()
+    if not servers:
+        pytest.skip("no PostgreSQL with pg_trgm on this machine (Debian: apt-get install postgresql)")
+    monkeypatch.setattr(local_postgres, "binary", lambda name: servers[-1] / name)
+    assert shutil.which(servers[-1] / "postgres")
+    with running("postgres") as stack:
+        yield stack.settings.urls()["LOGPIPE_POSTGRES_URL"]
+
+
+def test_closed_days_are_indexed_once(url_with_pg_trgm: str) -> None:
+    with schema.connect(url_with_pg_trgm) as connection, schema.connect(url_with_pg_trgm) as other:
+        postgres.prepare(connection, SEARCHED)
+        postgres.ensure_partitions(connection, SEARCHED, DAY, 4)
+        other.execute("SELECT pg_advisory_lock(%s)", (postgres._SEARCH_LOCK,))
+        assert postgres.index_search(connection, SEARCHED, DAY + 2) == []  # somebody else is at it
+        other.execute("SELECT pg_advisory_unlock_all()")
+        closed = [postgres.copy_target(SEARCHED, day) for day in (DAY, DAY + 1)]
+        assert postgres.index_search(connection, SEARCHED, DAY + 2) == closed
+        assert postgres.index_search(connection, SEARCHED, DAY + 2) == []
+        assert postgres.index_search(connection, EVENTS, DAY + 2) == []
+        query = "SELECT tablename FROM pg_indexes WHERE indexdef LIKE '%gin_trgm_ops%' ORDER BY 1"
+        assert connection.execute(query).fetchall() == [(name,) for name in closed]
+        connection.execute("SET enable_seqscan = off")
+        plan = connection.execute(
+            "EXPLAIN SELECT count(*) FROM searched WHERE message LIKE '%%zebra%%' AND created_at < %s",
+            (postgres._midnight(DAY + 1),),
+        ).fetchall()
+        assert any("_message_trgm" in line for (line,) in plan), plan
+
+
+def test_a_server_without_pg_trgm_does_without(postgres_url: str) -> None:
+    with schema.connect(postgres_url) as connection:
+        postgres.prepare(connection, SEARCHED)
+        postgres.ensure_partitions(connection, SEARCHED, DAY, 1)
+        assert postgres.index_search(connection, SEARCHED, DAY + 1) == []

@@ -1,0 +1,212 @@
+"""Random questions, asked of every store while rows are being loaded: each answers as the store in memory does.
+
+The stores are real and are filled side by side by one loader, which goes on for as long as questions are asked; the
+reference holds the same rows from the start, and `as_of` says which of them a question may see.
+"""
+
+import random
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from services.core.dataset import Column, Dataset
+from services.core.ids import first_id
+from services.core.ports import Block, StoreReader
+from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.rows import Row, RowCodec, Rows
+from services.datasets.events import DATASET as EVENTS
+from services.datasets.logs import DATASET as LOGS
+from services.lake.embedded import EmbeddedReader
+from services.ledger import schema
+from services.runtime.settings import LakeSettings
+from services.stores import clickhouse, postgres
+from services.stores.memory import MemoryStore
+from tests import lake_tables
+
+DAY = 86_400_000_000
+CREATED = 20_778 * DAY + DAY - 7  # the batches after the seventh are accepted on the next day
+BATCHES, BATCH_ROWS = 16, 60
+DATASETS = (replace(LOGS, name="equal_logs"), replace(EVENTS, name="equal_events"))
+
+HOSTILE = [
+    *("", " ", "%", "_", "\\", "\\\\", "'", "''", '"', "`", ";", "--", "\\'", "\\N", "\\0", "?"),
+    *("%s", "%(x)s", "{x:String}", "$1", "${jndi:ldap://x}", "\ufffd", "\u202e", "*/ 1 /*"),
+    *("' OR '1'='1", "'; DROP TABLE equal_logs; --", "x' UNION SELECT 1 --", "a\\%b", "\t", "\n", "\r\n"),
+    *("null", "NULL", "NaN", "true", "É", "é", "e\u0301", "ß", "SS", "😀", "\uffff", "\U0010ffff"),
+]
+FEW = ["", "%", "' OR '1'='1", "é", "a"]  # what categories hold, so that a filter finds something
+texts = st.one_of(
+    st.sampled_from(HOSTILE),
+    st.sampled_from(["%", "_", "\\", "'", "a", "é", "😀"]),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=3),
+)
+
+FIRST_TIME = 1_800_000_000_000_000
+times = st.integers(FIRST_TIME - DAY, FIRST_TIME + 4 * DAY)
+
+
+def _value(column: Column, chance: random.Random) -> Any:
+    match column.kind:
+        case "timestamp":  # close together, so that buckets hold several
+            return FIRST_TIME + chance.randrange(3 * DAY) // 7_000_000 * 7_000_000
+        case "json":
+            return chance.choice(["{}", '{"a": 1.10}', '"é"'])
+        case "uuid":
+            return str(UUID(int=chance.getrandbits(128)))
+    return "".join(chance.choices(HOSTILE, k=2)) if column.name == "message" else chance.choice(FEW)
+
+
+def _batch(dataset: Dataset, batch_id: int) -> list[Row]:
+    chance = random.Random(f"{dataset.name} {batch_id}")
+    start, created = first_id(batch_id), CREATED + batch_id
+    return [(start + n, created, *(_value(c, chance) for c in dataset.columns)) for n in range(BATCH_ROWS)]
+
+
+class Loader:
+    """Fills all stores, batch after batch; beyond the last one that questions may see, until it is stopped."""
+
+    def __init__(self, postgres_url: str, clickhouse_url: str, lake: LakeSettings) -> None:
+        self._connection = schema.connect(postgres_url)
+        self._writer = clickhouse.ClickHouseWriter(clickhouse_url)
+        self._lake = lake
+        self._reached = 0
+        self._changed = threading.Condition()
+        self._stopped = threading.Event()
+        self._error: BaseException | None = None
+        for dataset in DATASETS:
+            postgres.prepare(self._connection, dataset)
+            postgres.ensure_partitions(self._connection, dataset, CREATED // DAY, 2)
+            self._writer.prepare(dataset)
+        self._load(1)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def await_batch(self, batch_id: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._error or self._reached >= batch_id, timeout=60)
+        assert self._error is None
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._connection.close()
+
+    def _run(self) -> None:
+        batch_id = 1
+        while not self._stopped.wait(0.1):
+            batch_id += 1
+            try:
+                self._load(batch_id)
+            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                self._error = error
+                self._stopped.set()
+            with self._changed:
+                self._reached = batch_id
+                self._changed.notify_all()
+
+    def _load(self, batch_id: int) -> None:
+        for dataset in DATASETS:
+            rows = _batch(dataset, batch_id)
+            _, (created, *_), *columns = zip(*rows, strict=True)
+            with self._connection.cursor().copy(postgres.copy_statement(dataset, created // DAY)) as copy:
+                copy.set_types(postgres.copy_types(dataset))
+                for values in postgres.copy_rows(dataset, Rows(len(rows), columns), batch_id, created):
+                    copy.write_row(values)
+            self._writer.write(_block(dataset, batch_id, rows))
+            lake_tables.append(self._lake, dataset, rows)
+
+
+def _block(dataset: Dataset, batch_id: int, rows: list[Row]) -> Block:
+    lines = b"".join(line + b"\n" for line in RowCodec(dataset).encode(rows))
+    return Block(dataset, "topic", 0, batch_id, batch_id, rows[0][1] // DAY, len(rows), lines)
+
+
+@pytest.fixture(scope="module")
+def reference() -> MemoryStore:
+    store = MemoryStore()
+    for dataset in DATASETS:
+        store.prepare(dataset)
+        for batch_id in range(1, BATCHES + 1):
+            store.write(_block(dataset, batch_id, _batch(dataset, batch_id)))
+    return store
+
+
+@pytest.fixture(scope="module")
+def loader(
+    postgres_url: str, clickhouse_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Loader, Mapping[str, StoreReader]]]:
+    lake = LakeSettings(hdfs_url=tmp_path_factory.mktemp("lake").as_uri())
+    readers: list[StoreReader] = [
+        postgres.PostgresReader(postgres_url),
+        clickhouse.ClickHouseReader(clickhouse_url),
+        EmbeddedReader(lake),
+    ]
+    with ExitStack() as stack:
+        for reader in readers:
+            stack.callback(reader.close)
+        yield stack.enter_context(closing(Loader(postgres_url, clickhouse_url, lake))), {r.name: r for r in readers}
+
+
+@st.composite
+def filters(draw: st.DrawFn, dataset: Dataset) -> Filters:
+    names = draw(st.sampled_from([(), (), (), *((name,) for name in dataset.filters), dataset.filters[:2]]))
+    equals = tuple((name, draw(st.sampled_from(FEW) | texts)) for name in names)
+    first, last = sorted(draw(st.tuples(times, times)))
+    start, end = draw(st.sampled_from([(None, None), (None, None), (first, None), (None, last), (first, last)]))
+    return Filters(equals, start, end, draw(st.sampled_from(["", draw(texts)])) if dataset.search else "")
+
+
+@st.composite
+def questions(draw: st.DrawFn) -> Question:
+    dataset, scan = draw(st.sampled_from(DATASETS)), draw(st.booleans())
+    kind = draw(st.sampled_from([ListQuestion, ListQuestion, AggregateQuestion, AggregateQuestion, StatsQuestion]))
+    if kind is StatsQuestion:
+        return StatsQuestion(dataset, scan)
+    where = draw(filters(dataset))
+    if kind is AggregateQuestion:
+        bucket = draw(st.none() | st.sampled_from(list(BUCKETS.values())))
+        grouping = st.sampled_from(dataset.groupings)
+        return AggregateQuestion(dataset, draw(grouping | st.none() if bucket else grouping), where, bucket, scan)
+    order_by = draw(st.sampled_from(dataset.orderings))
+    after = draw(st.none() | places(dataset, order_by))
+    limit, offset = draw(st.integers(1, 200)), draw(st.sampled_from([0, 0, 0, 20, 1_000_000_000]))
+    descending, count = draw(st.booleans()), draw(st.booleans())
+    return ListQuestion(dataset, where, order_by, descending, limit, offset, count, after, scan)
+
+
+@st.composite
+def places(draw: st.DrawFn, dataset: Dataset, order_by: str) -> tuple[Any, int]:
+    """Of a row, or beside it."""
+    row = _batch(dataset, draw(st.integers(1, BATCHES + 1)))[draw(st.integers(0, BATCH_ROWS - 1))]
+    value = row[dataset.column_names.index(order_by)]
+    if order_by == "id":
+        return value, value
+    if isinstance(value, str) and draw(st.booleans()):
+        value = draw(texts)
+    return value, row[0] + draw(st.sampled_from([0, 0, -1, 1]))
+
+
+@pytest.mark.timeout(300)
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(question=questions(), as_of=st.just(BATCHES) | st.integers(0, BATCHES))
+def test_every_store_answers_as_the_reference(
+    reference: MemoryStore, loader: tuple[Loader, Mapping[str, StoreReader]], question: Question, as_of: int
+) -> None:
+    loading, readers = loader
+    loading.await_batch(as_of)
+    wanted = reference.answer(question, as_of)
+    event(f"{type(question).__name__}, {'some rows' if wanted.rows else 'no rows'}")
+    for name, reader in readers.items():
+        found = reader.answer(question, as_of)
+        assert (found.rows, found.total) == (wanted.rows, wanted.total), name

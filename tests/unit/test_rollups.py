@@ -1,0 +1,98 @@
+"""What a rollup is asked for, and what it is made of, without a store."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from services.core.ids import first_id
+from services.core.ledger import Batch
+from services.core.queries import MINUTE, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.datasets.events import DATASET as EVENTS
+from services.datasets.logs import DATASET as LOGS
+from services.rollups import chunks, questions
+from services.rollups.chunks import Chunk, next_chunk
+
+DAY = 86_400_000_000
+
+
+def within(value: int, start: int | None, end: int | None) -> bool:
+    return (start is None or start <= value) and (end is None or value < end)
+
+
+instants = st.none() | st.integers(0, 5 * MINUTE) | st.integers(0, 5).map(lambda n: n * MINUTE)
+
+
+@given(instants, instants, st.integers(1, 9), st.integers(0, 5), st.integers(0, 12), st.integers(0, 5 * MINUTE))
+@example(MINUTE, MINUTE + 1, 1, 0, 0, MINUTE)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # it is the machine that is
+def test_each_row_is_counted_once_if_it_is_asked_for(
+    start: int | None, end: int | None, until: int, newer: int, batch: int, time: int
+) -> None:
+    as_of = until - 1 + newer
+    plan = questions.plan(AggregateQuestion(LOGS, "level", Filters(start=start, end=end)), until, as_of)
+    if plan is None:
+        assert start is not None and end is not None and -(-start // MINUTE) >= end // MINUTE  # noqa: PT018
+        return
+    row_id, minute = first_id(batch) + 7, time - time % MINUTE
+    counted = [batch < plan.until and within(minute, plan.minutes.start, plan.minutes.end)]
+    counted += [r.first_id <= row_id < r.end_id and within(time, r.times.start, r.times.end) for r in plan.rows]
+    assert sum(counted) == (batch <= as_of and within(time, start, end))
+
+
+KNOWN: list[Question] = [
+    StatsQuestion(LOGS),
+    ListQuestion(LOGS),
+    ListQuestion(LOGS, Filters((("level", "INFO"), ("host", ""))), limit=1, offset=9, after=(0, 1)),
+    AggregateQuestion(LOGS, "service", Filters((("host", "a"),), start=5)),
+    AggregateQuestion(LOGS, None, bucket=60 * MINUTE),
+    AggregateQuestion(EVENTS, "device_type", bucket=MINUTE),
+]
+UNKNOWN: list[Question] = [
+    ListQuestion(LOGS, count=False),
+    ListQuestion(LOGS, Filters(text="x")),
+    ListQuestion(EVENTS, Filters((("user_id", "user_1"),))),
+    AggregateQuestion(EVENTS, "event_type", Filters((("user_id", "user_1"),))),
+    AggregateQuestion(LOGS, "message"),
+    AggregateQuestion(LOGS, "level", bucket=MINUTE // 2),
+]
+
+
+@pytest.mark.parametrize("question", KNOWN)
+def test_what_a_rollup_knows(question: Question) -> None:
+    assert questions.plan(question, 1, 1)
+    assert questions.plan(replace(question, scan=True), 1, 1) is None
+    assert questions.plan(question, 0, 1) is None, "it holds nothing yet"
+
+
+@pytest.mark.parametrize("question", UNKNOWN)
+def test_what_a_rollup_does_not_know(question: Question) -> None:
+    assert questions.plan(question, 1, 1) is None
+
+
+def test_the_name_says_the_groupings() -> None:
+    assert questions.name(LOGS) == "logs_by_level_service_host"
+
+
+def batches(*rows_and_days: tuple[int, int]) -> list[Batch]:
+    return [Batch(10 + 3 * n, 0, "logs", rows, 0, day * DAY + n) for n, (rows, day) in enumerate(rows_and_days)]
+
+
+def test_a_chunk_is_whole_when_it_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 100)
+    assert next_chunk([]) is None
+    assert next_chunk(batches((60, 5), (39, 5))) is None
+    assert next_chunk(batches((60, 5), (40, 5))) == Chunk(14, 5, 100)
+    assert next_chunk(batches((60, 5), (41, 5), (50, 5))) == Chunk(14, 5, 101)
+
+
+def test_a_chunk_ends_with_the_day_of_acceptance() -> None:
+    assert next_chunk(batches((1, 5), (2, 5), (3, 6))) == Chunk(14, 5, 3)
+    assert next_chunk(batches((1, 6), (2, 5), (3, 6))) == Chunk(11, 6, 1), "two processes at midnight"
+
+
+def test_a_chunk_has_no_more_batches_than_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BATCHES", 2)
+    assert next_chunk(batches((1, 5))) is None
+    assert next_chunk(batches((1, 5), (1, 5))) == Chunk(14, 5, 2)
