@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
-from threading import Lock
 from typing import TypeVar
 
 import msgspec
@@ -18,12 +17,10 @@ from services.core.ports import QUESTION_SECONDS, StoreReader
 from services.core.queries import Answer, Question, StatsQuestion
 from services.ledger.watermark import Watermarks
 from services.query_api.cache import AnswerCache
+from services.query_api.engines import Engine, OpenReader, Store
 from services.runtime import metrics
 
-OpenReader = Callable[[], StoreReader]
-
 _KINDS = {"ListQuestion": "list", "AggregateQuestion": "aggregate", "StatsQuestion": "stats"}
-_THREADS = 8  # an engine's: as many questions as it is asked at once
 _GRACE_SECONDS = 5.0  # after its time, a store that has not even said so counts as down
 
 Result = TypeVar("Result")
@@ -67,54 +64,6 @@ class Comparison:
         return len(set(self.digests.values())) == 1 if len(self.digests) > 1 else None
 
 
-class Engine:
-    """One way to read one store. It has threads of its own: when it hangs, it holds up nobody who asks others."""
-
-    def __init__(self, store: StoreReader, other: str = "", open_other: OpenReader | None = None) -> None:
-        """The default one, or the `other` one of that name."""
-        self.store = store  # whose watermark holds for it: all engines of a store read the same data
-        suffix = f"_{other}" if other else ""
-        self.source, self.label = store.source + suffix, store.name + suffix
-        self._open = open_other
-        self._opening = Lock()
-        self._reader = None if open_other else store
-        self._threads = ThreadPoolExecutor(_THREADS, self.label)
-
-    def reader(self) -> StoreReader:
-        """Opened at its first use."""
-        with self._opening:
-            if self._reader is None:
-                assert self._open is not None
-                self._reader = self._open()
-            return self._reader
-
-    def begin(self, work: Callable[["Engine"], Result]) -> Future[Result]:
-        return self._threads.submit(work, self)
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        if self._reader is not None:
-            self._reader.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """A store as it is asked: by its default engine, or by another one that is asked for by name."""
-
-    reader: StoreReader
-    default: Engine
-    engines: Mapping[str, Engine] = field(default_factory=dict)
-
-    def engine(self, name: str | None) -> Engine:
-        """Raises Invalid, naming those there are."""
-        if name is None or (name and name == self.reader.engine):
-            return self.default
-        if name not in self.engines:
-            there = ", ".join(filter(None, [self.reader.engine, *self.engines])) or "none to choose from"
-            raise Invalid(f"unknown engine {name!r} of {self.reader.route}; there are: {there}")
-        return self.engines[name]
-
-
 class QueryService:
     """`engines`: by name of store, its other engines by name. `seconds`: what a question may take.
 
@@ -130,7 +79,7 @@ class QueryService:
         seconds: float = QUESTION_SECONDS,
         cache: AnswerCache | None = None,
     ) -> None:
-        self._stores = {reader.route: _store(reader, (engines or {}).get(reader.name, {})) for reader in readers}
+        self._stores = {reader.route: Store.of(reader, (engines or {}).get(reader.name, {})) for reader in readers}
         self._datasets = datasets
         self._watermarks = watermarks
         self._seconds = seconds
@@ -284,10 +233,6 @@ class QueryService:
         except TimeoutError as error:
             future.cancel()
             raise StoreDown(engine.label, "hangs: it has neither answered nor said that it takes too long") from error
-
-
-def _store(reader: StoreReader, others: Mapping[str, OpenReader]) -> Store:
-    return Store(reader, Engine(reader), {name: Engine(reader, name, opened) for name, opened in others.items()})
 
 
 def _point(wanted: int | None, latest: int) -> int:

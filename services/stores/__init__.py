@@ -1,4 +1,4 @@
-"""One file = one store, found by scanning the folder; the file's name is the store's name.
+"""One file, or one package, = one store, found by scanning the folder; its name is the store's name.
 
 What a store exports is what it can do: `open_reader() -> StoreReader`, `open_writer() -> StoreWriter`, or both, each
 reading its own settings from the environment. A store that several engines can read also exports the others by name,

@@ -29,7 +29,9 @@ from services.lake.embedded import EmbeddedReader
 from services.ledger import schema
 from services.runtime.settings import LakeSettings
 from services.stores import clickhouse, postgres
+from services.stores.clickhouse.questions import Asked as ClickHouseAsked
 from services.stores.memory import MemoryStore
+from services.stores.postgres.questions import Asked as PostgresAsked
 from tests import lake_tables
 
 DAY = 86_400_000_000
@@ -358,7 +360,7 @@ def test_postgres_is_told_to_stop_in_time(postgres_url: str) -> None:
             assert waiting == (0,)
         assert reader.answer(ListQuestion(slow_logs), LAST).total == 0
         with reader._pool.connection() as connection, connection.transaction():
-            asked = postgres._Asked(connection, time.monotonic() + 1.0)
+            asked = PostgresAsked(connection, time.monotonic() + 1.0)
             slow = sql.SQL("SELECT pg_sleep(0.6)").format()
             asked.fetch(slow, [])
             with pytest.raises(QueryCanceled):  # page and count share one time
@@ -377,7 +379,7 @@ def test_clickhouse_is_told_to_stop_in_time(clickhouse_url: str) -> None:
         with pytest.raises(QueryTimeout, match=r"clickhouse: no answer within 0\.002 s"):
             reader.answer(AggregateQuestion(many, "level", Filters(text="1")), LAST, seconds=0.002)
         assert reader.answer(AggregateQuestion(many, "level"), LAST + 9).rows == [("", 1_000_000)]
-        asked = clickhouse._Asked(reader._client, 1.0, scan=True)
+        asked = ClickHouseAsked(reader._client, 1.0, scan=True)
         slow = "SELECT sleepEachRow(0.1) FROM numbers(6) SETTINGS max_block_size = 1"
         asked.fetch(slow, {})
         with pytest.raises(QueryTimeout):  # page and count share one time

@@ -12,6 +12,7 @@ from services.datasets.logs import DATASET as LOGS
 from services.ledger import schema
 from services.local import postgres as local_postgres
 from services.stores import postgres
+from services.stores.postgres.tables import SEARCH_LOCK, midnight
 from tests.conftest import running
 
 DAY = 20_778
@@ -39,7 +40,7 @@ def test_closed_days_are_indexed_once(url_with_pg_trgm: str) -> None:
     with schema.connect(url_with_pg_trgm) as connection, schema.connect(url_with_pg_trgm) as other:
         postgres.prepare(connection, SEARCHED)
         postgres.ensure_partitions(connection, SEARCHED, DAY, 4)
-        other.execute("SELECT pg_advisory_lock(%s)", (postgres._SEARCH_LOCK,))
+        other.execute("SELECT pg_advisory_lock(%s)", (SEARCH_LOCK,))
         assert postgres.index_search(connection, SEARCHED, DAY + 2) == []  # somebody else is at it
         other.execute("SELECT pg_advisory_unlock_all()")
         closed = [postgres.copy_target(SEARCHED, day) for day in (DAY, DAY + 1)]
@@ -51,7 +52,7 @@ def test_closed_days_are_indexed_once(url_with_pg_trgm: str) -> None:
         connection.execute("SET enable_seqscan = off")
         plan = connection.execute(
             "EXPLAIN SELECT count(*) FROM searched WHERE message LIKE '%%zebra%%' AND created_at < %s",
-            (postgres._midnight(DAY + 1),),
+            (midnight(DAY + 1),),
         ).fetchall()
         assert any("_message_trgm" in line for (line,) in plan), plan
 

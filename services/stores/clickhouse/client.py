@@ -1,0 +1,46 @@
+"""The connection over HTTP, and ClickHouse's errors as the pipeline's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError, Error
+from urllib3.exceptions import HTTPError
+
+from services.core.errors import Backpressure, LogpipeError, StoreDown
+
+NAME = "clickhouse"
+
+_CONNECT_TIMEOUT = 5  # seconds
+
+# Codes of errors.
+TIMEOUT = 159
+_OVERLOADED = {TIMEOUT, 202, 241, 252, 439}  # … too many queries, memory, too many parts, no thread to be had
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    try:
+        yield
+    except (ClickHouseError, HTTPError, OSError) as error:
+        raise _translate(error) from error
+
+
+def _translate(error: Exception) -> LogpipeError:
+    code = error.code if isinstance(error, Error) else None
+    detail = str(error).strip()[:500]
+    if code in _OVERLOADED:
+        return Backpressure(f"{NAME}: {detail}", retry_after=1.0)
+    return StoreDown(NAME, detail)
+
+
+def connect(url: str, timeout: int) -> Client:
+    with translated():
+        return clickhouse_connect.get_client(
+            dsn=url,
+            connect_timeout=_CONNECT_TIMEOUT,
+            send_receive_timeout=timeout,
+            autogenerate_session_id=False,  # a session would let only one question through at a time
+            dedicated_pool=True,
+        )

@@ -1,0 +1,61 @@
+"""Reads what is stored; one client for all threads."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import ClassVar
+
+from clickhouse_connect.driver.client import Client
+
+from services.core.dataset import Dataset
+from services.core.ids import ROW_BITS, end_id, first_id
+from services.core.ports import QUESTION_SECONDS, Progress
+from services.core.queries import Answer, Question
+from services.core.rows import Row
+from services.stores.clickhouse import questions
+from services.stores.clickhouse.client import NAME, connect, translated
+from services.stores.clickhouse.questions import columns, select
+
+_TIMEOUT = 660  # seconds, longer than any question may take: the server ends those
+
+_BATCHES = "id >= {start:Int64} AND id < {end:Int64}"
+
+
+class ClickHouseReader:
+    """StoreReader; connects at its first use, one client for all threads."""
+
+    name: ClassVar[str] = NAME
+    route: ClassVar[str] = "clickhouse"
+    source: ClassVar[str] = "clickhouse"
+    engine: ClassVar[str] = ""
+    progress: ClassVar[Progress] = "sink"
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @cached_property
+    def _client(self) -> Client:
+        return connect(self._url, _TIMEOUT)
+
+    def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
+        asked = questions.Asked(self._client, seconds, scan=question.scan)
+        return questions.answer(asked, question, as_of)
+
+    def position(self, dataset: Dataset) -> Mapping[int, int]:
+        raise NotImplementedError("ClickHouse's progress is in sink_progress")
+
+    def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        what = f"bitShiftRight(id, {ROW_BITS}) AS batch, count(), uniqExact(id)"
+        yield from self._stream(select(what, dataset, _BATCHES, "GROUP BY batch ORDER BY batch"), first, last)
+
+    def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
+        yield from self._stream(select(columns(dataset), dataset, _BATCHES), first, last)
+
+    def close(self) -> None:
+        if "_client" in self.__dict__:
+            self._client.close()
+
+    def _stream(self, query: str, first: int, last: int) -> Iterator[Row]:
+        bounds = {"start": first_id(first), "end": end_id(last)}
+        with translated(), self._client.query_rows_stream(query, bounds) as rows:
+            for row in rows:
+                yield tuple(row)

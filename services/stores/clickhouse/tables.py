@@ -1,0 +1,111 @@
+"""The tables' shape: one per dataset, partitioned by the day of acceptance, in the order of the dataset's time."""
+
+from contextlib import closing
+from typing import Any
+
+from clickhouse_connect.driver.client import Client
+
+from services.core.dataset import CREATED_AT, ID, Column, Dataset
+from services.core.errors import NeedsOperator
+from services.core.ids import MAX_BATCH_ROWS
+from services.rollups import clickhouse as rollup
+from services.runtime.settings import ClickHouseSettings
+from services.stores.clickhouse.client import connect, translated
+
+_REMEMBERED_BLOCKS = 100_000  # whose repetition is noticed: most of a day of blocks, one a second and partition
+_DROP_TIMEOUT = 60  # seconds
+
+_TYPES = {
+    "category": "LowCardinality(String)",
+    "text": "String",
+    "timestamp": "DateTime64(6, 'UTC')",
+    "number": "Nullable(Float64)",
+    "json": "String",
+    "uuid": "UUID",
+}
+_STORAGE = {
+    "category": "",
+    "text": "CODEC(ZSTD(1))",
+    "timestamp": "CODEC(Delta, ZSTD(1))",
+    "number": "CODEC(ZSTD(1))",
+    "json": "DEFAULT '{}' CODEC(ZSTD(1))",
+    "uuid": "",
+}
+# By this, whatever lacks a sequence of four bytes of the text is passed over; finer indexes cost more (ADR 0007).
+_SEARCH_INDEX = "TYPE ngrambf_v1(4, 32768, 2, 0) GRANULARITY 1"
+
+
+def quoted(name: str) -> str:
+    return f"`{name}`"
+
+
+def stored(column: Column) -> str:
+    return quoted(f"{column.name}_utc" if column.kind == "timestamp" else column.name)
+
+
+def prepare(client: Client, dataset: Dataset) -> None:
+    """Create the dataset's table, or add what it lacks: columns, index, rollup. Raises NeedsOperator or StoreDown."""
+    with translated():
+        client.command(create_table(dataset))
+        found = _column_types(client, dataset)
+        for column in dataset.columns:
+            wanted = _TYPES[column.kind]
+            actual = found.get(stored(column).strip("`"))
+            if actual is None:
+                for definition in _definitions(column):
+                    client.command(f"ALTER TABLE {quoted(dataset.name)} ADD COLUMN IF NOT EXISTS {definition}")
+            elif actual != wanted:
+                raise NeedsOperator(
+                    f"clickhouse: table {dataset.name}: column {column.name} is {actual}, its description says {wanted}"
+                )
+        if dataset.search:
+            index = f"search {stored(dataset.by_name[dataset.search])} {_SEARCH_INDEX}"
+            client.command(f"ALTER TABLE {quoted(dataset.name)} ADD INDEX IF NOT EXISTS {index}")
+        rollup.prepare(client, dataset, stored(dataset.by_name[dataset.time]))
+
+
+def create_table(dataset: Dataset) -> str:
+    columns = [f"{quoted(ID.name)} Int64 CODEC(Delta, ZSTD(1))", *_definitions(CREATED_AT)]
+    for column in dataset.columns:
+        columns += _definitions(column)
+    # Newest first is read off the end of the order; batches arrive about in the order of time, so ids prune too.
+    return f"""
+        CREATE TABLE IF NOT EXISTS {quoted(dataset.name)} (
+            {", ".join(columns)},
+            INDEX ids id TYPE minmax GRANULARITY 1,
+            CONSTRAINT has_id CHECK id >= {MAX_BATCH_ROWS}
+        )
+        ENGINE = MergeTree
+        PARTITION BY toYYYYMMDD({stored(CREATED_AT)})
+        ORDER BY ({stored(dataset.by_name[dataset.time])}, id)
+        SETTINGS non_replicated_deduplication_window = {_REMEMBERED_BLOCKS}"""
+
+
+def _definitions(column: Column) -> list[str]:
+    kind, storage = _TYPES[column.kind], _STORAGE[column.kind]
+    if column.kind != "timestamp":
+        return [f"{stored(column)} {kind} {storage}"]
+    name = quoted(column.name)
+    return [
+        f"{name} Int64 EPHEMERAL",
+        f"{stored(column)} {kind} DEFAULT fromUnixTimestamp64Micro({name}, 'UTC') {storage}",
+    ]
+
+
+def drop_days(dataset: Dataset, before: int) -> int:
+    """Drop the partitions of all days below `before` (days since 1970-01-01 UTC); how many. Raises StoreDown."""
+    query = """SELECT DISTINCT partition_id FROM system.parts
+               WHERE active AND database = currentDatabase() AND table = {table:String}
+                 AND toUInt32(partition_id) < toYYYYMMDD(toDate({before:UInt32}))"""
+    client = connect(ClickHouseSettings().clickhouse_url.get_secret_value(), _DROP_TIMEOUT)
+    with translated(), closing(client):
+        old: Any = client.query(query, {"table": dataset.name, "before": before}).result_rows
+        for (partition,) in old:
+            client.command(f"ALTER TABLE {quoted(dataset.name)} DROP PARTITION ID '{int(partition)}'")
+    return len(old)
+
+
+def _column_types(client: Client, dataset: Dataset) -> dict[str, str]:
+    query = "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = {table:String}"
+    rows: Any = client.query(query, {"table": dataset.name}).result_rows
+    return dict(rows)

@@ -1,0 +1,58 @@
+"""Writes blocks: the NDJSON goes through as it is, one block one part, once."""
+
+import re
+from functools import cached_property
+
+from clickhouse_connect.driver.client import Client
+
+from services.core.dataset import Dataset
+from services.core.errors import RowRejected, StoreDown
+from services.core.ports import Block
+from services.stores.clickhouse import tables
+from services.stores.clickhouse.client import connect, translated
+
+_TIMEOUT = 60  # seconds
+
+# Changed between two attempts, these would cut the same block differently and store it twice.
+_INSERT_SETTINGS = {
+    "async_insert": 0,
+    "insert_deduplicate": 1,
+    "input_format_parallel_parsing": 0,
+    "max_insert_threads": 1,
+    "max_insert_block_size": 1 << 24,
+    "input_format_json_read_arrays_as_strings": 0,
+    "input_format_json_read_bools_as_strings": 0,
+    "input_format_json_read_numbers_as_strings": 0,
+    "input_format_json_read_objects_as_strings": 0,
+}
+
+_AT_ROW = re.compile(r"\bat row (\d+)\b")
+
+
+class ClickHouseWriter:
+    """StoreWriter; connects at its first use."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @cached_property
+    def _client(self) -> Client:
+        return connect(self._url, _TIMEOUT)
+
+    def prepare(self, dataset: Dataset) -> None:
+        tables.prepare(self._client, dataset)
+
+    def write(self, block: Block) -> None:
+        if not block.rows:
+            return
+        settings = {**_INSERT_SETTINGS, "insert_deduplication_token": block.token}
+        columns = block.dataset.column_names
+        try:
+            with translated():
+                self._client.raw_insert(block.dataset.name, columns, block.lines, settings, "JSONEachRow")
+        except StoreDown as error:
+            # The last is ClickHouse's own word: a row's text may say it, too.
+            rows = _AT_ROW.findall(str(error.__cause__))
+            if rows and 1 <= int(rows[-1]) <= block.rows:
+                raise RowRejected(int(rows[-1]) - 1, str(error)) from error
+            raise

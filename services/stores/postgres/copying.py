@@ -1,0 +1,42 @@
+"""COPY of a batch into the partition of its day, and the form its values take for that."""
+
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import Any
+
+from psycopg import sql
+
+from services.core.dataset import CREATED_AT, Column, Dataset
+from services.core.ids import first_id
+from services.core.rows import Row, Rows
+from services.stores.postgres.tables import TYPES, copy_target
+
+EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds: where PostgreSQL's binary timestamps begin
+
+
+def copy_statement(dataset: Dataset, day: int) -> sql.Composed:
+    """COPY into the day's partition, columns in canonical order. Give the copy `copy_types` before the first row."""
+    columns = sql.SQL(", ").join(map(sql.Identifier, dataset.column_names))
+    target = sql.Identifier(copy_target(dataset, day))
+    return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(target, columns)
+
+
+def copy_types(dataset: Dataset) -> list[str]:
+    """For `Copy.set_types`. Times are int8, microseconds since EPOCH; json is text; a uuid is its 16 bytes."""
+    return ["int8", *(TYPES[column.kind].copied_as for column in (CREATED_AT, *dataset.columns))]
+
+
+def copy_rows(dataset: Dataset, rows: Rows, batch_id: int, created_at: int) -> Iterator[Row]:
+    """What `Rows.tuples` gives, as `copy_types` wants it."""
+    columns = map(_copy_values, dataset.columns, rows.columns)
+    start = first_id(batch_id)
+    return zip(range(start, start + rows.count), repeat(created_at - EPOCH), *columns, strict=False)
+
+
+def _copy_values(column: Column, values: Sequence[Any]) -> Sequence[Any]:
+    match column.kind:
+        case "timestamp":
+            return [value - EPOCH for value in values]
+        case "uuid":
+            return [bytes.fromhex(value.replace("-", "")) for value in values]
+    return values

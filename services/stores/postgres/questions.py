@@ -1,0 +1,129 @@
+"""Questions as SQL: names come from dataset descriptions, every value is a parameter."""
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from psycopg import sql
+
+from services.core.dataset import CREATED_AT, ID, Dataset
+from services.core.ids import end_id
+from services.core.queries import (
+    AggregateQuestion,
+    Answer,
+    Filters,
+    ListQuestion,
+    Question,
+    StatsQuestion,
+    like_pattern,
+)
+from services.core.rows import Row
+from services.rollups import postgres as rollup
+from services.stores.postgres.tables import Connection
+
+
+class Asked:
+    """The statements of one question: all within its time, which is summed up without what lies between them."""
+
+    def __init__(self, connection: Connection, deadline: float) -> None:
+        self._connection = connection
+        self._deadline = deadline
+        self.milliseconds = 0.0
+
+    def fetch(self, query: sql.Composed, parameters: Sequence[Any]) -> list[Row]:
+        left = max(1, int((self._deadline - time.monotonic()) * 1e3))  # milliseconds; 0 would be no limit
+        self._connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(left),))
+        start = time.perf_counter()
+        rows = self._connection.execute(query, parameters, binary=True).fetchall()
+        self.milliseconds += (time.perf_counter() - start) * 1e3
+        return rows
+
+
+def answer(asked: Asked, question: Question, as_of: int) -> Answer:
+    table = sql.Identifier(question.dataset.name)
+    filters = Filters() if isinstance(question, StatsQuestion) else question.filters
+    where, parameters = _where(filters, question.dataset, as_of)
+    count = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(table, where)
+    counted = rollup.counted(asked.fetch, question, as_of)
+    total = None
+    match question:
+        case ListQuestion():
+            later, place = _after(question)
+            page = [*parameters, *place, question.limit, question.offset]
+            rows = asked.fetch(_list(question, table, where + later), page)
+            if question.count:
+                total = (counted or asked.fetch(count, parameters))[0][0]
+        case AggregateQuestion():
+            rows = asked.fetch(_aggregate(question, table, where), parameters) if counted is None else counted
+        case StatsQuestion():
+            rows = counted or asked.fetch(count, parameters)
+    return Answer(rows, asked.milliseconds, "scan" if counted is None else "rollup", total)
+
+
+def _list(question: ListQuestion, table: sql.Identifier, where: sql.Composable) -> sql.Composed:
+    direction = sql.SQL(" DESC" if question.descending else " ASC")
+    order = sql.SQL(", ").join(sql.Identifier(name) + direction for name in _order(question))
+    return sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT %s OFFSET %s").format(
+        columns(question.dataset), table, where, order
+    )
+
+
+def _order(question: ListQuestion) -> list[str]:
+    return list(dict.fromkeys((question.order_by, ID.name)))
+
+
+def _after(question: ListQuestion) -> tuple[sql.Composed, list[Any]]:
+    """The condition for what comes later than `after`, to be added to others, and its parameters."""
+    if question.after is None:
+        return sql.Composed([]), []
+    names = _order(question)
+    operator = sql.SQL("<" if question.descending else ">")
+    columns = sql.SQL(", ").join(map(sql.Identifier, names))
+    places = sql.SQL(", ").join(sql.Placeholder() * len(names))
+    kinds = {column.name: column.kind for column in (ID, CREATED_AT, *question.dataset.columns)}
+    value: Any
+    value, row_id = question.after
+    if kinds[question.order_by] == "timestamp":
+        value = _instant(value)
+    return sql.SQL(" AND ({}) {} ({})").format(columns, operator, places), [value, row_id][: len(names)]
+
+
+def _aggregate(question: AggregateQuestion, table: sql.Identifier, where: sql.Composable) -> sql.Composed:
+    keys: list[sql.Composable] = []
+    if question.bucket:
+        width, column = sql.Literal(timedelta(microseconds=question.bucket)), sql.Identifier(question.dataset.time)
+        keys.append(sql.SQL("date_bin({}, {}, TIMESTAMPTZ 'epoch')").format(width, column))
+    if question.group_by:
+        keys.append(sql.Identifier(question.group_by))
+    numbers = sql.SQL(", ").join(map(sql.Literal, range(1, len(keys) + 1)))
+    order = numbers if question.bucket else sql.SQL("count(*) DESC, ") + numbers
+    return sql.SQL("SELECT {}, count(*) FROM {} WHERE {} GROUP BY {} ORDER BY {}").format(
+        sql.SQL(", ").join(keys), table, where, numbers, order
+    )
+
+
+def columns(dataset: Dataset) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, dataset.column_names))
+
+
+def _where(filters: Filters, dataset: Dataset, as_of: int) -> tuple[sql.Composable, list[Any]]:
+    conditions: list[sql.Composable] = [sql.SQL("id < %s")]
+    parameters: list[Any] = [end_id(as_of)]
+    for name, value in filters.equals:
+        conditions.append(sql.SQL("{} = %s").format(sql.Identifier(name)))
+        parameters.append(value)
+    for operator, bound in ((sql.SQL(">="), filters.start), (sql.SQL("<"), filters.end)):
+        if bound is not None:
+            conditions.append(sql.SQL("{} {} %s").format(sql.Identifier(dataset.time), operator))
+            parameters.append(_instant(bound))
+    if filters.text and dataset.search:
+        conditions.append(sql.SQL("{} LIKE %s").format(sql.Identifier(dataset.search)))
+        parameters.append(like_pattern(filters.text))
+    elif filters.text:
+        conditions.append(sql.SQL("false"))
+    return sql.SQL(" AND ").join(conditions), parameters
+
+
+def _instant(microseconds: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)

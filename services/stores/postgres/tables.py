@@ -1,0 +1,190 @@
+"""The tables' shape: one per dataset, partitioned by the day of acceptance."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any, LiteralString, NamedTuple
+
+import psycopg
+from psycopg import sql
+
+from services.core.dataset import CREATED_AT, Column, Dataset
+from services.core.errors import NeedsOperator
+from services.ledger.schema import connect, translated
+from services.rollups import postgres as rollup
+from services.runtime.settings import PostgresSettings
+
+_LOCK = 7_316_002  # advisory lock: one process at a time changes tables
+SEARCH_LOCK = 7_316_003  # … and one makes indexes for text search, which nobody waits for
+_ALTER_LOCK_TIMEOUT, _ALTER_PAUSE, _ALTER_PATIENCE = "200ms", 1.0, 60.0  # of an added column; the latter in seconds
+
+Connection = psycopg.Connection[Any]
+
+
+class StoredType(NamedTuple):
+    """How a kind is stored, and the type whose binary form equals a value as ingest already has it."""
+
+    name: str
+    copied_as: str
+    constraints: LiteralString
+
+
+_TEXT = StoredType("text", "text", """COLLATE "C" NOT NULL DEFAULT ''""")
+TYPES = {
+    "category": _TEXT,
+    "text": _TEXT,
+    "timestamp": StoredType("timestamptz", "int8", "NOT NULL"),
+    "number": StoredType("float8", "float8", ""),
+    "json": StoredType("json", "text", "NOT NULL DEFAULT '{}'"),
+    "uuid": StoredType("uuid", "bytea", "NOT NULL"),
+}
+
+
+def prepare(connection: Connection, dataset: Dataset) -> None:
+    """Create the dataset's table, or add the optional columns it lacks; safe from many processes at once.
+
+    Adding one needs the table alone for a moment: whoever writes would queue up behind that, and that behind a long
+    question. So it is tried for a moment only, again and again.
+    """
+    deadline = time.monotonic() + _ALTER_PATIENCE
+    with translated():
+        while True:
+            try:
+                return _prepare(connection, dataset)
+            except psycopg.errors.LockNotAvailable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_ALTER_PAUSE)
+
+
+def _prepare(connection: Connection, dataset: Dataset) -> None:
+    table = sql.Identifier(dataset.name)
+    with connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        found = _column_types(connection, dataset)
+        if not found:
+            columns = [sql.SQL("id bigint NOT NULL"), *map(_definition, (CREATED_AT, *dataset.columns))]
+            create = sql.SQL("CREATE TABLE {} ({}) PARTITION BY RANGE (created_at)")
+            connection.execute(create.format(table, sql.SQL(", ").join(columns)))
+            connection.execute(sql.SQL("CREATE INDEX ON {} ({})").format(table, sql.Identifier(dataset.time)))
+            brin = sql.SQL("CREATE INDEX ON {} USING brin (id) WITH (autosummarize = on)")
+            connection.execute(brin.format(table))
+            return
+        for column in dataset.columns:
+            if column.name not in found:
+                if not column.added:
+                    raise NeedsOperator(
+                        f"table {dataset.name} has no column {column.name}: say `added=True` in its description, or"
+                        " rows from before would no longer match their checksums"
+                    )
+                connection.execute(f"SET LOCAL lock_timeout = '{_ALTER_LOCK_TIMEOUT}'")
+                add = sql.SQL("ALTER TABLE {} ADD COLUMN {}")
+                connection.execute(add.format(table, _definition(column)))
+            elif found[column.name] != TYPES[column.kind].name:
+                raise NeedsOperator(
+                    f"table {dataset.name}: column {column.name} is {found[column.name]}, "
+                    f"its description says {TYPES[column.kind].name}"
+                )
+
+
+def ensure_partitions(connection: Connection, dataset: Dataset, first_day: int, days: int) -> None:
+    """Make the partitions of `days` days from `first_day` (days since 1970-01-01 UTC) that are not there yet.
+
+    Made beside the table and then attached, which neither waits for running queries nor holds any up.
+    """
+    wanted = {copy_target(dataset, day): day for day in range(first_day, first_day + days)}
+    with translated(), connection.transaction():
+        if not wanted.keys() - _partitions(connection, dataset):
+            return
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        parent = sql.Identifier(dataset.name)
+        for name in sorted(wanted.keys() - _partitions(connection, dataset)):
+            leaf = sql.Identifier(name)
+            like = sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING INDEXES)")
+            connection.execute(like.format(leaf, parent))
+            start = midnight(wanted[name])
+            attach = sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})")
+            connection.execute(attach.format(parent, leaf, start.isoformat(), (start + timedelta(days=1)).isoformat()))
+
+
+def index_search(connection: Connection, dataset: Dataset, today: int) -> list[str]:
+    """Index the days before `today` for text search, where PostgreSQL has pg_trgm; the partitions that got an index.
+
+    The day being written has none: it would make COPY an order of magnitude dearer (ADR 0007).
+    """
+    if dataset.search is None:
+        return []
+    with translated():
+        available = "SELECT 1 FROM pg_available_extensions WHERE name = 'pg_trgm'"
+        if not connection.execute(available).fetchone():
+            return []
+        if connection.execute("SELECT pg_try_advisory_lock(%s)", (SEARCH_LOCK,)).fetchone() == (False,):
+            return []
+        try:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
+            closed = (name for name in _partitions(connection, dataset) if name < copy_target(dataset, today))
+            return [name for name in sorted(closed) if _index_partition(connection, name, dataset.search)]
+        finally:
+            connection.execute("SELECT pg_advisory_unlock(%s)", (SEARCH_LOCK,))
+
+
+def _index_partition(connection: Connection, partition: str, column: str) -> bool:
+    """False when it is there already."""
+    index = f"{partition}_{column}_trgm"
+    if connection.execute("SELECT to_regclass(%s)", (f'"{index}"',)).fetchone() != (None,):
+        return False
+    create = sql.SQL("CREATE INDEX {} ON {} USING gin ({} gin_trgm_ops)")
+    connection.execute(create.format(*map(sql.Identifier, (index, partition, column))))
+    return True
+
+
+def drop_days(dataset: Dataset, before: int) -> int:
+    """Drop the partitions of all days below `before` (days since 1970-01-01 UTC); how many. Raises StoreDown.
+
+    Each is detached first, which neither waits for running questions nor holds any up, and may be killed half-way.
+    """
+    dropped = 0
+    names = {"names": rf"^{dataset.name}_y\d{{4}}m\d{{2}}d\d{{2}}$"}
+    with connect(PostgresSettings().postgres_url.get_secret_value()) as connection, translated():
+        rollup.forget(connection, dataset, before)
+        for name, pending in connection.execute(_DAYS, names).fetchall():
+            if name >= copy_target(dataset, before):
+                continue
+            leaf = sql.Identifier(name)
+            if pending is not None:
+                how = sql.SQL("FINALIZE" if pending else "CONCURRENTLY")
+                detach = sql.SQL("ALTER TABLE {} DETACH PARTITION {} {}")
+                connection.execute(detach.format(sql.Identifier(dataset.name), leaf, how))
+            connection.execute(sql.SQL("DROP TABLE {}").format(leaf))
+            dropped += 1
+    return dropped
+
+
+# With what a drop that was killed left: a partition half detached (true), or detached (null).
+_DAYS = """SELECT relname, inhdetachpending FROM pg_class LEFT JOIN pg_inherits ON inhrelid = pg_class.oid
+           WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace AND relname ~ %(names)s"""
+
+
+def midnight(day: int) -> datetime:
+    return datetime.fromtimestamp(day * 86_400, UTC)
+
+
+def _definition(column: Column) -> sql.Composed:
+    kind = TYPES[column.kind]
+    return sql.SQL("{} {} ").format(sql.Identifier(column.name), sql.Identifier(kind.name)) + sql.SQL(kind.constraints)
+
+
+def _column_types(connection: Connection, dataset: Dataset) -> dict[str, str]:
+    query = """SELECT attname, typname FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
+               WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
+    return dict(connection.execute(query, (f'"{dataset.name}"',)).fetchall())
+
+
+def _partitions(connection: Connection, dataset: Dataset) -> set[str]:
+    query = """SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+               WHERE inhparent = to_regclass(%s)"""
+    return {name for (name,) in connection.execute(query, (f'"{dataset.name}"',))}
+
+
+def copy_target(dataset: Dataset, day: int) -> str:
+    """The partition that holds the rows accepted on `day` (days since 1970-01-01 UTC)."""
+    return f"{dataset.name}_{midnight(day):y%Ym%md%d}"
