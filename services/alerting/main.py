@@ -13,12 +13,12 @@ from services.alerting.rules import DEFAULT_RULES, load
 from services.alerting.settings import AlertingSettings
 from services.alerting.watcher import Watcher
 from services.alerting.webhook import TIMEOUT_SECONDS, Poster, Webhooks
-from services.alerting.workers import Workers
 from services.core.errors import NeedsOperator
 from services.datasets.logs import DATASET
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
+from services.runtime.workers import Workers
 from services.streams import kafka
 
 STOP_SECONDS = 15

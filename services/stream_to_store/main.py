@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import click
 from fastapi import FastAPI
@@ -15,11 +16,12 @@ from services.ledger.sink_progress import SinkProgress
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
+from services.runtime.workers import Workers
+from services.stream_to_store import lag
 from services.stream_to_store.consumer import Consumer, Progress
 from services.stream_to_store.lane import Limits
 from services.stream_to_store.own_progress import OwnProgress
 from services.stream_to_store.settings import StreamToStoreSettings
-from services.stream_to_store.workers import Workers
 from services.streams import kafka
 from services.streams.dead_letters import TOPIC, DeadLetters
 
@@ -46,7 +48,7 @@ def create_app(settings: StreamToStoreSettings, consumers: list[Consumer]) -> Fa
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        workers = Workers(consumers)
+        workers = Workers([*(consumer.run for consumer in consumers), partial(lag.report, consumers)])
         workers.start()
         yield
         await asyncio.to_thread(workers.stop, DRAIN_SECONDS)

@@ -1,4 +1,4 @@
-"""The threads of the process. One that dies takes the process with it: alerting that is dead must not look alive."""
+"""The threads of a process. One that dies takes the process with it: what is dead must not look alive."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from services.runtime import logs
 
-_log = logs.get("alerting")
+_log = logs.get("workers")
 
 
 class Workers:
@@ -23,6 +23,7 @@ class Workers:
             thread.start()
 
     def stop(self, seconds: float) -> None:
+        """Let each end what it is about; what is not done after `seconds` is left."""
         self._stop.set()
         deadline = time.monotonic() + seconds
         for thread in self._threads:
