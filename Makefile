@@ -9,7 +9,7 @@ TESTS := $(wildcard tests/*.py tests/unit tests/property tests/contract tests/in
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
 .DEFAULT_GOAL := help
-.PHONY: help check install jars demo up down status logs test test-faults test-airflow lint types imports format bench lock clean
+.PHONY: help check install jars demo up down status logs test test-faults test-airflow lint types imports format bench bench-read lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ format: $(INSTALLED) ## Format the code, fix what ruff can fix
 
 bench: install ## Measure the figures of docs/benchmarks
 	$(BIN)/logpipe bench
+
+bench-read: install ## Only: the same questions to every store and engine, before and after compaction
+	$(BIN)/logpipe bench --only read
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"

@@ -7,7 +7,7 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 
 from services import datasets, stores
-from services.core.errors import StoreDown
+from services.core.errors import Invalid, StoreDown
 from services.core.ids import end_id
 from services.lake.table import NAME, table_uri
 from services.ledger import reading
@@ -49,9 +49,10 @@ def logs(spark: SparkSession, settings: LakeSettings, first: date, last: date, a
 
 
 def loaded(settings: ReportSettings, day: date) -> int:
-    """The batch up to which the lake has everything. Raises StoreDown while it lacks some that came before day's end.
+    """The batch up to which the lake has everything.
 
-    Without that a report made while the lake lags would leave rows out, and nobody would see it.
+    Raises StoreDown while it lacks some that came before day's end, and Invalid when retention has dropped rows of the
+    day: a report made then would leave rows out, and nobody would see it.
     """
     dataset = datasets.find(DATASET)
     with (
@@ -60,8 +61,12 @@ def loaded(settings: ReportSettings, day: date) -> int:
     ):
         as_of = Watermarks(ledger).of(reader, dataset)
         with ledger.connection() as connection:
-            waiting = reading.batches(connection, DATASET, as_of, reading.last_batch(connection), 1)
+            last, floor = reading.last_batch(connection), reading.floor(connection, DATASET)
+            waiting = reading.batches(connection, DATASET, as_of, last, 1)
+            kept = reading.batches(connection, DATASET, floor - 1, last, 1)
     end = begin(day + timedelta(days=1))
+    if floor and (not kept or kept[0].created_at >= end.timestamp() * 1e6):
+        raise Invalid(f"the logs of {day} were dropped by retention; a report made before that is kept as it is")
     if waiting and datetime.now(UTC) >= end and waiting[0].created_at < end.timestamp() * 1e6:
         raise StoreDown(
             NAME,

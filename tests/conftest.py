@@ -1,6 +1,7 @@
 """Real components for the tests that name one of these fixtures: each is started once a session, on free ports."""
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,11 @@ import pytest
 
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
+
+
+def pytest_configure() -> None:
+    """At SIGTERM, which is how a CI ends what takes too long, pytest stops what the fixtures started, as at Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @contextmanager

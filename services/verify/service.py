@@ -1,8 +1,9 @@
 """Runs a verification: fixes the point, waits for the stores to reach it, reconciles each."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rich.progress import Progress
 
@@ -46,15 +47,17 @@ class Verification:
         results: list[Result] = []
         unchecked: dict[str, str] = {}
         for dataset in request.datasets:
-            with self._ledger.connection() as connection:
-                first = reading.floor(connection, dataset.name)
-            scope = Scope(first, last, request.sample, request.seed)
             for reader in readers:
                 try:
-                    results.append(self._reconcile(reader, dataset, scope))
+                    check = partial(self._reconcile, reader, dataset, last, request)
+                    results.append(above(partial(self._floor, dataset), check))
                 except LogpipeError as error:
                     unchecked[reader.name] = str(error)
         return Report(last, request.seed, results, unchecked)
+
+    def _floor(self, dataset: Dataset) -> int:
+        with self._ledger.connection() as connection:
+            return reading.floor(connection, dataset.name)
 
     def _point(self) -> int:
         """All batches committed by now, once none below them can still appear."""
@@ -80,7 +83,8 @@ class Verification:
                     pass  # reading its rows will tell, and say why
                 self._progress.remove_task(task)
 
-    def _reconcile(self, reader: StoreReader, dataset: Dataset, scope: Scope) -> Result:
+    def _reconcile(self, reader: StoreReader, dataset: Dataset, last: int, request: Request, floor: int) -> Result:
+        scope = Scope(floor, last, request.sample, request.seed)
         behind = self._behind(reader, dataset, scope.last)
         task = self._progress.add_task(f"{reader.name}: {dataset.name}", total=self._accepted_rows(dataset, scope))
         try:
@@ -116,3 +120,11 @@ class Verification:
             if len(page) < _PAGE:
                 return
             after = page[-1].batch_id
+
+
+def above(floor: Callable[[], int], check: Callable[[int], Result]) -> Result:
+    """What `check` finds from the floor on; again when it rose meanwhile, for retention drops what is below it."""
+    while True:
+        result = check(start := floor())
+        if floor() == start:
+            return result

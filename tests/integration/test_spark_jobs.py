@@ -329,6 +329,16 @@ def test_rows_above_the_point_are_left_out_and_a_lake_that_lags_is_waited_for(wo
     assert f"lake: it is still loading what was accepted before the end of {DAY}" in output
 
 
+def test_a_day_that_retention_has_dropped_keeps_its_report(world: World, client: Client) -> None:
+    first_kept = world.accept(begin(DAY + timedelta(days=4)))
+    world.connection.execute("INSERT INTO floors VALUES ('logs', %s)", (first_kept,))
+    code, output = world.run("daily_report", DAY)
+    assert code == 1
+    assert f"the logs of {DAY} were dropped by retention" in output
+    assert_daily(world, client, as_of=2)
+    world.connection.execute("DELETE FROM floors")
+
+
 def test_bad_questions_are_answered_with_what_there_is(world: World, client: Client) -> None:
     asked = {
         "daily?day=2026-02-30": (422, "day: "),

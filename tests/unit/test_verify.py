@@ -1,7 +1,7 @@
 """The checker finds one lost row, one doubled row and one altered byte; and says nothing of what is right."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from services.verify import dead_letters, reconcile
 from services.verify.dead_letters import DeadLetters
 from services.verify.reconcile import Result, Scope
 from services.verify.report import Report, as_json, show
+from services.verify.service import above
 
 CODEC = RowCodec(DATASET)
 CREATED = 1_795_262_653_055_211
@@ -50,18 +51,22 @@ class Store(MemoryStore):
 
 
 def check(
-    changed: dict[int, Sequence[Row]],
+    changed: Mapping[int, Sequence[Row]],
     dead: dict[int, int] | None = None,
     sample: int | None = None,
     seed: int = 1,
+    first: int = 0,
 ) -> Result:
     """Reconcile a store that holds what was accepted, but for `changed`."""
     store = Store()
     for batch_id, rows in {**ACCEPTED, **changed}.items():
         store.put(batch_id, rows)
     steps: list[int] = []
-    result = reconcile.reconcile(store, DATASET, iter(LEDGER), dead or {}, Scope(0, LAST, sample, seed), steps.append)
-    assert sum(steps) == 20
+    accepted = [batch for batch in LEDGER if batch.batch_id >= first]
+    result = reconcile.reconcile(
+        store, DATASET, iter(accepted), dead or {}, Scope(first, LAST, sample, seed), steps.append
+    )
+    assert sum(steps) == sum(batch.rows for batch in accepted)
     return result
 
 
@@ -221,6 +226,13 @@ def test_a_store_that_keeps_its_rejects_is_asked_for_them_too() -> None:
         return Topic([letter(batch_id=7, id=70), letter(batch_id=8, id=80)])
 
     assert DeadLetters(open_topic).of(Lake(), DATASET) == {4: 2, 7: 1, 8: 1}
+
+
+def test_what_retention_drops_while_it_is_read_is_not_missing() -> None:
+    floors = iter((3, 7, 7, 7))
+    kept = {batch: rows if batch >= 7 else [] for batch, rows in ACCEPTED.items()}
+    result = above(lambda: next(floors), lambda floor: check(kept, first=floor))
+    assert (result.expected, differences(result)) == (12, {})
 
 
 def results() -> Iterator[Result]:
