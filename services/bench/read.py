@@ -16,16 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
+from deltalake import DeltaTable, QueryBuilder, write_deltalake
 
 from services import datasets
 from services.bench.figures import Figure, Matrix
 from services.generator.client import IngestClient
 from services.generator.load import Load
+from services.lake.table import table_uri
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.local.verification import verify
+from services.runtime.settings import LakeSettings
 
+# Without maintain, which would compact the small files before they are asked.
+_PROGRAMS = (
+    *("postgres", "kafka", "namenode", "datanode", "clickhouse", "redis", "spark-connect"),
+    *("ingest-api", "ingest-api-2", "stream-to-store", "stream-to-lake", "query-api"),
+)
 _REQUEST_ROWS = 10_000
+_SMALL_FILE_ROWS = 8192
 _LOAD_RATE = 1_000_000 / 60  # rows/s under which the newest rows are asked for
 _LOAD_SECONDS = 60
 _ASK_SECONDS = 0.2
@@ -37,7 +47,7 @@ ENGINES = {
     "lake, Spark": ("hdfs", {"engine": "spark"}),
 }
 _QUESTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "count": ("logs/aggregate", {"bucket": "1d"}),
+    "count": ("stats", {}),
     "group by level": ("logs/aggregate", {"group_by": "level"}),
     "ERROR by service": ("logs/aggregate", {"group_by": "service", "level": "ERROR"}),
     "newest 100 of a service": ("logs", {"service": "auth-service", "count": "none"}),
@@ -48,13 +58,15 @@ Say = Callable[[str], None]
 
 def measure(folder: Path, rows: int, runs: int, say: Say) -> tuple[list[Figure], list[Matrix]]:
     """Loads `rows` logs, asks each question `runs` times, the engines in turn; compacts, and asks the lake again."""
-    settings = LocalSettings.on_free_ports(folder)
+    settings = LocalSettings.on_free_ports(folder).model_copy(update={"lake_writer": "embedded"})
     with (
-        Stack(settings) as stack,
+        Stack(settings, _PROGRAMS) as stack,
         httpx.Client(base_url=f"http://127.0.0.1:{settings.query_port}", timeout=300) as client,
     ):
         say(f"loading {rows:,} rows")
         _load(stack, rows)
+        say(f"writing the lake anew in files of {_SMALL_FILE_ROWS:,} rows")
+        _shatter(stack)
         before = _ask_all(client, f"{rows:,} logs, the lake in small files", runs, say)
         say("compacting")
         started = time.monotonic()
@@ -75,6 +87,7 @@ def measure(folder: Path, rows: int, runs: int, say: Say) -> tuple[list[Figure],
             for engine in ENGINES
             if engine.startswith("lake") and ("count", engine) in before.cells and ("count", engine) in after.cells
         ]
+        Stack(settings, ("maintain",)).up()
         return [*gains, *_newest_under_load(stack, client, say)], [before, after]
 
 
@@ -91,6 +104,17 @@ def _load(stack: Stack, rows: int) -> None:
         raise RuntimeError(f"not everything arrived: {report}")
 
 
+def _shatter(stack: Stack) -> None:
+    """Leave the lake as a writer does that commits every second for an hour: one file for each few thousand rows."""
+    settings = LakeSettings(hdfs_url=stack.settings.urls()["LOGPIPE_HDFS_URL"])
+    table = DeltaTable(table_uri(settings, "logs"))
+    rows = pa.RecordBatchReader.from_stream(QueryBuilder().register("t", table).execute("SELECT * FROM t ORDER BY id"))
+    small = (
+        batch.slice(start, _SMALL_FILE_ROWS) for batch in rows for start in range(0, batch.num_rows, _SMALL_FILE_ROWS)
+    )
+    write_deltalake(table, pa.RecordBatchReader.from_batches(rows.schema, small), mode="overwrite", target_file_size=1)
+
+
 def _ask_all(client: httpx.Client, title: str, runs: int, say: Say) -> Matrix:
     say(title)
     as_of = min(client.get(f"/api/query/{route}/stats").json()["as_of"] for route, _ in ENGINES.values())
@@ -105,8 +129,8 @@ def _ask_all(client: httpx.Client, title: str, runs: int, say: Say) -> Matrix:
                     matrix.notes[question, engine] = reply.json()["detail"]
                     continue
                 body = reply.json()
-                answers[engine] = body["data"]
-                matrix.notes[question, engine] = _read(body["scanned"])
+                answers[engine] = body.get("data", body.get("logs_count"))
+                matrix.notes[question, engine] = _read(body["scanned"].get("logs", body["scanned"]))
                 if run:
                     matrix.cells.setdefault((question, engine), []).append(body["query_time_ms"])
         first = next(iter(answers.values()))
