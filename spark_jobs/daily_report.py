@@ -10,7 +10,7 @@ from pyspark.sql import functions as sql
 
 from services.reports.tables import Report
 from services.runtime.settings import LakeSettings
-from spark_jobs.day import ERROR, PERCENTILES, logs, percentiles, volume
+from spark_jobs.day import ERROR, PERCENTILES, Extent, logs, percentiles, volume
 
 _SLOWEST = 20
 
@@ -30,9 +30,9 @@ class Endpoint(NamedTuple):
     ms: list[float]
 
 
-def rows(spark: SparkSession, settings: LakeSettings, day: date, as_of: int) -> list[Report]:
+def rows(spark: SparkSession, settings: LakeSettings, day: date, extent: Extent) -> list[Report]:
     """One row, whether there are logs or not."""
-    of_day = logs(spark, settings, day, day, as_of)
+    of_day = logs(spark, settings, day, day, extent.as_of)
     counts = of_day.groupBy("level", "service", "hour").agg(sql.expr("count(1) AS rows"))
     slowest = (
         of_day.where("endpoint IS NOT NULL AND ms IS NOT NULL")

@@ -1,6 +1,7 @@
 """The lake's logs of some days, as the reports read them. A day is one of event time, in UTC."""
 
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -48,8 +49,16 @@ def logs(spark: SparkSession, settings: LakeSettings, first: date, last: date, a
     )
 
 
-def loaded(settings: ReportSettings, day: date) -> int:
-    """The batch up to which the lake has everything.
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """What the lake has: all batches up to `as_of`, of the days from `kept` on."""
+
+    as_of: int
+    kept: date
+
+
+def loaded(settings: ReportSettings, day: date) -> Extent:
+    """What can be reported on.
 
     Raises StoreDown while it lacks some that came before day's end, and Invalid when retention has dropped rows of the
     day: a report made then would leave rows out, and nobody would see it.
@@ -61,19 +70,19 @@ def loaded(settings: ReportSettings, day: date) -> int:
     ):
         as_of = Watermarks(ledger).of(reader, dataset)
         with ledger.connection() as connection:
-            last, floor = reading.last_batch(connection), reading.floor(connection, DATASET)
-            waiting = reading.batches(connection, DATASET, as_of, last, 1)
-            kept = reading.batches(connection, DATASET, floor - 1, last, 1)
-    end = begin(day + timedelta(days=1))
-    if floor and (not kept or kept[0].created_at >= end.timestamp() * 1e6):
+            waiting = reading.batches(connection, DATASET, as_of, reading.last_batch(connection), 1)
+            dropped = reading.last_dropped(connection, DATASET)
+    kept = date.min if dropped is None else datetime.fromtimestamp(dropped / 1e6, UTC).date() + timedelta(days=1)
+    if day < kept:
         raise Invalid(f"the logs of {day} were dropped by retention; a report made before that is kept as it is")
+    end = begin(day + timedelta(days=1))
     if waiting and datetime.now(UTC) >= end and waiting[0].created_at < end.timestamp() * 1e6:
         raise StoreDown(
             NAME,
             f"it is still loading what was accepted before the end of {day} (it has all up to batch {as_of}): try again"
             " in a minute; if batch and message stay the same, see the log of its writer",
         )
-    return as_of
+    return Extent(as_of, kept)
 
 
 def begin(day: date) -> datetime:

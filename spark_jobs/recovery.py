@@ -16,12 +16,12 @@ def resume(stream: LakeStream) -> Position:
     Where the topic no longer has what comes next, that is where it begins now.
     """
     stream.tables.prepare()
-    position = stream.tables.rows.position()
-    if position is None:
+    handle, position = stream.tables.rows.standing()
+    if position is None and handle.file_uris():
         raise NeedsOperator(f"{stream.dataset.name}: no commit of its table says where it stands: only --rebuild helps")
-    released = _released(position, stream.topic.topic_id(), stream.topic.bounds())
+    released = _released(position or Position("", {}), stream.topic.topic_id(), stream.topic.bounds())
     stream.checkpoint.delete()
-    stream.tables.release(released)
+    stream.tables.release(handle, released)
     return released
 
 
@@ -33,8 +33,8 @@ def rebuild(stream: LakeStream) -> None:
 
 
 def _released(position: Position, topic_id: str, bounds: Mapping[int, tuple[int, int]]) -> Position:
-    if position.topic_id != topic_id:
-        return Position(topic_id, {})
+    if position.topic_id not in ("", topic_id):
+        return Position(topic_id, {partition: first for partition, (first, _) in bounds.items()})
     offsets = {p: min(max(position.offsets.get(p, 0), first), end) for p, (first, end) in bounds.items()}
     # Whether the table's last batch still had to write its rejects, only the lost checkpoint knew.
     last = position.unfinished if position.query in ("", EMBEDDED) else position

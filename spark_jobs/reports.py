@@ -17,12 +17,12 @@ from services.runtime import logs
 from services.runtime.settings import LakeSettings
 from spark_jobs import daily_report as daily
 from spark_jobs import service_analysis as services
-from spark_jobs.day import DATASET, loaded
+from spark_jobs.day import DATASET, Extent, loaded
 from spark_jobs.session import open_session
 from spark_jobs.settings import ReportSettings
 from spark_jobs.tables import Tables
 
-Make = Callable[[SparkSession, LakeSettings, date, int], Sequence[Report]]
+Make = Callable[[SparkSession, LakeSettings, date, Extent], Sequence[Report]]
 
 _day = click.option(
     "--day", required=True, type=click.DateTime(["%Y-%m-%d"]), help="Of event time, in UTC. Any day, also again."
@@ -54,20 +54,20 @@ def run(name: str, make: Make, day: date) -> None:
     logs.configure(f"report-{name}", settings.log_level)
     console = Console(stderr=True)
     try:
-        as_of = loaded(settings, day)
+        extent = loaded(settings, day)
         Tables(settings, datasets.find(DATASET)).prepare()
         with console.status("starting Spark"):
             spark = open_session(f"report-{name}", settings)
         try:
             with console.status(f"reading the logs of {day}"):
-                rows = make(spark, settings, day, as_of)
+                rows = make(spark, settings, day, extent)
         finally:
             spark.stop()
-        point = {"as_of": as_of, "computed_at": datetime.now(UTC)}
+        point = {"as_of": extent.as_of, "computed_at": datetime.now(UTC)}
         ReportTable(settings, name).replace(day, [{**row, **point} for row in rows])
     except LogpipeError as error:
         raise click.ClickException(str(error)) from error
     except (PySparkException, Py4JError) as error:
         raise click.ClickException(str(StoreDown(NAME, str(error).strip().splitlines()[0]))) from error
     count = max(row["rows"] for row in rows)  # one of them is about all logs
-    click.echo(f"report {name} of {day}: {count:,} logs, as of batch {as_of}")
+    click.echo(f"report {name} of {day}: {count:,} logs, as of batch {extent.as_of}")

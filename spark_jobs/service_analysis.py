@@ -9,7 +9,7 @@ from pyspark.sql import SparkSession
 
 from services.reports.tables import Report
 from services.runtime.settings import LakeSettings
-from spark_jobs.day import ERROR, PERCENTILES, logs, percentiles, volume
+from spark_jobs.day import ERROR, PERCENTILES, Extent, logs, percentiles, volume
 
 BEFORE = 7  # days compared with
 _MESSAGES = 10  # of a service
@@ -42,12 +42,13 @@ class Message(NamedTuple):
     rows: int
 
 
-def rows(spark: SparkSession, settings: LakeSettings, day: date, as_of: int) -> list[Report]:
+def rows(spark: SparkSession, settings: LakeSettings, day: date, extent: Extent) -> list[Report]:
     """One for each service that has logs on `day`, and one, its service None, for all of them together."""
-    recent = logs(spark, settings, day - timedelta(days=BEFORE), day, as_of)
+    first = max(day - timedelta(days=BEFORE), extent.kept)
+    recent = logs(spark, settings, first, day, extent.as_of)
     service_days = spark.sql(_SERVICE_DAYS, recent=recent).collect()
     messages = spark.sql(_TOP_MESSAGES, {"day": day}, recent=recent).collect()
-    return assembled(day, [ServiceDay(*row) for row in service_days], [Message(*row) for row in messages])
+    return assembled(day, first, [ServiceDay(*row) for row in service_days], [Message(*row) for row in messages])
 
 
 _SERVICE_DAYS = f"""
@@ -67,8 +68,8 @@ _TOP_MESSAGES = f"""
 """  # noqa: S608
 
 
-def assembled(day: date, found: Iterable[ServiceDay], messages: Iterable[Message]) -> list[Report]:
-    """`messages`: the most frequent first."""
+def assembled(day: date, first: date, found: Iterable[ServiceDay], messages: Iterable[Message]) -> list[Report]:
+    """`first`: the earliest day that `found` is about. `messages`: the most frequent first."""
     by_service: dict[str | None, dict[date, ServiceDay]] = {None: {}}
     for each in found:
         by_service.setdefault(each.service, {})[each.day] = each
@@ -76,16 +77,21 @@ def assembled(day: date, found: Iterable[ServiceDay], messages: Iterable[Message
     for service, message, count in messages:
         top.setdefault(service, []).append({"message": message, "rows": count})
     return [
-        _report(day, service, days, top.get(service, []))
+        _report(day, first, service, days, top.get(service, []))
         for service, days in by_service.items()
         if service is None or day in days
     ]
 
 
 def _report(
-    day: date, service: str | None, found: Mapping[date, ServiceDay], messages: Sequence[Mapping[str, Any]]
+    day: date,
+    first: date,
+    service: str | None,
+    found: Mapping[date, ServiceDay],
+    messages: Sequence[Mapping[str, Any]],
 ) -> Report:
-    trend = [_measures(service, each, found) for each in (day - timedelta(days=n) for n in range(1, BEFORE + 1))]
+    before = (day - timedelta(days=n) for n in range(1, (day - first).days + 1))
+    trend = [_measures(service, each, found) for each in before]
     this = _measures(service, day, found)
     return {
         **{name: value for name, value in this.items() if name != "day"},

@@ -3,8 +3,10 @@
 from functools import partial
 
 from deltalake import CommitProperties, DeltaTable
+from deltalake.exceptions import CommitFailedError
 
 from services.core.dataset import Dataset
+from services.core.errors import NeedsOperator, StoreDown
 from services.lake import schema
 from services.lake.table import Position, Table, rejects_uri, table_uri, within_limit
 from services.runtime.settings import LakeSettings
@@ -27,13 +29,24 @@ class Tables:
     def is_empty(self) -> bool:
         return not _handle(self.rows).file_uris()
 
-    def release(self, position: Position) -> None:
-        """From now on nobody owns the table, and it stands at `position`."""
-        commit = CommitProperties(custom_metadata={"userMetadata": position.encode()})
-        table = _handle(self.rows)
-        within_limit(
-            lambda: table.create_write_transaction([], "append", table.schema(), ["day"], commit_properties=commit)
-        )
+    def release(self, handle: DeltaTable, position: Position) -> None:
+        """From now on nobody owns the table, and it stands at `position`: committed on the very version of `handle`.
+
+        Raises NeedsOperator when somebody has written it since.
+        """
+        commit = CommitProperties(custom_metadata={"userMetadata": position.encode()}, max_commit_retries=0)
+        try:
+            within_limit(
+                lambda: handle.create_write_transaction(
+                    [], "append", handle.schema(), [schema.DAY], commit_properties=commit
+                )
+            )
+        except StoreDown as error:
+            if not isinstance(error.__cause__, CommitFailedError):
+                raise
+            raise NeedsOperator(
+                f"{self._dataset.name}: its table in the lake is being written: stop its writer, then try again"
+            ) from error
 
     def empty(self) -> None:
         """Delete all rows, and release the table at the topic's beginning. Readers under way are not disturbed."""
@@ -41,7 +54,7 @@ class Tables:
         commit = CommitProperties(custom_metadata={"userMetadata": nothing.encode()})
         for table in (self.rejects, self.rows):
             within_limit(partial(_handle(table).delete, commit_properties=commit))
-        self.release(nothing)
+        self.release(_handle(self.rows), nothing)
 
 
 def _handle(table: Table) -> DeltaTable:

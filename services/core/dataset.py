@@ -105,6 +105,13 @@ ID = Column("id", "number")
 CREATED_AT = Column("created_at", "timestamp")
 SYSTEM_COLUMNS = ("id", "created_at")
 
+# Of other kinds, stores differ: where a missing number stands in an order, how a UUID sorts.
+_USES = {
+    "groupings": ("category", "text"),
+    "orderings": ("category", "text", "timestamp"),
+    "filters": ("category", "text", "uuid"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Alert:
@@ -153,6 +160,10 @@ class Dataset:
         for used in self.orderings:
             if used not in self.by_name and used not in SYSTEM_COLUMNS:
                 raise ValueError(f"dataset {self.name}: no column {used!r}")
+        for use, kinds in _USES.items():
+            for used in getattr(self, use):
+                if used in self.by_name and self.by_name[used].kind not in kinds:
+                    raise ValueError(f"dataset {self.name}: {use}: {used} is of another kind than {', '.join(kinds)}")
 
     @property
     def column_names(self) -> tuple[str, ...]:

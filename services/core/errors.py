@@ -105,7 +105,7 @@ class QueryTimeout(LogpipeError):
 
     def __init__(self, store: str, seconds: float) -> None:
         super().__init__(
-            f"{store}: no answer within {seconds:g} s; the query was cancelled: ask for less, or by smaller pages"
+            f"{store}: no answer within {seconds:.3g} s; the query was cancelled: ask for less, or by smaller pages"
         )
         self.store = store
 

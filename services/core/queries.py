@@ -75,6 +75,10 @@ class StatsQuestion:
     dataset: Dataset
     scan: bool = False
 
+    @property
+    def filters(self) -> Filters:
+        return Filters()
+
 
 Question = ListQuestion | AggregateQuestion | StatsQuestion
 

@@ -25,7 +25,7 @@ Row = tuple[Any, ...]
 
 MAX_LINE_BYTES = 256 * 1024
 MAX_JSON_DEPTH = 200
-_CHECKSUM_MASK = (1 << 63) - 1  # so that a checksum fits a signed 64-bit column
+CHECKSUM_MASK = (1 << 63) - 1  # so that a checksum fits a signed 64-bit column
 
 _SUSPECT_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
@@ -202,7 +202,7 @@ class RowCodec:
 
 def checksum(lines: Iterable[bytes]) -> int:
     """The sum of the lines' 64-bit hashes, in 0..2**63-1: the same in whatever order they come."""
-    return sum(map(xxhash.xxh3_64_intdigest, lines)) & _CHECKSUM_MASK
+    return sum(map(xxhash.xxh3_64_intdigest, lines)) & CHECKSUM_MASK
 
 
 def _wire_struct(dataset: Dataset) -> type[msgspec.Struct]:

@@ -17,7 +17,7 @@ from services.core.dataset import Dataset
 from services.core.errors import Backpressure, Invalid
 from services.core.queries import Filters, ListQuestion, StatsQuestion
 from services.core.rows import Row
-from services.lake.reader import Found, LakeReader, Limit, filters_of
+from services.lake.reader import Found, LakeReader, Limit
 from services.lake.snapshot import Snapshot
 from services.lake.sql import Dialect, Query
 from services.lake.table import NAME, Result, rejects_uri, started, translated, within_limit
@@ -82,7 +82,7 @@ class EmbeddedReader(LakeReader):
     def _count(self, snapshot: Snapshot, question: ListQuestion | StatsQuestion, as_of: int, limit: Limit) -> Found:
         """The table's log counts all rows: only those that came after `as_of` are read, to leave them out."""
         stored = snapshot.rows()
-        if question.scan or stored is None or filters_of(question) != Filters():
+        if question.scan or stored is None or question.filters != Filters():
             return super()._count(snapshot, question, as_of, limit)
         later = self._find(snapshot, self._sql(snapshot, question.dataset).count_beyond(as_of), limit)
         return Found([(stored - later.rows[0][0],)], later.files, "metadata")

@@ -10,13 +10,14 @@ from services.core.dataset import Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import batch_of
 from services.core.ports import QUESTION_SECONDS, Progress
-from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Method, Question, StatsQuestion
+from services.core.queries import AggregateQuestion, Answer, ListQuestion, Method, Question, StatsQuestion
 from services.core.rows import Row
 from services.lake.snapshot import Snapshot
 from services.lake.sql import Dialect, Query, Renderer
 from services.lake.table import NAME, Table, table_uri
 from services.runtime.settings import LakeSettings
 
+_DEEP = 100_000  # an offset for which it pays to count first: all rows before it are sorted in memory
 _WINDOW = 512  # batches counted at once: bounds the ids held
 
 
@@ -85,9 +86,12 @@ class LakeReader(ABC):
         counted = None
         match question:
             case ListQuestion():
-                found = self._find(snapshot, sql.page(question, as_of), limit)
-                if question.count:
+                if question.count or question.offset >= _DEEP:
                     counted = self._count(snapshot, question, as_of, limit)
+                if counted and counted.rows[0][0] <= question.offset:
+                    found = Found([], counted.files)
+                else:
+                    found = self._find(snapshot, sql.page(question, as_of), limit)
             case AggregateQuestion():
                 found = self._find(snapshot, sql.groups(question, as_of), limit)
             case StatsQuestion():
@@ -97,7 +101,7 @@ class LakeReader(ABC):
             list(found.rows),
             _ms_since(start),
             method=next((part.method for part in parts if part.method != "scan"), "scan"),
-            total=counted.rows[0][0] if counted else None,
+            total=counted.rows[0][0] if counted and isinstance(question, ListQuestion) and question.count else None,
             scanned={"files": max(part.files for part in parts), "files_total": snapshot.files.num_rows},
         )
 
@@ -125,7 +129,7 @@ class LakeReader(ABC):
 
     def _count(self, snapshot: Snapshot, question: ListQuestion | StatsQuestion, as_of: int, limit: Limit) -> Found:
         """One row, one value: how many rows match the filters."""
-        return self._find(snapshot, self._sql(snapshot, question.dataset).count(filters_of(question), as_of), limit)
+        return self._find(snapshot, self._sql(snapshot, question.dataset).count(question.filters, as_of), limit)
 
     def _sql(self, snapshot: Snapshot, dataset: Dataset) -> Renderer:
         """For one query."""
@@ -136,10 +140,6 @@ class LakeReader(ABC):
 
     def _table(self, uri: str) -> Table:
         return self._tables.setdefault(uri, Table(uri))
-
-
-def filters_of(question: ListQuestion | StatsQuestion) -> Filters:
-    return Filters() if isinstance(question, StatsQuestion) else question.filters
 
 
 def _of_no_table(question: Question, start: float) -> Answer:

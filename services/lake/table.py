@@ -82,8 +82,18 @@ class Table:
         """Its handle and its position, both of one version, for who commits on that very version; it must be there."""
         return within_limit(self._standing)
 
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Behind a call that hangs, threads must not queue up for ever."""
+        if not self._lock.acquire(timeout=_SECONDS):
+            raise TimeoutError
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def _take_snapshot(self) -> Snapshot | None:
-        with self._lock:
+        with self._held():
             if (table := self._refresh()) is None:
                 return None
             if self._snapshot is None or self._snapshot.version != table.version():
@@ -91,19 +101,19 @@ class Table:
             return self._snapshot
 
     def _engine(self) -> QueryBuilder | None:
-        with self._lock:
+        with self._held():
             table = self._refresh()
             return QueryBuilder().register("t", table) if table else None
 
     def _standing(self) -> tuple[DeltaTable, Position | None]:
-        with self._lock:
+        with self._held():
             position = self._find_position()
             if self._table is None:
                 raise TableNotFoundError(f"there is no table at {self.uri}")
             return self._table, position
 
     def _find_position(self) -> Position | None:
-        with self._lock:
+        with self._held():
             if (table := self._refresh()) is None:
                 return None
             known, position = self._position
@@ -114,7 +124,7 @@ class Table:
             return self._position[1]
 
     def _refresh(self) -> DeltaTable | None:
-        with self._lock:
+        with self._held():
             try:
                 if self._table is None:
                     self._table = DeltaTable(self.uri)

@@ -180,7 +180,8 @@ def add_post(connection: Connection, alert_id: int, event: Event) -> None:
 def claim_post(connection: Connection, seconds: float) -> Post | None:
     """The next event to post; nobody else gets it within so many seconds. None when none is due.
 
-    That an alert is resolved is not told before it was told that it opened.
+    That an alert is resolved is not told before it was told that it opened. What was tried least comes first: a
+    receiver that is away must not hold up the others.
     """
     with translated():
         row = connection.execute(
@@ -192,7 +193,7 @@ def claim_post(connection: Connection, seconds: float) -> Post | None:
                   AND (event = 'opened' OR NOT EXISTS (
                       SELECT FROM alert_posts AS first
                       WHERE first.alert_id = due.alert_id AND first.event = 'opened' AND first.delivered_at IS NULL))
-                ORDER BY next_try_at, alert_id LIMIT 1 FOR UPDATE SKIP LOCKED
+                ORDER BY attempts, next_try_at, alert_id LIMIT 1 FOR UPDATE SKIP LOCKED
             ) RETURNING alert_id, event, attempts
             """,
             (seconds, GIVE_UP_HOURS),

@@ -9,11 +9,11 @@ from services.ledger.schema import translated
 _DAY = 86_400_000_000  # microseconds
 
 
-def raise_to(connection: psycopg.Connection[Any], dataset: str, day: int) -> tuple[int, bool]:
+def raise_to(connection: psycopg.Connection[Any], dataset: str, day: int) -> int:
     """Put the floor above all batches accepted before `day` (days since 1970-01-01 UTC).
 
-    The day before which all can be dropped, and whether the floor had to be raised for it. An unpublished batch has its
-    rows in PostgreSQL alone: its day is kept, and so are those after it.
+    The day before which all can be dropped: an unpublished batch has its rows in PostgreSQL alone, so its day is kept,
+    and those after it.
     """
     with translated(), connection.transaction():
         row = connection.execute(
@@ -21,11 +21,11 @@ def raise_to(connection: psycopg.Connection[Any], dataset: str, day: int) -> tup
         ).fetchone()
         if row and row[0] is not None:
             day = min(day, row[0] // _DAY)
-        raised = connection.execute(
+        connection.execute(
             "INSERT INTO floors SELECT %(dataset)s, max(batch_id) + 1 FROM batches"
             " WHERE dataset = %(dataset)s AND created_at < %(end)s HAVING max(batch_id) IS NOT NULL"
             " ON CONFLICT (dataset) DO UPDATE SET batch_id = excluded.batch_id"
             " WHERE floors.batch_id < excluded.batch_id",
             {"dataset": dataset, "end": day * _DAY},
         )
-    return day, raised.rowcount == 1
+    return day

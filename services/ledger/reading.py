@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, LiteralString, NamedTuple
+from typing import Any, LiteralString, NamedTuple, cast
 
 import psycopg
 from psycopg_pool import ConnectionPool
@@ -93,6 +93,22 @@ def floor(connection: Connection, dataset: str) -> int:
     """The lowest batch that retention has left in place, 0 when it has dropped nothing."""
     with translated():
         return int(_one(connection, "SELECT coalesce(max(batch_id), 0) FROM floors WHERE dataset = %s", (dataset,))[0])
+
+
+def last_dropped(connection: Connection, dataset: str) -> int | None:
+    """When the last of the batches that retention has dropped was accepted, in microseconds; None without any."""
+    query = """SELECT max(created_at) FROM batches WHERE dataset = %s
+               AND batch_id < (SELECT batch_id FROM floors WHERE dataset = %s)"""
+    with translated():
+        return cast(int | None, _one(connection, query, (dataset, dataset))[0])
+
+
+def highest_offsets(connection: Connection, dataset: str) -> dict[int, int]:
+    """Partition -> the highest offset that a batch was published at."""
+    query = """SELECT (part ->> 0)::int, max((part ->> 1)::bigint)
+               FROM batches, jsonb_array_elements(parts) AS part WHERE dataset = %s GROUP BY 1"""
+    with translated():
+        return dict(connection.execute(query, (dataset,)).fetchall())
 
 
 def sink_offsets(connection: Connection, store: str, dataset: str) -> dict[int, int]:

@@ -5,16 +5,29 @@ settled which ids will never be batches (`Settled`), then the batches are walked
 has confirmed (`Loaded`). Both keep their place between calls and read only what is new.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import Lock
 
 from services.core.dataset import Dataset
+from services.core.errors import StoreDown
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
 from services.ledger import reading
 
+_PATIENCE = 10.0  # seconds for another question's look at the same: behind one that hangs nobody must queue up
 _IDS = 10_000  # batch ids read at once
 _FIRST_PAGE, _LAST_PAGE = 32, 8192  # batches read at once: a few when little is new, many when catching up
+
+
+@contextmanager
+def _held(lock: Lock, store: str) -> Iterator[None]:
+    if not lock.acquire(timeout=_PATIENCE):
+        raise StoreDown(store, f"it has not said for {_PATIENCE:.0f} s how far it is")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Settled:
@@ -86,7 +99,7 @@ class Watermarks:
 
     def settled(self) -> int:
         """The highest id at or below which no batch can appear any more. Raises StoreDown('postgres')."""
-        with self._settling, self._ledger.connection() as connection:
+        with _held(self._settling, "postgres"), self._ledger.connection() as connection:
             looked_again = False
             while True:
                 before = self._settled.end
@@ -107,7 +120,7 @@ class Watermarks:
         if reader.progress == "ledger":
             return settled
         loaded, lock = self._loaded.setdefault((reader.name, dataset.name), (Loaded(), Lock()))
-        with lock:
+        with _held(lock, reader.name):
             own = reader.position(dataset) if reader.progress == "own" else None
             with self._ledger.connection() as connection:
                 loaded.confirm(reading.sink_offsets(connection, reader.name, dataset.name) if own is None else own)

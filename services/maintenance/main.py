@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from threading import Event
 
 import click
 from fastapi import FastAPI
@@ -39,7 +38,7 @@ def main(names: tuple[str, ...], once: bool) -> None:
 
 def run_once(settings: MaintainSettings, chosen: tuple[Dataset, ...]) -> None:
     for dataset in chosen:
-        for what in Steps(settings, dataset, Event().wait).all():
+        for what in Steps(settings, dataset).all():
             click.echo(what)
         click.echo(f"{dataset.name}: done")
 

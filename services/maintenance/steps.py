@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 from services import stores
 from services.core import metric_names
 from services.core.dataset import Dataset
-from services.core.ports import QUESTION_SECONDS
+from services.core.errors import LogpipeError
 from services.lake.maintenance import TableMaintenance
 from services.ledger import floors, schema
 from services.maintenance.settings import MaintainSettings
@@ -17,31 +17,28 @@ _DAY_SECONDS = 86_400
 
 
 class Steps:
-    """`wait`: sleeps for so many seconds; true when it is time to stop."""
-
-    def __init__(
-        self,
-        settings: MaintainSettings,
-        dataset: Dataset,
-        wait: Callable[[float], bool],
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, settings: MaintainSettings, dataset: Dataset, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
         self._dataset = dataset
-        self._wait = wait
         self._clock = clock
         self._lake = TableMaintenance(settings, dataset)
         self._vacuum_at = 0.0
 
     def all(self) -> Iterator[str]:
-        """What was done, step by step. Raises StoreDown."""
+        """What was done, step by step. One that fails holds up no other; then StoreDown is raised at the end."""
+        errors: list[LogpipeError] = []
         did = False
         for step in (self._compact, self._retain, self._vacuum):
-            for what in step():
-                did = True
-                yield f"{self._dataset.name}: {what}"
+            try:
+                for what in step():
+                    did = True
+                    yield f"{self._dataset.name}: {what}"
+            except LogpipeError as error:
+                errors.append(error)
         if did:
             self._lake.repeat_position()
+        if errors:
+            raise errors[0]
 
     def _compact(self) -> Iterator[str]:
         small = self._lake.small_files()
@@ -53,20 +50,26 @@ class Steps:
                 yield f"{merged} files of {day} merged in {self._clock() - start:.1f} s"
 
     def _retain(self) -> Iterator[str]:
-        """The floor first: once no question is under way that was asked below it, the days below can go."""
+        """The floor first, so that nobody looks for what is being dropped; then each store, even with one away."""
         if self._settings.retention_days is None:
             return
         wanted = int(self._clock()) // _DAY_SECONDS - self._settings.retention_days
         with schema.connect(self._settings.postgres_url.get_secret_value()) as connection:
             schema.prepare(connection)
-            before, raised = floors.raise_to(connection, self._dataset.name, wanted)
+            before = floors.raise_to(connection, self._dataset.name, wanted)
         if before < wanted:
             yield f"days from {_date(before)} on are kept: a batch of that day is not published yet"
-        if raised and self._wait(QUESTION_SECONDS):
-            return
+        errors: list[LogpipeError] = []
         for store in stores.names():
-            if days := stores.drop_days(store, self._dataset, before):
+            try:
+                days = stores.drop_days(store, self._dataset, before)
+            except LogpipeError as error:
+                errors.append(error)
+                continue
+            if days:
                 yield f"{days} days before {_date(before)} dropped from {store}"
+        if errors:
+            raise errors[0]
 
     def _vacuum(self) -> Iterator[str]:
         if self._clock() < self._vacuum_at:

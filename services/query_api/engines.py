@@ -3,15 +3,16 @@
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import TypeVar
 
-from services.core.errors import Invalid
+from services.core.errors import Backpressure, Invalid
 from services.core.ports import StoreReader
 
 OpenReader = Callable[[], StoreReader]
 
 _THREADS = 8  # an engine's: as many questions as it is asked at once
+_PLACES = 2 * _THREADS  # of questions under way or waiting: each holds one of the threads that serve requests
 
 Result = TypeVar("Result")
 
@@ -28,6 +29,7 @@ class Engine:
         self._opening = Lock()
         self._reader = None if open_other else store
         self._threads = ThreadPoolExecutor(_THREADS, self.label)
+        self._places = BoundedSemaphore(_PLACES)
 
     def reader(self) -> StoreReader:
         """Opened at its first use."""
@@ -38,7 +40,12 @@ class Engine:
             return self._reader
 
     def begin(self, work: Callable[["Engine"], Result]) -> Future[Result]:
-        return self._threads.submit(work, self)
+        """Raises Backpressure when too many are under way."""
+        if not self._places.acquire(blocking=False):
+            raise Backpressure(f"{self.label}: {_PLACES} questions are under way or waiting")
+        future = self._threads.submit(work, self)
+        future.add_done_callback(lambda _: self._places.release())
+        return future
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

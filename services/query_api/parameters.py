@@ -1,12 +1,24 @@
 """Query parameters of one dataset, made from its description, and the questions they ask."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from services.core.dataset import Column, Dataset
 from services.core.errors import Invalid
@@ -27,12 +39,11 @@ Point = int | None
 
 def _microseconds(value: str) -> int:
     """Epoch seconds or ISO 8601; without an offset it is UTC."""
-    try:
-        return int(Decimal(value) * 1_000_000)
-    except (InvalidOperation, OverflowError):
-        pass
-    except ValueError:
-        raise ValueError("not a number of seconds") from None
+    with suppress(InvalidOperation):
+        seconds = Decimal(value)
+        if not seconds.is_finite() or seconds.adjusted() > _MOST_DIGITS:
+            raise ValueError("not a number of seconds, or too many of them")
+        return int(seconds * 1_000_000)
     try:
         instant = datetime.fromisoformat(_with_plus(value))
     except ValueError:
@@ -43,6 +54,7 @@ def _microseconds(value: str) -> int:
 
 
 _MICROSECOND = datetime.resolution
+_MOST_DIGITS = 100  # a number with a million of them would take its time
 
 
 def _with_plus(value: str) -> str:
@@ -74,6 +86,15 @@ class Parameters(BaseModel):
         None, ge=0, description="answer from the batches up to this one; else the latest there is"
     )
     method: Literal["auto", "scan"] = Field("auto", description="`scan`: read the rows, so that times can be compared")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        allowed = [field.alias or name for name, field in cls.model_fields.items()]
+        if unknown := sorted(set(given).difference(allowed, cls.model_fields)):
+            told = {"unknown": ", ".join(unknown), "allowed": ", ".join(allowed)}
+            raise PydanticCustomError("unknown_parameter", "unknown: {unknown}; there are: {allowed}", told)
+        return given
 
     @property
     def scan(self) -> bool:

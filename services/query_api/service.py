@@ -99,10 +99,11 @@ class QueryService:
         Raises Invalid, StoreDown, Backpressure or QueryTimeout.
         """
         start, asked = time.perf_counter(), self._store(route).engine(engine)
+        deadline = time.monotonic() + self._seconds
 
         def answer(engine: Engine) -> tuple[Answer, int]:
             point = _point(as_of, self._watermark(engine.store, question.dataset))
-            return self._kept(engine, question, point, use_cache=use_cache), point
+            return self._kept(engine, question, point, deadline, use_cache=use_cache), point
 
         return Reply(asked.source, *self._alone(asked, answer), _ms_since(start))
 
@@ -117,15 +118,14 @@ class QueryService:
     ) -> Stats:
         """How many rows each dataset has in one store. Raises as `ask` does."""
         start, asked = time.perf_counter(), self._store(route).engine(engine)
+        deadline = time.monotonic() + self._seconds
 
         def answer(engine: Engine) -> tuple[dict[str, Answer], int]:
             point = _point(as_of, min(self._watermark(engine.store, dataset) for dataset in self._datasets))
-            deadline = time.monotonic() + self._seconds
-            answers = {}
-            for dataset in self._datasets:
-                left = max(0.0, deadline - time.monotonic())
-                question = StatsQuestion(dataset, scan)
-                answers[dataset.name] = self._kept(engine, question, point, left, use_cache=use_cache)
+            answers = {
+                dataset.name: self._kept(engine, StatsQuestion(dataset, scan), point, deadline, use_cache=use_cache)
+                for dataset in self._datasets
+            }
             return answers, point
 
         return Stats(asked.source, *self._alone(asked, answer), _ms_since(start))
@@ -145,7 +145,9 @@ class QueryService:
         while True:
             point = _point(as_of, min(marks.values(), default=0)) if marks else 0
             able = [engine for engine in chosen if engine.store.source in marks]
-            answers, failures = self._of_each(able, partial(self._answer, question=question, as_of=point))
+            deadline = time.monotonic() + self._seconds
+            answer = partial(self._answer, question=question, as_of=point, deadline=deadline)
+            answers, failures = self._of_each(able, answer)
             failed.update(failures)
             gone = {e.store.source for e in chosen if isinstance(failures.get(e.source), StoreDown)}
             gone -= {e.store.source for e in chosen if e.source in answers}
@@ -193,16 +195,17 @@ class QueryService:
                 raise
             return known
 
-    def _kept(
-        self, engine: Engine, question: Question, as_of: int, seconds: float | None = None, *, use_cache: bool
-    ) -> Answer:
-        ask = partial(self._answer, engine, question, as_of, seconds)
+    def _kept(self, engine: Engine, question: Question, as_of: int, deadline: float, *, use_cache: bool) -> Answer:
+        ask = partial(self._answer, engine, question, as_of, deadline)
         if self._cache is None or question.scan or not use_cache:
             return ask()
         return self._cache.answer(engine.label, question, as_of, ask)
 
-    def _answer(self, engine: Engine, question: Question, as_of: int, seconds: float | None = None) -> Answer:
-        answer = engine.reader().answer(question, as_of, self._seconds if seconds is None else seconds)
+    def _answer(self, engine: Engine, question: Question, as_of: int, deadline: float) -> Answer:
+        reader = engine.reader()
+        if (left := deadline - time.monotonic()) <= 0:
+            raise QueryTimeout(engine.label, self._seconds)
+        answer = reader.answer(question, as_of, left)
         kind = _KINDS[type(question).__name__]
         metrics.histogram(metric_names.QUERY_SECONDS, engine.label, question.dataset.name, kind).observe(
             answer.elapsed_ms / 1e3
@@ -216,10 +219,15 @@ class QueryService:
         self, engines: Iterable[Engine], work: Callable[[Engine], Result]
     ) -> tuple[dict[str, Result], dict[str, LogpipeError]]:
         """By source: what `work` gave, and why it failed where the store was down, full or too slow. All at once."""
-        under_way = [(engine, engine.begin(work)) for engine in engines]
         deadline = time.monotonic() + self._seconds + _GRACE_SECONDS
         results: dict[str, Result] = {}
         failures: dict[str, LogpipeError] = {}
+        under_way: list[tuple[Engine, Future[Result]]] = []
+        for engine in engines:
+            try:
+                under_way.append((engine, engine.begin(work)))
+            except Backpressure as error:
+                failures[engine.source] = error
         for engine, future in under_way:
             try:
                 results[engine.source] = self._result(engine, future, deadline)
@@ -231,7 +239,8 @@ class QueryService:
         try:
             return future.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError as error:
-            future.cancel()
+            if future.cancel():  # it was never its turn
+                raise QueryTimeout(engine.label, self._seconds) from error
             raise StoreDown(engine.label, "hangs: it has neither answered nor said that it takes too long") from error
 
 

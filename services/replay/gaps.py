@@ -9,7 +9,7 @@ from services.core.errors import LogpipeError, NeedsOperator
 from services.core.ids import batch_of
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
-from services.core.rows import RowCodec
+from services.core.rows import CHECKSUM_MASK, RowCodec, checksum
 
 _ENCODED_AT_ONCE = 10_000
 
@@ -50,29 +50,38 @@ def read(
 ) -> Missing:
     """The rows that close the gaps, those of `batches`, from `source`.
 
-    Raises TooLarge beyond `max_bytes`, StoreDown, and NeedsOperator when `source` has not all rows itself.
+    Raises TooLarge beyond `max_bytes`, StoreDown, and NeedsOperator when `source` has not all rows as
+    they were accepted.
     """
     ids: list[int] = []
     lines: list[bytes] = []
     size = 0
     seen: Counter[int] = Counter()
-    rows = source.rows(codec.dataset, min(gaps), max(gaps))
+    sums: Counter[int] = Counter()
+    rows = (row for row in source.rows(codec.dataset, min(gaps), max(gaps)) if batch_of(row[0]) in gaps)
     while some := list(islice(rows, _ENCODED_AT_ONCE)):
-        wanted = []
-        for row in some:
+        for row, line in zip(some, codec.encode(some), strict=True):
             batch_id = batch_of(row[0])
             seen[batch_id] += 1
-            if batch_id in gaps and row[0] not in gaps[batch_id]:
-                wanted.append(row)
-        ids += [row[0] for row in wanted]
-        lines += codec.encode(wanted)
-        size += sum(map(len, lines[len(lines) - len(wanted) :]))
+            sums[batch_id] += checksum([line])
+            if row[0] not in gaps[batch_id]:
+                ids.append(row[0])
+                lines.append(line)
+                size += len(line)
         if max_bytes is not None and size > max_bytes:
             raise TooLarge(f"more than {max_bytes} bytes")
     for batch in batches:
-        if batch.batch_id in gaps and seen[batch.batch_id] != batch.rows:
+        if batch.batch_id not in gaps:
+            continue
+        if seen[batch.batch_id] != batch.rows:
             raise NeedsOperator(
                 f"batch {batch.batch_id} of {batch.dataset} has {batch.rows} rows in the ledger and"
                 f" {seen[batch.batch_id]} in {source.name}: run `logpipe verify --store {source.name}`"
+            )
+        if sums[batch.batch_id] & CHECKSUM_MASK != batch.checksum:
+            raise NeedsOperator(
+                f"batch {batch.batch_id} of {batch.dataset} reads differently from {source.name} than it was accepted:"
+                " this process may be older than the ingest API, and not know a column of it: update it; else run"
+                f" `logpipe verify --store {source.name}`"
             )
     return Missing(ids, lines)

@@ -7,7 +7,7 @@ from typing import Self
 
 from services import stores
 from services.core.dataset import Dataset
-from services.core.errors import Conflict, Invalid
+from services.core.errors import Conflict, Invalid, NeedsOperator
 from services.core.ids import batch_of
 from services.core.ports import PartitionReader, StoreReader, TransactionalProducer
 from services.core.rows import RowCodec
@@ -76,9 +76,16 @@ class Replays:
         )
 
     def _note(self, progress: ReplayProgress, topic: PartitionReader, dataset: Dataset, first: int | None) -> Replay:
-        store, bounds = self._reader.name, topic.bounds()
+        store = self._reader.name
         with self._ledger.connection() as connection:
             offsets = reading.sink_offsets(connection, store, dataset.name)
+            published = reading.highest_offsets(connection, dataset.name)
+        bounds = topic.bounds()
+        if any(offset >= bounds.get(partition, (0, 0))[1] for partition, offset in published.items()):
+            raise NeedsOperator(
+                f"{dataset.topic} ends before offsets that batches were published at: it was deleted and made anew."
+                " docs/operations.md, Replay, says how to go on"
+            )
         skips = any(offsets.get(partition, -1) < low for partition, (low, _) in bounds.items())
         if skips and kafka.members(self._kafka_url, kafka.sink_group(store, dataset.name)):
             raise Conflict(

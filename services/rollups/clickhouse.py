@@ -57,7 +57,7 @@ def query(question: Question, as_of: int, time: str) -> tuple[str, dict[str, Any
     grouped = f"GROUP BY {keys} ORDER BY {order}" if keys else ""
     # Names come from dataset descriptions, numbers are ours, and every text is a parameter.
     statement = f"SELECT {columns} FROM ({' UNION ALL '.join(counts)}) {grouped}"  # noqa: S608
-    return statement, {f"equals{n}": value for n, (_, value) in enumerate(questions.filters_of(question).equals)}
+    return statement, {f"equals{n}": value for n, (_, value) in enumerate(question.filters.equals)}
 
 
 def _counts(question: Question, batches: str, time: str, times: Times) -> str:
@@ -65,7 +65,7 @@ def _counts(question: Question, batches: str, time: str, times: Times) -> str:
     for operator, bound in ((">=", times.start), ("<", times.end)):
         if bound is not None:
             conditions.append(f"{time} {operator} fromUnixTimestamp64Micro({bound:d}, 'UTC')")
-    for n, (column, _) in enumerate(questions.filters_of(question).equals):
+    for n, (column, _) in enumerate(question.filters.equals):
         conditions.append(f"{_quoted(column)} = {{equals{n}:String}}")
     if isinstance(question, AggregateQuestion):
         if question.bucket:

@@ -97,7 +97,7 @@ def counted(fetch: Fetch, question: Question, as_of: int) -> list[Row] | None:
     if groups:
         order = map(sql.SQL, questions.order(question))
         query += sql.SQL(" GROUP BY {} ORDER BY {}").format(_listed(groups), _listed(order))
-    return fetch(query, [value for _, value in questions.filters_of(question).equals] * len(counts))
+    return fetch(query, [value for _, value in question.filters.equals] * len(counts))
 
 
 def _counts(
@@ -108,7 +108,7 @@ def _counts(
         if bound is not None:
             instant = _EPOCH + timedelta(microseconds=bound)
             conditions.append(sql.SQL("{} {} {}").format(sql.Identifier(time), operator, instant))
-    for column, _ in questions.filters_of(question).equals:
+    for column, _ in question.filters.equals:
         conditions.append(sql.SQL("{} = %s").format(sql.Identifier(column)))
     if isinstance(question, AggregateQuestion):
         if question.bucket:

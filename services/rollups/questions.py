@@ -12,7 +12,7 @@ from typing import LiteralString
 
 from services.core.dataset import Dataset
 from services.core.ids import end_id, first_id
-from services.core.queries import MINUTE, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.queries import MINUTE, AggregateQuestion, ListQuestion, Question
 
 _TEXTUAL = {"category", "text"}
 
@@ -48,10 +48,6 @@ class Plan:
     rows: tuple[Rows, ...]
 
 
-def filters_of(question: Question) -> Filters:
-    return Filters() if isinstance(question, StatsQuestion) else question.filters
-
-
 def keys(question: Question) -> list[LiteralString]:
     """Names for what the question groups by, in the statement that answers it; none when it asks for one count."""
     if not isinstance(question, AggregateQuestion):
@@ -67,7 +63,7 @@ def order(question: Question) -> list[LiteralString]:
 
 def known(question: Question) -> bool:
     """Whether a rollup knows all that is asked for, and may be asked."""
-    dataset, filters = question.dataset, filters_of(question)
+    dataset, filters = question.dataset, question.filters
     columns = [column for column, _ in filters.equals]
     if isinstance(question, ListQuestion) and not question.count:
         return False
@@ -84,7 +80,7 @@ def plan(question: Question, until: int, as_of: int) -> Plan | None:
 
     None when the rollup does not know what is asked for, or would have no part in the answer.
     """
-    times = Times(filters_of(question).start, filters_of(question).end)
+    times = Times(question.filters.start, question.filters.end)
     start = None if times.start is None else -(-times.start // MINUTE) * MINUTE
     end = None if times.end is None else times.end // MINUTE * MINUTE
     if not known(question) or until == 0 or (start is not None and end is not None and start >= end):

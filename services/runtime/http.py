@@ -165,7 +165,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 async def _on_invalid_parameters(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    wrong = [f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors()]
+    wrong = [": ".join(filter(None, [".".join(map(str, e["loc"][1:])), e["msg"]])) for e in error.errors()]
     return problem(422, "; ".join(wrong), "Invalid request")
 
 

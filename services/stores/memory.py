@@ -46,8 +46,9 @@ class MemoryStore:
 
     def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
         dataset = question.dataset
-        filters = Filters() if isinstance(question, StatsQuestion) else question.filters
-        rows = [row for row in self._all(dataset) if row[0] < end_id(as_of) and _matches(dataset, filters, row)]
+        rows = [
+            row for row in self._all(dataset) if row[0] < end_id(as_of) and _matches(dataset, question.filters, row)
+        ]
         scanned = {"rows": sum(1 for _ in self._all(dataset))}
         match question:
             case ListQuestion():

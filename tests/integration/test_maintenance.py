@@ -96,34 +96,26 @@ def test_days_beyond_retention_go_from_every_store_below_one_floor(environment: 
     """Batch 5 was accepted on a day that is kept, before batch 6 of a day that goes: midnight is not sharp."""
     days = {1: TODAY - 4, 2: TODAY - 4, 3: TODAY - 3, 4: TODAY - 3, 5: TODAY - 2, 6: TODAY - 3, 7: TODAY - 2, 8: TODAY}
     fill(environment, days)
-    waited: list[float] = []
-
-    def wait(seconds: float) -> bool:
-        """Once the floor is up, until questions below it have ended: nothing is dropped yet."""
-        assert all(held(store) == list(days) for store in stores.readers())
-        waited.append(seconds)
-        return False
 
     def clock() -> float:
         return TODAY * 86_400 + 5.0
 
     settings = MaintainSettings(retention_days=2)
-    said = list(Steps(settings, DATASET, wait, clock).all())
+    said = list(Steps(settings, DATASET, clock).all())
     assert sorted(said) == [
         f"logs: 2 days before {date(1970, 1, 1) + timedelta(days=TODAY - 2)} dropped from {store}"
         for store in ("clickhouse", "lake", "postgres")
     ]
-    assert len(waited) == 1
     for store in stores.readers():
         assert held(store) == [5, 7, 8]
     with schema.connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
         assert reading.floor(connection, DATASET.name) == 7
-        assert floors.raise_to(connection, DATASET.name, TODAY - 2) == (TODAY - 2, False)
-    assert list(Steps(settings, DATASET, wait, clock).all()) == []
+        assert floors.raise_to(connection, DATASET.name, TODAY - 2) == TODAY - 2
+    assert list(Steps(settings, DATASET, clock).all()) == []
     assert verified(environment)["expected"] == 2 * ROWS
 
     unfinished_drop(environment, TODAY - 2)
-    assert list(Steps(MaintainSettings(retention_days=1), DATASET, lambda seconds: False, clock).all())
+    assert list(Steps(MaintainSettings(retention_days=1), DATASET, clock).all())
     for store in stores.readers():
         assert held(store) == [8]
     with schema.connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
@@ -134,7 +126,7 @@ def test_a_batch_that_is_not_published_keeps_its_day(environment: dict[str, str]
     fill(environment, {1: TODAY - 5, 2: TODAY - 4, 3: TODAY})
     with schema.connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
         connection.execute("UPDATE batches SET published_at = NULL, parts = NULL WHERE batch_id = 2")
-        assert floors.raise_to(connection, DATASET.name, TODAY - 1) == (TODAY - 4, True)
+        assert floors.raise_to(connection, DATASET.name, TODAY - 1) == TODAY - 4
         assert reading.floor(connection, DATASET.name) == 2
 
 

@@ -1,5 +1,6 @@
 """`logpipe replay` with real PostgreSQL, Kafka and ClickHouse engine, while rows go on coming in; killed in between."""
 
+import json
 import os
 import random
 import subprocess
@@ -264,3 +265,14 @@ def test_where_a_stream_begins_is_not_set_under_its_feet(world: World) -> None:
         future.result(30)
     until(lambda: f"stop stream-to-store --store {STORE}" in failed(world.replay("--dataset", "events")))
     assert world.sql("SELECT FROM replays") == []
+
+
+def test_a_topic_that_was_made_anew_is_told_and_can_be_settled(world: World) -> None:
+    """Offsets of the old one lie beyond the end of the new one, or mean other messages."""
+    parts = world.sql("SELECT parts FROM batches WHERE batch_id = 1")[0][0]
+    world.sql("UPDATE batches SET parts = '[[0, 1000000000]]' WHERE batch_id = 1")
+    assert "it was deleted and made anew" in failed(world.replay("--dataset", "logs"))
+    world.sql("UPDATE batches SET parts = '[[0, -1]]' WHERE batch_id = 1")
+    ended(world.replay("--dataset", "logs"))
+    world.verify()
+    world.sql("UPDATE batches SET parts = %s::jsonb WHERE batch_id = 1", json.dumps(parts))

@@ -1,12 +1,16 @@
 """A new dataset is one file, a new store is one file: both dropped in here, and found everywhere."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from services import datasets, stores
+from services.core.dataset import Column
 from services.core.errors import Invalid
 from services.core.rows import RowCodec
+from services.datasets.logs import DATASET as LOGS
 from services.generator.synthesis import Synthesizer
 from services.ingest_api.endpoints import collect_router
 from services.stores import clickhouse, postgres
@@ -74,3 +78,20 @@ def test_without_the_files_neither_is_known() -> None:
         datasets.find("payments")
     with pytest.raises(Invalid, match="clickhouse"):
         stores.open_reader("toy")
+
+
+@pytest.mark.parametrize(
+    ("use", "column"),
+    [
+        ("groupings", "amount"),
+        ("groupings", "timestamp"),
+        ("orderings", "amount"),
+        ("orderings", "payment_id"),
+        ("filters", "amount"),
+        ("filters", "metadata"),
+    ],
+)
+def test_a_use_that_stores_would_answer_differently_is_refused(use: str, column: str) -> None:
+    columns = (*LOGS.columns, Column("amount", "number"), Column("payment_id", "uuid", required=True))
+    with pytest.raises(ValueError, match=f"logs: {use}: {column} is of another kind"):
+        replace(LOGS, columns=columns, **cast(Any, {use: (column,)}))

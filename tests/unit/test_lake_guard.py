@@ -90,26 +90,37 @@ def test_an_emptied_table_takes_any_topic() -> None:
         ("topic-1", BOUNDS, Position("topic-1", {0: 20, 1: 30}, unfinished=STORED)),
         ("topic-1", {0: (0, 50), 1: (16, 50)}, Position("topic-1", {0: 20, 1: 30})),
         ("topic-1", {0: (25, 50), 1: (25, 28), 2: (3, 9)}, Position("topic-1", {0: 25, 1: 28, 2: 3})),
-        ("topic-2", BOUNDS, Position("topic-2", {})),
+        ("topic-2", BOUNDS, Position("topic-2", {0: 0, 1: 5})),
     ],
     ids=["all there", "the last batch is gone", "what comes next is gone", "another topic"],
 )
 def test_resuming_releases_the_table_where_the_topic_can_go_on(
     topic_id: str, bounds: dict[int, tuple[int, int]], released: Position
 ) -> None:
-    stream = Mock(dataset=DATASET)
-    stream.tables.rows.position.return_value = STORED
+    stream, handle = Mock(dataset=DATASET), Mock()
+    stream.tables.rows.standing.return_value = (handle, STORED)
     stream.topic.topic_id.return_value = topic_id
     stream.topic.bounds.return_value = bounds
     assert resume(stream) == released
     stream.checkpoint.delete.assert_called_once_with()
-    stream.tables.release.assert_called_once_with(released)
+    stream.tables.release.assert_called_once_with(handle, released)
     assert starting_offsets(DATASET, released, False, None, topic_id, bounds) == released.offsets
 
 
 def test_a_table_that_does_not_say_where_it_stands_cannot_be_resumed() -> None:
-    stream = Mock(dataset=DATASET)
-    stream.tables.rows.position.return_value = None
+    stream, handle = Mock(dataset=DATASET), Mock()
+    handle.file_uris.return_value = ["one"]
+    stream.tables.rows.standing.return_value = (handle, None)
     with pytest.raises(NeedsOperator, match="only --rebuild helps"):
         resume(stream)
     stream.checkpoint.delete.assert_not_called()
+
+
+@pytest.mark.parametrize("position", [None, Position(topic_id="", offsets={})], ids=["new", "emptied"])
+def test_an_empty_table_can_begin_where_the_topic_begins_now(position: Position | None) -> None:
+    stream, handle = Mock(dataset=DATASET), Mock()
+    handle.file_uris.return_value = []
+    stream.tables.rows.standing.return_value = (handle, position)
+    stream.topic.topic_id.return_value = "topic-1"
+    stream.topic.bounds.return_value = BOUNDS
+    assert resume(stream).offsets == {0: 0, 1: 5}

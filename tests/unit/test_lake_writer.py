@@ -174,7 +174,14 @@ def test_a_table_filled_by_spark_is_refused_until_it_is_released(
     for attempt in (lambda: writer.positions(DATASET, "t"), lambda: writer.write(block(2, 5, 9))):
         with pytest.raises(NeedsOperator, match="logpipe stream-to-lake --resume logs"):
             attempt()
-    Tables(settings, DATASET).release(Position("t", {0: 5}, unfinished=unfinished))
+    tables = Tables(settings, DATASET)
+    handle, _ = tables.rows.standing()
+    lake_tables.append(settings, DATASET, [log(1)], unfinished)
+    with pytest.raises(NeedsOperator, match="is being written: stop its writer"):
+        tables.release(handle, Position("t", {0: 5}))
+    tables.rows.standing()[0].delete("id >= 0")
+    lake_tables.append(settings, DATASET, [log(1)], unfinished)
+    tables.release(tables.rows.standing()[0], Position("t", {0: 5}, unfinished=unfinished))
     assert writer.positions(DATASET, "t") == {0: 5}
     writer.write(block(2, 5, 9))
     assert stored(reader) == [(1, 1, 1), (2, 1, 1)]

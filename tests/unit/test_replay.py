@@ -289,6 +289,16 @@ def test_rows_that_postgres_lacks_are_not_passed_over(world: World) -> None:
     assert not world.finished
 
 
+def test_a_row_that_reads_differently_than_it_was_accepted_is_not_brought(world: World) -> None:
+    """As by a process that does not know a column of it."""
+    world.source = Store()
+    for batch_id in world.accepted:
+        world.source.put([(*row[:-2], "", row[-1]) for row in rows_of(batch_id)])
+    with pytest.raises(NeedsOperator, match="batch 1 of logs reads differently"):
+        world.run()
+    assert world.store.held() == []
+
+
 def test_large_rows_make_smaller_blocks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refill, "_BLOCK_BYTES", 1500)  # of one batch
     world.run()

@@ -73,6 +73,7 @@ def test_only_services_of_the_day_are_reported_and_all_together_always() -> None
     before = DAY - timedelta(days=7)
     rows = service_analysis.assembled(
         DAY,
+        before,
         [
             ServiceDay("a", DAY, 4, 1, [1.0, 2.0, 3.0]),
             ServiceDay("gone", before, 9, 9, None),
@@ -86,3 +87,9 @@ def test_only_services_of_the_day_are_reported_and_all_together_always() -> None
     assert [row["p95_ms"] for row in rows] == [2.0, 2.0]
     assert [day["rows"] for day in rows[0]["trend"]] == [0, 0, 0, 0, 0, 0, 9]
     assert rows[1]["trend"][6]["error_rate"] is None
+
+
+def test_a_day_that_retention_has_dropped_is_no_day_without_rows() -> None:
+    kept = DAY - timedelta(days=2)
+    (row,) = service_analysis.assembled(DAY, kept, [ServiceDay(None, DAY, 4, 1, None)], [])
+    assert [day["day"] for day in row["trend"]] == [DAY - timedelta(days=1), kept]

@@ -48,7 +48,6 @@ class Asked:
                     query,
                     parameters,
                     settings={**self._settings, "max_execution_time": f"{left:.3f}"},
-                    transport_settings={"wait_end_of_query": "1"},  # only then does the server know what it cost
                 )
             except Error as error:
                 if error.code == TIMEOUT:
@@ -66,8 +65,7 @@ class Asked:
 
 def answer(asked: Asked, question: Question, as_of: int) -> Answer:
     dataset = question.dataset
-    filters = Filters() if isinstance(question, StatsQuestion) else question.filters
-    where, parameters = _where(dataset, filters, as_of)
+    where, parameters = _where(dataset, question.filters, as_of)
     rolled = rollup.query(question, as_of, stored(dataset.by_name[dataset.time]))
     counting = rolled or (select("count()", dataset, where), parameters)
     total = None

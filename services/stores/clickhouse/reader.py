@@ -1,7 +1,7 @@
 """Reads what is stored; one client for all threads."""
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from threading import Lock
 from typing import ClassVar
 
 from clickhouse_connect.driver.client import Client
@@ -31,10 +31,15 @@ class ClickHouseReader:
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self._connecting = Lock()
+        self._connected: Client | None = None
 
-    @cached_property
+    @property
     def _client(self) -> Client:
-        return connect(self._url, _TIMEOUT)
+        with self._connecting:
+            if self._connected is None:
+                self._connected = connect(self._url, _TIMEOUT)
+            return self._connected
 
     def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
         asked = questions.Asked(self._client, seconds, scan=question.scan)
@@ -51,8 +56,8 @@ class ClickHouseReader:
         yield from self._stream(select(columns(dataset), dataset, _BATCHES), first, last)
 
     def close(self) -> None:
-        if "_client" in self.__dict__:
-            self._client.close()
+        if self._connected is not None:
+            self._connected.close()
 
     def _stream(self, query: str, first: int, last: int) -> Iterator[Row]:
         bounds = {"start": first_id(first), "end": end_id(last)}

@@ -42,8 +42,7 @@ class Asked:
 
 def answer(asked: Asked, question: Question, as_of: int) -> Answer:
     table = sql.Identifier(question.dataset.name)
-    filters = Filters() if isinstance(question, StatsQuestion) else question.filters
-    where, parameters = _where(filters, question.dataset, as_of)
+    where, parameters = _where(question.filters, question.dataset, as_of)
     count = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(table, where)
     counted = rollup.counted(asked.fetch, question, as_of)
     total = None
