@@ -22,7 +22,7 @@ from services.runtime.settings import LakeSettings
 _TARGET_BYTES = 128 << 20
 _SMALL_BYTES = _TARGET_BYTES // 2
 _TASKS = 1  # at once: others have work to do
-# Files that came one after the other stay neighbours, and each group of rows has statistics: a time range still reads few.
+# Files that came one after the other stay neighbours, and each group of rows has statistics: a time range reads few.
 _LAYOUT = WriterProperties(compression="ZSTD", compression_level=1, max_row_group_size=1 << 17)
 
 
