@@ -60,7 +60,7 @@ FRESHNESS_SECONDS = Metric(
     "histogram",
     "Time from a batch's acceptance until its block was stored.",
     ("store", "dataset"),
-    (0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0),
+    (0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 15, 20, 25, 30, 40, 60, 120, 300),
 )
 
 GENERATOR_ROWS = Metric(

@@ -28,7 +28,7 @@ _COMPRESSION = WriterProperties(compression="ZSTD", compression_level=1)  # half
 class EmbeddedWriter:
     """StoreWriter with a progress of its own (OwnProgressWriter). Not thread-safe."""
 
-    wait_seconds: ClassVar[float] = 3.0  # a commit takes a second, however little is in it
+    wait_seconds: ClassVar[float] = 2.0  # a commit takes a second, however little is in it
 
     def __init__(self, settings: LakeSettings) -> None:
         self._settings = settings
