@@ -19,12 +19,13 @@ from typing import Any
 
 import httpx
 import pyarrow as pa
-from deltalake import DeltaTable, QueryBuilder, WriterProperties, write_deltalake
+from deltalake import DeltaTable, QueryBuilder, write_deltalake
 
 from services import datasets
 from services.bench.figures import Figure, Matrix
 from services.generator.client import IngestClient
 from services.generator.load import Load
+from services.lake.schema import layout
 from services.lake.table import table_uri
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
@@ -127,7 +128,7 @@ def _shatter(stack: Stack) -> None:
             pa.RecordBatchReader.from_stream(engine.execute(some)),
             mode="append",
             target_file_size=int(4 * size * _SMALL_FILE_ROWS),  # it counts them before they are compressed
-            writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
+            writer_properties=layout(datasets.find("logs")),
         )
 
     with ThreadPoolExecutor(_SHATTERERS) as pool:

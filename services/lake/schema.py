@@ -1,7 +1,7 @@
 """From a dataset's description to its table in the lake: the same whichever engine makes it."""
 
 import pyarrow as pa
-from deltalake import DeltaTable, Schema
+from deltalake import ColumnProperties, DeltaTable, Schema, WriterProperties
 
 from services.core.dataset import CREATED_AT, ID, Dataset
 from services.core.errors import NeedsOperator
@@ -15,6 +15,7 @@ _CONFIGURATION: dict[str, str | None] = {
     "delta.dataSkippingNumIndexedCols": str(_INDEXED_COLUMNS),
     "delta.checkpointInterval": "50",  # a checkpoint costs as much as three commits
 }
+_DIFFERENCES = ColumnProperties(dictionary_enabled=False, encoding="DELTA_BINARY_PACKED")
 _ARROW_TYPES = {"timestamp": pa.timestamp("us", "UTC"), "number": pa.float64()}
 
 
@@ -23,6 +24,22 @@ def table_schema(dataset: Dataset) -> Schema:
     columns = [CREATED_AT, time, *(column for column in dataset.columns if column is not time)]
     fields = [(column.name, _ARROW_TYPES.get(column.kind, pa.string())) for column in columns]
     return Schema.from_arrow(pa.schema([(ID.name, pa.int64()), *fields, (DAY, pa.date32())]))
+
+
+def layout(dataset: Dataset, group_rows: int | None = None) -> WriterProperties:
+    """How its files are written: ids and times as differences, which are read several times as fast as dictionaries.
+
+    `group_rows`: rows of a row group, which is fetched and passed over as a whole; None: a file has one.
+    """
+    rising = (
+        column.name for column in (ID, CREATED_AT, *dataset.columns) if column is ID or column.kind == "timestamp"
+    )
+    return WriterProperties(
+        compression="ZSTD",  # at level 1 half of snappy's size at its price
+        compression_level=1,
+        max_row_group_size=group_rows,
+        column_properties=dict.fromkeys(rising, _DIFFERENCES),
+    )
 
 
 def prepare(table: Table, schema: Schema, partition_by: list[str]) -> DeltaTable:

@@ -22,7 +22,6 @@ from services.lake.table import EMBEDDED, NAME, Position, Table, table_uri, with
 from services.runtime.settings import LakeSettings
 
 _ATTEMPTS = 5  # of a commit: only maintenance comes in between, and not often
-_COMPRESSION = WriterProperties(compression="ZSTD", compression_level=1)  # half of snappy's size at its price
 
 
 class EmbeddedWriter:
@@ -49,6 +48,7 @@ class EmbeddedWriter:
     def write_together(self, blocks: Sequence[Block]) -> None:
         table, lines = self._tables[blocks[0].dataset]
         rows = [_read(lines, number, block) for number, block in enumerate(blocks)]
+        layout = schema.layout(blocks[0].dataset)
         for _ in range(_ATTEMPTS):
             handle, found = table.standing()
             position = _owned(blocks[0].dataset, blocks[0].topic_id, handle, found)
@@ -58,7 +58,9 @@ class EmbeddedWriter:
             reached = position.offsets | {blocks[number].partition: blocks[number].last + 1 for number in new}
             following = Position(position.topic_id, reached, query=EMBEDDED, unfinished=position.unfinished)
             try:
-                within_limit(partial(_commit, handle, pa.concat_tables([rows[number] for number in new]), following))
+                within_limit(
+                    partial(_commit, handle, pa.concat_tables([rows[number] for number in new]), layout, following)
+                )
                 return
             except StoreDown as error:
                 if not isinstance(error.__cause__, CommitFailedError):
@@ -110,9 +112,9 @@ def _is_next(block: Block, position: Position) -> bool:
     return True
 
 
-def _commit(handle: DeltaTable, rows: pa.Table, position: Position) -> None:
+def _commit(handle: DeltaTable, rows: pa.Table, layout: WriterProperties, position: Position) -> None:
     commit = CommitProperties(custom_metadata={"userMetadata": position.encode()}, max_commit_retries=0)
     if rows.num_rows:
-        write_deltalake(handle, rows, mode="append", writer_properties=_COMPRESSION, commit_properties=commit)
+        write_deltalake(handle, rows, mode="append", writer_properties=layout, commit_properties=commit)
     else:
         handle.create_write_transaction([], "append", handle.schema(), [schema.DAY], commit_properties=commit)
