@@ -87,7 +87,9 @@ def test_both_engines_give_the_same_answer_and_read_the_same_files(engines: Engi
     for question in questions():
         embedded, spark = (each.answer(question, AS_OF, SECONDS) for each in (engines.embedded, engines.spark))
         assert list(map(repr, spark.rows)) == list(map(repr, embedded.rows)), question
-        assert (spark.total, spark.scanned, spark.method) == (embedded.total, embedded.scanned, "scan"), question
+        assert (spark.total, spark.method) == (embedded.total, "scan"), question
+        if embedded.method == "scan":  # it can count from the table's log, and need not open what lies before an offset
+            assert spark.scanned == embedded.scanned, question
 
 
 def test_both_engines_read_the_same_rows_and_know_the_same_position(engines: Engines) -> None:
