@@ -14,8 +14,12 @@ from services.local.stack import Stack
 
 
 def pytest_configure() -> None:
-    """At SIGTERM, which is how a CI ends what takes too long, pytest stops what the fixtures started, as at Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """At SIGTERM, which is how a CI ends what takes too long, pytest stops what the fixtures started, as at Ctrl-C.
+
+    Who starts it in the background may have it ignore SIGINT, and with it the processes that tests interrupt.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
 
 
 @contextmanager
