@@ -1,12 +1,15 @@
 """The streams of one process, run in a thread until it is told to stop, or until one of them fails."""
 
+import asyncio
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from threading import Event, Thread
 from typing import Protocol
 
+from fastapi import FastAPI
 from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark.sql import SparkSession
 
@@ -14,8 +17,10 @@ from services.core.dataset import Dataset
 from services.core.errors import LogpipeError, StoreDown
 from services.lake.table import NAME
 from services.runtime import logs
+from services.runtime.health import Readiness
+from services.runtime.http import make_app, serve
 from spark_jobs.session import open_session
-from spark_jobs.settings import SparkSettings
+from spark_jobs.settings import SparkSettings, StreamSettings
 
 _SUPERVISE_SECONDS = 0.5
 _LAG_EVERY = 10  # turns of the supervision
@@ -40,6 +45,9 @@ class Stream(Protocol):
         """By `deadline` (monotonic) at the latest."""
 
     def report_lag(self) -> None: ...
+
+    def problem(self) -> str | None:
+        """Why it is not ready. May be called from other threads."""
 
 
 class Driver:
@@ -96,6 +104,23 @@ class Driver:
         else:
             self.error = error
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run(name: str, settings: StreamSettings, port: int, streams: Sequence[Stream]) -> None:
+    """Serve health and metrics of the streams until the process is told to stop. Raises what ended one of them."""
+    driver, readiness = Driver(name, settings, streams), Readiness()
+    for stream in streams:
+        readiness.add(stream.dataset.name, stream.problem)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        driver.start()
+        yield
+        await asyncio.to_thread(driver.stop)
+
+    serve(make_app(name.capitalize().replace("-", " "), settings, [], lifespan, readiness), settings.host, port)
+    if driver.error:
+        raise driver.error
 
 
 def _report_lag(stream: Stream) -> None:

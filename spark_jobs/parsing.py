@@ -9,14 +9,13 @@ from pyspark.sql import DataFrame
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.envelope import COLUMNS
 from services.core.ids import MAX_BATCH_ROWS, ROW_BITS
-from services.core.instants import LAST_INSTANT
+from services.core.instants import DAY, LAST_INSTANT
 from spark_jobs.schema import line_schema
 
 MESSAGE = ("partition", "offset", "key", "value", "headers")  # the columns needed of Spark's Kafka source
 
 NEWER = "rows with columns that this process does not know"
 
-_DAY = 86_400_000_000  # microseconds
 _CORRUPT = "_corrupt"  # where from_json puts a line of which any part is not of its type
 
 
@@ -34,7 +33,7 @@ def lines(messages: DataFrame, dataset: Dataset) -> DataFrame:
 def rows(sound: DataFrame, dataset: Dataset) -> DataFrame:
     """Of sound lines, in the form of the dataset's table."""
     values = [f"{_value(column)} AS `{column.name}`" for column in (CREATED_AT, *dataset.columns)]
-    day = f"date_from_unix_date(CAST(r.{CREATED_AT.name} DIV {_DAY} AS INT)) AS day"
+    day = f"date_from_unix_date(CAST(r.{CREATED_AT.name} DIV {DAY} AS INT)) AS day"
     return sound.selectExpr(f"r.{ID.name} AS {ID.name}", *values, day)
 
 

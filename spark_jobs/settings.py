@@ -15,7 +15,11 @@ class SparkSettings(LakeSettings):
     spark_ui: bool = Field(False, description="serve Spark's own page on 127.0.0.1:4040")
 
 
-class StreamToLakeSettings(SparkSettings, KafkaSettings, ListenSettings):
+class StreamSettings(SparkSettings, KafkaSettings, ListenSettings):
+    """Of any process of streaming queries."""
+
+
+class StreamToLakeSettings(StreamSettings):
     stream_to_lake_port: Port = Field(8084, description="port of health and metrics")
     lake_trigger_seconds: float = Field(10.0, ge=0, description="a commit every so often")
     lake_rows_per_trigger: int = Field(600_000, ge=1, description="rows of one commit, about, when catching up")
@@ -25,6 +29,6 @@ class ReportSettings(SparkSettings, PostgresSettings):
     pass
 
 
-class RealtimeSettings(SparkSettings, KafkaSettings, PostgresSettings, ListenSettings):
+class RealtimeSettings(StreamSettings, PostgresSettings):
     realtime_port: Port = Field(8087, description="port of health and metrics")
     realtime_trigger_seconds: float = Field(2.0, ge=0, description="the windows are brought up to date every so often")

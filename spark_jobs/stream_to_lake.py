@@ -1,21 +1,13 @@
 """`logpipe stream-to-lake`: parses, wires, runs. One Spark driver, one streaming query a dataset."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import click
-from fastapi import FastAPI
 
 from services import datasets
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
 from services.runtime import logs
-from services.runtime.health import Readiness
-from services.runtime.http import make_app, serve
 from services.streams import kafka
-from spark_jobs import recovery
-from spark_jobs.driver import Driver
+from spark_jobs import driver, recovery
 from spark_jobs.settings import StreamToLakeSettings
 from spark_jobs.stream import LakeStream
 
@@ -50,24 +42,7 @@ def run(settings: StreamToLakeSettings, chosen: tuple[Dataset, ...]) -> None:
     streams = [make_stream(settings, dataset) for dataset in chosen]
     for stream in streams:
         stream.open()
-    driver = Driver("stream-to-lake", settings, streams)
-    serve(create_app(settings, streams, driver), settings.host, settings.stream_to_lake_port)
-    if driver.error:
-        raise driver.error
-
-
-def create_app(settings: StreamToLakeSettings, streams: list[LakeStream], driver: Driver) -> FastAPI:
-    readiness = Readiness()
-    for stream in streams:
-        readiness.add(stream.dataset.name, stream.problem)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        driver.start()
-        yield
-        await asyncio.to_thread(driver.stop)
-
-    return make_app("Stream to lake", settings, [], lifespan, readiness)
+    driver.run("stream-to-lake", settings, settings.stream_to_lake_port, streams)
 
 
 def make_stream(settings: StreamToLakeSettings, dataset: Dataset) -> LakeStream:

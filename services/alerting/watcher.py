@@ -15,7 +15,7 @@ from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
 from services.core.ports import GroupReader
-from services.ledger import alerts, schema
+from services.ledger import alerts, reading, schema
 from services.runtime import logs, metrics
 
 POLL_SECONDS = 0.2
@@ -128,9 +128,9 @@ class Watcher:
         """In this order: what does not wait in the ledger now, lies before the ends that are asked for next."""
         now = int(self._now())
         complete = now - GRACE_SECONDS
-        waiting = alerts.oldest_unpublished(self._connected(), self._dataset.name)
+        waiting = reading.oldest_unpublished(self._connected(), self._dataset.name)
         if waiting is not None:
-            complete = min(complete, max(waiting, now - HOLD_SECONDS))
+            complete = min(complete, max(waiting // 1_000_000, now - HOLD_SECONDS))
         bounds = self._reader.bounds()
         return _Target(complete, {partition: bounds[partition][1] for partition in book.positions})
 

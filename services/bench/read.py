@@ -19,13 +19,14 @@ from typing import Any
 
 import httpx
 import pyarrow as pa
-from deltalake import DeltaTable, QueryBuilder, write_deltalake
+from deltalake import DeltaTable, write_deltalake
 
 from services import datasets
 from services.bench.figures import Figure, Matrix
 from services.generator.client import IngestClient
 from services.generator.load import Load
 from services.lake.schema import layout
+from services.lake.snapshot import Snapshot
 from services.lake.table import table_uri
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
@@ -115,9 +116,9 @@ def _shatter(stack: Stack) -> None:
     """
     uri = table_uri(LakeSettings(hdfs_url=stack.settings.urls()["LOGPIPE_HDFS_URL"]), "logs")
     table = DeltaTable(uri)
-    engine = QueryBuilder().register("t", table)
-    ((rows, last),) = _rows(engine, "SELECT count(*), max(id) FROM t")
-    size = sum(pa.table(table.get_add_actions())["size_bytes"].to_pylist()) / rows
+    written = Snapshot.of(table)
+    last = max(written.files["max.id"].to_pylist())
+    row_bytes = sum(written.files["size_bytes"].to_pylist()) / sum(written.files["num_records"].to_pylist())
     table.delete()
     bounds = [last * n // _SHATTERERS for n in range(_SHATTERERS)] + [last + 1]
 
@@ -125,18 +126,14 @@ def _shatter(stack: Stack) -> None:
         some = f"SELECT * FROM t WHERE id >= {bounds[0]:d} AND id < {bounds[1]:d} ORDER BY id"  # noqa: S608 - integers
         write_deltalake(
             uri,
-            pa.RecordBatchReader.from_stream(engine.execute(some)),
+            pa.RecordBatchReader.from_stream(written.engine.execute(some)),
             mode="append",
-            target_file_size=int(4 * size * _SMALL_FILE_ROWS),  # it counts them before they are compressed
+            target_file_size=int(4 * row_bytes * _SMALL_FILE_ROWS),  # it counts them before they are compressed
             writer_properties=layout(datasets.find("logs")),
         )
 
     with ThreadPoolExecutor(_SHATTERERS) as pool:
         list(pool.map(rewrite, pairwise(bounds)))
-
-
-def _rows(engine: QueryBuilder, query: str) -> list[tuple[Any, ...]]:
-    return [tuple(row.values()) for row in pa.table(engine.execute(query).read_all()).to_pylist()]
 
 
 def _ask_all(client: httpx.Client, title: str, runs: int, say: Say) -> Matrix:

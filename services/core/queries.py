@@ -49,7 +49,7 @@ class ListQuestion:
     limit: int = 100
     offset: int = 0
     count: bool = True
-    after: tuple[str | int | float | None, int] | None = None
+    after: tuple[str | int, int] | None = None
     scan: bool = False
 
 

@@ -18,6 +18,7 @@ from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.envelope import messages
 from services.core.errors import Conflict, Invalid, LogpipeError, StoreDown
+from services.core.instants import DAY
 from services.core.ledger import Batch
 from services.core.ports import Outgoing
 from services.core.rows import RowCodec, Rows, checksum
@@ -27,7 +28,6 @@ from services.runtime import logs, metrics
 from services.stores import postgres
 
 SETTLE_SECONDS = 20  # how long an ambiguous COMMIT is inquired after
-_DAY = 86_400_000_000
 _log = logs.get("committer")
 
 
@@ -80,7 +80,7 @@ class Committer:
             try:
                 return self._commit(dataset, group)
             except psycopg.errors.UndefinedTable:  # the clock has jumped beyond the partitions made ahead
-                postgres.ensure_partitions(self._connected(), dataset, time.time_ns() // 1000 // _DAY, 1)
+                postgres.ensure_partitions(self._connected(), dataset, time.time_ns() // 1000 // DAY, 1)
                 return self._commit(dataset, group)
         except psycopg.DataError as error:
             if len(group) == 1:
@@ -162,7 +162,7 @@ class Committer:
         slot, codec = self._slot(), self._codecs[dataset.name]
         rows = Rows.joined([submission.rows for submission in group])
         made = []
-        with cursor.copy(postgres.copy_statement(dataset, created_at // _DAY)) as copy:
+        with cursor.copy(postgres.copy_statement(dataset, created_at // DAY)) as copy:
             copy.set_types(postgres.copy_types(dataset))
             for start, batch_id in zip(count(0, self._batch_rows), ids, strict=False):
                 chunk = rows.slice(start, start + self._batch_rows)

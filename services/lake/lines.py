@@ -9,14 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.json import ParseOptions, ReadOptions, read_json
 
+from services.core import instants
 from services.core.dataset import CREATED_AT, ID, Dataset
 from services.core.errors import RowRejected
 from services.core.ids import MAX_BATCH_ROWS
-from services.core.instants import LAST_INSTANT
 from services.core.ports import Block
 from services.lake.schema import DAY, table_schema
 
-_DAY_MICROSECONDS = 86_400_000_000
 _PARSED_AT_ONCE = 4 << 20  # bytes: the longest line must fit
 _LINE_TYPES = {"timestamp": pa.int64(), "number": pa.float64()}
 _UUID = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
@@ -73,7 +72,7 @@ class LineReader:
             raise _Unsound("not one JSON object")
         if rows:
             self._check(found)
-        day = pc.divide(found[CREATED_AT.name], _DAY_MICROSECONDS).cast(pa.int32()).cast(pa.date32())
+        day = pc.divide(found[CREATED_AT.name], instants.DAY).cast(pa.int32()).cast(pa.date32())
         for name, missing in self._missing.items():
             if found[name].null_count:
                 found = found.set_column(found.schema.get_field_index(name), name, found[name].fill_null(missing))
@@ -96,7 +95,7 @@ class LineReader:
             raise _Unsound(f"{ID.name} is too low")
         for name in self._times:
             bounds = pc.min_max(found[name]).as_py()
-            if bounds["min"] < 0 or bounds["max"] >= LAST_INSTANT:
+            if bounds["min"] < 0 or bounds["max"] >= instants.LAST_INSTANT:
                 raise _Unsound(f"{name} is not between 1970 and 2100")
         for name in self._uuids:
             if not pc.all(pc.match_substring_regex(found[name], _UUID)).as_py():

@@ -10,7 +10,6 @@ from contextlib import suppress
 from datetime import date, timedelta
 from functools import partial
 
-import pyarrow as pa
 from deltalake import CommitProperties
 from deltalake.exceptions import CommitFailedError
 
@@ -36,10 +35,9 @@ class TableMaintenance:
 
     def small_files(self) -> dict[date, int]:
         """Day -> how many files it has that compaction would merge."""
-        if (handle := self._table.latest()) is None:
+        if (snapshot := self._table.snapshot()) is None:
             return {}
-        with translated():
-            files = pa.RecordBatchReader.from_stream(handle.get_add_actions(flatten=True)).read_all()
+        files = snapshot.files
         sizes = zip(files[f"partition.{DAY}"].to_pylist(), files["size_bytes"].to_pylist(), strict=True)
         return dict(Counter(day for day, size in sizes if size < _SMALL_BYTES))
 

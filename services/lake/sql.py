@@ -133,17 +133,14 @@ class Renderer:
             conditions.append(self.dialect.contains(searched, self.dialect.text(filters.text)))
         return " AND ".join(conditions)
 
-    def _after(self, question: ListQuestion, after: tuple[str | int | float | None, int]) -> str:
+    def _after(self, question: ListQuestion, after: tuple[str | int, int]) -> str:
         """The first condition says nothing more, but it is one that statistics can decide."""
         last, last_id = after
         kind = self._column(question.order_by).kind
-        match last:
-            case str():
-                value = self.dialect.text(last)
-            case int() if kind == "timestamp":
-                value = self.dialect.instant(last)
-            case _:
-                value = repr(last)
+        if isinstance(last, str):
+            value = self.dialect.text(last)
+        else:
+            value = self.dialect.instant(last) if kind == "timestamp" else str(last)
         column, later = self._value(question.order_by), "<" if question.descending else ">"
         return f"{column} {later}= {value} AND ({column} {later} {value} OR {ID.name} {later} {last_id:d})"
 

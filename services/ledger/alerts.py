@@ -109,15 +109,6 @@ def move(connection: Connection, partition: int, topic_id: str, before: Position
         raise Fenced(f"partition {partition} of the alerts is no longer at {before.next_offset}")
 
 
-def oldest_unpublished(connection: Connection, dataset: str) -> int | None:
-    """When the oldest batch was accepted that is not in Kafka yet; None when all are."""
-    with translated():
-        row = connection.execute(
-            "SELECT min(created_at) / 1000000 FROM batches WHERE published_at IS NULL AND dataset = %s", (dataset,)
-        ).fetchone()
-    return row[0] if row else None
-
-
 def counts(connection: Connection) -> dict[str, dict[int, Tally]]:
     """Service -> second -> rows."""
     found: dict[str, dict[int, Tally]] = {}

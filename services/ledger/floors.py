@@ -4,9 +4,9 @@ from typing import Any
 
 import psycopg
 
+from services.core.instants import DAY
+from services.ledger import reading
 from services.ledger.schema import translated
-
-_DAY = 86_400_000_000  # microseconds
 
 
 def raise_to(connection: psycopg.Connection[Any], dataset: str, day: int) -> int:
@@ -16,16 +16,13 @@ def raise_to(connection: psycopg.Connection[Any], dataset: str, day: int) -> int
     and those after it.
     """
     with translated(), connection.transaction():
-        row = connection.execute(
-            "SELECT min(created_at) FROM batches WHERE dataset = %s AND published_at IS NULL", (dataset,)
-        ).fetchone()
-        if row and row[0] is not None:
-            day = min(day, row[0] // _DAY)
+        if (oldest := reading.oldest_unpublished(connection, dataset)) is not None:
+            day = min(day, oldest // DAY)
         connection.execute(
             "INSERT INTO floors SELECT %(dataset)s, max(batch_id) + 1 FROM batches"
             " WHERE dataset = %(dataset)s AND created_at < %(end)s HAVING max(batch_id) IS NOT NULL"
             " ON CONFLICT (dataset) DO UPDATE SET batch_id = excluded.batch_id"
             " WHERE floors.batch_id < excluded.batch_id",
-            {"dataset": dataset, "end": day * _DAY},
+            {"dataset": dataset, "end": day * DAY},
         )
     return day

@@ -95,6 +95,13 @@ def floor(connection: Connection, dataset: str) -> int:
         return int(_one(connection, "SELECT coalesce(max(batch_id), 0) FROM floors WHERE dataset = %s", (dataset,))[0])
 
 
+def oldest_unpublished(connection: Connection, dataset: str) -> int | None:
+    """When the oldest batch was accepted that is not in Kafka yet, in microseconds; None when all are."""
+    query = "SELECT min(created_at) FROM batches WHERE dataset = %s AND published_at IS NULL"
+    with translated():
+        return cast(int | None, _one(connection, query, (dataset,))[0])
+
+
 def last_dropped(connection: Connection, dataset: str) -> int | None:
     """When the last of the batches that retention has dropped was accepted, in microseconds; None without any."""
     query = """SELECT max(created_at) FROM batches WHERE dataset = %s

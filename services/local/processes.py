@@ -58,8 +58,7 @@ def stream_to_lake(settings: LocalSettings) -> Program:
         settings.stream_to_lake_port,
         environment=_spark_environment(settings, "stream-to-lake"),
     )
-    # Each of its commits takes all cores for a second; what is being answered meanwhile goes first.
-    return replace(program, command=("nice", "-n", "5", *program.command))
+    return _yielding(program, 5)
 
 
 def realtime_aggregator(settings: LocalSettings) -> Program:
@@ -73,8 +72,7 @@ def realtime_aggregator(settings: LocalSettings) -> Program:
 
 
 def maintain(settings: LocalSettings) -> Program:
-    program = _process(settings, "maintain", "LOGPIPE_MAINTAIN_PORT", settings.maintain_port)
-    return replace(program, command=("nice", "-n", "10", *program.command))
+    return _yielding(_process(settings, "maintain", "LOGPIPE_MAINTAIN_PORT", settings.maintain_port), 10)
 
 
 def generator(settings: LocalSettings) -> Program:
@@ -98,6 +96,11 @@ def query_api(settings: LocalSettings) -> Program:
         "LOGPIPE_QUERY_PORT",
         settings.query_port,
     )
+
+
+def _yielding(program: Program, nice: int) -> Program:
+    """A commit of these takes all cores for a second; what is being answered meanwhile goes first."""
+    return replace(program, command=("nice", "-n", str(nice), *program.command))
 
 
 def _spark_environment(settings: LocalSettings, name: str) -> dict[str, str]:

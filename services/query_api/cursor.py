@@ -27,7 +27,7 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
     order_by: str
     descending: bool
     as_of: int
-    value: str | int | float | None
+    value: str | int
     row_id: int
 
     @staticmethod

@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from services.core.dataset import Column, Dataset
 from services.core.errors import Invalid
-from services.core.instants import LAST_INSTANT
+from services.core.instants import LAST_INSTANT, from_datetime
 from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
 from services.query_api.cursor import Cursor
 
@@ -50,10 +50,9 @@ def _microseconds(value: str) -> int:
         raise ValueError("neither epoch seconds nor ISO 8601") from None
     if instant.tzinfo is None:
         instant = instant.replace(tzinfo=UTC)
-    return (instant - datetime(1970, 1, 1, tzinfo=UTC)) // _MICROSECOND
+    return from_datetime(instant)
 
 
-_MICROSECOND = datetime.resolution
 _MOST_DIGITS = 100  # a number with a million of them would take its time
 
 

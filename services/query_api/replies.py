@@ -1,20 +1,19 @@
 """The bodies of replies, by the HTTP contract: wire names, times and JSON columns as clients expect them."""
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 from fastapi import Response
 
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
+from services.core.instants import to_datetime
 from services.core.queries import BUCKETS, AggregateQuestion, Answer, ListQuestion, Question
 from services.core.rows import Row
 from services.query_api.cursor import Cursor
 from services.query_api.service import Comparison, Reply, Stats
 
 _BUCKETS = {width: name for name, width in BUCKETS.items()}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def rows_reply(reply: Reply, question: ListQuestion) -> Response:
@@ -131,7 +130,7 @@ def _epoch_seconds(microseconds: int) -> float:
 
 
 def _iso(microseconds: int) -> str:
-    return (_EPOCH + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds")
+    return to_datetime(microseconds).isoformat(timespec="microseconds")
 
 
 def _same(value: Any) -> Any:

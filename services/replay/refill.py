@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from services.core.errors import Backpressure, NeedsOperator, RowRejected, StoreDown
 from services.core.ids import batch_of, first_id
+from services.core.instants import DAY
 from services.core.ledger import Batch
 from services.core.ports import Block, StoreReader, StoreWriter
 from services.core.rows import RowCodec
@@ -25,7 +26,6 @@ from services.streams.dead_letters import DeadLetter, DeadLetters
 BLOCK_ROWS = 50_000
 _BLOCK_BYTES = 64 << 20
 _BLOCK_BATCHES = 2_000
-_DAY = 86_400_000_000  # microseconds
 _POLL_SECONDS, _RETRY_SECONDS = 0.2, 2.0
 
 
@@ -124,7 +124,7 @@ class Refill:
             raise
         if not known:
             self._replay = self._progress.intend(self._replay, end)
-        day = batches[0].created_at // _DAY
+        day = batches[0].created_at // DAY
         lines = b"".join(line + b"\n" for line in missing.lines)
         self._write(Block(self._codec.dataset, *self._token(end), day, len(missing.lines), lines), missing)
         return len(missing.lines)
@@ -163,7 +163,7 @@ def cut(batches: Sequence[Batch]) -> Sequence[Batch]:
     """The first of them, that make one block: all accepted on one day, and no more than are needed for BLOCK_ROWS."""
     rows = 0
     for index, batch in enumerate(batches):
-        if rows >= BLOCK_ROWS or batch.created_at // _DAY != batches[0].created_at // _DAY:
+        if rows >= BLOCK_ROWS or batch.created_at // DAY != batches[0].created_at // DAY:
             return batches[:index]
         rows += batch.rows
     return batches

@@ -15,6 +15,7 @@ from psycopg import sql
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
 from services.core.ids import first_id
+from services.core.instants import DAY
 from services.core.ledger import Batch
 from services.core.rows import Row
 from services.ledger import reading
@@ -25,8 +26,6 @@ from services.rollups.postgres import LOCK, Connection, keys, until
 CHUNK_ROWS = 500_000
 """About what an answer has to scan at most: fewer make the rollup larger, more the scan longer (ADR 0009)."""
 CHUNK_BATCHES = 8192
-
-_DAY = 86_400_000_000
 
 
 class Chunk(NamedTuple):
@@ -41,10 +40,10 @@ def next_chunk(batches: Sequence[Batch]) -> Chunk | None:
     """What the oldest of these batches make up, of which at most CHUNK_BATCHES were read; None: wait for more."""
     rows = 0
     for index, batch in enumerate(batches):
-        day = batch.created_at // _DAY
+        day = batch.created_at // DAY
         rows += batch.rows
         later = batches[index + 1 : index + 2]
-        if rows >= CHUNK_ROWS or index + 1 == CHUNK_BATCHES or (later and later[0].created_at // _DAY != day):
+        if rows >= CHUNK_ROWS or index + 1 == CHUNK_BATCHES or (later and later[0].created_at // DAY != day):
             return Chunk(batch.batch_id + 1, day, rows)
     return None
 

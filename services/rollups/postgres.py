@@ -4,13 +4,14 @@ An answer is made of the chunks that lie below its point, and of the rows themse
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from services.core.dataset import Dataset
+from services.core.instants import DAY, to_datetime
 from services.core.queries import AggregateQuestion, Question
 from services.core.rows import Row
 from services.ledger.schema import translated
@@ -28,7 +29,6 @@ CREATE TABLE IF NOT EXISTS rollup_chunks (
     row_count   bigint NOT NULL,
     PRIMARY KEY (rollup, until_batch)
 )"""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Connection = psycopg.Connection[Any]
 Fetch = Callable[[sql.Composed, Sequence[Any]], list[Row]]
@@ -61,12 +61,12 @@ def forget(connection: Connection, dataset: Dataset, before: int) -> None:
         delete = sql.SQL(
             "DELETE FROM {} WHERE until_batch IN (SELECT until_batch FROM rollup_chunks WHERE rollup = {} AND day < {})"
         )
-        connection.execute(delete.format(sql.Identifier(name), name, _EPOCH + timedelta(days=before)))
+        connection.execute(delete.format(sql.Identifier(name), name, to_datetime(before * DAY)))
 
 
 def keys(dataset: Dataset) -> sql.Composed:
     """What rows are counted by: their minute, `at_minute`, and the groupings."""
-    minute = sql.SQL("{} AS at_minute").format(_bin(timedelta(minutes=1), dataset.time))
+    minute = sql.SQL("{} AS at_minute").format(time_bin(timedelta(minutes=1), dataset.time))
     return sql.SQL(", ").join([minute, *map(sql.Identifier, dataset.groupings)])
 
 
@@ -106,13 +106,13 @@ def _counts(
     conditions, values = [batches], list[sql.Composable]()
     for operator, bound in ((sql.SQL(">="), times.start), (sql.SQL("<"), times.end)):
         if bound is not None:
-            instant = _EPOCH + timedelta(microseconds=bound)
+            instant = to_datetime(bound)
             conditions.append(sql.SQL("{} {} {}").format(sql.Identifier(time), operator, instant))
     for column, _ in question.filters.equals:
         conditions.append(sql.SQL("{} = %s").format(sql.Identifier(column)))
     if isinstance(question, AggregateQuestion):
         if question.bucket:
-            values.append(_bin(timedelta(microseconds=question.bucket), time))
+            values.append(time_bin(timedelta(microseconds=question.bucket), time))
         if question.group_by:
             values.append(sql.Identifier(question.group_by))
     keys = questions.keys(question)
@@ -125,7 +125,8 @@ def _counts(
     return query + sql.SQL(" GROUP BY ") + _listed(map(sql.SQL, keys)) if keys else query
 
 
-def _bin(width: timedelta, time: str) -> sql.Composed:
+def time_bin(width: timedelta, time: str) -> sql.Composed:
+    """The beginning of the bucket that the column `time` falls in, as of 1970 UTC."""
     return sql.SQL("date_bin({}, {}, TIMESTAMPTZ 'epoch')").format(width, sql.Identifier(time))
 
 

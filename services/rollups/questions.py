@@ -14,8 +14,6 @@ from services.core.dataset import Dataset
 from services.core.ids import end_id, first_id
 from services.core.queries import MINUTE, AggregateQuestion, ListQuestion, Question
 
-_TEXTUAL = {"category", "text"}
-
 
 def name(dataset: Dataset) -> str:
     """Other groupings make another rollup, so that processes of two versions can run side by side."""
@@ -71,8 +69,7 @@ def known(question: Question) -> bool:
         columns += filter(None, [question.group_by])
         if (question.bucket or MINUTE) % MINUTE:
             return False
-    groupings = {column for column in dataset.groupings if dataset.by_name[column].kind in _TEXTUAL}
-    return not question.scan and not filters.text and groupings.issuperset(columns)
+    return not question.scan and not filters.text and set(dataset.groupings).issuperset(columns)
 
 
 def plan(question: Question, until: int, as_of: int) -> Plan | None:

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime, tzinfo
 
+from services.core.instants import to_datetime
 from services.send.formats import ISO
 
 EPOCH = "%s"
@@ -92,4 +93,4 @@ class TimeParser:
 def _since_epoch(text: str) -> datetime:
     digits = len(text)
     unit = 1 if digits >= 16 else 1_000 if digits >= 13 else 1_000_000
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(text) * unit)
+    return to_datetime(int(text) * unit)

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 
 from services.core.dataset import Dataset
 from services.core.envelope import batch_of_key
-from services.core.instants import LAST_INSTANT
+from services.core.instants import DAY, LAST_INSTANT
 from services.core.ledger import Range, SinkPosition
 from services.core.ports import Block, Message
-
-DAY = 86_400_000_000  # microseconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from threading import Event
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 
 import httpx
@@ -466,7 +466,7 @@ FILTERS = cursors._digest(Filters())
         cursors.Cursor("logs", FILTERS, "level", True, -1, "", 5).encode(),
         cursors.Cursor("logs", FILTERS, "timestamp", True, 12, "1; DROP TABLE logs", 5).encode(),
         cursors.Cursor("logs", FILTERS, "timestamp", True, 12, -1, 5).encode(),
-        cursors.Cursor("logs", FILTERS, "created_at", True, 12, None, 5).encode(),
+        cursors.Cursor("logs", FILTERS, "created_at", True, 12, cast(Any, None), 5).encode(),
         cursors.Cursor("logs", FILTERS, "id", True, 12, 4, 5).encode(),
         cursors.Cursor("logs", FILTERS, "id", True, 12, 1 << 60, 1 << 60).encode(),
     ],

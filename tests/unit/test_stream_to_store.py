@@ -13,12 +13,13 @@ from services.core.dataset import Column, Dataset
 from services.core.envelope import messages
 from services.core.errors import Backpressure, Fenced, LogpipeError, NeedsOperator, StoreDown
 from services.core.ids import first_id
+from services.core.instants import DAY
 from services.core.ledger import Part, Range, SinkPosition
 from services.core.ports import Block, Outgoing
 from services.core.rows import Row, RowCodec, Rows
 from services.stores.memory import MemoryStore
 from services.stream_to_store.consumer import Consumer
-from services.stream_to_store.lane import DAY, Limits
+from services.stream_to_store.lane import Limits
 from services.streams.dead_letters import TOPIC, DeadLetters
 from services.streams.memory import MemoryBroker
 

@@ -24,8 +24,6 @@ from services.rollups import clickhouse as rollup
 from services.stores.clickhouse.client import NAME, TIMEOUT, translated
 from services.stores.clickhouse.tables import quoted, stored
 
-_PARAMETERS = {"number": "Float64", "uuid": "UUID"}  # every other kind is compared as a String
-
 
 class Asked:
     """The statements of one question: all within its time; what they cost by the server's word, or as measured here."""
@@ -107,8 +105,6 @@ def _after(column: Column, operator: str) -> str:
     name, value = stored(column), "{after:String}"
     if column.kind == "timestamp":
         value = "fromUnixTimestamp64Micro({after:Int64}, 'UTC')"
-    elif column.kind in _PARAMETERS:
-        value = f"{{after:{_PARAMETERS[column.kind]}}}"
     return f"{name} {operator}= {value} AND ({name} {operator} {value} OR id {operator} {{after_id:Int64}})"
 
 
@@ -142,7 +138,7 @@ def _where(dataset: Dataset, filters: Filters, as_of: int) -> tuple[str, dict[st
     conditions: list[str] = ["id < {end_id:Int64}"]
     parameters: dict[str, Any] = {"end_id": end_id(as_of)}
     for index, (name, value) in enumerate(filters.equals):
-        kind = _PARAMETERS.get(dataset.by_name[name].kind, "String")
+        kind = "UUID" if dataset.by_name[name].kind == "uuid" else "String"
         conditions.append(f"{quoted(name)} = {{equals{index}:{kind}}}")
         parameters[f"equals{index}"] = value
     for operator, name, bound in ((">=", "start", filters.start), ("<", "end", filters.end)):

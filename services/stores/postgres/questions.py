@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from psycopg import sql
 
 from services.core.dataset import CREATED_AT, ID, Dataset
 from services.core.ids import end_id
+from services.core.instants import to_datetime
 from services.core.queries import (
     AggregateQuestion,
     Answer,
@@ -84,15 +85,14 @@ def _after(question: ListQuestion) -> tuple[sql.Composed, list[Any]]:
     value: Any
     value, row_id = question.after
     if kinds[question.order_by] == "timestamp":
-        value = _instant(value)
+        value = to_datetime(value)
     return sql.SQL(" AND ({}) {} ({})").format(columns, operator, places), [value, row_id][: len(names)]
 
 
 def _aggregate(question: AggregateQuestion, table: sql.Identifier, where: sql.Composable) -> sql.Composed:
     keys: list[sql.Composable] = []
     if question.bucket:
-        width, column = sql.Literal(timedelta(microseconds=question.bucket)), sql.Identifier(question.dataset.time)
-        keys.append(sql.SQL("date_bin({}, {}, TIMESTAMPTZ 'epoch')").format(width, column))
+        keys.append(rollup.time_bin(timedelta(microseconds=question.bucket), question.dataset.time))
     if question.group_by:
         keys.append(sql.Identifier(question.group_by))
     numbers = sql.SQL(", ").join(map(sql.Literal, range(1, len(keys) + 1)))
@@ -115,14 +115,10 @@ def _where(filters: Filters, dataset: Dataset, as_of: int) -> tuple[sql.Composab
     for operator, bound in ((sql.SQL(">="), filters.start), (sql.SQL("<"), filters.end)):
         if bound is not None:
             conditions.append(sql.SQL("{} {} %s").format(sql.Identifier(dataset.time), operator))
-            parameters.append(_instant(bound))
+            parameters.append(to_datetime(bound))
     if filters.text and dataset.search:
         conditions.append(sql.SQL("{} LIKE %s").format(sql.Identifier(dataset.search)))
         parameters.append(like_pattern(filters.text))
     elif filters.text:
         conditions.append(sql.SQL("false"))
     return sql.SQL(" AND ").join(conditions), parameters
-
-
-def _instant(microseconds: int) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
