@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
 
@@ -31,6 +32,7 @@ from services.lake.table import table_uri
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.local.verification import verify
+from services.rollups.chunks import CHUNK_ROWS
 from services.runtime.settings import LakeSettings
 
 # Without maintain, which would compact the small files before they are asked.
@@ -44,6 +46,7 @@ _SHATTERERS = 6
 _LOAD_RATE = 1_000_000 / 60  # rows/s under which the newest rows are asked for
 _LOAD_SECONDS = 60
 _ASK_SECONDS = 0.2
+_ROLLUP_SECONDS = 600
 
 ENGINES = {
     "PostgreSQL": ("postgres", {}),
@@ -92,7 +95,9 @@ def measure(folder: Path, rows: int, runs: int, say: Say) -> tuple[list[Figure],
             for engine in ENGINES
             if engine.startswith("lake") and ("count", engine) in before.cells and ("count", engine) in after.cells
         ]
+        say("keeping the lake and the rollups from now on")
         Stack(settings, ("maintain",)).up()
+        _await_rollups(settings, rows)
         return [*gains, *_newest_under_load(stack, client, say)], [before, after]
 
 
@@ -134,6 +139,19 @@ def _shatter(stack: Stack) -> None:
 
     with ThreadPoolExecutor(_SHATTERERS) as pool:
         list(pool.map(rewrite, pairwise(bounds)))
+
+
+def _await_rollups(settings: LocalSettings, rows: int) -> None:
+    """Until what was loaded before is counted: it is no part of the load that the newest rows are asked under."""
+    deadline = time.monotonic() + _ROLLUP_SECONDS
+    with psycopg.connect(settings.urls()["LOGPIPE_POSTGRES_URL"], autocommit=True) as connection:
+        while True:
+            counted = connection.execute("SELECT sum(row_count) FROM rollup_chunks").fetchone()
+            if counted and counted[0] and rows - counted[0] < CHUNK_ROWS:
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the rollups of {rows} rows were not made within {_ROLLUP_SECONDS} s: {counted}")
+            time.sleep(0.5)
 
 
 def _ask_all(client: httpx.Client, title: str, runs: int, say: Say) -> Matrix:

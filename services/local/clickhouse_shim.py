@@ -93,7 +93,9 @@ class Engine:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = str(folder.resolve())
-        self._anchor = Session(self._folder)  # the engine stays loaded as long as one session is open
+        # The engine stays loaded as long as one session is open. Merges go after what is being answered, where the
+        # process may set priorities (CAP_SYS_NICE); elsewhere the engine leaves them as they are.
+        self._anchor = Session(f"{self._folder}?os_threads_nice_value_merge_mutate=10")
         self._kept: dict[str, _Kept] = {}
         self._lock = threading.Lock()
 

@@ -22,7 +22,7 @@ from services.core.queries import (
 from services.core.rows import Row
 from services.rollups import clickhouse as rollup
 from services.stores.clickhouse.client import NAME, TIMEOUT, translated
-from services.stores.clickhouse.tables import quoted, stored
+from services.stores.clickhouse.tables import IDS, quoted, stored
 
 
 class Asked:
@@ -94,8 +94,13 @@ def _list(question: ListQuestion, where: str, parameters: Mapping[str, Any]) -> 
     if question.after:
         where += f" AND {_after(by_name[question.order_by], '<' if question.descending else '>')}"
         page |= {"after": question.after[0], "after_id": question.after[1]}
-    rest = f"ORDER BY {order} LIMIT {{limit:UInt64}} OFFSET {{offset:UInt64}}"
-    return select(columns(dataset), dataset, where, rest), page
+    query = f"""
+        SELECT {columns(dataset)} FROM {quoted(dataset.name)} PREWHERE {where}
+        ORDER BY {order} LIMIT {{limit:UInt64}} OFFSET {{offset:UInt64}}"""  # noqa: S608
+    if question.order_by == dataset.time:
+        # Read off the end of the table's order, and little of it: finding out what else to read takes longer.
+        query += f" SETTINGS ignore_data_skipping_indices = '{IDS}'"
+    return query, page
 
 
 def _after(column: Column, operator: str) -> str:
