@@ -156,13 +156,10 @@ class RowCodec:
     def _columns(self, body: bytes, structs: list[Any]) -> Rows:
         if not structs:
             return Rows(0, [])
-        wire = dict(
-            zip(
-                (c.name for c in self._wire_columns),
-                zip(*map(msgspec.structs.astuple, structs), strict=True),
-                strict=True,
-            )
-        )
+        # One list in the order of memory, then its strides: `zip(*rows)` would visit every row again for each column.
+        values_by_row = list(chain.from_iterable(map(msgspec.structs.astuple, structs)))
+        width = len(self._wire_columns)
+        wire = {column.name: values_by_row[index::width] for index, column in enumerate(self._wire_columns)}
         suspect = b"\\" in body and _SUSPECT_ESCAPE.search(body) is not None
         values: dict[str, Sequence[Any]] = {}
         for column in self._wire_columns:
