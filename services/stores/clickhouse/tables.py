@@ -31,9 +31,7 @@ _STORAGE = {
     "json": "DEFAULT '{}' CODEC(ZSTD(1))",
     "uuid": "",
 }
-IDS = "ids"
-"""The index of the column `id`, in which rows are not ordered."""
-_GRANULE_ROWS = 2048  # the least that is read of a part: the newest 100 rows need no more
+_GRANULE_ROWS = 2048  # the least that is read of a part, for the newest 100 rows, too (ADR 0011)
 _INDEXED_GRANULES = 4
 # By this, whatever lacks a sequence of four bytes of the text is passed over; finer indexes cost more (ADR 0007).
 _SEARCH_INDEX = f"TYPE ngrambf_v1(4, 32768, 2, 0) GRANULARITY {_INDEXED_GRANULES}"
@@ -76,7 +74,7 @@ def create_table(dataset: Dataset) -> str:
     return f"""
         CREATE TABLE IF NOT EXISTS {quoted(dataset.name)} (
             {", ".join(columns)},
-            INDEX {IDS} id TYPE minmax GRANULARITY {_INDEXED_GRANULES},
+            INDEX ids id TYPE minmax GRANULARITY {_INDEXED_GRANULES},
             CONSTRAINT has_id CHECK id >= {MAX_BATCH_ROWS}
         )
         ENGINE = MergeTree
