@@ -10,6 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 from services import datasets, stores
 from services.core.errors import Invalid, StoreDown
 from services.core.ids import end_id
+from services.core.instants import to_datetime
 from services.lake.table import NAME, table_uri
 from services.ledger import reading
 from services.ledger.reading import Ledger
@@ -72,7 +73,7 @@ def loaded(settings: ReportSettings, day: date) -> Extent:
         with ledger.connection() as connection:
             waiting = reading.batches(connection, DATASET, as_of, reading.last_batch(connection), 1)
             dropped = reading.last_dropped(connection, DATASET)
-    kept = date.min if dropped is None else datetime.fromtimestamp(dropped / 1e6, UTC).date() + timedelta(days=1)
+    kept = date.min if dropped is None else to_datetime(dropped).date() + timedelta(days=1)
     if day < kept:
         raise Invalid(f"the logs of {day} were dropped by retention; a report made before that is kept as it is")
     end = begin(day + timedelta(days=1))

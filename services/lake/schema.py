@@ -31,9 +31,7 @@ def layout(dataset: Dataset, group_rows: int | None = None) -> WriterProperties:
 
     `group_rows`: rows of a row group, which is fetched and passed over as a whole; None: a file has one.
     """
-    rising = (
-        column.name for column in (ID, CREATED_AT, *dataset.columns) if column is ID or column.kind == "timestamp"
-    )
+    rising = [ID.name, *(column.name for column in (CREATED_AT, *dataset.columns) if column.kind == "timestamp")]
     return WriterProperties(
         compression="ZSTD",  # at level 1 half of snappy's size at its price
         compression_level=1,

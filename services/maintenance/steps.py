@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 
 from services import stores
 from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
+from services.core.instants import DAY, to_datetime
 from services.lake.maintenance import TableMaintenance
 from services.ledger import floors, schema
 from services.maintenance.settings import MaintainSettings
@@ -81,4 +82,4 @@ class Steps:
 
 
 def _date(day: int) -> date:
-    return datetime.fromtimestamp(day * _DAY_SECONDS, UTC).date()
+    return to_datetime(day * DAY).date()

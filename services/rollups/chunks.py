@@ -6,7 +6,7 @@ only if the ledger says the same number of rows. So the rollup holds each row of
 
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import psycopg
@@ -15,7 +15,7 @@ from psycopg import sql
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
 from services.core.ids import first_id
-from services.core.instants import DAY
+from services.core.instants import DAY, to_datetime
 from services.core.ledger import Batch
 from services.core.rows import Row
 from services.ledger import reading
@@ -67,7 +67,7 @@ def roll_up(connection: Connection, dataset: Dataset, settled: int) -> int:
         chunk = next_chunk(reading.batches(connection, dataset.name, start - 1, settled, CHUNK_BATCHES))
         if chunk is None:
             return 0
-        midnight = datetime.fromtimestamp(chunk.day * 86_400, UTC)
+        midnight = to_datetime(chunk.day * DAY)
         accepted = sql.SQL("created_at >= {} AND created_at < {}").format(midnight, midnight + timedelta(days=1))
         _summarize(connection, dataset, accepted)
         counted = _add(connection, dataset, start, chunk.until, accepted)

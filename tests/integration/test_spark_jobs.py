@@ -399,9 +399,8 @@ def test_windows_are_counted_once_whatever_is_killed_or_comes_late(world: World,
         process.launch()
         expected |= {(0, "INFO"): 3, (10, "WARN"): 1}
         wait(lambda: realtime.found() == expected, process)
-        realtime.publish(
-            (55, "INFO")
-        )  # moves the watermark to 25 s: late rows are told by it from the next batch but one
+        # The watermark comes to 25 s; late rows are told by it from the next batch but one.
+        realtime.publish((55, "INFO"))
         wait(lambda: (50, "INFO") in realtime.found(), process)
         realtime.publish((56, "INFO"))
         wait(lambda: realtime.found().get((50, "INFO")) == 2, process)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import Error
@@ -79,9 +79,11 @@ def answer(asked: Asked, question: Question, as_of: int) -> Answer:
     return Answer(rows, asked.milliseconds, "rollup" if rolled else "scan", total, asked.scanned)
 
 
-def select(what: str, dataset: Dataset, where: str, rest: str = "") -> str:
+def select(
+    what: str, dataset: Dataset, where: str, rest: str = "", clause: Literal["WHERE", "PREWHERE"] = "WHERE"
+) -> str:
     """Names come from dataset descriptions; every value is a parameter, bound by the server."""
-    return f"SELECT {what} FROM {quoted(dataset.name)} WHERE {where} {rest}"  # noqa: S608
+    return f"SELECT {what} FROM {quoted(dataset.name)} {clause} {where} {rest}"  # noqa: S608
 
 
 def _list(question: ListQuestion, where: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -94,11 +96,9 @@ def _list(question: ListQuestion, where: str, parameters: Mapping[str, Any]) -> 
     if question.after:
         where += f" AND {_after(by_name[question.order_by], '<' if question.descending else '>')}"
         page |= {"after": question.after[0], "after_id": question.after[1]}
+    rest = f"ORDER BY {order} LIMIT {{limit:UInt64}} OFFSET {{offset:UInt64}}"
     # Little is read: to plan what of it to read first, as WHERE would, takes longer.
-    query = f"""
-        SELECT {columns(dataset)} FROM {quoted(dataset.name)} PREWHERE {where}
-        ORDER BY {order} LIMIT {{limit:UInt64}} OFFSET {{offset:UInt64}}"""  # noqa: S608
-    return query, page
+    return select(columns(dataset), dataset, where, rest, "PREWHERE"), page
 
 
 def _after(column: Column, operator: str) -> str:

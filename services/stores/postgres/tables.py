@@ -1,7 +1,7 @@
 """The tables' shape: one per dataset, partitioned by the day of acceptance."""
 
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, LiteralString, NamedTuple
 
 import psycopg
@@ -9,6 +9,7 @@ from psycopg import sql
 
 from services.core.dataset import CREATED_AT, Column, Dataset
 from services.core.errors import NeedsOperator
+from services.core.instants import DAY, to_datetime
 from services.ledger.schema import connect, translated
 from services.rollups import postgres as rollup
 from services.runtime.settings import PostgresSettings
@@ -165,7 +166,7 @@ _DAYS = """SELECT relname, inhdetachpending FROM pg_class LEFT JOIN pg_inherits 
 
 
 def midnight(day: int) -> datetime:
-    return datetime.fromtimestamp(day * 86_400, UTC)
+    return to_datetime(day * DAY)
 
 
 def _definition(column: Column) -> sql.Composed:
