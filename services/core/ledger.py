@@ -39,9 +39,11 @@ class Range:
 class SinkPosition:
     """How far a sink has come in one partition: all below `next_offset` is stored (or dead-lettered).
 
-    `intent` is the range whose write was begun and not yet confirmed: it must be written again, the same, first.
+    `intent` is the range whose write was begun and not yet confirmed: it must be written again, the same, first, and
+    together with those of the partitions `together`, its own among them, as it was begun.
     """
 
     partition: int
     next_offset: int
     intent: Range | None = None
+    together: tuple[int, ...] = ()

@@ -3,7 +3,7 @@
 All methods block; async callers run them in a thread. No adapter lets its driver's errors out (see `errors`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -23,10 +23,10 @@ QUESTION_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Consecutive messages of one partition: what a store writes whole or not at all.
+    """Consecutive messages of one partition.
 
     `lines`: one row a line, each line ended by a newline; all rows were accepted on the same `day` (days since
-    1970-01-01 UTC). The same `token` always comes with the same rows: a store may use it to drop a repetition.
+    1970-01-01 UTC). The same `token` always comes with the same rows.
     """
 
     dataset: Dataset
@@ -43,15 +43,21 @@ class Block:
         return f"{self.topic_id}:{self.partition}:{self.first}:{self.last}"
 
 
+def joint_token(blocks: Iterable[Block]) -> str:
+    """Of blocks that are written together: a store may use it to drop a repetition."""
+    return "+".join(block.token for block in blocks)
+
+
 class StoreWriter(Protocol):
     def prepare(self, dataset: Dataset) -> None:
         """Create the schema, or check it and add the columns it lacks; idempotent. Raises StoreDown."""
 
-    def write(self, block: Block) -> None:
-        """Store all rows of the block or none, once, however often the same token is written.
+    def write(self, blocks: Sequence[Block]) -> None:
+        """Store the rows of all blocks or none, once, however often the same blocks come together.
 
-        Called by stream_to_store, one thread a writer. Raises Backpressure, RowRejected (nothing stored), StoreDown
-        (unknown whether stored: write the same block again).
+        They are of one dataset and day, one a partition, in the order of partitions. Called by stream_to_store, one
+        thread a writer. Raises Backpressure, RowRejected (nothing stored), StoreDown (unknown whether stored: write
+        the same again).
         """
 
 
@@ -59,20 +65,14 @@ class StoreWriter(Protocol):
 class OwnProgressWriter(StoreWriter, Protocol):
     """A StoreWriter whose own transactions say how far it has come: that of a store whose progress is `own`.
 
-    Its transactions are dear: one takes the blocks of several partitions, after `wait_seconds` rather than at once.
+    Its transactions are dear: they come after `wait_seconds`. `write` raises NeedsOperator, too, and Fenced when a
+    block does not follow what is stored: load the positions again.
     """
 
     wait_seconds: ClassVar[float]
 
     def positions(self, dataset: Dataset, topic_id: str) -> Mapping[int, int]:
         """Partition -> first offset not yet stored. After `prepare`. Raises StoreDown, NeedsOperator."""
-
-    def write_together(self, blocks: Sequence[Block]) -> None:
-        """Store blocks of one dataset, one a partition: the rows of all or none.
-
-        Raises what `write` raises; NeedsOperator, and Fenced when a block does not follow what is stored: load the
-        positions again.
-        """
 
 
 class StoreReader(Protocol):
@@ -166,7 +166,10 @@ class PartitionReader(Protocol):
 
 
 class GroupReader(PartitionReader, Protocol):
-    """A PartitionReader whose partitions are shared out among the members of a consumer group."""
+    """A PartitionReader whose partitions are shared out among the members of a consumer group.
+
+    A member may read those of others, too: `assign` takes any.
+    """
 
     def rebalanced(self) -> Sequence[int] | None:
         """The partitions now given to this member when that changed since the last call, else None.

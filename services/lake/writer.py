@@ -42,10 +42,7 @@ class EmbeddedWriter:
         handle, position = self._tables[dataset][0].standing()
         return _owned(dataset, topic_id, handle, position).offsets
 
-    def write(self, block: Block) -> None:
-        self.write_together([block])
-
-    def write_together(self, blocks: Sequence[Block]) -> None:
+    def write(self, blocks: Sequence[Block]) -> None:
         table, lines = self._tables[blocks[0].dataset]
         rows = [_read(lines, number, block) for number, block in enumerate(blocks)]
         layout = schema.layout(blocks[0].dataset)

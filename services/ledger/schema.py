@@ -57,7 +57,8 @@ CREATE TABLE IF NOT EXISTS slot_positions (
     PRIMARY KEY (slot, dataset, partition)
 );
 
--- How far each store's sink has come. An intent is a range whose write was begun and not yet confirmed.
+-- How far each store's sink has come. An intent is a range whose write was begun and not yet confirmed, together with
+-- those of the partitions `intent_together`.
 CREATE TABLE IF NOT EXISTS sink_progress (
     store        text NOT NULL,
     dataset      text NOT NULL,
@@ -69,6 +70,8 @@ CREATE TABLE IF NOT EXISTS sink_progress (
     updated_at   timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (store, dataset, partition)
 );
+ALTER TABLE sink_progress ADD COLUMN IF NOT EXISTS intent_together int[];
+UPDATE sink_progress SET intent_together = ARRAY[partition] WHERE intent_first IS NOT NULL AND intent_together IS NULL;
 
 -- Stores being refilled from PostgreSQL. Of the batches up to `last_batch`, those below `next_batch` are done with;
 -- `range_last`: next_batch..range_last is being written. `id` is new whenever a replay begins anew.
@@ -160,7 +163,10 @@ def prepare(connection: psycopg.Connection[Any]) -> None:
     """
     with translated(), connection.transaction():
         found = connection.execute(
-            "SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest(%s::text[]) AS name", (_MADE,)
+            "SELECT bool_and(to_regclass(name) IS NOT NULL) AND EXISTS (SELECT FROM pg_attribute"
+            " WHERE attrelid = to_regclass('sink_progress') AND attname = 'intent_together')"
+            " FROM unnest(%s::text[]) AS name",
+            (_MADE,),
         )
         if found.fetchone() == (True,):
             return

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import psycopg
@@ -11,8 +12,33 @@ from services.core.ledger import Range, SinkPosition
 from services.ledger import schema
 
 _SELECT = (
-    "SELECT partition, next_offset, intent_first, intent_last FROM sink_progress WHERE store = %s AND dataset = %s"
+    "SELECT partition, next_offset, intent_first, intent_last, intent_together FROM sink_progress"
+    " WHERE store = %s AND dataset = %s"
 )
+
+_BEGIN = """
+    UPDATE sink_progress
+    SET intent_first = first, intent_last = last, intent_together = %(partitions)s::int[], updated_at = now()
+    FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[]) AS intended(of, first, last)
+    WHERE store = %(store)s AND dataset = %(dataset)s AND topic_id = %(topic_id)s AND partition = of
+      AND next_offset = first AND (intent_first IS NULL
+        OR (intent_first = first AND intent_last = last AND intent_together = %(partitions)s::int[]))"""
+_FINISH = """
+    UPDATE sink_progress
+    SET next_offset = last + 1, intent_first = NULL, intent_last = NULL, intent_together = NULL, updated_at = now()
+    FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[]) AS intended(of, first, last)
+    WHERE store = %(store)s AND dataset = %(dataset)s AND topic_id = %(topic_id)s AND partition = of
+      AND intent_first = first AND intent_last = last"""
+_SKIP = """
+    WITH kept AS (SELECT * FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[]) AS kept(of, first)),
+    broken AS (
+        SELECT unnest(coalesce(intent_together, ARRAY[partition])) AS of FROM sink_progress JOIN kept ON of = partition
+        WHERE store = %(store)s AND dataset = %(dataset)s AND next_offset < first)
+    UPDATE sink_progress
+    SET next_offset = greatest(first, next_offset, intent_last + 1), updated_at = now(),
+        intent_first = NULL, intent_last = NULL, intent_together = NULL
+    FROM kept
+    WHERE store = %(store)s AND dataset = %(dataset)s AND partition = of AND of IN (SELECT of FROM broken)"""
 
 
 class SinkProgress:
@@ -24,8 +50,11 @@ class SinkProgress:
         self._topic_id = topic_id
         self._connection: psycopg.Connection[Any] | None = None
 
-    def load(self, partitions: Iterable[int]) -> dict[int, SinkPosition]:
-        """Where to go on; a partition never seen before starts at 0. Raises NeedsOperator if the topic was replaced."""
+    def load(self, partitions: Iterable[int]) -> list[SinkPosition]:
+        """Where to go on, and where the partitions stand that were begun together with these.
+
+        A partition never seen before starts at 0. Raises NeedsOperator if the topic was replaced.
+        """
         wanted = list(partitions)
         store, dataset = self._key
         with self._connected() as connection:
@@ -37,49 +66,39 @@ class SinkProgress:
                 (store, dataset, self._topic_id, wanted),
             )
             found = _positions(connection.execute(_SELECT, self._key))
-            return {partition: found[partition] for partition in wanted}
+        needed = {*wanted, *chain.from_iterable(found[partition].together for partition in wanted)}
+        return [found[partition] for partition in sorted(needed)]
 
-    def begin(self, partition: int, expected_next: int, intent: Range) -> None:
-        """Write down what is about to be written; again for the same range is fine. Raises Fenced: load again."""
-        with self._connected() as connection:
-            done = connection.execute(
-                "UPDATE sink_progress SET intent_first = %(first)s, intent_last = %(last)s, updated_at = now()"
-                " WHERE store = %(store)s AND dataset = %(dataset)s AND topic_id = %(topic_id)s"
-                " AND partition = %(partition)s AND next_offset = %(next)s AND (intent_first IS NULL"
-                " OR (intent_first = %(first)s AND intent_last = %(last)s))",
-                {**self._place(partition, intent), "next": expected_next},
-            )
-            if done.rowcount == 0:
-                raise Fenced(f"partition {partition} of {'/'.join(self._key)} is no longer at {expected_next}")
+    def begin(self, intents: Mapping[int, Range]) -> None:
+        """Write down what is about to be written together, by partition; again for the same is fine.
 
-    def finish(self, partition: int, intent: Range) -> None:
-        """What `begin` announced is stored. Again is fine. Raises Fenced: load again."""
-        with self._connected() as connection:
-            done = connection.execute(
-                "UPDATE sink_progress SET next_offset = %(last)s + 1, intent_first = NULL, intent_last = NULL,"
-                " updated_at = now() WHERE store = %(store)s AND dataset = %(dataset)s AND topic_id = %(topic_id)s"
-                " AND partition = %(partition)s AND ((intent_first = %(first)s AND intent_last = %(last)s)"
-                " OR (intent_first IS NULL AND next_offset = %(last)s + 1))",
-                self._place(partition, intent),
-            )
-            if done.rowcount == 0:
-                raise Fenced(f"partition {partition} of {'/'.join(self._key)} was finished by somebody else")
+        Raises Fenced unless each range begins where its partition stands: load again.
+        """
+        self._put(_BEGIN, intents)
+
+    def finish(self, intents: Mapping[int, Range]) -> None:
+        """What `begin` announced is stored. Raises Fenced when that is finished, or not announced: load again."""
+        self._put(_FINISH, intents)
 
     def close(self) -> None:
         if self._connection:
             self._connection.close()
             self._connection = None
 
-    def _place(self, partition: int, intent: Range) -> dict[str, Any]:
+    def _put(self, change: str, intents: Mapping[int, Range]) -> None:
+        """In all partitions of `intents`, or in none: Fenced."""
         store, dataset = self._key
-        return {
+        values = {
             "store": store,
             "dataset": dataset,
             "topic_id": self._topic_id,
-            "partition": partition,
-            "first": intent.first,
-            "last": intent.last,
+            "partitions": list(intents),
+            "firsts": [intent.first for intent in intents.values()],
+            "lasts": [intent.last for intent in intents.values()],
         }
+        with self._connected() as connection, connection.transaction():
+            if connection.execute(change, values).rowcount != len(intents):
+                raise Fenced(f"partitions {list(intents)} of {store}/{dataset} no longer stand where they stood")
 
     @contextmanager
     def _connected(self) -> Iterator[psycopg.Connection[Any]]:
@@ -112,7 +131,8 @@ def skip(
 ) -> None:
     """Give up what the topic no longer has, for a replay to bring. `bounds`: partition -> first offset kept, end.
 
-    A partition that has no position begins at its end; one whose next messages were deleted goes on at the first kept.
+    A partition that has no position begins at its end; one whose next messages were deleted goes on at the first kept,
+    and after what was begun: that cannot be written again as it was, nor can what was begun together with it.
     Call it within the transaction that notes the replay, and only while nobody loads the topic into the store.
     """
     refuse_another_topic(connection, store, dataset, topic_id)
@@ -122,12 +142,8 @@ def skip(
         " SELECT %s, %s, %s, * FROM unnest(%s::int[], %s::bigint[]) ON CONFLICT DO NOTHING",
         (store, dataset, topic_id, list(bounds), list(ends)),
     )
-    connection.execute(
-        "UPDATE sink_progress SET next_offset = first, intent_first = NULL, intent_last = NULL, updated_at = now()"
-        " FROM unnest(%s::int[], %s::bigint[]) AS kept(partition, first)"
-        " WHERE store = %s AND dataset = %s AND sink_progress.partition = kept.partition AND next_offset < first",
-        (list(bounds), list(firsts), store, dataset),
-    )
+    places = {"store": store, "dataset": dataset, "partitions": list(bounds), "firsts": list(firsts)}
+    connection.execute(_SKIP, places)
 
 
 def positions(postgres_url: str, store: str, dataset: str) -> dict[int, SinkPosition]:
@@ -136,8 +152,11 @@ def positions(postgres_url: str, store: str, dataset: str) -> dict[int, SinkPosi
         return _positions(connection.execute(_SELECT, (store, dataset)))
 
 
-def _positions(rows: Iterable[tuple[int, int, int | None, int | None]]) -> dict[int, SinkPosition]:
-    return {
-        partition: SinkPosition(partition, next_offset, None if first is None or last is None else Range(first, last))
-        for partition, next_offset, first, last in rows
-    }
+def _positions(rows: Iterable[tuple[int, int, int | None, int | None, list[int] | None]]) -> dict[int, SinkPosition]:
+    found = {}
+    for partition, next_offset, first, last, together in rows:
+        if first is None or last is None:
+            found[partition] = SinkPosition(partition, next_offset)
+        else:
+            found[partition] = SinkPosition(partition, next_offset, Range(first, last), tuple(together or ()))
+    return found

@@ -135,7 +135,7 @@ class Refill:
 
     def _write(self, block: Block, missing: gaps.Missing) -> None:
         try:
-            self._writer.write(block)
+            self._writer.write([block])
         except RowRejected as error:
             row_id = missing.ids[error.row]
             self._dead_letters.send([_letter(row_id, error.reason, missing.lines[error.row])])

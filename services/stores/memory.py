@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
@@ -11,7 +11,7 @@ import msgspec
 from services.core.dataset import Column, Dataset
 from services.core.errors import RowRejected
 from services.core.ids import MAX_BATCH_ROWS, batch_of, end_id, first_id
-from services.core.ports import QUESTION_SECONDS, Block, Progress
+from services.core.ports import QUESTION_SECONDS, Block, Progress, joint_token
 from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row
 
@@ -27,22 +27,22 @@ class MemoryStore:
     progress: ClassVar[Progress] = "sink"
 
     def __init__(self) -> None:
-        self._blocks: dict[str, dict[str, list[Row]]] = {}
+        self._written: dict[str, dict[str, list[Row]]] = {}
 
     def prepare(self, dataset: Dataset) -> None:
-        self._blocks.setdefault(dataset.name, {})
+        self._written.setdefault(dataset.name, {})
 
-    def write(self, block: Block) -> None:
-        blocks = self._blocks[block.dataset.name]
-        decoder = msgspec.json.Decoder(_line_type(block.dataset))
+    def write(self, blocks: Sequence[Block]) -> None:
+        decoder = msgspec.json.Decoder(_line_type(blocks[0].dataset))
         rows = []
-        for index, line in enumerate(block.lines.splitlines()):
-            try:
-                values = msgspec.structs.astuple(decoder.decode(line))
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                raise RowRejected(index, str(error)) from error
-            rows.append(tuple(str(value) if isinstance(value, UUID) else value for value in values))
-        blocks.setdefault(block.token, rows)
+        for number, block in enumerate(blocks):
+            for index, line in enumerate(block.lines.splitlines()):
+                try:
+                    values = msgspec.structs.astuple(decoder.decode(line))
+                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                    raise RowRejected(index, str(error), block=number) from error
+                rows.append(tuple(str(value) if isinstance(value, UUID) else value for value in values))
+        self._written[blocks[0].dataset.name].setdefault(joint_token(blocks), rows)
 
     def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
         dataset = question.dataset
@@ -82,7 +82,7 @@ class MemoryStore:
         pass
 
     def _all(self, dataset: Dataset) -> Iterator[Row]:
-        for rows in self._blocks.get(dataset.name, {}).values():
+        for rows in self._written.get(dataset.name, {}).values():
             yield from rows
 
 

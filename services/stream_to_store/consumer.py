@@ -1,13 +1,13 @@
 """The loop that takes one dataset from its topic into one store, exactly once.
 
-Per block: the intended range goes to sink_progress, by compare-and-set; the block goes to the store under a token
-made of that range; the range is marked done. Whoever takes over a partition finds the range that was under way and
-writes it again, the same, under the same token. A store whose own transactions say how far it has come needs none of
-that: it takes the blocks of all partitions in one (`ports.OwnProgressWriter`).
+What is due of all partitions is written together: the intended ranges go to sink_progress, by compare-and-set; the
+blocks go to the store under a token made of those ranges; the ranges are marked done. Whoever takes over one of the
+partitions finds the ranges that were under way and writes all of them again, the same, under the same token. A store
+whose own transactions say how far it has come needs none of that (`ports.OwnProgressWriter`).
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import Event
 from typing import Protocol
 
@@ -16,10 +16,11 @@ from services.core.dataset import Dataset
 from services.core.envelope import is_newer
 from services.core.errors import Backpressure, Fenced, LogpipeError, NeedsOperator, StoreDown
 from services.core.ledger import Range, SinkPosition
-from services.core.ports import Block, GroupReader, Message, OwnProgressWriter, StoreWriter
+from services.core.ports import GroupReader, Message, StoreWriter
 from services.runtime import logs, metrics
 from services.stream_to_store import refused
-from services.stream_to_store.lane import Lane, Limits
+from services.stream_to_store.backlog import Backlog, Limits
+from services.stream_to_store.lane import Lane
 from services.streams.dead_letters import DeadLetters
 
 POLL_SECONDS = 0.1
@@ -31,9 +32,9 @@ _log = logs.get("stream_to_store")
 class Progress(Protocol):
     """What the ledger's SinkProgress does, and OwnProgress for a store that needs none."""
 
-    def load(self, partitions: Sequence[int]) -> dict[int, SinkPosition]: ...
-    def begin(self, partition: int, expected_next: int, intent: Range) -> None: ...
-    def finish(self, partition: int, intent: Range) -> None: ...
+    def load(self, partitions: Sequence[int]) -> Iterable[SinkPosition]: ...
+    def begin(self, intents: Mapping[int, Range]) -> None: ...
+    def finish(self, intents: Mapping[int, Range]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -59,7 +60,6 @@ class Consumer:
         self._labels = (store, dataset.name)
         self._reader = reader
         self._writer = writer
-        self._together = writer.write_together if isinstance(writer, OwnProgressWriter) else None
         self._dead_letters = dead_letters
         self._limits = limits
         self._prepare = prepare
@@ -69,7 +69,7 @@ class Consumer:
         self._progress: Progress | None = None
         self._topic_id = ""
         self._given: Sequence[int] = ()
-        self._lanes: Mapping[int, Lane] | None = None  # None: to be loaded
+        self._backlog: Backlog | None = None  # None: its positions are to be loaded
         self._reading = False
         self._pause = FIRST_PAUSE
         self._wait_until = 0.0
@@ -93,8 +93,8 @@ class Consumer:
     def report_lag(self) -> None:
         """Raises StoreDown."""
         bounds = self._reader.bounds()
-        lanes = self._lanes or {}
-        lag = sum(bounds[p][1] - lane.next_offset for p, lane in lanes.items() if p in bounds)
+        stored = self._backlog.stored() if self._backlog else {}
+        lag = sum(bounds[p][1] - next_offset for p, next_offset in stored.items() if p in bounds)
         metrics.gauge(metric_names.SINK_LAG_OFFSETS, *self._labels).set(lag)
 
     def step(self) -> None:
@@ -108,7 +108,7 @@ class Consumer:
             self._pause = FIRST_PAUSE
         except Fenced as error:
             self._log.warning("somebody else wrote here: dropping what is held", reason=str(error))
-            self._lanes = None
+            self._backlog = None
             self._hold(error, self._pause)
         except Backpressure as error:
             self._hold(error, max(error.retry_after, self._pause))
@@ -120,11 +120,11 @@ class Consumer:
         given = self._reader.rebalanced()
         if given is not None:  # what was read before is read again by whoever has the partition now
             self._log.info("partitions given", partitions=list(given))
-            self._given, self._lanes, self._reading = given, None, False
-        elif self._lanes is not None and self._reading:
-            self._take_in(self._lanes, messages)
+            self._given, self._backlog, self._reading = given, None, False
+        elif self._backlog and self._reading:
+            self._take_in(self._backlog, messages)
 
-    def _take_in(self, lanes: Mapping[int, Lane], messages: Sequence[Message]) -> None:
+    def _take_in(self, backlog: Backlog, messages: Sequence[Message]) -> None:
         now = self._clock()
         for message in messages:
             if is_newer(message.headers, self.dataset):
@@ -132,9 +132,8 @@ class Consumer:
                     f"{self.dataset.topic} has rows with columns that this process does not know: it is older than the"
                     " ingest API, update it; nothing was left out"
                 )
-            lanes[message.partition].add(message, now)
-        for partition, offset in self._reader.reached().items():
-            lanes[partition].reach(offset, now)
+            backlog.add(message, now)
+        backlog.reach(self._reader.reached(), now)
 
     def _write(self) -> None:
         if self._progress is None:
@@ -142,42 +141,30 @@ class Consumer:
             self._writer.prepare(self.dataset)
             self._topic_id = self._reader.topic_id()
             self._progress = self._open_progress(self._topic_id)
-        if self._lanes is None:
-            positions = self._progress.load(self._given) if self._given else {}
-            self._lanes = {p: Lane(position, self._limits) for p, position in positions.items()}
-        while due := self._due(self._lanes.values()):
-            for lanes in self._grouped(due):
-                self._store(self._progress, lanes)
-        if not self._reading and self._lanes:
-            self._reader.assign({p: lane.reached for p, lane in self._lanes.items()})
+        if self._backlog is None:
+            self._backlog = Backlog(self._progress.load(self._given) if self._given else (), self._limits)
+        while due := self._backlog.due(self._clock()):
+            self._store(self._progress, due)
+        if self._backlog.recovered():
+            self._backlog, self._reading = None, False
+        elif not self._reading and (reached := self._backlog.reached()):
+            self._reader.assign(reached)
             self._reading = True
 
-    def _due(self, lanes: Collection[Lane]) -> list[Lane]:
-        """What to write now; where one transaction takes all, whatever can be written goes with what must be."""
-        due = [lane for lane in lanes if lane.due(self._clock())]
-        return [lane for lane in lanes if lane.complete()] if due and self._together else due
-
-    def _grouped(self, lanes: list[Lane]) -> list[list[Lane]]:
-        return [lanes] if self._together else [[lane] for lane in lanes]
-
     def _store(self, progress: Progress, lanes: Sequence[Lane]) -> None:
-        pieces = [lane.take() for lane in lanes]
-        for piece in pieces:
-            progress.begin(piece.partition, piece.range.first, piece.range)
+        pieces = [lane.take([lane.partition for lane in lanes]) for lane in lanes]
+        intents = {piece.partition: piece.range for piece in pieces}
+        progress.begin(intents)
         blocks = [(piece, piece.block(self.dataset, self._topic_id)) for piece in pieces]
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
-            rows = refused.write(self._together or self._one_by_one, blocks, self._dead_letters)
-        for lane, piece in zip(lanes, pieces, strict=True):
-            progress.finish(piece.partition, piece.range)
+            rows = refused.write(self._writer.write, blocks, self._dead_letters)
+        progress.finish(intents)
+        for lane in lanes:
             lane.finish()
         metrics.counter(metric_names.SINK_ROWS, *self._labels).inc(rows)
         freshness = metrics.histogram(metric_names.FRESHNESS_SECONDS, *self._labels)
         for _, created_at in {(e.batch_id, e.created_at) for piece in pieces for e in piece.good}:
             freshness.observe(max(0.0, time.time() - created_at / 1e6))
-
-    def _one_by_one(self, blocks: Sequence[Block]) -> None:
-        for block in blocks:
-            self._writer.write(block)
 
     def _hold(self, error: LogpipeError, seconds: float) -> None:
         """Keep what is held, read no more of it, and try again after `seconds`; the group is still polled."""
@@ -191,10 +178,8 @@ class Consumer:
 
     def _write_rest(self) -> None:
         try:
-            held = (self._lanes or {}).values()
-            while self._progress and (rest := [lane for lane in held if lane.complete()]):
-                for lanes in self._grouped(rest):
-                    self._store(self._progress, lanes)
+            while self._progress and self._backlog and (rest := self._backlog.pending()):
+                self._store(self._progress, rest)
         except (Backpressure, Fenced, StoreDown) as error:
             self._log.warning("what is held is left to be read again", reason=str(error))
 

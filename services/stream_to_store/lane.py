@@ -1,7 +1,8 @@
-"""One partition's way into a store: what has been read and not yet written, and how it is cut into blocks. No I/O.
+"""One partition's way into a store: what has been read and not yet written, and how it is cut into slices. No I/O.
 
-A block is the messages of a range of offsets. Once a range has been chosen (the intent) it is written as it is until
-it is finished, by whoever owns the partition: the same range holds the same rows, so a store can tell a repetition.
+A slice is the messages of a range of offsets. Once the ranges of some partitions have been chosen (the intents), they
+are written together as they are until they are finished, by whoever owns one of the partitions: the same ranges hold
+the same rows, so a store can tell a repetition.
 """
 
 from collections.abc import Sequence
@@ -12,15 +13,6 @@ from services.core.envelope import batch_of_key
 from services.core.instants import DAY, LAST_INSTANT
 from services.core.ledger import Range, SinkPosition
 from services.core.ports import Block, Message
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """A lane is due when it holds this much, or holds anything for `seconds`."""
-
-    rows: int
-    bytes: int
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,50 +69,52 @@ class Slice:
 
 
 class Lane:
-    """`next_offset`: all below it is stored. `reached`: all below it is stored or held here."""
+    """`next_offset`: all below it is stored. `reached`: all below is stored, or held here since `since` at the longest.
 
-    def __init__(self, position: SinkPosition, limits: Limits) -> None:
+    `together`: the partitions whose ranges were begun together, this one among them; empty when nothing is begun.
+    """
+
+    def __init__(self, position: SinkPosition) -> None:
         self.partition = position.partition
         self.next_offset = self.reached = position.next_offset
+        self.together: Sequence[int] = position.together
+        self.rows = 0
+        self.bytes = 0
+        self.since = 0.0
         self._intent = position.intent
-        self._limits = limits
         self._held: list[Envelope] = []
-        self._rows = 0
-        self._bytes = 0
-        self._since = 0.0
 
     @property
-    def pending(self) -> bool:
-        return self.reached > self.next_offset
+    def day(self) -> int | None:
+        """When what comes next was accepted; None when no row of it was."""
+        return next((e.created_at // DAY for e in self._held if not e.problem), None)
 
     def add(self, message: Message, now: float) -> None:
-        if message.offset < self.reached:
+        """A message is passed over when it is held already, or lies beyond the range that was begun."""
+        if message.offset < self.reached or (self._intent and message.offset > self._intent.last):
             return
         envelope = examine(message)
         self._held.append(envelope)
-        self._rows += envelope.rows
-        self._bytes += len(message.value)
+        self.rows += envelope.rows
+        self.bytes += len(message.value)
         self.reach(message.offset + 1, now)
 
     def reach(self, offset: int, now: float) -> None:
         """Everything below `offset` was handed to `add`; the rest were control records."""
+        if self._intent:
+            offset = min(offset, self._intent.last + 1)
         if offset > self.reached:
-            if not self.pending:
-                self._since = now
+            if self.reached == self.next_offset:
+                self.since = now
             self.reached = offset
 
-    def due(self, now: float) -> bool:
-        if self._intent:
-            return self.reached > self._intent.last
-        full = self._rows >= self._limits.rows or self._bytes >= self._limits.bytes
-        return self.pending and (full or now - self._since >= self._limits.seconds)
-
     def complete(self) -> bool:
-        """Whether `take` can be called before the lane is due."""
-        return self.pending and (self._intent is None or self.reached > self._intent.last)
+        """Whether there is something to `take`, and all of it."""
+        return self.reached > (self._intent.last if self._intent else self.next_offset)
 
-    def take(self) -> Slice:
-        """What to write next; the same again until it is `finish`ed."""
+    def take(self, together: Sequence[int]) -> Slice:
+        """What to write next, `together` with that of other partitions; the same again until it is `finish`ed."""
+        self.together = together
         if self._intent is None:
             self._intent = Range(self.next_offset, self._end_of_day() - 1)
         taken = [e for e in self._held if e.message.offset <= self._intent.last]
@@ -129,17 +123,16 @@ class Lane:
     def finish(self) -> None:
         assert self._intent is not None
         self.next_offset = self._intent.last + 1
+        self.together = ()
         self._intent = None
         self._held = [e for e in self._held if e.message.offset >= self.next_offset]
-        self._rows = sum(e.rows for e in self._held)
-        self._bytes = sum(len(e.message.value) for e in self._held)
+        self.rows = sum(e.rows for e in self._held)
+        self.bytes = sum(len(e.message.value) for e in self._held)
 
     def _end_of_day(self) -> int:
         """The offset before which all messages were accepted on one day."""
-        day = None
+        day = self.day
         for envelope in self._held:
-            if not envelope.problem:
-                if day is not None and envelope.created_at // DAY != day:
-                    return envelope.message.offset
-                day = envelope.created_at // DAY
+            if not envelope.problem and envelope.created_at // DAY != day:
+                return envelope.message.offset
         return self.reached

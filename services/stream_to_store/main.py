@@ -18,8 +18,8 @@ from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
 from services.runtime.workers import Workers
 from services.stream_to_store import lag
+from services.stream_to_store.backlog import Limits
 from services.stream_to_store.consumer import Consumer, Progress
-from services.stream_to_store.lane import Limits
 from services.stream_to_store.own_progress import OwnProgress
 from services.stream_to_store.settings import StreamToStoreSettings
 from services.streams import kafka

@@ -1,6 +1,6 @@
 """The progress of a store that keeps it in its own transactions: nothing to write down before or after a block."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from services.core.dataset import Dataset
 from services.core.ledger import Range, SinkPosition
@@ -13,15 +13,15 @@ class OwnProgress:
         self._dataset = dataset
         self._topic_id = topic_id
 
-    def load(self, partitions: Sequence[int]) -> dict[int, SinkPosition]:
+    def load(self, partitions: Sequence[int]) -> Iterable[SinkPosition]:
         """Where to go on; a partition never seen before starts at 0. Raises StoreDown, NeedsOperator."""
         positions = self._writer.positions(self._dataset, self._topic_id)
-        return {partition: SinkPosition(partition, positions.get(partition, 0)) for partition in partitions}
+        return [SinkPosition(partition, positions.get(partition, 0)) for partition in partitions]
 
-    def begin(self, partition: int, expected_next: int, intent: Range) -> None:
+    def begin(self, intents: Mapping[int, Range]) -> None:
         pass
 
-    def finish(self, partition: int, intent: Range) -> None:
+    def finish(self, intents: Mapping[int, Range]) -> None:
         pass
 
     def close(self) -> None:

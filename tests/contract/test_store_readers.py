@@ -151,8 +151,8 @@ def _fill(writer: StoreWriter) -> None:
         for batch_id, rows in ACCEPTED[dataset.name].items():
             lines = b"".join(line + b"\n" for line in codec.encode(rows))
             block = Block(dataset, "topic", 0, batch_id, batch_id, rows[0][1] // DAY, len(rows), lines)
-            writer.write(block)
-            writer.write(block)  # said twice, stored once
+            writer.write([block])
+            writer.write([block])  # said twice, stored once
 
 
 def _fill_postgres(url: str) -> None:

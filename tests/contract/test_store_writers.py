@@ -129,7 +129,7 @@ AWKWARD = [
 
 
 def test_every_kind_comes_back_the_same(store: Store, dataset: Dataset) -> None:
-    store.writer.write(block(dataset, AWKWARD))
+    store.writer.write([block(dataset, AWKWARD)])
     codec = RowCodec(dataset)
     assert codec.encode(stored(store, dataset)) == codec.encode(AWKWARD)
 
@@ -137,20 +137,41 @@ def test_every_kind_comes_back_the_same(store: Store, dataset: Dataset) -> None:
 def test_the_same_token_is_stored_once(store: Store, dataset: Dataset) -> None:
     blocks = [block(dataset, [row(b, n) for n in range(50)], first=(b - 1) * 10) for b in range(1, 6)]
     for repeated in [*blocks, *blocks, blocks[0]]:
-        store.writer.write(repeated)
+        store.writer.write([repeated])
     assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(b, 50, 50) for b in range(1, 6)]
+
+
+def test_blocks_that_come_together_are_stored_once(store: Store, dataset: Dataset) -> None:
+    blocks = [replace(block(dataset, [row(b, n) for n in range(50)]), partition=b) for b in range(1, 4)]
+    blocks.append(replace(block(dataset, []), partition=9))
+    for _ in range(2):
+        store.writer.write(blocks)
+    assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(b, 50, 50) for b in range(1, 4)]
+
+
+def test_of_blocks_that_come_together_the_bad_row_is_named_and_none_is_stored(store: Store, dataset: Dataset) -> None:
+    good = [RowCodec(dataset).encode([row(b, n) for n in range(5)]) for b in range(1, 4)]
+    blocks = [replace(lines_block(dataset, lines), partition=b) for b, lines in enumerate(good)]
+    bad = replace(lines_block(dataset, [*good[1][:3], b"garbage", *good[1][3:]]), partition=1)
+    with pytest.raises(RowRejected) as refused:
+        store.writer.write([blocks[0], bad, blocks[2]])
+    assert (refused.value.block, refused.value.row) == (1, 3)
+    assert stored(store, dataset) == []
+    for _ in range(2):
+        store.writer.write(blocks)  # the good neighbours, under the same tokens
+    assert len(stored(store, dataset)) == 15
 
 
 def test_a_large_block_is_stored_once(store: Store, dataset: Dataset) -> None:
     rows = [row(2, n, message="m" * 50) for n in range(100_000)]
-    store.writer.write(block(dataset, rows))
-    store.writer.write(block(dataset, rows))
+    store.writer.write([block(dataset, rows)])
+    store.writer.write([block(dataset, rows)])
     assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(2, 100_000, 100_000)]
 
 
 def test_missing_optional_columns_are_empty(store: Store, dataset: Dataset) -> None:
     line = b'{"id":131072,"created_at":5,"timestamp":7,"category":"c","event_id":"%s"}' % str(uuid.UUID(int=3)).encode()
-    store.writer.write(lines_block(dataset, [line], day=0))
+    store.writer.write([lines_block(dataset, [line], day=0)])
     assert stored(store, dataset) == [(131072, 5, 7, "c", "", None, "{}", str(uuid.UUID(int=3)))]
 
 
@@ -167,28 +188,28 @@ def test_missing_optional_columns_are_empty(store: Store, dataset: Dataset) -> N
 def test_a_bad_row_is_named_and_nothing_is_stored(store: Store, dataset: Dataset, bad: bytes) -> None:
     good = RowCodec(dataset).encode([row(1, n) for n in range(5)])
     with pytest.raises(RowRejected) as refused:
-        store.writer.write(lines_block(dataset, [*good[:3], bad, *good[3:]]))
+        store.writer.write([lines_block(dataset, [*good[:3], bad, *good[3:]])])
     assert refused.value.row == 3
     assert stored(store, dataset) == []
-    store.writer.write(lines_block(dataset, good))  # its good neighbours, under the same token
+    store.writer.write([lines_block(dataset, good)])  # its good neighbours, under the same token
     assert len(stored(store, dataset)) == 5
-    store.writer.write(lines_block(dataset, good))
+    store.writer.write([lines_block(dataset, good)])
     assert len(stored(store, dataset)) == 5
 
 
 def test_a_block_without_rows_changes_nothing(store: Store, dataset: Dataset) -> None:
-    store.writer.write(lines_block(dataset, []))
+    store.writer.write([lines_block(dataset, [])])
     assert stored(store, dataset) == []
 
 
 def test_a_new_optional_column_reads_as_empty_in_old_rows(store: Store, dataset: Dataset) -> None:
     if isinstance(store.writer, MemoryStore):
         pytest.skip("rows in memory are never older than the description")
-    store.writer.write(block(dataset, [row(1, 0)]))
+    store.writer.write([block(dataset, [row(1, 0)])])
     wider = replace(dataset, columns=(*dataset.columns, Column("region", "category"), Column("extra", "json")))
     store.writer.prepare(wider)
     store.writer.prepare(wider)
-    store.writer.write(block(wider, [(*row(1, 1), "north", '{"a":1}')], first=10))
+    store.writer.write([block(wider, [(*row(1, 1), "north", '{"a":1}')], first=10)])
     assert stored(store, wider) == [(*row(1, 0), "", "{}"), (*row(1, 1), "north", '{"a":1}')]
 
 
@@ -201,8 +222,8 @@ def test_a_column_of_another_kind_needs_an_operator(store: Store, dataset: Datas
 
 
 def test_batches_are_counted_by_really_reading(store: Store, dataset: Dataset) -> None:
-    store.writer.write(block(dataset, [row(3, n) for n in range(4)]))
-    store.writer.write(block(dataset, [row(3, n) for n in range(2, 6)] + [row(5, 0)], first=10))
+    store.writer.write([block(dataset, [row(3, n) for n in range(4)])])
+    store.writer.write([block(dataset, [row(3, n) for n in range(2, 6)] + [row(5, 0)], first=10)])
     assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(3, 8, 6), (5, 1, 1)]
     assert list(store.reader.counts(dataset, 4, 5)) == [(5, 1, 1)]
     assert [r[0] for r in store.reader.rows(dataset, 5, 9)] == [first_id(5)]
@@ -215,18 +236,18 @@ def test_an_unreachable_clickhouse_is_down(dataset: Dataset) -> None:
     with pytest.raises(StoreDown):
         writer.prepare(dataset)
     with pytest.raises(StoreDown):
-        writer.write(block(dataset, [row(1, 1)]))
+        writer.write([block(dataset, [row(1, 1)])])
     reader.close()
 
 
-def test_one_block_is_one_part(clickhouse_url: str) -> None:
+def test_what_comes_together_is_one_part(clickhouse_url: str) -> None:
     name = f"parts_{uuid.uuid4().hex}"
     columns = (Column("t", "timestamp", required=True), Column("k", "text"))
     made = Dataset(name, "p", "ps", "p", "k", "t", columns, (), (), ())
     writer = ClickHouseWriter(clickhouse_url)
     writer.prepare(made)
-    rows = [(first_id(1) + n, NOON, NOON - n * 86_400_000_000, "k" * 400) for n in range(60_000)]
-    writer.write(block(made, rows))
+    rows = [(first_id(1) + n, NOON, NOON - n * 86_400_000_000, "k" * 400) for n in range(150_000)]
+    writer.write([replace(block(made, rows[n::3]), partition=n) for n in range(3)])
     with closing(clickhouse_connect.get_client(dsn=clickhouse_url)) as client:
         parts = client.command("SELECT count() FROM system.parts WHERE table = {t:String}", {"t": name})
     assert parts == 1

@@ -250,6 +250,9 @@ def test_a_group_shares_out_its_partitions(broker: Broker, topic: str, opened: A
     second.assign(dict.fromkeys(given[1], 0))
     mine = {p: end for p, end in ends_of(second).items() if p in given[1]}
     assert values(read_to_end(second, mine)) == [f"m{p}" for p in given[1]]
+    second.assign(dict.fromkeys(range(PARTITIONS), 0))  # those of the other as well
+    assert values(read_to_end(second, ends_of(second))) == ["m0", "m1", "m2"]
+    assert first.rebalanced() is None
 
     second.close()
     given.clear()

@@ -27,8 +27,8 @@ from services.ledger.sink_progress import SinkProgress, positions
 from services.stores import postgres
 from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter
 from services.stores.postgres import PostgresReader
+from services.stream_to_store.backlog import Limits
 from services.stream_to_store.consumer import Consumer
-from services.stream_to_store.lane import Limits
 from services.streams import kafka
 from services.streams.dead_letters import DeadLetters
 from services.verify.reconcile import Scope, reconcile

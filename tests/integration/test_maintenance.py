@@ -83,7 +83,7 @@ def fill(environment: dict[str, str], days: dict[int, int]) -> None:
                     for row in postgres.copy_rows(DATASET, Rows.of(values), batch, day * DAY + 1):
                         copy.write_row(row)
             batches.mark_published(connection, 0, [accepted])
-            writer.write(lake_tables.block(DATASET, b"".join(line + b"\n" for line in lines), batch, day))
+            writer.write([lake_tables.block(DATASET, b"".join(line + b"\n" for line in lines), batch, day)])
             lake_tables.append(LakeSettings(), DATASET, values, Position("t", {0: batch + 1}, {}, "q", batch))
 
 

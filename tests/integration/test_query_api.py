@@ -96,7 +96,7 @@ class Pipeline:
 
     def insert(self, offset: int, day: int, rows: Sequence[Row]) -> None:
         lines = b"".join(line + b"\n" for line in self.codec.encode(rows))
-        self.writer.write(Block(self.dataset, "t", 0, offset, offset, day, len(rows), lines))
+        self.writer.write([Block(self.dataset, "t", 0, offset, offset, day, len(rows), lines)])
 
     def fill(self, count: int) -> list[tuple[Batch, list[Row]]]:
         made = [self.accept() for _ in range(count)]

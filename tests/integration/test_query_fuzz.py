@@ -48,7 +48,7 @@ def _store(name: str) -> MemoryStore:
         store.prepare(dataset)
         rows = [(first_id(batch_id), 1_800_000_000_000_000 + batch_id, *values) for batch_id in range(1, 9)]
         lines = b"".join(line + b"\n" for line in RowCodec(dataset).encode(rows))
-        store.write(Block(dataset, "topic", 0, 1, 1, 20_833, len(rows), lines))
+        store.write([Block(dataset, "topic", 0, 1, 1, 20_833, len(rows), lines)])
     return store
 
 

@@ -69,7 +69,7 @@ class Pipeline:
         return Block(self.dataset, "t", 0, first, batch_id, days, len(lines), b"".join(line + b"\n" for line in lines))
 
     def load(self, block: Block) -> None:
-        self.writer.write(block)
+        self.writer.write([block])
         self.loaded = block.last
 
     def fill(self, blocks: int) -> None:
@@ -304,7 +304,7 @@ def test_a_block_is_counted_once_also_after_a_restart(postgres_url: str) -> None
         writer, reader = clickhouse.ClickHouseWriter(url), clickhouse.ClickHouseReader(url)
         with closing(reader):
             writer.prepare(pipeline.dataset)
-            writer.write(block)
+            writer.write([block])
             assert method_of(reader, pipeline.dataset, pipeline.loaded) == "rollup"
             answer = reader.answer(StatsQuestion(pipeline.dataset), pipeline.loaded)
             assert answer.rows == [(block.rows,)]

@@ -19,7 +19,8 @@ from services.core.ledger import Range, SinkPosition
 from services.core.ports import Outgoing
 from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
-from services.ledger.sink_progress import SinkProgress, positions
+from services.ledger import schema
+from services.ledger.sink_progress import SinkProgress, positions, skip
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.stores.clickhouse import ClickHouseReader
@@ -53,44 +54,84 @@ def other(postgres_url: str, store: str) -> Iterator[SinkProgress]:
 
 
 def test_a_partition_starts_at_its_beginning(progress: SinkProgress, postgres_url: str, store: str) -> None:
-    assert progress.load([0, 2]) == {0: SinkPosition(0, 0), 2: SinkPosition(2, 0)}
+    assert progress.load([0, 2]) == [SinkPosition(0, 0), SinkPosition(2, 0)]
     assert positions(postgres_url, store, "logs") == {0: SinkPosition(0, 0), 2: SinkPosition(2, 0)}
     assert positions(postgres_url, store, "events") == {}
 
 
-def test_an_intent_is_found_by_the_next_owner(progress: SinkProgress, other: SinkProgress) -> None:
-    progress.load([0])
-    progress.begin(0, 0, Range(0, 9))
-    assert other.load([0]) == {0: SinkPosition(0, 0, Range(0, 9))}
-    other.begin(0, 0, Range(0, 9))
-    other.finish(0, Range(0, 9))
-    assert other.load([0]) == {0: SinkPosition(0, 10)}
+def test_what_was_begun_together_is_found_by_the_next_owner_of_any_of_it(
+    progress: SinkProgress, other: SinkProgress
+) -> None:
+    progress.load([0, 1, 2])
+    progress.begin({0: Range(0, 9), 2: Range(0, 4)})
+    begun = [SinkPosition(0, 0, Range(0, 9), (0, 2)), SinkPosition(2, 0, Range(0, 4), (0, 2))]
+    assert other.load([2]) == begun
+    assert other.load([0, 1]) == [begun[0], SinkPosition(1, 0), begun[1]]
+    other.begin({0: Range(0, 9), 2: Range(0, 4)})
+    other.finish({0: Range(0, 9), 2: Range(0, 4)})
+    assert other.load([0, 1, 2]) == [SinkPosition(0, 10), SinkPosition(1, 0), SinkPosition(2, 5)]
+    with pytest.raises(Fenced):
+        progress.finish({0: Range(0, 9), 2: Range(0, 4)})
 
 
-def test_repeating_a_step_is_fine(progress: SinkProgress) -> None:
-    """Its answer may have been lost."""
-    progress.load([0])
-    for _ in range(2):
-        progress.begin(0, 0, Range(0, 9))
-    for _ in range(2):
-        progress.finish(0, Range(0, 9))
-    assert progress.load([0]) == {0: SinkPosition(0, 10)}
+def test_what_is_not_begun_whole_is_not_begun_at_all(progress: SinkProgress, other: SinkProgress) -> None:
+    progress.load([0, 1])
+    other.begin({1: Range(0, 9)})
+    for refused in ({0: Range(0, 9), 1: Range(0, 9)}, {0: Range(0, 9), 1: Range(10, 19)}):
+        with pytest.raises(Fenced):
+            progress.begin(refused)
+    assert progress.load([0]) == [SinkPosition(0, 0)]
 
 
 def test_who_lost_a_partition_is_fenced(progress: SinkProgress, other: SinkProgress) -> None:
     progress.load([0])
     other.load([0])
-    other.begin(0, 0, Range(0, 9))
+    other.begin({0: Range(0, 9)})
+    other.begin({0: Range(0, 9)})  # the answer was lost
     with pytest.raises(Fenced):
-        progress.begin(0, 0, Range(0, 5))  # another range is under way
-    other.finish(0, Range(0, 9))
+        progress.begin({0: Range(0, 5)})  # another range is under way
+    other.finish({0: Range(0, 9)})
     with pytest.raises(Fenced):
-        progress.begin(0, 0, Range(0, 5))  # the position has moved on
-    other.begin(0, 10, Range(10, 19))
+        progress.begin({0: Range(0, 5)})  # the position has moved on
+    other.begin({0: Range(10, 19)})
     with pytest.raises(Fenced):
-        progress.finish(0, Range(0, 9))
+        progress.finish({0: Range(0, 9)})
     with pytest.raises(Fenced):
-        other.finish(0, Range(10, 15))
+        other.finish({0: Range(10, 15)})
+
+
+def test_what_the_topic_lost_is_skipped_with_all_that_was_begun_together(
+    progress: SinkProgress, postgres_url: str, store: str
+) -> None:
+    progress.load(range(5))
+    progress.begin({0: Range(0, 9), 1: Range(0, 19)})
+    progress.begin({2: Range(0, 9), 3: Range(0, 9)})
+    with schema.connect(postgres_url) as connection:
+        skip(
+            connection,
+            store,
+            "logs",
+            "topic-1",
+            {0: (5, 50), 1: (0, 50), 2: (0, 50), 3: (0, 50), 4: (7, 50), 5: (0, 8)},
+        )
+    assert progress.load(range(6)) == [
+        SinkPosition(0, 10),
+        SinkPosition(1, 20),
+        SinkPosition(2, 0, Range(0, 9), (2, 3)),
+        SinkPosition(3, 0, Range(0, 9), (2, 3)),
+        SinkPosition(4, 7),
+        SinkPosition(5, 8),
+    ]
+
+
+def test_a_ledger_of_before_blocks_were_written_together(
+    progress: SinkProgress, other: SinkProgress, postgres_url: str, store: str
+) -> None:
+    progress.load([0])
+    progress.begin({0: Range(0, 9)})
+    with schema.connect(postgres_url) as connection:
+        connection.execute("ALTER TABLE sink_progress DROP COLUMN intent_together")
+    assert other.load([0]) == [SinkPosition(0, 0, Range(0, 9), (0,))]
 
 
 def test_a_topic_made_again_needs_an_operator(progress: SinkProgress, postgres_url: str, store: str) -> None:
@@ -107,8 +148,8 @@ def test_postgres_away_and_back(progress: SinkProgress, postgres_url: str) -> No
     assert progress._connection is not None
     progress._connection.close()
     with pytest.raises(StoreDown, match="postgres"):
-        progress.begin(0, 0, Range(0, 9))
-    progress.begin(0, 0, Range(0, 9))
+        progress.begin({0: Range(0, 9)})
+    progress.begin({0: Range(0, 9)})
     with (
         closing(SinkProgress("postgresql://nobody@127.0.0.1:1/x", "s", "logs", "t")) as nowhere,
         pytest.raises(StoreDown),

@@ -119,7 +119,7 @@ class Loader:
                 copy.set_types(postgres.copy_types(dataset))
                 for values in postgres.copy_rows(dataset, Rows(len(rows), columns), batch_id, created):
                     copy.write_row(values)
-            self._writer.write(_block(dataset, batch_id, rows))
+            self._writer.write([_block(dataset, batch_id, rows)])
             lake_tables.append(self._lake, dataset, rows)
 
 
@@ -134,7 +134,7 @@ def reference() -> MemoryStore:
     for dataset in DATASETS:
         store.prepare(dataset)
         for batch_id in range(1, BATCHES + 1):
-            store.write(_block(dataset, batch_id, _batch(dataset, batch_id)))
+            store.write([_block(dataset, batch_id, _batch(dataset, batch_id))])
     return store
 
 

@@ -55,18 +55,18 @@ def stored(reader: EmbeddedReader) -> list[tuple[int, int, int]]:
 
 
 def test_blocks_of_several_partitions_are_one_commit(writer: EmbeddedWriter, reader: EmbeddedReader) -> None:
-    writer.write_together([block(1, 0, 4, 0), block(2, 0, 9, 1), block(3, 0, 0, 5)])
+    writer.write([block(1, 0, 4, 0), block(2, 0, 9, 1), block(3, 0, 0, 5)])
     assert stored(reader) == [(1, 1, 1), (2, 1, 1), (3, 1, 1)]
     assert reader.position(DATASET) == writer.positions(DATASET, "t") == {0: 5, 1: 10, 5: 1}
-    writer.write_together([block(1, 0, 4, 0), block(4, 10, 12, 1)])  # the first again, after an answer that was lost
+    writer.write([block(1, 0, 4, 0), block(4, 10, 12, 1)])  # the first again, after an answer that was lost
     assert stored(reader) == [(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1)]
     assert reader.position(DATASET) == {0: 5, 1: 13, 5: 1}
 
 
 def test_a_block_without_rows_moves_the_position(writer: EmbeddedWriter, reader: EmbeddedReader) -> None:
-    writer.write(block(1, 0, 7, rows=0))
+    writer.write([block(1, 0, 7, rows=0)])
     assert reader.position(DATASET) == {0: 8}
-    writer.write(block(2, 8, 8))
+    writer.write([block(2, 8, 8)])
     assert stored(reader) == [(2, 1, 1)]
 
 
@@ -74,9 +74,9 @@ def test_a_block_without_rows_moves_the_position(writer: EmbeddedWriter, reader:
 def test_a_gap_and_an_overlap_are_refused(
     writer: EmbeddedWriter, reader: EmbeddedReader, first: int, last: int
 ) -> None:
-    writer.write(block(1, 0, 4))
+    writer.write([block(1, 0, 4)])
     with pytest.raises(Fenced, match="stands at 5"):
-        writer.write(block(2, first, last))
+        writer.write([block(2, first, last)])
     assert stored(reader) == [(1, 1, 1)]
 
 
@@ -86,11 +86,11 @@ def test_of_two_writers_at_one_partition_one_is_fenced(
     zombie = EmbeddedWriter(settings)
     zombie.prepare(DATASET)
     assert zombie.positions(DATASET, "t") == {}
-    writer.write(block(1, 0, 4))
+    writer.write([block(1, 0, 4)])
     with pytest.raises(Fenced):
-        zombie.write(block(2, 0, 9))
-    zombie.write(block(3, 0, 9, partition=1))
-    writer.write(block(4, 5, 6))
+        zombie.write([block(2, 0, 9)])
+    zombie.write([block(3, 0, 9, partition=1)])
+    writer.write([block(4, 5, 6)])
     assert reader.position(DATASET) == {0: 7, 1: 10}
     assert stored(reader) == [(1, 1, 1), (3, 1, 1), (4, 1, 1)]
 
@@ -102,7 +102,7 @@ def test_a_commit_that_comes_in_between_is_seen(
     standing, uri = Table.standing, table_uri(settings, DATASET.name)
     other = EmbeddedWriter(settings)
     interruptions: list[Callable[[], Any]] = [
-        lambda: other.write(block(1, 0, 4)),
+        lambda: other.write([block(1, 0, 4)]),
         lambda: DeltaTable(uri).optimize.compact(),
     ]
     other.prepare(DATASET)
@@ -116,7 +116,7 @@ def test_a_commit_that_comes_in_between_is_seen(
         return found
 
     monkeypatch.setattr(Table, "standing", interrupted)
-    writer.write(block(1, 0, 4))
+    writer.write([block(1, 0, 4)])
     assert not interruptions
     assert stored(reader) == [(1, 1, 1), (8, 1, 1), (9, 1, 1)]
     assert reader.position(DATASET) == {0: 5, 1: 2}
@@ -132,7 +132,7 @@ def test_who_is_always_late_says_so(writer: EmbeddedWriter, monkeypatch: pytest.
 
     monkeypatch.setattr(Table, "standing", stale)
     with pytest.raises(StoreDown, match="others committed"):
-        writer.write(block(1, 0, 4))
+        writer.write([block(1, 0, 4)])
 
 
 def test_the_refused_row_is_named_with_its_block(writer: EmbeddedWriter, reader: EmbeddedReader) -> None:
@@ -140,7 +140,7 @@ def test_the_refused_row_is_named_with_its_block(writer: EmbeddedWriter, reader:
     lines = b"\n".join([*good[:5], b'{"id":5}', *good[5:]]) + b"\n"
     bad = Block(DATASET, "t", 1, 0, 9, CREATED // lake_tables.DAY, 8, lines)
     with pytest.raises(RowRejected, match="is missing") as refused:
-        writer.write_together([block(1, 0, 4), bad])
+        writer.write([block(1, 0, 4), bad])
     assert (refused.value.block, refused.value.row) == (1, 5)
     assert stored(reader) == []
 
@@ -157,12 +157,12 @@ def test_the_refused_row_is_named_with_its_block(writer: EmbeddedWriter, reader:
 )
 def test_a_line_that_is_not_sound_is_refused_for_a_reason(writer: EmbeddedWriter, line: bytes, reason: str) -> None:
     with pytest.raises(RowRejected, match=reason):
-        writer.write(Block(DATASET, "t", 0, 0, 9, CREATED // lake_tables.DAY, 1, line + b"\n"))
+        writer.write([Block(DATASET, "t", 0, 0, 9, CREATED // lake_tables.DAY, 1, line + b"\n")])
 
 
 def test_a_column_of_a_newer_description_is_left_out(writer: EmbeddedWriter, reader: EmbeddedReader) -> None:
     line = RowCodec(DATASET).encode([log(1)])[0][:-1] + b',"region":"north"}\n'
-    writer.write(Block(DATASET, "t", 0, 0, 9, CREATED // lake_tables.DAY, 1, line))
+    writer.write([Block(DATASET, "t", 0, 0, 9, CREATED // lake_tables.DAY, 1, line)])
     assert list(reader.rows(DATASET, 0, 9)) == [log(1)]
 
 
@@ -171,7 +171,7 @@ def test_a_table_filled_by_spark_is_refused_until_it_is_released(
 ) -> None:
     unfinished = Position("t", {0: 5}, {0: 0}, "11-22", 7)
     lake_tables.append(settings, DATASET, [log(1)], unfinished)
-    for attempt in (lambda: writer.positions(DATASET, "t"), lambda: writer.write(block(2, 5, 9))):
+    for attempt in (lambda: writer.positions(DATASET, "t"), lambda: writer.write([block(2, 5, 9)])):
         with pytest.raises(NeedsOperator, match="logpipe stream-to-lake --resume logs"):
             attempt()
     tables = Tables(settings, DATASET)
@@ -183,7 +183,7 @@ def test_a_table_filled_by_spark_is_refused_until_it_is_released(
     lake_tables.append(settings, DATASET, [log(1)], unfinished)
     tables.release(tables.rows.standing()[0], Position("t", {0: 5}, unfinished=unfinished))
     assert writer.positions(DATASET, "t") == {0: 5}
-    writer.write(block(2, 5, 9))
+    writer.write([block(2, 5, 9)])
     assert stored(reader) == [(1, 1, 1), (2, 1, 1)]
     assert Table(table_uri(settings, DATASET.name)).position() == Position(
         "t", {0: 10}, query=EMBEDDED, unfinished=unfinished
@@ -193,14 +193,14 @@ def test_a_table_filled_by_spark_is_refused_until_it_is_released(
 def test_a_table_that_was_emptied_is_filled_again(
     writer: EmbeddedWriter, reader: EmbeddedReader, settings: LakeSettings
 ) -> None:
-    writer.write(block(1, 0, 4))
+    writer.write([block(1, 0, 4)])
     tables = Tables(settings, DATASET)
     tables.prepare()
     tables.empty()
     assert writer.positions(DATASET, "t") == {}
     with pytest.raises(Fenced):
-        writer.write(block(2, 5, 9))
-    writer.write(block(1, 0, 4))
+        writer.write([block(2, 5, 9)])
+    writer.write([block(1, 0, 4)])
     assert stored(reader) == [(1, 1, 1)]
 
 
@@ -211,8 +211,8 @@ def test_rows_that_no_commit_explains_need_an_operator(writer: EmbeddedWriter, s
 
 
 def test_a_topic_made_anew_needs_an_operator(writer: EmbeddedWriter) -> None:
-    writer.write(block(1, 0, 4))
+    writer.write([block(1, 0, 4)])
     with pytest.raises(NeedsOperator, match="made anew"):
         writer.positions(DATASET, "u")
     with pytest.raises(NeedsOperator, match="made anew"):
-        writer.write(block(2, 5, 9, topic_id="u"))
+        writer.write([block(2, 5, 9, topic_id="u")])

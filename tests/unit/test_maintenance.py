@@ -171,7 +171,7 @@ def test_compaction_while_rows_are_written_and_read(
     try:
         for batch in range(1, 31):
             lines = b"".join(line + b"\n" for line in RowCodec(DATASET).encode(rows(batch)))
-            writer.write(lake_tables.block(DATASET, lines, batch - 1, NOON // DAY))
+            writer.write([lake_tables.block(DATASET, lines, batch - 1, NOON // DAY)])
     finally:
         stop.set()
         for thread in threads:

@@ -47,19 +47,19 @@ class Store(MemoryStore):
         self.given: list[Block] = []
         self.failures: list[Exception] = []
 
-    def write(self, block: Block) -> None:
-        self.given.append(block)
+    def write(self, blocks: Sequence[Block]) -> None:
+        self.given += blocks
         if self.failures:
             raise self.failures.pop(0)
-        super().write(block)
+        super().write(blocks)
 
     def put(self, rows: Sequence[Row]) -> None:
         lines = b"".join(line + b"\n" for line in CODEC.encode(rows))
-        super().write(Block(DATASET, str(uuid.uuid4()), 0, 0, 0, 20_000, len(rows), lines))
+        super().write([Block(DATASET, str(uuid.uuid4()), 0, 0, 0, 20_000, len(rows), lines)])
 
     def forget(self) -> None:
         """All rows, but not the tokens they came under."""
-        self._blocks[DATASET.name] = {token: [] for token in self._blocks[DATASET.name]}
+        self._written[DATASET.name] = {token: [] for token in self._written[DATASET.name]}
 
     def held(self) -> list[int]:
         return sorted(row[0] for row in self.rows(DATASET, 0, 1 << 30))

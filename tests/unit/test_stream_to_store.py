@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,8 +18,8 @@ from services.core.ledger import Part, Range, SinkPosition
 from services.core.ports import Block, Outgoing
 from services.core.rows import Row, RowCodec, Rows
 from services.stores.memory import MemoryStore
+from services.stream_to_store.backlog import Limits
 from services.stream_to_store.consumer import Consumer
-from services.stream_to_store.lane import Limits
 from services.streams.dead_letters import TOPIC, DeadLetters
 from services.streams.memory import MemoryBroker
 
@@ -66,24 +66,24 @@ class Table:
         self.positions: dict[int, SinkPosition] = {}
         self._failpoint = failpoint
 
-    def load(self, partitions: Sequence[int]) -> dict[int, SinkPosition]:
+    def load(self, partitions: Sequence[int]) -> list[SinkPosition]:
         self._failpoint("load")
-        return {p: self.positions.setdefault(p, SinkPosition(p, 0)) for p in partitions}
+        wanted = {p: self.positions.setdefault(p, SinkPosition(p, 0)) for p in partitions}
+        return [self.positions[p] for p in {*wanted, *(p for at in wanted.values() for p in at.together)}]
 
-    def begin(self, partition: int, expected_next: int, intent: Range) -> None:
+    def begin(self, intents: Mapping[int, Range]) -> None:
         self._failpoint("begin")
-        at = self.positions[partition]
-        if at.next_offset != expected_next or at.intent not in (None, intent):
+        begun = {p: SinkPosition(p, intent.first, intent, tuple(intents)) for p, intent in intents.items()}
+        if any(self.positions[p] not in (SinkPosition(p, at.next_offset), at) for p, at in begun.items()):
             raise Fenced("begin")
-        self.positions[partition] = SinkPosition(partition, expected_next, intent)
+        self.positions |= begun
         self._failpoint("begin done")
 
-    def finish(self, partition: int, intent: Range) -> None:
+    def finish(self, intents: Mapping[int, Range]) -> None:
         self._failpoint("finish")
-        done = SinkPosition(partition, intent.last + 1)
-        if self.positions[partition] not in (SinkPosition(partition, intent.first, intent), done):
+        if any(self.positions[p].intent != intent for p, intent in intents.items()):
             raise Fenced("finish")
-        self.positions[partition] = done
+        self.positions |= {p: SinkPosition(p, intent.last + 1) for p, intent in intents.items()}
         self._failpoint("finish done")
 
     def close(self) -> None: ...
@@ -95,10 +95,10 @@ class FailingStore(MemoryStore):
         self.blocks: list[Block] = []
         self._failpoint = failpoint
 
-    def write(self, block: Block) -> None:
+    def write(self, blocks: Sequence[Block]) -> None:
         self._failpoint("write")
-        self.blocks.append(block)
-        super().write(block)
+        self.blocks += blocks
+        super().write(blocks)
         self._failpoint("write done")
 
 
@@ -252,6 +252,24 @@ def test_a_crash_anywhere_loses_and_doubles_nothing(world: World, point: str, af
     check_letters(world, expected_letters)
 
 
+@pytest.mark.parametrize("running", [1, 2])
+@pytest.mark.parametrize("point", ["begin done", "write", "write done", "finish"])
+def test_what_was_begun_together_is_finished_by_any_of_its_heirs(world: World, point: str, running: int) -> None:
+    world.accept(1000)
+    world.failpoint.plan[point] = [Crash()]
+    dying = world.consumer()
+    with pytest.raises(Crash):
+        world.run(dying)
+    begun = {p: at.intent.last for p, at in world.table.positions.items() if at.intent}
+    assert len(begun) == PARTITIONS
+    dying._reader.close()
+    heirs = [world.consumer(), world.consumer()]
+    world.accept(1000)
+    world.run(*heirs[:running], until=lambda: all(world.table.positions[p].next_offset > begun[p] for p in begun))
+    world.run(*heirs)
+    world.check()
+
+
 @pytest.mark.parametrize("error", [StoreDown("memory", "away"), Backpressure("full", 3.0), Fenced("taken")])
 @pytest.mark.parametrize("point", ["prepare", *POINTS])
 def test_after_an_error_it_goes_on_by_itself(world: World, point: str, error: LogpipeError) -> None:
@@ -287,15 +305,19 @@ def test_the_store_is_away_for_long(world: World) -> None:
     world.accept(1000)
     world.run(consumer, until=lambda: world.failpoint.passed["write"] >= 5)
     assert consumer.problem() == "memory: away"
-    held = sum(lane._bytes for lane in (consumer._lanes or {}).values())
+    held = held_bytes(consumer)
     for _ in range(20):
         world.accept(1000)
         for _ in range(3):
             consumer.step()
-    assert sum(lane._bytes for lane in (consumer._lanes or {}).values()) == held, "it read on though it could not write"
+    assert held_bytes(consumer) == held, "it read on though it could not write"
     world.run(consumer)
     world.check()
     assert consumer.problem() is None
+
+
+def held_bytes(consumer: Consumer) -> int:
+    return sum(lane.bytes for lane in consumer._backlog._lanes.values()) if consumer._backlog else 0
 
 
 def test_backpressure_waits_as_long_as_it_says(world: World) -> None:

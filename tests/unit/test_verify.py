@@ -47,7 +47,7 @@ class Store(MemoryStore):
     def put(self, batch_id: int, rows: Sequence[Row]) -> None:
         self.prepare(DATASET)
         lines = b"".join(line + b"\n" for line in CODEC.encode(rows))
-        self.write(Block(DATASET, "topic", 0, batch_id, batch_id, CREATED // 86_400_000_000, len(rows), lines))
+        self.write([Block(DATASET, "topic", 0, batch_id, batch_id, CREATED // 86_400_000_000, len(rows), lines)])
 
 
 def check(

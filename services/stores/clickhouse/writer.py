@@ -1,13 +1,14 @@
-"""Writes blocks: the NDJSON goes through as it is, one block one part, once."""
+"""Writes blocks: the NDJSON goes through as it is; what is written together is one part, once."""
 
 import re
+from collections.abc import Sequence
 from functools import cached_property
 
 from clickhouse_connect.driver.client import Client
 
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected, StoreDown
-from services.core.ports import Block
+from services.core.ports import Block, joint_token
 from services.stores.clickhouse import tables
 from services.stores.clickhouse.client import connect, translated
 
@@ -42,17 +43,26 @@ class ClickHouseWriter:
     def prepare(self, dataset: Dataset) -> None:
         tables.prepare(self._client, dataset)
 
-    def write(self, block: Block) -> None:
-        if not block.rows:
+    def write(self, blocks: Sequence[Block]) -> None:
+        if not any(block.rows for block in blocks):
             return
-        settings = {**_INSERT_SETTINGS, "insert_deduplication_token": block.token}
-        columns = block.dataset.column_names
+        dataset, lines = blocks[0].dataset, b"".join(block.lines for block in blocks)
+        settings = {**_INSERT_SETTINGS, "insert_deduplication_token": joint_token(blocks)}
         try:
             with translated():
-                self._client.raw_insert(block.dataset.name, columns, block.lines, settings, "JSONEachRow")
+                self._client.raw_insert(dataset.name, dataset.column_names, lines, settings, "JSONEachRow")
         except StoreDown as error:
             # The last is ClickHouse's own word: a row's text may say it, too.
             rows = _AT_ROW.findall(str(error.__cause__))
-            if rows and 1 <= int(rows[-1]) <= block.rows:
-                raise RowRejected(int(rows[-1]) - 1, str(error)) from error
+            if rows and (place := _place(blocks, int(rows[-1]) - 1)):
+                raise RowRejected(place[1], str(error), block=place[0]) from error
             raise
+
+
+def _place(blocks: Sequence[Block], row: int) -> tuple[int, int] | None:
+    """Which block, and which row of it, is `row` of all."""
+    for number, block in enumerate(blocks):
+        if 0 <= row < block.rows:
+            return number, row
+        row -= block.rows
+    return None
