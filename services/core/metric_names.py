@@ -47,7 +47,11 @@ ROLLUP_ROWS = Metric(
 
 SINK_ROWS = Metric("logpipe_sink_rows_total", "counter", "Rows written to a store.", ("store", "dataset"))
 SINK_WRITE_SECONDS = Metric(
-    "logpipe_sink_write_seconds", "histogram", "Time to write one block.", ("store", "dataset"), _SECONDS
+    "logpipe_sink_write_seconds",
+    "histogram",
+    "Time of one write, of what was due of all partitions.",
+    ("store", "dataset"),
+    _SECONDS,
 )
 SINK_LAG_OFFSETS = Metric(
     "logpipe_sink_lag_offsets", "gauge", "Offsets committed in the topic and not yet loaded.", ("store", "dataset")
