@@ -156,7 +156,7 @@ def _await_rollups(settings: LocalSettings, rows: int) -> None:
 
 def _ask_all(client: httpx.Client, title: str, runs: int, say: Say) -> Matrix:
     say(title)
-    as_of = min(client.get(f"/api/query/{route}/stats").json()["as_of"] for route, _ in ENGINES.values())
+    as_of = _as_of(client)
     matrix = Matrix(title, "ms")
     for question, (path, parameters) in _QUESTIONS.items():
         answers: dict[str, Any] = {}
@@ -180,6 +180,11 @@ def _ask_all(client: httpx.Client, title: str, runs: int, say: Say) -> Matrix:
     return matrix
 
 
+def _as_of(client: httpx.Client) -> int:
+    """The last batch that every store has."""
+    return min(int(client.get(f"/api/query/{route}/stats").json()["as_of"]) for route, _ in ENGINES.values())
+
+
 def _read(scanned: Mapping[str, int]) -> str:
     if "files_total" in scanned:
         return f"{scanned['files']:,} of {scanned['files_total']:,} files"
@@ -189,9 +194,12 @@ def _read(scanned: Mapping[str, int]) -> str:
 def _newest_under_load(stack: Stack, client: httpx.Client, say: Say) -> list[Figure]:
     """Newest 100 of a service, asked for while rows come in; p95 of the store's own time."""
     say("newest 100 under load")
+    before = _as_of(client)
     loading = threading.Thread(target=_offer, args=(stack.settings.ingest_port,), daemon=True)
     loading.start()
     path, parameters = _QUESTIONS["newest 100 of a service"]
+    while _as_of(client) <= before:  # until there are rows of it in every store that is asked
+        time.sleep(_ASK_SECONDS)
     times: dict[str, list[float]] = {"PostgreSQL": [], "ClickHouse": []}
     while loading.is_alive():
         for engine, values in times.items():

@@ -58,7 +58,7 @@ def stream_to_lake(settings: LocalSettings) -> Program:
         settings.stream_to_lake_port,
         environment=_spark_environment(settings, "stream-to-lake"),
     )
-    return _yielding(program, 5)
+    return _yielding(program, 15)
 
 
 def realtime_aggregator(settings: LocalSettings) -> Program:
