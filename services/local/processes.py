@@ -43,7 +43,7 @@ def stream_to_store(settings: LocalSettings) -> Program:
 
 def stream_to_lake(settings: LocalSettings) -> Program:
     if settings.lake_writer == "embedded":
-        return _process(
+        program = _process(
             settings,
             "stream-to-store",
             "LOGPIPE_STREAM_TO_STORE_PORT",
@@ -51,13 +51,14 @@ def stream_to_lake(settings: LocalSettings) -> Program:
             arguments=("--store", "lake"),
             name="stream-to-lake",
         )
-    program = _process(
-        settings,
-        "stream-to-lake",
-        "LOGPIPE_STREAM_TO_LAKE_PORT",
-        settings.stream_to_lake_port,
-        environment=_spark_environment(settings, "stream-to-lake"),
-    )
+    else:
+        program = _process(
+            settings,
+            "stream-to-lake",
+            "LOGPIPE_STREAM_TO_LAKE_PORT",
+            settings.stream_to_lake_port,
+            environment=_spark_environment(settings, "stream-to-lake"),
+        )
     return _yielding(program, 15)
 
 
