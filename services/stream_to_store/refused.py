@@ -50,13 +50,15 @@ def write(
             store(blocks)
             return sum(block.rows for block in blocks)
         except RowRejected as refused:
-            at = refused.block
-            found = lines[at] if at in lines else list(_lines(pieces[at][0].good))
-            # What is no row goes first, and all at once: stores count rows only, and name one at a time.
-            bad = {index for index, line in enumerate(found) if line.id() is None} or {refused.row}
-            dead_letters.send([_one(found[index], refused.reason) for index in sorted(bad)])
-            lines[at] = left = [line for index, line in enumerate(found) if index not in bad]
-            blocks[at] = replace(blocks[at], rows=len(left), lines=b"".join(line.data for line in left))
+            # What is no row goes first, of all blocks up to there: stores count rows only, and name one at a time.
+            unseen = [at for at in range(refused.block + 1) if at not in lines]
+            lines |= {at: list(_lines(pieces[at][0].good)) for at in unseen}
+            bad = {(at, index) for at in unseen for index, line in enumerate(lines[at]) if line.id() is None}
+            bad = bad or {(refused.block, refused.row)}
+            dead_letters.send([_one(lines[at][index], refused.reason) for at, index in sorted(bad)])
+            for at in {at for at, _ in bad}:
+                lines[at] = left = [line for index, line in enumerate(lines[at]) if (at, index) not in bad]
+                blocks[at] = replace(blocks[at], rows=len(left), lines=b"".join(line.data for line in left))
 
 
 def _lines(envelopes: Iterable[Envelope]) -> Iterator[_Line]:

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 
 from services.core.dataset import Column, Dataset
 from services.core.envelope import messages
-from services.core.errors import Backpressure, Fenced, LogpipeError, NeedsOperator, StoreDown
+from services.core.errors import Backpressure, Fenced, LogpipeError, NeedsOperator, RowRejected, StoreDown
 from services.core.ids import first_id
 from services.core.instants import DAY
 from services.core.ledger import Part, Range, SinkPosition
@@ -477,6 +477,34 @@ def test_bad_rows_leave_their_neighbours_of_the_same_message(world: World) -> No
     assert [letters[n]["id"] for n in (2, 5, 6, 8)] == [None, first_id(99) + 5, None, first_id(99) + 8]
     assert letters[5]["batch_id"] == 99
     assert letters[5]["value"] == lines[5].decode().rstrip()
+
+
+class CountsRowsOnly(FailingStore):
+    """As ClickHouse does: a line without anything on it is no row, and rows are counted over all blocks."""
+
+    def write(self, blocks: Sequence[Block]) -> None:
+        places = [(at, row) for at, block in enumerate(blocks) for row in range(block.rows)]
+        rows = [line for block in blocks for line in block.lines.split(b"\n") if line]
+        for (at, row), line in zip(places, rows, strict=False):
+            if b'"name":' not in line:
+                raise RowRejected(row, "no name", block=at)
+        super().write(blocks)
+
+
+def test_a_line_without_a_row_does_not_put_the_blame_on_a_neighbour(world: World) -> None:
+    world.store = CountsRowsOnly(world.failpoint)
+    good = [b'{"id":%d,"created_at":5,"timestamp":%d,"name":"n"}\n' % (first_id(99) + n, n) for n in range(6)]
+    nameless = b'{"id":%d,"created_at":5,"timestamp":9}\n' % (first_id(99) + 9)
+    values = [good[0] + b"\n" + good[1], good[2] + good[3], nameless + good[4] + good[5]]
+    world.publish(
+        [
+            poison(p, value=value, headers={"created_at": b"5", "rows": b"%d" % value.count(b"\n")})
+            for p, value in enumerate(values)
+        ]
+    )
+    world.run(world.consumer())
+    assert [row[2] for row in world.stored()] == [0, 1, 2, 3, 4, 5]
+    assert {(letter["partition"], letter["line"]) for letter in world.dead_letters()} == {(0, 1), (2, 0)}
 
 
 def test_retention_overtook_the_consumer(world: World) -> None:
