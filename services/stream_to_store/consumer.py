@@ -152,7 +152,8 @@ class Consumer:
             self._reading = True
 
     def _store(self, progress: Progress, lanes: Sequence[Lane]) -> None:
-        pieces = [lane.take([lane.partition for lane in lanes]) for lane in lanes]
+        together = [lane.partition for lane in lanes]
+        pieces = [lane.take(together) for lane in lanes]
         intents = {piece.partition: piece.range for piece in pieces}
         progress.begin(intents)
         blocks = [(piece, piece.block(self.dataset, self._topic_id)) for piece in pieces]

@@ -93,14 +93,17 @@ def select(
 
 def _recent(question: ListQuestion, where: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """The page of the newest rows, of the last seconds only; when they fill it, few parts had to be opened."""
-    dataset, end = question.dataset, question.filters.end
+    dataset, filters = question.dataset, question.filters
     if question.order_by != dataset.time or not question.descending:
         return None
     before = [time.time_ns() // 1000]
-    before += [] if end is None else [end]
+    before += [] if filters.end is None else [filters.end]
     before += [int(question.after[0])] if question.after else []
-    since = f"{stored(dataset.by_name[dataset.time])} >= fromUnixTimestamp64Micro({{since:Int64}}, 'UTC')"
-    query, page = _list(question, f"{since} AND {where}", {**parameters, "since": min(before) - _RECENT})
+    since = min(before) - _RECENT
+    if filters.start is not None and filters.start >= since:  # the whole question asks for no more
+        return None
+    recent = f"{stored(dataset.by_name[dataset.time])} >= fromUnixTimestamp64Micro({{since:Int64}}, 'UTC')"
+    query, page = _list(question, f"{recent} AND {where}", {**parameters, "since": since})
     return f"{query} SETTINGS max_threads = 1", page
 
 
