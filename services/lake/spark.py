@@ -29,6 +29,9 @@ _CONNECT_SECONDS = 3.0
 _INTERRUPT_SECONDS = 5.0
 _BETWEEN_SECONDS = 0.05
 
+# Else channels of a process share a connection, and a new one does not try while an older one pauses after a failure.
+_CHANNEL = [("grpc.use_local_subchannel_pool", 1)]
+
 _DETAILS = re.compile(r'details = "(.*)"')  # of gRPC's error, which is a page
 
 
@@ -106,8 +109,9 @@ class SparkReader(LakeReader):
         with self._lock:
             if self._session is not None:
                 return self._session, False
-            _reach(self._url)
-            self._session = SparkSession(self._url)
+            channel = DefaultChannelBuilder(self._url, _CHANNEL)
+            _reach(channel.endpoint)
+            self._session = SparkSession(channel)
             self._session.client.set_retry_policies([])  # they would hide for minutes that the server is away
             self._session.client.disable_reattachable_execute()
             return self._session, True
@@ -148,9 +152,9 @@ def _frame(session: SparkSession, query: Query) -> DataFrame:
     return session.sql(query.text, args=dict(query.parameters))
 
 
-def _reach(url: str) -> None:
+def _reach(endpoint: str) -> None:
     """Fail at once where nothing listens: by itself the client waits long for a host that does not answer."""
-    host, _, port = DefaultChannelBuilder(url).endpoint.rpartition(":")
+    host, _, port = endpoint.rpartition(":")
     socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from pyspark.errors.exceptions.connect import SparkConnectGrpcException
+from pyspark.sql.connect.session import SparkSession
 
 from services.core.errors import QueryTimeout, StoreDown
 from services.core.ids import first_id
@@ -111,13 +113,18 @@ def test_a_question_over_its_time_is_stopped_in_the_server(engines: Engines) -> 
 
 def test_a_server_that_was_started_anew_is_found_again_and_one_that_is_away_is_named(engines: Engines) -> None:
     assert engines.spark.answer(StatsQuestion(LOGS), AS_OF, SECONDS).rows == [(5 * ROWS,)]
+    other = SparkSession(engines.settings.spark_connect_url)  # whose pauses between its tries are its own
+    other.client.set_retry_policies([])
     engines.stack.supervisor.stop("spark-connect")
     start = time.monotonic()
     with pytest.raises(StoreDown, match=r"lake \(spark\)"):
         engines.spark.answer(StatsQuestion(LOGS), AS_OF, SECONDS)
     assert time.monotonic() - start < 5
+    with pytest.raises(SparkConnectGrpcException, match="failed to connect"):
+        other.sql("SELECT 1")
     engines.stack.up()
     assert engines.spark.answer(StatsQuestion(LOGS), AS_OF, SECONDS).rows == [(5 * ROWS,)]
+    other.stop()
 
 
 def test_an_absent_table_is_not_asked_of_the_server(tmp_path: Path, unused_tcp_port: int) -> None:
