@@ -63,11 +63,14 @@ class EmbeddedReader(LakeReader):
         super().__init__(settings)
         self._places = BoundedSemaphore(_PLACES)
 
-    def rejected(self, dataset: Dataset) -> Mapping[int, int]:
-        """Batch -> rows put aside instead of stored. Raises StoreDown."""
+    def rejected(self, dataset: Dataset) -> Iterator[tuple[int, int | None, int]]:
+        """(batch, id, 1) of each row put aside instead of stored, (batch, None, rows) where no id could be read.
+
+        Raises StoreDown.
+        """
         engine = self._table(rejects_uri(self._settings, dataset)).engine()
-        query = "SELECT batch_id, sum(rows) FROM t WHERE batch_id IS NOT NULL GROUP BY batch_id"
-        return dict(_ask(engine, query, within_limit)) if engine else {}
+        query = "SELECT batch_id, id, rows FROM t WHERE batch_id IS NOT NULL"
+        return _ask(engine, query, within_limit) if engine else iter(())
 
     def _dialect(self, snapshot: Snapshot) -> Dialect:
         return DataFusion()

@@ -37,11 +37,13 @@ def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], aside: 
     distinct = {batch_id: ids for batch_id, _, ids in counted}
     gaps: dict[int, Set[int]] = {}
     for batch in batches:
-        batch_id, found = batch.batch_id, distinct.get(batch.batch_id, 0)
-        settled = aside.get(batch_id, frozenset())
-        if found + len(settled) < batch.rows:
-            there = reader.rows(codec.dataset, batch_id, batch_id) if found else ()
-            gaps[batch_id] = settled | {row[0] for row in there}
+        found = distinct.get(batch.batch_id, 0)
+        settled = aside.get(batch.batch_id, frozenset())
+        if found < batch.rows:
+            there = reader.rows(codec.dataset, batch.batch_id, batch.batch_id) if found else ()
+            settled = settled | {row[0] for row in there}  # what was put aside may be there all the same
+            if len(settled) < batch.rows:
+                gaps[batch.batch_id] = settled
     return gaps
 
 

@@ -2,15 +2,16 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from services.core.dataset import Dataset
-from services.core.ids import batch_of
+from services.core.ids import batch_of, first_id
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
 from services.core.rows import RowCodec, checksum
+from services.verify.dead_letters import Aside
 
 _CHUNK_ROWS = 2_000_000  # counted by a store in one go
 _ENCODED_AT_ONCE = 10_000
@@ -65,11 +66,11 @@ def reconcile(
     reader: StoreReader,
     dataset: Dataset,
     accepted: Iterable[Batch],
-    dead_letters: Mapping[int, int],
+    aside: Mapping[int, Aside],
     scope: Scope,
     advance: Advance,
 ) -> Result:
-    """`accepted`: the dataset's batches in the ledger within the scope, in order. `dead_letters`: batch -> rows.
+    """`accepted`: the dataset's batches in the ledger within the scope, in order. `aside`: batch -> rows put aside.
 
     Raises StoreDown when the store cannot be read.
     """
@@ -77,7 +78,7 @@ def reconcile(
     sample = _Sample(scope.sample or 0, random.Random(scope.seed))  # noqa: S311 -- no secret
     codec = RowCodec(dataset)
     for first, last, batches in _chunks(accepted, scope):
-        complete = _count(reader, dataset, first, last, batches, dead_letters, result)
+        complete = _count(reader, dataset, first, last, batches, aside, result)
         if scope.sample is None:
             _compare(reader, codec, complete, first, last, result)
         else:
@@ -107,26 +108,31 @@ def _count(
     first: int,
     last: int,
     batches: list[Batch],
-    dead_letters: Mapping[int, int],
+    aside: Mapping[int, Aside],
     result: Result,
 ) -> list[Batch]:
     """Adds to `result`; the batches that are in the store as they were accepted, as far as counting tells."""
     stored = {batch_id: (rows, distinct) for batch_id, rows, distinct in reader.counts(dataset, first, last)}
+    partial = [batch.batch_id for batch in batches if batch.batch_id in aside]
+    ids = _ids(reader, dataset, partial)
     complete = []
     for batch in batches:
         rows, distinct = stored.pop(batch.batch_id, (0, 0))
-        dead = dead_letters.get(batch.batch_id, 0)
-        missing, extra, duplicated = batch.rows - dead - distinct, distinct + dead - batch.rows, rows - distinct
+        duplicated = rows - distinct
+        if dead := aside.get(batch.batch_id):
+            missing, extra = _differences(batch, ids[batch.batch_id], dead)
+            result.dead_lettered += dead.rows
+        else:
+            missing, extra = max(0, batch.rows - distinct), max(0, distinct - batch.rows)
         result.batches += 1
         result.expected += batch.rows
         result.found += distinct
-        result.dead_lettered += dead
-        result.missing += max(0, missing)
-        result.extra += max(0, extra)
+        result.missing += missing
+        result.extra += extra
         result.duplicated += duplicated
-        if missing or duplicated:
+        if missing or extra or duplicated:
             what = {"missing": missing, "extra": extra, "duplicated": duplicated}
-            told = ", ".join(f"{count} {name}" for name, count in what.items() if count > 0)
+            told = ", ".join(f"{count} {name}" for name, count in what.items() if count)
             result.example(f"batch {batch.batch_id} of {batch.rows} rows: {told}")
         elif not dead:
             complete.append(batch)
@@ -136,6 +142,24 @@ def _count(
         result.duplicated += rows - distinct
         result.example(f"batch {batch_id} is not in the ledger: {rows} rows")
     return complete
+
+
+def _ids(reader: StoreReader, dataset: Dataset, batches: Sequence[int]) -> Mapping[int, set[int]]:
+    """Those in the store, of each of these batches, which are in order."""
+    ids: dict[int, set[int]] = {batch_id: set() for batch_id in batches}
+    for row in reader.rows(dataset, batches[0], batches[-1]) if batches else ():
+        if (batch_id := batch_of(row[0])) in ids:
+            ids[batch_id].add(row[0])
+    return ids
+
+
+def _differences(batch: Batch, stored: set[int], aside: Aside) -> tuple[int, int]:
+    """(missing, extra). Counted alone, a row that was put aside and stored all the same would hide one that is lost."""
+    start = first_id(batch.batch_id)
+    accepted = range(start, start + batch.rows)
+    absent = sum(row_id not in stored and row_id not in aside.ids for row_id in accepted)
+    extra = sum(row_id not in accepted or row_id in aside.ids for row_id in stored)
+    return max(0, absent - aside.unnamed), extra + max(0, aside.unnamed - absent)
 
 
 def _compare(reader: StoreReader, codec: RowCodec, batches: list[Batch], first: int, last: int, result: Result) -> None:

@@ -31,6 +31,7 @@ from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.runtime.settings import LakeSettings
 from services.streams.kafka import KafkaPartitionReader, KafkaProducer, ensure_topics
+from services.verify.dead_letters import Reject
 from spark_jobs.checkpoint import CheckpointFolder
 from tests.processes import Process, free_port
 
@@ -48,7 +49,7 @@ class World:
     kafka_url: str
     codec: RowCodec = field(default_factory=lambda: RowCodec(DATASET))
     accepted: dict[int, list[Row]] = field(default_factory=dict)
-    poisoned: dict[int, int] = field(default_factory=dict)
+    poisoned: list[Reject] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.reader = EmbeddedReader(self.settings)
@@ -104,7 +105,10 @@ class World:
         assert list(self.reader.counts(DATASET, 0, 10**9)) == wanted
         found = checksum(self.codec.encode(self.reader.rows(DATASET, 0, 10**9)))
         assert found == checksum(self.codec.encode(row for rows in self.accepted.values() for row in rows))
-        assert self.reader.rejected(DATASET) == self.poisoned
+        assert self.rejected() == self.poisoned
+
+    def rejected(self) -> list[Reject]:
+        return sorted(self.reader.rejected(DATASET), key=lambda reject: (reject[2], reject[1] or 0))
 
     def metric(self, name: str) -> float:
         text = httpx.get(f"{self.process.url}/metrics").text
@@ -183,10 +187,11 @@ def test_what_is_not_sound_is_kept_apart_and_its_neighbours_are_stored(world: Wo
     landed = producer.publish([*whole, Outgoing(DATASET.topic, 0, key, partly, headers)])
     producer.close()
     world.accepted[batch_id] = [row for n, row in enumerate(rows) if n not in (10, 11, 12)]
-    world.poisoned = {batch_id: 2 + 3 + ROWS + 3}
+    rejects = ((None, 1), (None, 1), (rows[12][0], 1), (None, 2), (None, 3), (None, ROWS))
+    world.poisoned = [(batch_id, row_id, count) for row_id, count in rejects]
     before = world.metric("logpipe_sink_rows_total")
     wait(world.drained, world.process)
-    wait(lambda: world.reader.rejected(DATASET) != {}, world.process)
+    wait(lambda: world.rejected() != [], world.process)
     world.assert_exact()
     wait(lambda: world.metric("logpipe_sink_rows_total") - before == ROWS - 3, world.process, 5)
     assert world.metric("logpipe_sink_dead_letters_total") == len(whole) + 3
@@ -235,8 +240,8 @@ def test_it_is_rebuilt_from_the_topic(world: World) -> None:
     code, output = world.logpipe("stream-to-lake --rebuild logs")
     assert code == 0, output
     assert list(world.reader.rows(DATASET, 0, 10**9)) == []
-    assert world.reader.rejected(DATASET) == {}
+    assert not world.rejected()
     world.process.start()
     wait(world.drained, world.process)
-    wait(lambda: world.reader.rejected(DATASET) == world.poisoned, world.process)
+    wait(lambda: world.rejected() == world.poisoned, world.process)
     world.assert_exact()

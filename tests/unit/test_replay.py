@@ -254,6 +254,14 @@ def test_rows_put_aside_before_count_as_loaded(world: World) -> None:
     assert outcome.written == 3 * ROWS
 
 
+def test_a_row_put_aside_that_is_there_all_the_same_does_not_stand_for_one_that_is_missing(world: World) -> None:
+    aside, lost = first_id(2) + 1, first_id(2) + 4
+    world.aside = {2: {aside}}
+    world.store.put([row for row in rows_of(2) if row[0] != lost])
+    world.run()
+    assert world.store.held() == ids(1, 2, 4, 5)
+
+
 def test_a_row_the_store_refuses_goes_to_the_dead_letters_and_its_neighbours_land(world: World) -> None:
     world.store.failures = [RowRejected(13, "no"), RowRejected(0, "nor this")]
     outcome = world.run()

@@ -18,7 +18,7 @@ from services.datasets.logs import DATASET
 from services.stores.memory import MemoryStore
 from services.streams.dead_letters import TOPIC
 from services.verify import dead_letters, reconcile
-from services.verify.dead_letters import DeadLetters
+from services.verify.dead_letters import Aside, DeadLetters, Reject
 from services.verify.reconcile import Result, Scope
 from services.verify.report import Report, as_json, show
 from services.verify.service import above
@@ -52,7 +52,7 @@ class Store(MemoryStore):
 
 def check(
     changed: Mapping[int, Sequence[Row]],
-    dead: dict[int, int] | None = None,
+    aside: Mapping[int, Aside] | None = None,
     sample: int | None = None,
     seed: int = 1,
     first: int = 0,
@@ -64,7 +64,7 @@ def check(
     steps: list[int] = []
     accepted = [batch for batch in LEDGER if batch.batch_id >= first]
     result = reconcile.reconcile(
-        store, DATASET, iter(accepted), dead or {}, Scope(first, LAST, sample, seed), steps.append
+        store, DATASET, iter(accepted), aside or {}, Scope(first, LAST, sample, seed), steps.append
     )
     assert sum(steps) == sum(batch.rows for batch in accepted)
     return result
@@ -134,14 +134,31 @@ def test_batches_beyond_the_point_are_left_alone() -> None:
 
 
 def test_a_dead_lettered_row_is_not_missing() -> None:
-    result = check({7: ACCEPTED[7][1:]}, dead={7: 1})
-    assert differences(result) == {"dead_lettered": 1}
-    assert result.ok
-    assert result.compared == 4
+    for aside in (Aside(frozenset({first_id(7)})), Aside(unnamed=1)):
+        result = check({7: ACCEPTED[7][1:]}, {7: aside})
+        assert differences(result) == {"dead_lettered": 1}
+        assert result.ok
+        assert result.compared == 4
 
 
 def test_a_dead_lettered_row_that_was_stored_all_the_same() -> None:
-    assert differences(check({}, dead={7: 1})) == {"dead_lettered": 1, "extra": 1}
+    for aside in (Aside(frozenset({first_id(7)})), Aside(unnamed=1)):
+        result = check({}, {7: aside})
+        assert differences(result) == {"dead_lettered": 1, "extra": 1}
+        assert result.examples == ["batch 7 of 4 rows: 1 extra"]
+
+
+def test_a_dead_lettered_row_that_was_stored_does_not_stand_for_one_that_is_lost() -> None:
+    aside = {4: Aside(frozenset({first_id(4)})), 7: Aside(frozenset({first_id(7) + 2}))}
+    result = check({7: ACCEPTED[7][1:], 4: ACCEPTED[4][1:]}, aside)
+    assert differences(result) == {"dead_lettered": 2, "missing": 1, "extra": 1}
+    assert result.examples == ["batch 7 of 4 rows: 1 missing, 1 extra"]
+
+
+def test_a_row_of_another_batch_does_not_stand_for_one_that_is_lost() -> None:
+    beyond = rows_of(7, 5)[4:]
+    result = check({7: [*ACCEPTED[7][2:], *beyond]}, {7: Aside(frozenset({first_id(7)}))})
+    assert differences(result) == {"dead_lettered": 1, "missing": 1, "extra": 1}
 
 
 def test_a_sample_is_repeatable_and_of_its_size() -> None:
@@ -207,8 +224,9 @@ def test_dead_letters_are_counted_once() -> None:
         return opened[-1]
 
     letters = DeadLetters(open_topic)
-    assert letters.of(MemoryStore(), DATASET) == {7: 2, 8: 3, 9: 2}
-    assert letters.of(MemoryStore(), DATASET) == {7: 2, 8: 3, 9: 2}
+    found = {7: Aside(frozenset({70, 71})), 8: Aside(unnamed=3), 9: Aside(unnamed=2)}
+    assert letters.of(MemoryStore(), DATASET) == found
+    assert letters.of(MemoryStore(), DATASET) == found
     assert len(opened) == 1
 
 
@@ -219,13 +237,17 @@ def test_dead_letters_that_cannot_be_read_to_the_end() -> None:
 
 def test_a_store_that_keeps_its_rejects_is_asked_for_them_too() -> None:
     class Lake(MemoryStore):
-        def rejected(self, dataset: Any) -> dict[int, int]:
-            return {4: 2, 7: 1}
+        def rejected(self, dataset: Any) -> Iterator[Reject]:
+            return iter([(4, None, 2), (7, 70, 1), (7, None, 1), (7, 71, 1)])
 
     def open_topic() -> Any:
-        return Topic([letter(batch_id=7, id=70), letter(batch_id=8, id=80)])
+        return Topic([letter(batch_id=7, id=70), letter(batch_id=7, line=4), letter(batch_id=8, id=80)])
 
-    assert DeadLetters(open_topic).of(Lake(), DATASET) == {4: 2, 7: 1, 8: 1}
+    assert DeadLetters(open_topic).of(Lake(), DATASET) == {
+        4: Aside(unnamed=2),
+        7: Aside(frozenset({70, 71}), unnamed=1),
+        8: Aside(frozenset({80})),
+    }
 
 
 def test_what_retention_drops_while_it_is_read_is_not_missing() -> None:
