@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from services.core.dataset import Dataset
@@ -19,6 +19,10 @@ from services.runtime.settings import LakeSettings
 
 _DEEP = 100_000  # an offset for which it pays to count first: all rows before it are sorted in memory
 _WINDOW = 512  # batches counted at once: bounds the ids held
+
+# How many of the newest rows are looked through first for a page of them: for each row of it, one of so many.
+_ONE_OF = 100
+_FEWEST = 100_000  # fewer are read no faster
 
 
 class Limit:
@@ -82,7 +86,6 @@ class LakeReader(ABC):
         snapshot = self._snapshot(question.dataset)
         if snapshot is None:
             return _of_no_table(question, start)
-        sql = self._sql(snapshot, question.dataset)
         counted = None
         match question:
             case ListQuestion():
@@ -91,9 +94,10 @@ class LakeReader(ABC):
                 if counted and counted.rows[0][0] <= question.offset:
                     found = Found([], counted.files)
                 else:
-                    found = self._find(snapshot, sql.page(question, as_of), limit)
+                    found = self._page(snapshot, question, as_of, limit)
             case AggregateQuestion():
-                found = self._find(snapshot, sql.groups(question, as_of), limit)
+                query = self._sql(snapshot, question.dataset).groups(question, as_of)
+                found = self._find(snapshot, query, limit)
             case StatsQuestion():
                 found = self._count(snapshot, question, as_of, limit)
         parts = [found, counted] if counted else [found]
@@ -127,6 +131,14 @@ class LakeReader(ABC):
     def close(self) -> None:
         self._tables.clear()
 
+    def _page(self, snapshot: Snapshot, question: ListQuestion, as_of: int, limit: Limit) -> Found:
+        """The newest rows are looked for among the newest first: if these fill the page, no others are read."""
+        if recent := _recent(snapshot, question):
+            found = self._find(snapshot, self._sql(snapshot, question.dataset).page(recent, as_of), limit)
+            if len(found.rows) == question.limit:
+                return found
+        return self._find(snapshot, self._sql(snapshot, question.dataset).page(question, as_of), limit)
+
     def _count(self, snapshot: Snapshot, question: ListQuestion | StatsQuestion, as_of: int, limit: Limit) -> Found:
         """One row, one value: how many rows match the filters."""
         return self._find(snapshot, self._sql(snapshot, question.dataset).count(question.filters, as_of), limit)
@@ -140,6 +152,19 @@ class LakeReader(ABC):
 
     def _table(self, uri: str) -> Table:
         return self._tables.setdefault(uri, Table(uri))
+
+
+def _recent(snapshot: Snapshot, question: ListQuestion) -> ListQuestion | None:
+    """The same among the newest rows, as many as its page is likely to need; None when it asks for no more."""
+    filters = question.filters
+    if question.order_by != question.dataset.time or not question.descending:
+        return None
+    before = [end for end in (filters.end, int(question.after[0]) + 1 if question.after else None) if end is not None]
+    rows = max(_FEWEST, (question.offset + question.limit) * _ONE_OF)
+    since = snapshot.since(question.dataset.time, min(before, default=None), rows)
+    if since is None or (filters.start is not None and filters.start >= since):
+        return None
+    return replace(question, filters=replace(filters, start=since))
 
 
 def _of_no_table(question: Question, start: float) -> Answer:

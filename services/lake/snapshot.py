@@ -1,9 +1,11 @@
 """One version of a table: an engine to ask it with, and what its log says of each file, by which files are left out."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable, QueryBuilder
@@ -48,6 +50,24 @@ class Snapshot:
         if not conditions or not self.files.num_rows:
             return int(self.files.num_rows)
         return int(pc.sum(reduce(pc.and_, (pc.fill_null(each, True) for each in conditions))).as_py())
+
+    def since(self, time: str, before: int | None, rows: int) -> int | None:
+        """About `rows` rows lie between the returned time and `before`, if those of each file are spread evenly.
+
+        Times in microseconds. None when there are not as many, or the log does not say.
+        """
+        low, high, stored = self._statistic("min", time), self._statistic("max", time), self.rows()
+        if low is None or high is None or low.null_count or high.null_count or not stored or stored < rows:
+            return None
+        least, beyond, counts = low.to_numpy(), high.to_numpy() + _TRUNCATED + 1, self.files["num_records"].to_numpy()
+        start, end = int(least.min()), int(beyond.max()) if before is None else before
+
+        def later(moment: int) -> int:
+            overlap = np.maximum(np.minimum(beyond, end) - np.maximum(least, moment), 0)
+            return int((counts * (overlap / (beyond - least))).sum())
+
+        found = bisect_right(range(start, max(start, end)), -rows, key=lambda moment: -later(moment))
+        return start + found - 1 if found else None
 
     def rows(self) -> int | None:
         """Of all files together; None when the log does not say."""

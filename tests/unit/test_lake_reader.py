@@ -21,6 +21,7 @@ from services.core.rows import Row
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.lake import embedded
+from services.lake import reader as lake_reader
 from services.lake import table as lake
 from services.lake.embedded import DataFusion, EmbeddedReader
 from services.lake.table import Position, Table, table_uri
@@ -169,6 +170,60 @@ def test_files_are_left_out_by_their_statistics_and_counted_as_opened(
     (plan,) = pa.table(execute(engine, f"EXPLAIN ANALYZE {asked[0]}").read_all())["plan"].to_pylist()
     considered = sum(map(int, re.findall(r"files_ranges_pruned_statistics=(\d+) total", plan)))
     assert considered == files  # by DataFusion
+
+
+def test_the_newest_rows_are_looked_for_in_the_newest_files_first(
+    ten_files: LakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lake_reader, "_FEWEST", 2)
+    monkeypatch.setattr(lake_reader, "_ONE_OF", 1)
+    reader = EmbeddedReader(ten_files)
+
+    def asked(**of_page: Any) -> tuple[list[int], int]:
+        answer = reader.answer(ListQuestion(LOGS, count=False, **of_page), 99)
+        return [row[2] // HOUR for row in answer.rows], answer.scanned["files"]
+
+    assert asked(limit=2) == ([9, 9], 1)
+    assert asked(limit=4, offset=4) == ([7, 7, 6, 6], 4)
+    assert asked(limit=2, filters=Filters(end=4 * HOUR)) == ([3, 3], 1)
+    assert asked(limit=2, after=(4 * HOUR - 1, 0)) == ([3, 3], 1)
+    assert asked(limit=2, filters=Filters((("service", "none"),))) == ([], 10)
+    assert asked(limit=2, descending=False) == ([0, 0], 10)
+    assert asked(limit=30) == ([hour for hour in range(9, -1, -1) for _ in (0, 1)], 10)
+
+
+@given(st.data())
+def test_a_page_is_the_same_wherever_its_rows_are_looked_for_first(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Files whose times overlap, lie far apart, or are all the same."""
+    settings = LakeSettings(hdfs_url=tmp_path_factory.mktemp("lake").as_uri())
+    times = st.integers(0, 50) | st.integers(0, 5_000) | st.integers(0, 2 * HOUR)
+    files = data.draw(st.lists(st.lists(times, min_size=1, max_size=6), min_size=1, max_size=4))
+    rows = [
+        [(first_id(number) + n, CREATED, time, "INFO", "ab"[time % 2], "", "", "{}") for n, time in enumerate(file)]
+        for number, file in enumerate(files)
+    ]
+    for file in rows:
+        lake_tables.append(settings, LOGS, file)
+    question = ListQuestion(
+        LOGS,
+        Filters(
+            equals=data.draw(st.sampled_from([(), (("service", "a"),)])),
+            start=data.draw(st.none() | times),
+            end=data.draw(st.none() | times),
+        ),
+        limit=data.draw(st.integers(1, 8)),
+        offset=data.draw(st.integers(0, 3)),
+        after=data.draw(st.none() | st.tuples(times, st.integers(0, first_id(4)))),
+        count=False,
+    )
+    reader = EmbeddedReader(settings)
+    whole = reader.answer(question, 3).rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lake_reader, "_FEWEST", 1)
+        patch.setattr(lake_reader, "_ONE_OF", 1)
+        assert reader.answer(question, 3).rows == whole
 
 
 def test_a_count_of_all_is_answered_by_the_log_but_for_what_came_later(ten_files: LakeSettings) -> None:
