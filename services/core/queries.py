@@ -52,6 +52,16 @@ class ListQuestion:
     after: tuple[str | int, int] | None = None
     scan: bool = False
 
+    @property
+    def newest_first(self) -> bool:
+        return self.descending and self.order_by == self.dataset.time
+
+    @property
+    def beyond(self) -> int | None:
+        """Of a list newest first: the time, in microseconds, that all its rows are older than; None for no bound."""
+        bounds = (self.filters.end, int(self.after[0]) + 1 if self.after else None)
+        return min((bound for bound in bounds if bound is not None), default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class AggregateQuestion:

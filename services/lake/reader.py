@@ -157,11 +157,10 @@ class LakeReader(ABC):
 def _recent(snapshot: Snapshot, question: ListQuestion) -> ListQuestion | None:
     """The same among the newest rows, as many as its page is likely to need; None when it asks for no more."""
     filters = question.filters
-    if question.order_by != question.dataset.time or not question.descending:
+    if not question.newest_first:
         return None
-    before = [end for end in (filters.end, int(question.after[0]) + 1 if question.after else None) if end is not None]
     rows = max(_FEWEST, (question.offset + question.limit) * _ONE_OF)
-    since = snapshot.since(question.dataset.time, min(before, default=None), rows)
+    since = snapshot.since(question.dataset.time, question.beyond, rows)
     if since is None or (filters.start is not None and filters.start >= since):
         return None
     return replace(question, filters=replace(filters, start=since))

@@ -25,6 +25,10 @@ class Aside:
     def rows(self) -> int:
         return len(self.ids) + self.unnamed
 
+    def __or__(self, other: "Aside") -> "Aside":
+        """What has been put aside in either of two places, or in both."""
+        return Aside(self.ids | other.ids, max(self.unnamed, other.unnamed))
+
 
 @runtime_checkable
 class KeepsRejects(Protocol):
@@ -52,7 +56,8 @@ class DeadLetters:
             return letters
         # Spark keeps rejects, the embedded writer sends letters; of a table that was rebuilt a row has left both.
         rejects = _by_batch(reader.rejected(dataset))
-        return {batch: _either(letters.get(batch), rejects.get(batch)) for batch in letters.keys() | rejects.keys()}
+        batches = letters.keys() | rejects.keys()
+        return {batch: letters.get(batch, Aside()) | rejects.get(batch, Aside()) for batch in batches}
 
 
 def read(open_stream: OpenStream) -> Mapping[tuple[str, str], Mapping[int, Aside]]:
@@ -73,8 +78,3 @@ def _by_batch(rejects: Iterable[Reject]) -> Mapping[int, Aside]:
         else:
             ids[batch_id].add(row_id)
     return {batch: Aside(frozenset(ids[batch]), unnamed[batch]) for batch in ids.keys() | unnamed.keys()}
-
-
-def _either(one: Aside | None, other: Aside | None) -> Aside:
-    one, other = one or Aside(), other or Aside()
-    return Aside(one.ids | other.ids, max(one.unnamed, other.unnamed))

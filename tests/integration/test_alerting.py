@@ -488,7 +488,7 @@ def test_killed_in_an_episode_it_posts_its_end_and_not_its_start_again(
     own_postgres: str, connection: Connection, kafka_url: str, receiver: Receiver, tmp_path: Path
 ) -> None:
     rules = tmp_path / "rules.yaml"
-    rules.write_text("rules: [{name: many, service: 'pay-*', threshold: 50, window: 2, resolve_after: 5}]")
+    rules.write_text("rules: [{name: many, service: 'pay-*', threshold: 50, window: 2, resolve_after: 10}]")
     receiver.statuses = [503]
     port = free_port()
     environment = {
@@ -505,7 +505,7 @@ def test_killed_in_an_episode_it_posts_its_end_and_not_its_start_again(
     ):
         now = time.time()
         producer.publish([*errors("pay-1", now, 60), *errors("other", now, 60), *errors("pay-2", now, 49)])
-        until(lambda: delivered(connection)[:1] == ["opened"])  # a machine that stands still may be late for the kill
+        until(lambda: delivered(connection) == ["opened"])
         process.kill()
         process.start()
         until(lambda: delivered(connection) == ["opened", "resolved"])

@@ -193,7 +193,7 @@ def test_what_is_not_sound_is_kept_apart_and_its_neighbours_are_stored(world: Wo
     wait(world.drained, world.process)
     wait(lambda: world.rejected() != [], world.process)
     world.assert_exact()
-    wait(lambda: world.metric("logpipe_sink_rows_total") - before == ROWS - 3, world.process)
+    wait(lambda: world.metric("logpipe_sink_rows_total") - before == ROWS - 3, world.process, 5)
     assert world.metric("logpipe_sink_dead_letters_total") == len(whole) + 3
     found = rejected(world)
     at: dict[tuple[object, object], int] = {(part.partition, part.offset): index for index, part in enumerate(landed)}

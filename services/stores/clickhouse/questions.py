@@ -94,12 +94,10 @@ def select(
 def _recent(question: ListQuestion, where: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """The page of the newest rows, of the last seconds only; when they fill it, few parts had to be opened."""
     dataset, filters = question.dataset, question.filters
-    if question.order_by != dataset.time or not question.descending:
+    if not question.newest_first:
         return None
-    before = [time.time_ns() // 1000]
-    before += [] if filters.end is None else [filters.end]
-    before += [int(question.after[0])] if question.after else []
-    since = min(before) - _RECENT
+    now, beyond = time.time_ns() // 1000, question.beyond
+    since = min(now, now if beyond is None else beyond) - _RECENT
     if filters.start is not None and filters.start >= since:  # the whole question asks for no more
         return None
     recent = f"{stored(dataset.by_name[dataset.time])} >= fromUnixTimestamp64Micro({{since:Int64}}, 'UTC')"
