@@ -18,7 +18,7 @@ from services.core.dataset import Dataset
 from services.core.errors import LogpipeError, StoreDown
 from services.core.ports import PartitionReader
 from services.lake.table import table_uri
-from services.ledger import schema
+from services.postgres.connection import connect
 from services.reports import windows
 from services.reports.windows import WINDOW_SECONDS, Window
 from services.runtime import logs, metrics
@@ -48,7 +48,7 @@ class WindowStream:
 
     def start(self, spark: SparkSession) -> None:
         """Returns when the query runs. Raises StoreDown."""
-        with schema.connect(self._settings.postgres_url.get_secret_value()) as connection:
+        with connect(self._settings.postgres_url.get_secret_value()) as connection:
             windows.prepare(connection)
         messages = spark.readStream.format("kafka").options(**self._source()).load().select(*parsing.MESSAGE)
         self._query = (
@@ -104,7 +104,7 @@ class WindowStream:
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
             found = [Window(datetime.fromtimestamp(start, UTC), *rest) for start, *rest in changed.collect()]
             try:
-                with schema.connect(self._settings.postgres_url.get_secret_value()) as connection:
+                with connect(self._settings.postgres_url.get_secret_value()) as connection:
                     windows.upsert(connection, found)
             except LogpipeError as error:
                 self._error = error

@@ -15,8 +15,9 @@ from services.alerting.rules import Rule
 from services.core import metric_names
 from services.core.envelope import partition_of
 from services.core.ports import Message
-from services.ledger import alerts, schema
+from services.ledger import alerts
 from services.ledger.alerts import Alert, Position, Tally
+from services.postgres.connection import translated
 from services.runtime import logs, metrics
 
 SAMPLE_CHARACTERS = 500
@@ -91,7 +92,7 @@ class Book:
             return  # nothing is lost by beginning at the old place again
         before = self.positions
         after = {p: Position(reached[p], max(position.judged, complete)) for p, position in before.items()}
-        with schema.translated(), self._connection.transaction():
+        with translated(), self._connection.transaction():
             for partition, position in before.items():
                 alerts.move(self._connection, partition, self._topic_id, position, after[partition])
             alerts.add_counts(self._connection, self._new)

@@ -16,6 +16,7 @@ from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
 from services.core.ports import GroupReader
 from services.ledger import alerts, reading, schema
+from services.postgres.connection import connect
 from services.runtime import logs, metrics
 
 POLL_SECONDS = 0.2
@@ -151,5 +152,5 @@ class Watcher:
 
     def _connected(self) -> alerts.Connection:
         if self._connection is None:
-            self._connection = schema.connect(self._url)
+            self._connection = connect(self._url)
         return self._connection

@@ -15,8 +15,9 @@ from pydantic import SecretStr
 from services.alerting.rules import Rule, masked
 from services.core import metric_names
 from services.core.errors import StoreDown
-from services.ledger import alerts, schema
+from services.ledger import alerts
 from services.ledger.alerts import Connection, Post
+from services.postgres.connection import connect
 from services.runtime import logs, metrics
 
 IDLE_SECONDS = 0.5
@@ -52,7 +53,7 @@ class Poster:
     def run(self, stop: Event) -> None:
         while not stop.is_set():
             try:
-                with schema.connect(self._url) as connection:
+                with connect(self._url) as connection:
                     while not stop.is_set():
                         if not self.step(connection):
                             stop.wait(IDLE_SECONDS)

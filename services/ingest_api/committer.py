@@ -23,7 +23,7 @@ from services.core.ledger import Batch
 from services.core.ports import Outgoing
 from services.core.rows import RowCodec, Rows, checksum
 from services.ledger import batches as ledger
-from services.ledger import schema
+from services.postgres.connection import connect
 from services.runtime import logs, metrics
 from services.stores import postgres
 
@@ -204,7 +204,7 @@ class Committer:
 
     def _connected(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
-            self._connection = schema.connect(self._url)
+            self._connection = connect(self._url)
         return self._connection
 
     def _rollback(self) -> None:

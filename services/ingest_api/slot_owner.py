@@ -11,7 +11,8 @@ import psycopg
 from services.core import metric_names
 from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
 from services.ingest_api.publisher import SlotPublisher
-from services.ledger import batches, schema, slots
+from services.ledger import batches, slots
+from services.postgres.connection import connect
 from services.runtime import logs, metrics
 
 _IDLE_SECONDS = 0.5  # how often the ledger is looked at when nothing was heard of
@@ -43,7 +44,7 @@ class SlotOwner:
 
     def start(self) -> None:
         """Lease a slot, then publish in the background. Raises StoreDown."""
-        with schema.connect(self._url) as connection:
+        with connect(self._url) as connection:
             self._lease(connection)
         self._leases.start()
         self._publisher.start()
@@ -77,7 +78,7 @@ class SlotOwner:
         connection = None
         while not self._abort.wait(slots.RENEW_SECONDS):
             try:
-                connection = connection or schema.connect(self._url)
+                connection = connection or connect(self._url)
                 self._renew(connection)
                 if self._slot not in self._held:
                     _log.warning("the lease was lost; leasing another slot", slot=self._slot)
@@ -98,7 +99,7 @@ class SlotOwner:
         next_adoption = 0.0
         while not self._abort.is_set():
             try:
-                connection = connection or schema.connect(self._url)
+                connection = connection or connect(self._url)
                 if time.monotonic() >= next_adoption and not self._stop.is_set():
                     next_adoption = time.monotonic() + _ADOPT_SECONDS
                     self._adopt(connection)
@@ -176,7 +177,7 @@ class SlotOwner:
 
     def _release_all(self, connection: psycopg.Connection[Any] | None) -> None:
         try:
-            connection = connection or schema.connect(self._url)
+            connection = connection or connect(self._url)
             for slot in set(self._held):
                 self._release(connection, slot)
         except StoreDown as error:

@@ -6,6 +6,7 @@ import time
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
 from services.ledger import batches, schema
+from services.postgres.connection import connect
 from services.runtime import logs
 from services.stores import postgres
 
@@ -30,7 +31,7 @@ class Upkeep:
 
     def start(self) -> None:
         """Prepare all tables, then keep them in the background. Raises StoreDown or NeedsOperator."""
-        with schema.connect(self._url) as connection:
+        with connect(self._url) as connection:
             schema.prepare(connection)
             for dataset in self._datasets:
                 postgres.prepare(connection, dataset)
@@ -58,7 +59,7 @@ class Upkeep:
 
     def _once(self) -> None:
         today = int(time.time()) // _DAY_SECONDS
-        with schema.connect(self._url) as connection:
+        with connect(self._url) as connection:
             for dataset in self._datasets:
                 postgres.ensure_partitions(connection, dataset, today, DAYS_AHEAD)
             batches.forget_requests(connection, self._key_hours)
@@ -67,7 +68,7 @@ class Upkeep:
         """Takes long, and nothing waits for it but this thread, whose days are made well ahead."""
         closed_before = int(time.time() - _CLOSING_SECONDS) // _DAY_SECONDS
         try:
-            with schema.connect(self._url) as connection:
+            with connect(self._url) as connection:
                 for dataset in self._datasets:
                     for partition in postgres.index_search(connection, dataset, closed_before):
                         _log.info("indexed for text search", partition=partition)

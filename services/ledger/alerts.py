@@ -12,7 +12,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from services.core.errors import Fenced
-from services.ledger.schema import translated
+from services.postgres.connection import translated
 
 Connection = psycopg.Connection[Any]
 Event = Literal["opened", "resolved"]

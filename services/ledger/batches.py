@@ -8,7 +8,7 @@ import msgspec
 import psycopg
 
 from services.core.ledger import Batch, Part
-from services.ledger.schema import translated
+from services.postgres.connection import translated
 
 
 @dataclass(frozen=True, slots=True)

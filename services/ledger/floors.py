@@ -6,7 +6,7 @@ import psycopg
 
 from services.core.instants import DAY
 from services.ledger import reading
-from services.ledger.schema import translated
+from services.postgres.connection import translated
 
 
 def raise_to(connection: psycopg.Connection[Any], dataset: str, day: int) -> int:

@@ -5,10 +5,9 @@ from contextlib import contextmanager
 from typing import Any, LiteralString, NamedTuple, cast
 
 import psycopg
-from psycopg_pool import ConnectionPool
 
 from services.core.ledger import Batch, Part
-from services.ledger.schema import CONNECTION, translated
+from services.postgres.connection import open_pool, translated
 
 Connection = psycopg.Connection[Any]
 
@@ -17,15 +16,7 @@ class Ledger:
     """A few connections to the ledger, shared by threads and renewed when it comes back after a failure."""
 
     def __init__(self, url: str, max_connections: int = 4, timeout: float = 2.0) -> None:
-        self._pool = ConnectionPool(
-            url,
-            min_size=1,
-            max_size=max_connections,
-            timeout=timeout,
-            check=ConnectionPool.check_connection,
-            kwargs={"autocommit": True, "options": "-c timezone=UTC", **CONNECTION},
-            open=True,
-        )
+        self._pool = open_pool(url, max_connections, timeout)
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:

@@ -10,6 +10,7 @@ import psycopg
 
 from services.core.errors import Conflict, Fenced
 from services.ledger import schema, sink_progress
+from services.postgres.connection import connect, translated
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,10 @@ class ReplayProgress:
     def __init__(self, postgres_url: str, store: str, dataset: str) -> None:
         """Raises Conflict when another replay of the same runs."""
         self._key = {"store": store, "dataset": dataset}
-        self._connection = schema.connect(postgres_url)
+        self._connection = connect(postgres_url)
         try:
             schema.prepare(self._connection)
-            with schema.translated():
+            with translated():
                 lock = "SELECT pg_try_advisory_lock(hashtextextended('replay:' || %(store)s || ':' || %(dataset)s, 0))"
                 held = self._connection.execute(lock, self._key).fetchone()
             if held != (True,):
@@ -105,5 +106,5 @@ class ReplayProgress:
 
     @contextmanager
     def _transaction(self) -> Iterator[psycopg.Connection[Any]]:
-        with schema.translated(), self._connection.transaction():
+        with translated(), self._connection.transaction():
             yield self._connection

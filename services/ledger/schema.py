@@ -1,14 +1,19 @@
-"""The ledger's tables, and the connection everybody in this room uses."""
+"""The ledger's tables, made and extended.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+Changes only add: a process of the version before goes on with the tables while processes of this version run.
+"""
+
 from typing import Any
 
 import psycopg
 
-from services.core.errors import StoreDown
+from services.postgres.connection import translated
 
-_LOCK = 7_316_001  # advisory lock: one process at a time creates the schema
+_LOCK = 7_316_001  # advisory lock: one process at a time changes the tables
+_LOCK_TIMEOUT = "2s"
+
+VERSION = 2
+"""Raised with every change of TABLES."""
 
 TABLES = """
 CREATE SEQUENCE IF NOT EXISTS batch_ids;
@@ -137,58 +142,116 @@ CREATE TABLE IF NOT EXISTS alert_posts (
     PRIMARY KEY (alert_id, event)
 );
 CREATE INDEX IF NOT EXISTS alert_posts_due ON alert_posts (next_try_at) WHERE delivered_at IS NULL;
+
+-- Version 2: every number that vouches for rows carries the identity of what it counts in.
+
+-- The identity of this ledger, for those who keep positions in it elsewhere (the journal of `logpipe send`).
+CREATE TABLE IF NOT EXISTS ledger (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    id       uuid NOT NULL DEFAULT gen_random_uuid()
+);
+INSERT INTO ledger DEFAULT VALUES ON CONFLICT DO NOTHING;
+
+-- Every topic that batches were ever published to; a topic that was deleted and made anew has another `topic_id`.
+-- `batches.topic` refers to `number`; it is NULL in batches that version 1 published, whose topic is the first one.
+CREATE TABLE IF NOT EXISTS topics (
+    number   smallint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name     text NOT NULL,
+    topic_id text NOT NULL,
+    UNIQUE (name, topic_id)
+);
+ALTER TABLE batches ADD COLUMN IF NOT EXISTS topic smallint;
+
+-- `epoch` is raised whenever a slot is leased anew; `mark_published` and `advance_slot` are refused in another epoch.
+ALTER TABLE slots ADD COLUMN IF NOT EXISTS epoch bigint NOT NULL DEFAULT 0;
+
+-- '' in both columns: a position of version 1. The first process that reads the position binds it to what is there.
+ALTER TABLE slot_positions ADD COLUMN IF NOT EXISTS topic_id text NOT NULL DEFAULT '';
+ALTER TABLE sink_progress ADD COLUMN IF NOT EXISTS table_id text NOT NULL DEFAULT '';
+ALTER TABLE replays ADD COLUMN IF NOT EXISTS table_id text NOT NULL DEFAULT '';
+
+-- The watermark that was last computed for each store and dataset, so that a process need not begin at the first batch.
+-- It holds for the table `table_id` and the topic `topic_id`, and only while no partition stands below `offsets`.
+-- `epoch` is raised when the watermark is lowered: a process that computed an older one may no longer save it.
+-- The row of store '' and dataset '' has the highest id at or below which no batch can appear any more.
+CREATE TABLE IF NOT EXISTS watermarks (
+    store    text NOT NULL,
+    dataset  text NOT NULL,
+    table_id text NOT NULL DEFAULT '',
+    topic_id text NOT NULL DEFAULT '',
+    offsets  jsonb NOT NULL DEFAULT '{}',
+    batch_id bigint NOT NULL DEFAULT 0,
+    epoch    bigint NOT NULL DEFAULT 0,
+    saved_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (store, dataset)
+);
+
+-- The latest time at which a batch that retention dropped was accepted, in microseconds.
+ALTER TABLE floors ADD COLUMN IF NOT EXISTS dropped_until bigint;
+
+-- PostgreSQL's clock as retention saw it last: a jump beyond what is plausible stops retention.
+CREATE TABLE IF NOT EXISTS retention_clock (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    seen_at  timestamptz NOT NULL
+);
+
+-- An index of the topic `dead-letter`. `line` is -1 and `row_id` NULL where a message was refused as a whole.
+CREATE TABLE IF NOT EXISTS dead_letters (
+    store     text NOT NULL,
+    dataset   text NOT NULL,
+    topic     text NOT NULL,
+    partition int NOT NULL,
+    "offset"  bigint NOT NULL,
+    line      int NOT NULL,
+    batch_id  bigint,
+    row_id    bigint,
+    rows      int NOT NULL,
+    letter    bigint NOT NULL  -- the offset of the letter itself
+);
+CREATE INDEX IF NOT EXISTS dead_letters_batch ON dead_letters (store, dataset, batch_id);
+CREATE TABLE IF NOT EXISTS dead_letter_index (
+    only_row    boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    topic_id    text NOT NULL,
+    next_offset bigint NOT NULL
+);
+
+-- Rows of these tables are updated all the time: dead versions are removed while they are few.
+ALTER TABLE batches SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 50000,
+    autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 200000,
+    autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 100000, fillfactor = 80);
+ALTER TABLE slots SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+ALTER TABLE slot_positions SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+ALTER TABLE sink_progress SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+ALTER TABLE watermarks SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+CREATE TABLE IF NOT EXISTS ledger_version (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    version  int NOT NULL
+);
+INSERT INTO ledger_version (version) VALUES (2)
+    ON CONFLICT (only_row) DO UPDATE SET version = greatest(ledger_version.version, excluded.version);
 """
 
 
-_MADE = [
-    *("batch_ids", "batches", "batches_unpublished", "requests", "requests_age"),
-    *("slots", "slot_positions", "sink_progress", "replays", "floors"),
-    *("alert_positions", "alert_counts", "alerts", "alerts_open", "alert_posts", "alert_posts_due"),
-]
-
-CONNECTION: dict[str, Any] = {
-    "connect_timeout": 5,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10_000,  # milliseconds: keepalives do not notice a peer that is gone while data is under way
-}
-"""How every connection to PostgreSQL notices that its peer is gone."""
-
-
 def prepare(connection: psycopg.Connection[Any]) -> None:
-    """Create what is missing; safe to call from many processes at once.
+    """Create what is missing; safe to call from many processes at once. Raises StoreDown.
 
     When nothing is missing, nothing is locked: CREATE INDEX IF NOT EXISTS would wait for every writer all the same.
+    Adding a column waits for everybody who uses the table, and holds up all who come later. So it waits for a moment
+    only, and then raises StoreDown: call again.
     """
     with translated(), connection.transaction():
-        found = connection.execute(
-            "SELECT bool_and(to_regclass(name) IS NOT NULL) AND EXISTS (SELECT FROM pg_attribute"
-            " WHERE attrelid = to_regclass('sink_progress') AND attname = 'intent_together')"
-            " FROM unnest(%s::text[]) AS name",
-            (_MADE,),
-        )
-        if found.fetchone() == (True,):
+        if _version(connection) >= VERSION:
             return
+        connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-        connection.execute(TABLES)
+        if _version(connection) < VERSION:
+            connection.execute(TABLES)
 
 
-def connect(url: str, *, autocommit: bool = True) -> psycopg.Connection[Any]:
-    """A connection with UTC and dead-peer detection; raises StoreDown."""
-    with translated():
-        return psycopg.connect(
-            url,
-            autocommit=autocommit,
-            options="-c timezone=UTC -c idle_in_transaction_session_timeout=20s",
-            **CONNECTION,
-        )
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn psycopg's errors into StoreDown('postgres')."""
-    try:
-        yield
-    except psycopg.Error as error:
-        raise StoreDown("postgres", str(error).strip() or type(error).__name__) from error
+def _version(connection: psycopg.Connection[Any]) -> int:
+    """0 where there are no tables, or those of a release that did not number them."""
+    if connection.execute("SELECT to_regclass('ledger_version')").fetchone() == (None,):
+        return 0
+    row = connection.execute("SELECT version FROM ledger_version").fetchone()
+    return int(row[0]) if row else 0

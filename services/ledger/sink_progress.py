@@ -10,6 +10,7 @@ import psycopg
 from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.ledger import Range, SinkPosition
 from services.ledger import schema
+from services.postgres.connection import connect, translated
 
 _SELECT = (
     "SELECT partition, next_offset, intent_first, intent_last, intent_together FROM sink_progress"
@@ -103,9 +104,9 @@ class SinkProgress:
     @contextmanager
     def _connected(self) -> Iterator[psycopg.Connection[Any]]:
         if self._connection is None:
-            self._connection = schema.connect(self._url)
+            self._connection = connect(self._url)
         try:
-            with schema.translated():
+            with translated():
                 yield self._connection
         except StoreDown:
             self.close()
@@ -148,7 +149,7 @@ def skip(
 
 def positions(postgres_url: str, store: str, dataset: str) -> dict[int, SinkPosition]:
     """Every partition's position, for readers. Raises StoreDown."""
-    with schema.connect(postgres_url) as connection, schema.translated():
+    with connect(postgres_url) as connection, translated():
         return _positions(connection.execute(_SELECT, (store, dataset)))
 
 

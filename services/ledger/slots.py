@@ -9,7 +9,7 @@ from uuid import UUID
 
 import psycopg
 
-from services.ledger.schema import translated
+from services.postgres.connection import translated
 
 LEASE_SECONDS = 10
 RENEW_SECONDS = 2

@@ -12,6 +12,7 @@ from services.core.instants import DAY, to_datetime
 from services.lake.maintenance import TableMaintenance
 from services.ledger import floors, schema
 from services.maintenance.settings import MaintainSettings
+from services.postgres.connection import connect
 from services.runtime import metrics
 
 _DAY_SECONDS = 86_400
@@ -55,7 +56,7 @@ class Steps:
         if self._settings.retention_days is None:
             return
         wanted = int(self._clock()) // _DAY_SECONDS - self._settings.retention_days
-        with schema.connect(self._settings.postgres_url.get_secret_value()) as connection:
+        with connect(self._settings.postgres_url.get_secret_value()) as connection:
             schema.prepare(connection)
             before = floors.raise_to(connection, self._dataset.name, wanted)
         if before < wanted:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.rows import class_row
 
-from services.ledger.schema import translated
+from services.postgres.connection import translated
 
 WINDOW_SECONDS = 10
 KEPT_MINUTES = 24 * 60

@@ -19,7 +19,7 @@ from services.core.instants import DAY, to_datetime
 from services.core.ledger import Batch
 from services.core.rows import Row
 from services.ledger import reading
-from services.ledger.schema import translated
+from services.postgres.connection import translated
 from services.rollups import questions
 from services.rollups.postgres import LOCK, Connection, keys, until
 

@@ -14,7 +14,7 @@ from services.core.dataset import Dataset
 from services.core.instants import DAY, to_datetime
 from services.core.queries import AggregateQuestion, Question
 from services.core.rows import Row
-from services.ledger.schema import translated
+from services.postgres.connection import translated
 from services.rollups import questions
 from services.rollups.questions import Times
 

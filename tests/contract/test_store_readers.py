@@ -26,7 +26,7 @@ from services.core.rows import Row, RowCodec, Rows, checksum
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.lake.embedded import EmbeddedReader
-from services.ledger import schema
+from services.postgres.connection import connect
 from services.runtime.settings import LakeSettings
 from services.stores import clickhouse, postgres
 from services.stores.clickhouse.questions import Asked as ClickHouseAsked
@@ -156,7 +156,7 @@ def _fill(writer: StoreWriter) -> None:
 
 
 def _fill_postgres(url: str) -> None:
-    with schema.connect(url) as connection:
+    with connect(url) as connection:
         for dataset in DATASETS:
             postgres.prepare(connection, dataset)
             postgres.ensure_partitions(connection, dataset, CREATED // DAY, 2)
@@ -350,7 +350,7 @@ def test_a_store_that_is_away_says_so(reader_type: Any, unused_tcp_port: int) ->
 
 def test_postgres_is_told_to_stop_in_time(postgres_url: str) -> None:
     slow_logs = replace(LOGS, name="reader_slow")
-    with closing(postgres.PostgresReader(postgres_url)) as reader, schema.connect(postgres_url) as other:
+    with closing(postgres.PostgresReader(postgres_url)) as reader, connect(postgres_url) as other:
         postgres.prepare(other, slow_logs)
         with other.transaction():
             other.execute("LOCK TABLE reader_slow")

@@ -28,6 +28,7 @@ from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.ledger import alerts, batches, schema
 from services.ledger.alerts import Alert, Connection
+from services.postgres.connection import connect
 from services.query_api.alerts import router
 from services.runtime.health import Readiness
 from services.runtime.http import make_app
@@ -70,7 +71,7 @@ def own_postgres() -> Iterator[str]:
 
 @pytest.fixture
 def connection(own_postgres: str) -> Iterator[Connection]:
-    with schema.connect(own_postgres) as opened:
+    with connect(own_postgres) as opened:
         schema.prepare(opened)
         opened.execute("TRUNCATE alerts, alert_posts, alert_positions, alert_counts, batches RESTART IDENTITY")
         yield opened

@@ -24,6 +24,7 @@ from services.ingest_api.committer import Accepted, Committer, Submission
 from services.ingest_api.publisher import MessageCache, SlotPublisher
 from services.ledger import reading, schema
 from services.ledger.sink_progress import SinkProgress, positions
+from services.postgres.connection import connect
 from services.stores import postgres
 from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter
 from services.stores.postgres import PostgresReader
@@ -72,7 +73,7 @@ class Ingest:
         self.dataset = dataset
         self.codec = RowCodec(dataset)
         self.cache = MessageCache(1 << 20)
-        self.connection = schema.connect(postgres_url)
+        self.connection = connect(postgres_url)
         self.rows = PostgresReader(postgres_url, max_connections=2)
         self._kafka_url = kafka_url
         schema.prepare(self.connection)
@@ -123,7 +124,7 @@ class World:
         self.postgres = PostgresReader(postgres_url)
         self.clickhouse = ClickHouseReader(clickhouse_url)
         kafka.ensure_topics(kafka_url, {"visits": PARTITIONS, "dead-letter": 1}, 1)
-        self.ledger = schema.connect(postgres_url)
+        self.ledger = connect(postgres_url)
 
     def consumer(self, dataset: Dataset) -> Consumer:
         return Consumer(

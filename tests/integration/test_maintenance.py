@@ -25,6 +25,7 @@ from services.lake.table import Position
 from services.ledger import batches, floors, reading, schema
 from services.maintenance.settings import MaintainSettings
 from services.maintenance.steps import Steps
+from services.postgres.connection import connect
 from services.runtime.settings import LakeSettings
 from services.stores import postgres
 from services.stores.clickhouse import ClickHouseWriter
@@ -68,7 +69,7 @@ def fill(environment: dict[str, str], days: dict[int, int]) -> None:
     """Every store and the ledger: batch -> its day."""
     writer = ClickHouseWriter(environment["LOGPIPE_CLICKHOUSE_URL"])
     writer.prepare(DATASET)
-    with schema.connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+    with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
         schema.prepare(connection)
         postgres.prepare(connection, DATASET)
         postgres.ensure_partitions(connection, DATASET, min(days.values()), TODAY - min(days.values()) + 1)
@@ -108,7 +109,7 @@ def test_days_beyond_retention_go_from_every_store_below_one_floor(environment: 
     ]
     for store in stores.readers():
         assert held(store) == [5, 7, 8]
-    with schema.connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+    with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
         assert reading.floor(connection, DATASET.name) == 7
         assert floors.raise_to(connection, DATASET.name, TODAY - 2) == TODAY - 2
     assert list(Steps(settings, DATASET, clock).all()) == []
@@ -118,13 +119,13 @@ def test_days_beyond_retention_go_from_every_store_below_one_floor(environment: 
     assert list(Steps(MaintainSettings(retention_days=1), DATASET, clock).all())
     for store in stores.readers():
         assert held(store) == [8]
-    with schema.connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+    with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
         assert partitions(connection) == [TODAY - 1, TODAY]
 
 
 def test_a_batch_that_is_not_published_keeps_its_day(environment: dict[str, str]) -> None:
     fill(environment, {1: TODAY - 5, 2: TODAY - 4, 3: TODAY})
-    with schema.connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+    with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
         connection.execute("UPDATE batches SET published_at = NULL, parts = NULL WHERE batch_id = 2")
         assert floors.raise_to(connection, DATASET.name, TODAY - 1) == TODAY - 4
         assert reading.floor(connection, DATASET.name) == 2
@@ -132,7 +133,7 @@ def test_a_batch_that_is_not_published_keeps_its_day(environment: dict[str, str]
 
 def unfinished_drop(environment: dict[str, str], day: int) -> None:
     """What kill -9 leaves between detaching a partition and dropping it."""
-    with schema.connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+    with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
         connection.execute(f"ALTER TABLE logs DETACH PARTITION {postgres.copy_target(DATASET, day)} CONCURRENTLY")
 
 
@@ -144,7 +145,7 @@ def partitions(connection: psycopg.Connection[Any]) -> list[int]:
 
 def verified(environment: dict[str, str]) -> dict[str, int]:
     """Counted by really reading: what verify reconciles from the floor on."""
-    with schema.connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+    with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
         floor = reading.floor(connection, DATASET.name)
         accepted = reading.batches(connection, DATASET.name, floor - 1, 1 << 30, 100)
     for store in stores.readers():

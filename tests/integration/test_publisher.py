@@ -19,6 +19,7 @@ from services.core.rows import RowCodec
 from services.ingest_api.committer import Accepted, Committer, Submission
 from services.ingest_api.publisher import MessageCache, SlotPublisher
 from services.ledger import batches, schema
+from services.postgres.connection import connect
 from services.stores import postgres
 from services.streams import kafka
 
@@ -33,7 +34,7 @@ class Bench:
 
     def __init__(self, postgres_url: str, kafka_url: str, slot: int) -> None:
         self.slot = slot
-        self.connection = schema.connect(postgres_url)
+        self.connection = connect(postgres_url)
         self.rows = postgres.PostgresReader(postgres_url)
         self.cache = MessageCache(1 << 20)
         self._kafka_url = kafka_url

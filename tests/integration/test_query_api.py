@@ -24,6 +24,7 @@ from services.ledger import batches as ledger_batches
 from services.ledger import schema
 from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
+from services.postgres.connection import connect
 from services.query_api.endpoints import router
 from services.query_api.service import QueryService
 from services.runtime.health import Readiness
@@ -45,7 +46,7 @@ class Pipeline:
     def __init__(self, dataset: Dataset, postgres_url: str, clickhouse_url: str) -> None:
         self.dataset = dataset
         self.codec = RowCodec(dataset)
-        self.connection = schema.connect(postgres_url)
+        self.connection = connect(postgres_url)
         self.writer = clickhouse.ClickHouseWriter(clickhouse_url)
         self.day = time.time_ns() // 1000 // DAY
         self.next_offset = 0
@@ -139,7 +140,7 @@ def test_a_batch_still_being_written_holds_the_watermark(
         watermarks.of(reader, pipeline.dataset) != before.batch_id
     ):  # ids that earlier tests left unused count as dead
         assert time.monotonic() < deadline
-    with schema.connect(postgres_url) as one, schema.connect(postgres_url) as other:
+    with connect(postgres_url) as one, connect(postgres_url) as other:
         with one.transaction(), one.cursor() as cursor:
             cursor.execute("SELECT pg_current_xact_id()")
             other.execute("BEGIN")
@@ -168,7 +169,7 @@ def test_under_concurrent_writers_every_answer_is_whole(
     reader, watermarks = readers[0], Watermarks(ledger)
 
     def work(number: int) -> None:
-        with schema.connect(postgres_url) as connection:
+        with connect(postgres_url) as connection:
             for n in range(40):
                 with connection.transaction() as transaction, connection.cursor() as cursor:
                     _, (batch_id,) = ledger_batches.begin(cursor, 1)

@@ -24,6 +24,7 @@ from services.core.rows import RowCodec, Rows, checksum
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import batches as ledger_batches
 from services.ledger import schema
+from services.postgres.connection import connect
 from services.rollups import chunks, keeper
 from services.rollups import postgres as rollup
 from services.rollups.clickhouse import BUCKET_BITS
@@ -41,7 +42,7 @@ class Pipeline:
 
     def __init__(self, postgres_url: str, clickhouse_url: str, seed: int = 4) -> None:
         self.dataset = replace(LOGS, name=f"rolled_{uuid4().hex[:12]}")
-        self.connection = schema.connect(postgres_url)
+        self.connection = connect(postgres_url)
         self.writer = clickhouse.ClickHouseWriter(clickhouse_url)
         self.readers: list[StoreReader] = [
             postgres.PostgresReader(postgres_url),
@@ -196,7 +197,7 @@ def test_the_rollup_answers_as_a_scan_does_under_load_crashes_and_retries(pipeli
 def test_two_processes_roll_up_side_by_side(pipeline: Pipeline, postgres_url: str) -> None:
     for _ in range(8):
         pipeline.loaded = pipeline.accept(16).last
-    with closing(schema.connect(postgres_url)) as other, closing(schema.connect(postgres_url)) as third:
+    with closing(connect(postgres_url)) as other, closing(connect(postgres_url)) as third:
 
         def work(connection: psycopg.Connection[Any]) -> None:
             for _ in range(20):
@@ -256,10 +257,10 @@ def test_the_keeper_follows(pipeline: Pipeline, postgres_url: str, monkeypatch: 
 def test_a_database_without_rollups_is_scanned(postgres_url: str) -> None:
     """As it is when the query API is new and the ingest API is not yet."""
     name = f"old_{uuid4().hex[:12]}"
-    with closing(schema.connect(postgres_url)) as connection:
+    with closing(connect(postgres_url)) as connection:
         connection.execute(f'CREATE DATABASE "{name}"'.encode())
     url = postgres_url.rpartition("/")[0] + "/" + name
-    with closing(schema.connect(url)) as connection:
+    with closing(connect(url)) as connection:
         postgres.prepare(connection, LOGS)
     with closing(postgres.PostgresReader(url)) as reader:
         assert method_of(reader, LOGS, 100) == "scan"

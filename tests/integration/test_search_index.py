@@ -9,8 +9,8 @@ import pytest
 
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
-from services.ledger import schema
 from services.local import postgres as local_postgres
+from services.postgres.connection import connect
 from services.stores import postgres
 from services.stores.postgres.tables import SEARCH_LOCK, midnight
 from tests.conftest import running
@@ -37,7 +37,7 @@ def url_with_pg_trgm(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_closed_days_are_indexed_once(url_with_pg_trgm: str) -> None:
-    with schema.connect(url_with_pg_trgm) as connection, schema.connect(url_with_pg_trgm) as other:
+    with connect(url_with_pg_trgm) as connection, connect(url_with_pg_trgm) as other:
         postgres.prepare(connection, SEARCHED)
         postgres.ensure_partitions(connection, SEARCHED, DAY, 4)
         other.execute("SELECT pg_advisory_lock(%s)", (SEARCH_LOCK,))
@@ -58,7 +58,7 @@ def test_closed_days_are_indexed_once(url_with_pg_trgm: str) -> None:
 
 
 def test_a_server_without_pg_trgm_does_without(postgres_url: str) -> None:
-    with schema.connect(postgres_url) as connection:
+    with connect(postgres_url) as connection:
         postgres.prepare(connection, SEARCHED)
         postgres.ensure_partitions(connection, SEARCHED, DAY, 1)
         assert postgres.index_search(connection, SEARCHED, DAY + 1) == []

@@ -27,6 +27,7 @@ from services.lake.table import Position
 from services.ledger import schema
 from services.local import jars
 from services.local.stack import Stack
+from services.postgres.connection import connect
 from services.query_api import reports as reports_api
 from services.reports import windows
 from services.runtime.health import Readiness
@@ -81,7 +82,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.postgres_url = self.stack.settings.urls()["LOGPIPE_POSTGRES_URL"]
-        self.connection = schema.connect(self.postgres_url)
+        self.connection = connect(self.postgres_url)
         schema.prepare(self.connection)
 
     def accept(self, created_at: int) -> int:

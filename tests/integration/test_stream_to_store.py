@@ -19,10 +19,10 @@ from services.core.ledger import Range, SinkPosition
 from services.core.ports import Outgoing
 from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
-from services.ledger import schema
 from services.ledger.sink_progress import SinkProgress, positions, skip
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
+from services.postgres.connection import connect
 from services.stores.clickhouse import ClickHouseReader
 from services.streams import kafka
 from tests.processes import Process, free_port
@@ -106,7 +106,7 @@ def test_what_the_topic_lost_is_skipped_with_all_that_was_begun_together(
     progress.load(range(5))
     progress.begin({0: Range(0, 9), 1: Range(0, 19)})
     progress.begin({2: Range(0, 9), 3: Range(0, 9)})
-    with schema.connect(postgres_url) as connection:
+    with connect(postgres_url) as connection:
         skip(
             connection,
             store,
@@ -129,7 +129,7 @@ def test_a_ledger_of_before_blocks_were_written_together(
 ) -> None:
     progress.load([0])
     progress.begin({0: Range(0, 9)})
-    with schema.connect(postgres_url) as connection:
+    with connect(postgres_url) as connection:
         connection.execute("ALTER TABLE sink_progress DROP COLUMN intent_together")
     assert other.load([0]) == [SinkPosition(0, 0, Range(0, 9), (0,))]
 

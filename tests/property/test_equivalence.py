@@ -24,7 +24,7 @@ from services.core.rows import Row, RowCodec, Rows
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.lake.embedded import EmbeddedReader
-from services.ledger import schema
+from services.postgres.connection import connect
 from services.runtime.settings import LakeSettings
 from services.stores import clickhouse, postgres
 from services.stores.memory import MemoryStore
@@ -73,7 +73,7 @@ class Loader:
     """Fills all stores, batch after batch; beyond the last one that questions may see, until it is stopped."""
 
     def __init__(self, postgres_url: str, clickhouse_url: str, lake: LakeSettings) -> None:
-        self._connection = schema.connect(postgres_url)
+        self._connection = connect(postgres_url)
         self._writer = clickhouse.ClickHouseWriter(clickhouse_url)
         self._lake = lake
         self._reached = 0

@@ -9,7 +9,6 @@ from psycopg import sql
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.pq import Format
-from psycopg_pool import ConnectionPool
 
 from services.core.dataset import CREATED_AT, Dataset
 from services.core.errors import QueryTimeout
@@ -17,7 +16,7 @@ from services.core.ids import ROW_BITS, end_id, first_id
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import Answer, Question
 from services.core.rows import Row
-from services.ledger.schema import CONNECTION, translated
+from services.postgres.connection import open_pool, translated
 from services.stores.postgres import questions
 from services.stores.postgres.copying import EPOCH
 from services.stores.postgres.tables import TYPES, Connection
@@ -37,20 +36,9 @@ class PostgresReader:
     progress: ClassVar[Progress] = "ledger"
 
     def __init__(self, url: str, max_connections: int = 8) -> None:
-        self._pool = ConnectionPool(
-            url,
-            min_size=1,
-            max_size=max_connections,
-            timeout=_POOL_TIMEOUT,
-            configure=_configure,
-            check=ConnectionPool.check_connection,
-            open=True,
-            kwargs={
-                "autocommit": True,
-                **CONNECTION,
-                # A plan must know the limit and the times asked for; compiling it costs more than most questions.
-                "options": "-c timezone=UTC -c plan_cache_mode=force_custom_plan -c jit=off",
-            },
+        # A plan must know the limit and the times asked for; compiling it costs more than most queries.
+        self._pool = open_pool(
+            url, max_connections, _POOL_TIMEOUT, _configure, "-c plan_cache_mode=force_custom_plan -c jit=off"
         )
 
     def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:

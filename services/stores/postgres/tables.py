@@ -10,7 +10,7 @@ from psycopg import sql
 from services.core.dataset import CREATED_AT, Column, Dataset
 from services.core.errors import NeedsOperator
 from services.core.instants import DAY, to_datetime
-from services.ledger.schema import connect, translated
+from services.postgres.connection import connect, translated
 from services.rollups import postgres as rollup
 from services.runtime.settings import PostgresSettings
 

@@ -1,0 +1,1 @@
+"""How PostgreSQL is reached: connections, pools, and the translation of its errors."""
