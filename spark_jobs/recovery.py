@@ -19,7 +19,7 @@ def resume(stream: LakeStream) -> Position:
     handle, position = stream.tables.rows.standing()
     if position is None and handle.file_uris():
         raise NeedsOperator(f"{stream.dataset.name}: no commit of its table says where it stands: only --rebuild helps")
-    released = _released(position or Position("", {}), stream.topic.topic_id(), stream.topic.bounds())
+    released = _released(position or Position.first(), stream.topic.topic_id(), stream.topic.bounds())
     stream.checkpoint.delete()
     stream.tables.release(handle, released)
     return released
@@ -34,9 +34,10 @@ def rebuild(stream: LakeStream) -> None:
 
 def _released(position: Position, topic_id: str, bounds: Mapping[int, tuple[int, int]]) -> Position:
     if position.topic_id not in ("", topic_id):
-        return Position(topic_id, {partition: first for partition, (first, _) in bounds.items()})
+        offsets = {partition: first for partition, (first, _) in bounds.items()}
+        return Position(topic_id, offsets, generation=position.generation)
     offsets = {p: min(max(position.offsets.get(p, 0), first), end) for p, (first, end) in bounds.items()}
     # Whether the table's last batch still had to write its rejects, only the lost checkpoint knew.
     last = position.unfinished if position.query in ("", EMBEDDED) else position
     kept = last is not None and all(bounds[p][0] <= start for p, start in last.start.items() if p in bounds)
-    return Position(topic_id, offsets, unfinished=last if kept else None)
+    return Position(topic_id, offsets, unfinished=last if kept else None, generation=position.generation)

@@ -50,6 +50,7 @@ class LakeStream:
         self._from: Offsets = {}
         self._stored = -1  # the last batch whose rows are in the table
         self._unfinished: Position | None = None
+        self._generation = ""
         self._limit = self._wanted_limit = _FIRST_LIMIT
         self._position: Offsets = {}
         self._query: StreamingQuery | None = None
@@ -72,6 +73,7 @@ class LakeStream:
         self._position = self._from
         self._stored = position.batch if position else -1
         self._unfinished = position.unfinished if position else None
+        self._generation = (position or Position.first()).generation
 
     def start(self, spark: SparkSession) -> None:
         """Returns when the query runs. Raises StoreDown, and NeedsOperator when messages to be read are gone."""
@@ -163,7 +165,7 @@ class LakeStream:
             self._write_rejects(messages, query, batch)
             return
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
-            position = Position(self._topic_id, dict(end), dict(start), query, batch)
+            position = Position(self._topic_id, dict(end), dict(start), query, batch, generation=self._generation)
             found = self._write_rows(messages, position)
             if found["rejected"]:
                 self._write_rejects(messages, query, batch)

@@ -49,8 +49,11 @@ class Tables:
             ) from error
 
     def empty(self) -> None:
-        """Delete all rows, and release the table at the topic's beginning. Readers under way are not disturbed."""
-        nothing = Position(topic_id="", offsets={})
+        """Delete all rows, and release the table, of a new generation, at the topic's beginning.
+
+        Queries that run meanwhile are not disturbed.
+        """
+        nothing = Position.first()
         commit = CommitProperties(custom_metadata={"userMetadata": nothing.encode()})
         for table in (self.rejects, self.rows):
             within_limit(partial(_handle(table).delete, commit_properties=commit))

@@ -1,5 +1,6 @@
 """Values of the ledger: what was accepted, where it was published, how far each sink has come."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -47,3 +48,16 @@ class SinkPosition:
     next_offset: int
     intent: Range | None = None
     together: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPosition:
+    """How far a store has come, according to its own transactions, and the identities that this counts in.
+
+    `offsets`: partition -> first offset not yet loaded, of the topic `topic_id`. `table_id` changes when the table is
+    made anew or emptied in order to be filled again. Both ids are '' while no batch has been committed.
+    """
+
+    table_id: str
+    topic_id: str
+    offsets: Mapping[int, int]

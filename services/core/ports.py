@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from services.core.dataset import Dataset
-from services.core.ledger import Part
+from services.core.ledger import OwnPosition, Part
 from services.core.queries import Answer, Question
 from services.core.rows import Row
 
@@ -93,8 +93,8 @@ class StoreReader(Protocol):
         Raises StoreDown, Backpressure, or QueryTimeout after `seconds`: the store has then been told to stop.
         """
 
-    def position(self, dataset: Dataset) -> Mapping[int, int]:
-        """Partition -> first offset not yet loaded, by the store's own transactions. Only for progress `own`."""
+    def position(self, dataset: Dataset) -> OwnPosition:
+        """How far the store has come, according to its own transactions. Only for progress `own`. Raises StoreDown."""
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         """(batch, rows, distinct ids) of each batch found in first..last, by really reading the ids. For verify."""

@@ -2,13 +2,14 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from services.core.dataset import Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import batch_of
+from services.core.ledger import OwnPosition
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import AggregateQuestion, Answer, ListQuestion, Method, Question, StatsQuestion
 from services.core.rows import Row
@@ -109,9 +110,8 @@ class LakeReader(ABC):
             scanned={"files": max(part.files for part in parts), "files_total": snapshot.files.num_rows},
         )
 
-    def position(self, dataset: Dataset) -> Mapping[int, int]:
-        found = self._table(table_uri(self._settings, dataset.name)).position()
-        return found.offsets if found else {}
+    def position(self, dataset: Dataset) -> OwnPosition:
+        return self._table(table_uri(self._settings, dataset.name)).own_position()
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         snapshot = self._snapshot(dataset)

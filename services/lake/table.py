@@ -5,6 +5,7 @@ it holds, whatever became of the writer's checkpoint.
 """
 
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from services.core.dataset import Dataset
 from services.core.errors import StoreDown
+from services.core.ledger import OwnPosition
 from services.lake.snapshot import Snapshot
 from services.runtime.settings import LakeSettings
 
@@ -34,11 +36,16 @@ Result = TypeVar("Result")
 
 
 class Position(msgspec.Struct, frozen=True):
-    """How far a table has come: all of the topic below `offsets` (partition -> next) is in it, or in its rejects.
+    """How far a table has come: every message of the topic below `offsets` (partition -> next) is in it or its rejects.
 
-    Written by batch `batch`, from `start`, of the streaming query `query`, or by the embedded writer (EMBEDDED), which
-    has neither. No query: nobody owns the table, and whoever comes next begins at `offsets`, or at the topic's
-    beginning where it has none, once it has made sure of the rejects of the batch that reached `unfinished`.
+    Batch `batch` of the streaming query `query` wrote it and began at `start`; the embedded writer (EMBEDDED) gives
+    neither batch nor start. `query` is empty while no writer owns the table. The next writer then makes sure of the
+    rejects of the batch that reached `unfinished`, and starts at `offsets`, or at the topic's beginning for partitions
+    that `offsets` lacks.
+
+    `generation` is random. It is made with the table's first position and again by each --rebuild, and every later
+    position carries it: positions of two generations do not count the same rows. A table that the release before this
+    one filled has none ('') until it is rebuilt.
     """
 
     topic_id: str
@@ -47,6 +54,12 @@ class Position(msgspec.Struct, frozen=True):
     query: str = ""
     batch: int = -1
     unfinished: "Position | None" = None
+    generation: str = ""
+
+    @classmethod
+    def first(cls, topic_id: str = "") -> "Position":
+        """The position of a table without rows, of a new generation."""
+        return cls(topic_id, {}, generation=uuid.uuid4().hex)
 
     def encode(self) -> str:
         return msgspec.json.encode(self).decode()
@@ -77,6 +90,10 @@ class Table:
     def position(self) -> Position | None:
         """None when no commit says one."""
         return within_limit(self._find_position)
+
+    def own_position(self) -> OwnPosition:
+        """The position with the identity of what it counts in: the table's id, and its generation where it has one."""
+        return within_limit(self._own_position)
 
     def standing(self) -> tuple[DeltaTable, Position | None]:
         """Its handle and its position, both of one version, for who commits on that very version; it must be there."""
@@ -112,16 +129,33 @@ class Table:
                 raise TableNotFoundError(f"there is no table at {self.uri}")
             return self._table, position
 
-    def _find_position(self) -> Position | None:
+    def _own_position(self) -> OwnPosition:
         with self._held():
-            if (table := self._refresh()) is None:
-                return None
-            known, position = self._position
-            if table.version() != known:
-                new = table.version() - known
-                found = next(filter(None, (_last_position(table, limit, new) for limit in _HISTORY)), position)
-                self._position = (table.version(), found)
-            return self._position[1]
+            position = self._find_position()
+            if self._table is None or position is None:
+                return OwnPosition("", "", {})
+            table_id = "/".join(filter(None, (str(self._table.metadata().id), position.generation)))
+            return OwnPosition(table_id, position.topic_id, position.offsets)
+
+    def _find_position(self) -> Position | None:
+        """The table may have been deleted and made anew: its handle does not notice, but the generation is another."""
+        with self._held():
+            known, before = self._position
+            position = self._read_position()
+            if known >= 0 and _generation(position) != _generation(before):
+                self._table = None
+                position = self._read_position()
+            return position
+
+    def _read_position(self) -> Position | None:
+        if (table := self._refresh()) is None:
+            return None
+        known, position = self._position
+        if table.version() != known:
+            new = table.version() - known
+            found = next(filter(None, (_last_position(table, limit, new) for limit in _HISTORY)), position)
+            self._position = (table.version(), found)
+        return self._position[1]
 
     def _refresh(self) -> DeltaTable | None:
         with self._held():
@@ -137,6 +171,10 @@ class Table:
                 self._table = None  # it may have been made anew
                 raise
             return self._table
+
+
+def _generation(position: Position | None) -> str:
+    return position.generation if position else ""
 
 
 def _last_position(table: DeltaTable, limit: int | None, new: int) -> Position | None:

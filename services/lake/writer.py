@@ -12,6 +12,7 @@ from typing import ClassVar
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError
+from msgspec import structs
 
 from services.core.dataset import Dataset
 from services.core.errors import Fenced, NeedsOperator, RowRejected, StoreDown
@@ -53,7 +54,7 @@ class EmbeddedWriter:
             if not new:
                 return
             reached = position.offsets | {blocks[number].partition: blocks[number].last + 1 for number in new}
-            following = Position(position.topic_id, reached, query=EMBEDDED, unfinished=position.unfinished)
+            following = structs.replace(position, offsets=reached, query=EMBEDDED)
             try:
                 within_limit(
                     partial(_commit, handle, pa.concat_tables([rows[number] for number in new]), layout, following)
@@ -82,7 +83,7 @@ def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: Positi
                 f"{dataset.name}: its table in the lake has rows, and no commit says up to where of the topic."
                 f" To delete them and read the topic again: {rebuild}"
             )
-        return Position(topic_id, {})
+        return Position.first(topic_id)
     if position.query not in ("", EMBEDDED):
         raise NeedsOperator(
             f"{dataset.name}: its table in the lake is filled by Spark (query {position.query}), and has one writer at"
@@ -93,7 +94,7 @@ def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: Positi
             f"{dataset.name}: the topic {dataset.topic} was deleted and made anew since its table in the lake was"
             f" filled. To go on with what the new one has: {release}. To delete the rows first: {rebuild}"
         )
-    return Position(topic_id, position.offsets, unfinished=position.unfinished)
+    return Position(topic_id, position.offsets, unfinished=position.unfinished, generation=position.generation)
 
 
 def _is_next(block: Block, position: Position) -> bool:

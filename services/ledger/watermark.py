@@ -121,7 +121,7 @@ class Watermarks:
             return settled
         loaded, lock = self._loaded.setdefault((reader.name, dataset.name), (Loaded(), Lock()))
         with _held(lock, reader.name):
-            own = reader.position(dataset) if reader.progress == "own" else None
+            own = reader.position(dataset).offsets if reader.progress == "own" else None
             with self._ledger.connection() as connection:
                 loaded.confirm(reading.sink_offsets(connection, reader.name, dataset.name) if own is None else own)
                 # After the offsets: a replay moves them only together with its own beginning.

@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
@@ -11,6 +11,7 @@ import msgspec
 from services.core.dataset import Column, Dataset
 from services.core.errors import RowRejected
 from services.core.ids import MAX_BATCH_ROWS, batch_of, end_id, first_id
+from services.core.ledger import OwnPosition
 from services.core.ports import QUESTION_SECONDS, Block, Progress, joint_token
 from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row
@@ -65,7 +66,7 @@ class MemoryStore:
             case StatsQuestion():
                 return Answer([(len(rows),)], 0.0, scanned=scanned)
 
-    def position(self, dataset: Dataset) -> Mapping[int, int]:
+    def position(self, dataset: Dataset) -> OwnPosition:
         raise NotImplementedError("its progress is in sink_progress")
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:

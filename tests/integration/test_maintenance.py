@@ -193,7 +193,7 @@ def test_killed_at_any_moment_nothing_is_lost_and_the_next_round_ends_it(tmp_pat
             time.sleep(chance.uniform(0, 0.2))  # of about as long as a round takes
             merging.kill()
         assert content(reader) == before
-        assert reader.position(DATASET) == {0: batch}
+        assert reader.position(DATASET).offsets == {0: batch}
     command = [sys.executable, "-m", "services", "maintain", "--once", "--dataset", DATASET.name]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     assert done.stdout.endswith("logs: done\n")

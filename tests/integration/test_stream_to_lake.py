@@ -97,10 +97,10 @@ class World:
         return {partition: end for partition, (_, end) in self.topic.bounds().items()}
 
     def drained(self) -> bool:
-        return self.reader.position(DATASET) == self.ends()
+        return self.reader.position(DATASET).offsets == self.ends()
 
     def assert_exact(self) -> None:
-        assert self.reader.position(DATASET) == self.ends()
+        assert self.reader.position(DATASET).offsets == self.ends()
         wanted = [(batch_id, len(rows), len(rows)) for batch_id, rows in self.accepted.items()]
         assert list(self.reader.counts(DATASET, 0, 10**9)) == wanted
         found = checksum(self.codec.encode(self.reader.rows(DATASET, 0, 10**9)))

@@ -11,7 +11,7 @@ from spark_jobs.checkpoint import Checkpoint, Offsets, starting_offsets
 from spark_jobs.recovery import resume
 
 BOUNDS = {0: (0, 50), 1: (5, 50)}
-STORED = Position("topic-1", {0: 20, 1: 30}, {0: 10, 1: 15}, "query-1", 7)
+STORED = Position("topic-1", {0: 20, 1: 30}, {0: 10, 1: 15}, "query-1", 7, generation="g")
 RELEASED = Position("topic-1", {0: 20, 1: 30})
 ENDS = {6: {0: 10, 1: 15}, 7: {0: 20, 1: 30}, 8: {0: 21, 1: 30}}
 
@@ -87,10 +87,10 @@ def test_an_emptied_table_takes_any_topic() -> None:
 @pytest.mark.parametrize(
     ("topic_id", "bounds", "released"),
     [
-        ("topic-1", BOUNDS, Position("topic-1", {0: 20, 1: 30}, unfinished=STORED)),
-        ("topic-1", {0: (0, 50), 1: (16, 50)}, Position("topic-1", {0: 20, 1: 30})),
-        ("topic-1", {0: (25, 50), 1: (25, 28), 2: (3, 9)}, Position("topic-1", {0: 25, 1: 28, 2: 3})),
-        ("topic-2", BOUNDS, Position("topic-2", {0: 0, 1: 5})),
+        ("topic-1", BOUNDS, Position("topic-1", {0: 20, 1: 30}, unfinished=STORED, generation="g")),
+        ("topic-1", {0: (0, 50), 1: (16, 50)}, Position("topic-1", {0: 20, 1: 30}, generation="g")),
+        ("topic-1", {0: (25, 50), 1: (25, 28), 2: (3, 9)}, Position("topic-1", {0: 25, 1: 28, 2: 3}, generation="g")),
+        ("topic-2", BOUNDS, Position("topic-2", {0: 0, 1: 5}, generation="g")),
     ],
     ids=["all there", "the last batch is gone", "what comes next is gone", "another topic"],
 )

@@ -2,6 +2,8 @@
 
 import datetime
 import re
+import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -16,8 +18,10 @@ from hypothesis import strategies as st
 from services.core.dataset import Column
 from services.core.errors import Backpressure, Invalid, QueryTimeout, StoreDown
 from services.core.ids import first_id
+from services.core.ledger import OwnPosition
+from services.core.ports import Block
 from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
-from services.core.rows import Row
+from services.core.rows import Row, RowCodec
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.lake import embedded
@@ -25,6 +29,7 @@ from services.lake import reader as lake_reader
 from services.lake import table as lake
 from services.lake.embedded import DataFusion, EmbeddedReader
 from services.lake.table import Position, Table, table_uri
+from services.lake.writer import EmbeddedWriter
 from services.runtime.settings import LakeSettings
 from spark_jobs.tables import Tables
 from tests import lake_tables
@@ -52,7 +57,7 @@ def test_a_table_that_is_absent_has_no_rows(reader: EmbeddedReader) -> None:
     found = reader.answer(ListQuestion(LOGS), 9)
     assert (found.rows, found.total) == ([], 0)
     assert reader.answer(AggregateQuestion(LOGS, "level"), 9).rows == []
-    assert reader.position(LOGS) == {}
+    assert reader.position(LOGS).offsets == {}
     assert list(reader.counts(LOGS, 0, 9)) == list(reader.rows(LOGS, 0, 9)) == []
     assert list(reader.rejected(LOGS)) == []
 
@@ -76,14 +81,14 @@ def test_the_position_is_that_of_the_last_batch_behind_any_maintenance(
     for batch_id in range(3):
         position = Position("t", {0: 10 * batch_id, 1: 5}, {0: 0}, "q", batch_id)
         lake_tables.append(settings, LOGS, [log(batch_id)], position)
-        assert reader.position(LOGS) == {0: 10 * batch_id, 1: 5}
+        assert reader.position(LOGS).offsets == {0: 10 * batch_id, 1: 5}
     table = DeltaTable(table_uri(settings, LOGS.name))
     table.optimize.compact()
     for _ in range(20):
         table.alter.set_table_properties({"delta.logRetentionDuration": "interval 30 days"})
-    assert reader.position(LOGS) == {0: 20, 1: 5}
-    assert EmbeddedReader(settings).position(LOGS) == {0: 20, 1: 5}
-    assert reader.position(EVENTS) == {}
+    assert reader.position(LOGS).offsets == {0: 20, 1: 5}
+    assert EmbeddedReader(settings).position(LOGS).offsets == {0: 20, 1: 5}
+    assert reader.position(EVENTS).offsets == {}
 
 
 def test_a_batch_stored_twice_is_counted_twice(reader: EmbeddedReader, settings: LakeSettings) -> None:
@@ -255,12 +260,54 @@ def test_a_question_over_its_time(ten_files: LakeSettings, monkeypatch: pytest.M
 
 def test_a_table_made_anew_is_read_anew(reader: EmbeddedReader, settings: LakeSettings) -> None:
     lake_tables.append(settings, LOGS, [log(1), log(2)], Position("t", {0: 9}, query="q", batch=0))
-    assert reader.position(LOGS) == {0: 9}
+    assert reader.position(LOGS).offsets == {0: 9}
     tables = Tables(settings, LOGS)
     tables.empty()
     assert reader.answer(StatsQuestion(LOGS), 9).rows == [(0,)]
-    assert reader.position(LOGS) == {}
+    assert reader.position(LOGS).offsets == {}
     assert tables.is_empty()
+
+
+def test_a_position_names_the_table_its_generation_and_the_topic(
+    reader: EmbeddedReader, settings: LakeSettings
+) -> None:
+    assert reader.position(LOGS) == OwnPosition("", "", {})
+    tables = Tables(settings, LOGS)
+    tables.prepare()
+    assert reader.position(LOGS) == OwnPosition("", "", {})
+    lake_tables.append(settings, LOGS, [log(1)], Position("t", {0: 9}))
+    metadata_id = str(DeltaTable(table_uri(settings, LOGS.name)).metadata().id)
+    assert reader.position(LOGS) == OwnPosition(metadata_id, "t", {0: 9})
+    tables.empty()
+    emptied = reader.position(LOGS)
+    assert emptied.table_id.startswith(f"{metadata_id}/")
+    assert (emptied.topic_id, emptied.offsets) == ("", {})
+    tables.empty()
+    assert reader.position(LOGS).table_id not in (metadata_id, emptied.table_id)
+
+
+@pytest.mark.parametrize("batches", [1, 9], ids=["shorter log", "longer log"])
+def test_a_table_that_was_deleted_and_made_anew_under_a_reader_has_another_identity(
+    reader: EmbeddedReader, settings: LakeSettings, batches: int
+) -> None:
+    def fill(topic_id: str, count: int) -> None:
+        writer = EmbeddedWriter(settings)
+        writer.prepare(LOGS)
+        for offset in range(count):
+            line = RowCodec(LOGS).encode([log(offset + 1)])[0]
+            writer.write([Block(LOGS, topic_id, 0, offset, offset, CREATED // lake_tables.DAY, 1, line)])
+
+    fill("t", 4)
+    before = reader.position(LOGS)
+    assert reader.answer(StatsQuestion(LOGS), 99).rows == [(4,)]
+    shutil.rmtree(settings.hdfs_url.removeprefix("file://") + settings.lake_path)
+    fill("u", batches)
+    with suppress(StoreDown):  # once, when the log has become shorter
+        reader.position(LOGS)
+    after = reader.position(LOGS)
+    assert after.table_id != before.table_id
+    assert (after.topic_id, after.offsets) == ("u", {0: batches})
+    assert reader.answer(StatsQuestion(LOGS), 99).rows == [(batches,)]
 
 
 def test_a_server_that_is_away(unused_tcp_port: int) -> None:

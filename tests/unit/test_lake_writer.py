@@ -9,6 +9,7 @@ from deltalake import DeltaTable
 
 from services.core.errors import Fenced, NeedsOperator, RowRejected, StoreDown
 from services.core.ids import first_id
+from services.core.ledger import OwnPosition
 from services.core.ports import Block
 from services.core.rows import Row, RowCodec
 from services.datasets.logs import DATASET
@@ -57,15 +58,15 @@ def stored(reader: EmbeddedReader) -> list[tuple[int, int, int]]:
 def test_blocks_of_several_partitions_are_one_commit(writer: EmbeddedWriter, reader: EmbeddedReader) -> None:
     writer.write([block(1, 0, 4, 0), block(2, 0, 9, 1), block(3, 0, 0, 5)])
     assert stored(reader) == [(1, 1, 1), (2, 1, 1), (3, 1, 1)]
-    assert reader.position(DATASET) == writer.positions(DATASET, "t") == {0: 5, 1: 10, 5: 1}
+    assert reader.position(DATASET).offsets == writer.positions(DATASET, "t") == {0: 5, 1: 10, 5: 1}
     writer.write([block(1, 0, 4, 0), block(4, 10, 12, 1)])  # the first again, after an answer that was lost
     assert stored(reader) == [(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1)]
-    assert reader.position(DATASET) == {0: 5, 1: 13, 5: 1}
+    assert reader.position(DATASET).offsets == {0: 5, 1: 13, 5: 1}
 
 
 def test_a_block_without_rows_moves_the_position(writer: EmbeddedWriter, reader: EmbeddedReader) -> None:
     writer.write([block(1, 0, 7, rows=0)])
-    assert reader.position(DATASET) == {0: 8}
+    assert reader.position(DATASET).offsets == {0: 8}
     writer.write([block(2, 8, 8)])
     assert stored(reader) == [(2, 1, 1)]
 
@@ -91,7 +92,7 @@ def test_of_two_writers_at_one_partition_one_is_fenced(
         zombie.write([block(2, 0, 9)])
     zombie.write([block(3, 0, 9, partition=1)])
     writer.write([block(4, 5, 6)])
-    assert reader.position(DATASET) == {0: 7, 1: 10}
+    assert reader.position(DATASET).offsets == {0: 7, 1: 10}
     assert stored(reader) == [(1, 1, 1), (3, 1, 1), (4, 1, 1)]
 
 
@@ -119,7 +120,7 @@ def test_a_commit_that_comes_in_between_is_seen(
     writer.write([block(1, 0, 4)])
     assert not interruptions
     assert stored(reader) == [(1, 1, 1), (8, 1, 1), (9, 1, 1)]
-    assert reader.position(DATASET) == {0: 5, 1: 2}
+    assert reader.position(DATASET).offsets == {0: 5, 1: 2}
 
 
 def test_who_is_always_late_says_so(writer: EmbeddedWriter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,8 +201,19 @@ def test_a_table_that_was_emptied_is_filled_again(
     assert writer.positions(DATASET, "t") == {}
     with pytest.raises(Fenced):
         writer.write([block(2, 5, 9)])
+    emptied = reader.position(DATASET)
     writer.write([block(1, 0, 4)])
     assert stored(reader) == [(1, 1, 1)]
+    assert reader.position(DATASET) == OwnPosition(emptied.table_id, "t", {0: 5})
+
+
+def test_a_table_of_the_last_release_keeps_its_identity(
+    writer: EmbeddedWriter, reader: EmbeddedReader, settings: LakeSettings
+) -> None:
+    lake_tables.append(settings, DATASET, [log(1)], Position("t", {0: 5}, query=EMBEDDED))
+    before = reader.position(DATASET)
+    writer.write([block(2, 5, 9)])
+    assert reader.position(DATASET) == OwnPosition(before.table_id, "t", {0: 10})
 
 
 def test_rows_that_no_commit_explains_need_an_operator(writer: EmbeddedWriter, settings: LakeSettings) -> None:

@@ -78,7 +78,7 @@ def test_small_files_of_a_day_become_one_and_nothing_else_changes(
     assert table.small_files() == {FIRST: 1, FIRST + timedelta(days=1): 6}
     assert content(reader) == before
     assert reader.answer(newest, 99).rows == page
-    assert reader.position(DATASET) == {0: 12}
+    assert reader.position(DATASET).offsets == {0: 12}
 
 
 def test_files_that_are_large_already_are_left_alone(
@@ -100,7 +100,7 @@ def test_the_position_is_repeated_and_outlives_the_commits_before(
     handle.create_checkpoint()
     for version in range(handle.version()):  # as the clean-up of the log would
         (Path(uri.removeprefix("file://")) / "_delta_log" / f"{version:020d}.json").unlink()
-    assert EmbeddedReader(settings).position(DATASET) == {0: 3}
+    assert EmbeddedReader(settings).position(DATASET).offsets == {0: 3}
     assert content(reader)[0] == [(1, 3, 3), (2, 3, 3), (3, 3, 3)]
 
 
@@ -117,7 +117,7 @@ def test_a_position_is_not_repeated_over_a_newer_one(
 
     monkeypatch.setattr(table._table, "standing", overtaken)
     table.repeat_position()
-    assert reader.position(DATASET) == {0: 4}
+    assert reader.position(DATASET).offsets == {0: 4}
 
 
 def test_days_before_a_day_are_dropped(table: TableMaintenance, reader: EmbeddedReader, settings: LakeSettings) -> None:
@@ -125,7 +125,7 @@ def test_days_before_a_day_are_dropped(table: TableMaintenance, reader: Embedded
     assert table.drop_days(FIRST + timedelta(days=2)) == 2
     assert table.drop_days(FIRST + timedelta(days=2)) == 0
     assert [batch for batch, *_ in content(reader)[0]] == [2, 5, 8]
-    assert reader.position(DATASET) == {0: 9}
+    assert reader.position(DATASET).offsets == {0: 9}
 
 
 def test_only_files_that_nobody_needs_are_deleted(
@@ -178,7 +178,7 @@ def test_compaction_while_rows_are_written_and_read(
             thread.join()
     assert problems == []
     assert content(reader)[0] == [(batch, 3, 3) for batch in range(1, 31)]
-    assert reader.position(DATASET) == {0: 30}
+    assert reader.position(DATASET).offsets == {0: 30}
     assert table.small_files()[FIRST] < 30
 
 

@@ -1,6 +1,6 @@
 """Reads what is stored; one client for all threads."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from threading import Lock
 from typing import ClassVar
 
@@ -8,6 +8,7 @@ from clickhouse_connect.driver.client import Client
 
 from services.core.dataset import Dataset
 from services.core.ids import ROW_BITS, end_id, first_id
+from services.core.ledger import OwnPosition
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import Answer, Question
 from services.core.rows import Row
@@ -45,7 +46,7 @@ class ClickHouseReader:
         asked = questions.Asked(self._client, seconds, scan=question.scan)
         return questions.answer(asked, question, as_of)
 
-    def position(self, dataset: Dataset) -> Mapping[int, int]:
+    def position(self, dataset: Dataset) -> OwnPosition:
         raise NotImplementedError("ClickHouse's progress is in sink_progress")
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:

@@ -1,7 +1,7 @@
 """Reads what is stored, in canonical form, over a pool of connections."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import ClassVar
 
 import psycopg
@@ -13,6 +13,7 @@ from psycopg.pq import Format
 from services.core.dataset import CREATED_AT, Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import ROW_BITS, end_id, first_id
+from services.core.ledger import OwnPosition
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import Answer, Question
 from services.core.rows import Row
@@ -50,7 +51,7 @@ class PostgresReader:
             except psycopg.errors.QueryCanceled as error:
                 raise QueryTimeout(NAME, seconds) from error
 
-    def position(self, dataset: Dataset) -> Mapping[int, int]:
+    def position(self, dataset: Dataset) -> OwnPosition:
         raise NotImplementedError("PostgreSQL's progress is the ledger itself")
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
