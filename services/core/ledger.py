@@ -51,11 +51,11 @@ class SinkPosition:
 
 
 @dataclass(frozen=True, slots=True)
-class OwnPosition:
-    """How far a store has come, according to its own transactions, and the identities that this counts in.
+class StorePosition:
+    """How far a store has come, and the identities that this counts in.
 
     `offsets`: partition -> first offset not yet loaded, of the topic `topic_id`. `table_id` changes when the table is
-    made anew or emptied in order to be filled again. Both ids are '' while no batch has been committed.
+    made anew or emptied in order to be filled again. Both ids are '' where nothing is known of them yet.
     """
 
     table_id: str

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from services.core.dataset import Dataset
-from services.core.ledger import OwnPosition, Part
+from services.core.ledger import Part, StorePosition
 from services.core.queries import Answer, Question
 from services.core.rows import Row
 
@@ -93,8 +93,14 @@ class StoreReader(Protocol):
         Raises StoreDown, Backpressure, or QueryTimeout after `seconds`: the store has then been told to stop.
         """
 
-    def position(self, dataset: Dataset) -> OwnPosition:
+    def position(self, dataset: Dataset) -> StorePosition:
         """How far the store has come, according to its own transactions. Only for progress `own`. Raises StoreDown."""
+
+    def table_id(self, dataset: Dataset) -> str:
+        """The identity of the dataset's table, '' where there is none. Only for progress `sink`. Raises StoreDown.
+
+        A table that was made anew has another identity, so a position that was kept for the old one no longer counts.
+        """
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         """(batch, rows, distinct ids) of each batch found in first..last, by really reading the ids. For verify."""

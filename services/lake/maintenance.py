@@ -6,6 +6,7 @@ a commit of its own on the very version that has it: then it is not lost when ol
 """
 
 from collections import Counter
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import date, timedelta
 from functools import partial
@@ -54,15 +55,16 @@ class TableMaintenance:
             )
         return int(done["numFilesRemoved"])
 
-    def drop_days(self, before: date) -> int:
-        """Remove the days of acceptance before `before`; how many."""
+    def drop_days(self, before: date, keep: Collection[date] = ()) -> int:
+        """Remove the days of acceptance before `before`, except those in `keep`; how many."""
         if (handle := self._table.latest()) is None:
             return 0
         with translated():
-            gone = sum(date.fromisoformat(partition[DAY]) < before for partition in handle.partitions())
-            if gone:
-                handle.delete(f"{DAY} < DATE '{before.isoformat()}'")
-        return gone
+            days = sorted({date.fromisoformat(partition[DAY]) for partition in handle.partitions()} - set(keep))
+            dropped = [day for day in days if day < before]
+            if dropped:
+                handle.delete(_on_days(dropped))
+        return len(dropped)
 
     def vacuum(self, grace: timedelta) -> int:
         """Delete files that no version younger than `grace` (whole hours) needs, also what a crash left; how many."""
@@ -82,3 +84,9 @@ class TableMaintenance:
         commit = CommitProperties(custom_metadata={"userMetadata": position.encode()}, max_commit_retries=0)
         with translated(), suppress(CommitFailedError):
             handle.create_write_transaction([], "append", handle.schema(), [DAY], commit_properties=commit)
+
+
+def _on_days(days: Sequence[date]) -> str:
+    """The condition that a row was accepted on one of `days`."""
+    listed = ", ".join(f"DATE '{day.isoformat()}'" for day in days)
+    return f"{DAY} IN ({listed})"

@@ -9,7 +9,7 @@ from typing import ClassVar
 from services.core.dataset import Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import batch_of
-from services.core.ledger import OwnPosition
+from services.core.ledger import StorePosition
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import AggregateQuestion, Answer, ListQuestion, Method, Question, StatsQuestion
 from services.core.rows import Row
@@ -110,8 +110,11 @@ class LakeReader(ABC):
             scanned={"files": max(part.files for part in parts), "files_total": snapshot.files.num_rows},
         )
 
-    def position(self, dataset: Dataset) -> OwnPosition:
+    def position(self, dataset: Dataset) -> StorePosition:
         return self._table(table_uri(self._settings, dataset.name)).own_position()
+
+    def table_id(self, dataset: Dataset) -> str:
+        raise NotImplementedError("the lake's position names its table")
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         snapshot = self._snapshot(dataset)

@@ -19,7 +19,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from services.core.dataset import Dataset
 from services.core.errors import StoreDown
-from services.core.ledger import OwnPosition
+from services.core.ledger import StorePosition
 from services.lake.snapshot import Snapshot
 from services.runtime.settings import LakeSettings
 
@@ -91,7 +91,7 @@ class Table:
         """None when no commit says one."""
         return within_limit(self._find_position)
 
-    def own_position(self) -> OwnPosition:
+    def own_position(self) -> StorePosition:
         """The position with the identity of what it counts in: the table's id, and its generation where it has one."""
         return within_limit(self._own_position)
 
@@ -129,13 +129,13 @@ class Table:
                 raise TableNotFoundError(f"there is no table at {self.uri}")
             return self._table, position
 
-    def _own_position(self) -> OwnPosition:
+    def _own_position(self) -> StorePosition:
         with self._held():
             position = self._find_position()
             if self._table is None or position is None:
-                return OwnPosition("", "", {})
+                return StorePosition("", "", {})
             table_id = "/".join(filter(None, (str(self._table.metadata().id), position.generation)))
-            return OwnPosition(table_id, position.topic_id, position.offsets)
+            return StorePosition(table_id, position.topic_id, position.offsets)
 
     def _find_position(self) -> Position | None:
         """The table may have been deleted and made anew: its handle does not notice, but the generation is another."""

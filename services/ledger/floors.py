@@ -1,28 +1,90 @@
-"""The floor of a dataset: the lowest batch that retention leaves in place. It is raised before anything is dropped."""
+"""The floor of a dataset: the lowest batch that retention keeps.
+
+The floor is raised before any row is dropped, and only then do the batches below it leave the ledger. So whoever asks
+for batches from the floor on, before and after, never misses rows that were being dropped.
+"""
 
 from typing import Any
 
 import psycopg
 
+from services.core.errors import NeedsOperator
 from services.core.instants import DAY
 from services.ledger import reading
 from services.postgres.connection import translated
 
+_LONGEST_JUMP = "2 days"
+_DELETED_AT_ONCE = 10_000  # batches
 
-def raise_to(connection: psycopg.Connection[Any], dataset: str, day: int) -> int:
-    """Put the floor above all batches accepted before `day` (days since 1970-01-01 UTC).
 
-    The day before which all can be dropped: an unpublished batch has its rows in PostgreSQL alone, so its day is kept,
-    and those after it.
+def today(connection: psycopg.Connection[Any], *, trust_clock: bool) -> int:
+    """The day by PostgreSQL's clock, in days since 1970-01-01 UTC, for retention to count from.
+
+    Raises NeedsOperator when the clock is more than two days ahead of where retention last saw it: with a wrong clock,
+    retention would drop days that nobody wants to lose. `trust_clock`: an operator says that the clock is right.
+    """
+    query = """SELECT extract(epoch FROM clock_timestamp())::bigint / 86400, seen_at::text, clock_timestamp()::text,
+                      clock_timestamp() > seen_at + %s::interval
+               FROM (SELECT 1) AS one LEFT JOIN retention_clock ON true"""
+    with translated(), connection.transaction():
+        row = connection.execute(query, (_LONGEST_JUMP,)).fetchone()
+        assert row is not None
+        day, seen_at, now, jumped = row
+        if jumped and not trust_clock:
+            raise NeedsOperator(
+                f"PostgreSQL's clock says {now}, and retention last ran at {seen_at}: nothing was dropped. If the clock"
+                " is right, run `logpipe maintain --once --trust-clock`; if not, set the clock first"
+            )
+        connection.execute(
+            "INSERT INTO retention_clock (seen_at) VALUES (clock_timestamp())"
+            " ON CONFLICT (only_row) DO UPDATE SET seen_at = excluded.seen_at"
+        )
+    return int(day)
+
+
+def raise_to(connection: psycopg.Connection[Any], dataset: str, day: int, settled: int) -> int:
+    """Raise the floor to the lowest batch accepted on `day` or later (days since 1970-01-01 UTC).
+
+    Returns the day below which rows can be dropped, where no batch from the floor on was accepted on their day (a
+    clock that was put back can have accepted such a batch). The day is earlier than the one asked for when a batch was
+    not published yet: its rows are in PostgreSQL alone. `settled`: no batch can appear any more at or below this id.
     """
     with translated(), connection.transaction():
         if (oldest := reading.oldest_unpublished(connection, dataset)) is not None:
             day = min(day, oldest // DAY)
+        values = {"dataset": dataset, "end": day * DAY, "settled": settled}
         connection.execute(
-            "INSERT INTO floors SELECT %(dataset)s, max(batch_id) + 1 FROM batches"
-            " WHERE dataset = %(dataset)s AND created_at < %(end)s HAVING max(batch_id) IS NOT NULL"
-            " ON CONFLICT (dataset) DO UPDATE SET batch_id = excluded.batch_id"
-            " WHERE floors.batch_id < excluded.batch_id",
-            {"dataset": dataset, "end": day * DAY},
+            """
+            WITH kept AS (
+                SELECT coalesce(min(batch_id), %(settled)s + 1) AS first FROM (
+                    SELECT batch_id FROM batches
+                    WHERE dataset = %(dataset)s AND created_at >= %(end)s AND batch_id <= %(settled)s
+                      AND batch_id >= coalesce((SELECT batch_id FROM floors WHERE dataset = %(dataset)s), 0)
+                    ORDER BY batch_id LIMIT 1) AS lowest),
+            dropped AS (
+                SELECT max(created_at) AS until FROM batches, kept WHERE dataset = %(dataset)s AND batch_id < first)
+            INSERT INTO floors AS f SELECT %(dataset)s, first, until FROM kept, dropped WHERE until IS NOT NULL
+            ON CONFLICT (dataset) DO UPDATE
+            SET batch_id = greatest(f.batch_id, excluded.batch_id),
+                dropped_until = greatest(f.dropped_until, excluded.dropped_until)""",
+            values,
         )
     return day
+
+
+def delete_batches(connection: psycopg.Connection[Any], dataset: str) -> int:
+    """Delete the ledger's batches below the floor, a few thousand in each transaction; how many they were."""
+    deleted = 0
+    with translated():
+        while True:
+            done = connection.execute(
+                """DELETE FROM batches WHERE batch_id IN (
+                       SELECT batch_id FROM batches
+                       WHERE dataset = %(dataset)s AND published_at IS NOT NULL
+                         AND batch_id < (SELECT batch_id FROM floors WHERE dataset = %(dataset)s)
+                       ORDER BY batch_id LIMIT %(limit)s)""",
+                {"dataset": dataset, "limit": _DELETED_AT_ONCE},
+            ).rowcount
+            deleted += done
+            if done < _DELETED_AT_ONCE:
+                return deleted

@@ -1,12 +1,14 @@
 """Reading the ledger: what was accepted, and how far each sink has come."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, LiteralString, NamedTuple, cast
 
 import psycopg
 
-from services.core.ledger import Batch, Part
+from services.core.errors import StoreDown
+from services.core.ledger import Batch, Part, StorePosition
 from services.postgres.connection import open_pool, translated
 
 Connection = psycopg.Connection[Any]
@@ -28,28 +30,37 @@ class Ledger:
         self._pool.close()
 
 
-class Snapshot(NamedTuple):
-    """One consistent look at the batch ids of all datasets.
+def batch_ids(connection: Connection, after: int, limit: int) -> list[int]:
+    """The first `limit` committed batch ids above `after`, of all datasets, in order."""
+    query = "SELECT batch_id FROM batches WHERE batch_id > %s ORDER BY batch_id LIMIT %s"
+    with translated():
+        return [batch_id for (batch_id,) in connection.execute(query, (after, limit))]
 
-    Transactions with an id below `oldest_running` have ended: of what they wrote, all that will ever be is in `ids`.
+
+class OpenWriter(NamedTuple):
+    """A transaction that has drawn batch ids and is still open. `transaction` is its name in PostgreSQL."""
+
+    transaction: str
+    pid: int
+    application: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"process {self.pid} of PostgreSQL ({self.application or 'unnamed'}), open for {self.seconds:.0f} s"
+
+
+def writers(connection: Connection) -> list[OpenWriter]:
+    """The open transactions that have drawn batch ids.
+
+    `nextval` locks the sequence until its transaction ends; the lock is released after the commit can be seen.
     """
-
-    ids: Sequence[int]
-    oldest_running: int
-
-
-def snapshot(connection: Connection, after: int, limit: int) -> Snapshot:
-    """The first `limit` committed batch ids above `after`, in order."""
-    query = """SELECT ARRAY(SELECT batch_id FROM batches WHERE batch_id > %s ORDER BY batch_id LIMIT %s),
-                      pg_snapshot_xmin(pg_current_snapshot())::text::bigint"""
+    query = """SELECT virtualtransaction, pid, coalesce(application_name, ''),
+                      coalesce(extract(epoch FROM clock_timestamp() - xact_start), 0)::float8
+               FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
+               WHERE locktype = 'relation' AND relation = 'batch_ids'::regclass AND mode = 'RowExclusiveLock'
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
     with translated():
-        return Snapshot(*_one(connection, query, (after, limit)))
-
-
-def new_transaction_id(connection: Connection) -> int:
-    """A transaction id above all those handed out so far."""
-    with translated():
-        return int(_one(connection, "SELECT pg_current_xact_id()::text::bigint")[0])
+        return [OpenWriter(*row) for row in connection.execute(query)]
 
 
 def batches(connection: Connection, dataset: str, after: int, last: int, limit: int) -> list[Batch]:
@@ -74,6 +85,13 @@ def count(connection: Connection, dataset: str, after: int, last: int) -> Count:
         return Count(*_one(connection, query, (dataset, after, last)))
 
 
+def count_up_to(connection: Connection, dataset: str, after: int, most: int) -> int:
+    """How many batches of `dataset` lie above `after`, counted up to `most`."""
+    query = "SELECT count(*) FROM (SELECT FROM batches WHERE dataset = %s AND batch_id > %s LIMIT %s) AS above"
+    with translated():
+        return int(_one(connection, query, (dataset, after, most))[0])
+
+
 def last_batch(connection: Connection) -> int:
     """The highest committed batch id of any dataset, 0 when there is none."""
     with translated():
@@ -95,10 +113,9 @@ def oldest_unpublished(connection: Connection, dataset: str) -> int | None:
 
 def last_dropped(connection: Connection, dataset: str) -> int | None:
     """When the last of the batches that retention has dropped was accepted, in microseconds; None without any."""
-    query = """SELECT max(created_at) FROM batches WHERE dataset = %s
-               AND batch_id < (SELECT batch_id FROM floors WHERE dataset = %s)"""
+    query = "SELECT max(dropped_until) FROM floors WHERE dataset = %s"
     with translated():
-        return cast(int | None, _one(connection, query, (dataset, dataset))[0])
+        return cast(int | None, _one(connection, query, (dataset,))[0])
 
 
 def highest_offsets(connection: Connection, dataset: str) -> dict[int, int]:
@@ -109,6 +126,22 @@ def highest_offsets(connection: Connection, dataset: str) -> dict[int, int]:
         return dict(connection.execute(query, (dataset,)).fetchall())
 
 
+def sink_position(connection: Connection, store: str, dataset: str) -> StorePosition:
+    """Where the store's sink stands. Raises StoreDown when its partitions stand in different topics or tables."""
+    query = "SELECT table_id, topic_id, partition, next_offset FROM sink_progress WHERE store = %s AND dataset = %s"
+    with translated():
+        rows = connection.execute(query, (store, dataset)).fetchall()
+    tables, topics = {row[0] for row in rows} - {""}, {row[1] for row in rows}
+    if len(tables) > 1 or len(topics) > 1:
+        raise StoreDown(
+            store,
+            f"the partitions of {dataset} stand in different topics or tables: stop stream-to-store, then run"
+            f" `logpipe replay --store {store} --dataset {dataset}`",
+        )
+    offsets = {partition: next_offset for *_, partition, next_offset in rows}
+    return StorePosition("".join(tables), "".join(topics), offsets)
+
+
 def sink_offsets(connection: Connection, store: str, dataset: str) -> dict[int, int]:
     """Partition -> first offset that the store's sink has not confirmed."""
     query = "SELECT partition, next_offset FROM sink_progress WHERE store = %s AND dataset = %s"
@@ -116,11 +149,74 @@ def sink_offsets(connection: Connection, store: str, dataset: str) -> dict[int, 
         return dict(connection.execute(query, (store, dataset)).fetchall())
 
 
-def replayed(connection: Connection, store: str, dataset: str) -> int | None:
-    """The batch up to which a replay under way has come; None when there is none."""
-    query = "SELECT next_batch - 1 FROM replays WHERE store = %s AND dataset = %s"
+def replayed(connection: Connection, store: str, dataset: str) -> tuple[int, str] | None:
+    """The batch up to which a running replay has come, and the id of the table that it fills; None without one."""
+    query = "SELECT next_batch - 1, table_id FROM replays WHERE store = %s AND dataset = %s"
     with translated():
-        row = connection.execute(query, (store, dataset)).fetchone()
+        return connection.execute(query, (store, dataset)).fetchone()
+
+
+class TopicNumbers(NamedTuple):
+    """`first`: the number of the first topic of that name, whose batches may have no number; `current`: see `topics`.
+
+    Both are 0 where no topic of that name is known yet.
+    """
+
+    first: int
+    current: int
+
+
+def topic_numbers(connection: Connection, topic: str, topic_id: str) -> TopicNumbers:
+    """The numbers of a topic; `current` is -1 for a topic to which no batch was published."""
+    query = """SELECT coalesce(min(number), 0), coalesce(max(number) FILTER (WHERE topic_id = %s),
+                      CASE WHEN count(*) = 0 THEN 0 ELSE -1 END) FROM topics WHERE name = %s"""
+    with translated():
+        return TopicNumbers(*_one(connection, query, (topic_id, topic)))
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What counts as loaded. A batch of topic number `topics.current` is, once `offsets` are beyond all its parts.
+
+    A batch of another topic, or one that is in no topic any more, can no longer be read by a stream. It counts as
+    loaded up to batch `replayed`; beyond that only where `skips_lost` and it is of an earlier topic: an operator has
+    had the stream go on without it.
+    """
+
+    topics: TopicNumbers
+    offsets: Mapping[int, int]
+    replayed: int = 0
+    skips_lost: bool = False
+
+
+_FIRST_MISSING = """
+    SELECT batch_id FROM batches
+    WHERE dataset = %(dataset)s AND batch_id > %(after)s AND batch_id <= %(last)s
+      AND CASE
+        WHEN parts IS NULL THEN true
+        WHEN coalesce(topic, %(first)s) <> %(current)s OR parts = '[]' THEN
+            batch_id > %(replayed)s AND NOT (%(skips_lost)s AND coalesce(topic, %(first)s) <= %(current)s)
+        ELSE EXISTS (
+            SELECT FROM jsonb_array_elements(parts) AS part
+            WHERE (part ->> 1)::bigint >= coalesce((%(offsets)s::bigint[])[(part ->> 0)::int + 1], 0))
+      END
+    ORDER BY batch_id LIMIT 1"""
+
+
+def first_missing(connection: Connection, dataset: str, after: int, last: int, taken: Taken) -> int | None:
+    """The first batch of `dataset` with `after` < id <= `last` that is not loaded; None when all are."""
+    values = {
+        "dataset": dataset,
+        "after": after,
+        "last": last,
+        "first": taken.topics.first,
+        "current": taken.topics.current,
+        "offsets": [taken.offsets.get(partition, 0) for partition in range(max(taken.offsets, default=-1) + 1)],
+        "replayed": taken.replayed,
+        "skips_lost": taken.skips_lost,
+    }
+    with translated():
+        row = connection.execute(_FIRST_MISSING, values).fetchone()
     return None if row is None else int(row[0])
 
 

@@ -1,155 +1,178 @@
 """How far each store has come: the highest batch id at or below which every batch is loaded there.
 
-Batch ids are drawn from one sequence by transactions that commit out of order, and some never do. So first it is
-settled which ids will never be batches (`Settled`), then the batches are walked in order, against the offsets the store
-has confirmed (`Loaded`). Both keep their place between calls and read only what is new.
+First it is settled which ids will never be batches (`settled`); then the first batch is looked for that the store has
+not loaded, by the position that the store has confirmed. Both go on from where the last look ended, in this process or
+in another one, so they read only what is new.
+
+A position counts in a topic and vouches for a table. A batch that was published to another topic, or a table that was
+made anew, is never measured by it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from threading import Lock
 
 from services.core.dataset import Dataset
 from services.core.errors import StoreDown
-from services.core.ledger import Batch
+from services.core.ledger import StorePosition
 from services.core.ports import StoreReader
-from services.ledger import reading
+from services.ledger import reading, saved_watermarks
+from services.ledger.reading import Connection, OpenWriter, Taken
+from services.ledger.saved_watermarks import Saved
+from services.ledger.settled import Look, Settled, look
 
-_PATIENCE = 10.0  # seconds for another question's look at the same: behind one that hangs nobody must queue up
-_IDS = 10_000  # batch ids read at once
-_FIRST_PAGE, _LAST_PAGE = 32, 8192  # batches read at once: a few when little is new, many when catching up
+_PATIENCE = 10.0  # seconds that a query waits for another one's look at the same watermark
+_WALK_SECONDS = 1.0  # after which a watermark that is still rising is given as far as it has come
+_PAGE = 100_000  # batch ids looked through at once
+_SAVE_SECONDS = 10.0
+_MOST_LAG = 100_000  # batches that the gauge of the lag counts at most: a store may be away for a day
+
+
+@dataclass(slots=True)
+class _Mark:
+    """One store's watermark of one dataset, as last computed here. `saved_at`: monotonic."""
+
+    saved: Saved
+    saved_at: float
+    lock: Lock
+
+
+class Watermarks:
+    """The watermarks of all stores, kept between queries. Thread-safe; methods raise StoreDown."""
+
+    def __init__(self, ledger: reading.Ledger) -> None:
+        self._ledger = ledger
+        self._settled: Settled | None = None
+        self._look = Look()
+        self._settling = Lock()
+        self._settled_saved_at = 0.0
+        self._marks: dict[tuple[str, str], _Mark] = {}
+
+    def settled(self) -> int:
+        """The highest id at or below which no batch can appear any more. Raises StoreDown('postgres')."""
+        with _held(self._settling, "postgres"), self._ledger.connection() as connection:
+            if self._settled is None:
+                self._settled = Settled(saved_watermarks.read(connection).batch_id)
+            self._look = look(connection, self._settled, self._look)
+            if time.monotonic() - self._settled_saved_at > _SAVE_SECONDS:
+                saved_watermarks.raise_to(connection, Saved(batch_id=self._settled.end))
+                self._settled_saved_at = time.monotonic()
+            return self._settled.end
+
+    def held_by(self, seconds: float) -> list[OpenWriter]:
+        """The transactions that have kept `settled` from rising for more than `seconds`."""
+        since = self._look.held_since
+        return list(self._look.held_by) if since is not None and time.monotonic() - since > seconds else []
+
+    def of(self, reader: StoreReader, dataset: Dataset) -> int:
+        """The watermark of one store now.
+
+        Raises StoreDown, of the ledger or the store: also when the store's table was made anew and not filled since.
+        """
+        settled = self.settled()
+        if reader.progress == "ledger":
+            return settled
+        mark = self._marks.setdefault((reader.name, dataset.name), _Mark(Saved(epoch=-1), 0.0, Lock()))
+        with _held(mark.lock, reader.name):
+            # The order of reading matters. The position must not be older than the saved watermark, or the store would
+            # seem to have fallen back; the replay must not be older than the position, which it moves when it begins.
+            with self._ledger.connection() as connection:
+                self._resume(connection, mark, reader.name, dataset.name)
+            own = reader.position(dataset) if reader.progress == "own" else None
+            table_id = reader.table_id(dataset) if reader.progress == "sink" else ""
+            with self._ledger.connection() as connection:
+                position = own or reading.sink_position(connection, reader.name, dataset.name)
+                replay = reading.replayed(connection, reader.name, dataset.name)
+                _refuse_another_table(reader.name, dataset.name, table_id, position, replay)
+                self._check(connection, mark, reader.name, dataset.name, position)
+                stop = settled if replay is None else min(settled, replay[0])
+                taken = Taken(
+                    reading.topic_numbers(connection, dataset.topic, position.topic_id),
+                    position.offsets,
+                    0 if replay is None else replay[0],
+                    skips_lost=own is not None,
+                )
+                end = _walk(connection, dataset.name, mark.saved.batch_id, stop, taken)
+                self._raise(connection, mark, reader.name, dataset.name, replace(mark.saved, batch_id=end))
+            # What was loaded before a replay began is counted by the replay once more.
+            return mark.saved.batch_id if replay is None else min(mark.saved.batch_id, replay[0])
+
+    def last_known(self, reader: StoreReader, dataset: Dataset) -> int:
+        """The watermark as last computed here: still true, if the ledger cannot be reached. 0 when it never was."""
+        if reader.progress == "ledger":
+            return self._settled.end if self._settled else 0
+        mark = self._marks.get((reader.name, dataset.name))
+        return mark.saved.batch_id if mark else 0
+
+    def lag(self, dataset: Dataset, watermark: int) -> int:
+        """How many batches of `dataset` lie above `watermark`, counted up to 100,000."""
+        with self._ledger.connection() as connection:
+            return reading.count_up_to(connection, dataset.name, watermark, _MOST_LAG)
+
+    def _resume(self, connection: Connection, mark: _Mark, store: str, dataset: str) -> None:
+        """Go on from the saved watermark where it is higher than the one known here, or was lowered since."""
+        saved = saved_watermarks.read(connection, store, dataset)
+        if saved.epoch != mark.saved.epoch or saved.batch_id > mark.saved.batch_id:
+            floor = reading.floor(connection, dataset)
+            mark.saved = replace(saved, batch_id=max(saved.batch_id, floor - 1))
+
+    def _check(self, connection: Connection, mark: _Mark, store: str, dataset: str, position: StorePosition) -> None:
+        """Lower the watermark when the store no longer stands where the watermark was computed."""
+        if not _stands_beyond(position, mark.saved.position):
+            floor = reading.floor(connection, dataset)
+            saved_watermarks.replace(connection, store, dataset, position, max(0, floor - 1))
+            mark.saved = saved_watermarks.read(connection, store, dataset)
+        mark.saved = replace(mark.saved, position=position)
+
+    def _raise(self, connection: Connection, mark: _Mark, store: str, dataset: str, risen: Saved) -> None:
+        """Keep the watermark here, and in the ledger every few seconds."""
+        if risen.batch_id > mark.saved.batch_id and time.monotonic() - mark.saved_at > _SAVE_SECONDS:
+            saved_watermarks.raise_to(connection, risen, store, dataset)
+            mark.saved_at = time.monotonic()
+        mark.saved = risen
+
+
+def _walk(connection: Connection, dataset: str, after: int, stop: int, taken: Taken) -> int:
+    """The batch up to which all are loaded, as far as `_WALK_SECONDS` lead."""
+    deadline = time.monotonic() + _WALK_SECONDS
+    while after < stop and time.monotonic() < deadline:
+        last = min(stop, after + _PAGE)
+        missing = reading.first_missing(connection, dataset, after, last, taken)
+        if missing is not None:
+            return missing - 1
+        after = last
+    return after
+
+
+def _stands_beyond(now: StorePosition, then: StorePosition) -> bool:
+    """Whether all that a store held at `then` it holds at `now`. A position of an earlier release names no table."""
+    return (
+        then.table_id in ("", now.table_id)
+        and then.topic_id in ("", now.topic_id)
+        and all(now.offsets.get(partition, 0) >= offset for partition, offset in then.offsets.items())
+    )
+
+
+def _refuse_another_table(
+    store: str, dataset: str, table_id: str, position: StorePosition, replay: tuple[int, str] | None
+) -> None:
+    filled = {position.table_id, replay[1] if replay else ""}
+    if table_id and filled - {"", table_id}:
+        raise StoreDown(
+            store,
+            f"its table {dataset} was made anew and does not hold what was loaded before: run"
+            f" `logpipe replay --store {store} --dataset {dataset}`",
+        )
 
 
 @contextmanager
 def _held(lock: Lock, store: str) -> Iterator[None]:
+    """Hold `lock`; it has a timeout, so that one stuck caller cannot block the rest."""
     if not lock.acquire(timeout=_PATIENCE):
         raise StoreDown(store, f"it has not said for {_PATIENCE:.0f} s how far it is")
     try:
         yield
     finally:
         lock.release()
-
-
-class Settled:
-    """Every batch id up to `end` is either committed, or dead: it was drawn by a transaction that did not commit.
-
-    A missing id was drawn before a higher one that is there, by a transaction that had an id of its own by then. So a
-    transaction id drawn after the higher one was seen is above it, and once all transactions below that one have
-    ended, what is missing is dead. (`pg_snapshot_xmax` would be too low a bound: it is one past the highest
-    transaction *ended*, and the missing one may be running beyond it.)
-    """
-
-    def __init__(self) -> None:
-        self.end = 0
-        self._seen = 0
-        self._gap: tuple[int, int] | None = None  # highest id seen, and a transaction id drawn after that
-
-    def observe(self, ids: Sequence[int], oldest_running: int) -> bool:
-        """Take in a snapshot of the ids above `end`; whether `bound` should follow. See `reading.Snapshot`."""
-        if self._gap and oldest_running >= self._gap[1]:
-            self.end = max(self.end, self._gap[0])
-        for batch_id in ids:
-            if batch_id == self.end + 1:
-                self.end = batch_id
-        self._seen = max(self.end, ids[-1] if ids else 0)
-        if self._gap and self.end >= self._gap[0]:
-            self._gap = None
-        return self._seen > self.end and self._gap is None
-
-    def bound(self, transaction_id: int) -> None:
-        """Give a transaction id drawn after the last `observe`."""
-        self._gap = (self._seen, transaction_id)
-
-
-class Loaded:
-    """Every batch of one dataset up to `end` was taken by one store's stream, and up to `mark` is loaded there."""
-
-    def __init__(self) -> None:
-        self.end = 0
-        self.replayed: int | None = None  # a replay under way vouches for no more than this
-        self._offsets: Mapping[int, int] = {}
-
-    @property
-    def mark(self) -> int:
-        return self.end if self.replayed is None else min(self.end, self.replayed)
-
-    def confirm(self, offsets: Mapping[int, int]) -> None:
-        """Partition -> first offset not loaded. A store that fell back was rebuilt: it is walked from the start."""
-        if any(offsets.get(partition, 0) < before for partition, before in self._offsets.items()):
-            self.end = 0
-        self._offsets = offsets
-
-    def walk(self, batches: Sequence[Batch]) -> bool:
-        """Take in the next batches above `end`, in order; False when one of them is not loaded yet."""
-        for batch in batches:
-            if batch.parts is None or any(p.offset >= self._offsets.get(p.partition, 0) for p in batch.parts):
-                return False
-            self.end = batch.batch_id
-        return True
-
-
-class Watermarks:
-    """The watermarks of all stores, kept between questions. Thread-safe."""
-
-    def __init__(self, ledger: reading.Ledger) -> None:
-        self._ledger = ledger
-        self._settled = Settled()
-        self._settling = Lock()
-        self._loaded: dict[tuple[str, str], tuple[Loaded, Lock]] = {}
-
-    def settled(self) -> int:
-        """The highest id at or below which no batch can appear any more. Raises StoreDown('postgres')."""
-        with _held(self._settling, "postgres"), self._ledger.connection() as connection:
-            looked_again = False
-            while True:
-                before = self._settled.end
-                ids, oldest_running = reading.snapshot(connection, before, _IDS)
-                gap_is_new = self._settled.observe(ids, oldest_running)
-                if gap_is_new:
-                    self._settled.bound(reading.new_transaction_id(connection))
-                if len(ids) == _IDS and self._settled.end > before:
-                    looked_again = False  # there is more to read
-                elif gap_is_new and not looked_again:
-                    looked_again = True  # unless a writer is under way, what is missing can be seen to be dead now
-                else:
-                    return self._settled.end
-
-    def of(self, reader: StoreReader, dataset: Dataset) -> int:
-        """The watermark of one store now. Raises StoreDown, of the ledger or the store."""
-        settled = self.settled()
-        if reader.progress == "ledger":
-            return settled
-        loaded, lock = self._loaded.setdefault((reader.name, dataset.name), (Loaded(), Lock()))
-        with _held(lock, reader.name):
-            own = reader.position(dataset).offsets if reader.progress == "own" else None
-            with self._ledger.connection() as connection:
-                loaded.confirm(reading.sink_offsets(connection, reader.name, dataset.name) if own is None else own)
-                # After the offsets: a replay moves them only together with its own beginning.
-                loaded.replayed = reading.replayed(connection, reader.name, dataset.name)
-                self._catch_up(connection, loaded, dataset, settled)
-            return loaded.mark
-
-    def last_known(self, reader: StoreReader, dataset: Dataset) -> int:
-        """The watermark as last asked for: still true, if the ledger cannot be reached."""
-        if reader.progress == "ledger":
-            return self._settled.end
-        loaded = self._loaded.get((reader.name, dataset.name))
-        return loaded[0].mark if loaded else 0
-
-    def lag(self, dataset: Dataset, watermark: int) -> int:
-        """How many batches of `dataset` were accepted above `watermark`."""
-        with self._ledger.connection() as connection:
-            last = reading.last_batch(connection)
-            return reading.count(connection, dataset.name, watermark, last).batches
-
-    @staticmethod
-    def _catch_up(connection: reading.Connection, loaded: Loaded, dataset: Dataset, settled: int) -> None:
-        page = _FIRST_PAGE
-        while True:
-            batches = reading.batches(connection, dataset.name, loaded.end, settled, page)
-            if not loaded.walk(batches):
-                return
-            if len(batches) < page:
-                loaded.end = max(loaded.end, settled)
-                return
-            page = min(page * 2, _LAST_PAGE)

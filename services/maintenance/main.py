@@ -22,23 +22,24 @@ from services.runtime.http import make_app, serve
 @click.command()
 @click.option("--dataset", "names", multiple=True, help="A dataset to maintain; may be repeated. Default: all.")
 @click.option("--once", is_flag=True, help="One round, then end; else a round every LOGPIPE_MAINTAIN_SECONDS.")
-def main(names: tuple[str, ...], once: bool) -> None:
+@click.option("--trust-clock", is_flag=True, help="With --once: PostgreSQL's clock is right although it has jumped.")
+def main(names: tuple[str, ...], once: bool, trust_clock: bool) -> None:
     """Keep rollups, merge the lake's small files, drop days beyond LOGPIPE_RETENTION_DAYS."""
     settings = MaintainSettings()
     logs.configure("maintain", settings.log_level)
     try:
         chosen = tuple(map(datasets.find, names)) or datasets.all_datasets()
         if once:
-            run_once(settings, chosen)
+            run_once(settings, chosen, trust_clock)
         else:
             serve(create_app(settings, chosen), settings.host, settings.maintain_port)
     except LogpipeError as error:
         raise click.ClickException(str(error)) from error
 
 
-def run_once(settings: MaintainSettings, chosen: tuple[Dataset, ...]) -> None:
+def run_once(settings: MaintainSettings, chosen: tuple[Dataset, ...], trust_clock: bool) -> None:
     for dataset in chosen:
-        for what in Steps(settings, dataset).all():
+        for what in Steps(settings, dataset, trust_clock=trust_clock).all():
             click.echo(what)
         click.echo(f"{dataset.name}: done")
 

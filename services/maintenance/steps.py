@@ -1,7 +1,8 @@
 """What is done for one dataset. Every step may be killed at any moment, and is done again by the next round."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import date, timedelta
 
 from services import stores
@@ -10,21 +11,23 @@ from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
 from services.core.instants import DAY, to_datetime
 from services.lake.maintenance import TableMaintenance
-from services.ledger import floors, schema
+from services.ledger import floors, reading, schema
+from services.ledger.reading import Ledger
+from services.ledger.watermark import Watermarks
 from services.maintenance.settings import MaintainSettings
 from services.postgres.connection import connect
 from services.runtime import metrics
-
-_DAY_SECONDS = 86_400
+from services.stores import postgres
 
 
 class Steps:
-    def __init__(self, settings: MaintainSettings, dataset: Dataset, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, settings: MaintainSettings, dataset: Dataset, *, trust_clock: bool = False) -> None:
+        """`trust_clock`: retention goes by PostgreSQL's clock although it has jumped (see `floors.today`)."""
         self._settings = settings
         self._dataset = dataset
-        self._clock = clock
+        self._trust_clock = trust_clock
         self._lake = TableMaintenance(settings, dataset)
-        self._vacuum_at = 0.0
+        self._vacuum_at = float("-inf")
 
     def all(self) -> Iterator[str]:
         """What was done, step by step. One that fails holds up no other; then StoreDown is raised at the end."""
@@ -47,39 +50,48 @@ class Steps:
         metrics.gauge(metric_names.LAKE_SMALL_FILES, self._dataset.name).set(max(small.values(), default=0))
         for day, files in sorted(small.items()):
             if files >= self._settings.compact_files:
-                start = self._clock()
+                start = time.monotonic()
                 merged = self._lake.compact(day)
-                yield f"{merged} files of {day} merged in {self._clock() - start:.1f} s"
+                yield f"{merged} files of {day} merged in {time.monotonic() - start:.1f} s"
 
     def _retain(self) -> Iterator[str]:
-        """The floor first, so that nobody looks for what is being dropped; then each store, even with one away."""
+        """Raise the floor, then drop the days below it from each store, also when another store is unreachable."""
         if self._settings.retention_days is None:
             return
-        wanted = int(self._clock()) // _DAY_SECONDS - self._settings.retention_days
-        with connect(self._settings.postgres_url.get_secret_value()) as connection:
+        url = self._settings.postgres_url.get_secret_value()
+        with connect(url) as connection, closing(Ledger(url, max_connections=1)) as ledger:
             schema.prepare(connection)
-            before = floors.raise_to(connection, self._dataset.name, wanted)
-        if before < wanted:
-            yield f"days from {_date(before)} on are kept: a batch of that day is not published yet"
-        errors: list[LogpipeError] = []
-        for store in stores.names():
-            try:
-                days = stores.drop_days(store, self._dataset, before)
-            except LogpipeError as error:
-                errors.append(error)
-                continue
-            if days:
-                yield f"{days} days before {_date(before)} dropped from {store}"
+            wanted = floors.today(connection, trust_clock=self._trust_clock) - self._settings.retention_days
+            before = floors.raise_to(connection, self._dataset.name, wanted, Watermarks(ledger).settled())
+            keep = postgres.days_with_rows_from(
+                connection, self._dataset, before, reading.floor(connection, self._dataset.name)
+            )
+            if before < wanted:
+                yield f"days from {_date(before)} on are kept: a batch of that day is not published yet"
+            if keep:
+                days = ", ".join(str(_date(day)) for day in keep)
+                yield f"kept until the floor has passed them: {days}, on which later batches were accepted, too"
+            errors: list[LogpipeError] = []
+            for store in stores.names():
+                try:
+                    days_dropped = stores.drop_days(store, self._dataset, before, keep)
+                except LogpipeError as error:
+                    errors.append(error)
+                    continue
+                if days_dropped:
+                    yield f"{days_dropped} days before {_date(before)} dropped from {store}"
+            if deleted := floors.delete_batches(connection, self._dataset.name):
+                yield f"{deleted} batches below the floor deleted from the ledger"
         if errors:
             raise errors[0]
 
     def _vacuum(self) -> Iterator[str]:
-        if self._clock() < self._vacuum_at:
+        if time.monotonic() < self._vacuum_at:
             return
         grace = timedelta(hours=self._settings.vacuum_hours)
         if deleted := self._lake.vacuum(grace):
             yield f"{deleted} files that were replaced more than {self._settings.vacuum_hours} h ago deleted"
-        self._vacuum_at = self._clock() + grace.total_seconds()
+        self._vacuum_at = time.monotonic() + grace.total_seconds()
 
 
 def _date(day: int) -> date:

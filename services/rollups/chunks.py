@@ -63,7 +63,7 @@ def roll_up(connection: Connection, dataset: Dataset, settled: int) -> int:
         alone = connection.execute("SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))", (LOCK, name)).fetchone()
         if alone != (True,):
             return 0
-        start = until(fetch, name, settled + 1)
+        start = max(until(fetch, name, settled + 1), reading.floor(connection, dataset.name))
         chunk = next_chunk(reading.batches(connection, dataset.name, start - 1, settled, CHUNK_BATCHES))
         if chunk is None:
             return 0

@@ -3,7 +3,7 @@
 An answer is made of the chunks that lie below its point, and of the rows themselves from there on.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -52,16 +52,21 @@ def prepare(connection: Connection, dataset: Dataset) -> None:
         connection.execute(sql.SQL("CREATE INDEX ON {} (at_minute)").format(table))
 
 
-def forget(connection: Connection, dataset: Dataset, before: int) -> None:
-    """Leave out what was accepted on days below `before` (days since 1970-01-01 UTC), whose rows are being dropped."""
+def forget(connection: Connection, dataset: Dataset, before: int, keep: Collection[int] = ()) -> None:
+    """Delete the counts of days of acceptance below `before`, except those in `keep`: their rows are being dropped.
+
+    Days are counted from 1970-01-01 UTC.
+    """
     name = questions.name(dataset)
     with translated():
         if connection.execute("SELECT to_regclass(%s)", (f'"{name}"',)).fetchone() == (None,):
             return
         delete = sql.SQL(
-            "DELETE FROM {} WHERE until_batch IN (SELECT until_batch FROM rollup_chunks WHERE rollup = {} AND day < {})"
+            "DELETE FROM {} WHERE until_batch IN ("
+            "SELECT until_batch FROM rollup_chunks WHERE rollup = {} AND day < {} AND day <> ALL(%s))"
         )
-        connection.execute(delete.format(sql.Identifier(name), name, to_datetime(before * DAY)))
+        kept = [to_datetime(day * DAY).date() for day in keep]
+        connection.execute(delete.format(sql.Identifier(name), name, to_datetime(before * DAY)), (kept,))
 
 
 def keys(dataset: Dataset) -> sql.Composed:

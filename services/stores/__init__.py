@@ -8,7 +8,7 @@ that store is opened, not before. `memory` is the tests' fake and is not offered
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import cast
 
@@ -52,13 +52,13 @@ def open_writer(name: str) -> StoreWriter:
     return cast(StoreWriter, _module(name).open_writer())
 
 
-def drop_days(name: str, dataset: Dataset, before: int) -> int:
-    """Drop what a store has of all days of acceptance below `before` (days since 1970-01-01 UTC); how many days.
+def drop_days(name: str, dataset: Dataset, before: int, keep: Collection[int]) -> int:
+    """Drop what a store has of all days of acceptance below `before`, except those in `keep`; how many days.
 
-    Nothing for a store that does not export it.
+    Days are counted from 1970-01-01 UTC. Nothing happens for a store that does not export `drop_days`.
     """
     drop = getattr(_module(name), "drop_days", None)
-    return drop(dataset, before) if drop else 0
+    return drop(dataset, before, keep) if drop else 0
 
 
 def _module(name: str) -> ModuleType:

@@ -1,6 +1,6 @@
 """The lake: a Delta table per dataset on HDFS; what reads and writes it is in services/lake."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import date, timedelta
 
 from services.core.dataset import Dataset
@@ -29,6 +29,13 @@ def open_writer() -> EmbeddedWriter:
     return EmbeddedWriter(LakeSettings())
 
 
-def drop_days(dataset: Dataset, before: int) -> int:
-    """Remove all days below `before` (days since 1970-01-01 UTC) from the table; how many. Raises StoreDown."""
-    return TableMaintenance(LakeSettings(), dataset).drop_days(date(1970, 1, 1) + timedelta(days=before))
+def drop_days(dataset: Dataset, before: int, keep: Collection[int] = ()) -> int:
+    """Remove all days below `before` from the table, except those in `keep`; how many. Raises StoreDown.
+
+    Days are counted from 1970-01-01 UTC.
+    """
+    return TableMaintenance(LakeSettings(), dataset).drop_days(_date(before), [_date(day) for day in keep])
+
+
+def _date(day: int) -> date:
+    return date(1970, 1, 1) + timedelta(days=day)

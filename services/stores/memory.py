@@ -4,14 +4,14 @@ import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 
 from services.core.dataset import Column, Dataset
 from services.core.errors import RowRejected
 from services.core.ids import MAX_BATCH_ROWS, batch_of, end_id, first_id
-from services.core.ledger import OwnPosition
+from services.core.ledger import StorePosition
 from services.core.ports import QUESTION_SECONDS, Block, Progress, joint_token
 from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row
@@ -29,6 +29,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._written: dict[str, dict[str, list[Row]]] = {}
+        self._table_id = uuid4().hex
 
     def prepare(self, dataset: Dataset) -> None:
         self._written.setdefault(dataset.name, {})
@@ -66,8 +67,11 @@ class MemoryStore:
             case StatsQuestion():
                 return Answer([(len(rows),)], 0.0, scanned=scanned)
 
-    def position(self, dataset: Dataset) -> OwnPosition:
+    def position(self, dataset: Dataset) -> StorePosition:
         raise NotImplementedError("its progress is in sink_progress")
+
+    def table_id(self, dataset: Dataset) -> str:
+        return self._table_id
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         ids: dict[int, list[int]] = {}

@@ -66,7 +66,8 @@ class Verification:
         deadline = time.monotonic() + _SETTLE_SECONDS
         while self._watermarks.settled() < last:
             if time.monotonic() > deadline:
-                raise StoreDown("postgres", f"a transaction older than batch {last} has not ended for long")
+                held_by = "; ".join(map(str, self._watermarks.held_by(0)))
+                raise StoreDown("postgres", f"a batch below {last} is still being written by {held_by}")
             time.sleep(_POLL_SECONDS)
         return last
 

@@ -10,11 +10,13 @@ from contextlib import closing
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 
 from services import stores
+from services.core.errors import NeedsOperator
 from services.core.ids import first_id
 from services.core.ledger import Batch, Part
 from services.core.rows import Row, RowCodec, Rows, checksum
@@ -42,7 +44,7 @@ def environment(
     postgres_url: str, clickhouse_url: str, hdfs_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dict[str, str]]:
     """Databases of this test's own, since it drops days of a dataset that others use, too."""
-    name = f"maintain_{os.getpid()}"
+    name = f"maintain_{uuid4().hex}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     with closing(ClickHouseWriter(clickhouse_url)._client) as client:
@@ -93,42 +95,99 @@ def held(store: str) -> list[int]:
         return [batch for batch, count, distinct in reader.counts(DATASET, 0, 1 << 30) if count == distinct == ROWS]
 
 
-def test_days_beyond_retention_go_from_every_store_below_one_floor(environment: dict[str, str]) -> None:
-    """Batch 5 was accepted on a day that is kept, before batch 6 of a day that goes: midnight is not sharp."""
-    days = {1: TODAY - 4, 2: TODAY - 4, 3: TODAY - 3, 4: TODAY - 3, 5: TODAY - 2, 6: TODAY - 3, 7: TODAY - 2, 8: TODAY}
-    fill(environment, days)
-
-    def clock() -> float:
-        return TODAY * 86_400 + 5.0
-
+def test_days_beyond_retention_go_from_every_store_below_one_floor(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(environment, {1: TODAY - 4, 2: TODAY - 4, 3: TODAY - 3, 4: TODAY - 2, 5: TODAY})
+    monkeypatch.setattr(floors, "today", lambda connection, *, trust_clock: TODAY)
     settings = MaintainSettings(retention_days=2)
-    said = list(Steps(settings, DATASET, clock).all())
+    said = list(Steps(settings, DATASET).all())
     assert sorted(said) == [
-        f"logs: 2 days before {date(1970, 1, 1) + timedelta(days=TODAY - 2)} dropped from {store}"
-        for store in ("clickhouse", "lake", "postgres")
+        *(
+            f"logs: 2 days before {as_date(TODAY - 2)} dropped from {store}"
+            for store in ("clickhouse", "lake", "postgres")
+        ),
+        "logs: 3 batches below the floor deleted from the ledger",
     ]
     for store in stores.readers():
-        assert held(store) == [5, 7, 8]
+        assert held(store) == [4, 5]
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
-        assert reading.floor(connection, DATASET.name) == 7
-        assert floors.raise_to(connection, DATASET.name, TODAY - 2) == TODAY - 2
-    assert list(Steps(settings, DATASET, clock).all()) == []
+        assert reading.floor(connection, DATASET.name) == 4
+        assert reading.last_dropped(connection, DATASET.name) == (TODAY - 3) * DAY + 1
+        assert reading.batch_ids(connection, 0, 10) == [4, 5]
+    assert list(Steps(settings, DATASET).all()) == []
     assert verified(environment)["expected"] == 2 * ROWS
 
     unfinished_drop(environment, TODAY - 2)
-    assert list(Steps(MaintainSettings(retention_days=1), DATASET, clock).all())
+    assert list(Steps(MaintainSettings(retention_days=1), DATASET).all())
     for store in stores.readers():
-        assert held(store) == [8]
+        assert held(store) == [5]
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
         assert partitions(connection) == [TODAY - 1, TODAY]
+
+
+def test_the_floor_is_the_lowest_batch_that_is_kept(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch 4 was accepted while the clock was far behind: it is kept, and so is batch 3 before it."""
+    fill(environment, {1: TODAY - 5, 2: TODAY - 4, 3: TODAY - 1, 4: TODAY - 5, 5: TODAY})
+    monkeypatch.setattr(floors, "today", lambda connection, *, trust_clock: TODAY)
+    said = list(Steps(MaintainSettings(retention_days=2), DATASET).all())
+    assert (
+        f"logs: kept until the floor has passed them: {as_date(TODAY - 5)}, on which later batches were accepted, too"
+        in said
+    )
+    with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+        assert reading.floor(connection, DATASET.name) == 3
+        assert partitions(connection)[0] == TODAY - 5
+    for store in stores.readers():
+        assert held(store) == [1, 3, 4, 5], store
+    assert verified(environment)["expected"] == 3 * ROWS
+
+
+def test_a_batch_that_may_still_appear_keeps_the_floor_below_it(environment: dict[str, str]) -> None:
+    fill(environment, {1: TODAY - 5, 2: TODAY - 5, 4: TODAY, 5: TODAY})
+    with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+        floors.raise_to(connection, DATASET.name, TODAY - 2, settled=2)
+        assert reading.floor(connection, DATASET.name) == 3
 
 
 def test_a_batch_that_is_not_published_keeps_its_day(environment: dict[str, str]) -> None:
     fill(environment, {1: TODAY - 5, 2: TODAY - 4, 3: TODAY})
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
         connection.execute("UPDATE batches SET published_at = NULL, parts = NULL WHERE batch_id = 2")
-        assert floors.raise_to(connection, DATASET.name, TODAY - 1) == TODAY - 4
+        assert floors.raise_to(connection, DATASET.name, TODAY - 1, settled=3) == TODAY - 4
         assert reading.floor(connection, DATASET.name) == 2
+        assert floors.delete_batches(connection, DATASET.name) == 1
+
+
+def test_retention_refuses_a_clock_that_jumped(environment: dict[str, str]) -> None:
+    fill(environment, {1: TODAY})
+    with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+        today = floors.today(connection, trust_clock=False)
+        assert abs(today - time.time() / 86_400) < 1.1
+        connection.execute("UPDATE retention_clock SET seen_at = clock_timestamp() - interval '3 days'")
+        with pytest.raises(NeedsOperator, match="logpipe maintain --once --trust-clock"):
+            floors.today(connection, trust_clock=False)
+        with pytest.raises(NeedsOperator):
+            list(Steps(MaintainSettings(retention_days=1), DATASET).all())
+        assert reading.floor(connection, DATASET.name) == 0
+        assert floors.today(connection, trust_clock=True) == today
+        assert floors.today(connection, trust_clock=False) == today
+
+
+def test_the_clock_of_the_process_decides_nothing(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
+        schema.prepare(connection)
+        today = floors.today(connection, trust_clock=False)
+        real = time.time
+        for days in (-365, 365):
+            monkeypatch.setattr(time, "time", lambda days=days: real() + days * 86_400)
+            assert floors.today(connection, trust_clock=False) == today
+
+
+def as_date(day: int) -> date:
+    return date(1970, 1, 1) + timedelta(days=day)
 
 
 def unfinished_drop(environment: dict[str, str], day: int) -> None:

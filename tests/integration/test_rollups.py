@@ -237,7 +237,8 @@ def test_days_that_retention_drops(pipeline: Pipeline, rolled_up: bool) -> None:
     pipeline.connection.execute(sql.SQL("TRUNCATE {}").format(leaf))
     while pipeline.roll_up():
         pass
-    assert method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == "rollup"
+    # What was dropped before it was rolled up is not rolled up any more: a scan finds nothing.
+    assert method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == ("rollup" if rolled_up else "scan")
     assert pipeline.readers[0].answer(StatsQuestion(pipeline.dataset), pipeline.loaded).rows == [(0,)]
 
 

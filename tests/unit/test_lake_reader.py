@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from services.core.dataset import Column
 from services.core.errors import Backpressure, Invalid, QueryTimeout, StoreDown
 from services.core.ids import first_id
-from services.core.ledger import OwnPosition
+from services.core.ledger import StorePosition
 from services.core.ports import Block
 from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row, RowCodec
@@ -271,13 +271,13 @@ def test_a_table_made_anew_is_read_anew(reader: EmbeddedReader, settings: LakeSe
 def test_a_position_names_the_table_its_generation_and_the_topic(
     reader: EmbeddedReader, settings: LakeSettings
 ) -> None:
-    assert reader.position(LOGS) == OwnPosition("", "", {})
+    assert reader.position(LOGS) == StorePosition("", "", {})
     tables = Tables(settings, LOGS)
     tables.prepare()
-    assert reader.position(LOGS) == OwnPosition("", "", {})
+    assert reader.position(LOGS) == StorePosition("", "", {})
     lake_tables.append(settings, LOGS, [log(1)], Position("t", {0: 9}))
     metadata_id = str(DeltaTable(table_uri(settings, LOGS.name)).metadata().id)
-    assert reader.position(LOGS) == OwnPosition(metadata_id, "t", {0: 9})
+    assert reader.position(LOGS) == StorePosition(metadata_id, "t", {0: 9})
     tables.empty()
     emptied = reader.position(LOGS)
     assert emptied.table_id.startswith(f"{metadata_id}/")

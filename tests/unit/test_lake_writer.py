@@ -9,7 +9,7 @@ from deltalake import DeltaTable
 
 from services.core.errors import Fenced, NeedsOperator, RowRejected, StoreDown
 from services.core.ids import first_id
-from services.core.ledger import OwnPosition
+from services.core.ledger import StorePosition
 from services.core.ports import Block
 from services.core.rows import Row, RowCodec
 from services.datasets.logs import DATASET
@@ -204,7 +204,7 @@ def test_a_table_that_was_emptied_is_filled_again(
     emptied = reader.position(DATASET)
     writer.write([block(1, 0, 4)])
     assert stored(reader) == [(1, 1, 1)]
-    assert reader.position(DATASET) == OwnPosition(emptied.table_id, "t", {0: 5})
+    assert reader.position(DATASET) == StorePosition(emptied.table_id, "t", {0: 5})
 
 
 def test_a_table_of_the_last_release_keeps_its_identity(
@@ -213,7 +213,7 @@ def test_a_table_of_the_last_release_keeps_its_identity(
     lake_tables.append(settings, DATASET, [log(1)], Position("t", {0: 5}, query=EMBEDDED))
     before = reader.position(DATASET)
     writer.write([block(2, 5, 9)])
-    assert reader.position(DATASET) == OwnPosition(before.table_id, "t", {0: 10})
+    assert reader.position(DATASET) == StorePosition(before.table_id, "t", {0: 10})
 
 
 def test_rows_that_no_commit_explains_need_an_operator(writer: EmbeddedWriter, settings: LakeSettings) -> None:

@@ -15,7 +15,6 @@ from services.core.ports import Block
 from services.core.rows import Row, RowCodec, checksum
 from services.datasets.logs import DATASET
 from services.ledger.replays import Replay
-from services.ledger.watermark import Loaded
 from services.replay import refill
 from services.replay.display import Outcome
 from services.replay.refill import Refill, cut
@@ -319,14 +318,3 @@ def test_a_block_is_of_one_day() -> None:
     batches = [batch(1), batch(2, created_at=midnight), batch(3, created_at=midnight)]
     assert cut(batches) == batches[:1]
     assert cut(batches[1:]) == batches[1:]
-
-
-def test_the_watermark_is_held_back_by_a_replay() -> None:
-    loaded = Loaded()
-    loaded.confirm({0: 100})
-    assert loaded.walk([batch(1), batch(2), batch(4)])
-    assert loaded.mark == 4
-    loaded.replayed = 1
-    assert loaded.mark == 1
-    loaded.replayed = 7
-    assert loaded.mark == 4

@@ -1,160 +1,99 @@
-"""The watermark never claims what is not loaded, and reaches the end once everything is.
+"""Batch ids count as settled only when no batch can appear among them, and all ids do in the end.
 
-The model plays PostgreSQL: transactions draw an id, then a batch id, then end in any order, some by rolling back; its
-snapshots follow the server's rules for xmin. The sink's offsets move at will.
+The model plays PostgreSQL: transactions draw batch ids, then end in any order, some by rolling back, also between the
+reads of one look.
 """
 
-from itertools import count
+from collections.abc import Iterator
+from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.core.ledger import Batch, Part
-from services.ledger.reading import Snapshot
-from services.ledger.watermark import Loaded, Settled
+from services.ledger import settled as room
+from services.ledger.reading import OpenWriter
+from services.ledger.settled import Look, Settled, look
 
-
-class Server:
-    """Transactions, batch ids and snapshots, as far as the ledger's readers can tell."""
-
-    def __init__(self) -> None:
-        self.next_transaction = 1
-        self.next_batch = 1
-        self.running: dict[int, int | None] = {}  # transaction -> its batch id, once it has drawn one
-        self.latest_ended = 0
-        self.committed: set[int] = set()
-        self.dead: set[int] = set()
-
-    def begin(self) -> None:
-        self.running[self.new_transaction_id()] = None
-
-    def draw(self, transaction: int) -> None:
-        if self.running[transaction] is None:
-            self.running[transaction] = self.next_batch
-            self.next_batch += 1
-
-    def end(self, transaction: int, commits: bool) -> None:
-        batch_id = self.running.pop(transaction)
-        self.latest_ended = max(self.latest_ended, transaction)
-        if batch_id is not None:
-            (self.committed if commits else self.dead).add(batch_id)
-
-    def snapshot(self, after: int, limit: int) -> Snapshot:
-        xmax = self.latest_ended + 1
-        ids = sorted(b for b in self.committed if b > after)[:limit]
-        return Snapshot(ids, min((t for t in self.running if t < xmax), default=xmax))
-
-    def new_transaction_id(self) -> int:
-        self.next_transaction += 1
-        return self.next_transaction - 1
-
-
-def observe(server: Server, settled: Settled, limit: int) -> None:
-    if settled.observe(*server.snapshot(settled.end, limit)):
-        transaction = server.new_transaction_id()
-        settled.bound(transaction)
-        server.latest_ended = max(server.latest_ended, transaction)
-
-
+Step = tuple[str, int]
 STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["begin", "draw", "draw", "commit", "commit", "rollback", "observe"]), st.integers(0, 1000)
-    ),
+    st.tuples(st.sampled_from(["begin", "draw", "draw", "commit", "commit", "rollback"]), st.integers(0, 1000)),
     max_size=80,
 )
 
 
-@given(STEPS, st.integers(1, 5))
-@settings(max_examples=500)
-def test_settles_only_ended_batches_and_all_in_the_end(steps: list[tuple[str, int]], limit: int) -> None:
-    server, settled = Server(), Settled()
-    for step, pick in steps:
-        running = sorted(server.running)
+class Server:
+    """Transactions and batch ids, as far as the ledger's readers can tell. Plays one step before each read."""
+
+    def __init__(self, steps: Iterator[Step]) -> None:
+        self._steps = steps
+        self._names = 0
+        self.next_batch = 1
+        self.open: dict[str, list[int]] = {}  # transaction -> the batch ids that it has drawn
+        self.committed: set[int] = set()
+
+    def play(self) -> bool:
+        step, pick = next(self._steps, ("none", 0))
+        names = sorted(self.open)
         if step == "begin":
-            server.begin()
-        elif step == "observe":
-            before = settled.end
-            observe(server, settled, limit)
-            assert settled.end >= before
-        elif running and step == "draw":
-            server.draw(running[pick % len(running)])
-        elif running:
-            server.end(running[pick % len(running)], commits=step == "commit")
-        in_flight = {b for b in server.running.values() if b is not None}
-        assert not any(b <= settled.end for b in in_flight)
-    for transaction in sorted(server.running):
-        server.end(transaction, commits=True)
-    for _ in range(2 * len(server.committed) + 4):
-        observe(server, settled, limit)
-    assert settled.end == max(server.committed, default=0)
+            self._names += 1
+            self.open[f"{self._names % 3}/{self._names}"] = []
+        elif names and step == "draw":
+            self.open[names[pick % len(names)]].append(self.next_batch)
+            self.next_batch += 1
+        elif names and step in ("commit", "rollback"):
+            drawn = self.open.pop(names[pick % len(names)])
+            self.committed.update(drawn if step == "commit" else ())
+        return step != "none"
+
+    def in_flight(self) -> set[int]:
+        return {batch_id for drawn in self.open.values() for batch_id in drawn}
+
+    def batch_ids(self, connection: object, after: int, limit: int) -> list[int]:
+        self.play()
+        return sorted(b for b in self.committed if b > after)[:limit]
+
+    def writers(self, connection: object) -> list[OpenWriter]:
+        self.play()
+        return [OpenWriter(name, 1, "", 0.0) for name, drawn in self.open.items() if drawn]
 
 
-def test_a_missing_id_whose_transaction_is_beyond_the_highest_ended_one_is_not_dead() -> None:
-    """The case that a bound of `pg_snapshot_xmax` gets wrong."""
-    server, settled = Server(), Settled()
-    server.begin()
-    server.begin()  # the later transaction …
-    server.draw(2)  # … draws the earlier batch id
-    server.draw(1)
-    server.end(1, commits=True)
-    for _ in range(5):
-        observe(server, settled, 10)
-    assert settled.end == 0
-    server.end(2, commits=True)
-    observe(server, settled, 10)
-    assert settled.end == 2
+@given(STEPS, st.integers(1, 5), st.integers(0, 3))
+@settings(max_examples=500)
+def test_settles_only_what_has_ended_and_all_in_the_end(steps: list[Step], page: int, between: int) -> None:
+    server, state, seen = Server(iter(steps)), Settled(), Look()
+    with patch.object(room, "reading", server), patch.object(room, "_PAGE", page):
+        playing = True
+        while playing:
+            for _ in range(between):
+                server.play()
+            before = state.end
+            seen = look(None, state, seen)  # type: ignore[arg-type]
+            assert state.end >= before
+            assert not any(batch_id <= state.end for batch_id in server.in_flight())
+            playing = server.play()
+        for drawn in server.open.values():
+            server.committed.update(drawn)
+        server.open.clear()
+        seen = look(None, state, seen)  # type: ignore[arg-type]
+    assert seen == Look()
+    assert state.end == max(server.committed, default=0)
 
 
-def batch(batch_id: int, *parts: tuple[int, int], published: bool = True) -> Batch:
-    return Batch(batch_id, 0, "logs", 1, 0, 0, tuple(Part(*p) for p in parts) if published else None)
+def test_a_transaction_that_drew_no_missing_id_holds_nothing() -> None:
+    """A writer that began to draw after the gap was seen keeps later ids from being settled, not earlier ones."""
+    state = Settled()
+    assert state.take([1, 3])
+    assert state.suspects({"a"}) == {"a"}
+    assert state.take([3])
+    assert state.suspects({"b"}) == frozenset()
+    state.settle([3], complete=True)
+    assert state.end == 3
 
 
-PARTITIONS = 3
-
-
-@given(
-    st.lists(st.lists(st.integers(0, PARTITIONS - 1), max_size=3, unique=True), max_size=30),
-    st.lists(st.tuples(st.integers(0, PARTITIONS - 1), st.integers(1, 4)), max_size=60),
-    st.integers(1, 4),
-)
-def test_walks_to_the_first_batch_that_is_not_loaded(
-    parts: list[list[int]], moves: list[tuple[int, int]], page: int
-) -> None:
-    offsets = [count(0, 2) for _ in range(PARTITIONS)]
-    batches = [batch(i, *((p, next(offsets[p])) for p in used)) for i, used in enumerate(parts, 1)]
-    loaded, confirmed = Loaded(), dict.fromkeys(range(PARTITIONS), 0)
-
-    def walk() -> None:
-        loaded.confirm(dict(confirmed))
-        while pages := [b for b in batches if b.batch_id > loaded.end][:page]:
-            if not loaded.walk(pages):
-                break
-
-    def is_loaded(b: Batch) -> bool:
-        return all(p.offset < confirmed[p.partition] for p in b.parts or ())
-
-    for partition, distance in moves:
-        confirmed[partition] += distance
-        walk()
-        first_missing = next((b.batch_id for b in batches if not is_loaded(b)), len(batches) + 1)
-        assert loaded.end == first_missing - 1
-    confirmed.update(dict.fromkeys(confirmed, 10_000))
-    walk()
-    assert loaded.end == len(batches)
-
-
-def test_an_unpublished_batch_is_waited_for() -> None:
-    loaded = Loaded()
-    loaded.confirm({0: 100})
-    assert not loaded.walk([batch(1, (0, 5)), batch(2, published=False), batch(3, (0, 6))])
-    assert loaded.end == 1
-    assert loaded.walk([batch(2, (0, 7)), batch(3, (0, 6))])
-    assert loaded.end == 3
-
-
-def test_a_rebuilt_store_starts_again() -> None:
-    loaded = Loaded()
-    loaded.confirm({0: 100})
-    loaded.walk([batch(1, (0, 5))])
-    loaded.confirm({0: 3})
-    assert loaded.end == 0
+def test_who_holds_the_ids_is_told_until_they_are_settled() -> None:
+    state = Settled()
+    state.take([1, 3])
+    assert state.suspects({"a", "b"}) == {"a", "b"}
+    state.take([3, 4])
+    assert state.suspects({"b", "c"}) == {"b"}
+    assert state.end == 1

@@ -8,7 +8,7 @@ from clickhouse_connect.driver.client import Client
 
 from services.core.dataset import Dataset
 from services.core.ids import ROW_BITS, end_id, first_id
-from services.core.ledger import OwnPosition
+from services.core.ledger import StorePosition
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import Answer, Question
 from services.core.rows import Row
@@ -46,8 +46,14 @@ class ClickHouseReader:
         asked = questions.Asked(self._client, seconds, scan=question.scan)
         return questions.answer(asked, question, as_of)
 
-    def position(self, dataset: Dataset) -> OwnPosition:
+    def position(self, dataset: Dataset) -> StorePosition:
         raise NotImplementedError("ClickHouse's progress is in sink_progress")
+
+    def table_id(self, dataset: Dataset) -> str:
+        query = "SELECT toString(uuid) FROM system.tables WHERE database = currentDatabase() AND name = {table:String}"
+        with translated():
+            rows = self._client.query(query, {"table": dataset.name}).result_rows
+        return str(rows[0][0]) if rows else ""
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         what = f"bitShiftRight(id, {ROW_BITS}) AS batch, count(), uniqExact(id)"

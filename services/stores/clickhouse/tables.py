@@ -1,5 +1,6 @@
 """The tables' shape: one per dataset, partitioned by the day of acceptance, in the order of the dataset's time."""
 
+from collections.abc import Collection
 from contextlib import closing
 from typing import Any
 
@@ -8,6 +9,7 @@ from clickhouse_connect.driver.client import Client
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.errors import NeedsOperator
 from services.core.ids import MAX_BATCH_ROWS
+from services.core.instants import DAY, to_datetime
 from services.rollups import clickhouse as rollup
 from services.runtime.settings import ClickHouseSettings
 from services.stores.clickhouse.client import connect, translated
@@ -94,17 +96,22 @@ def _definitions(column: Column) -> list[str]:
     ]
 
 
-def drop_days(dataset: Dataset, before: int) -> int:
-    """Drop the partitions of all days below `before` (days since 1970-01-01 UTC); how many. Raises StoreDown."""
+def drop_days(dataset: Dataset, before: int, keep: Collection[int] = ()) -> int:
+    """Drop the partitions of all days below `before`, except those in `keep`; how many. Raises StoreDown.
+
+    Days are counted from 1970-01-01 UTC.
+    """
     query = """SELECT DISTINCT partition_id FROM system.parts
                WHERE active AND database = currentDatabase() AND table = {table:String}
                  AND toUInt32(partition_id) < toYYYYMMDD(toDate({before:UInt32}))"""
+    kept = {f"{to_datetime(day * DAY):%Y%m%d}" for day in keep}
     client = connect(ClickHouseSettings().clickhouse_url.get_secret_value(), _DROP_TIMEOUT)
     with translated(), closing(client):
         old: Any = client.query(query, {"table": dataset.name, "before": before}).result_rows
-        for (partition,) in old:
+        dropped = [partition for (partition,) in old if partition not in kept]
+        for partition in dropped:
             client.command(f"ALTER TABLE {quoted(dataset.name)} DROP PARTITION ID '{int(partition)}'")
-    return len(old)
+    return len(dropped)
 
 
 def _column_types(client: Client, dataset: Dataset) -> dict[str, str]:

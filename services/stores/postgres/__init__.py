@@ -8,7 +8,14 @@ ingest API writes the rows, in the same transaction as their ledger entry.
 from services.runtime.settings import PostgresSettings
 from services.stores.postgres.copying import copy_rows, copy_statement, copy_types
 from services.stores.postgres.reader import NAME, PostgresReader
-from services.stores.postgres.tables import copy_target, drop_days, ensure_partitions, index_search, prepare
+from services.stores.postgres.tables import (
+    copy_target,
+    days_with_rows_from,
+    drop_days,
+    ensure_partitions,
+    index_search,
+    prepare,
+)
 
 __all__ = [
     "NAME",
@@ -17,6 +24,7 @@ __all__ = [
     "copy_statement",
     "copy_target",
     "copy_types",
+    "days_with_rows_from",
     "drop_days",
     "ensure_partitions",
     "index_search",

@@ -13,7 +13,7 @@ from psycopg.pq import Format
 from services.core.dataset import CREATED_AT, Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import ROW_BITS, end_id, first_id
-from services.core.ledger import OwnPosition
+from services.core.ledger import StorePosition
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import Answer, Question
 from services.core.rows import Row
@@ -51,7 +51,10 @@ class PostgresReader:
             except psycopg.errors.QueryCanceled as error:
                 raise QueryTimeout(NAME, seconds) from error
 
-    def position(self, dataset: Dataset) -> OwnPosition:
+    def position(self, dataset: Dataset) -> StorePosition:
+        raise NotImplementedError("PostgreSQL's progress is the ledger itself")
+
+    def table_id(self, dataset: Dataset) -> str:
         raise NotImplementedError("PostgreSQL's progress is the ledger itself")
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:

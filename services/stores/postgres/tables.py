@@ -1,7 +1,8 @@
 """The tables' shape: one per dataset, partitioned by the day of acceptance."""
 
 import time
-from datetime import datetime, timedelta
+from collections.abc import Collection
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, LiteralString, NamedTuple
 
 import psycopg
@@ -9,6 +10,7 @@ from psycopg import sql
 
 from services.core.dataset import CREATED_AT, Column, Dataset
 from services.core.errors import NeedsOperator
+from services.core.ids import first_id
 from services.core.instants import DAY, to_datetime
 from services.postgres.connection import connect, translated
 from services.rollups import postgres as rollup
@@ -138,17 +140,34 @@ def _index_partition(connection: Connection, partition: str, column: str) -> boo
     return True
 
 
-def drop_days(dataset: Dataset, before: int) -> int:
-    """Drop the partitions of all days below `before` (days since 1970-01-01 UTC); how many. Raises StoreDown.
+def days_with_rows_from(connection: Connection, dataset: Dataset, before: int, batch_id: int) -> list[int]:
+    """The days of acceptance below `before` on which batch `batch_id` or a later one was accepted.
 
-    Each is detached first, which neither waits for running questions nor holds any up, and may be killed half-way.
+    Days are counted from 1970-01-01 UTC. Raises StoreDown.
+    """
+    found = []
+    with translated():
+        for name in sorted(_partitions(connection, dataset)):
+            if name < copy_target(dataset, before):
+                query = sql.SQL("SELECT FROM {} WHERE id >= {} LIMIT 1")
+                if connection.execute(query.format(sql.Identifier(name), first_id(batch_id))).fetchone() is not None:
+                    found.append(_day(name))
+    return found
+
+
+def drop_days(dataset: Dataset, before: int, keep: Collection[int] = ()) -> int:
+    """Drop the partitions of all days below `before`, except those in `keep`; how many. Raises StoreDown.
+
+    Days are counted from 1970-01-01 UTC. Each partition is detached first, which neither waits for running queries nor
+    holds any up, and which a later call completes when it was interrupted.
     """
     dropped = 0
+    kept = {copy_target(dataset, day) for day in keep}
     names = {"names": rf"^{dataset.name}_y\d{{4}}m\d{{2}}d\d{{2}}$"}
     with connect(PostgresSettings().postgres_url.get_secret_value()) as connection, translated():
-        rollup.forget(connection, dataset, before)
+        rollup.forget(connection, dataset, before, keep)
         for name, pending in connection.execute(_DAYS, names).fetchall():
-            if name >= copy_target(dataset, before):
+            if name >= copy_target(dataset, before) or name in kept:
                 continue
             leaf = sql.Identifier(name)
             if pending is not None:
@@ -189,3 +208,8 @@ def _partitions(connection: Connection, dataset: Dataset) -> set[str]:
 def copy_target(dataset: Dataset, day: int) -> str:
     """The partition that holds the rows accepted on `day` (days since 1970-01-01 UTC)."""
     return f"{dataset.name}_{midnight(day):y%Ym%md%d}"
+
+
+def _day(partition: str) -> int:
+    """The day whose rows a partition holds: the inverse of `copy_target`."""
+    return (datetime.strptime(partition[-11:], "y%Ym%md%d").replace(tzinfo=UTC).date() - date(1970, 1, 1)).days

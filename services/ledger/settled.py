@@ -1,0 +1,78 @@
+"""Which batch ids are settled: each is the id of a committed batch, or of a batch that will never be.
+
+Batch ids are drawn from one sequence by transactions that end in any order, and some of them roll back. An id that is
+missing among higher ones may still appear, as long as the transaction that drew it is open. PostgreSQL tells which
+transactions those are: each holds a lock on the sequence from its first draw to its end. The transactions of strangers,
+however old, play no part.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from services.ledger import reading
+from services.ledger.reading import Connection, OpenWriter
+
+_PAGE = 10_000  # batch ids read at once
+
+
+@dataclass(slots=True)
+class Settled:
+    """Every batch id up to `end` is settled. Pure bookkeeping: `look` reads what it is told."""
+
+    end: int = 0
+    _highest: int = 0  # the highest committed id that was seen above a missing one
+    _suspects: frozenset[str] | None = None  # open transactions that may have drawn one of the missing ids
+
+    def take(self, ids: Sequence[int]) -> bool:
+        """Take the first committed ids above `end`, in order. True when an id below the last of them is missing."""
+        for batch_id in ids:
+            if batch_id != self.end + 1:
+                break
+            self.end = batch_id
+        if self.end >= self._highest:
+            self._suspects = None
+        if self._suspects is None and ids and ids[-1] > self.end:
+            self._highest = ids[-1]
+        return bool(ids) and ids[-1] > self.end
+
+    def suspects(self, open_writers: Collection[str]) -> frozenset[str]:
+        """The open transactions that may have drawn a missing id. `open_writers` were read after the ids of `take`."""
+        if self._suspects is None:
+            self._suspects = frozenset(open_writers)
+        self._suspects = self._suspects.intersection(open_writers)
+        return self._suspects
+
+    def settle(self, ids: Sequence[int], complete: bool) -> None:
+        """No suspect is open any more. `ids` were read after that: what is missing among them is dead.
+
+        `ids`: the first committed ids above `end`; `complete`: all of them, not one page of many.
+        """
+        last = ids[-1] if ids else 0
+        self.end = max(self.end, self._highest if complete else min(self._highest, last))
+        self._suspects = None
+        self.take([batch_id for batch_id in ids if batch_id > self.end])
+
+
+@dataclass(slots=True)
+class Look:
+    """What `look` found: `held_by` are the transactions that keep ids from being settled, since `held_since`."""
+
+    held_by: Sequence[OpenWriter] = field(default_factory=tuple)
+    held_since: float | None = None  # monotonic
+
+
+def look(connection: Connection, settled: Settled, before: Look) -> Look:
+    """Bring `settled` up to date. Raises StoreDown."""
+    while True:
+        ids = reading.batch_ids(connection, settled.end, _PAGE)
+        if not settled.take(ids):
+            if len(ids) < _PAGE:
+                return Look()
+            continue
+        writers = {writer.transaction: writer for writer in reading.writers(connection)}
+        if suspects := settled.suspects(writers.keys()):
+            since = time.monotonic() if before.held_since is None else before.held_since
+            return Look([writers[transaction] for transaction in sorted(suspects)], since)
+        ids = reading.batch_ids(connection, settled.end, _PAGE)
+        settled.settle(ids, complete=len(ids) < _PAGE)

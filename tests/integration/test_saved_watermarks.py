@@ -1,0 +1,305 @@
+"""Watermarks over a real ledger: kept between processes, bound to the topic and the table, and cheap at any age."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from typing import cast
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from services.core.errors import StoreDown
+from services.core.ledger import StorePosition
+from services.core.ports import Progress, StoreReader
+from services.datasets.logs import DATASET
+from services.ledger import reading, saved_watermarks, schema
+from services.ledger.reading import Ledger
+from services.ledger.watermark import Watermarks
+from services.postgres.connection import connect
+
+STORE = "test"
+
+
+@pytest.fixture
+def own_url(postgres_url: str) -> Iterator[str]:
+    """A database of the test's own: batch ids begin at 1."""
+    name = f"watermarks_{uuid4().hex}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield f"{postgres_url.rpartition('/')[0]}/{name}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def ledger(own_url: str) -> Iterator[Ledger]:
+    with connect(own_url) as connection:
+        schema.prepare(connection)
+    with closing(Ledger(own_url)) as opened:
+        yield opened
+
+
+class Reader:
+    """As much of a StoreReader as a watermark needs."""
+
+    def __init__(self, progress: Progress = "sink", table: str = "table") -> None:
+        self.name = STORE
+        self.progress = progress
+        self.table = table
+        self.own = StorePosition("", "", {})
+
+    def table_id(self, dataset: object) -> str:
+        return self.table
+
+    def position(self, dataset: object) -> StorePosition:
+        return self.own
+
+
+def of(watermarks: Watermarks, reader: Reader) -> int:
+    return watermarks.of(cast(StoreReader, reader), DATASET)
+
+
+def accept(ledger: Ledger, batches: int, topic: int | None = None, parts: str | None = "one") -> None:
+    """Batches whose ids go on; batch n has its one part at offset n of partition 0, unless `parts` says otherwise."""
+    with ledger.connection() as connection:
+        connection.execute(
+            """INSERT INTO batches
+                   (batch_id, slot, dataset, rows, checksum, xid, created_at, published_at, topic, parts)
+               SELECT id, 0, %s, 1, 0, '3', 0, now(), %s,
+                      CASE WHEN %s = 'one' THEN jsonb_build_array(jsonb_build_array(0, id)) ELSE %s::jsonb END
+               FROM (SELECT nextval('batch_ids') AS id FROM generate_series(1, %s)) AS drawn""",
+            (DATASET.name, topic, parts, None if parts == "one" else parts, batches),
+        )
+
+
+def add_topic(ledger: Ledger, topic_id: str) -> int:
+    with ledger.connection() as connection:
+        row = connection.execute(
+            "INSERT INTO topics (name, topic_id) VALUES (%s, %s) RETURNING number", (DATASET.topic, topic_id)
+        ).fetchone()
+    assert row
+    return int(row[0])
+
+
+def stand(ledger: Ledger, offsets: Mapping[int, int], topic_id: str = "topic", table_id: str = "table") -> None:
+    with ledger.connection() as connection:
+        connection.execute("DELETE FROM sink_progress")
+        for partition, offset in offsets.items():
+            connection.execute(
+                "INSERT INTO sink_progress (store, dataset, topic_id, table_id, partition, next_offset)"
+                " VALUES (%s, %s, %s, %s, %s, %s)",
+                (STORE, DATASET.name, topic_id, table_id, partition, offset),
+            )
+
+
+def rows_read(ledger: Ledger, table: str) -> int:
+    """How many rows of a table PostgreSQL has read since its statistics began, by scans and through indexes."""
+    with ledger.connection() as connection:
+        connection.execute("SELECT pg_stat_force_next_flush()")
+        row = connection.execute(
+            "SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) + (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes i"
+            " WHERE i.relname = t.relname) FROM pg_stat_user_tables t WHERE relname = %s",
+            (table,),
+        ).fetchone()
+    assert row
+    return int(row[0])
+
+
+def test_a_new_process_reads_only_what_is_new(ledger: Ledger) -> None:
+    accept(ledger, 5_000)
+    stand(ledger, {0: 4_001})
+    reader = Reader()
+    assert of(Watermarks(ledger), reader) == 4_000
+    stand(ledger, {0: 5_001})
+    before = rows_read(ledger, "batches")
+    assert of(Watermarks(ledger), reader) == 5_000
+    assert rows_read(ledger, "batches") - before < 2 * 1_000 + 100
+
+
+def test_a_batch_that_is_not_published_is_waited_for(ledger: Ledger) -> None:
+    stand(ledger, {0: 100})
+    accept(ledger, 2)
+    accept(ledger, 1, parts=None)
+    accept(ledger, 2)
+    watermarks = Watermarks(ledger)
+    assert of(watermarks, Reader()) == 2
+    with ledger.connection() as connection:
+        connection.execute("UPDATE batches SET parts = '[[0, 3]]' WHERE batch_id = 3")
+    assert of(watermarks, Reader()) == 5
+
+
+def test_an_offset_is_never_compared_with_that_of_another_topic(ledger: Ledger) -> None:
+    old, new = add_topic(ledger, "old"), add_topic(ledger, "new")
+    accept(ledger, 3, old)
+    accept(ledger, 3, new)
+    stand(ledger, {0: 100}, "new")
+    assert of(Watermarks(ledger), Reader()) == 0
+    stand(ledger, {0: 100}, "old")
+    assert of(Watermarks(ledger), Reader()) == 3
+    stand(ledger, {0: 100}, "unknown")
+    assert of(Watermarks(ledger), Reader()) == 0
+
+
+def test_batches_of_an_earlier_release_belong_to_the_first_topic(ledger: Ledger) -> None:
+    accept(ledger, 3, None)
+    stand(ledger, {0: 100}, "old")
+    assert of(Watermarks(ledger), Reader()) == 3
+    add_topic(ledger, "old")
+    new = add_topic(ledger, "new")
+    accept(ledger, 1, new)
+    assert of(Watermarks(ledger), Reader()) == 3
+    stand(ledger, {0: 100}, "new")
+    assert of(Watermarks(ledger), Reader()) == 0
+
+
+def test_a_store_with_transactions_of_its_own_passes_what_its_operator_gave_up(ledger: Ledger) -> None:
+    old, new = add_topic(ledger, "old"), add_topic(ledger, "new")
+    accept(ledger, 3, old)
+    accept(ledger, 1, new, parts="[]")
+    accept(ledger, 2, new)
+    reader = Reader("own")
+    reader.own = StorePosition("table", "new", {0: 6})
+    assert of(Watermarks(ledger), reader) == 5
+    reader.own = StorePosition("table", "old", {0: 100})
+    assert of(Watermarks(ledger), reader) == 3
+
+
+def test_a_table_that_was_made_anew_is_refused_until_it_is_replayed(ledger: Ledger) -> None:
+    accept(ledger, 3)
+    stand(ledger, {0: 100})
+    watermarks = Watermarks(ledger)
+    assert of(watermarks, Reader()) == 3
+    with pytest.raises(StoreDown, match="logpipe replay --store test --dataset logs"):
+        of(watermarks, Reader(table="another"))
+
+
+def test_a_position_of_an_earlier_release_names_no_table(ledger: Ledger) -> None:
+    accept(ledger, 3)
+    stand(ledger, {0: 100}, table_id="")
+    watermarks = Watermarks(ledger)
+    assert of(watermarks, Reader()) == 3
+    stand(ledger, {0: 100})
+    assert of(watermarks, Reader()) == 3
+
+
+def test_a_running_replay_caps_the_watermark_and_vouches_for_batches_of_lost_topics(ledger: Ledger) -> None:
+    old, new = add_topic(ledger, "old"), add_topic(ledger, "new")
+    accept(ledger, 3, old)
+    accept(ledger, 2, new)
+    stand(ledger, {0: 100}, "new")
+    with ledger.connection() as connection:
+        connection.execute(
+            "INSERT INTO replays (store, dataset, id, next_batch, last_batch, table_id)"
+            " VALUES (%s, %s, gen_random_uuid(), 3, 5, 'table')",
+            (STORE, DATASET.name),
+        )
+    watermarks = Watermarks(ledger)
+    assert of(watermarks, Reader()) == 2
+    with ledger.connection() as connection:
+        connection.execute("UPDATE replays SET next_batch = 5")
+    assert of(watermarks, Reader()) == 4
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        StorePosition("table", "topic", {0: 2}),
+        StorePosition("another", "topic", {0: 2}),
+        StorePosition("table", "another", {0: 2}),
+    ],
+)
+def test_a_store_that_fell_back_starts_again(ledger: Ledger, now: StorePosition) -> None:
+    add_topic(ledger, now.topic_id)
+    accept(ledger, 5)
+    reader, other = Reader("own"), Watermarks(ledger)
+    reader.own = StorePosition("table", "topic" if now.topic_id == "topic" else now.topic_id, {0: 100})
+    first = Watermarks(ledger)
+    assert of(first, reader) == of(other, reader) == 5
+    reader.own = StorePosition(now.table_id + "-anew", now.topic_id, {0: 2}) if now.table_id == "another" else now
+    assert of(first, reader) == of(other, reader) == of(Watermarks(ledger), reader) == 1
+
+
+def test_an_older_watermark_is_not_saved_over_one_that_was_lowered(ledger: Ledger) -> None:
+    position = StorePosition("table", "topic", {0: 100})
+    with ledger.connection() as connection:
+        saved_watermarks.raise_to(connection, saved_watermarks.Saved(position, 50), STORE, DATASET.name)
+        seen = saved_watermarks.read(connection, STORE, DATASET.name)
+        saved_watermarks.replace(connection, STORE, DATASET.name, position, 10)
+        late = saved_watermarks.Saved(position, 60, seen.epoch)
+        saved_watermarks.raise_to(connection, late, STORE, DATASET.name)
+        assert saved_watermarks.read(connection, STORE, DATASET.name).batch_id == 10
+
+
+def test_the_watermark_begins_at_the_floor(ledger: Ledger) -> None:
+    accept(ledger, 10)
+    stand(ledger, {0: 100})
+    with ledger.connection() as connection:
+        connection.execute("INSERT INTO floors VALUES (%s, 8)", (DATASET.name,))
+        connection.execute("UPDATE batches SET parts = NULL WHERE batch_id < 8")
+    assert of(Watermarks(ledger), Reader()) == 10
+
+
+def test_a_transaction_of_a_stranger_holds_nothing(ledger: Ledger, own_url: str) -> None:
+    """A dump or a forgotten psql is open, while an id was drawn by a transaction that was rolled back."""
+    with connect(own_url) as stranger:
+        stranger.execute("BEGIN")
+        stranger.execute("SELECT pg_current_xact_id()")
+        with ledger.connection() as connection, connection.transaction(force_rollback=True):
+            connection.execute("SELECT nextval('batch_ids')")
+        accept(ledger, 3)
+        watermarks = Watermarks(ledger)
+        assert watermarks.settled() == 4
+        assert watermarks.held_by(0) == []
+
+
+def test_who_holds_the_watermark_is_named(ledger: Ledger, own_url: str) -> None:
+    watermarks = Watermarks(ledger)
+    with psycopg.connect(own_url, application_name="a slow writer") as writer:
+        writer.execute("SELECT nextval('batch_ids')")
+        accept(ledger, 3)
+        assert watermarks.settled() == 0
+        (holder,) = watermarks.held_by(0)
+        assert (holder.pid, holder.application) == (writer.info.backend_pid, "a slow writer")
+        assert watermarks.held_by(60) == []
+        writer.rollback()
+        assert watermarks.settled() == 4
+        assert watermarks.held_by(0) == []
+
+
+def test_the_lag_is_counted_up_to_a_bound(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.ledger.watermark._MOST_LAG", 5)
+    accept(ledger, 20)
+    watermarks = Watermarks(ledger)
+    assert watermarks.lag(DATASET, 17) == 3
+    before = rows_read(ledger, "batches")
+    assert watermarks.lag(DATASET, 0) == 5
+    assert rows_read(ledger, "batches") - before <= 2 * 5 + 2
+
+
+def test_a_watermark_that_is_far_behind_rises_step_by_step(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A query is not held up by the whole way; the next one goes on where it ended."""
+    monkeypatch.setattr("services.ledger.watermark._PAGE", 4)
+    ticks = iter(range(10_000))
+    accept(ledger, 20)
+    stand(ledger, {0: 100})
+    watermarks = Watermarks(ledger)
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return next(ticks) * 0.4
+
+    monkeypatch.setattr("services.ledger.watermark.time", Clock)
+    marks = [of(watermarks, Reader())]
+    while marks[-1] < 20:
+        marks.append(of(watermarks, Reader()))
+        assert marks[-1] > marks[-2]
+    assert len(marks) > 1
+
+
+def test_reading_a_sink_in_two_topics_is_refused(ledger: Ledger) -> None:
+    stand(ledger, {0: 1, 1: 1})
+    with ledger.connection() as connection:
+        connection.execute("UPDATE sink_progress SET topic_id = 'another' WHERE partition = 1")
+        with pytest.raises(StoreDown, match="different topics"):
+            reading.sink_position(connection, STORE, DATASET.name)
