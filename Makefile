@@ -50,9 +50,9 @@ logs: $(INSTALLED) ## Show the end of all logs
 
 test: install lint types imports ## Lint, types, imports, then all tests on real components
 	$(BIN)/python -m pytest -m "not long" $(TESTS)
-	@echo "Not run: make test-faults (every fault, half an hour), make test-airflow (the DAGs, in an environment of their own)"
+	@echo "Not run: make test-faults (every fault, an hour and a half), make test-airflow (the DAGs, in an environment of their own)"
 
-test-faults: install ## Every fault with three seeds, and outages of a minute (about half an hour)
+test-faults: install ## Every fault with three seeds, outages of a minute, six times ten minutes of chaos (1.5 hours)
 	$(BIN)/python -m pytest --seeds 3 tests/e2e
 
 test-airflow: $(AIRFLOW)/.installed ## The DAGs, by a real Airflow (the first time: 150 packages)

@@ -18,14 +18,17 @@ _LOAD_SECONDS_WAIT = 240
 
 
 @contextmanager
-def under_load(url: str, seconds: float) -> Iterator[list[Report]]:
-    """Inside, rows are being sent; after, the list holds a report for each dataset, and no row's fate is unknown."""
+def under_load(url: str, seconds: float, rate: float = RATE * 1.25, request_rows: int = 500) -> Iterator[list[Report]]:
+    """Send `rate` rows a second, four fifths of them logs, for `seconds` while the body of the context runs.
+
+    Afterwards the list holds a report for each dataset, and no row's fate is unknown.
+    """
 
     async def send() -> list[Report]:
         async with IngestClient(url, timeout=20, deadline=_SETTLE_SECONDS) as client:
             loads = [
-                Load.at_rate(client, datasets.find("logs"), RATE, seconds, request_rows=500),
-                Load.at_rate(client, datasets.find("events"), RATE / 4, seconds, request_rows=100),
+                Load.at_rate(client, datasets.find("logs"), rate * 0.8, seconds, request_rows),
+                Load.at_rate(client, datasets.find("events"), rate * 0.2, seconds, max(1, request_rows // 5)),
             ]
             return list(await asyncio.gather(*(load.run() for load in loads)))
 
@@ -33,7 +36,7 @@ def under_load(url: str, seconds: float) -> Iterator[list[Report]]:
     with ThreadPoolExecutor(1) as thread:
         sending: Future[list[Report]] = thread.submit(asyncio.run, send())
         yield reports
-        reports += sending.result(_LOAD_SECONDS_WAIT)
+        reports += sending.result(seconds + _LOAD_SECONDS_WAIT)
     for report in reports:
         assert (report.refused, report.indeterminate) == (0, 0), report
 
