@@ -149,11 +149,19 @@ def sink_offsets(connection: Connection, store: str, dataset: str) -> dict[int, 
         return dict(connection.execute(query, (store, dataset)).fetchall())
 
 
-def replayed(connection: Connection, store: str, dataset: str) -> tuple[int, str] | None:
-    """The batch up to which a running replay has come, and the id of the table that it fills; None without one."""
+class Replayed(NamedTuple):
+    """A running replay has come up to `batch_id` in filling the table `table_id`."""
+
+    batch_id: int
+    table_id: str
+
+
+def replayed(connection: Connection, store: str, dataset: str) -> Replayed | None:
+    """How far a running replay has come; None without one."""
     query = "SELECT next_batch - 1, table_id FROM replays WHERE store = %s AND dataset = %s"
     with translated():
-        return connection.execute(query, (store, dataset)).fetchone()
+        row = connection.execute(query, (store, dataset)).fetchone()
+    return Replayed(*row) if row else None
 
 
 class TopicNumbers(NamedTuple):

@@ -19,7 +19,7 @@ from services.core.errors import StoreDown
 from services.core.ledger import StorePosition
 from services.core.ports import StoreReader
 from services.ledger import reading, saved_watermarks
-from services.ledger.reading import Connection, OpenWriter, Taken
+from services.ledger.reading import Connection, OpenWriter, Taken, TopicNumbers
 from services.ledger.saved_watermarks import Saved
 from services.ledger.settled import Look, Settled, look
 
@@ -27,6 +27,7 @@ _PATIENCE = 10.0  # seconds that a query waits for another one's look at the sam
 _WALK_SECONDS = 1.0  # after which a watermark that is still rising is given as far as it has come
 _PAGE = 100_000  # batch ids looked through at once
 _SAVE_SECONDS = 10.0
+_SAVE_BATCHES = 10_000  # that a watermark has risen by, to be saved at once
 _MOST_LAG = 100_000  # batches that the gauge of the lag counts at most: a store may be away for a day
 
 
@@ -49,6 +50,7 @@ class Watermarks:
         self._settling = Lock()
         self._settled_saved_at = 0.0
         self._marks: dict[tuple[str, str], _Mark] = {}
+        self._topics: dict[tuple[str, str], TopicNumbers] = {}
 
     def settled(self) -> int:
         """The highest id at or below which no batch can appear any more. Raises StoreDown('postgres')."""
@@ -78,26 +80,18 @@ class Watermarks:
         with _held(mark.lock, reader.name):
             # The order of reading matters. The position must not be older than the saved watermark, or the store would
             # seem to have fallen back; the replay must not be older than the position, which it moves when it begins.
+            if reader.progress == "own":
+                with self._ledger.connection() as connection:
+                    _resume(connection, mark, reader.name, dataset.name)
+                position = reader.position(dataset)
+                with self._ledger.connection() as connection:
+                    return self._advance(connection, mark, reader, dataset, position, settled)
+            table_id = reader.table_id(dataset)
             with self._ledger.connection() as connection:
-                self._resume(connection, mark, reader.name, dataset.name)
-            own = reader.position(dataset) if reader.progress == "own" else None
-            table_id = reader.table_id(dataset) if reader.progress == "sink" else ""
-            with self._ledger.connection() as connection:
-                position = own or reading.sink_position(connection, reader.name, dataset.name)
-                replay = reading.replayed(connection, reader.name, dataset.name)
-                _refuse_another_table(reader.name, dataset.name, table_id, position, replay)
-                self._check(connection, mark, reader.name, dataset.name, position)
-                stop = settled if replay is None else min(settled, replay[0])
-                taken = Taken(
-                    reading.topic_numbers(connection, dataset.topic, position.topic_id),
-                    position.offsets,
-                    0 if replay is None else replay[0],
-                    skips_lost=own is not None,
-                )
-                end = _walk(connection, dataset.name, mark.saved.batch_id, stop, taken)
-                self._raise(connection, mark, reader.name, dataset.name, replace(mark.saved, batch_id=end))
-            # What was loaded before a replay began is counted by the replay once more.
-            return mark.saved.batch_id if replay is None else min(mark.saved.batch_id, replay[0])
+                _resume(connection, mark, reader.name, dataset.name)
+                position = reading.sink_position(connection, reader.name, dataset.name)
+                _refuse_another_table(reader.name, dataset.name, table_id, position.table_id)
+                return self._advance(connection, mark, reader, dataset, position, settled)
 
     def last_known(self, reader: StoreReader, dataset: Dataset) -> int:
         """The watermark as last computed here: still true, if the ledger cannot be reached. 0 when it never was."""
@@ -111,27 +105,59 @@ class Watermarks:
         with self._ledger.connection() as connection:
             return reading.count_up_to(connection, dataset.name, watermark, _MOST_LAG)
 
-    def _resume(self, connection: Connection, mark: _Mark, store: str, dataset: str) -> None:
-        """Go on from the saved watermark where it is higher than the one known here, or was lowered since."""
-        saved = saved_watermarks.read(connection, store, dataset)
-        if saved.epoch != mark.saved.epoch or saved.batch_id > mark.saved.batch_id:
-            floor = reading.floor(connection, dataset)
-            mark.saved = replace(saved, batch_id=max(saved.batch_id, floor - 1))
-
-    def _check(self, connection: Connection, mark: _Mark, store: str, dataset: str, position: StorePosition) -> None:
-        """Lower the watermark when the store no longer stands where the watermark was computed."""
-        if not _stands_beyond(position, mark.saved.position):
-            floor = reading.floor(connection, dataset)
-            saved_watermarks.replace(connection, store, dataset, position, max(0, floor - 1))
-            mark.saved = saved_watermarks.read(connection, store, dataset)
-        mark.saved = replace(mark.saved, position=position)
-
-    def _raise(self, connection: Connection, mark: _Mark, store: str, dataset: str, risen: Saved) -> None:
-        """Keep the watermark here, and in the ledger every few seconds."""
-        if risen.batch_id > mark.saved.batch_id and time.monotonic() - mark.saved_at > _SAVE_SECONDS:
-            saved_watermarks.raise_to(connection, risen, store, dataset)
+    def _advance(
+        self,
+        connection: Connection,
+        mark: _Mark,
+        reader: StoreReader,
+        dataset: Dataset,
+        position: StorePosition,
+        settled: int,
+    ) -> int:
+        """Raise the watermark to where the store stands, but no higher than a running replay has come."""
+        replay = reading.replayed(connection, reader.name, dataset.name)
+        if replay is not None:
+            _refuse_another_table(reader.name, dataset.name, position.table_id, replay.table_id)
+        _check(connection, mark, reader.name, dataset.name, position)
+        stop = settled if replay is None else min(settled, replay.batch_id)
+        taken = Taken(
+            self._topic_numbers(connection, dataset.topic, position.topic_id),
+            position.offsets,
+            0 if replay is None else replay.batch_id,
+            skips_lost=reader.progress == "own",
+        )
+        risen = replace(mark.saved, batch_id=_walk(connection, dataset.name, mark.saved.batch_id, stop, taken))
+        gained = risen.batch_id - mark.saved.batch_id
+        if gained > _SAVE_BATCHES or (gained and time.monotonic() - mark.saved_at > _SAVE_SECONDS):
+            saved_watermarks.raise_to(connection, risen, reader.name, dataset.name)
             mark.saved_at = time.monotonic()
         mark.saved = risen
+        return min(risen.batch_id, stop) if replay else risen.batch_id
+
+    def _topic_numbers(self, connection: Connection, topic: str, topic_id: str) -> TopicNumbers:
+        """A topic's number never changes once it has one."""
+        if (topic, topic_id) in self._topics:
+            return self._topics[topic, topic_id]
+        numbers = reading.topic_numbers(connection, topic, topic_id)
+        if numbers.current > 0:
+            self._topics[topic, topic_id] = numbers
+        return numbers
+
+
+def _resume(connection: Connection, mark: _Mark, store: str, dataset: str) -> None:
+    """Go on from the saved watermark where it is higher than the one known here, or was lowered since."""
+    saved = saved_watermarks.read(connection, store, dataset)
+    if saved.epoch != mark.saved.epoch or saved.batch_id > mark.saved.batch_id:
+        mark.saved = replace(saved, batch_id=max(saved.batch_id, reading.floor(connection, dataset) - 1))
+
+
+def _check(connection: Connection, mark: _Mark, store: str, dataset: str, position: StorePosition) -> None:
+    """Lower the watermark when the store no longer stands where the watermark was computed."""
+    if not _stands_beyond(position, mark.saved.position):
+        floor = reading.floor(connection, dataset)
+        saved_watermarks.replace(connection, store, dataset, position, max(0, floor - 1))
+        mark.saved = saved_watermarks.read(connection, store, dataset)
+    mark.saved = replace(mark.saved, position=position)
 
 
 def _walk(connection: Connection, dataset: str, after: int, stop: int, taken: Taken) -> int:
@@ -155,11 +181,9 @@ def _stands_beyond(now: StorePosition, then: StorePosition) -> bool:
     )
 
 
-def _refuse_another_table(
-    store: str, dataset: str, table_id: str, position: StorePosition, replay: tuple[int, str] | None
-) -> None:
-    filled = {position.table_id, replay[1] if replay else ""}
-    if table_id and filled - {"", table_id}:
+def _refuse_another_table(store: str, dataset: str, there: str, filled: str) -> None:
+    """Raises StoreDown unless the table that is there is the one that was filled; '' stands for an unknown one."""
+    if there and filled and there != filled:
         raise StoreDown(
             store,
             f"its table {dataset} was made anew and does not hold what was loaded before: run"

@@ -35,7 +35,7 @@ def own_url(postgres_url: str) -> Iterator[str]:
 def ledger(own_url: str) -> Iterator[Ledger]:
     with connect(own_url) as connection:
         schema.prepare(connection)
-    with closing(Ledger(own_url)) as opened:
+    with closing(Ledger(own_url, max_connections=1)) as opened:  # whose statistics are then told at once
         yield opened
 
 
@@ -106,14 +106,16 @@ def rows_read(ledger: Ledger, table: str) -> int:
 
 
 def test_a_new_process_reads_only_what_is_new(ledger: Ledger) -> None:
-    accept(ledger, 5_000)
-    stand(ledger, {0: 4_001})
+    accept(ledger, 20_000)
+    with ledger.connection() as connection:
+        connection.execute("VACUUM ANALYZE batches")  # so that the planner knows the history as it does in production
+    stand(ledger, {0: 19_901})
     reader = Reader()
-    assert of(Watermarks(ledger), reader) == 4_000
-    stand(ledger, {0: 5_001})
+    assert of(Watermarks(ledger), reader) == 19_900
+    stand(ledger, {0: 20_001})
     before = rows_read(ledger, "batches")
-    assert of(Watermarks(ledger), reader) == 5_000
-    assert rows_read(ledger, "batches") - before < 2 * 1_000 + 100
+    assert of(Watermarks(ledger), reader) == 20_000
+    assert rows_read(ledger, "batches") - before <= 2 * 2 * 100
 
 
 def test_a_batch_that_is_not_published_is_waited_for(ledger: Ledger) -> None:
