@@ -6,6 +6,7 @@
     ├── NotFound                 404  what was asked for is not there
     ├── RequestTimeout           408  the body did not arrive in time
     ├── Conflict                 409  the first request with this key still runs
+    ├── OtherLedger              412  the rows are meant for a ledger that is not the one here
     ├── TooLarge                 413
     ├── UnsupportedMedia         415
     ├── Invalid                  422  well-formed, but not acceptable
@@ -49,6 +50,11 @@ class RequestTimeout(LogpipeError):
 class Conflict(LogpipeError):
     status = 409
     title = "Conflict"
+
+
+class OtherLedger(LogpipeError):
+    status = 412
+    title = "Another ledger"
 
 
 class TooLarge(LogpipeError):

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+LEDGER_HEADER = "Logpipe-Ledger"
+"""The HTTP header with a ledger's id. Replies of the ingest API name the ledger that it writes to, '' while it has not
+read the id; a request may name the ledger that its rows are meant for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:

@@ -12,7 +12,8 @@ from pydantic import create_model
 
 from services.core import metric_names
 from services.core.dataset import Dataset
-from services.core.errors import Invalid, TooLarge, UnsupportedMedia
+from services.core.errors import Invalid, OtherLedger, StoreDown, TooLarge, UnsupportedMedia
+from services.core.ledger import LEDGER_HEADER
 from services.core.rows import RowCodec, Rows
 from services.ingest_api import bodies
 from services.ingest_api.disk import DiskFloor
@@ -33,20 +34,22 @@ _EXAMPLES: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
-    """What the endpoints need; one a process, in `app.state.ingest`."""
+    """What the endpoints need; one per process, in `app.state.ingest`. `ledger`: its id, '' until it has been read."""
 
     service: IngestService
     in_flight: bodies.InFlight
     disk: DiskFloor
     max_body: int
+    ledger: Callable[[], str]
 
 
 def collect_router(datasets: tuple[Dataset, ...]) -> APIRouter:
     router = APIRouter(prefix="/api/collect", tags=["collect"])
 
     @router.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "UP"}
+    async def health(request: Request) -> Response:
+        ingest: Ingest = request.app.state.ingest
+        return JSONResponse({"status": "UP"}, headers={LEDGER_HEADER: ingest.ledger()})
 
     for dataset in datasets:
         codec = RowCodec(dataset)
@@ -92,6 +95,7 @@ def _endpoint(
             raise TooLarge(
                 f"the body has {announced} bytes; at most {ingest.max_body} are accepted: send several requests"
             )
+        _check_ledger(request, ingest.ledger())
         ingest.disk.check()
         ingest.in_flight.check(announced)
         with ingest.in_flight.reserve() as take:
@@ -112,7 +116,8 @@ def _endpoint(
         if many:
             reply["count"] = result.rows
         reply["duplicate"] = result.duplicate
-        return JSONResponse(reply)  # made here: FastAPI would copy and check it first
+        # FastAPI would copy and check a reply that it makes itself.
+        return JSONResponse(reply, headers={LEDGER_HEADER: ingest.ledger()})
 
     return collect
 
@@ -122,6 +127,15 @@ def _key(request: Request) -> str:
     if len(key) > MAX_KEY_LENGTH or not key.isascii():
         raise Invalid(f"Idempotency-Key: at most {MAX_KEY_LENGTH} ASCII characters")
     return key
+
+
+def _check_ledger(request: Request, ledger: str) -> None:
+    """A client that keeps a journal says which ledger it counts in: its rows are of no use to another one."""
+    wanted = request.headers.get(LEDGER_HEADER, "")
+    if wanted and not ledger:
+        raise StoreDown("postgres", "the ledger's id has not been read yet")
+    if wanted and wanted != ledger:
+        raise OtherLedger(f"the rows are meant for ledger {wanted[:36]!r}, and this is ledger {ledger}")
 
 
 def _decoder(request: Request, decoders: dict[str, Callable[[bytes], Rows]]) -> Callable[[bytes], Rows]:

@@ -70,7 +70,9 @@ def create_app(settings: IngestSettings) -> FastAPI:
         ]
         service = IngestService(committers, settings.ingest_group_rows, settings.ingest_group_wait)
         service.start()
-        app.state.ingest = Ingest(service, InFlight(settings.ingest_max_in_flight), disk, settings.ingest_max_body)
+        app.state.ingest = Ingest(
+            service, InFlight(settings.ingest_max_in_flight), disk, settings.ingest_max_body, upkeep.ledger
+        )
         yield
         await service.drain()
         await asyncio.to_thread(owner.stop, DRAIN_SECONDS)

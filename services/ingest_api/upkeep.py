@@ -6,6 +6,7 @@ import time
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
 from services.ledger import batches, schema
+from services.ledger.identity import ledger_id
 from services.postgres.connection import connect
 from services.runtime import logs
 from services.stores import postgres
@@ -27,6 +28,7 @@ class Upkeep:
         self._text_index = text_index
         self._stop = threading.Event()
         self._problem: str | None = None
+        self._ledger = ""
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
 
     def start(self) -> None:
@@ -41,6 +43,10 @@ class Upkeep:
     def problem(self) -> str | None:
         """Why partitions could not be made ahead; None when all is well."""
         return self._problem
+
+    def ledger(self) -> str:
+        """The id of the ledger; '' until it has been read."""
+        return self._ledger
 
     def stop(self) -> None:
         self._stop.set()
@@ -62,6 +68,7 @@ class Upkeep:
         with connect(self._url) as connection:
             for dataset in self._datasets:
                 postgres.ensure_partitions(connection, dataset, today, DAYS_AHEAD)
+            self._ledger = str(ledger_id(connection))
             batches.forget_requests(connection, self._key_hours)
 
     def _index_closed_days(self) -> None:

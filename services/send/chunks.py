@@ -14,6 +14,7 @@ from services.core.errors import InvalidRow, Malformed
 from services.core.rows import RowCodec
 from services.send.parse import Parser, Unparsed
 from services.send.source import MAX_LINE, Mark, Source, decode
+from services.send.years import ParserAt
 
 CHUNK_BYTES = 1 << 20  # of the file; as rows they are a few times that
 RECORD_BYTES = 64 << 10  # of a line and those joined to it
@@ -83,9 +84,10 @@ class _Piece:
 
 @dataclass(slots=True)
 class _Tail:
-    """Lines joined to row `index`, whose own line is `head`. `size`: bytes of them all."""
+    """Lines joined to row `index`, whose own line is `head`, of `parser`. `size`: bytes of them all."""
 
     index: int
+    parser: Parser
     head: str
     size: int
     lines: list[Line] = field(default_factory=list)
@@ -103,9 +105,9 @@ class _Tail:
 
 
 class Chunker:
-    def __init__(self, source: Source, parser: Parser, codec: RowCodec, rows: int) -> None:
+    def __init__(self, source: Source, parser_at: ParserAt, codec: RowCodec, rows: int) -> None:
         self._source = source
-        self._parser = parser
+        self._parser_at = parser_at
         self._validate: Callable[[bytes], object] = codec.decode_lines
         self._limit = rows
 
@@ -147,14 +149,17 @@ class Chunker:
         if piece.closed or piece.size - piece.full >= RECORD_BYTES:
             return False
         text, _ = decode(line)
-        return not text or self._parser.continues(text)
+        return not text or self._parser_at(piece.start.bytes).continues(text)
 
     def _chunk(self, piece: _Piece) -> Chunk:
         chunk = Chunk(piece.start.lines + 1, piece.end, self._source.offset())
-        parse = self._parser.row
+        offset = piece.start.bytes
         head, tail = "", None  # the line of the last row, '' when what was rejected came after it
+        row_parser = self._parser_at(offset)
         tails: list[_Tail] = []
         for number, raw in enumerate(piece.lines, chunk.first):
+            parser = self._parser_at(offset)
+            offset += len(raw)
             text, is_utf8 = decode(raw.removeprefix(_BOM) if number == 1 else raw)
             chunk.not_utf8 += not is_utf8
             if not text:
@@ -163,12 +168,12 @@ class Chunker:
             try:
                 if len(raw) >= MAX_LINE:
                     raise Unparsed(f"the line has {MAX_LINE} bytes or more")
-                row = parse(text)
+                row = parser.row(text)
             except Unparsed as error:
                 reason = str(error)
-                if head and len(raw) < MAX_LINE and self._parser.continues(text):
+                if head and len(raw) < MAX_LINE and parser.continues(text):
                     if tail is None:
-                        tail = _Tail(len(chunk.rows) - 1, head, len(chunk.raw[-1]))
+                        tail = _Tail(len(chunk.rows) - 1, row_parser, head, len(chunk.raw[-1]))
                         tails.append(tail)
                     if tail.add(number, raw, text):
                         continue
@@ -177,12 +182,12 @@ class Chunker:
                     head = ""
                 chunk.rejects.append(Reject(number, reason, raw))
                 continue
-            head, tail = text, None
+            head, row_parser, tail = text, parser, None
             chunk.numbers.append(number)
             chunk.raw.append(raw)
             chunk.rows.append(row)
         for tail in tails:
-            chunk.rows[tail.index] = parse(tail.head, tail.message)
+            chunk.rows[tail.index] = tail.parser.row(tail.head, tail.message)
             chunk.more[chunk.numbers[tail.index]] = tail.lines
         self._reject_invalid(chunk)
         return chunk

@@ -8,7 +8,7 @@ import aiohttp
 import click
 from rich.console import Console
 
-from services.core.errors import LogpipeError
+from services.core.errors import LogpipeError, OtherLedger
 from services.send.formats import FORMATS
 from services.send.parse import NDJSON
 from services.send.plan import Given, Plan
@@ -31,8 +31,9 @@ Other lines that do not parse, and rows that ingest refuses, go to the rejects f
 the exit code is 2.
 
 Each send is a new one: a file sent twice is stored twice. To go on after an interruption, or to send what a log file
-has grown by since, use --resume: it keeps the run's options and Idempotency-Keys, and stores nothing twice. Ingest
-remembers keys for 24 hours; resume an interrupted send within that time.
+has grown by since, use --resume: it keeps the run's options, years and Idempotency-Keys, and stores nothing twice. A
+resume is refused when the record of the earlier send is lost or damaged, and when the rows went to a pipeline that was
+wiped since. Ingest remembers keys for 24 hours; resume an interrupted send within that time.
 
 Exit codes: 0 all sent, 1 stopped by an error, 2 some lines rejected, 130 interrupted.
 
@@ -90,6 +91,9 @@ def main(path: str, rejects: str | None, resume: bool, **given: str | int | None
     except KeyboardInterrupt:
         console.print(f"interrupted; {again}")
         code = 130
+    except OtherLedger as error:
+        console.print(f"stopped: {error}")
+        code = 1
     except (LogpipeError, OSError) as error:
         console.print(f"stopped: {error}\n{again}")
         code = 1
@@ -104,6 +108,9 @@ async def _transfer(settings: SendSettings, plan: Plan, rejects: RejectsFile, vi
     headers = {"Authorization": f"Bearer {settings.token.get_secret_value()}"} if settings.token else {}
     async with aiohttp.ClientSession(headers=headers, timeout=TIMEOUT) as session:
         ingest = Ingest(session, settings.ingest_url, settings.send_patience, view.retrying)
+        ledger = await ingest.ledger()
+        if plan.journal:
+            plan.journal.bind(ledger)
         transfer = Transfer(ingest, plan.run, plan.journal, rejects.write, settings.send_in_flight, totals)
         bar = asyncio.create_task(view.keep_up())
         try:

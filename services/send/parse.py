@@ -1,7 +1,7 @@
-"""A line of a log file -> one row of the dataset `logs` in wire form; and which format a file has, which years."""
+"""A line of a log file -> one row of the dataset `logs` in wire form; and which format a file has."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, tzinfo
 from typing import Protocol
 
@@ -16,8 +16,7 @@ NDJSON = "ndjson"
 _ABSENT = (None, "", "-")
 _encode = msgspec.json.Encoder().encode
 
-_ANY_ZONE = timedelta(days=1)  # a file's times may be in a zone ahead of the one its own time is known in
-_OUT_OF_ORDER = timedelta(hours=1)  # lines that many writers share are not quite in order
+ANY_ZONE = timedelta(days=1)  # a file's times may be in a zone ahead of the one its own time is known in
 
 
 class Unparsed(Exception):
@@ -139,35 +138,13 @@ def make(form: Format | None, zone: tzinfo, window: Window, defaults: Defaults, 
 
 def detect(lines: Sequence[str], zone: tzinfo, now: datetime) -> tuple[str, int]:
     """The format that most of these lines parse as, and how many do; ('', 0) when no line does any."""
-    window = Window(until=now + _ANY_ZONE)
+    window = Window(until=now + ANY_ZONE)
     counts = {NDJSON: sum(map(_is_object, lines))}
     for name, form in FORMATS.items():
         parser = TextParser(form, zone, window, Defaults())
-        counts[name] = sum(_time(parser, line) is not None for line in lines)
+        counts[name] = sum(time_of(parser, line) is not None for line in lines)
     best = max(counts, key=lambda name: counts[name])
     return (best, counts[best]) if counts[best] else ("", 0)
-
-
-def window(
-    make_parser: Callable[[Window], Parser],
-    first: Iterable[str],
-    last: Sequence[str],
-    year: int | None,
-    zone: tzinfo,
-    modified: datetime,
-) -> Window:
-    """Which years the times of a file without years fall into.
-
-    With `year`, that is the year of the first line. Otherwise the last line's is the latest that is not after
-    `modified`, and no line is later than the last one: so December of a file that ends in March is the year before's.
-    """
-    if year is not None:
-        january = datetime(year, 1, 1, tzinfo=zone)
-        start = _first_time(make_parser(Window(since=january)), first)
-        return Window(since=max(start - _OUT_OF_ORDER, january) if start else january)
-    latest = modified + _ANY_ZONE
-    end = _first_time(make_parser(Window(until=latest)), reversed(last))
-    return Window(until=end + _OUT_OF_ORDER if end else latest)
 
 
 def _compile(form: Format, layout: Layout) -> Callable[[str], re.Match[str] | None]:
@@ -188,11 +165,7 @@ def _continued(form: Format) -> Callable[[str], bool]:
     return lambda line: is_trace(line) is not None
 
 
-def _first_time(parser: Parser, lines: Iterable[str]) -> datetime | None:
-    return next((time for line in lines if (time := _time(parser, line))), None)
-
-
-def _time(parser: Parser, line: str) -> datetime | None:
+def time_of(parser: Parser, line: str) -> datetime | None:
     if not isinstance(parser, TextParser):
         return None
     try:

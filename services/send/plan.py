@@ -9,17 +9,18 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from services.core.errors import Invalid
+from services.core.errors import Invalid, NeedsOperator
 from services.core.rows import RowCodec
 from services.datasets import find
-from services.send import parse
+from services.send import parse, years
 from services.send.chunks import Chunk, Chunker
 from services.send.formats import FORMATS, ISO, Format
 from services.send.journal import Journal, Options, Progress
 from services.send.levels import standard_level
-from services.send.parse import NDJSON, Defaults, Parser
+from services.send.parse import NDJSON, Defaults
 from services.send.source import Mark, Source, decode
 from services.send.times import Window
+from services.send.years import MakeParser, ParserAt, Stretch
 
 _DETECTION_LINES = 100
 
@@ -54,12 +55,12 @@ class Plan:
         with ExitStack() as opened:
             self.source = opened.enter_context(closing(Source(path)))
             self.journal = None if path == "-" else opened.enter_context(closing(Journal(folder, path)))
-            recorded = self.journal.progress if self.journal else None
-            if resume and recorded:
+            if resume and self.journal:
+                recorded = self.journal.load()
                 _refuse_changes(given, recorded.options)
                 self._go_on(recorded, say)
             else:
-                self._begin(self._options(given, request_rows, say), recorded, say)
+                self._begin(self._options(given, request_rows, say), say)
             self.close = opened.pop_all().close
 
     def chunks(self) -> Iterator[Chunk]:
@@ -68,19 +69,33 @@ class Plan:
     def _go_on(self, recorded: Progress, say: Callable[[str], None]) -> None:
         self.resumed, self.run = True, recorded.run
         self._cuts = [begun.end for begun in recorded.begun]
-        self._chunker = self._make_chunker(recorded.options)
+        make = self._parser_maker(recorded.options)
+        is_untouched = not recorded.done.bytes and not recorded.begun
+        if recorded.years and not is_untouched:
+            lines, size = self._last()
+            recorded.years = years.followed(years.needed(recorded.years, recorded.done.bytes), make, lines, size)
+        else:
+            recorded.years = self._years(make, recorded.options)
+        self._chunker = self._make_chunker(recorded.options, self._parser_at(make, recorded.years))
         self.source.skip(recorded.done)
-        say(f"resuming after line {recorded.done.lines}, format {recorded.options.format or 'of --pattern'}")
+        said = f"resuming after line {recorded.done.lines}, format {recorded.options.format or 'of --pattern'}"
+        if not recorded.ledger:
+            said += "; the record does not name its ledger and is bound to the one that ingest writes to now"
+        if recorded.years and (since := recorded.years[-1].window.since):
+            said += f"; times without a year go on from {since.astimezone(_zone(recorded.options.timezone)):%Y-%m-%d}"
+        say(said)
 
-    def _begin(self, options: Options, recorded: Progress | None, say: Callable[[str], None]) -> None:
+    def _begin(self, options: Options, say: Callable[[str], None]) -> None:
         self.resumed, self._cuts = False, []
-        self._chunker = self._make_chunker(options)
-        if recorded and recorded.begun:
+        make = self._parser_maker(options)
+        stretches = self._years(make, options)
+        self._chunker = self._make_chunker(options, self._parser_at(make, stretches))
+        if self.journal and self.journal.was_interrupted():
             say("an earlier send of this file was interrupted: this one begins anew (--resume would go on with it)")
-        self.run = self.journal.start(options).run if self.journal else uuid4().hex
+        self.run = self.journal.start(options, stretches).run if self.journal else uuid4().hex
 
-    def _make_chunker(self, options: Options) -> Chunker:
-        return Chunker(self.source, self._parser(options), RowCodec(find("logs")), options.request_rows)
+    def _make_chunker(self, options: Options, parser_at: ParserAt) -> Chunker:
+        return Chunker(self.source, parser_at, RowCodec(find("logs")), options.request_rows)
 
     def _options(self, given: Given, request_rows: int, say: Callable[[str], None]) -> Options:
         if given.pattern and given.format:
@@ -115,23 +130,35 @@ class Plan:
             say(f"format {name}: {count} of the first {len(lines)} lines parse")
         return name or NDJSON
 
-    def _parser(self, options: Options) -> Parser:
+    def _parser_maker(self, options: Options) -> MakeParser:
         form: Format | None = None
         if options.pattern:
             form = parse.custom(options.pattern, options.time_format)
         elif options.format != NDJSON:
-            form = FORMATS[options.format]
+            form = FORMATS.get(options.format)
+            if form is None:
+                raise NeedsOperator(f"this release does not know the format {options.format!r} of the run to resume")
         zone = _zone(options.timezone)
         defaults = Defaults(options.level, options.service, options.host)
+        return lambda window: parse.make(form, zone, window, defaults, self.source.name.partition(".")[0])
 
-        def make(window: Window) -> Parser:
-            return parse.make(form, zone, window, defaults, self.source.name.partition(".")[0])
+    def _years(self, make: MakeParser, options: Options) -> list[Stretch]:
+        """None for a format whose times have a year, and for a pipe, unless the year is given."""
+        if not make(Window()).yearless or (self.journal is None and options.year is None):
+            return []
+        lines, size = self._last() if self.journal else ([], 0)
+        zone, now = _zone(options.timezone), self.source.modified()
+        return years.decided(make, self._first(), lines, size, options.year, zone, now)
 
-        parser = make(Window(until=self.source.modified()))
-        if not parser.yearless:
-            return parser
-        last = [decode(line)[0] for line in self.source.last()]
-        return make(parse.window(make, self._first(), last, options.year, zone, self.source.modified()))
+    def _parser_at(self, make: MakeParser, stretches: list[Stretch]) -> ParserAt:
+        if stretches:
+            return years.of_file(make, stretches)
+        parser = make(Window())
+        return years.of_pipe(make, self.source.modified) if parser.yearless else lambda offset: parser
+
+    def _last(self) -> tuple[list[str], int]:
+        lines, size = self.source.last()
+        return [decode(line)[0] for line in lines], size
 
     def _first(self) -> list[str]:
         return [decode(line)[0] for line in self.source.first(_DETECTION_LINES)]

@@ -125,15 +125,16 @@ class Source:
             pass  # a pipe's first bytes end anywhere; a broken file is reported when it is read in earnest
         return found
 
-    def last(self) -> list[bytes]:
-        """The last lines (a compressed file is read whole for them); of a pipe none."""
-        if self._pipe:
-            return []
+    def last(self) -> tuple[list[bytes], int]:
+        """The last lines of a file, and its bytes, decompressed: a compressed file is read whole for them."""
         with _translated(), self._path.open("rb") as file, _decompressed(file, _peek(file)) as stream:
+            size, blocks = 0, deque[bytes](maxlen=2)
             if stream is file:
-                file.seek(-min(_TAIL_BYTES, self._path.stat().st_size), os.SEEK_END)
-            blocks = deque(iter(lambda: stream.read(_TAIL_BYTES), b""), maxlen=2)
-        return b"".join(blocks).splitlines()
+                size = file.seek(-min(_TAIL_BYTES, self._path.stat().st_size), os.SEEK_END)
+            while block := stream.read(_TAIL_BYTES):
+                size += len(block)
+                blocks.append(block)
+        return b"".join(blocks).splitlines(), size
 
     def close(self) -> None:
         self._file.close()

@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -17,15 +17,21 @@ from services.core.errors import (
     InvalidRow,
     LogpipeError,
     Malformed,
+    OtherLedger,
     StoreDown,
     Unauthorized,
 )
+from services.core.ledger import LEDGER_HEADER
 from services.send.chunks import Chunk, Reject
-from services.send.journal import Journal
+from services.send.journal import ANEW, Journal
 
 _ROUTE = "/api/collect/logs"
+_HEALTH = "/api/collect/health"
 TIMEOUT = aiohttp.ClientTimeout(total=120, sock_connect=5)
 _PAUSES = (0.1, 10.0)  # seconds: the first between two tries, doubled up to the last
+
+
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -46,23 +52,36 @@ class Totals:
 
 
 class Ingest:
-    """The client of one route. `patience`: seconds to go on trying a request after its first failure."""
+    """The client of one route. `patience`: seconds to go on trying a request after its first failure.
+
+    Raises OtherLedger when the ledger is another one than `ledger` found, and then nothing of the request is stored.
+    """
 
     def __init__(
         self, session: aiohttp.ClientSession, url: str, patience: float, on_retry: Callable[[str], None]
     ) -> None:
         self._session = session
         self._url = url.rstrip("/") + _ROUTE
+        self._health = url.rstrip("/") + _HEALTH
+        self._ledger = ""
         self._patience = patience
         self._on_retry = on_retry
 
+    async def ledger(self) -> str:
+        """The id of the ledger that rows go to; '' when ingest is of a release that does not tell it."""
+        self._ledger = await self._retried(self._get_ledger)
+        return self._ledger
+
     async def send(self, key: str, body: bytes) -> bool:
         """Returns whether ingest had it already. Raises InvalidRow, or the last error when patience is at its end."""
+        return await self._retried(lambda: self._post(key, body))
+
+    async def _retried(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         pause, limit = _PAUSES
         give_up = 0.0
         while True:
             try:
-                return await self._post(key, body)
+                return await attempt()
             except (Backpressure, Conflict, StoreDown) as error:
                 now = time.monotonic()
                 give_up = give_up or now + self._patience
@@ -73,8 +92,22 @@ class Ingest:
                 await asyncio.sleep(wait)
                 pause = min(pause * 2, limit)
 
+    async def _get_ledger(self) -> str:
+        try:
+            async with self._session.get(self._health) as response:
+                if response.status != 200:
+                    raise _error(response.status, response.headers.get("Retry-After", ""), await response.read())
+                ledger = response.headers.get(LEDGER_HEADER)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise StoreDown("ingest", str(error) or type(error).__name__) from error
+        if ledger == "":
+            raise StoreDown("ingest", "it has not read yet which ledger it writes to")
+        return ledger or ""
+
     async def _post(self, key: str, body: bytes) -> bool:
         headers = {"Content-Type": "application/x-ndjson", "Idempotency-Key": key}
+        if self._ledger:
+            headers[LEDGER_HEADER] = self._ledger
         try:
             async with self._session.post(self._url, data=body, headers=headers) as response:
                 content = await response.read()
@@ -166,6 +199,8 @@ def _error(status: int, retry_after: str, content: bytes) -> LogpipeError:
         problem = msgspec.json.decode(content, type=dict[str, Any])
     detail = f"{status} {problem.get('detail') or content[:200].decode(errors='replace')}".strip()
     match status:
+        case 412:
+            return OtherLedger(f"the pipeline was wiped while this ran ({detail}): {ANEW}")
         case 409:
             return Conflict(detail)
         case 429 | 502 | 503 | 504:

@@ -80,6 +80,19 @@ def test_the_replies_of_the_contract(ingest: httpx.Client) -> None:
     assert post(ingest, [EVENT], "activities").json()["count"] == 1
 
 
+def test_replies_name_the_ledger_and_rows_for_another_one_are_refused(
+    ingest: httpx.Client, ledger: psycopg.Connection[Any]
+) -> None:
+    known = (ledger.execute("SELECT id::text FROM ledger").fetchone() or ("",))[0]
+    assert ingest.get("/api/collect/health").headers["Logpipe-Ledger"] == known
+    stored = total(ledger)
+    assert post(ingest, [LOG], **{"Logpipe-Ledger": known}).headers["Logpipe-Ledger"] == known
+    refused = post(ingest, [LOG], **{"Logpipe-Ledger": "2b1a4c52-0000-4000-8000-000000000000"})
+    assert refused.status_code == 412
+    assert known in refused.json()["detail"]
+    assert total(ledger) == stored + 1
+
+
 def test_a_reply_means_the_rows_are_stored_as_the_ledger_says(
     ingest: httpx.Client, ledger: psycopg.Connection[Any], postgres_url: str
 ) -> None:

@@ -16,8 +16,9 @@ from services.core.rows import RowCodec
 from services.datasets import find
 from services.send.formats import FORMATS, ISO, Format
 from services.send.levels import LEVELS
-from services.send.parse import Defaults, NdjsonParser, TextParser, Unparsed, custom, detect, window
+from services.send.parse import Defaults, NdjsonParser, TextParser, Unparsed, custom, detect
 from services.send.times import TimeParser, Window
+from services.send.years import decided
 
 NOW = datetime(2024, 3, 10, 12, tzinfo=UTC)
 LOGHUB = Path(__file__).parents[3] / "shared/data/loghub"
@@ -282,7 +283,7 @@ def years(lines: list[str], modified: datetime, year: int | None = None, zone: t
     def make(within: Window) -> TextParser:
         return TextParser(form, zone, within, Defaults())
 
-    chosen = make(window(make, lines, lines, year, zone, modified))
+    chosen = make(decided(make, lines, lines, 1, year, zone, modified)[0].window)
     return [chosen.time(line).astimezone(zone).year for line in lines]
 
 

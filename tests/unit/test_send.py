@@ -9,16 +9,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 import zstandard
 from click.testing import CliRunner, Result
 
 from services.core.errors import InvalidRow
+from services.core.ledger import LEDGER_HEADER
 from services.core.rows import RowCodec
 from services.datasets import find
 from services.send.chunks import Chunker
@@ -27,6 +29,7 @@ from services.send.main import main
 from services.send.parse import Defaults, TextParser
 from services.send.source import Mark, Source
 from services.send.times import Window
+from services.send.years import of_pipe
 
 CODEC = RowCodec(find("logs"))
 Answer = tuple[int, dict[str, str], dict[str, Any]]
@@ -40,9 +43,11 @@ class Ingest(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
+        self.ledger: str | None = str(uuid4())
         self.stored: dict[str, bytes] = {}
         self.requests: list[tuple[str, bytes]] = []
         self.tokens: set[str] = set()
+        self.looks = 0
         self.meddle: Callable[[int, str, bytes], Answer | str | None] = lambda number, key, body: None
         self._lock = threading.Lock()
 
@@ -54,7 +59,7 @@ class Ingest(ThreadingHTTPServer):
     def messages(self) -> list[str]:
         return sorted(row["message"] for row in self.rows)
 
-    def answer(self, key: str, body: bytes) -> Answer | str:
+    def answer(self, key: str, body: bytes, wanted: str | None) -> Answer | str:
         """What to reply; "drop": store and hang up."""
         with self._lock:
             self.requests.append((key, body))
@@ -63,6 +68,8 @@ class Ingest(ThreadingHTTPServer):
         if meddled and meddled != "drop":
             return meddled
         with self._lock:
+            if wanted not in (None, self.ledger):
+                return 412, {}, {"detail": f"the rows are meant for ledger {wanted}"}
             if (before := self.stored.get(key)) is not None and before != body:
                 return 422, {}, {"detail": "same key, another body"}
             try:
@@ -79,17 +86,25 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Ingest
 
+    def do_GET(self) -> None:
+        assert self.path == "/api/collect/health"
+        self.server.looks += 1
+        ledger = self.server.ledger
+        self.reply(200, {} if ledger is None else {LEDGER_HEADER: ledger}, {"status": "UP"})
+
     def do_POST(self) -> None:
         assert self.path == "/api/collect/logs"
         assert self.headers["Content-Type"] == "application/x-ndjson"
         self.server.tokens.add(self.headers.get("Authorization", ""))
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        answer = self.server.answer(self.headers["Idempotency-Key"], body)
+        answer = self.server.answer(self.headers["Idempotency-Key"], body, self.headers.get(LEDGER_HEADER))
         if isinstance(answer, str):
             self.close_connection = True
             self.connection.close()
             return
-        status, headers, content = answer
+        self.reply(*answer)
+
+    def reply(self, status: int, headers: dict[str, str], content: dict[str, Any]) -> None:
         encoded = json.dumps(content).encode()
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(encoded))}.items():
@@ -466,6 +481,213 @@ def test_the_years_of_a_syslog_file(ingest: Ingest) -> None:
     assert [row["timestamp"][:4] for row in ingest.rows] == ["2005", "2006"]
 
 
+def syslog(moment: str, message: str) -> str:
+    return f"{moment} h a: {message}\n"
+
+
+def years(ingest: Ingest) -> dict[str, str]:
+    return {row["message"]: row["timestamp"][:10] for row in ingest.rows}
+
+
+def touched(year: int, month: int, day: int) -> None:
+    moment = datetime(year, month, day, 12, tzinfo=UTC).timestamp()
+    os.utime("app.log", (moment, moment))
+
+
+def test_a_resumed_file_keeps_the_year_of_its_first_run_whatever_its_own_time_says(ingest: Ingest) -> None:
+    text = write(syslog("Nov 26 12:00:00", "first")) and Path("app.log").read_text()
+    touched(2026, 11, 26)
+    send("app.log")
+    for moment, message, mtime in (
+        ("Nov 26 13:00:00", "restored", (2025, 11, 30)),
+        ("Nov 27 13:00:00", "copied", (2027, 1, 3)),
+        ("Jan  2 00:00:00", "after New Year's Eve", (2026, 1, 3)),
+        ("Dec 30 00:00:00", "a year after the first run", (2030, 1, 1)),
+        ("Jan  1 00:00:00", "after another New Year's Eve", (2020, 1, 1)),
+    ):
+        text += syslog(moment, message)
+        write(text)
+        touched(*mtime)
+        result = send("app.log", "--resume")
+        assert result.exit_code == 0, result.stderr
+        assert "times without a year go on from 20" in result.stderr
+    assert years(ingest) == {
+        "first": "2026-11-26",
+        "restored": "2026-11-26",
+        "copied": "2026-11-27",
+        "after New Year's Eve": "2027-01-02",
+        "a year after the first run": "2027-12-30",
+        "after another New Year's Eve": "2028-01-01",
+    }
+
+
+def test_a_chunk_under_way_is_sent_again_with_its_years_after_the_file_has_grown_past_new_year(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGPIPE_SEND_PATIENCE", "0")
+    ingest.meddle = lambda number, key, body: "drop"
+    old = "".join(syslog(f"Dec 31 23:59:{n:02}", f"old{n:02}") for n in range(14))
+    write(syslog("Feb  3 00:00:00", "oldest") + old)
+    touched(2026, 12, 31)
+    assert send("app.log").exit_code == 1
+    ingest.meddle = lambda number, key, body: None
+    new = "".join(syslog(f"Jan  1 00:00:{n:02}", f"new{n:02}") for n in range(14))
+    write(syslog("Feb  3 00:00:00", "oldest") + old + new)
+    touched(2027, 1, 1)
+    result = send("app.log", "--resume")
+    assert result.exit_code == 0, result.stderr
+    assert len(ingest.requests) > len(ingest.stored)  # the same bodies under the same keys
+    assert years(ingest) == {
+        "oldest": "2026-02-03",
+        **{f"old{n:02}": "2026-12-31" for n in range(14)},
+        **{f"new{n:02}": "2027-01-01" for n in range(14)},
+    }
+
+
+def test_a_pipe_that_flows_past_new_year_goes_on_in_the_new_year() -> None:
+    days = ((2026, 12, 30), (2027, 1, 3), (2027, 12, 30))
+    moments = [datetime(*day, tzinfo=UTC) for day in days]
+    clock = [moments[0]]
+
+    def make(window: Window) -> TextParser:
+        return TextParser(FORMATS["syslog"], UTC, window, Defaults())
+
+    parser_at = of_pipe(make, lambda: clock[0])
+    for clock[0] in moments:
+        row = json.loads(parser_at(0).row(f"{clock[0]:%b %d} 00:00:00 h a: x"))
+        assert row["timestamp"] == f"{clock[0]:%Y-%m-%d}T00:00:00Z"
+
+
+def journal() -> Path:
+    (file,) = Path("state").glob("*.progress")
+    return file
+
+
+def test_a_resume_is_refused_after_the_pipeline_was_wiped(ingest: Ingest) -> None:
+    send(write(lines(1, 30)))
+    ingest.ledger, ingest.stored, asked = str(uuid4()), {}, len(ingest.requests)
+    kept = journal().read_bytes()
+    write(lines(1, 40))
+    result = send("app.log", "--resume")
+    assert result.exit_code == 1
+    assert "the pipeline was wiped" in result.stderr
+    assert "run without --resume to send the whole file" in result.stderr
+    assert len(ingest.requests) == asked
+    assert journal().read_bytes() == kept
+    assert send("app.log").exit_code == 0
+    assert ingest.messages == messages(1, 40)
+
+
+def test_a_ledger_that_changes_under_a_run_stops_it_and_stores_nothing_more(ingest: Ingest) -> None:
+    def wiped(number: int, key: str, body: bytes) -> None:
+        if number == 3:
+            ingest.ledger, ingest.stored = str(uuid4()), {}
+
+    ingest.meddle = wiped
+    result = send(write(lines(1, 95)))
+    assert result.exit_code == 1
+    assert "wiped while this ran" in result.stderr
+    assert "go on with" not in result.stderr
+    assert not ingest.stored
+    assert send("app.log", "--resume").exit_code == 1
+    assert not ingest.stored
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), "no record of an earlier send"),
+        (lambda file: file.write_bytes(b""), "is damaged"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-20]), "is damaged"),
+        (lambda file: file.write_bytes(b"\xff\x00\x80"), "is damaged"),
+        (lambda file: file.write_bytes(b"null"), "is damaged"),
+        (lambda file: changed(file, version=3), "newer release"),
+        (lambda file: changed(file, path="/other.log"), "the record of another file"),
+    ],
+    ids=["lost", "empty", "cut", "binary", "null", "newer", "another file's"],
+)
+def test_a_journal_that_tells_nothing_for_certain_refuses_the_resume(
+    ingest: Ingest, damage: Callable[[Path], object], message: str
+) -> None:
+    send(write(lines(1, 30)))
+    asked = len(ingest.requests)
+    damage(journal())
+    write(lines(1, 40))
+    result = send("app.log", "--resume")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "run without --resume to send the whole file" in result.stderr
+    assert len(ingest.requests) == asked
+    assert send("app.log").exit_code == 0
+    assert len(ingest.rows) == 70
+
+
+def changed(file: Path, **fields: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | fields))
+
+
+def test_a_journal_of_the_last_release_is_bound_once(ingest: Ingest) -> None:
+    send(write(lines(1, 30)))
+    kept = json.loads(journal().read_bytes())
+    journal().write_text(json.dumps({name: kept[name] for name in ("path", "run", "options", "done", "begun")}))
+    write(lines(1, 40))
+    result = send("app.log", "--resume")
+    assert result.exit_code == 0
+    assert "is bound to the one that ingest writes to now" in result.stderr
+    assert ingest.messages == messages(1, 40)
+    ingest.ledger = str(uuid4())
+    write(lines(1, 50))
+    assert send("app.log", "--resume").exit_code == 1
+    assert ingest.messages == messages(1, 40)
+
+
+def test_an_ingest_api_of_the_last_release_names_no_ledger(ingest: Ingest) -> None:
+    ingest.ledger = None
+    assert send(write(lines(1, 30))).exit_code == 0
+    ingest.ledger = str(uuid4())
+    write(lines(1, 40))
+    assert send("app.log", "--resume").exit_code == 0
+    ingest.ledger = None
+    write(lines(1, 50))
+    result = send("app.log", "--resume")
+    assert result.exit_code == 1
+    assert "update it, then resume" in result.stderr
+    assert ingest.messages == messages(1, 40)
+
+
+def test_an_ingest_api_that_has_not_read_its_ledgers_id_is_waited_for(ingest: Ingest) -> None:
+    ledger, ingest.ledger = ingest.ledger, ""
+
+    def read() -> None:
+        until(lambda: ingest.looks > 1)
+        ingest.ledger = ledger
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    assert send(write(lines(1, 30))).exit_code == 0
+    reading.join()
+    assert json.loads(journal().read_bytes())["ledger"] == ledger
+
+
+def test_the_journal_is_on_disk_before_it_replaces_the_old_one(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name.rpartition(".")[2])
+        fsync(descriptor)
+
+    def noted_replace(draft: Path, target: Path) -> Path:
+        synced.append("replaced")
+        return replace(draft, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    send(write(lines(1, 3)))
+    assert synced
+    assert synced == ["draft", "replaced", "state"] * (len(synced) // 3)
+
+
 def command(*args: str, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "services", "send", *args],
@@ -526,7 +748,7 @@ def test_a_second_of_a_live_pipe_does_not_end_a_record() -> None:
             return 0
 
     text = TextParser(FORMATS["log4j"], UTC, Window(), Defaults(), "s")
-    chunks = list(Chunker(cast(Source, Pipe()), text, CODEC, rows=10).chunks())
+    chunks = list(Chunker(cast(Source, Pipe()), lambda offset: text, CODEC, rows=10).chunks())
     assert [(chunk.first, chunk.lines, len(chunk.rows)) for chunk in chunks] == [(1, 4, 2), (5, 1, 1)]
     assert json.loads(chunks[0].rows[1])["message"] == "m0002\n\tat 1\n\tat 2"
 
