@@ -1,7 +1,7 @@
-"""Answers kept in Redis: a question to one engine as of one batch has one answer.
+"""Answers kept in Redis: a question to one engine as of one batch, in one scope (see `scopes`), has one answer.
 
-Redis is a help, never a need: when it is away or hangs, the store answers, and Redis is left alone for a while. What
-retention drops may be answered until the kept answer's time is up.
+Redis is a help, never a need: when it is away or hangs, the store answers, and Redis is left alone for a while. An
+answer with rows that retention was about to drop, given after the floor was raised, is kept until its time is up.
 """
 
 import time
@@ -54,10 +54,10 @@ class AnswerCache:
         self._clock = clock
         self._rest_until = 0.0
 
-    def answer(self, engine: str, question: Question, as_of: int, ask: Callable[[], Answer]) -> Answer:
+    def answer(self, engine: str, scope: str, question: Question, as_of: int, ask: Callable[[], Answer]) -> Answer:
         """The answer that is kept, by method "cache" and with the store's time when it gave it; else that of `ask`."""
         # The text of a question holds its dataset's whole description: when that changes, so does the key.
-        key = f"logpipe:{xxhash.xxh3_128_hexdigest(repr((engine, question, as_of)).encode())}"
+        key = f"logpipe:{xxhash.xxh3_128_hexdigest(repr((engine, scope, question, as_of)).encode())}"
         found = self._try(lambda: self._redis.get(key))
         if isinstance(found, bytes):
             with suppress(msgspec.DecodeError):  # written by another version

@@ -17,6 +17,7 @@ from services.ledger.watermark import Watermarks
 from services.query_api import alerts, reports
 from services.query_api.cache import CacheSettings, open_cache
 from services.query_api.endpoints import router
+from services.query_api.scopes import Scopes
 from services.query_api.service import QueryService
 from services.runtime import logs
 from services.runtime.health import Readiness
@@ -50,7 +51,8 @@ def application(settings: QuerySettings) -> FastAPI:
         names = stores.readers()
         readers, engines = map(stores.open_reader, names), {name: stores.engines(name) for name in names}
         cache = open_cache(settings)
-        service = QueryService(list(readers), known, watermarks, engines, settings.query_seconds, cache)
+        scopes = Scopes(ledger)
+        service = QueryService(list(readers), known, watermarks, engines, settings.query_seconds, cache, scopes)
         app.state.service = service
         readiness.add("ledger", lambda: _problem(watermarks))
         measuring = asyncio.create_task(_measure(service))

@@ -18,6 +18,7 @@ from services.core.queries import Answer, Question, StatsQuestion
 from services.ledger.watermark import Watermarks
 from services.query_api.cache import AnswerCache
 from services.query_api.engines import Engine, OpenReader, Store
+from services.query_api.scopes import Scopes
 from services.runtime import metrics
 
 _KINDS = {"ListQuestion": "list", "AggregateQuestion": "aggregate", "StatsQuestion": "stats"}
@@ -67,7 +68,8 @@ class Comparison:
 class QueryService:
     """`engines`: by name of store, its other engines by name. `seconds`: what a question may take.
 
-    `cache`: keeps the answers of single stores, unless they are asked for a scan; it is the caller's to close.
+    `cache`: keeps the answers of single stores, unless they are asked for a scan; it is the caller's to close. Answers
+    are kept in the scope that `scopes` gives them.
     """
 
     def __init__(
@@ -78,12 +80,14 @@ class QueryService:
         engines: Mapping[str, Mapping[str, OpenReader]] | None = None,
         seconds: float = QUESTION_SECONDS,
         cache: AnswerCache | None = None,
+        scopes: Scopes | None = None,
     ) -> None:
         self._stores = {reader.route: Store.of(reader, (engines or {}).get(reader.name, {})) for reader in readers}
         self._datasets = datasets
         self._watermarks = watermarks
         self._seconds = seconds
         self._cache = cache
+        self._scopes = scopes
 
     def ask(
         self,
@@ -197,9 +201,11 @@ class QueryService:
 
     def _kept(self, engine: Engine, question: Question, as_of: int, deadline: float, *, use_cache: bool) -> Answer:
         ask = partial(self._answer, engine, question, as_of, deadline)
-        if self._cache is None or question.scan or not use_cache:
+        if self._cache is None or self._scopes is None or question.scan or not use_cache:
             return ask()
-        return self._cache.answer(engine.label, question, as_of, ask)
+        if (scope := self._scopes.of(engine.store, question.dataset)) is None:
+            return ask()
+        return self._cache.answer(engine.label, scope, question, as_of, ask)
 
     def _answer(self, engine: Engine, question: Question, as_of: int, deadline: float) -> Answer:
         reader = engine.reader()

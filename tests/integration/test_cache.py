@@ -7,18 +7,23 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
 from pydantic import SecretStr
 
 from services.core.dataset import Column, Dataset
+from services.core.errors import StoreDown
 from services.core.ports import StoreReader
 from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
 from services.datasets.logs import DATASET as LOGS
+from services.ledger import schema
 from services.ledger.watermark import Watermarks
 from services.local.stack import Stack
+from services.postgres.connection import connect
 from services.query_api import cache as module
 from services.query_api.cache import AnswerCache, CacheSettings, open_cache
+from services.query_api.scopes import Scopes
 from services.query_api.service import QueryService
 from services.stores.memory import MemoryStore
 from tests.conftest import running
@@ -70,10 +75,19 @@ def url(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_kept_answer_is_the_same_but_for_its_method(url: str) -> None:
     store = Store()
     with closing(AnswerCache(url, 60, 10_000)) as cache:
-        first = cache.answer("same", QUESTION, 9, store.ask)
+        first = cache.answer("same", "scope", QUESTION, 9, store.ask)
         assert (first.method, first.rows[0][0]) == ("rollup", 1)
-        kept = cache.answer("same", QUESTION, 9, store.ask)
+        kept = cache.answer("same", "scope", QUESTION, 9, store.ask)
     assert repr(kept) == repr(replace(first, method="cache"))
+
+
+class OneScope:
+    """In place of Scopes; None: it is not known."""
+
+    scope: str | None = "scope"
+
+    def of(self, reader: StoreReader, dataset: Dataset) -> str | None:
+        return self.scope
 
 
 OTHERS: list[tuple[str, Question, int]] = [
@@ -92,30 +106,79 @@ def test_whatever_differs_has_an_answer_of_its_own(url: str) -> None:
     store = Store()
     with closing(AnswerCache(url, 60, 10_000)) as cache:
         for engine, question, as_of in [("postgres", QUESTION, 9), *OTHERS]:
-            assert cache.answer(engine, question, as_of, store.ask).method == "rollup"
+            assert cache.answer(engine, "scope", question, as_of, store.ask).method == "rollup"
         for engine, question, as_of in [("postgres", QUESTION, 9), *OTHERS]:
-            assert cache.answer(engine, question, as_of, store.ask).method == "cache"
+            assert cache.answer(engine, "scope", question, as_of, store.ask).method == "cache"
+
+
+def test_an_answer_of_another_ledger_table_or_floor_is_not_given(url: str) -> None:
+    reader, scopes = Counting(), OneScope()
+    with closing(AnswerCache(url, 60, 10_000)) as cache:
+        service = QueryService([reader], [LOGS], cast(Watermarks, Settled()), cache=cache, scopes=cast(Scopes, scopes))
+
+        def method() -> str:
+            return service.ask("counting", AggregateQuestion(LOGS, "host"), 3).answer.method
+
+        assert [method(), method()] == ["scan", "cache"]
+        scopes.scope = "another"
+        assert [method(), method()] == ["scan", "cache"]
+        scopes.scope = None
+        assert [method(), method()] == ["scan", "scan"]
+        service.close()
+
+
+def test_a_scope_is_read_once_a_second_and_kept_while_the_ledger_is_away(postgres_url: str) -> None:
+    now = [100.0]
+    with connect(postgres_url) as connection:
+        schema.prepare(connection)
+        with connection.transaction(force_rollback=True):
+            reader, ledger = Counting(), MagicMock()
+            ledger.connection.return_value.__enter__.return_value = connection
+            scopes = Scopes(ledger, lambda: now[0])
+
+            last = [scopes.of(reader, LOGS)]
+
+            def changed() -> bool:
+                assert scopes.of(reader, LOGS) == last[0]  # within the second
+                now[0] += 1
+                before, last[0] = last[0], scopes.of(reader, LOGS)
+                return last[0] != before
+
+            assert not changed()
+            connection.execute("UPDATE ledger SET id = gen_random_uuid()")
+            assert changed()
+            connection.execute(
+                "INSERT INTO floors (dataset, batch_id) VALUES ('logs', 1 << 30)"
+                " ON CONFLICT (dataset) DO UPDATE SET batch_id = excluded.batch_id"
+            )
+            assert changed()
+            reader.table_id = lambda dataset: "made anew"  # type: ignore[method-assign]
+            assert changed()
+            ledger.connection.side_effect = StoreDown("postgres", "down")
+            assert not changed()
+            assert scopes.of(reader, LOGS) is not None
+            assert Scopes(ledger).of(reader, LOGS) is None
 
 
 def test_large_and_old_answers_are_not_kept(url: str) -> None:
     store = Store()
     with closing(AnswerCache(url, 60, 20)) as cache:
-        assert [cache.answer("large", QUESTION, 9, store.ask).method for _ in range(2)] == ["rollup", "rollup"]
+        assert [cache.answer("large", "scope", QUESTION, 9, store.ask).method for _ in range(2)] == ["rollup", "rollup"]
     with closing(AnswerCache(url, 1, 10_000)) as cache:
-        cache.answer("old", QUESTION, 9, store.ask)
+        cache.answer("old", "scope", QUESTION, 9, store.ask)
         deadline = time.monotonic() + 30
-        while cache.answer("old", QUESTION, 9, store.ask).method == "cache":
+        while cache.answer("old", "scope", QUESTION, 9, store.ask).method == "cache":
             assert time.monotonic() < deadline
 
 
 def test_what_another_version_wrote_is_not_an_answer(url: str) -> None:
     store = Store()
     with closing(AnswerCache(url, 60, 10_000)) as cache:
-        cache.answer("version", QUESTION, 9, store.ask)
+        cache.answer("version", "scope", QUESTION, 9, store.ask)
         for key in cache._redis.scan_iter("logpipe:*"):
             cache._redis.set(key, b"\xc1")
-        assert cache.answer("version", QUESTION, 9, store.ask).rows[0][0] == 2
-        assert cache.answer("version", QUESTION, 9, store.ask).method == "cache"
+        assert cache.answer("version", "scope", QUESTION, 9, store.ask).rows[0][0] == 2
+        assert cache.answer("version", "scope", QUESTION, 9, store.ask).method == "cache"
 
 
 def test_a_redis_that_went_away_is_left_alone_and_found_again(stack: Stack, url: str) -> None:
@@ -123,7 +186,7 @@ def test_a_redis_that_went_away_is_left_alone_and_found_again(stack: Stack, url:
     with closing(AnswerCache(url, 60, 10_000, lambda: now[0])) as cache:
 
         def ask() -> tuple[int, str]:
-            answer = cache.answer("away", QUESTION, 9, store.ask)
+            answer = cache.answer("away", "scope", QUESTION, 9, store.ask)
             return answer.rows[0][0], answer.method
 
         assert [ask(), ask()] == [(1, "rollup"), (1, "cache")]
@@ -147,7 +210,7 @@ def test_a_redis_that_hangs_costs_next_to_nothing_and_that_once() -> None:
         times = []
         for _ in range(20):
             start = time.perf_counter()
-            assert cache.answer("hangs", QUESTION, 9, store.ask).method == "rollup"
+            assert cache.answer("hangs", "scope", QUESTION, 9, store.ask).method == "rollup"
             times.append(time.perf_counter() - start)
     assert times[0] >= module._TIMEOUT_SECONDS
     assert sorted(times)[-2] < module._TIMEOUT_SECONDS
@@ -165,7 +228,9 @@ def test_no_cache_without_a_url(url: str) -> None:
 def test_the_service_leaves_scans_and_comparisons_alone(url: str) -> None:
     reader = Counting()
     with closing(AnswerCache(url, 60, 10_000)) as cache:
-        service = QueryService([reader], [LOGS], cast(Watermarks, Settled()), cache=cache)
+        service = QueryService(
+            [reader], [LOGS], cast(Watermarks, Settled()), cache=cache, scopes=cast(Scopes, OneScope())
+        )
         question = StatsQuestion(LOGS)
 
         def asked(**options: Any) -> tuple[str, int]:
