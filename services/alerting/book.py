@@ -52,7 +52,10 @@ _rows = msgspec.json.Decoder(_Row).decode_lines
 
 
 class Book:
-    """`kept`: of each partition, the first offset still kept and the end of the log. Raises StoreDown."""
+    """`kept`: of each partition, the first offset still kept and the end of the log. `second`: the present one.
+
+    Raises StoreDown.
+    """
 
     def __init__(
         self,
@@ -60,14 +63,14 @@ class Book:
         policy: Policy,
         topic_id: str,
         kept: Mapping[int, tuple[int, int]],
-        now: int,
+        second: int,
     ) -> None:
         self._connection = connection
         self._policy = policy
-        self._topic_id = topic_id
+        self.topic_id = topic_id
         self._longest = max((rule.window for rule in policy.rules), default=0)
         # The place first: should somebody else move on meanwhile, the first commit is fenced.
-        self.positions = alerts.positions(connection, topic_id, kept, now)
+        self.positions = alerts.positions(connection, topic_id, kept, second)
         self._counts = alerts.counts(connection)
         self._open = {(alert.rule, alert.service): alert for alert in alerts.open_alerts(connection)}
         self._new: dict[tuple[str, int], Tally] = {}  # since the last commit
@@ -94,7 +97,7 @@ class Book:
         after = {p: Position(reached[p], max(position.judged, complete)) for p, position in before.items()}
         with translated(), self._connection.transaction():
             for partition, position in before.items():
-                alerts.move(self._connection, partition, self._topic_id, position, after[partition])
+                alerts.move(self._connection, partition, self.topic_id, position, after[partition])
             alerts.add_counts(self._connection, self._new)
             self._add_up()
             for service in sorted({*self._counts, *(service for _, service in self._open)}):

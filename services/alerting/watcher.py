@@ -3,6 +3,9 @@
 A row counts in the second in which it was accepted. A second is complete once every batch accepted in it has been read:
 the ledger says that all of them are in Kafka, and the topic was read to its end after that. So an outage of Kafka or of
 this process delays alerts; it neither hides one nor resolves one too early.
+
+The present second is that of PostgreSQL's clock, which gave the batches their times. An offset counts in the topic with
+the id that it was read with, and is thrown away when the topic has another id before it is written down.
 """
 
 import time
@@ -13,7 +16,7 @@ from typing import NamedTuple
 from services.alerting.book import Book, Policy
 from services.core import metric_names
 from services.core.dataset import Dataset
-from services.core.errors import LogpipeError
+from services.core.errors import LogpipeError, StoreDown
 from services.core.ports import GroupReader
 from services.ledger import alerts, reading, schema
 from services.postgres.connection import connect
@@ -30,10 +33,14 @@ _log = logs.get("alerting")
 
 
 class _Target(NamedTuple):
-    """When the topic has been read up to `ends`, all seconds below `complete` are complete."""
+    """When the topic has been read up to `ends`, all seconds below `complete` are complete.
+
+    `caught_up`: the moment of the monotonic clock at which `complete` was the present second.
+    """
 
     complete: int
     ends: Mapping[int, int]
+    caught_up: float
 
 
 class Watcher:
@@ -49,7 +56,7 @@ class Watcher:
         reader: GroupReader,
         postgres_url: str,
         prepare: Callable[[], None],
-        now: Callable[[], float] = time.time,
+        now: Callable[[alerts.Connection], float] = alerts.now,
     ) -> None:
         self._dataset = dataset
         self._policy = policy
@@ -66,8 +73,8 @@ class Watcher:
         self._wait_until = 0.0
         self._pause = FIRST_PAUSE
         self._problem: str | None = "starting"
-        self._complete = now()
-        metrics.gauge(metric_names.ALERTS_BEHIND_SECONDS).set_function(lambda: self._now() - self._complete)
+        self._caught_up = time.monotonic()  # when the last complete second was the present one
+        metrics.gauge(metric_names.ALERTS_BEHIND_SECONDS).set_function(lambda: time.monotonic() - self._caught_up)
 
     def run(self, stop: Event) -> None:
         try:
@@ -108,9 +115,11 @@ class Watcher:
             self._prepared = True
         if not self._given:
             return
+        topic_id = self._reader.topic_id()  # before the bounds, so that those of a newer topic are noticed
         bounds = self._reader.bounds()
-        kept = {partition: bounds[partition] for partition in self._given}
-        self._book = Book(self._connected(), self._policy, self._reader.topic_id(), kept, int(self._now()))
+        kept = {partition: bounds[partition] for partition in self._given if partition in bounds}
+        connection = self._connected()
+        self._book = Book(connection, self._policy, topic_id, kept, int(self._now(connection)))
         self._target = None
         self._reader.assign({partition: at.next_offset for partition, at in self._book.positions.items()})
 
@@ -120,20 +129,30 @@ class Watcher:
             self._next_look = time.monotonic() + LOOK_SECONDS
         reached = self._reader.reached()
         if self._target and all(reached[partition] >= end for partition, end in self._target.ends.items()):
-            book.commit(reached, self._target.complete)
-            self._complete, self._target = self._target.complete, None
+            self._commit(book, reached, self._target.complete)
+            self._caught_up, self._target = self._target.caught_up, None
         elif book.size >= MAX_NEW:
-            book.commit(reached, 0)
+            self._commit(book, reached, 0)
+
+    def _commit(self, book: Book, reached: Mapping[int, int], complete: int) -> None:
+        if self._reader.topic_id() != book.topic_id:
+            raise StoreDown("kafka", "the topic of errors was deleted and made anew: it is read again from its start")
+        book.commit(reached, complete)
 
     def _look(self, book: Book) -> _Target:
-        """In this order: what does not wait in the ledger now, lies before the ends that are asked for next."""
-        now = int(self._now())
+        """The ledger is read before the ends: a batch that does not wait there lies before the ends."""
+        now = int(self._now(self._connected()))
+        if any(position.judged > now for position in book.positions.values()):
+            raise StoreDown("postgres", "its clock went back: the seconds that were judged too early are judged again")
         complete = now - GRACE_SECONDS
         waiting = reading.oldest_unpublished(self._connected(), self._dataset.name)
         if waiting is not None:
             complete = min(complete, max(waiting // 1_000_000, now - HOLD_SECONDS))
         bounds = self._reader.bounds()
-        return _Target(complete, {partition: bounds[partition][1] for partition in book.positions})
+        if not book.positions.keys() <= bounds.keys():
+            raise StoreDown("kafka", "the topic of errors has fewer partitions than before")
+        ends = {partition: bounds[partition][1] for partition in book.positions}
+        return _Target(complete, ends, time.monotonic() - (now - complete))
 
     def _hold(self, error: LogpipeError) -> None:
         """Forget what is not stored, and begin again after a pause; the group is still polled."""

@@ -18,6 +18,7 @@ Connection = psycopg.Connection[Any]
 Event = Literal["opened", "resolved"]
 State = Literal["open", "resolved"]
 
+_AHEAD_SECONDS = 60  # by how much the clocks that rows were accepted by may differ
 GIVE_UP_HOURS = 24  # after which an event that no webhook took is posted no more
 
 
@@ -76,21 +77,33 @@ _SHOWN = """SELECT id, rule, service, CASE WHEN resolved_at IS NULL THEN 'open' 
 # ---- judging --------------------------------------------------------------------------------------------------------
 
 
+def now(connection: Connection) -> float:
+    """Seconds since 1970 by PostgreSQL's clock, which gave the batches their times."""
+    with translated():
+        row = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
+    assert row is not None
+    return float(row[0])
+
+
 def positions(
-    connection: Connection, topic_id: str, kept: Mapping[int, tuple[int, int]], now: int
+    connection: Connection, topic_id: str, kept: Mapping[int, tuple[int, int]], second: int
 ) -> dict[int, Position]:
-    """Where to go on in the partitions of `kept` (first offset still kept, end of the log).
+    """Where to go on in the partitions of `kept` (first offset still kept, end of the log). `second`: the present one.
 
     A partition never seen before begins at its end: what happened before anybody watched alerts nobody. A topic that
-    was made again begins at its start, and what retention has deleted is passed over: there is nothing to reconcile.
+    was made anew begins at its start, and messages that retention has deleted are passed over: nothing reconciles them.
+
+    No position is judged beyond the present second: PostgreSQL's clock was ahead when it was, and has been corrected.
+    What was counted far beyond the present second is forgotten: it was judged when the clock said so.
     """
     with translated(), connection.transaction():
+        connection.execute("DELETE FROM alert_counts WHERE second > %s", (second + _AHEAD_SECONDS,))
         for partition, (first, end) in kept.items():
             connection.execute(
                 "INSERT INTO alert_positions AS p VALUES (%s, %s, %s, %s) ON CONFLICT (partition) DO UPDATE"
-                " SET topic_id = excluded.topic_id,"
+                " SET topic_id = excluded.topic_id, judged = least(p.judged, excluded.judged),"
                 " next_offset = CASE WHEN p.topic_id = excluded.topic_id THEN greatest(p.next_offset, %s) ELSE %s END",
-                (partition, topic_id, end, now, first, first),
+                (partition, topic_id, end, second, first, first),
             )
         found = connection.execute(
             "SELECT partition, next_offset, judged FROM alert_positions WHERE partition = ANY(%s)", (list(kept),)

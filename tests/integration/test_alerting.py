@@ -96,7 +96,7 @@ class Scene:
         """A member of the group that has its partitions."""
         policy = Policy(rules or (RULE,), lambda rule: self.posted, PARTITIONS, max_age)
         reader = self.broker.group_reader(TOPIC, "alerting")
-        made = Watcher(DATASET, policy, reader, self._url, lambda: None, lambda: self.now)
+        made = Watcher(DATASET, policy, reader, self._url, lambda: None, lambda connection: self.now)
         self._opened.callback(self.crash, made)
         assert made.problem()
         made.step()
@@ -295,6 +295,57 @@ def test_postgres_or_kafka_away_delays_alerts_and_loses_none(
     monkeypatch.setattr(watcher, "_wait_until", 0)
     scene.at(START + 3, watcher)
     assert stored(connection) == [("a", 1, None, 10, ["opened"])]
+
+
+@pytest.mark.parametrize("rows", [1, 10], ids=["shorter", "longer than where the watcher was"])
+def test_a_topic_made_anew_under_a_watcher_is_read_from_its_start(
+    scene: Scene, connection: Connection, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(watching, "FIRST_PAUSE", 0)
+    watcher = scene.watcher()
+    for second in range(1, 4):
+        scene.errors("a", START + second, 1)
+    scene.at(START + 5, watcher)
+    scene.broker.delete_topic(TOPIC)
+    scene.broker.ensure_topics({TOPIC: PARTITIONS})
+    for _ in range(rows):
+        scene.errors("a", START + 6, 10 // rows + 1)
+    scene.now = START + 8 + watching.GRACE_SECONDS
+    for _ in range(20):
+        watcher.step()
+        monkeypatch.setattr(watcher, "_wait_until", 0)
+    assert watcher.problem() is None
+    assert connection.execute("SELECT sum(rows) FROM alert_counts WHERE second >= %s", (START + 6,)).fetchone() == (
+        rows * (10 // rows + 1),
+    )
+    assert [alert[:2] for alert in stored(connection)] == [("a", 6)]
+
+
+def test_a_clock_that_was_ahead_does_not_silence_alerts(
+    scene: Scene, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "FIRST_PAUSE", 0)
+    watcher = scene.watcher()
+    year = 365 * 86_400
+    scene.errors("a", START + year, 1)
+    scene.at(START + year + 3, watcher)
+    scene.now = START + 10
+    watcher.step()
+    assert "clock went back" in (watcher.problem() or "")
+    monkeypatch.setattr(watcher, "_wait_until", 0)
+    watcher.step()
+    scene.errors("a", START + 11, 10)
+    scene.at(START + 13, watcher)
+    assert [alert[:2] for alert in stored(connection)] == [("a", 11)]
+    assert connection.execute("SELECT max(second) FROM alert_counts").fetchone() == (START + 11,)
+
+
+def test_the_present_second_is_that_of_postgresql(
+    own_postgres: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    expected = (connection.execute("SELECT extract(epoch FROM now())::float8").fetchone() or (0.0,))[0]
+    assert 0 <= alerts.now(connection) - expected < 60
 
 
 # ---- the webhook ----------------------------------------------------------------------------------------------------
