@@ -2,10 +2,17 @@
 
 A query that begins with a lost, foreign or older checkpoint would double rows or leave some out, in silence. So the
 two are compared before it starts: the id of the query and the offsets of the last batch stand in both.
+
+A file of the checkpoint may be damaged: HDFS lost its end on a full disk, or with the power. Two kinds of damage lose
+nothing. The file belongs to a batch that the table does not have: Spark plans that batch anew. Or the file only marks
+the table's last batch as done: Spark runs the batch again, and Delta leaves its rows out. Such a file is removed, for
+Spark itself would fail on it. Any other damage is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 from hdfs_native import Client
@@ -17,24 +24,38 @@ from services.runtime.settings import LakeSettings
 
 Offsets = Mapping[int, int]
 
+_METADATA = "metadata"
+_START = "sources/0/0"  # the offsets that the query began at
+_VERSION = b"v1"  # of the files of offsets
+_LAST = 3  # batches: the one under way, the last one done, and the one before, which Spark reads when it starts
+_DAMAGED = (msgspec.MsgspecError, KeyError, ValueError)
+
+
+class _Metadata(msgspec.Struct):
+    id: str
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """`committed`: the last batch that Spark knows to be done, -1 if none. `ends`: of each batch still recorded."""
+    """`committed`: the last batch that Spark knows to be done, -1 if none. `ends`: of the last batches, where readable.
+
+    `query`: '' when its file is lost or damaged. `damaged`: the files that cannot be read, as paths in the checkpoint.
+    """
 
     query: str
     committed: int
     ends: Mapping[int, Offsets]
+    damaged: frozenset[str] = frozenset()
 
 
 class CheckpointFolder:
-    """Of one dataset's query. Methods raise StoreDown."""
+    """The checkpoint called `name` of a query that reads one topic. Methods raise StoreDown."""
 
-    def __init__(self, settings: LakeSettings, dataset: Dataset) -> None:
-        path = f"{settings.lake_path.rstrip('/')}/checkpoints/{dataset.name}"
+    def __init__(self, settings: LakeSettings, name: str, topic: str) -> None:
+        path = f"{settings.lake_path.rstrip('/')}/checkpoints/{name}"
         self.uri = settings.hdfs_url.rstrip("/") + path
         self._path = path
-        self._topic = dataset.topic
+        self._topic = topic
         self._hdfs = Client(settings.hdfs_url)
 
     def load(self) -> Checkpoint | None:
@@ -47,32 +68,68 @@ class CheckpointFolder:
 
     def end(self, batch: int) -> Offsets:
         """Partition -> next offset after `batch`; before the first batch, where the query began."""
-        return within_limit(lambda: self._offsets(f"offsets/{batch}" if batch >= 0 else "sources/0/0"))
+        return within_limit(lambda: self._offsets(f"offsets/{batch}" if batch >= 0 else _START))
 
     def delete(self) -> None:
         within_limit(lambda: self._hdfs.delete(self._path, recursive=True))
 
+    def remove(self, names: Collection[str]) -> None:
+        for name in names:
+            within_limit(partial(self._hdfs.delete, f"{self._path}/{name}"))
+
     def _load(self) -> Checkpoint | None:
+        planned, committed = self._batches("offsets"), self._batches("commits")
+        damaged = [name for name in (f"commits/{batch}" for batch in committed[-_LAST:]) if not self._is_mark(name)]
+        ends = {}
+        for batch in planned[-_LAST:]:
+            try:
+                ends[batch] = self._offsets(f"offsets/{batch}")
+            except _DAMAGED:
+                damaged.append(f"offsets/{batch}")
+        if not committed and self._is_start_damaged():
+            damaged.append(_START)
+        query = ""
         try:
             query = self._query()
         except FileNotFoundError:
-            return None
-        ends = {batch: self._offsets(f"offsets/{batch}") for batch in self._batches("offsets")}
-        return Checkpoint(query, max(self._batches("commits"), default=-1), ends)
+            if not planned and not committed:
+                return None
+            damaged.append(_METADATA)
+        except _DAMAGED:
+            damaged.append(_METADATA)
+        return Checkpoint(query, max(committed, default=-1), ends, frozenset(damaged))
 
     def _query(self) -> str:
-        query: str = msgspec.json.decode(self._read("metadata"))["id"]
-        return query
+        return msgspec.json.decode(self._read(_METADATA), type=_Metadata).id
+
+    def _is_start_damaged(self) -> bool:
+        with suppress(FileNotFoundError):
+            try:
+                self._offsets(_START)
+            except _DAMAGED:
+                return True
+        return False
+
+    def _is_mark(self, name: str) -> bool:
+        """Whether the file says that a batch is done: a line with a version, then a line of JSON."""
+        version, _, state = self._read(name).partition(b"\n")
+        try:
+            msgspec.json.decode(state, type=dict[str, msgspec.Raw])
+        except msgspec.MsgspecError:
+            return False
+        return version.startswith(b"v")
 
     def _batches(self, folder: str) -> list[int]:
         try:
             names = [status.path.rsplit("/", 1)[-1] for status in self._hdfs.list_status(f"{self._path}/{folder}")]
         except FileNotFoundError:
             return []
-        return [int(name) for name in names if name.isdigit()]
+        return sorted(int(name) for name in names if name.isdigit())
 
     def _offsets(self, name: str) -> Offsets:
-        last_line = self._read(name).rstrip().rsplit(b"\n", 1)[-1]
+        version, *_, last_line = self._read(name).rstrip().split(b"\n")
+        if version.lstrip(b"\0") != _VERSION:
+            raise ValueError(f"{name} is of version {version[:20]!r}")
         return msgspec.json.decode(last_line, type=dict[str, dict[int, int]])[self._topic]
 
     def _read(self, name: str) -> bytes:
@@ -123,6 +180,21 @@ def starting_offsets(
     return offsets
 
 
+def without_meaning(position: Position | None, checkpoint: Checkpoint | None) -> list[str]:
+    """The damaged files to remove before Spark starts. Call after `starting_offsets`."""
+    if checkpoint is None:
+        return []
+    if position is None or not position.query:
+        return sorted(checkpoint.damaged)
+    return sorted(name for name in checkpoint.damaged if _says_nothing(name, position.batch))
+
+
+def _says_nothing(name: str, stored: int) -> bool:
+    """`stored`: the last batch that the table has of the checkpoint's query."""
+    folder, _, batch = name.partition("/")
+    return (folder == "offsets" and int(batch) > stored) or (folder == "commits" and int(batch) == stored)
+
+
 def _check_unowned(dataset: Dataset, checkpoint: Checkpoint | None) -> None:
     if checkpoint and checkpoint.committed >= 0:
         raise _refused(
@@ -132,6 +204,9 @@ def _check_unowned(dataset: Dataset, checkpoint: Checkpoint | None) -> None:
 
 
 def _check_owned(dataset: Dataset, position: Position, checkpoint: Checkpoint) -> None:
+    kept = sorted(name for name in checkpoint.damaged if not _says_nothing(name, position.batch))
+    if kept:
+        raise _refused(dataset, f"its checkpoint is damaged: {', '.join(kept)} cannot be read")
     if checkpoint.query != position.query:
         raise _refused(
             dataset, f"its checkpoint is of query {checkpoint.query}, but the table was filled by {position.query}"

@@ -24,7 +24,7 @@ from services.core.ports import PartitionReader
 from services.lake.table import NAME, Position
 from services.runtime import logs, metrics
 from spark_jobs import parsing
-from spark_jobs.checkpoint import CheckpointFolder, Offsets, starting_offsets, ways_out
+from spark_jobs.checkpoint import CheckpointFolder, Offsets, starting_offsets, ways_out, without_meaning
 from spark_jobs.settings import StreamToLakeSettings
 from spark_jobs.tables import Tables
 
@@ -43,7 +43,7 @@ class LakeStream:
     def __init__(self, settings: StreamToLakeSettings, dataset: Dataset, topic: PartitionReader) -> None:
         self.dataset = dataset
         self.tables = Tables(settings, dataset)
-        self.checkpoint = CheckpointFolder(settings, dataset)
+        self.checkpoint = CheckpointFolder(settings, dataset.name, dataset.topic)
         self._settings = settings
         self.topic = topic
         self._topic_id = ""
@@ -54,6 +54,7 @@ class LakeStream:
         self._limit = self._wanted_limit = _FIRST_LIMIT
         self._position: Offsets = {}
         self._query: StreamingQuery | None = None
+        self._error: LogpipeError | None = None  # why a batch was not written
         self._labels = (NAME, dataset.name)
         self._log = _log.bind(dataset=dataset.name)
 
@@ -62,14 +63,18 @@ class LakeStream:
         self.tables.prepare()
         self._topic_id = self.topic.topic_id()
         position = self.tables.rows.position()
+        checkpoint = self.checkpoint.load()
         self._from = starting_offsets(
             self.dataset,
             position,
             self.tables.is_empty(),
-            self.checkpoint.load(),
+            checkpoint,
             self._topic_id,
             self.topic.bounds(),
         )
+        if damaged := without_meaning(position, checkpoint):
+            self._log.warning("damaged files of the checkpoint removed; their batch runs again", files=damaged)
+            self.checkpoint.remove(damaged)
         self._position = self._from
         self._stored = position.batch if position else -1
         self._unfinished = position.unfinished if position else None
@@ -100,7 +105,7 @@ class LakeStream:
         """Raises what ended the query; begins it anew when its batches turned out far too small or large."""
         assert self._query is not None
         if error := self._query.exception():
-            raise _translate(self.dataset, error)
+            raise self._error or _translate(self.dataset, error)
         if self._wanted_limit != self._limit:
             self.stop(time.monotonic() + self._settings.lake_trigger_seconds)
             self.start(spark)
@@ -157,7 +162,27 @@ class LakeStream:
         return msgspec.json.encode({self.dataset.topic: dict(offsets)}).decode()
 
     def _write(self, messages: DataFrame, batch: int) -> None:
-        """Called by Spark for each batch, and again for one that it does not know to be done."""
+        """Called by Spark for each batch, and again for a batch that Spark does not know to be done.
+
+        Spark does not notice that the topic was deleted and made anew. So its id is compared before the batch is
+        written, and again before Spark learns that the batch is done.
+        """
+        try:
+            self._check_topic(batch)
+            self._write_batch(messages, batch)
+            self._check_topic(batch)
+        except LogpipeError as error:
+            self._error = error
+            raise
+
+    def _check_topic(self, batch: int) -> None:
+        if self.topic.topic_id() != self._topic_id:
+            raise NeedsOperator(
+                f"{self.dataset.name}: the topic {self.dataset.topic} was deleted and made anew while batch {batch} was"
+                f" under way. {ways_out(self.dataset, lost=True)}"
+            )
+
+    def _write_batch(self, messages: DataFrame, batch: int) -> None:
         query = self.checkpoint.query()
         start, end = self.checkpoint.end(batch - 1), self.checkpoint.end(batch)
         if batch <= self._stored:

@@ -2,6 +2,9 @@
 
 Each micro-batch yields the new totals of the windows that changed, which the driver writes to PostgreSQL. A batch that
 is run again, after a crash, yields the same totals again.
+
+Windows are derived data: where its checkpoint is lost or damaged, the query starts anew with the last minutes of the
+topic. A checkpoint counts offsets of one topic, and its folder is named by the topic's id.
 """
 
 import time
@@ -17,12 +20,12 @@ from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError, StoreDown
 from services.core.ports import PartitionReader
-from services.lake.table import table_uri
 from services.postgres.connection import connect
 from services.reports import windows
 from services.reports.windows import WINDOW_SECONDS, Window
 from services.runtime import logs, metrics
 from spark_jobs import parsing
+from spark_jobs.checkpoint import CheckpointFolder
 from spark_jobs.settings import RealtimeSettings
 
 _STORE = "realtime"
@@ -44,17 +47,20 @@ class WindowStream:
         self._topic = topic
         self._query: StreamingQuery | None = None
         self._error: LogpipeError | None = None
+        self._topic_id = ""
         self._labels = (_STORE, dataset.name)
 
     def start(self, spark: SparkSession) -> None:
         """Returns when the query runs. Raises StoreDown."""
         with connect(self._settings.postgres_url.get_secret_value()) as connection:
             windows.prepare(connection)
+        self._topic_id = self._topic.topic_id()
+        checkpoint = self._checkpoint()
         messages = spark.readStream.format("kafka").options(**self._source()).load().select(*parsing.MESSAGE)
         self._query = (
             counted(messages, self.dataset)
             .writeStream.queryName(_STORE)
-            .option("checkpointLocation", table_uri(self._settings, "checkpoints", "realtime-windows"))
+            .option("checkpointLocation", checkpoint.uri)
             .trigger(processingTime=f"{self._settings.realtime_trigger_seconds} seconds")
             .outputMode("update")
             .foreachBatch(self._write)
@@ -86,6 +92,15 @@ class WindowStream:
         lag = sum(end - read.get(partition, first) for partition, (first, end) in self._topic.bounds().items())
         metrics.gauge(metric_names.SINK_LAG_OFFSETS, *self._labels).set(lag)
 
+    def _checkpoint(self) -> CheckpointFolder:
+        """A checkpoint with a damaged file is deleted: Spark would fail on it at every start."""
+        folder = CheckpointFolder(self._settings, f"realtime-windows-{self._topic_id}", self.dataset.topic)
+        found = folder.load()
+        if found and found.damaged:
+            _log.warning("damaged checkpoint deleted, starting anew", files=sorted(found.damaged))
+            folder.delete()
+        return folder
+
     def _source(self) -> dict[str, str]:
         start = int((time.time() - _FIRST_MINUTES * 60) * 1000)
         return {
@@ -104,6 +119,8 @@ class WindowStream:
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
             found = [Window(datetime.fromtimestamp(start, UTC), *rest) for start, *rest in changed.collect()]
             try:
+                if self._topic.topic_id() != self._topic_id:
+                    raise StoreDown(_STORE, f"the topic {self.dataset.topic} was made anew: the next start reads it")
                 with connect(self._settings.postgres_url.get_secret_value()) as connection:
                     windows.upsert(connection, found)
             except LogpipeError as error:

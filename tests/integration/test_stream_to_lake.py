@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import Producer
 from deltalake import DeltaTable, QueryBuilder
-from hdfs_native import Client
+from hdfs_native import Client, WriteOptions
 
 from services.core.envelope import messages
 from services.core.ids import first_id
@@ -53,7 +53,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.reader = EmbeddedReader(self.settings)
-        self.checkpoint = CheckpointFolder(self.settings, DATASET)
+        self.checkpoint = CheckpointFolder(self.settings, DATASET.name, DATASET.topic)
         self.topic = KafkaPartitionReader(self.kafka_url, DATASET.topic)
         port = free_port()
         self.environment |= {"LOGPIPE_STREAM_TO_LAKE_PORT": str(port)}
@@ -215,9 +215,38 @@ def rejected(world: World) -> list[dict[str, Any]]:
     return rows
 
 
-def test_it_stops_in_order_and_refuses_to_go_on_without_its_checkpoint(world: World) -> None:
-    world.publish(5)
+def test_damage_that_loses_nothing_is_mended(world: World) -> None:
+    """The driver died while it planned a batch, and the mark of the batch before was lost, too."""
     assert world.process.stop() == 0
+    found = world.checkpoint.load()
+    assert found is not None
+    empty(world, f"offsets/{found.committed + 1}")
+    empty(world, f"commits/{found.committed}")
+    world.publish(5)
+    world.process.start()
+    wait(world.drained, world.process)
+    assert "damaged files of the checkpoint removed" in world.process.output()
+    world.assert_exact()
+
+
+def test_damage_that_may_lose_rows_is_refused_in_one_sentence(world: World) -> None:
+    assert world.process.stop() == 0
+    found = world.checkpoint.load()
+    assert found is not None
+    empty(world, f"offsets/{found.committed}")
+    code, output = world.logpipe(f"stream-to-lake --dataset {DATASET.name}")
+    assert code == 1
+    assert f"logs: its checkpoint is damaged: offsets/{found.committed} cannot be read." in output
+    assert "logpipe stream-to-lake --resume logs" in output
+    assert "Traceback" not in output
+
+
+def empty(world: World, name: str) -> None:
+    Client(world.settings.hdfs_url).create(f"/lake/checkpoints/logs/{name}", WriteOptions(overwrite=True)).close()
+
+
+def test_it_refuses_to_go_on_without_its_checkpoint(world: World) -> None:
+    world.publish(5)
     Client(world.settings.hdfs_url).delete("/lake/checkpoints/logs", recursive=True)
     code, output = world.logpipe(f"stream-to-lake --dataset {DATASET.name}")
     assert code == 1

@@ -7,8 +7,10 @@ import pytest
 from services.core.errors import NeedsOperator
 from services.datasets.logs import DATASET
 from services.lake.table import Position
-from spark_jobs.checkpoint import Checkpoint, Offsets, starting_offsets
+from spark_jobs.checkpoint import Checkpoint, Offsets, starting_offsets, without_meaning
 from spark_jobs.recovery import resume
+from spark_jobs.settings import StreamToLakeSettings
+from spark_jobs.stream import LakeStream
 
 BOUNDS = {0: (0, 50), 1: (5, 50)}
 STORED = Position("topic-1", {0: 20, 1: 30}, {0: 10, 1: 15}, "query-1", 7, generation="g")
@@ -49,6 +51,16 @@ def test_a_released_table_begins_where_it_stands() -> None:
         (RELEASED, Checkpoint("query-1", 7, ENDS), "knows of batches up to 7"),
         (None, Checkpoint("query-1", 7, ENDS), "knows of batches up to 7"),
         (None, None, "rows that no batch of this job put there"),
+        (STORED, Checkpoint("", 7, ENDS, frozenset({"metadata"})), "damaged: metadata cannot be read"),
+        (STORED, Checkpoint("query-1", 7, ENDS, frozenset({"offsets/6"})), "damaged: offsets/6 cannot be read"),
+        (
+            STORED,
+            Checkpoint("query-1", 7, {}, frozenset({"offsets/7", "offsets/8"})),
+            "damaged: offsets/7 cannot be read",
+        ),
+        (STORED, Checkpoint("query-1", 7, ENDS, frozenset({"commits/6"})), "damaged: commits/6 cannot be read"),
+        (STORED, Checkpoint("query-1", 8, ENDS, frozenset({"commits/8"})), "damaged: commits/8 cannot be read"),
+        (RELEASED, Checkpoint("", 0, {}, frozenset({"metadata", "commits/0"})), "knows of batches up to 0"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(
@@ -124,3 +136,37 @@ def test_an_empty_table_can_begin_where_the_topic_begins_now(position: Position 
     stream.topic.topic_id.return_value = "topic-1"
     stream.topic.bounds.return_value = BOUNDS
     assert resume(stream).offsets == {0: 0, 1: 5}
+
+
+@pytest.mark.parametrize(
+    ("position", "checkpoint", "removed"),
+    [
+        (STORED, None, []),
+        (STORED, Checkpoint("query-1", 7, ENDS), []),
+        (STORED, Checkpoint("query-1", 7, ENDS, frozenset({"offsets/8"})), ["offsets/8"]),
+        (STORED, Checkpoint("query-1", 7, ENDS, frozenset({"offsets/8", "commits/7"})), ["commits/7", "offsets/8"]),
+        (RELEASED, Checkpoint("", -1, {}, frozenset({"metadata", "offsets/0"})), ["metadata", "offsets/0"]),
+        (None, Checkpoint("query-1", -1, {}, frozenset({"sources/0/0"})), ["sources/0/0"]),
+    ],
+)
+def test_damage_that_loses_nothing_is_removed(
+    position: Position | None, checkpoint: Checkpoint | None, removed: list[str]
+) -> None:
+    if checkpoint:
+        begin(position, checkpoint, empty=position is None)
+    assert without_meaning(position, checkpoint) == removed
+
+
+def test_a_topic_made_anew_between_or_within_batches_ends_the_query() -> None:
+    stream = LakeStream(StreamToLakeSettings(), DATASET, Mock())
+    stream._topic_id = "topic-1"
+    written: list[int] = []
+    for ids, batches in ((["topic-2"], []), (["topic-1", "topic-2"], [8])):
+        stream.topic.topic_id.side_effect = ids  # type: ignore[attr-defined]
+        stream._write_batch = lambda messages, batch: written.append(batch)  # type: ignore[method-assign]
+        with pytest.raises(NeedsOperator, match=r"made anew while batch 8 was under way.*--resume logs"):
+            stream._write(Mock(), 8)
+        assert written == batches
+    stream._query = Mock()
+    with pytest.raises(NeedsOperator, match="made anew"):
+        stream.supervise(Mock())
