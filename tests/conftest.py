@@ -8,9 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
+
+
+settings.register_profile("pipeline", deadline=None)  # a busy machine makes no test fail
+settings.load_profile("pipeline")
 
 
 def pytest_configure() -> None:
