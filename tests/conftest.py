@@ -13,7 +13,6 @@ from hypothesis import settings
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 
-
 settings.register_profile("pipeline", deadline=None)  # a busy machine makes no test fail
 settings.load_profile("pipeline")
 
