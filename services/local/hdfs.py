@@ -1,6 +1,7 @@
 """HDFS as two programs of the stack: one NameNode, one DataNode."""
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -10,7 +11,7 @@ import httpx
 from services.core.errors import NeedsOperator
 from services.local import jars
 from services.local.java import java
-from services.local.program import Program
+from services.local.program import Program, made_whole
 from services.local.settings import LocalSettings
 from services.runtime.health import Check
 
@@ -22,14 +23,13 @@ _DATANODE = "org.apache.hadoop.hdfs.server.datanode.DataNode"
 
 def namenode(settings: LocalSettings) -> Program:
     folder = settings.folder / "namenode"
+    data = folder / "data"
 
     def prepare() -> None:
         _write_configuration(settings, folder)
-        if not (folder / "data" / "current" / "VERSION").exists():
-            command = (*_java(folder), _NAMENODE, "-format", "-nonInteractive")
-            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-            if done.returncode:
-                raise NeedsOperator(f"formatting the NameNode's data folder failed:\n{done.stdout}{done.stderr}")
+        if not data.exists():
+            with made_whole(data) as part:
+                _format(folder, part)
 
     return Program(
         name="namenode",
@@ -40,7 +40,7 @@ def namenode(settings: LocalSettings) -> Program:
             "LOGPIPE_LOCAL_NAMENODE_PORT": settings.local_namenode_port,
             "LOGPIPE_LOCAL_NAMENODE_HTTP_PORT": settings.local_namenode_http_port,
         },
-        ready=_namenode_has(settings, "NameNodeStatus", "State", "active"),
+        ready=_namenode_ready(settings),
         prepare=prepare,
     )
 
@@ -57,30 +57,47 @@ def datanode(settings: LocalSettings) -> Program:
             "LOGPIPE_LOCAL_DATANODE_IPC_PORT": settings.local_datanode_ipc_port,
             "LOGPIPE_LOCAL_DATANODE_HTTP_PORT": settings.local_datanode_http_port,
         },
-        ready=_namenode_has(settings, "FSNamesystemState", "NumLiveDataNodes", 1),
+        ready=_datanode_ready(settings),
         prepare=lambda: _write_configuration(settings, folder),
     )
 
 
-def _namenode_has(settings: LocalSettings, bean: str, attribute: str, wanted: Any) -> Check:
-    """Ready when the NameNode says so, and has left its safe mode."""
+def _namenode_ready(settings: LocalSettings) -> Check:
+    """The NameNode is ready once it serves RPC, also in safe mode: the DataNode, which starts after it, ends that."""
+    return _check(settings, {("NameNodeStatus", "State"): "active"})
+
+
+def _datanode_ready(settings: LocalSettings) -> Check:
+    """The DataNode is ready once the NameNode counts it as live and knows enough of its blocks to leave safe mode."""
+    return _check(settings, {("FSNamesystemState", "NumLiveDataNodes"): 1, ("NameNodeInfo", "Safemode"): ""})
+
+
+def _check(settings: LocalSettings, wanted: Mapping[tuple[str, str], str | int]) -> Check:
+    """A check that compares attributes of the NameNode's JMX beans, given as (bean, attribute), with wanted values."""
     url = f"http://127.0.0.1:{settings.local_namenode_http_port}/jmx"
 
-    def beans(name: str) -> dict[str, Any]:
-        reply = httpx.get(url, params={"qry": f"Hadoop:service=NameNode,name={name}"}, timeout=2, trust_env=False)
-        found: dict[str, Any] = reply.raise_for_status().json()["beans"][0]
-        return found
+    def attribute(bean: str, name: str) -> Any:
+        reply = httpx.get(url, params={"qry": f"Hadoop:service=NameNode,name={bean}"}, timeout=2, trust_env=False)
+        return reply.raise_for_status().json()["beans"][0][name]
 
     def check() -> str | None:
         try:
-            if safe_mode := beans("NameNodeInfo")["Safemode"]:
-                return str(safe_mode)
-            value = beans(bean)[attribute]
+            for (bean, name), value in wanted.items():
+                if (found := attribute(bean, name)) != value:
+                    return f"{name} is {found!r}, not {value!r}"
         except (httpx.HTTPError, LookupError) as error:
             return f"{url}: {error or type(error).__name__}"
-        return None if value == wanted else f"{attribute} is {value}, not {wanted}"
+        return None
 
     return check
+
+
+def _format(folder: Path, data: Path) -> None:
+    here = f"-Ddfs.namenode.name.dir={data.as_uri()}"
+    command = (*_java(folder), _NAMENODE, here, "-format", "-nonInteractive")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    if done.returncode:
+        raise NeedsOperator(f"formatting the NameNode's data folder failed:\n{done.stdout}{done.stderr}")
 
 
 def _java(folder: Path, *options: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import base64
 import logging
 import subprocess
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 from confluent_kafka import KafkaException
@@ -12,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 from services.core.errors import NeedsOperator
 from services.local import jars
 from services.local.java import java
-from services.local.program import Program
+from services.local.program import Program, made_whole
 from services.local.settings import LocalSettings
 
 _LOG4J = Path(__file__).parent / "conf" / "log4j2.properties"
@@ -25,7 +26,7 @@ _quiet.disabled = True  # librdkafka prints some 20 lines a second as long as th
 def kafka(settings: LocalSettings) -> Program:
     folder = settings.folder / "kafka"
     address = f"127.0.0.1:{settings.local_kafka_port}"
-    configuration = folder / "server.properties"
+    configuration, data = folder / "server.properties", folder / "data"
 
     def ready() -> str | None:
         try:
@@ -35,11 +36,11 @@ def kafka(settings: LocalSettings) -> Program:
         return None
 
     def prepare() -> None:
-        configuration.write_text("".join(f"{k}={v}\n" for k, v in _server_properties(settings, folder).items()))
-        if not (folder / "data" / "meta.properties").exists():
-            cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-            # One word: the id may begin with a dash.
-            _format(folder, f"--cluster-id={cluster}", f"--config={configuration}", "--ignore-formatted")
+        if not data.exists():
+            with made_whole(data) as part:
+                _write(configuration, _server_properties(settings, part))
+                _format(folder, configuration)
+        _write(configuration, _server_properties(settings, data))
 
     return Program(
         name="kafka",
@@ -59,14 +60,21 @@ def _java(*options: str) -> tuple[str, ...]:
     return (java(), *options, f"-Dlog4j2.configurationFile={_LOG4J}", "-cp", jars.kafka_classpath())
 
 
-def _format(folder: Path, *arguments: str) -> None:
-    command = (*_java("-Xmx128m", "-XX:TieredStopAtLevel=1"), "kafka.tools.StorageTool", "format", *arguments)
+def _format(folder: Path, configuration: Path) -> None:
+    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    # `--cluster-id` and its value are one word, because the value may begin with a dash.
+    arguments = ("format", f"--cluster-id={cluster}", f"--config={configuration}")
+    command = (*_java("-Xmx128m", "-XX:TieredStopAtLevel=1"), "kafka.tools.StorageTool", *arguments)
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
         raise NeedsOperator(f"formatting Kafka's data folder failed:\n{done.stdout}{done.stderr}")
 
 
-def _server_properties(settings: LocalSettings, folder: Path) -> dict[str, str]:
+def _write(configuration: Path, properties: Mapping[str, str]) -> None:
+    configuration.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
+
+
+def _server_properties(settings: LocalSettings, data: Path) -> dict[str, str]:
     broker = f"127.0.0.1:{settings.local_kafka_port}"
     controller = f"127.0.0.1:{settings.local_kafka_controller_port}"
     return {
@@ -78,7 +86,7 @@ def _server_properties(settings: LocalSettings, folder: Path) -> dict[str, str]:
         "listeners": f"PLAINTEXT://{broker},CONTROLLER://{controller}",
         "advertised.listeners": f"PLAINTEXT://{broker}",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "log.dirs": str(folder / "data"),
+        "log.dirs": str(data),
         "auto.create.topics.enable": "false",
         "message.max.bytes": str(2 << 20),
         "offsets.topic.replication.factor": "1",

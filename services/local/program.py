@@ -1,6 +1,8 @@
 """What the stack knows about one of its child processes, whatever it is."""
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -27,6 +29,19 @@ class Program:
     prepare: Callable[[], None] = lambda: None
     environment: Mapping[str, str] = field(default_factory=dict)
     stop_signal: Literal["TERM", "INT"] = "TERM"
+
+
+@contextmanager
+def made_whole(folder: Path) -> Iterator[Path]:
+    """Make a data folder completely or not at all: a start that was killed half-way leaves no half-made folder.
+
+    The context yields a path beside `folder` where nothing exists. The block makes a folder there, which is renamed
+    to `folder` when the block ends without an error.
+    """
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    yield part
+    part.rename(folder)
 
 
 def http_ready(url: str) -> Check:

@@ -92,11 +92,11 @@ class Supervisor:
             self._call("stopProcess", name)
 
     def shutdown(self) -> None:
-        """End supervisord; returns when it and all it started are gone."""
+        """End supervisord; returns when supervisord and all programs that it started are gone."""
         if (pid := self.pid) is not None:
             self._call("shutdown")
             with suppress(psutil.NoSuchProcess):
-                psutil.Process(pid).wait(STOP_SECONDS + 5)
+                _end(psutil.Process(pid), STOP_SECONDS + 5)
         self.end_leftovers()
 
     def end_leftovers(self) -> None:
@@ -176,6 +176,15 @@ class Supervisor:
                 )
             )
         return "\n".join(sections)
+
+
+def _end(process: psutil.Process, seconds: float) -> None:
+    """Wait until a process that was told to end has ended; after `seconds` the process is killed."""
+    try:
+        process.wait(seconds)
+    except psutil.TimeoutExpired:
+        process.kill()
+        process.wait(5)
 
 
 def _section(name: str, **values: Any) -> str:

@@ -6,6 +6,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import clickhouse_connect
@@ -80,6 +82,81 @@ def test_what_a_killed_supervisor_left_is_ended(stack_folder: Path) -> None:
     stack.up()
     stack.down()
     assert processes_in(stack_folder) == []
+
+
+def kill_everything(stack: Stack) -> None:
+    """Kill supervisord first, then all that it started, so that no program gets a chance to end in order."""
+    supervisor = psutil.Process(stack.supervisor.pid)
+    processes = [supervisor, *supervisor.children(recursive=True)]
+    for process in processes:
+        process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
+def end_in_order(stack: Stack) -> None:
+    stack.down()
+
+
+def _write_number(client: Hdfs, number: int) -> None:
+    with client.create(f"/{number}") as file:
+        file.write(b"%d" % number)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("end", [end_in_order, kill_everything])
+def test_hdfs_starts_again_with_any_number_of_blocks(stack_folder: Path, end: Callable[[Stack], None]) -> None:
+    written = 0
+    with Stack(LocalSettings.on_free_ports(stack_folder), ("namenode", "datanode")) as stack:
+        url = stack.settings.urls()["LOGPIPE_HDFS_URL"]
+        for blocks in (0, 1, 2, 500):
+            client = Hdfs(url)
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(partial(_write_number, client), range(written, blocks)))
+            written = blocks
+            end(stack)
+            stack.up()
+            client = Hdfs(url)
+            for number in range(written):
+                with client.read(f"/{number}") as file:
+                    assert file.read() == b"%d" % number
+
+
+def test_everything_killed_at_once_starts_again_with_its_data(stack_folder: Path) -> None:
+    with Stack(LocalSettings.on_free_ports(stack_folder), ("postgres", "kafka", "clickhouse", "redis")) as stack:
+        urls = stack.settings.urls()
+        with psycopg.connect(urls["LOGPIPE_POSTGRES_URL"]) as connection:
+            connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+        clickhouse = urls["LOGPIPE_CLICKHOUSE_URL"]
+        httpx.post(clickhouse, content="CREATE TABLE kept ENGINE = Log AS SELECT 42 AS answer").raise_for_status()
+        admin = AdminClient({"bootstrap.servers": urls["LOGPIPE_KAFKA_URL"]})
+        admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(10)
+        for _ in range(2):
+            kill_everything(stack)
+            stack.up()
+            with psycopg.connect(urls["LOGPIPE_POSTGRES_URL"]) as connection:
+                assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
+            assert httpx.post(clickhouse, content="SELECT answer FROM kept").text == "42\n"
+            assert "kept" in admin.list_topics(timeout=10).topics
+
+
+@pytest.mark.parametrize("name", ["postgres", "kafka", "namenode"])
+def test_a_first_start_that_was_killed_half_way_is_made_good_by_the_next(
+    stack_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = Stack(LocalSettings.on_free_ports(stack_folder), (name,))
+
+    class Killed(BaseException):
+        pass
+
+    def killed(part: Path, data: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)  # the data folder is made, and has not got its name yet
+        with pytest.raises(Killed):
+            stack.up()
+    with stack:
+        assert not list(stack.program(name).folder.glob("*.part"))
 
 
 def test_a_port_in_use_is_named_with_its_holder_and_its_setting(stack_folder: Path) -> None:
