@@ -30,6 +30,7 @@ def pytest_configure() -> None:
 def _short_folder() -> Iterator[Path]:
     """pytest's own tmp_path is too long for a Unix socket in it, whose path must stay below 100 characters."""
     folder = Path(tempfile.mkdtemp(prefix="logpipe-"))
+    folder.chmod(0o755)  # in a closed folder, PostgreSQL's data would lie outside, and would be left behind
     try:
         yield folder
     finally:

@@ -13,7 +13,7 @@ from services import datasets
 from services.bench.figures import Figure
 from services.generator.client import IngestClient
 from services.generator.synthesis import Synthesizer
-from services.local.postgres import binary
+from services.local.postgres_files import binary
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.stores.postgres import copy_target

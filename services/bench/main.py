@@ -26,6 +26,7 @@ def main(only: tuple[str, ...], runs: int, seconds: int, rates: tuple[int, ...],
         console.rule(case)
         matrices: list[figures.Matrix] = []
         with tempfile.TemporaryDirectory(prefix="logpipe-bench-") as name:
+            Path(name).chmod(0o755)  # in a closed folder, PostgreSQL's data would lie outside, and would be left behind
             match case:
                 case "generator":
                     found = generator.measure(runs)

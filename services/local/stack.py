@@ -14,7 +14,7 @@ from typing import Self
 import psutil
 
 from services.core.errors import Invalid, NeedsOperator
-from services.local import clickhouse, hdfs, kafka, postgres, processes, redis, spark_connect
+from services.local import clickhouse, hdfs, kafka, postgres, postgres_files, processes, redis, spark_connect
 from services.local.program import Program
 from services.local.settings import LocalSettings
 from services.local.supervision import State, Supervisor
@@ -125,7 +125,7 @@ class Stack:
             raise error
 
     def down(self, *, wipe: bool = False, watcher: Watcher = lambda name, event: None) -> None:
-        """Stop everything, in reverse order; nothing is left running. `wipe`: delete the folder, too."""
+        """Stop everything in reverse order; nothing is left running. `wipe` also deletes all data and the folder."""
         stopped: dict[str, Future[None]] = {}
         running = [name for name, state in self.states().items() if state.pid]
         with ThreadPoolExecutor(len(NAMES)) as pool:
@@ -134,6 +134,7 @@ class Stack:
                 stopped[name] = pool.submit(self._take_down, name, needed_by, watcher)
         self.supervisor.shutdown()
         if wipe:
+            postgres_files.delete_outside(self.folder / "postgres")
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def states(self) -> dict[str, State]:

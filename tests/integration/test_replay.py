@@ -5,13 +5,11 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import clickhouse_connect
@@ -27,10 +25,9 @@ from services.ledger import reading
 from services.ledger.reading import Ledger
 from services.ledger.replays import ReplayProgress
 from services.ledger.watermark import Watermarks
-from services.local.settings import LocalSettings
-from services.local.stack import Stack
 from services.stores.clickhouse import ClickHouseReader
 from services.streams.kafka import KafkaPartitionReader
+from tests.conftest import running
 from tests.processes import Process, free_port
 
 pytestmark = pytest.mark.timeout(240)
@@ -164,8 +161,7 @@ def failed(process: "subprocess.Popen[str]") -> str:
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     with (
-        tempfile.TemporaryDirectory(prefix="logpipe-", ignore_cleanup_errors=True) as folder,
-        Stack(LocalSettings.on_free_ports(Path(folder)), ("postgres", "kafka", "clickhouse")) as stack,
+        running("postgres", "kafka", "clickhouse") as stack,
     ):
         ports = free_port(), free_port()
         urls = {
