@@ -18,6 +18,9 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 HTTP_SECONDS = Metric(
     "logpipe_http_request_seconds", "histogram", "Time to answer an HTTP request.", ("route", "status"), _SECONDS
 )
+DEGRADED = Metric(
+    "logpipe_degraded", "gauge", "1 while the process serves less than it should; /readyz has the reason.", ("check",)
+)
 
 ROWS_ACCEPTED = Metric("logpipe_ingest_rows_accepted_total", "counter", "Rows answered with 200.", ("dataset",))
 COMMIT_SECONDS = Metric(

@@ -29,7 +29,7 @@ class ReplayProgress:
     def __init__(self, postgres_url: str, store: str, dataset: str) -> None:
         """Raises Conflict when another replay of the same runs."""
         self._key = {"store": store, "dataset": dataset}
-        self._connection = connect(postgres_url)
+        self._connection = connect(postgres_url, closed_when_idle=False)  # its lock must last
         try:
             schema.prepare(self._connection)
             with translated():

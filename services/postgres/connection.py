@@ -8,13 +8,16 @@ import psycopg
 from psycopg_pool import ConnectionPool
 
 from services.core.errors import StoreDown
+from services.postgres.shutdown import Sessions
 
 NAME = "postgres"
+PIPELINE = "logpipe"
+"""The application_name of sessions that have no name of their own."""
 
 Connection = psycopg.Connection[Any]
 Pool = ConnectionPool[Connection]
 
-_DEAD_PEER: dict[str, Any] = {
+_DEAD_SERVER: dict[str, Any] = {
     "connect_timeout": 5,
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -23,16 +26,35 @@ _DEAD_PEER: dict[str, Any] = {
 }
 """These settings let the client notice within seconds that the server's host is lost."""
 
+_DEAD_CLIENT = (
+    "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c tcp_user_timeout=30s"
+    " -c client_connection_check_interval=5s"
+)
+"""These settings let the server end a session within seconds after the client's host is lost.
 
-def connect(url: str, *, autocommit: bool = True) -> Connection:
-    """Open a connection whose time zone is UTC. Raises StoreDown."""
+A client that only reads slowly counts as lost, too, when it takes nothing for `tcp_user_timeout`.
+"""
+
+_sessions = Sessions()
+
+
+def connect(url: str, *, autocommit: bool = True, name: str = PIPELINE, closed_when_idle: bool = True) -> Connection:
+    """Open a connection whose time zone is UTC. Raises StoreDown.
+
+    `name` is shown as the session's application_name. `closed_when_idle` is False for a session whose advisory locks
+    must last: the server's shutdown then waits until the holder closes the session.
+    """
     with translated():
-        return psycopg.connect(
+        connection = psycopg.connect(
             url,
             autocommit=autocommit,
-            options="-c timezone=UTC -c idle_in_transaction_session_timeout=20s",
-            **_DEAD_PEER,
+            application_name=name,
+            options=f"-c timezone=UTC -c idle_in_transaction_session_timeout=20s {_DEAD_CLIENT}",
+            **_DEAD_SERVER,
         )
+    if closed_when_idle:
+        _sessions.add(connection, url)
+    return connection
 
 
 def open_pool(
@@ -41,19 +63,32 @@ def open_pool(
     timeout: float,
     configure: Callable[[Connection], None] | None = None,
     options: str = "",
+    name: str = PIPELINE,
 ) -> Pool:
     """Open a pool of autocommit connections whose time zone is UTC; it connects in the background.
 
     `timeout`: seconds that a caller waits for a connection. `options`: more settings of a session, as `-c name=value`.
+    `name` is shown as the application_name of the sessions.
     """
+
+    def configured(connection: Connection) -> None:
+        _sessions.add(connection, url)
+        if configure:
+            configure(connection)
+
     return ConnectionPool(
         url,
         min_size=1,
         max_size=max_connections,
         timeout=timeout,
-        configure=configure,
+        configure=configured,
         check=ConnectionPool.check_connection,
-        kwargs={"autocommit": True, "options": f"-c timezone=UTC {options}".rstrip(), **_DEAD_PEER},
+        kwargs={
+            "autocommit": True,
+            "application_name": name,
+            "options": f"-c timezone=UTC {_DEAD_CLIENT} {options}".rstrip(),
+            **_DEAD_SERVER,
+        },
         open=True,
     )
 

@@ -111,10 +111,13 @@ def _operations(readiness: Readiness) -> APIRouter:
         problems = await run_in_threadpool(readiness.problems)
         if problems:
             return problem(503, "not ready: " + "; ".join(f"{k}: {v}" for k, v in problems.items()), checks=problems)
+        if degraded := await run_in_threadpool(readiness.degraded):
+            return JSONResponse({"status": "DEGRADED", "degraded": degraded})
         return JSONResponse({"status": "READY"})
 
     @router.get("/metrics")
     async def metrics_text() -> Response:
+        await run_in_threadpool(readiness.degraded)
         body, content_type = metrics.exposition()
         return Response(body, media_type=content_type)
 

@@ -17,7 +17,7 @@ from services.core.ledger import StorePosition
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import Answer, Question
 from services.core.rows import Row
-from services.postgres.connection import open_pool, translated
+from services.postgres.connection import PIPELINE, open_pool, translated
 from services.stores.postgres import questions
 from services.stores.postgres.copying import EPOCH
 from services.stores.postgres.tables import TYPES, Connection
@@ -36,11 +36,10 @@ class PostgresReader:
     engine: ClassVar[str] = ""
     progress: ClassVar[Progress] = "ledger"
 
-    def __init__(self, url: str, max_connections: int = 8) -> None:
+    def __init__(self, url: str, max_connections: int = 8, session_name: str = PIPELINE) -> None:
         # A plan must know the limit and the times asked for; compiling it costs more than most queries.
-        self._pool = open_pool(
-            url, max_connections, _POOL_TIMEOUT, _configure, "-c plan_cache_mode=force_custom_plan -c jit=off"
-        )
+        options = "-c plan_cache_mode=force_custom_plan -c jit=off"
+        self._pool = open_pool(url, max_connections, _POOL_TIMEOUT, _configure, options, session_name)
 
     def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
         deadline = time.monotonic() + seconds
