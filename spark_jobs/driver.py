@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from threading import Event, Thread
 from typing import Protocol
@@ -19,6 +19,7 @@ from services.lake.table import NAME
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
+from services.runtime.patience import until_it_works
 from spark_jobs.session import open_session
 from spark_jobs.settings import SparkSettings, StreamSettings
 
@@ -51,10 +52,18 @@ class Stream(Protocol):
 
 
 class Driver:
-    """`name` is the application's in Spark. `error`: why it ended by itself; then this process is sent a SIGTERM."""
+    """Runs `prepare`, again while it raises StoreDown, and then the streams, in a thread.
 
-    def __init__(self, name: str, settings: SparkSettings, streams: Sequence[Stream]) -> None:
+    `name` is the application's name in Spark. `error` is why the driver ended by itself; then this process is sent a
+    SIGTERM.
+    """
+
+    def __init__(
+        self, name: str, settings: SparkSettings, streams: Sequence[Stream], prepare: Callable[[], None]
+    ) -> None:
         self.error: LogpipeError | None = None
+        self._prepare = prepare
+        self._waiting = ""
         self._name = name
         self._settings = settings
         self._streams = streams
@@ -69,8 +78,15 @@ class Driver:
         self._stop.set()
         self._thread.join()
 
+    def problem(self) -> str | None:
+        """What the streams wait for before they can start; None once they start."""
+        return f"starting: {self._waiting}" if self._waiting else None
+
     def _run(self) -> None:
         try:
+            if not until_it_works(self._prepare, self._stop, self._wait_for):
+                return
+            self._waiting = ""
             spark = open_session(self._name, self._settings)
             try:
                 self._supervise(spark)
@@ -86,6 +102,9 @@ class Driver:
         except Exception as error:  # noqa: BLE001 - a thread must not die in silence
             _log.exception("unexpected error")
             self._fail(LogpipeError(f"unexpected error: {error}"))
+
+    def _wait_for(self, reason: str) -> None:
+        self._waiting = reason
 
     def _supervise(self, spark: SparkSession) -> None:
         for stream in self._streams:
@@ -106,9 +125,13 @@ class Driver:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run(name: str, settings: StreamSettings, port: int, streams: Sequence[Stream]) -> None:
-    """Serve health and metrics of the streams until the process is told to stop. Raises what ended one of them."""
-    driver, readiness = Driver(name, settings, streams), Readiness()
+def run(name: str, settings: StreamSettings, port: int, streams: Sequence[Stream], prepare: Callable[[], None]) -> None:
+    """Serve health and metrics of the streams until the process is told to stop. Raises what ended one of them.
+
+    `prepare` comes before the streams start; it is called again for as long as it raises StoreDown.
+    """
+    driver, readiness = Driver(name, settings, streams, prepare), Readiness()
+    readiness.add("driver", driver.problem)
     for stream in streams:
         readiness.add(stream.dataset.name, stream.problem)
 

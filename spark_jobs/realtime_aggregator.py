@@ -1,11 +1,13 @@
 """`logpipe realtime-aggregator`: parses, wires, runs. One Spark driver, one streaming query."""
 
+from functools import partial
+
 import click
 
 from services import datasets
 from services.core.errors import LogpipeError
 from services.runtime import logs
-from services.streams import kafka
+from services.streams import kafka, topics
 from spark_jobs import driver
 from spark_jobs.settings import RealtimeSettings
 from spark_jobs.windows import WindowStream
@@ -29,6 +31,6 @@ def main() -> None:
 
 def run(settings: RealtimeSettings) -> None:
     dataset = datasets.find(_DATASET)
-    kafka.ensure_topics(settings.kafka_url, {dataset.topic: settings.kafka_partitions}, settings.kafka_replication)
     stream = WindowStream(settings, dataset, kafka.KafkaPartitionReader(settings.kafka_url, dataset.topic))
-    driver.run("realtime-aggregator", settings, settings.realtime_port, [stream])
+    prepare = partial(topics.ensure, settings, [dataset.topic])
+    driver.run("realtime-aggregator", settings, settings.realtime_port, [stream], prepare)

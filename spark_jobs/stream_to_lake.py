@@ -6,7 +6,7 @@ from services import datasets
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
 from services.runtime import logs
-from services.streams import kafka
+from services.streams import kafka, topics
 from spark_jobs import driver, recovery
 from spark_jobs.settings import StreamToLakeSettings
 from spark_jobs.stream import LakeStream
@@ -37,12 +37,14 @@ def main(names: tuple[str, ...], resume: str | None, rebuild: str | None) -> Non
 
 
 def run(settings: StreamToLakeSettings, chosen: tuple[Dataset, ...]) -> None:
-    topics = {dataset.topic: settings.kafka_partitions for dataset in chosen}
-    kafka.ensure_topics(settings.kafka_url, topics, settings.kafka_replication)
     streams = [make_stream(settings, dataset) for dataset in chosen]
-    for stream in streams:
-        stream.open()
-    driver.run("stream-to-lake", settings, settings.stream_to_lake_port, streams)
+
+    def prepare() -> None:
+        topics.ensure(settings, [dataset.topic for dataset in chosen])
+        for stream in streams:
+            stream.open()
+
+    driver.run("stream-to-lake", settings, settings.stream_to_lake_port, streams, prepare)
 
 
 def make_stream(settings: StreamToLakeSettings, dataset: Dataset) -> LakeStream:

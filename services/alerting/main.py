@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import click
 import httpx
@@ -19,7 +20,7 @@ from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
 from services.runtime.workers import Workers
-from services.streams import kafka
+from services.streams import kafka, topics
 
 STOP_SECONDS = 15
 
@@ -46,13 +47,10 @@ def create_app(settings: AlertingSettings) -> FastAPI:
     topic = DATASET.alert.topic
     readiness = Readiness()
 
-    def ensure_topic() -> None:
-        kafka.ensure_topics(settings.kafka_url, {topic: settings.kafka_partitions}, settings.kafka_replication)
-
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         reader = kafka.KafkaGroupReader(settings.kafka_url, topic, "logpipe-alerting")
-        watcher = Watcher(DATASET, policy, reader, url, ensure_topic)
+        watcher = Watcher(DATASET, policy, reader, url, partial(topics.ensure, settings, [topic]))
         readiness.add("alerts", watcher.problem)
         with httpx.Client(timeout=TIMEOUT_SECONDS) as client:
             workers = Workers([watcher.run, Poster(url, webhooks, client).run])

@@ -19,7 +19,7 @@ from services.replay.display import Display
 from services.replay.gaps import Gaps
 from services.replay.refill import Refill
 from services.replay.settings import ReplaySettings
-from services.streams import dead_letters, kafka
+from services.streams import dead_letters, kafka, topics
 from services.streams.dead_letters import DeadLetters
 
 SOURCE = "postgres"
@@ -95,7 +95,7 @@ class Replays:
         return progress.begin(topic.topic_id(), bounds, first)
 
     def _put_aside(self, dataset: Dataset) -> Gaps:
-        kafka.ensure_topics(self._kafka_url, {dead_letters.TOPIC: 1}, self._settings.kafka_replication)
+        topics.ensure(self._settings, [dead_letters.TOPIC])
         found: defaultdict[int, set[int]] = defaultdict(set)
         for letter in dead_letters.read(lambda: kafka.KafkaPartitionReader(self._kafka_url, dead_letters.TOPIC)):
             if (letter.store, letter.dataset) == (self._reader.name, dataset.name) and letter.id is not None:

@@ -22,7 +22,7 @@ from services.stream_to_store.backlog import Limits
 from services.stream_to_store.consumer import Consumer, Progress
 from services.stream_to_store.own_progress import OwnProgress
 from services.stream_to_store.settings import StreamToStoreSettings
-from services.streams import kafka
+from services.streams import kafka, topics
 from services.streams.dead_letters import TOPIC, DeadLetters
 
 DRAIN_SECONDS = 20
@@ -59,10 +59,6 @@ def create_app(settings: StreamToStoreSettings, consumers: list[Consumer]) -> Fa
 def make_consumer(settings: StreamToStoreSettings, store: str, dataset: Dataset) -> Consumer:
     url, ledger = settings.kafka_url, settings.postgres_url.get_secret_value()
 
-    def ensure_topics() -> None:
-        topics = {dataset.topic: settings.kafka_partitions, TOPIC: 1}
-        kafka.ensure_topics(url, topics, settings.kafka_replication)
-
     def open_producer() -> TransactionalProducer:
         return kafka.KafkaProducer(url, f"logpipe-{TOPIC}-{uuid.uuid4()}")
 
@@ -80,6 +76,6 @@ def make_consumer(settings: StreamToStoreSettings, store: str, dataset: Dataset)
         writer,
         DeadLetters(open_producer, store, dataset),
         Limits(settings.block_rows, settings.block_bytes, seconds),
-        ensure_topics,
+        partial(topics.ensure, settings, [dataset.topic, TOPIC]),
         open_progress,
     )

@@ -13,8 +13,9 @@ from services.core.dataset import Dataset
 from services.core.errors import StoreDown
 from services.core.ports import Outgoing, PartitionReader, TransactionalProducer
 from services.runtime import metrics
+from services.streams.topics import DEAD_LETTERS
 
-TOPIC = "dead-letter"
+TOPIC = DEAD_LETTERS
 _IDLE_POLLS = 10  # seconds without a message before the topic's end counts as unreachable
 _MAX_VALUE = 128 * 1024  # characters kept of a message refused as a whole: escaped, they stay below Kafka's limit
 

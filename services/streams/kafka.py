@@ -19,12 +19,12 @@ from services.streams.kafka_client import (
     STORE,
     config,
     describe,
-    ensure_topics,
     members,
     sink_group,
     translate,
     translated,
 )
+from services.streams.topics import ensure_topics
 
 __all__ = ["KafkaGroupReader", "KafkaPartitionReader", "KafkaProducer", "ensure_topics", "members", "sink_group"]
 
@@ -85,7 +85,7 @@ class KafkaProducer:
                 if failed or len(landed) < len(messages):
                     raise KafkaException(failed[0] if failed else KafkaError(KafkaError._TIMED_OUT))
                 self._producer.commit_transaction(MESSAGE_TIMEOUT)
-            except KafkaException:
+            except (KafkaException, SystemError):
                 self._abort()
                 raise
         self._usable = True
@@ -107,7 +107,7 @@ class KafkaProducer:
 
     def _abort(self) -> None:
         """Spare readers the wait for the transaction's timeout. Never before a flush: that ends in a fatal error."""
-        with suppress(KafkaException):
+        with suppress(KafkaException, SystemError):
             self._producer.purge()
             self._producer.flush(REQUEST_TIMEOUT)
             self._producer.abort_transaction(REQUEST_TIMEOUT)

@@ -1,12 +1,12 @@
-"""What every Kafka client here shares: settings, quiet logging, errors translated; and the making of topics."""
+"""What every Kafka client here shares: settings, quiet logging, errors translated."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, NewTopic, TopicDescription  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, TopicDescription  # type: ignore[attr-defined]
 
 from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
 from services.runtime import logs
@@ -54,10 +54,19 @@ def config(url: str, **settings: Any) -> dict[str, Any]:
 
 @contextmanager
 def translated() -> Iterator[None]:
+    """Turn the client's errors into the pipeline's.
+
+    The client raises a fatal error, such as that of a fenced producer, before it runs the delivery callbacks that are
+    due. The first call in such a callback turns the error into a SystemError, whose cause the error then is.
+    """
     try:
         yield
     except KafkaException as error:
         raise translate(error.args[0]) from error
+    except SystemError as error:
+        if not isinstance(error.__cause__, KafkaException):
+            raise
+        raise translate(error.__cause__.args[0]) from error
 
 
 def translate(error: KafkaError) -> LogpipeError:
@@ -69,32 +78,6 @@ def translate(error: KafkaError) -> LogpipeError:
             " stop this process, bring them with `logpipe replay` and start it again"
         )
     return StoreDown(STORE, f"{error.name()}: {error.str()}")
-
-
-def ensure_topics(url: str, topics: Mapping[str, int], replication: int) -> None:
-    """Create what is missing of `topics` (name -> partitions) and wait until all can be used. Raises StoreDown."""
-    admin = AdminClient(config(url))
-    deadline = time.monotonic() + MESSAGE_TIMEOUT
-    with translated():
-        missing = [name for name in topics if describe(admin, name) is None]
-        made = [NewTopic(name, topics[name], replication) for name in missing]
-        for future in admin.create_topics(made).values() if made else ():
-            try:
-                future.result(REQUEST_TIMEOUT)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise
-        for name, partitions in topics.items():
-            described = describe(admin, name)
-            if described is not None and 0 < len(described.partitions) < partitions:
-                raise NeedsOperator(
-                    f"topic {name} has {len(described.partitions)} partitions and {partitions} are to be used: add"
-                    f" partitions, or set LOGPIPE_KAFKA_PARTITIONS={len(described.partitions)}"
-                )
-        while not all(_usable(describe(admin, name)) for name in topics):
-            if time.monotonic() > deadline:
-                raise StoreDown(STORE, f"topics {', '.join(topics)} have no leader")
-            time.sleep(0.05)
 
 
 def describe(admin: AdminClient, topic: str) -> TopicDescription | None:
@@ -120,7 +103,3 @@ def members(url: str, group: str) -> int:
     with translated():
         described = admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT)
         return len(described[group].result().members)
-
-
-def _usable(topic: TopicDescription | None) -> bool:
-    return topic is not None and all(p.leader is not None and p.leader.id >= 0 for p in topic.partitions)

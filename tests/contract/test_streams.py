@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 
 from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
 from services.core.ports import GroupReader, Message, Outgoing, PartitionReader, TransactionalProducer
-from services.streams import kafka, kafka_client
+from services.streams import kafka, kafka_client, topics
 from services.streams.memory import MemoryBroker
 
 PARTITIONS = 3
@@ -185,6 +185,16 @@ def test_of_a_failed_transaction_nothing_is_read(broker: Broker, topic: str, ope
     assert values(read_to_end(reader, {0: ends[0], 1: ends[1]})) == ["after"]
 
 
+@pytest.mark.parametrize("attempt", range(5))
+def test_a_producer_that_is_fenced_before_its_first_message_says_so(
+    broker: Broker, topic: str, opened: Any, attempt: int
+) -> None:
+    zombie = opened(broker.producer(topic))
+    opened(broker.producer(topic))
+    with pytest.raises(Fenced):
+        zombie.publish([message(topic, partition, "late") for partition in range(PARTITIONS)])
+
+
 def test_a_producer_ends_with_its_first_error(broker: Broker, topic: str, opened: Any) -> None:
     producer = opened(broker.producer(topic))
     opened(broker.producer(topic))
@@ -260,7 +270,7 @@ def test_a_group_shares_out_its_partitions(broker: Broker, topic: str, opened: A
 
 
 def test_an_unreachable_broker_is_down(monkeypatch: pytest.MonkeyPatch, opened: Any) -> None:
-    for module, name in product((kafka, kafka_client), ("REQUEST_TIMEOUT", "MESSAGE_TIMEOUT")):
+    for module, name in product((kafka, kafka_client, topics), ("REQUEST_TIMEOUT", "MESSAGE_TIMEOUT")):
         monkeypatch.setattr(module, name, 0.3)
     nowhere = "127.0.0.1:1"
     with pytest.raises(StoreDown):
