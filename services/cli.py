@@ -11,6 +11,7 @@ COMMANDS = {
     "logs": "services.local.main:logs",
     "demo": "services.local.demo:demo",
     "ingest-api": "services.ingest_api.main:main",
+    "slots": "services.ingest_api.slots_command:main",
     "stream-to-store": "services.stream_to_store.main:main",
     "stream-to-lake": "spark_jobs.stream_to_lake:main",
     "realtime-aggregator": "spark_jobs.realtime_aggregator:main",

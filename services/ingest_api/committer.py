@@ -23,7 +23,8 @@ from services.core.ledger import Batch
 from services.core.ports import Outgoing
 from services.core.rows import RowCodec, Rows, checksum
 from services.ledger import batches as ledger
-from services.postgres.connection import connect
+from services.postgres.clock import now_microseconds
+from services.postgres.connection import PIPELINE, connect
 from services.runtime import logs, metrics
 from services.stores import postgres
 
@@ -65,8 +66,10 @@ class Committer:
         publish: Publish,
         batch_rows: int,
         partitions: int,
+        session_name: str = PIPELINE,
     ) -> None:
         self._url = url
+        self._session_name = session_name
         self._codecs = codecs
         self._slot = slot
         self._publish = publish
@@ -79,8 +82,9 @@ class Committer:
         try:
             try:
                 return self._commit(dataset, group)
-            except psycopg.errors.UndefinedTable:  # the clock has jumped beyond the partitions made ahead
-                postgres.ensure_partitions(self._connected(), dataset, time.time_ns() // 1000 // DAY, 1)
+            except psycopg.errors.UndefinedTable:  # PostgreSQL's clock has jumped beyond the partitions made ahead
+                connection = self._connected()
+                postgres.ensure_partitions(connection, dataset, now_microseconds(connection) // DAY, 1)
                 return self._commit(dataset, group)
         except psycopg.DataError as error:
             if len(group) == 1:
@@ -109,8 +113,9 @@ class Committer:
                 fresh = [index for index, outcome in enumerate(outcomes) if outcome is None]
                 if fresh:
                     total = sum(group[index].rows.count for index in fresh)
-                    xid, ids = ledger.begin(cursor, -(-total // self._batch_rows))
-                    made = self._write(cursor, dataset, [group[index] for index in fresh], ids)
+                    begun = ledger.begin(cursor, -(-total // self._batch_rows))
+                    xid = begun.xid
+                    made = self._write(cursor, dataset, [group[index] for index in fresh], begun)
                     for index, outcome in zip(fresh, self._record(cursor, dataset, group, fresh, made), strict=True):
                         outcomes[index] = outcome
                 committing = True
@@ -156,15 +161,15 @@ class Committer:
         return outcomes
 
     def _write(
-        self, cursor: psycopg.Cursor[Any], dataset: Dataset, group: Sequence[Submission], ids: Sequence[int]
+        self, cursor: psycopg.Cursor[Any], dataset: Dataset, group: Sequence[Submission], begun: ledger.Begun
     ) -> list[tuple[Batch, list[Outgoing]]]:
-        created_at = time.time_ns() // 1000
+        created_at = begun.created_at
         slot, codec = self._slot(), self._codecs[dataset.name]
         rows = Rows.joined([submission.rows for submission in group])
         made = []
         with cursor.copy(postgres.copy_statement(dataset, created_at // DAY)) as copy:
             copy.set_types(postgres.copy_types(dataset))
-            for start, batch_id in zip(count(0, self._batch_rows), ids, strict=False):
+            for start, batch_id in zip(count(0, self._batch_rows), begun.batch_ids, strict=False):
                 chunk = rows.slice(start, start + self._batch_rows)
                 for values in postgres.copy_rows(dataset, chunk, batch_id, created_at):
                     copy.write_row(values)
@@ -204,7 +209,7 @@ class Committer:
 
     def _connected(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
-            self._connection = connect(self._url)
+            self._connection = connect(self._url, name=self._session_name)
         return self._connection
 
     def _rollback(self) -> None:

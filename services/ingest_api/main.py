@@ -4,6 +4,8 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from uuid import uuid4
 
 import click
 from fastapi import FastAPI
@@ -11,22 +13,24 @@ from fastapi import FastAPI
 from services import datasets
 from services.core.dataset import Dataset
 from services.core.ledger import Batch
-from services.core.ports import Outgoing, TransactionalProducer
+from services.core.ports import Outgoing
 from services.core.rows import RowCodec
 from services.ingest_api.bodies import InFlight
 from services.ingest_api.committer import Committer
 from services.ingest_api.disk import DiskFloor
 from services.ingest_api.endpoints import Ingest, collect_router
-from services.ingest_api.publisher import MessageCache, SlotPublisher
+from services.ingest_api.publisher import MessageCache, SlotPublisher, open_slot_producer
 from services.ingest_api.service import IngestService
 from services.ingest_api.settings import IngestSettings
 from services.ingest_api.slot_owner import SlotOwner
 from services.ingest_api.upkeep import Upkeep
+from services.ledger import slots
+from services.ledger.slots import Lease
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
 from services.stores.postgres import PostgresReader
-from services.streams import kafka
+from services.streams import kafka, topics
 
 DRAIN_SECONDS = 15
 
@@ -49,26 +53,34 @@ def create_app(settings: IngestSettings) -> FastAPI:
     readiness = Readiness()
     readiness.add("disk", disk.problem)
 
+    owner_id = uuid4()
+    session_name = slots.session_name(owner_id)
+    upkeep = Upkeep(url, known, settings.request_key_hours, session_name, text_index=settings.ingest_text_index)
+    readiness.add("postgres", upkeep.problem)
+    readiness.add("partitions", upkeep.degraded, degraded=True)
+    message_cache = MessageCache(settings.publisher_cache)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        upkeep = Upkeep(url, known, settings.request_key_hours, text_index=settings.ingest_text_index)
-        await asyncio.to_thread(upkeep.start)
-        readiness.add("postgres", upkeep.problem)
-        message_cache = MessageCache(settings.publisher_cache)
-        rows = PostgresReader(url, max_connections=2)
-        owner = SlotOwner(url, _publisher_opener(settings, known, message_cache, rows))
-        await asyncio.to_thread(owner.start)
+        rows = PostgresReader(url, 2, session_name)
+        opener = _publisher_opener(settings, known, message_cache, rows)
+        owner = SlotOwner(url, owner_id, partial(topics.ensure, settings, _topic_names(known)), opener)
+        readiness.add("slots", owner.problem)
+        readiness.add("publishing", owner.degraded, degraded=True)
+        upkeep.start()
+        owner.start()
 
         def publish(batch: Batch, outgoing: list[Outgoing]) -> None:
             message_cache.put(batch.batch_id, outgoing)
             owner.wake()
 
         codecs = {dataset.name: RowCodec(dataset) for dataset in known}
+        group_rows, partitions = settings.ingest_group_rows, settings.kafka_partitions
         committers = [
-            Committer(url, codecs, owner.slot, publish, settings.ingest_group_rows, settings.kafka_partitions)
+            Committer(url, codecs, owner.slot, publish, group_rows, partitions, session_name)
             for _ in range(settings.ingest_connections)
         ]
-        service = IngestService(committers, settings.ingest_group_rows, settings.ingest_group_wait)
+        service = IngestService(committers, group_rows, settings.ingest_group_wait)
         service.start()
         app.state.ingest = Ingest(
             service, InFlight(settings.ingest_max_in_flight), disk, settings.ingest_max_body, upkeep.ledger
@@ -82,22 +94,19 @@ def create_app(settings: IngestSettings) -> FastAPI:
     return make_app("Ingest API", settings, [collect_router(known)], lifespan, readiness)
 
 
+def _topic_names(known: tuple[Dataset, ...]) -> list[str]:
+    return [dataset.topic for dataset in known] + [dataset.alert.topic for dataset in known if dataset.alert]
+
+
 def _publisher_opener(
     settings: IngestSettings, known: tuple[Dataset, ...], message_cache: MessageCache, rows: PostgresReader
-) -> Callable[[int], SlotPublisher]:
-    topics = {dataset.topic: settings.kafka_partitions for dataset in known}
-    topics |= {dataset.alert.topic: settings.kafka_partitions for dataset in known if dataset.alert}
-
-    def open_producer(slot: int) -> TransactionalProducer:
-        kafka.ensure_topics(settings.kafka_url, topics, settings.kafka_replication)
-        return kafka.KafkaProducer(settings.kafka_url, f"logpipe-slot-{slot}")
-
-    def open_publisher(slot: int) -> SlotPublisher:
+) -> Callable[[Lease], SlotPublisher]:
+    def open_publisher(lease: Lease) -> SlotPublisher:
         return SlotPublisher(
-            slot,
+            lease,
             {dataset.name: dataset for dataset in known},
             message_cache,
-            open_producer,
+            partial(open_slot_producer, settings.kafka_url),
             lambda topic: kafka.KafkaPartitionReader(settings.kafka_url, topic),
             rows,
             settings.kafka_partitions,

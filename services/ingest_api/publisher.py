@@ -1,15 +1,15 @@
 """From the ledger to Kafka: every committed batch once, in a transaction of its slot's producer.
 
-The ledger says what is to be published; the cache only saves reading rows back that have just been written. Whoever
-begins with a slot, or goes on after any error, first opens the slot's producer anew (which fences whoever held it)
-and looks what the topic holds beyond the last mark: a transaction may have been committed and not marked.
+The ledger says which batches are to be published; the cache only saves reading rows back that have just been written.
+A publisher that begins with a slot, or goes on after an error, first opens the slot's producer anew, which fences the
+producer that had the slot before. Then the publisher looks whether the topic holds batches that are in doubt, because
+a transaction may have been committed and not marked.
 """
 
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -17,18 +17,20 @@ import psycopg
 
 from services.core import metric_names
 from services.core.dataset import Dataset
-from services.core.envelope import batch_of_key, messages
-from services.core.errors import NeedsOperator, StoreDown
-from services.core.ledger import Batch, Part
+from services.core.envelope import messages
+from services.core.errors import NeedsOperator
+from services.core.ledger import Batch
 from services.core.ports import Outgoing, PartitionReader, TransactionalProducer
 from services.core.rows import RowCodec, Rows, checksum
+from services.ingest_api.topic_log import TopicLog
 from services.ledger import batches as ledger
+from services.ledger.slots import Lease
 from services.runtime import logs, metrics
 from services.stores.postgres import PostgresReader
+from services.streams.kafka import KafkaProducer
 
 _TRANSACTION_BYTES = 32 << 20
 _ADVANCE_SECONDS = 60.0
-_LOOK_SECONDS = 90.0  # longer than a transaction may stay open
 _log = logs.get("publisher")
 
 
@@ -59,11 +61,11 @@ class MessageCache:
 
 
 class SlotPublisher:
-    """Publishes one slot's batches. Not thread-safe. `close` it to let go of the producer."""
+    """Publishes one slot's batches under one lease. Not thread-safe. `close` it to let go of the producer."""
 
     def __init__(
         self,
-        slot: int,
+        lease: Lease,
         datasets: Mapping[str, Dataset],
         cache: MessageCache,
         open_producer: Callable[[int], TransactionalProducer],
@@ -72,7 +74,7 @@ class SlotPublisher:
         partitions: int,
         max_rows: int,
     ) -> None:
-        self.slot = slot
+        self.lease = lease
         self._datasets = datasets
         self._codecs = {name: RowCodec(dataset) for name, dataset in datasets.items()}
         self._cache = cache
@@ -82,6 +84,8 @@ class SlotPublisher:
         self._partitions = partitions
         self._max_rows = max_rows
         self._producer: TransactionalProducer | None = None
+        self._logs: dict[str, TopicLog] = {}
+        self._doubt: list[Batch] | None = None  # may be in the topic; None: every batch that a former owner committed
         self._advanced = 0.0
 
     def step(self, connection: psycopg.Connection[Any]) -> int:
@@ -91,32 +95,54 @@ class SlotPublisher:
         """
         try:
             if self._producer is None:
-                self._producer = self._open_producer(self.slot)
-                self._recover(connection)
+                self._producer = self._open(connection)
             elif time.monotonic() - self._advanced > _ADVANCE_SECONDS:
                 self._advance(connection)
-            batches = ledger.unpublished(connection, self.slot, self._max_rows)
+            batches = ledger.unpublished(connection, self.lease.slot, self._max_rows)
             if not batches:
                 return 0
             outgoing = self._within_bounds(batches)
+            self._doubt = batches[: len(outgoing)]
             with metrics.histogram(metric_names.PUBLISH_SECONDS).time():
                 landed = iter(self._producer.publish([message for batch in outgoing for message in batch]))
             marked = []
-            for batch, own in zip(batches, outgoing, strict=False):
+            for batch, own in zip(self._doubt, outgoing, strict=True):
                 topic = self._datasets[batch.dataset].topic
                 parts = [part for message, part in zip(own, landed, strict=False) if message.topic == topic]
                 marked.append(replace(batch, parts=tuple(parts)))
-            ledger.mark_published(connection, self.slot, marked)
+            for name in {batch.dataset for batch in marked}:
+                self._logs[name].check()
+            self._mark(connection, marked)
+            self._doubt = []
         except BaseException:
             self.close()
             raise
-        metrics.counter(metric_names.BATCHES_PUBLISHED, str(self.slot)).inc(len(marked))
+        metrics.counter(metric_names.BATCHES_PUBLISHED, str(self.lease.slot)).inc(len(marked))
         return len(marked)
 
     def close(self) -> None:
+        for log in self._logs.values():
+            log.close()
+        self._logs = {}
         if self._producer is not None:
             self._producer.close()
             self._producer = None
+
+    def _open(self, connection: psycopg.Connection[Any]) -> TransactionalProducer:
+        """Fence the slot's former producer, then find out what it and this publisher have left in doubt."""
+        producer = self._open_producer(self.lease.slot)
+        try:
+            if self._doubt is None:
+                self._doubt = ledger.all_unpublished(connection, self.lease.slot)
+            for name, dataset in self._datasets.items():
+                self._logs[name] = TopicLog(connection, dataset, self._open_reader(dataset.topic))
+            self._recover(connection, self._doubt)
+            self._doubt = []
+            self._advance(connection)
+        except BaseException:
+            producer.close()
+            raise
+        return producer
 
     def _within_bounds(self, batches: Sequence[Batch]) -> list[list[Outgoing]]:
         """The messages of the first batches, up to `_TRANSACTION_BYTES`, of one at least."""
@@ -150,80 +176,64 @@ class SlotPublisher:
 
     def _known(self, name: str) -> Dataset:
         if name not in self._datasets:
-            raise NeedsOperator(f"slot {self.slot} holds batches of dataset {name!r}, which this process does not know")
+            raise NeedsOperator(
+                f"slot {self.lease.slot} holds batches of dataset {name!r}, which this process does not know: let a"
+                " newer ingest API publish them"
+            )
         return self._datasets[name]
+
+    def _mark(self, connection: psycopg.Connection[Any], batches: Sequence[Batch]) -> None:
+        ledger.mark_published(connection, self.lease, batches, {name: log.topic for name, log in self._logs.items()})
 
     def _advance(self, connection: psycopg.Connection[Any]) -> None:
         """Note where the slot's next messages can be: all of its messages so far are marked."""
-        for name, dataset in self._datasets.items():
-            with closing(self._open_reader(dataset.topic)) as reader:
-                ends = {partition: end for partition, (_, end) in reader.bounds().items()}
-            ledger.advance_slot(connection, self.slot, name, ends)
+        for name, log in self._logs.items():
+            log.check()
+            ledger.advance_slot(connection, self.lease, name, log.topic, log.ends())
         self._advanced = time.monotonic()
 
-    def _recover(self, connection: psycopg.Connection[Any]) -> None:
-        """Mark what a transaction committed and nobody marked."""
-        pending = ledger.all_unpublished(connection, self.slot)
-        for name in sorted({batch.dataset for batch in pending}):
-            own = {batch.batch_id: batch for batch in pending if batch.dataset == name}
-            with closing(self._open_reader(self._known(name).topic)) as reader:
-                found = self._found(connection, self._datasets[name], reader, own)
-            if found:
-                _log.info("found batches published and not marked", slot=self.slot, dataset=name, batches=len(found))
-                ledger.mark_published(connection, self.slot, found)
-        self._advance(connection)
+    def _recover(self, connection: psycopg.Connection[Any], doubt: Sequence[Batch]) -> None:
+        """Mark those batches that a transaction committed and nobody marked."""
+        for name in sorted({batch.dataset for batch in doubt}):
+            self._known(name)
+            own = {batch.batch_id: batch for batch in doubt if batch.dataset == name}
+            if found := self._found(connection, self._logs[name], own):
+                _log.info("found batches published and not marked", lease=self.lease, dataset=name, batches=len(found))
+                self._mark(connection, found)
 
-    def _found(
-        self,
-        connection: psycopg.Connection[Any],
-        dataset: Dataset,
-        reader: PartitionReader,
-        pending: Mapping[int, Batch],
-    ) -> list[Batch]:
-        """Those of `pending` that the topic holds.
-
-        Reads to the very end of the log: another slot's open transaction hides what was committed after it began, until
-        it has ended, too.
-        """
-        bounds = reader.bounds()
-        known = ledger.slot_positions(connection, self.slot, dataset.name)
-        starts = {partition: known.get(partition, low) for partition, (low, _) in bounds.items()}
-        deleted = [partition for partition, (low, _) in bounds.items() if starts[partition] < low]
-        if deleted:
+    def _found(self, connection: psycopg.Connection[Any], log: TopicLog, doubt: Mapping[int, Batch]) -> list[Batch]:
+        """Those of `doubt` that the topic holds. Raises NeedsOperator when that cannot be told."""
+        slot, topic = self.lease.slot, log.dataset.topic
+        positions = ledger.slot_positions(connection, slot, log.dataset.name)
+        if not positions:
+            return []
+        bounds = log.bounds()
+        is_same = positions.keys() == {log.topic.topic_id}
+        # In a topic that was made anew, the batches can be anywhere.
+        starts = positions[log.topic.topic_id] if is_same else dict.fromkeys(bounds, 0)
+        where = f"see `logpipe slots`, then run `logpipe slots resolve {slot}`"
+        if deleted := [partition for partition, (first, _) in bounds.items() if starts.get(partition, first) < first]:
             raise NeedsOperator(
-                f"topic {dataset.topic}: retention has deleted messages of slot {self.slot} (partitions {deleted}) that"
-                f" are needed to tell whether {len(pending)} batches were published; see docs/operations.md#slots"
+                f"topic {topic}: retention has deleted messages (partitions {deleted}) that are needed to tell whether"
+                f" {len(doubt)} batches of slot {slot} were published: {where}"
             )
-        if any(starts[partition] > end for partition, (_, end) in bounds.items()):
+        if any(start > bounds.get(partition, (0, 0))[1] for partition, start in starts.items()):
             raise NeedsOperator(
-                f"topic {dataset.topic} ends before what slot {self.slot} published: it was deleted or cut, and whether"
-                f" {len(pending)} batches were published cannot be told; see docs/operations.md#slots"
+                f"topic {topic} ends before what slot {slot} published: it was cut, and whether {len(doubt)} batches"
+                f" were published cannot be told: {where}"
             )
-        parts: dict[int, list[Part]] = {}
-        rows: dict[int, int] = {}
-        reader.assign(starts)
-        deadline = time.monotonic() + _LOOK_SECONDS
-        while any(reader.reached().get(p, starts[p]) < end for p, (_, end) in bounds.items()):
-            if time.monotonic() > deadline:
-                raise StoreDown("kafka", f"{dataset.topic} was not read to its end within {_LOOK_SECONDS} s")
-            for message in reader.poll(1.0):
-                batch_id = _batch_id(message.key)
-                if batch_id in pending:
-                    parts.setdefault(batch_id, []).append(Part(message.partition, message.offset))
-                    rows[batch_id] = rows.get(batch_id, 0) + int(message.headers["rows"])
-        for batch_id, count in rows.items():
-            if count != pending[batch_id].rows:
+        found = log.holds(doubt, starts)
+        for batch_id, (_, rows) in found.items():
+            if rows != doubt[batch_id].rows:
                 raise NeedsOperator(
-                    f"topic {dataset.topic} holds {count} of the {pending[batch_id].rows} rows of batch {batch_id}"
+                    f"topic {topic} holds {rows} of the {doubt[batch_id].rows} rows of batch {batch_id}: {where}"
                 )
-        return [replace(pending[batch_id], parts=tuple(own)) for batch_id, own in sorted(parts.items())]
+        return [replace(doubt[batch_id], parts=parts) for batch_id, (parts, _) in found.items()]
 
 
-def _batch_id(key: bytes) -> int:
-    try:
-        return batch_of_key(key)
-    except ValueError:
-        return -1  # somebody else's message: never one of ours
+def open_slot_producer(kafka_url: str, slot: int) -> TransactionalProducer:
+    """Fences the producer that published the slot before. Raises StoreDown."""
+    return KafkaProducer(kafka_url, f"logpipe-slot-{slot}")
 
 
 def _size(outgoing: Sequence[Outgoing]) -> int:

@@ -1,48 +1,60 @@
 """Keeps PostgreSQL ready for rows: schema at start, day partitions made ahead, old request keys forgotten."""
 
 import threading
-import time
 
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
+from services.core.instants import DAY
 from services.ledger import batches, schema
 from services.ledger.identity import ledger_id
-from services.postgres.connection import connect
+from services.postgres.clock import now_microseconds
+from services.postgres.connection import PIPELINE, Connection, connect
 from services.runtime import logs
 from services.stores import postgres
 
 DAYS_AHEAD = 7
 _INTERVAL_SECONDS = 600
 _RETRY_SECONDS = 5
+_START_SECONDS = 1
 _STOP_SECONDS = 1
-_DAY_SECONDS = 86_400
-_CLOSING_SECONDS = 3600  # after midnight, in which the last batches of a day may still be written
+_CLOSING = 3600 * 1_000_000  # microseconds after midnight, in which the last batches of a day may still be written
 _log = logs.get("upkeep")
 
 
 class Upkeep:
-    def __init__(self, url: str, datasets: tuple[Dataset, ...], key_hours: float, *, text_index: bool = False) -> None:
+    """One thread, which waits for PostgreSQL when it is away, also at the start of the process."""
+
+    def __init__(
+        self,
+        url: str,
+        datasets: tuple[Dataset, ...],
+        key_hours: float,
+        session_name: str = PIPELINE,
+        *,
+        text_index: bool = False,
+    ) -> None:
         self._url = url
         self._datasets = datasets
         self._key_hours = key_hours
+        self._session_name = session_name
         self._text_index = text_index
         self._stop = threading.Event()
-        self._problem: str | None = None
+        self._prepared = False
+        self._failure = "starting"
         self._ledger = ""
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
 
     def start(self) -> None:
-        """Prepare all tables, then keep them in the background. Raises StoreDown or NeedsOperator."""
-        with connect(self._url) as connection:
-            schema.prepare(connection)
-            for dataset in self._datasets:
-                postgres.prepare(connection, dataset)
-        self._once()
+        """Prepare all tables and keep them, in the background."""
         self._thread.start()
 
     def problem(self) -> str | None:
-        """Why partitions could not be made ahead; None when all is well."""
-        return self._problem
+        """Why the tables are not prepared yet; None when they are."""
+        return None if self._prepared else f"starting: the tables are not prepared yet: {self._failure}"
+
+    def degraded(self) -> str | None:
+        """Why partitions could not be made ahead; None when they are."""
+        return self._failure or None
 
     def ledger(self) -> str:
         """The id of the ledger; '' until it has been read."""
@@ -53,29 +65,45 @@ class Upkeep:
         self._thread.join(_STOP_SECONDS)
 
     def _run(self) -> None:
-        while not self._stop.wait(_RETRY_SECONDS if self._problem else _INTERVAL_SECONDS):
+        while not self._stop.is_set():
             try:
-                self._once()
-                self._problem = None
+                with self._connected() as connection:
+                    if not self._prepared:
+                        self._prepare(connection)
+                    self._once(connection)
+                self._prepared, self._failure = True, ""
             except Exception as error:  # noqa: BLE001 - this thread must not end: partitions would run out
-                self._problem = str(error)
+                self._failure = str(error)
                 _log.error("day partitions not made ahead", error=str(error), days_ahead=DAYS_AHEAD)
-            if self._text_index:
+            if self._text_index and self._prepared:
                 self._index_closed_days()
+            self._stop.wait(self._pause())
 
-    def _once(self) -> None:
-        today = int(time.time()) // _DAY_SECONDS
-        with connect(self._url) as connection:
-            for dataset in self._datasets:
-                postgres.ensure_partitions(connection, dataset, today, DAYS_AHEAD)
-            self._ledger = str(ledger_id(connection))
-            batches.forget_requests(connection, self._key_hours)
+    def _pause(self) -> float:
+        if not self._prepared:
+            return _START_SECONDS
+        return _RETRY_SECONDS if self._failure else _INTERVAL_SECONDS
+
+    def _connected(self) -> Connection:
+        return connect(self._url, name=self._session_name)
+
+    def _prepare(self, connection: Connection) -> None:
+        schema.prepare(connection)
+        for dataset in self._datasets:
+            postgres.prepare(connection, dataset)
+
+    def _once(self, connection: Connection) -> None:
+        today = now_microseconds(connection) // DAY
+        for dataset in self._datasets:
+            postgres.ensure_partitions(connection, dataset, today, DAYS_AHEAD)
+        self._ledger = str(ledger_id(connection))
+        batches.forget_requests(connection, self._key_hours)
 
     def _index_closed_days(self) -> None:
         """Takes long, and nothing waits for it but this thread, whose days are made well ahead."""
-        closed_before = int(time.time() - _CLOSING_SECONDS) // _DAY_SECONDS
         try:
-            with connect(self._url) as connection:
+            with self._connected() as connection:
+                closed_before = (now_microseconds(connection) - _CLOSING) // DAY
                 for dataset in self._datasets:
                     for partition in postgres.index_search(connection, dataset, closed_before):
                         _log.info("indexed for text search", partition=partition)

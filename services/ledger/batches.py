@@ -6,9 +6,16 @@ from typing import Any
 
 import msgspec
 import psycopg
+from psycopg.sql import SQL
 
 from services.core.ledger import Batch, Part
+from services.ledger import slots
+from services.ledger.slots import Lease
+from services.ledger.topics import Topic
+from services.postgres.clock import NOW_MICROSECONDS
 from services.postgres.connection import translated
+
+_BEGIN = SQL("SELECT pg_current_xact_id()::text, {}").format(NOW_MICROSECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +30,26 @@ class Request:
     rows: int
 
 
-def begin(cursor: psycopg.Cursor[Any], batches: int) -> tuple[str, list[int]]:
-    """This transaction's id, and the ids of the batches it will hold.
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A transaction that is to hold new batches. `created_at`: microseconds since 1970 by PostgreSQL's clock."""
+
+    xid: str
+    created_at: int
+    batch_ids: list[int]
+
+
+def begin(cursor: psycopg.Cursor[Any], batches: int) -> Begun:
+    """Draw this transaction's id, then the ids of the batches that it will hold, all accepted now.
 
     The order matters: a batch id must never be handed out before its transaction has an id of its own, or a reader
     could take a batch that is still being written for one that was rolled back (see `watermark`).
     """
-    row = cursor.execute("SELECT pg_current_xact_id()::text").fetchone()
+    row = cursor.execute(_BEGIN).fetchone()
     assert row is not None
     ids = cursor.execute("SELECT nextval('batch_ids') FROM generate_series(1, %s)", (batches,)).fetchall()
-    return row[0], [batch_id for (batch_id,) in ids]
+    xid, created_at = row
+    return Begun(xid, created_at, [batch_id for (batch_id,) in ids])
 
 
 def insert(cursor: psycopg.Cursor[Any], batches: Sequence[Batch]) -> None:
@@ -133,43 +150,71 @@ def count_unpublished(connection: psycopg.Connection[Any], slot: int) -> int:
     return int(row[0])
 
 
-def mark_published(connection: psycopg.Connection[Any], slot: int, batches: Sequence[Batch]) -> None:
-    """Write where each batch's messages lie; marking the same again changes nothing."""
-    positions: dict[tuple[str, int], int] = {}
+def mark_published(
+    connection: psycopg.Connection[Any], lease: Lease, batches: Sequence[Batch], topics: Mapping[str, Topic]
+) -> None:
+    """Write where each batch's messages lie. `topics`: dataset -> the topic that has them.
+
+    Marking the same batches again changes nothing. Raises Fenced when the slot was leased by another process.
+    """
+    positions: dict[str, dict[int, int]] = {}
     for batch in batches:
+        reached = positions.setdefault(batch.dataset, {})
         for part in _parts(batch):
-            where = (batch.dataset, part.partition)
-            positions[where] = max(positions.get(where, 0), part.offset + 1)
+            reached[part.partition] = max(reached.get(part.partition, 0), part.offset + 1)
     with translated(), connection.transaction(), connection.cursor() as cursor:
+        slots.hold(cursor, lease)
         cursor.execute(
-            "UPDATE batches SET published_at = clock_timestamp(), parts = marked.parts::jsonb"
-            " FROM unnest(%s::bigint[], %s::text[]) AS marked(batch_id, parts)"
+            "UPDATE batches SET published_at = clock_timestamp(), parts = marked.parts::jsonb, topic = marked.topic"
+            " FROM unnest(%s::bigint[], %s::text[], %s::smallint[]) AS marked(batch_id, parts, topic)"
             " WHERE batches.batch_id = marked.batch_id AND published_at IS NULL",
-            ([b.batch_id for b in batches], [_parts_json(b) for b in batches]),
+            (
+                [batch.batch_id for batch in batches],
+                [_parts_json(batch) for batch in batches],
+                [topics[batch.dataset].number for batch in batches],
+            ),
         )
-        _advance(cursor, slot, positions)
+        for dataset, reached in positions.items():
+            _advance(cursor, lease.slot, dataset, topics[dataset], reached)
 
 
-def advance_slot(connection: psycopg.Connection[Any], slot: int, dataset: str, positions: Mapping[int, int]) -> None:
-    """Note that no unmarked message of the slot lies below these offsets."""
+def advance_slot(
+    connection: psycopg.Connection[Any], lease: Lease, dataset: str, topic: Topic, positions: Mapping[int, int]
+) -> None:
+    """Note that no unmarked message of the slot lies below these offsets, nor in another topic of the dataset.
+
+    Raises Fenced when the slot was leased by another process.
+    """
     with translated(), connection.transaction(), connection.cursor() as cursor:
-        _advance(cursor, slot, {(dataset, partition): offset for partition, offset in positions.items()})
-
-
-def slot_positions(connection: psycopg.Connection[Any], slot: int, dataset: str) -> dict[int, int]:
-    """Partition -> the first offset at which an unmarked message of the slot can lie."""
-    with translated():
-        rows = connection.execute(
-            "SELECT partition, next_offset FROM slot_positions WHERE slot = %s AND dataset = %s", (slot, dataset)
+        slots.hold(cursor, lease)
+        cursor.execute(
+            "DELETE FROM slot_positions WHERE slot = %s AND dataset = %s AND topic_id <> %s",
+            (lease.slot, dataset, topic.topic_id),
         )
-        return dict(rows.fetchall())
+        _advance(cursor, lease.slot, dataset, topic, positions)
 
 
-def _advance(cursor: psycopg.Cursor[Any], slot: int, positions: Mapping[tuple[str, int], int]) -> None:
-    cursor.executemany(
-        "INSERT INTO slot_positions VALUES (%s, %s, %s, %s) ON CONFLICT (slot, dataset, partition)"
-        " DO UPDATE SET next_offset = greatest(slot_positions.next_offset, excluded.next_offset)",
-        [(slot, dataset, partition, offset) for (dataset, partition), offset in sorted(positions.items())],
+def slot_positions(connection: psycopg.Connection[Any], slot: int, dataset: str) -> dict[str, dict[int, int]]:
+    """Topic id -> partition -> the first offset at which an unmarked message of the slot can lie.
+
+    Positions are written before a slot is first published, so a slot without any has published nothing.
+    """
+    query = "SELECT topic_id, partition, next_offset FROM slot_positions WHERE slot = %s AND dataset = %s"
+    found: dict[str, dict[int, int]] = {}
+    with translated():
+        for topic_id, partition, offset in connection.execute(query, (slot, dataset)):
+            found.setdefault(topic_id, {})[partition] = offset
+    return found
+
+
+def _advance(cursor: psycopg.Cursor[Any], slot: int, dataset: str, topic: Topic, positions: Mapping[int, int]) -> None:
+    cursor.execute(
+        "INSERT INTO slot_positions (slot, dataset, partition, next_offset, topic_id)"
+        " SELECT %s, %s, partition, next_offset, %s FROM unnest(%s::int[], %s::bigint[]) AS at(partition, next_offset)"
+        " ON CONFLICT (slot, dataset, partition) DO UPDATE SET topic_id = excluded.topic_id, next_offset = CASE"
+        " WHEN slot_positions.topic_id = excluded.topic_id"
+        " THEN greatest(slot_positions.next_offset, excluded.next_offset) ELSE excluded.next_offset END",
+        (slot, dataset, topic.topic_id, list(positions), list(positions.values())),
     )
 
 

@@ -12,7 +12,7 @@ from services.postgres.connection import translated
 _LOCK = 7_316_001  # advisory lock: one process at a time changes the tables
 _LOCK_TIMEOUT = "2s"
 
-VERSION = 2
+VERSION = 3
 """Raised with every change of TABLES."""
 
 TABLES = """
@@ -224,11 +224,14 @@ ALTER TABLE slot_positions SET (autovacuum_vacuum_scale_factor = 0, autovacuum_v
 ALTER TABLE sink_progress SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 ALTER TABLE watermarks SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
+-- Version 3: why the owner of a slot cannot publish it, for `logpipe slots`; '' while the owner can.
+ALTER TABLE slots ADD COLUMN IF NOT EXISTS stuck text NOT NULL DEFAULT '';
+
 CREATE TABLE IF NOT EXISTS ledger_version (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     version  int NOT NULL
 );
-INSERT INTO ledger_version (version) VALUES (2)
+INSERT INTO ledger_version (version) VALUES (3)
     ON CONFLICT (only_row) DO UPDATE SET version = greatest(ledger_version.version, excluded.version);
 """
 

@@ -1,75 +1,170 @@
-"""Slots: each batch belongs to one, and one owner at a time publishes a slot's batches.
+"""Slots: each batch belongs to one slot, and one owner at a time publishes a slot's batches.
 
-Ownership is a lease. Its holder may still be publishing when it runs out (stopped, cut off); Kafka then fences it
-by the slot's transactional id, so the lease decides who should publish and Kafka makes sure that only one does.
+Ownership is a lease. A process whose lease has lapsed may still be publishing, because it was stopped or cut off. Three
+things keep such a process from doing harm: the adopter ends the process's database sessions, every change of a slot is
+made under the epoch of a lease (`hold`), and Kafka fences the process's producer by the slot's transactional id.
 """
 
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import psycopg
+from psycopg.sql import SQL, Composed
 
+from services.core.errors import Conflict, Fenced, NotFound
 from services.postgres.connection import translated
 
 LEASE_SECONDS = 10
 RENEW_SECONDS = 2
 _ONE_AT_A_TIME = "LOCK TABLE slots IN SHARE ROW EXCLUSIVE MODE"
+_SESSION = "logpipe-ingest-"
+
+_LEASE = SQL("make_interval(secs => {})").format(LEASE_SECONDS)
+# A renewal in the future was written before a crash by a server whose clock was ahead: nobody has renewed it since.
+_LAPSED = SQL("(renewed_at NOT BETWEEN clock_timestamp() - {lease} AND clock_timestamp() + {lease})").format(
+    lease=_LEASE
+)
+_UNFINISHED = SQL("EXISTS (SELECT FROM batches WHERE batches.slot = slots.slot AND published_at IS NULL)")
 
 
-def acquire(connection: psycopg.Connection[Any], owner: UUID) -> int:
-    """Lease the lowest slot nobody holds, a new one if need be."""
-    with translated(), connection.transaction():
-        connection.execute(_ONE_AT_A_TIME)
-        row = connection.execute(
-            "SELECT min(slot) FROM slots WHERE renewed_at < clock_timestamp() - make_interval(secs => %s)",
-            (LEASE_SECONDS,),
-        ).fetchone()
-        assert row is not None
-        if row[0] is None:
-            row = connection.execute("SELECT coalesce(max(slot) + 1, 0) FROM slots").fetchone()
-            assert row is not None
-        connection.execute(
-            "INSERT INTO slots VALUES (%s, %s, clock_timestamp())"
-            " ON CONFLICT (slot) DO UPDATE SET owner = excluded.owner, renewed_at = excluded.renewed_at",
-            (row[0], owner),
-        )
-        return int(row[0])
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """`epoch` is raised whenever the slot is leased, so that two leases of one slot never share an epoch."""
+
+    slot: int
+    epoch: int
 
 
-def renew(connection: psycopg.Connection[Any], owner: UUID) -> set[int]:
-    """Prolong all leases of `owner`; the slots it still holds."""
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A slot as `logpipe slots` shows it. `stuck` is why its owner has given the slot up, '' unless it has."""
+
+    slot: int
+    is_alive: bool
+    unpublished: int
+    stuck: str
+
+
+def session_name(owner: UUID) -> str:
+    """The application_name of all database sessions of the ingest process `owner`."""
+    return f"{_SESSION}{owner}"
+
+
+def acquire(connection: psycopg.Connection[Any], owner: UUID) -> Lease:
+    """Lease the lowest free slot without unpublished batches, or a new slot. Raises StoreDown.
+
+    A slot with unpublished batches is left to `adopt_orphan`, so that new batches never wait behind a stuck slot.
+    """
+    free = SQL("{} AND NOT {}").format(_LAPSED, _UNFINISHED)
+    return _take(connection, owner, free) or _create(connection, owner)
+
+
+def adopt_orphan(connection: psycopg.Connection[Any], owner: UUID) -> Lease | None:
+    """Lease one slot that has unpublished batches and no living owner; None when there is none. Raises StoreDown."""
+    return _take(connection, owner, SQL("{} AND {}").format(_LAPSED, _UNFINISHED))
+
+
+def take_over(connection: psycopg.Connection[Any], owner: UUID, slot: int) -> Lease:
+    """Lease this slot for an operator. Raises NotFound, StoreDown, or Conflict while a living owner publishes it."""
+    resolvable = SQL("slot = {} AND (stuck <> '' OR {})").format(slot, _LAPSED)
+    if lease := _take(connection, owner, resolvable):
+        return lease
+    if all(slot != other.slot for other in every(connection)):
+        raise NotFound(f"there is no slot {slot}: `logpipe slots` lists them")
+    raise Conflict(f"slot {slot} has a living owner that publishes it: nothing is to be resolved")
+
+
+def renew(connection: psycopg.Connection[Any], owner: UUID) -> set[Lease]:
+    """Prolong all leases of `owner`; those it still holds. Raises StoreDown."""
     with translated():
         rows = connection.execute(
-            "UPDATE slots SET renewed_at = clock_timestamp() WHERE owner = %s RETURNING slot", (owner,)
+            "UPDATE slots SET renewed_at = clock_timestamp() WHERE owner = %s RETURNING slot, epoch", (owner,)
         )
-        return {slot for (slot,) in rows}
+        return {Lease(*row) for row in rows}
 
 
-def adopt_orphan(connection: psycopg.Connection[Any], owner: UUID) -> int | None:
-    """Lease one slot that has unpublished batches and no living owner; None when there is none."""
+def release(connection: psycopg.Connection[Any], lease: Lease) -> None:
+    """Let others have the slot at once. Raises StoreDown."""
+    with translated():
+        connection.execute(
+            "UPDATE slots SET owner = gen_random_uuid(), renewed_at = '-infinity', stuck = ''"
+            " WHERE slot = %s AND epoch = %s",
+            (lease.slot, lease.epoch),
+        )
+
+
+def give_up(connection: psycopg.Connection[Any], lease: Lease, reason: str) -> None:
+    """Note why the slot cannot be published, for `logpipe slots`. Raises StoreDown."""
+    with translated():
+        connection.execute(
+            "UPDATE slots SET stuck = %s WHERE slot = %s AND epoch = %s", (reason, lease.slot, lease.epoch)
+        )
+
+
+def every(connection: psycopg.Connection[Any]) -> list[Slot]:
+    """All slots, in order. Raises StoreDown."""
+    query = SQL("""SELECT slot, NOT {}, coalesce(waiting, 0), stuck
+                   FROM slots LEFT JOIN (SELECT slot, count(*) AS waiting FROM batches WHERE published_at IS NULL
+                                         GROUP BY slot) AS unpublished USING (slot)
+                   ORDER BY slot""").format(_LAPSED)
+    with translated():
+        return [Slot(*row) for row in connection.execute(query)]
+
+
+def hold(cursor: psycopg.Cursor[Any], lease: Lease) -> None:
+    """Keep the slot's lease from changing until the transaction ends. Raises Fenced when it has changed already."""
+    found = cursor.execute(
+        "SELECT FROM slots WHERE slot = %s AND epoch = %s FOR SHARE", (lease.slot, lease.epoch)
+    ).fetchone()
+    if found is None:
+        raise Fenced(f"slot {lease.slot} was leased by another process")
+
+
+def end_lapsed_sessions(connection: psycopg.Connection[Any]) -> int:
+    """End the database sessions of ingest processes whose lease has lapsed; how many sessions. Raises StoreDown.
+
+    A stopped process may hold a transaction open in the middle of a COPY, where no timeout of PostgreSQL applies.
+    A process may also have lost its slot to another process before it was stopped: its sessions are ended when their
+    transaction is older than a lease. One statement reads a session's owner and process id and ends the session,
+    so that the process id cannot have passed on to another session meanwhile.
+    """
+    query = SQL("""
+        SELECT count(*) FILTER (WHERE pg_terminate_backend(pid))
+        FROM pg_stat_activity
+        WHERE usename = current_user AND datname = current_database()
+          AND starts_with(application_name, {prefix})
+          AND application_name NOT IN (SELECT {prefix} || owner FROM slots WHERE NOT {lapsed})
+          AND (application_name IN (SELECT {prefix} || owner FROM slots) OR xact_start < clock_timestamp() - {lease})
+    """).format(prefix=_SESSION, lapsed=_LAPSED, lease=_LEASE)
+    with translated():
+        row = connection.execute(query).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _take(connection: psycopg.Connection[Any], owner: UUID, condition: Composed) -> Lease | None:
+    """Lease the lowest slot that fulfils `condition`, once the sessions of its lapsed owner have been ended."""
+    query = SQL("SELECT slot FROM slots WHERE {} ORDER BY slot LIMIT 1").format(condition)
+    take = SQL("""UPDATE slots SET owner = {}, renewed_at = clock_timestamp(), epoch = epoch + 1, stuck = ''
+                  WHERE slot = ({}) RETURNING slot, epoch""").format(owner, query)
+    with translated():
+        if connection.execute(query).fetchone() is None:
+            return None
+        end_lapsed_sessions(connection)
+        with connection.transaction():
+            connection.execute(_ONE_AT_A_TIME)
+            row = connection.execute(take).fetchone()
+    return Lease(*row) if row else None
+
+
+def _create(connection: psycopg.Connection[Any], owner: UUID) -> Lease:
     with translated(), connection.transaction():
         connection.execute(_ONE_AT_A_TIME)
         row = connection.execute(
-            """
-            SELECT slot FROM slots
-            WHERE renewed_at < clock_timestamp() - make_interval(secs => %s)
-              AND EXISTS (SELECT FROM batches WHERE batches.slot = slots.slot AND published_at IS NULL)
-            ORDER BY slot LIMIT 1
-            """,
-            (LEASE_SECONDS,),
+            "INSERT INTO slots (slot, owner, renewed_at, epoch)"
+            " SELECT coalesce(max(slot) + 1, 0), %s, clock_timestamp(), 1 FROM slots RETURNING slot, epoch",
+            (owner,),
         ).fetchone()
-        if row is None:
-            return None
-        connection.execute(
-            "UPDATE slots SET owner = %s, renewed_at = clock_timestamp() WHERE slot = %s", (owner, row[0])
-        )
-        return int(row[0])
-
-
-def release(connection: psycopg.Connection[Any], owner: UUID, slot: int) -> None:
-    """Let others have the slot at once."""
-    with translated():
-        connection.execute(
-            "UPDATE slots SET owner = gen_random_uuid(), renewed_at = '-infinity' WHERE slot = %s AND owner = %s",
-            (slot, owner),
-        )
+    assert row is not None
+    return Lease(*row)

@@ -233,7 +233,7 @@ def test_batches_that_are_not_in_kafka_yet_are_waited_for(scene: Scene, connecti
     scene.errors("a", START + 1, 10)
     scene.at(START + 3, watcher)
     with connection.transaction(), connection.cursor() as cursor:
-        _, (batch_id,) = batches.begin(cursor, 1)
+        [batch_id] = batches.begin(cursor, 1).batch_ids
         batches.insert(cursor, [Batch(batch_id, 0, "logs", 10, 0, (START + 20) * 1_000_000)])
     scene.at(START + 50, watcher)  # quiet long enough, it seems
     assert stored(connection) == [("a", 1, None, 10, ["opened"])]
@@ -246,7 +246,7 @@ def test_batches_that_are_not_in_kafka_yet_are_waited_for(scene: Scene, connecti
 def test_a_batch_that_is_never_published_is_not_waited_for_for_ever(scene: Scene, connection: Connection) -> None:
     watcher = scene.watcher()
     with connection.transaction(), connection.cursor() as cursor:
-        _, (batch_id,) = batches.begin(cursor, 1)
+        [batch_id] = batches.begin(cursor, 1).batch_ids
         batches.insert(cursor, [Batch(batch_id, 0, "logs", 10, 0, START * 1_000_000)])
     scene.errors("a", START + 1, 10)
     scene.at(START + 30, watcher)

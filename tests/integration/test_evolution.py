@@ -33,6 +33,7 @@ from services.stream_to_store.consumer import Consumer
 from services.streams import kafka
 from services.streams.dead_letters import DeadLetters
 from services.verify.reconcile import Scope, reconcile
+from tests import marks
 
 PARTITIONS = 2
 ROWS = 40  # of a request
@@ -97,7 +98,7 @@ class Ingest:
     def publish(self, slot: int, cache: MessageCache | None = None) -> None:
         """All of a slot, its own or one it has adopted."""
         publisher = SlotPublisher(
-            slot,
+            marks.lease(self.connection, slot),
             {self.dataset.name: self.dataset},
             cache or self.cache,
             lambda slot: kafka.KafkaProducer(self._kafka_url, f"visits-{slot}"),

@@ -3,8 +3,10 @@
 import gzip
 import json
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -248,6 +250,42 @@ def test_what_is_accepted_comes_to_kafka_once_with_its_alerts(
     finally:
         reader.close()
         alerts.close()
+
+
+def test_more_partitions_than_the_topics_have_are_refused_by_the_whole_process(
+    ingest: httpx.Client, ledger: psycopg.Connection[Any], postgres_url: str, kafka_url: str
+) -> None:
+    port = free_port()
+    environment = {
+        "LOGPIPE_POSTGRES_URL": postgres_url,
+        "LOGPIPE_KAFKA_URL": kafka_url,
+        "LOGPIPE_KAFKA_PARTITIONS": "8",
+        "LOGPIPE_INGEST_PORT": str(port),
+        "LOGPIPE_INGEST_DISK_FLOOR": "0",
+    }
+    count = "SELECT count(*) FROM slots"
+    before = ledger.execute(count).fetchone()
+    process = Process("ingest-api", environment, port)
+    try:
+        process.launch()
+        deadline = time.monotonic() + 60
+        said = ""
+        while "LOGPIPE_KAFKA_PARTITIONS=4" not in said:
+            assert time.monotonic() < deadline, process.output()
+            time.sleep(0.2)
+            with suppress(httpx.TransportError):
+                reply = httpx.get(f"{process.url}/readyz", timeout=10)
+                said = reply.text
+        assert reply.status_code == 503
+        refused = httpx.post(f"{process.url}/api/collect/log", json=LOG, timeout=10)
+        assert (refused.status_code, "LOGPIPE_KAFKA_PARTITIONS=4" in refused.text) == (503, True)
+        time.sleep(3)  # three turns, in each of which a slot used to be made
+        after = ledger.execute(count).fetchone()
+        assert before is not None
+        assert after is not None
+        assert after[0] - before[0] <= 1
+    finally:
+        process.stop()
 
 
 def test_metrics_health_and_the_page_of_the_api(ingest: httpx.Client) -> None:

@@ -31,7 +31,7 @@ from services.postgres.connection import connect
 from services.runtime.settings import LakeSettings
 from services.stores import postgres
 from services.stores.clickhouse import ClickHouseWriter
-from tests import lake_tables
+from tests import lake_tables, marks
 
 DAY = 86_400_000_000
 TODAY = 20_000
@@ -85,7 +85,7 @@ def fill(environment: dict[str, str], days: dict[int, int]) -> None:
                     copy.set_types(postgres.copy_types(DATASET))
                     for row in postgres.copy_rows(DATASET, Rows.of(values), batch, day * DAY + 1):
                         copy.write_row(row)
-            batches.mark_published(connection, 0, [accepted])
+            marks.mark_published(connection, accepted)
             writer.write([lake_tables.block(DATASET, b"".join(line + b"\n" for line in lines), batch, day)])
             lake_tables.append(LakeSettings(), DATASET, values, Position("t", {0: batch + 1}, {}, "q", batch))
 

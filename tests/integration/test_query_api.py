@@ -34,6 +34,7 @@ from services.stores import clickhouse, postgres
 from services.verify.dead_letters import DeadLetters
 from services.verify.reconcile import Result
 from services.verify.service import Request, Verification
+from tests import marks
 
 DAY = 86_400_000_000
 SLOT = 0
@@ -58,7 +59,7 @@ class Pipeline:
     def accept(self, connection: psycopg.Connection[Any] | None = None) -> tuple[Batch, list[Row]]:
         """One batch in one transaction, or within the transaction of `connection`."""
         with (connection or self.connection).transaction(), (connection or self.connection).cursor() as cursor:
-            _, (batch_id,) = ledger_batches.begin(cursor, 1)
+            [batch_id] = ledger_batches.begin(cursor, 1).batch_ids
             return self.write(cursor, batch_id)
 
     def write(self, cursor: psycopg.Cursor[Any], batch_id: int) -> tuple[Batch, list[Row]]:
@@ -84,7 +85,7 @@ class Pipeline:
     def publish(self, batch: Batch) -> None:
         part = Part(0, self.next_offset)
         self.next_offset += 2  # a control record lies between
-        ledger_batches.mark_published(self.connection, SLOT, [replace(batch, parts=(part,))])
+        marks.mark_published(self.connection, replace(batch, parts=(part,)))
 
     def load(self, batch: Batch, rows: Sequence[Row]) -> None:
         """Into ClickHouse, and confirmed."""
@@ -144,8 +145,8 @@ def test_a_batch_still_being_written_holds_the_watermark(
         with one.transaction(), one.cursor() as cursor:
             cursor.execute("SELECT pg_current_xact_id()")
             other.execute("BEGIN")
-            _, (lower,) = ledger_batches.begin(other.cursor(), 1)
-            _, (higher,) = ledger_batches.begin(cursor, 1)
+            [lower] = ledger_batches.begin(other.cursor(), 1).batch_ids
+            [higher] = ledger_batches.begin(cursor, 1).batch_ids
             pipeline.write(cursor, higher)
         for _ in range(3):
             assert watermarks.of(reader, pipeline.dataset) == before.batch_id == lower - 1
@@ -172,7 +173,7 @@ def test_under_concurrent_writers_every_answer_is_whole(
         with connect(postgres_url) as connection:
             for n in range(40):
                 with connection.transaction() as transaction, connection.cursor() as cursor:
-                    _, (batch_id,) = ledger_batches.begin(cursor, 1)
+                    [batch_id] = ledger_batches.begin(cursor, 1).batch_ids
                     pipeline.write(cursor, batch_id)
                     if (n + number) % 7 == 0:
                         raise psycopg.Rollback(transaction)

@@ -1,0 +1,113 @@
+"""The command `logpipe slots`: parses, wires, runs."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
+from threading import Event, Thread
+from uuid import UUID, uuid4
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from services import datasets, stores
+from services.core.errors import LogpipeError, StoreDown
+from services.ingest_api.publisher import open_slot_producer
+from services.ingest_api.resolution import Resolved, resolve
+from services.ledger import schema, slots
+from services.ledger.slots import Lease
+from services.postgres.connection import Connection, connect
+from services.runtime import logs
+from services.runtime.settings import KafkaSettings, PostgresSettings
+from services.streams.kafka import KafkaPartitionReader
+
+
+class SlotsSettings(PostgresSettings, KafkaSettings):
+    """Beside these, each store reads its own."""
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def main(context: click.Context) -> None:
+    """List the slots of the ingest processes: who publishes them, and why one of them is stuck."""
+    logs.configure("slots", "ERROR")
+    if context.invoked_subcommand is None:
+        with _failing_well(), _ledger(SlotsSettings()) as connection:
+            _show(slots.every(connection))
+
+
+@main.command("resolve")
+@click.argument("slot", type=click.IntRange(0))
+@click.option("--store", "names", multiple=True, help="A store to ask; may be repeated. Default: all but PostgreSQL.")
+def resolve_one(slot: int, names: tuple[str, ...]) -> None:
+    """Find out which batches of a stuck slot were published, mark them, and have the others published.
+
+    Every store that is filled from Kafka must answer, or be left out by naming the others.
+    """
+    settings, owner = SlotsSettings(), uuid4()
+    url, known = settings.postgres_url.get_secret_value(), {d.name: d for d in datasets.all_datasets()}
+    with _failing_well(), _ledger(settings) as connection, ExitStack() as opened:
+        readers = [opened.enter_context(closing(stores.open_reader(name))) for name in names or stores.readers()]
+        sinks = [reader for reader in readers if reader.progress != "ledger"]
+        with _leased(connection, url, owner, slot) as lease:
+            open_reader = partial(KafkaPartitionReader, settings.kafka_url)
+            open_producer = partial(open_slot_producer, settings.kafka_url)
+            for resolved in resolve(connection, lease, known, sinks, open_producer, open_reader):
+                _say(slot, resolved)
+        click.echo(f"slot {slot} is free: an ingest API publishes what is left of it within seconds")
+
+
+def _show(every: list[slots.Slot]) -> None:
+    table = Table("slot", "owner", "unpublished batches", "stuck", box=None)
+    for slot in every:
+        table.add_row(str(slot.slot), "alive" if slot.is_alive else "none", str(slot.unpublished), slot.stuck or "no")
+    Console().print(table)
+
+
+def _say(slot: int, resolved: Resolved) -> None:
+    click.echo(
+        f"slot {slot}, {resolved.dataset}: {resolved.in_topic} batches were found in the topic and marked;"
+        f" {resolved.in_stores_only} are held by a store and no longer in the topic, and were marked;"
+        f" {resolved.to_publish} were not published, and will be"
+    )
+    for store, count in resolved.lacking.items():
+        click.echo(
+            f"{store} lacks rows of {count} of these batches: `logpipe replay --store {store} --dataset"
+            f" {resolved.dataset}`"
+        )
+
+
+@contextmanager
+def _ledger(settings: PostgresSettings) -> Iterator[Connection]:
+    with closing(connect(settings.postgres_url.get_secret_value())) as connection:
+        schema.prepare(connection)
+        yield connection
+
+
+@contextmanager
+def _leased(connection: Connection, url: str, owner: UUID, slot: int) -> Iterator[Lease]:
+    """The slot, leased and renewed by a thread until the end; then any ingest API can adopt it."""
+    lease, stop = slots.take_over(connection, owner, slot), Event()
+
+    def renew() -> None:
+        while not stop.wait(slots.RENEW_SECONDS):
+            with suppress(StoreDown), closing(connect(url)) as own:
+                slots.renew(own, owner)
+
+    thread = Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        stop.set()
+        thread.join()
+        with suppress(StoreDown):  # the lease then runs out by itself
+            slots.release(connection, lease)
+
+
+@contextmanager
+def _failing_well() -> Iterator[None]:
+    try:
+        yield
+    except LogpipeError as error:
+        raise click.ClickException(str(error)) from error

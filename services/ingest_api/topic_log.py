@@ -1,0 +1,70 @@
+"""A dataset's topic as the publisher of a slot sees it: which topic it is, and which batches it holds."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+
+from services.core.dataset import Dataset
+from services.core.envelope import batch_of_key
+from services.core.errors import StoreDown
+from services.core.ledger import Batch, Part
+from services.core.ports import PartitionReader
+from services.ledger import topics
+
+_LOOK_SECONDS = 90.0  # longer than a transaction may stay open
+
+
+class TopicLog:
+    """Registers the present topic of `dataset` in the ledger. Methods raise StoreDown. Not thread-safe."""
+
+    def __init__(self, connection: psycopg.Connection[Any], dataset: Dataset, reader: PartitionReader) -> None:
+        self.dataset = dataset
+        self._reader = reader
+        self.topic = topics.register(connection, dataset.name, dataset.topic, reader.topic_id(), self.ends())
+
+    def ends(self) -> dict[int, int]:
+        """Partition -> end of the log, with the transactions that are still open."""
+        return {partition: end for partition, (_, end) in self.bounds().items()}
+
+    def bounds(self) -> Mapping[int, tuple[int, int]]:
+        """Partition -> first offset still kept, end of the log."""
+        return self._reader.bounds()
+
+    def check(self) -> None:
+        """Raises StoreDown when the topic is no longer the one that was registered."""
+        if self._reader.topic_id() != self.topic.topic_id:
+            raise StoreDown("kafka", f"topic {self.dataset.topic} was deleted and made anew: opening it again")
+
+    def holds(self, batches: Mapping[int, Batch], starts: Mapping[int, int]) -> dict[int, tuple[tuple[Part, ...], int]]:
+        """Which of `batches` (by id) lie at or above `starts` (by partition): batch id -> its parts and their rows.
+
+        Reads to the very end of the log: another slot's open transaction hides what was committed after it began, until
+        it has ended, too.
+        """
+        ends = {partition: end for partition, end in self.ends().items() if partition in starts}
+        parts: dict[int, list[Part]] = {}
+        rows: dict[int, int] = {}
+        self._reader.assign(starts)
+        deadline = time.monotonic() + _LOOK_SECONDS
+        while any(self._reader.reached().get(partition, starts[partition]) < end for partition, end in ends.items()):
+            if time.monotonic() > deadline:
+                raise StoreDown("kafka", f"{self.dataset.topic} was not read to its end within {_LOOK_SECONDS:.0f} s")
+            for message in self._reader.poll(1.0):
+                batch_id = _batch_id(message.key)
+                if batch_id in batches:
+                    parts.setdefault(batch_id, []).append(Part(message.partition, message.offset))
+                    rows[batch_id] = rows.get(batch_id, 0) + int(message.headers["rows"])
+        self._reader.assign({})
+        return {batch_id: (tuple(parts[batch_id]), rows[batch_id]) for batch_id in sorted(parts)}
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+def _batch_id(key: bytes) -> int:
+    try:
+        return batch_of_key(key)
+    except ValueError:
+        return -1  # somebody else's message: never one of ours
