@@ -18,6 +18,8 @@ _SETTINGS = {
     # The default, 50, makes of every commit a job of 50 tasks.
     "spark.databricks.delta.snapshotPartitions": "1",
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
+    # A .crc file with each commit would never be deleted, and every reader lists the log.
+    "spark.databricks.delta.writeChecksumFile.enabled": "false",
     # The default waits 0.4 s for each file of the log.
     "spark.hadoop.dfs.client.block.write.locateFollowingBlock.initial.delay.ms": "20",
     # The default, INT96, is larger and has no statistics.

@@ -83,6 +83,12 @@ GENERATOR_BEHIND_SECONDS = Metric(
 LAKE_SMALL_FILES = Metric(
     "logpipe_lake_small_files", "gauge", "Files that compaction would merge, of the day that has most.", ("dataset",)
 )
+LAKE_LOG_FILES = Metric(
+    "logpipe_lake_log_files",
+    "gauge",
+    "Files in the transaction log of the lake's table after the last clean-up; every query lists them.",
+    ("dataset",),
+)
 
 QUERY_SECONDS = Metric(
     "logpipe_query_seconds", "histogram", "Time a store took to answer.", ("store", "dataset", "question"), _SECONDS

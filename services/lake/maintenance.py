@@ -1,22 +1,22 @@
-"""Keeping a dataset's table fit while it is written and read: small files merged, old days and old files removed.
+"""Keeping a dataset's tables fit while they are written and read: small files merged, old days and old files removed.
 
-Each step is one commit of the table or none, so it may be killed at any moment. None says how far the table has come
-(`Position`): a copy made when a step begins is out of date when it commits. So the position is repeated after them, in
-a commit of its own on the very version that has it: then it is not lost when old commits are forgotten.
+Each step is one commit of a table or none, so that it may be killed at any moment. No step writes the position of the
+table (`Position`): a copy made when a step begins would be out of date when the step commits. Therefore the position is
+repeated afterwards, in a commit of its own on the very version that has it, and is not lost with the old commits.
 """
 
-from collections import Counter
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from datetime import date, timedelta
 from functools import partial
 
-from deltalake import CommitProperties
-from deltalake.exceptions import CommitFailedError
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable, QueryBuilder
 
 from services.core.dataset import Dataset
+from services.lake.log import TableLog
 from services.lake.schema import DAY, layout
-from services.lake.table import Table, table_uri, translated
+from services.lake.table import Table, rejects_uri, table_uri, translated
 from services.runtime.settings import LakeSettings
 
 _TARGET_BYTES = 128 << 20
@@ -28,19 +28,25 @@ _GROUP_ROWS = 1 << 19
 
 
 class TableMaintenance:
-    """Of one dataset; a table that is not there needs none. All methods raise StoreDown."""
+    """Of one dataset: the table of its rows, and Spark's table of rejects. A table that is not there needs nothing.
+
+    All methods raise StoreDown.
+    """
 
     def __init__(self, settings: LakeSettings, dataset: Dataset) -> None:
         self._dataset = dataset
         self._table = Table(table_uri(settings, dataset.name))
+        self._rejects = Table(rejects_uri(settings, dataset))
+        self._log, self._rejects_log = TableLog(self._table), TableLog(self._rejects)
+        self._rejects_floor = 0  # the rejects of batches below this one were deleted by this object
 
     def small_files(self) -> dict[date, int]:
         """Day -> how many files it has that compaction would merge."""
         if (snapshot := self._table.snapshot()) is None:
             return {}
-        files = snapshot.files
-        sizes = zip(files[f"partition.{DAY}"].to_pylist(), files["size_bytes"].to_pylist(), strict=True)
-        return dict(Counter(day for day, size in sizes if size < _SMALL_BYTES))
+        small = pc.less(snapshot.files["size_bytes"], _SMALL_BYTES)
+        counted = pc.value_counts(snapshot.files[f"partition.{DAY}"].filter(small))
+        return {day["values"]: day["counts"] for day in counted.to_pylist()}
 
     def compact(self, day: date) -> int:
         """Merge the small files of one day; how many were replaced."""
@@ -55,6 +61,31 @@ class TableMaintenance:
             )
         return int(done["numFilesRemoved"])
 
+    def compact_rejects(self, files: int) -> int:
+        """Merge the small files of the rejects if there are at least `files`; how many were replaced."""
+        if (handle := self._rejects.latest()) is None:
+            return 0
+        with translated():
+            sizes = pa.table(handle.get_add_actions(flatten=True))["size_bytes"]
+            if (pc.sum(pc.less(sizes, _SMALL_BYTES)).as_py() or 0) < files:
+                return 0
+            done = handle.optimize.compact(target_size=_TARGET_BYTES, max_concurrent_tasks=_TASKS)
+        return int(done["numFilesRemoved"])
+
+    def drop_rejects(self, floor: int) -> int:
+        """Delete the rejects of batches below `floor`; how many. The table is read only when the floor has risen."""
+        if floor <= self._rejects_floor or (handle := self._rejects.latest()) is None:
+            return 0
+        below = f"batch_id < {floor:d}"
+        with translated():
+            engine = QueryBuilder().register("t", handle)
+            rows = pa.table(engine.execute(f"SELECT count(*) AS n FROM t WHERE {below}").read_all())  # noqa: S608
+            found = int(rows["n"][0].as_py())
+            if found:
+                handle.delete(below)
+        self._rejects_floor = floor
+        return found
+
     def drop_days(self, before: date, keep: Collection[date] = ()) -> int:
         """Remove the days of acceptance before `before`, except those in `keep`; how many."""
         if (handle := self._table.latest()) is None:
@@ -68,22 +99,25 @@ class TableMaintenance:
 
     def vacuum(self, grace: timedelta) -> int:
         """Delete files that no version younger than `grace` (whole hours) needs, also what a crash left; how many."""
-        if (handle := self._table.latest()) is None:
-            return 0
-        hours = int(grace.total_seconds() // 3600)
-        vacuum = partial(handle.vacuum, hours, enforce_retention_duration=False, full=True)
-        with translated():
-            # It would commit even when there is nothing to delete.
-            return len(vacuum(dry_run=False)) if vacuum(dry_run=True) else 0
+        handles = (self._table.latest(), self._rejects.latest())
+        return sum(_vacuum(handle, grace) for handle in handles if handle)
+
+    def tidy_logs(self) -> int | None:
+        """Keep the transaction logs short; how many files the table's log has. None: it was not looked at."""
+        self._rejects_log.tidy()
+        return self._log.tidy()
 
     def repeat_position(self) -> None:
         """In a commit of its own, unless somebody commits at the same time: that is a writer, with a position."""
-        handle, position = self._table.standing()
-        if position is None:
-            return
-        commit = CommitProperties(custom_metadata={"userMetadata": position.encode()}, max_commit_retries=0)
-        with translated(), suppress(CommitFailedError):
-            handle.create_write_transaction([], "append", handle.schema(), [DAY], commit_properties=commit)
+        self._log.repeat_position()
+
+
+def _vacuum(handle: DeltaTable, grace: timedelta) -> int:
+    hours = int(grace.total_seconds() // 3600)
+    vacuum = partial(handle.vacuum, hours, enforce_retention_duration=False, full=True)
+    with translated():
+        # A vacuum would commit even when there is nothing to delete.
+        return len(vacuum(dry_run=False)) if vacuum(dry_run=True) else 0
 
 
 def _on_days(days: Sequence[date]) -> str:

@@ -11,9 +11,16 @@ DAY = "day"
 """The column a dataset's table is partitioned by: the day of acceptance, UTC."""
 
 _INDEXED_COLUMNS = 3  # id, created_at and the dataset's time: a table's first columns have statistics
-_CONFIGURATION: dict[str, str | None] = {
+_CONFIGURATION: dict[str, str] = {
     "delta.dataSkippingNumIndexedCols": str(_INDEXED_COLUMNS),
-    "delta.checkpointInterval": "50",  # a checkpoint costs as much as three commits
+    # `logpipe maintain` writes checkpoints and cleans up the log. A writer's commit does neither, except that one in a
+    # thousand writes a checkpoint: without one, a table that nobody maintains could soon not be opened any more.
+    "delta.checkpointInterval": "1000",
+    "delta.enableExpiredLogCleanup": "false",
+    # Longer than any query needs the version that it began with.
+    "delta.logRetentionDuration": "interval 1 hour",
+    # Every checkpoint lists the files that were replaced in this time. The longest grace period of `maintain`.
+    "delta.deletedFileRetentionDuration": "interval 24 hours",
 }
 _DIFFERENCES = ColumnProperties(dictionary_enabled=False, encoding="DELTA_BINARY_PACKED")
 _ARROW_TYPES = {"timestamp": pa.timestamp("us", "UTC"), "number": pa.float64()}
@@ -41,10 +48,13 @@ def layout(dataset: Dataset, group_rows: int | None = None) -> WriterProperties:
 
 
 def prepare(table: Table, schema: Schema, partition_by: list[str]) -> DeltaTable:
-    """Create it, or add the columns it lacks. Raises StoreDown, and NeedsOperator when a column is of another type."""
+    """Create the table, or add the columns and set the properties that it lacks.
+
+    Raises StoreDown, and NeedsOperator when a column is of another type.
+    """
     handle = table.latest() or within_limit(
         lambda: DeltaTable.create(
-            table.uri, schema, mode="ignore", partition_by=partition_by, configuration=_CONFIGURATION
+            table.uri, schema, mode="ignore", partition_by=partition_by, configuration={**_CONFIGURATION}
         )
     )
     found = {field.name: field for field in handle.schema().fields}
@@ -56,4 +66,6 @@ def prepare(table: Table, schema: Schema, partition_by: list[str]) -> DeltaTable
             )
     if missing:
         within_limit(lambda: handle.alter.add_columns(missing))
+    if not _CONFIGURATION.items() <= handle.metadata().configuration.items():
+        within_limit(lambda: handle.alter.set_table_properties(_CONFIGURATION))
     return handle

@@ -28,7 +28,11 @@ EMBEDDED = "embedded"
 """The `query` of a position that the embedded writer left: no id of a streaming query looks like it."""
 
 _SECONDS = 30.0  # for one answer, or one piece of a longer one: the HDFS client may wait for a server for ever
-_HISTORY = (1, 16, 256, None)  # commits looked through for the last position; maintenance leaves none
+_HISTORY = (1, 16, 256, 4096)
+"""Commits read, newest first, to find the last position, until one has it: bounded, however long the log is.
+
+Only commits of maintenance have no position: in one round one a day of the table, and then the position is repeated.
+"""
 
 _DECORATION = re.compile(r"\x1b\[\d*m|↳")  # delta-rs prints its errors for a terminal
 
@@ -153,7 +157,8 @@ class Table:
         known, position = self._position
         if table.version() != known:
             new = table.version() - known
-            found = next(filter(None, (_last_position(table, limit, new) for limit in _HISTORY)), position)
+            searched = (last_position(table, min(limit, new)) for limit in _HISTORY)
+            found = next(filter(None, searched), position)
             self._position = (table.version(), found)
         return self._position[1]
 
@@ -177,9 +182,9 @@ def _generation(position: Position | None) -> str:
     return position.generation if position else ""
 
 
-def _last_position(table: DeltaTable, limit: int | None, new: int) -> Position | None:
-    """In the last `limit` commits, of which no more than `new` were not looked through before."""
-    for commit in table.history(min(limit or new, new)):
+def last_position(table: DeltaTable, commits: int) -> Position | None:
+    """The newest position in the last `commits` commits of `table`, None when none of them has one."""
+    for commit in table.history(commits):
         try:
             return msgspec.json.decode(commit.get("userMetadata", ""), type=Position)
         except msgspec.MsgspecError:

@@ -33,7 +33,7 @@ class Steps:
         """What was done, step by step. One that fails holds up no other; then StoreDown is raised at the end."""
         errors: list[LogpipeError] = []
         did = False
-        for step in (self._compact, self._retain, self._vacuum):
+        for step in (self._compact, self._retain, self._vacuum, self._tidy):
             try:
                 for what in step():
                     did = True
@@ -53,6 +53,8 @@ class Steps:
                 start = time.monotonic()
                 merged = self._lake.compact(day)
                 yield f"{merged} files of {day} merged in {time.monotonic() - start:.1f} s"
+        if merged := self._lake.compact_rejects(self._settings.compact_files):
+            yield f"{merged} files of rejects merged"
 
     def _retain(self) -> Iterator[str]:
         """Raise the floor, then drop the days below it from each store, also when another store is unreachable."""
@@ -92,6 +94,11 @@ class Steps:
         if deleted := self._lake.vacuum(grace):
             yield f"{deleted} files that were replaced more than {self._settings.vacuum_hours} h ago deleted"
         self._vacuum_at = time.monotonic() + grace.total_seconds()
+
+    def _tidy(self) -> Iterator[str]:
+        if (files := self._lake.tidy_logs()) is not None:
+            metrics.gauge(metric_names.LAKE_LOG_FILES, self._dataset.name).set(files)
+        return iter(())
 
 
 def _date(day: int) -> date:
