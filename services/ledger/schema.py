@@ -195,20 +195,24 @@ CREATE TABLE IF NOT EXISTS retention_clock (
     seen_at  timestamptz NOT NULL
 );
 
--- An index of the topic `dead-letter`. `line` is -1 and `row_id` NULL where a message was refused as a whole.
+-- An index of the topic `dead-letter`: what is counted of each letter, once however often the letter was sent.
+-- `batch_id` is -1 where the letter names no batch; `line` is -1 and `row_id` NULL where a message was refused whole.
+-- `letter` is the offset of the letter in the topic, NULL once the topic that had it was deleted.
 CREATE TABLE IF NOT EXISTS dead_letters (
-    store     text NOT NULL,
-    dataset   text NOT NULL,
-    topic     text NOT NULL,
-    partition int NOT NULL,
-    "offset"  bigint NOT NULL,
-    line      int NOT NULL,
-    batch_id  bigint,
-    row_id    bigint,
-    rows      int NOT NULL,
-    letter    bigint NOT NULL  -- the offset of the letter itself
+    store      text NOT NULL,
+    dataset    text NOT NULL,
+    batch_id   bigint NOT NULL,
+    topic      text NOT NULL,
+    partition  int NOT NULL,
+    "offset"   bigint NOT NULL,
+    line       int NOT NULL,
+    row_id     bigint,
+    rows       int NOT NULL,
+    letter     bigint,
+    indexed_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (store, dataset, batch_id, topic, partition, "offset", line)
 );
-CREATE INDEX IF NOT EXISTS dead_letters_batch ON dead_letters (store, dataset, batch_id);
+CREATE INDEX IF NOT EXISTS dead_letters_letter ON dead_letters (letter);
 CREATE TABLE IF NOT EXISTS dead_letter_index (
     only_row    boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     topic_id    text NOT NULL,

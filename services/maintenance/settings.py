@@ -1,9 +1,9 @@
 from pydantic import Field
 
-from services.runtime.settings import LakeSettings, ListenSettings, Port, PostgresSettings
+from services.runtime.settings import KafkaSettings, LakeSettings, ListenSettings, Port, PostgresSettings
 
 
-class MaintainSettings(PostgresSettings, LakeSettings, ListenSettings):
+class MaintainSettings(PostgresSettings, KafkaSettings, LakeSettings, ListenSettings):
     maintain_port: Port = Field(8085, description="port of health and metrics")
     maintain_seconds: float = Field(60.0, gt=0, description="pause of maintain between two rounds")
     compact_files: int = Field(64, ge=2, description="small files of a day in the lake from which on they are merged")

@@ -14,6 +14,7 @@ from services.lake.maintenance import TableMaintenance
 from services.ledger import floors, reading, schema
 from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
+from services.maintenance.rejected import RejectedRows
 from services.maintenance.settings import MaintainSettings
 from services.postgres.connection import connect
 from services.runtime import metrics
@@ -27,13 +28,14 @@ class Steps:
         self._dataset = dataset
         self._trust_clock = trust_clock
         self._lake = TableMaintenance(settings, dataset)
+        self._rejected = RejectedRows(settings, dataset, self._lake)
         self._vacuum_at = float("-inf")
 
     def all(self) -> Iterator[str]:
         """What was done, step by step. One that fails holds up no other; then StoreDown is raised at the end."""
         errors: list[LogpipeError] = []
         did = False
-        for step in (self._compact, self._retain, self._vacuum, self._tidy):
+        for step in (self._compact, self._retain, self._rejected.forget, self._vacuum, self._tidy):
             try:
                 for what in step():
                     did = True

@@ -8,10 +8,9 @@ from typing import Self
 from services import stores
 from services.core.dataset import Dataset
 from services.core.errors import Conflict, Invalid, NeedsOperator
-from services.core.ids import batch_of
 from services.core.ports import PartitionReader, StoreReader, TransactionalProducer
 from services.core.rows import RowCodec
-from services.ledger import reading
+from services.ledger import dead_letter_index, reading
 from services.ledger.reading import Ledger
 from services.ledger.replays import Replay, ReplayProgress
 from services.ledger.watermark import Watermarks
@@ -97,9 +96,11 @@ class Replays:
     def _put_aside(self, dataset: Dataset) -> Gaps:
         topics.ensure(self._settings, [dead_letters.TOPIC])
         found: defaultdict[int, set[int]] = defaultdict(set)
-        for letter in dead_letters.read(lambda: kafka.KafkaPartitionReader(self._kafka_url, dead_letters.TOPIC)):
-            if (letter.store, letter.dataset) == (self._reader.name, dataset.name) and letter.id is not None:
-                found[batch_of(letter.id)].add(letter.id)
+        with self._ledger.connection() as connection:
+            dead_letter_index.update(connection, kafka.KafkaPartitionReader(self._kafka_url, dead_letters.TOPIC))
+            for letter in dead_letter_index.rejected(connection, self._reader.name, dataset.name):
+                if letter.row_id is not None:
+                    found[letter.batch_id].add(letter.row_id)
         return found
 
     def _open_producer(self) -> TransactionalProducer:

@@ -3,21 +3,24 @@
 A crash in between sends a letter again: (store, topic, partition, offset, line) names what it is about.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
 from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import StoreDown
-from services.core.ports import Outgoing, PartitionReader, TransactionalProducer
-from services.runtime import metrics
+from services.core.ports import Message, Outgoing, PartitionReader, TransactionalProducer
+from services.runtime import logs, metrics
 from services.streams.topics import DEAD_LETTERS
 
-TOPIC = DEAD_LETTERS
-_IDLE_POLLS = 10  # seconds without a message before the topic's end counts as unreachable
+TOPIC, PARTITION = DEAD_LETTERS, 0
+_IDLE_POLLS = 10  # seconds without a message: a transaction that was left open holds up the end for a minute at most
 _MAX_VALUE = 128 * 1024  # characters kept of a message refused as a whole: escaped, they stay below Kafka's limit
+
+_log = logs.get("dead_letters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,8 @@ class DeadLetters:
         try:
             if self._producer is None:
                 self._producer = self._open_producer()
-            self._producer.publish([Outgoing(TOPIC, 0, self._key(letter), self._value(letter)) for letter in letters])
+            keyed = [(self._key(letter), self._value(letter)) for letter in letters]
+            self._producer.publish([Outgoing(TOPIC, PARTITION, key, value) for key, value in keyed])
         except BaseException:
             self.close()
             raise
@@ -86,7 +90,7 @@ class DeadLetters:
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A message of the topic, as far as it is counted: one row, or with no `line` the `rows` of one message."""
+    """What is counted of a letter: one row, or without a `line` the `rows` of one message."""
 
     store: str
     dataset: str
@@ -99,21 +103,39 @@ class Record(msgspec.Struct, frozen=True):
     rows: int = 1
 
 
-def read(open_stream: Callable[[], PartitionReader]) -> set[Record]:
-    """All that the topic holds; a row put aside again after a crash is there once. Raises StoreDown."""
-    stream = open_stream()
-    decoder = msgspec.json.Decoder(Record)
-    found: set[Record] = set()
-    try:
-        bounds = stream.bounds()
-        stream.assign({partition: first for partition, (first, _) in bounds.items()})
-        idle = 0
-        while any(stream.reached().get(partition, 0) < end for partition, (_, end) in bounds.items()):
-            messages = stream.poll(1.0)
-            idle = 0 if messages else idle + 1
-            if idle == _IDLE_POLLS:
-                raise StoreDown("kafka", f"topic {TOPIC} could not be read to its end")
-            found.update(decoder.decode(message.value) for message in messages)
-    finally:
-        stream.close()
-    return found
+class Letter(NamedTuple):
+    """`offset`: of the letter in the topic."""
+
+    offset: int
+    record: Record
+
+
+_DECODER = msgspec.json.Decoder(Record)
+
+
+def read(topic: PartitionReader, start: int) -> Iterator[tuple[list[Letter], int]]:
+    """The letters from offset `start` to the end that the topic has now, each time with the offset read up to.
+
+    Raises StoreDown.
+    """
+    first, end = topic.bounds()[PARTITION]
+    reached = max(start, first)
+    if reached >= end:
+        return
+    topic.assign({PARTITION: reached})
+    idle = 0
+    while reached < end:
+        messages = topic.poll(1.0)
+        idle = 0 if messages else idle + 1
+        if idle == _IDLE_POLLS:
+            raise StoreDown("kafka", f"topic {TOPIC} could not be read to its end: try again in a minute")
+        reached = topic.reached()[PARTITION]
+        yield list(_decoded(messages)), reached
+
+
+def _decoded(messages: Sequence[Message]) -> Iterator[Letter]:
+    for message in messages:
+        try:
+            yield Letter(message.offset, _DECODER.decode(message.value))
+        except msgspec.MsgspecError as error:
+            _log.warning("message is no dead letter, skipped", topic=TOPIC, offset=message.offset, reason=str(error))

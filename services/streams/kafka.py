@@ -18,6 +18,7 @@ from services.streams.kafka_client import (
     REQUEST_TIMEOUT,
     STORE,
     config,
+    delete_before,
     describe,
     members,
     sink_group,
@@ -26,7 +27,15 @@ from services.streams.kafka_client import (
 )
 from services.streams.topics import ensure_topics
 
-__all__ = ["KafkaGroupReader", "KafkaPartitionReader", "KafkaProducer", "ensure_topics", "members", "sink_group"]
+__all__ = [
+    "KafkaGroupReader",
+    "KafkaPartitionReader",
+    "KafkaProducer",
+    "delete_before",
+    "ensure_topics",
+    "members",
+    "sink_group",
+]
 
 MAX_POLL = 1000  # messages
 QUEUE_KBYTES = 16 * 1024  # fetched ahead, a reader

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, TopicDescription  # type: ignore[attr-defined]
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription  # type: ignore[attr-defined]
 
 from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
 from services.runtime import logs
@@ -90,6 +90,26 @@ def describe(admin: AdminClient, topic: str) -> TopicDescription | None:
             return None
         raise
     return described
+
+
+def delete_before(url: str, topic: str, topic_id: str, partition: int, offset: int) -> bool:
+    """Delete the records below `offset`; False when there are none. Raises StoreDown.
+
+    Nothing is deleted from a topic that was made anew since, whose id is another.
+    """
+    admin = AdminClient(config(url))
+    with translated():
+        described = describe(admin, topic)
+        if described is None or str(described.topic_id) != topic_id:
+            return False
+        earliest = {TopicPartition(topic, partition): OffsetSpec.earliest()}  # type: ignore[no-untyped-call]
+        asked = admin.list_offsets(earliest, request_timeout=REQUEST_TIMEOUT)
+        if all(found.result().offset >= offset for found in asked.values()):
+            return False
+        records = [TopicPartition(topic, partition, offset)]
+        for deleted in admin.delete_records(records, request_timeout=REQUEST_TIMEOUT).values():
+            deleted.result()
+    return True
 
 
 def sink_group(store: str, dataset: str) -> str:

@@ -1,13 +1,14 @@
-"""What was put aside instead of stored, by store, dataset and batch."""
+"""Rows that were dead-lettered instead of stored, by store, dataset and batch."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from services.core.dataset import Dataset
 from services.core.ports import PartitionReader, StoreReader
-from services.streams import dead_letters
+from services.ledger import dead_letter_index
+from services.ledger.reading import Ledger
 
 OpenStream = Callable[[], PartitionReader]
 Reject = tuple[int, int | None, int]
@@ -39,37 +40,33 @@ class KeepsRejects(Protocol):
 
 
 class DeadLetters:
-    """The topic is read once, when the first store asks that needs it."""
+    """The index of the dead letters is brought up to date once, when the first store that needs it is asked about."""
 
-    def __init__(self, open_stream: OpenStream) -> None:
-        self._open_stream = open_stream
-        self._found: Mapping[tuple[str, str], Mapping[int, Aside]] | None = None
+    def __init__(self, ledger: Ledger, open_topic: OpenStream) -> None:
+        self._ledger = ledger
+        self._open_topic = open_topic
+        self._is_current = False
 
-    def of(self, reader: StoreReader, dataset: Dataset) -> Mapping[int, Aside]:
-        """Batch -> rows. Raises StoreDown."""
+    def of(self, reader: StoreReader, dataset: Dataset, batches: Sequence[int] | None = None) -> Mapping[int, Aside]:
+        """Batch -> rows, of all batches or of these only. Raises StoreDown."""
         if reader.progress == "ledger":
             return {}
-        if self._found is None:
-            self._found = read(self._open_stream)
-        letters = self._found.get((reader.name, dataset.name), {})
+        with self._ledger.connection() as connection:
+            if not self._is_current:
+                dead_letter_index.update(connection, self._open_topic())
+                self._is_current = True
+            letters = by_batch(dead_letter_index.rejected(connection, reader.name, dataset.name, batches))
         if not isinstance(reader, KeepsRejects):
             return letters
         # Spark keeps rejects, the embedded writer sends letters; of a table that was rebuilt a row has left both.
-        rejects = _by_batch(reader.rejected(dataset))
-        batches = letters.keys() | rejects.keys()
-        return {batch: letters.get(batch, Aside()) | rejects.get(batch, Aside()) for batch in batches}
+        rejects = by_batch(reader.rejected(dataset))
+        wanted = letters.keys() | rejects.keys() if batches is None else set(batches)
+        both = {batch: letters.get(batch, Aside()) | rejects.get(batch, Aside()) for batch in wanted}
+        return {batch: aside for batch, aside in both.items() if aside.rows}
 
 
-def read(open_stream: OpenStream) -> Mapping[tuple[str, str], Mapping[int, Aside]]:
-    """(store, dataset) -> batch -> rows; a row put aside again after a crash counts once. Raises StoreDown."""
-    found: defaultdict[tuple[str, str], list[Reject]] = defaultdict(list)
-    for record in dead_letters.read(open_stream):
-        if record.batch_id is not None:
-            found[record.store, record.dataset].append((record.batch_id, record.id, record.rows))
-    return {of: _by_batch(rejects) for of, rejects in found.items()}
-
-
-def _by_batch(rejects: Iterable[Reject]) -> Mapping[int, Aside]:
+def by_batch(rejects: Iterable[Reject]) -> Mapping[int, Aside]:
+    """`rejects` are of one store and dataset."""
     ids: defaultdict[int, set[int]] = defaultdict(set)
     unnamed: Counter[int] = Counter()
     for batch_id, row_id, rows in rejects:

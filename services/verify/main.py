@@ -72,7 +72,7 @@ def main(
                 secrets.randbelow(1 << 31) if seed is None else seed,
                 wait,
             )
-            letters = DeadLetters(lambda: KafkaPartitionReader(settings.kafka_url, TOPIC))
+            letters = DeadLetters(ledger, lambda: KafkaPartitionReader(settings.kafka_url, TOPIC))
             found = Verification(ledger, letters, progress).run(readers, request)
     except LogpipeError as error:
         console.print(f"[bold red]could not check[/bold red]: {escape(str(error))}", highlight=False)

@@ -31,6 +31,8 @@ from services.postgres.connection import connect
 from services.runtime.settings import LakeSettings
 from services.stores import postgres
 from services.stores.clickhouse import ClickHouseWriter
+from services.streams import kafka
+from services.streams.dead_letters import TOPIC, DeadLetter, DeadLetters
 from tests import lake_tables, marks
 
 DAY = 86_400_000_000
@@ -41,7 +43,7 @@ ROWS = 4  # of a batch
 
 @pytest.fixture
 def environment(
-    postgres_url: str, clickhouse_url: str, hdfs_url: str, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, kafka_url: str, clickhouse_url: str, hdfs_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dict[str, str]]:
     """Databases of this test's own, since it drops days of a dataset that others use, too."""
     name = f"maintain_{uuid4().hex}"
@@ -51,6 +53,7 @@ def environment(
         client.command(f"CREATE DATABASE IF NOT EXISTS {name}")
     urls = {
         "LOGPIPE_POSTGRES_URL": f"{postgres_url.rpartition('/')[0]}/{name}",
+        "LOGPIPE_KAFKA_URL": kafka_url,
         "LOGPIPE_CLICKHOUSE_URL": f"{clickhouse_url}/{name}",
         "LOGPIPE_HDFS_URL": hdfs_url,
         "LOGPIPE_LAKE_PATH": f"/{name}",
@@ -150,6 +153,25 @@ def test_a_batch_that_may_still_appear_keeps_the_floor_below_it(environment: dic
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
         floors.raise_to(connection, DATASET.name, TODAY - 2, settled=2)
         assert reading.floor(connection, DATASET.name) == 3
+
+
+def test_dead_letters_leave_their_topic_with_their_batches(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(environment, {1: TODAY - 5, 2: TODAY - 5, 3: TODAY})
+    url = environment["LOGPIPE_KAFKA_URL"]
+    kafka.ensure_topics(url, {TOPIC: 1}, 1)
+    with closing(kafka.KafkaPartitionReader(url, TOPIC)) as topic:
+        start = topic.bounds()[0][1]
+    letters = DeadLetters(lambda: kafka.KafkaProducer(url, "test-maintenance"), "clickhouse", DATASET)
+    for batch in (1, 2, 3):
+        letters.send([DeadLetter(0, batch, 0, batch, first_id(batch), 1, "reason", b"value")])
+    letters.close()
+    monkeypatch.setattr(floors, "today", lambda connection, *, trust_clock: TODAY)
+    said = list(Steps(MaintainSettings(retention_days=2), DATASET).all())
+    assert "logs: 2 dead letters of dropped batches deleted" in said
+    with closing(kafka.KafkaPartitionReader(url, TOPIC)) as topic:
+        assert topic.bounds()[0][0] == start + 4, "the letters of two batches and their control records"
 
 
 def test_a_batch_that_is_not_published_keeps_its_day(environment: dict[str, str]) -> None:

@@ -251,8 +251,8 @@ def verify(pipeline: Pipeline, ledger: Ledger, readers: Sequence[StoreReader], w
     def no_letters() -> Any:
         raise AssertionError("no topic in this test")
 
-    letters = DeadLetters(no_letters)
-    letters._found = {}
+    letters = DeadLetters(ledger, no_letters)
+    letters._is_current = True
     with Progress(disable=True) as progress:
         request = Request([pipeline.dataset], None, 1, wait)
         report = Verification(ledger, letters, progress).run(readers, request)

@@ -4,20 +4,23 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
-import msgspec
 import pytest
 from rich.console import Console
 
 from services.core.errors import StoreDown
 from services.core.ids import first_id
 from services.core.ledger import Batch
-from services.core.ports import Block, Message
+from services.core.ports import Block, Message, Outgoing
 from services.core.rows import Row, RowCodec, checksum
 from services.datasets.logs import DATASET
+from services.ledger import dead_letter_index
+from services.ledger.dead_letter_index import Rejected
 from services.stores.memory import MemoryStore
-from services.streams.dead_letters import TOPIC
-from services.verify import dead_letters, reconcile
+from services.streams import dead_letters
+from services.streams.memory import MemoryBroker, MemoryPartitionReader
+from services.verify import reconcile
 from services.verify.dead_letters import Aside, DeadLetters, Reject
 from services.verify.reconcile import Result, Scope
 from services.verify.report import Report, as_json, show
@@ -171,83 +174,38 @@ def test_a_sample_is_repeatable_and_of_its_size() -> None:
     assert len(set(seen)) > 1
 
 
-class Topic:
-    """The dead letters' topic: two partitions, a gap where a control record lies."""
-
-    def __init__(self, records: Sequence[dict[str, Any]], answers: bool = True) -> None:
-        values = [msgspec.json.encode(r) for r in records]
-        self._messages = [Message(TOPIC, 0, 5 + 2 * n, b"", value) for n, value in enumerate(values)]
-        self._end = 5 + 2 * len(values)
-        self._answers = answers
-        self._reached = {0: 0, 1: 0}
-
-    def bounds(self) -> dict[int, tuple[int, int]]:
-        return {0: (5, self._end), 1: (0, 0)}
-
-    def assign(self, positions: dict[int, int]) -> None:
-        self._reached = dict(positions)
-
-    def poll(self, timeout: float) -> Sequence[Message]:
-        found, self._messages = self._messages[:2], self._messages[2:]
-        if not self._messages and self._answers:
-            self._reached[0] = self._end
-        return found
-
-    def reached(self) -> dict[int, int]:
-        return self._reached
-
-    def topic_id(self) -> str:
-        return "t"
-
-    def close(self) -> None: ...
-
-
-def letter(store: str = "memory", offset: int = 1, **more: Any) -> dict[str, Any]:
-    return {"store": store, "dataset": "logs", "topic": "logs.raw", "partition": 0, "offset": offset, **more}
-
-
-def test_dead_letters_are_counted_once() -> None:
-    records = [
-        letter(batch_id=7, id=70, reason="x"),
-        letter(batch_id=7, id=70, reason="x"),
-        letter(batch_id=7, id=71, reason="x"),
-        letter(batch_id=9, line=0, reason="no id to be read"),
-        letter(batch_id=9, line=1, reason="no id to be read"),
-        letter(batch_id=8, id=None, offset=2, rows=3),
-        letter(batch_id=None, offset=3),
-        letter(store="clickhouse", batch_id=7, id=70),
-    ]
-    opened: list[Topic] = []
-
-    def open_topic() -> Any:
-        opened.append(Topic(records))
-        return opened[-1]
-
-    letters = DeadLetters(open_topic)
-    found = {7: Aside(frozenset({70, 71})), 8: Aside(unnamed=3), 9: Aside(unnamed=2)}
-    assert letters.of(MemoryStore(), DATASET) == found
-    assert letters.of(MemoryStore(), DATASET) == found
-    assert len(opened) == 1
-
-
 def test_dead_letters_that_cannot_be_read_to_the_end() -> None:
+    class Stuck(MemoryPartitionReader):
+        """A transaction is open: nothing comes, though the log has an end."""
+
+        def poll(self, timeout: float) -> list[Message]:
+            return []
+
+    broker = MemoryBroker()
+    broker.ensure_topics({dead_letters.TOPIC: 1})
+    broker.producer("p").publish([Outgoing(dead_letters.TOPIC, 0, b"", b"{}")])
     with pytest.raises(StoreDown, match="end"):
-        dead_letters.read(lambda: Topic([letter(batch_id=7)], answers=False))  # type: ignore[arg-type, return-value]
+        list(dead_letters.read(Stuck(broker, dead_letters.TOPIC), 0))
 
 
-def test_a_store_that_keeps_its_rejects_is_asked_for_them_too() -> None:
+def test_a_store_that_keeps_its_rejects_is_asked_for_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
     class Lake(MemoryStore):
         def rejected(self, dataset: Any) -> Iterator[Reject]:
             return iter([(4, None, 2), (7, 70, 1), (7, None, 1), (7, 71, 1)])
 
-    def open_topic() -> Any:
-        return Topic([letter(batch_id=7, id=70), letter(batch_id=7, line=4), letter(batch_id=8, id=80)])
+    def indexed(connection: Any, store: str, dataset: str, batches: Sequence[int] | None) -> list[Rejected]:
+        assert (store, dataset) == ("memory", "logs")
+        found = [Rejected(7, 70, 1), Rejected(7, None, 1), Rejected(8, 80, 1)]
+        return [each for each in found if batches is None or each.batch_id in batches]
 
-    assert DeadLetters(open_topic).of(Lake(), DATASET) == {
-        4: Aside(unnamed=2),
-        7: Aside(frozenset({70, 71}), unnamed=1),
-        8: Aside(frozenset({80})),
-    }
+    updated: list[Any] = []
+    monkeypatch.setattr(dead_letter_index, "update", lambda connection, topic: updated.append(topic))
+    monkeypatch.setattr(dead_letter_index, "rejected", indexed)
+    letters = DeadLetters(MagicMock(), lambda: "topic")  # type: ignore[arg-type, return-value]
+    seven = Aside(frozenset({70, 71}), unnamed=1)
+    assert letters.of(Lake(), DATASET) == {4: Aside(unnamed=2), 7: seven, 8: Aside(frozenset({80}))}
+    assert letters.of(Lake(), DATASET, [7, 9]) == {7: seven}
+    assert updated == ["topic"], "once"
 
 
 def test_what_retention_drops_while_it_is_read_is_not_missing() -> None:

@@ -1,0 +1,125 @@
+"""The index of the dead letters in PostgreSQL, so that nobody has to read their topic from its beginning.
+
+A process that needs the dead letters first brings the index up to date (`update`), from where the index stands; several
+processes may do so at once. Letters of batches below the floor leave the index (`forget`), and then the topic.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import psycopg
+
+from services.core.errors import StoreDown
+from services.core.ports import PartitionReader
+from services.postgres.connection import translated
+from services.streams import dead_letters
+from services.streams.dead_letters import Letter
+
+Connection = psycopg.Connection[Any]
+
+_NO_BATCH, _NO_LINE = -1, -1
+_FORGOTTEN_AT_ONCE = 10_000  # a longer transaction would hold up the watermarks
+
+_INSERT = """INSERT INTO dead_letters AS known
+                 (store, dataset, batch_id, topic, partition, "offset", line, row_id, rows, letter)
+             VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+             ON CONFLICT (store, dataset, batch_id, topic, partition, "offset", line)
+             DO UPDATE SET letter = greatest(known.letter, excluded.letter)"""
+_FORGET = """DELETE FROM dead_letters WHERE ctid = ANY(ARRAY(
+                 SELECT ctid FROM dead_letters WHERE dataset = %(dataset)s AND (
+                     batch_id BETWEEN 0 AND %(floor)s - 1 OR batch_id = -1 AND indexed_at < (
+                         SELECT to_timestamp(dropped_until / 1e6) FROM floors WHERE dataset = %(dataset)s))
+                 LIMIT %(limit)s))"""
+
+
+class Rejected(NamedTuple):
+    """`rows` rows of a batch: the row with the id `row_id`, or rows whose ids could not be read."""
+
+    batch_id: int
+    row_id: int | None
+    rows: int
+
+
+class Needed(NamedTuple):
+    """The lowest offset of the topic `topic_id` whose letter is still in the index, or not indexed yet."""
+
+    topic_id: str
+    offset: int
+
+
+def update(connection: Connection, topic: PartitionReader) -> None:
+    """Index every letter that was committed to `topic` before this call, and close `topic`. Raises StoreDown.
+
+    No transaction is open while the topic is read. A topic that was deleted and made anew is read from its start; the
+    letters of the old topic stay, because what they say is still true.
+    """
+    with closing(topic), translated():
+        topic_id = topic.topic_id()
+        for letters, end in dead_letters.read(topic, _start(connection, topic_id)):
+            _add(connection, topic_id, letters, end)
+
+
+def rejected(connection: Connection, store: str, dataset: str, batches: Sequence[int] | None = None) -> list[Rejected]:
+    """What the store refused of the dataset, of all indexed batches or of these only."""
+    query = "SELECT batch_id, row_id, rows FROM dead_letters WHERE store = %s AND dataset = %s AND batch_id >= 0"
+    with translated():
+        if batches is None:
+            found = connection.execute(query, (store, dataset))
+        else:
+            found = connection.execute(f"{query} AND batch_id = ANY(%s)", (store, dataset, list(batches)))
+        return [Rejected(*row) for row in found]
+
+
+def forget(connection: Connection, dataset: str, floor: int) -> int:
+    """Delete the letters of batches below `floor`, and of no batch that are as old; how many."""
+    values = {"dataset": dataset, "floor": floor, "limit": _FORGOTTEN_AT_ONCE}
+    forgotten = 0
+    with translated():
+        while True:
+            forgotten += (deleted := connection.execute(_FORGET, values).rowcount)
+            if deleted < _FORGOTTEN_AT_ONCE:
+                return forgotten
+
+
+def needed(connection: Connection) -> Needed | None:
+    """None while nothing was indexed."""
+    query = "SELECT topic_id, coalesce((SELECT min(letter) FROM dead_letters), next_offset) FROM dead_letter_index"
+    with translated():
+        row = connection.execute(query).fetchone()
+    return Needed(*row) if row else None
+
+
+def _start(connection: Connection, topic_id: str) -> int:
+    """The first offset that is not indexed."""
+    with connection.transaction():
+        connection.execute(
+            "INSERT INTO dead_letter_index (topic_id, next_offset) VALUES (%s, 0) ON CONFLICT DO NOTHING", (topic_id,)
+        )
+        anew = connection.execute(
+            "UPDATE dead_letter_index SET topic_id = %s, next_offset = 0 WHERE topic_id <> %s", (topic_id, topic_id)
+        )
+        if anew.rowcount:
+            connection.execute("UPDATE dead_letters SET letter = NULL WHERE letter IS NOT NULL")
+        row = connection.execute("SELECT next_offset FROM dead_letter_index").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _add(connection: Connection, topic_id: str, letters: Sequence[Letter], end: int) -> None:
+    """Everything below `end` is indexed then. Somebody else may have indexed the same, which changes nothing."""
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.executemany(_INSERT, list(_values(letters)))
+        cursor.execute(
+            "UPDATE dead_letter_index SET next_offset = greatest(next_offset, %s) WHERE topic_id = %s", (end, topic_id)
+        )
+        if cursor.rowcount == 0:
+            raise StoreDown("kafka", f"topic {dead_letters.TOPIC} was deleted and made anew while it was read")
+
+
+def _values(letters: Sequence[Letter]) -> Iterator[tuple[Any, ...]]:
+    for offset, record in letters:
+        batch_id = _NO_BATCH if record.batch_id is None else record.batch_id
+        line = _NO_LINE if record.line is None else record.line
+        place = (record.topic, record.partition, record.offset, line)
+        yield (record.store, record.dataset, batch_id, *place, record.id, record.rows, offset)

@@ -1,0 +1,172 @@
+"""The index of the dead letters in PostgreSQL: each letter once, and only new ones are ever read."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+
+from services.core.ports import Message, Outgoing
+from services.datasets.logs import DATASET
+from services.ledger import dead_letter_index, schema
+from services.ledger.dead_letter_index import Rejected
+from services.ledger.reading import Ledger
+from services.postgres.connection import Connection, connect
+from services.stores.memory import MemoryStore
+from services.streams import dead_letters
+from services.streams.dead_letters import DeadLetter, DeadLetters, Letter
+from services.streams.memory import MemoryBroker, MemoryPartitionReader
+from services.verify.dead_letters import Aside
+from services.verify.dead_letters import DeadLetters as Known
+
+
+class Topic:
+    """The dead letters' topic, in memory. `read`: how many messages readers were given."""
+
+    def __init__(self) -> None:
+        self.broker = MemoryBroker(max_poll=3)
+        self.broker.ensure_topics({dead_letters.TOPIC: 1})
+        self.read = 0
+
+    def reader(self) -> MemoryPartitionReader:
+        topic = self
+
+        class Counting(MemoryPartitionReader):
+            def poll(self, timeout: float) -> list[Message]:
+                found = super().poll(timeout)
+                topic.read += len(found)
+                return found
+
+        return Counting(self.broker, dead_letters.TOPIC)
+
+    def send(self, *letters: DeadLetter, store: str = "memory") -> None:
+        DeadLetters(lambda: self.broker.producer(store), store, DATASET).send(letters)
+
+
+def letter(
+    batch: int | None, row: int | None = None, offset: int = 5, line: int | None = 0, rows: int = 1
+) -> DeadLetter:
+    return DeadLetter(0, offset, line, batch, row, rows, "reason", b"value")
+
+
+@pytest.fixture
+def url(postgres_url: str) -> Iterator[str]:
+    name = f"letters_{os.getpid()}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield f"{postgres_url.rpartition('/')[0]}/{name}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def connection(url: str) -> Iterator[Connection]:
+    with connect(url) as found:
+        schema.prepare(found)
+        yield found
+
+
+@pytest.fixture
+def topic() -> Topic:
+    return Topic()
+
+
+def rejected(connection: Any, topic: Topic, store: str = "memory", **of: Any) -> list[Rejected]:
+    dead_letter_index.update(connection, topic.reader())
+    return sorted(dead_letter_index.rejected(connection, store, DATASET.name, **of), key=str)
+
+
+def test_a_letter_counts_once_however_often_it_was_sent(connection: Connection, topic: Topic, url: str) -> None:
+    topic.send(letter(7, 70), letter(7, 71, line=1), letter(8, None, 6, None, 3), letter(None, None, 7, None))
+    topic.send(letter(7, 70), letter(9, None, 8, 0), letter(9, None, 8, 1))
+    topic.send(letter(7, 70), store="clickhouse")
+    found = [Rejected(7, 70, 1), Rejected(7, 71, 1), Rejected(8, None, 3), Rejected(9, None, 1), Rejected(9, None, 1)]
+    assert rejected(connection, topic) == found
+    assert rejected(connection, topic, "clickhouse") == found[:1]
+    assert rejected(connection, topic, batches=[8, 99]) == found[2:3]
+    ledger = Ledger(url)
+    counted = Known(ledger, topic.reader).of(MemoryStore(), DATASET)
+    ledger.close()
+    assert counted == {7: Aside(frozenset({70, 71})), 8: Aside(unnamed=3), 9: Aside(unnamed=2)}
+
+
+def test_letters_of_a_replay_are_told_apart_by_their_batch(connection: Connection, topic: Topic) -> None:
+    """They have no message: the number of the row in its batch stands in place of the line."""
+    topic.send(*(DeadLetter(-1, -1, 3, batch, batch * 10, 1, "r", b"") for batch in (7, 8, 7)))
+    assert rejected(connection, topic) == [Rejected(7, 70, 1), Rejected(8, 80, 1)]
+
+
+def test_only_new_letters_are_read(connection: Connection, topic: Topic) -> None:
+    topic.send(*(letter(batch, batch, batch) for batch in range(50)))
+    assert len(rejected(connection, topic)) == topic.read == 50
+    topic.send(letter(99, 99, 99))
+    for _ in range(3):
+        assert len(rejected(connection, topic)) == 51
+    assert topic.read == 51
+
+
+def test_what_the_topic_no_longer_has_stays_known(connection: Connection, topic: Topic) -> None:
+    topic.send(letter(7, 70))
+    rejected(connection, topic)
+    topic.broker.delete_records(dead_letters.TOPIC, 0, 2)
+    topic.send(letter(8, 80))
+    assert rejected(connection, topic) == [Rejected(7, 70, 1), Rejected(8, 80, 1)]
+
+
+def test_a_topic_made_anew_is_read_from_its_start(connection: Connection, topic: Topic) -> None:
+    topic.send(letter(7, 70), letter(8, 80))
+    rejected(connection, topic)
+    topic.broker.delete_topic(dead_letters.TOPIC)
+    topic.broker.ensure_topics({dead_letters.TOPIC: 1})
+    topic.send(letter(9, 90))
+    assert rejected(connection, topic) == [Rejected(7, 70, 1), Rejected(8, 80, 1), Rejected(9, 90, 1)]
+    needed = dead_letter_index.needed(connection)
+    assert needed is not None
+    assert needed == (topic.reader().topic_id(), 0)
+    dead_letter_index.forget(connection, DATASET.name, 100)
+    assert dead_letter_index.needed(connection) == (needed.topic_id, topic.reader().bounds()[0][1])
+
+
+def test_letters_of_dropped_batches_leave_and_say_from_where_on_the_topic_is_needed(
+    connection: Connection, topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letter_index, "_FORGOTTEN_AT_ONCE", 1)
+    topic.send(letter(7, 70), letter(8, 80, 6), letter(None, None, 7, None), letter(9, 90, 8))
+    topic.send(letter(9, 90, 8))  # the copy is enough
+    rejected(connection, topic)
+    assert dead_letter_index.forget(connection, DATASET.name, 9) == 2
+    assert dead_letter_index.needed(connection) == (topic.reader().topic_id(), 2), "the letter about no batch"
+    connection.execute("INSERT INTO floors VALUES ('logs', 9, extract(epoch FROM now())::bigint * 1000000)")
+    connection.execute("UPDATE dead_letters SET indexed_at = now() - interval '1 hour'")
+    assert dead_letter_index.forget(connection, DATASET.name, 9) == 1
+    assert dead_letter_index.needed(connection) == (topic.reader().topic_id(), 5)
+    assert rejected(connection, topic) == [Rejected(9, 90, 1)]
+
+
+def test_many_at_once_index_each_letter_once(connection: Connection, topic: Topic, url: str) -> None:
+    topic.send(*(letter(batch, batch, batch) for batch in range(40)))
+
+    def update(_: int) -> None:
+        with connect(url) as own:
+            dead_letter_index.update(own, topic.reader())
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(update, range(6)))
+    assert len(dead_letter_index.rejected(connection, "memory", DATASET.name)) == 40
+    assert dead_letter_index.needed(connection) == (topic.reader().topic_id(), 0)
+
+
+def test_a_foreign_message_is_skipped(connection: Connection, topic: Topic) -> None:
+    topic.broker.producer("x").publish([Outgoing(dead_letters.TOPIC, 0, b"", b"no letter")])
+    topic.send(letter(7, 70))
+    assert rejected(connection, topic) == [Rejected(7, 70, 1)]
+
+
+def test_a_letter_is_decoded_with_its_offset(topic: Topic) -> None:
+    topic.send(letter(7, 70), letter(8, 80))
+    record = msgspec.structs.replace
+    found = [each for letters, _ in dead_letters.read(topic.reader(), 1) for each in letters]
+    assert found == [Letter(1, record(found[0].record, batch_id=8, id=80))]
