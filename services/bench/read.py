@@ -109,7 +109,7 @@ def _load(stack: Stack, rows: int) -> None:
                 raise RuntimeError(f"{report.acked} of {rows} rows were acknowledged: {report.problem}")
 
     asyncio.run(send())
-    report = verify(stack.settings, 1800, "--sample", "0")
+    report = verify(stack.settings, 1800)
     if not report["ok"]:
         raise RuntimeError(f"not everything arrived: {report}")
 

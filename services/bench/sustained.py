@@ -57,7 +57,7 @@ def measure(folder: Path, writer: LakeWriter, rates: list[int], seconds: int, sa
         for rate in rates:
             logs, _ = _offer(stack, rate, seconds)
             drain = time.monotonic()
-            report = verify(stack.settings, 300, "--sample", "0")
+            report = verify(stack.settings, 300)
             drained = time.monotonic() - drain
             problem = _problem(logs, report, drained)
             notes.append(
@@ -88,7 +88,7 @@ def _latency(stack: Stack, writer: LakeWriter, seconds: int, say: Say) -> tuple[
         with httpx.Client(timeout=60, trust_env=False) as client:
             before = freshness.read(client, stack.settings)
             logs, _ = _offer(stack, _LATENCY_RATE, seconds / 2)
-            verify(stack.settings, 300, "--sample", "0")
+            verify(stack.settings, 300)
             after = freshness.read(client, stack.settings)
         values.append(logs.p99_ms)
         for store, quantiles in seen.items():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from services.core.dataset import Dataset
-from services.core.ledger import Part, StorePosition
+from services.core.ledger import Batch, Part, StorePosition
 from services.core.queries import Answer, Question
 from services.core.rows import Row
 
@@ -107,6 +107,12 @@ class StoreReader(Protocol):
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
         """All rows of the batches first..last in canonical form, in any order. For checksums."""
+
+    def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
+        """All rows of these batches in canonical form, in any order, found by their ids and their days of acceptance.
+
+        The cost must depend on these batches alone, however many others the store holds. For samples.
+        """
 
     def close(self) -> None: ...
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from services.core.dataset import Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import batch_of
-from services.core.ledger import StorePosition
+from services.core.ledger import Batch, StorePosition
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import AggregateQuestion, Answer, ListQuestion, Method, Question, StatsQuestion
 from services.core.rows import Row
@@ -130,6 +130,11 @@ class LakeReader(ABC):
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
         snapshot = self._snapshot(dataset)
         return self._stream(snapshot, self._sql(snapshot, dataset).rows(first, last)) if snapshot else iter(())
+
+    def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
+        """One query: only files of these days, and with these ids by their statistics, are opened."""
+        snapshot = self._snapshot(dataset)
+        return self._stream(snapshot, self._sql(snapshot, dataset).rows_of(batches)) if snapshot else iter(())
 
     def close(self) -> None:
         self._tables.clear()

@@ -5,13 +5,16 @@ later reads NULL in older files, or is not yet in the table at all: both mean th
 """
 # ruff: noqa: S608 - see above
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.ids import ROW_BITS, end_id, first_id
+from services.core.instants import to_datetime
+from services.core.ledger import Batch
 from services.core.queries import AggregateQuestion, Filters, ListQuestion
+from services.lake.schema import DAY
 from services.lake.snapshot import Bounds
 
 
@@ -104,6 +107,12 @@ class Renderer:
 
     def rows(self, first: int, last: int) -> Query:
         return self._range(self._canonical_columns(), first, last)
+
+    def rows_of(self, batches: Sequence[Batch]) -> Query:
+        days = sorted({to_datetime(batch.created_at).date().isoformat() for batch in batches})
+        listed = ", ".join(f"DATE '{day}'" for day in days)
+        ids = (f"({ID.name} >= {first_id(b.batch_id):d} AND {ID.name} < {end_id(b.batch_id):d})" for b in batches)
+        return self._select(self._canonical_columns(), f"{DAY} IN ({listed}) AND ({' OR '.join(ids)})", [])
 
     def _range(self, what: str, first: int, last: int, rest: str = "") -> Query:
         least, beyond = first_id(first), end_id(last)

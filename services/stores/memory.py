@@ -11,7 +11,7 @@ import msgspec
 from services.core.dataset import Column, Dataset
 from services.core.errors import RowRejected
 from services.core.ids import MAX_BATCH_ROWS, batch_of, end_id, first_id
-from services.core.ledger import StorePosition
+from services.core.ledger import Batch, StorePosition
 from services.core.ports import QUESTION_SECONDS, Block, Progress, joint_token
 from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row
@@ -82,6 +82,10 @@ class MemoryStore:
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
         return (row for row in self._all(dataset) if first_id(first) <= row[0] < end_id(last))
+
+    def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
+        wanted = {batch.batch_id for batch in batches}
+        return (row for row in self._all(dataset) if batch_of(row[0]) in wanted)
 
     def close(self) -> None:
         pass

@@ -20,6 +20,7 @@ from services.verify import report
 from services.verify.dead_letters import DeadLetters
 from services.verify.service import Request, Verification
 
+_CHECKSUMS = 100  # batches whose checksums are compared by default
 _WIDTH = 110  # of a report that is not shown on a terminal
 
 
@@ -31,16 +32,16 @@ class VerifySettings(PostgresSettings, KafkaSettings):
 @click.option("--store", "store_names", multiple=True, help="Only this store; may be repeated.")
 @click.option("--dataset", "dataset_names", multiple=True, help="Only this dataset; may be repeated.")
 @click.option(
-    "--sample", default=100, show_default=True, type=click.IntRange(0), help="Batches to compare by checksum."
+    "--sample", metavar="N", type=click.IntRange(1), help="Look at N batches of each dataset only, chosen at random."
 )
-@click.option("--all", "everything", is_flag=True, help="Compare the checksums of all batches.")
+@click.option("--all", "everything", is_flag=True, help="Compare the checksums of all batches, not only of 100.")
 @click.option("--seed", type=int, help="Chooses the sample; random when not given, and always printed.")
 @click.option("--wait", default=0.0, metavar="SECONDS", help="Give the stores this long to load what was accepted.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def main(
     store_names: tuple[str, ...],
     dataset_names: tuple[str, ...],
-    sample: int,
+    sample: int | None,
     everything: bool,
     seed: int | None,
     wait: float,
@@ -48,8 +49,12 @@ def main(
 ) -> None:
     """Reconcile the stores against the ledger by really reading them.
 
+    Without --sample all rows are counted. A sample takes seconds at any size; what it did not look at may differ.
+
     Exits with 1 when anything is missing, extra, duplicated or different, with 2 when something could not be checked.
     """
+    if sample is not None and everything:
+        raise click.UsageError("--sample and --all exclude each other")
     settings = VerifySettings()
     logs.configure("verify", "ERROR")
     columns = (
@@ -68,9 +73,10 @@ def main(
             ]
             request = Request(
                 [datasets.find(name) for name in dataset_names] or datasets.all_datasets(),
-                None if everything else sample,
+                None if everything else _CHECKSUMS,
                 secrets.randbelow(1 << 31) if seed is None else seed,
                 wait,
+                sample,
             )
             letters = DeadLetters(ledger, lambda: KafkaPartitionReader(settings.kafka_url, TOPIC))
             found = Verification(ledger, letters, progress).run(readers, request)

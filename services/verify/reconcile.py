@@ -1,7 +1,7 @@
 """Compares what one store holds of one dataset with what the ledger says was accepted."""
 
 import random
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -10,7 +10,7 @@ from services.core.dataset import Dataset
 from services.core.ids import batch_of, first_id
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
-from services.core.rows import RowCodec, checksum
+from services.core.rows import CHECKSUM_MASK, Row, RowCodec, checksum
 from services.verify.dead_letters import Aside
 
 _CHUNK_ROWS = 2_000_000  # counted by a store in one go
@@ -118,23 +118,8 @@ def _count(
     complete = []
     for batch in batches:
         rows, distinct = stored.pop(batch.batch_id, (0, 0))
-        duplicated = rows - distinct
-        if dead := aside.get(batch.batch_id):
-            missing, extra = _differences(batch, ids[batch.batch_id], dead)
-            result.dead_lettered += dead.rows
-        else:
-            missing, extra = max(0, batch.rows - distinct), max(0, distinct - batch.rows)
-        result.batches += 1
-        result.expected += batch.rows
-        result.found += distinct
-        result.missing += missing
-        result.extra += extra
-        result.duplicated += duplicated
-        if missing or extra or duplicated:
-            what = {"missing": missing, "extra": extra, "duplicated": duplicated}
-            told = ", ".join(f"{count} {name}" for name, count in what.items() if count)
-            result.example(f"batch {batch.batch_id} of {batch.rows} rows: {told}")
-        elif not dead:
+        dead = aside.get(batch.batch_id)
+        if judge(batch, rows, distinct, (ids[batch.batch_id], dead) if dead else None, result):
             complete.append(batch)
     for batch_id, (rows, distinct) in stored.items():
         result.found += distinct
@@ -142,6 +127,31 @@ def _count(
         result.duplicated += rows - distinct
         result.example(f"batch {batch_id} is not in the ledger: {rows} rows")
     return complete
+
+
+def judge(batch: Batch, rows: int, distinct: int, partial: tuple[set[int], Aside] | None, result: Result) -> bool:
+    """Add to `result` what a store has of `batch`; whether all rows are there once, as far as counting tells.
+
+    `partial`: the ids in the store, and the rows that were dead-lettered; None when none were.
+    """
+    duplicated = rows - distinct
+    if partial:
+        missing, extra = _differences(batch, *partial)
+        result.dead_lettered += partial[1].rows
+    else:
+        missing, extra = max(0, batch.rows - distinct), max(0, distinct - batch.rows)
+    result.batches += 1
+    result.expected += batch.rows
+    result.found += distinct
+    result.missing += missing
+    result.extra += extra
+    result.duplicated += duplicated
+    if missing or extra or duplicated:
+        what = {"missing": missing, "extra": extra, "duplicated": duplicated}
+        told = ", ".join(f"{count} {name}" for name, count in what.items() if count)
+        result.example(f"batch {batch.batch_id} of {batch.rows} rows: {told}")
+        return False
+    return partial is None
 
 
 def _ids(reader: StoreReader, dataset: Dataset, batches: Sequence[int]) -> Mapping[int, set[int]]:
@@ -165,19 +175,25 @@ def _differences(batch: Batch, stored: set[int], aside: Aside) -> tuple[int, int
 def _compare(reader: StoreReader, codec: RowCodec, batches: list[Batch], first: int, last: int, result: Result) -> None:
     if not batches:
         return
-    sums: defaultdict[int, int] = defaultdict(int)
-    rows = reader.rows(codec.dataset, first, last)
-    while some := list(islice(rows, _ENCODED_AT_ONCE)):
-        lines: defaultdict[int, list[bytes]] = defaultdict(list)
-        for row, line in zip(some, codec.encode(some), strict=True):
-            lines[batch_of(row[0])].append(line)
-        for batch_id, its_lines in lines.items():
-            sums[batch_id] = (sums[batch_id] + checksum(its_lines)) % (1 << 63)
+    sums: Counter[int] = Counter()
+    for row, line in encoded(codec, reader.rows(codec.dataset, first, last)):
+        sums[batch_of(row[0])] += checksum([line])
     for batch in batches:
-        result.compared += 1
-        if sums[batch.batch_id] != batch.checksum:
-            result.differing += 1
-            result.example(f"batch {batch.batch_id} of {batch.rows} rows: contents differ")
+        compare(batch, sums[batch.batch_id], result)
+
+
+def compare(batch: Batch, total: int, result: Result) -> None:
+    """`total`: the checksums of the rows of `batch` in the store, added up."""
+    result.compared += 1
+    if total & CHECKSUM_MASK != batch.checksum:
+        result.differing += 1
+        result.example(f"batch {batch.batch_id} of {batch.rows} rows: contents differ")
+
+
+def encoded(codec: RowCodec, rows: Iterator[Row]) -> Iterator[tuple[Row, bytes]]:
+    """Each row with its canonical line."""
+    while some := list(islice(rows, _ENCODED_AT_ONCE)):
+        yield from zip(some, codec.encode(some), strict=True)
 
 
 class _Sample:

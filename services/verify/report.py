@@ -14,12 +14,13 @@ from services.verify.reconcile import Result
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`unchecked`: store -> why it could not be checked."""
+    """`unchecked`: store -> why it could not be checked. `sample`: only so many batches of a dataset were looked at."""
 
     as_of: int
     seed: int
     results: Sequence[Result]
     unchecked: Mapping[str, str]
+    sample: int | None = None
 
     @property
     def exit_code(self) -> int:
@@ -34,6 +35,7 @@ def as_json(report: Report) -> str:
         "ok": report.exit_code == 0,
         "as_of": report.as_of,
         "seed": report.seed,
+        "sample": report.sample,
         "results": [{**asdict(result), "ok": result.ok} for result in report.results],
         "unchecked": report.unchecked,
     }
@@ -41,7 +43,9 @@ def as_json(report: Report) -> str:
 
 
 def show(report: Report, console: Console) -> None:
-    table = Table(title=f"Stores against the ledger, up to batch {report.as_of}", title_justify="left", box=SIMPLE)
+    what = "Stores" if report.sample is None else f"A SAMPLE of {report.sample} batches of each dataset in the stores"
+    title = f"{what} against the ledger, up to batch {report.as_of}"
+    table = Table(title=title, title_justify="left", box=SIMPLE)
     table.add_column("dataset")
     table.add_column("store")
     for name in ("accepted", "found", "missing", "extra", "duplicated", "dead-lettered", "checksums"):
@@ -66,4 +70,7 @@ def show(report: Report, console: Console) -> None:
                 console.print(f"{result.dataset} in {result.store}: {escape(text)}", highlight=False)
     for store, reason in report.unchecked.items():
         console.print(f"[bold red]{store} could not be checked[/bold red]: {escape(reason)}", highlight=False)
-    console.print(f"Checksums: of complete batches, chosen by --seed {report.seed}", style="dim", highlight=False)
+    chosen = (
+        "Checksums of complete batches" if report.sample is None else "Other batches were not looked at. The sample"
+    )
+    console.print(f"{chosen}: chosen by --seed {report.seed}", style="dim", highlight=False)

@@ -1,5 +1,6 @@
 """Runs a verification: fixes the point, waits for the stores to reach it, reconciles each."""
 
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from services.core.dataset import Dataset
 from services.core.errors import LogpipeError, StoreDown
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
-from services.ledger import reading
+from services.ledger import reading, sampling
 from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
+from services.verify import sample
 from services.verify.dead_letters import DeadLetters
 from services.verify.reconcile import Result, Scope, reconcile
 from services.verify.report import Report
@@ -25,12 +27,16 @@ _SETTLE_SECONDS = 30  # for transactions under way at the start: they end in mil
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`sample`: batches whose checksums are compared, None for all. `wait`: seconds the stores are given to load."""
+    """`checksums`: batches whose checksums are compared, None for all. `wait`: seconds the stores are given to load.
+
+    `sample`: only so many batches of each dataset are looked at, None for all.
+    """
 
     datasets: Sequence[Dataset]
-    sample: int | None
+    checksums: int | None
     seed: int
     wait: float
+    sample: int | None = None
 
 
 class Verification:
@@ -53,7 +59,7 @@ class Verification:
                     results.append(above(partial(self._floor, dataset), check))
                 except LogpipeError as error:
                     unchecked[reader.name] = str(error)
-        return Report(last, request.seed, results, unchecked)
+        return Report(last, request.seed, results, unchecked, request.sample)
 
     def _floor(self, dataset: Dataset) -> int:
         with self._ledger.connection() as connection:
@@ -85,7 +91,9 @@ class Verification:
                 self._progress.remove_task(task)
 
     def _reconcile(self, reader: StoreReader, dataset: Dataset, last: int, request: Request, floor: int) -> Result:
-        scope = Scope(floor, last, request.sample, request.seed)
+        if request.sample is not None:
+            return self._reconcile_sample(reader, dataset, last, request, floor, request.sample)
+        scope = Scope(floor, last, request.checksums, request.seed)
         behind = self._behind(reader, dataset, scope.last)
         task = self._progress.add_task(f"{reader.name}: {dataset.name}", total=self._accepted_rows(dataset, scope))
         try:
@@ -101,6 +109,31 @@ class Verification:
             self._progress.remove_task(task)
         if behind and result.missing:
             result.note = f"{behind} batches were not loaded yet when it was read: try --wait"
+        return result
+
+    def _reconcile_sample(
+        self, reader: StoreReader, dataset: Dataset, last: int, request: Request, floor: int, size: int
+    ) -> Result:
+        mark = self._watermarks.of(reader, dataset)
+        chance = random.Random(f"{request.seed} {dataset.name}")  # noqa: S311 - the same batches in every store
+        with self._ledger.connection() as connection:
+            chosen = sampling.choose(connection, dataset.name, floor, last, size, chance)
+        ids = [batch.batch_id for batch in chosen]
+        task = self._progress.add_task(
+            f"{reader.name}: {len(chosen)} batches of {dataset.name}", total=sum(batch.rows for batch in chosen)
+        )
+        try:
+            result = sample.reconcile(
+                reader,
+                dataset,
+                chosen,
+                self._dead_letters.of(reader, dataset, ids),
+                lambda rows: self._progress.advance(task, rows),
+            )
+        finally:
+            self._progress.remove_task(task)
+        if result.missing and (behind := sum(batch_id > mark for batch_id in ids)):
+            result.note = f"{behind} batches of the sample were not loaded yet when it was read: try --wait"
         return result
 
     def _behind(self, reader: StoreReader, dataset: Dataset, last: int) -> int:

@@ -20,6 +20,7 @@ from services.core.dataset import Column, Dataset
 from services.core.errors import QueryTimeout, StoreDown
 from services.core.ids import batch_of, first_id
 from services.core.instants import LAST_INSTANT
+from services.core.ledger import Batch
 from services.core.ports import Block, StoreReader, StoreWriter
 from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row, RowCodec, Rows, checksum
@@ -322,6 +323,17 @@ def test_counts_and_rows_of_a_range(store: StoreReader, dataset: Dataset, first:
     wanted = {b: rows for b, rows in ACCEPTED[dataset.name].items() if first <= b <= last}
     assert list(store.counts(dataset, first, last)) == [(b, ROWS, ROWS) for b in wanted]
     found = sorted(store.rows(dataset, first, last))
+    assert _exact(found) == _exact([row for rows in wanted.values() for row in rows])
+
+
+@pytest.mark.parametrize("dataset", DATASETS, ids=lambda d: d.name)
+def test_rows_of_some_batches(store: StoreReader, dataset: Dataset) -> None:
+    """They were accepted before and after a midnight; one of them is not in the store."""
+    created_at = dataset.column_names.index("created_at")
+    wanted = {b: rows for number, (b, rows) in enumerate(ACCEPTED[dataset.name].items()) if number % 2 or not number}
+    batches = [Batch(b, 0, dataset.name, len(rows), 0, rows[0][created_at]) for b, rows in wanted.items()]
+    absent = Batch(LAST + 9, 0, dataset.name, 1, 0, CREATED)
+    found = sorted(store.rows_of(dataset, [*batches, absent]))
     assert _exact(found) == _exact([row for rows in wanted.values() for row in rows])
 
 

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
@@ -16,6 +17,7 @@ from fastapi import FastAPI
 from rich.progress import Progress
 
 from services.core.dataset import Dataset
+from services.core.ids import batch_of
 from services.core.ledger import Batch, Part
 from services.core.ports import Block, StoreReader
 from services.core.rows import Row, RowCodec, Rows, checksum
@@ -247,14 +249,16 @@ def test_stores_are_compared_at_the_point_both_have_reached(
     assert grouped[0]["data"] == grouped[1]["data"] == [{"key": k, "count": 125} for k in ("ERROR", "INFO")]
 
 
-def verify(pipeline: Pipeline, ledger: Ledger, readers: Sequence[StoreReader], wait: float = 0.0) -> dict[str, Result]:
+def verify(
+    pipeline: Pipeline, ledger: Ledger, readers: Sequence[StoreReader], wait: float = 0.0, sample: int | None = None
+) -> dict[str, Result]:
     def no_letters() -> Any:
         raise AssertionError("no topic in this test")
 
     letters = DeadLetters(ledger, no_letters)
     letters._is_current = True
     with Progress(disable=True) as progress:
-        request = Request([pipeline.dataset], None, 1, wait)
+        request = Request([pipeline.dataset], None, 1, wait, sample)
         report = Verification(ledger, letters, progress).run(readers, request)
     assert not report.unchecked
     return {result.store: result for result in report.results}
@@ -270,6 +274,7 @@ PLANTED: dict[tuple[str, str], str] = {
 }
 
 
+@pytest.mark.parametrize("sample", [None, 9], ids=["all", "sample"])
 @pytest.mark.parametrize(("store", "kind"), PLANTED)
 def test_verify_finds_what_was_planted(
     pipeline: Pipeline,
@@ -278,9 +283,10 @@ def test_verify_finds_what_was_planted(
     clickhouse_url: str,
     store: str,
     kind: str,
+    sample: int | None,
 ) -> None:
     made = pipeline.fill(4)
-    results = verify(pipeline, ledger, readers)
+    results = verify(pipeline, ledger, readers, sample=sample)
     assert [(r.store, r.ok, r.found, r.compared) for r in results.values()] == [
         ("postgres", True, 200, 4),
         ("clickhouse", True, 200, 4),
@@ -292,12 +298,35 @@ def test_verify_finds_what_was_planted(
         pipeline.connection.execute(statement.encode())
     else:
         pipeline.writer._client.command(statement, settings={"mutations_sync": 1, "lightweight_deletes_sync": 1})
-    results = verify(pipeline, ledger, readers)
+    results = verify(pipeline, ledger, readers, sample=sample)
     wrong = {
         r.store: {k: getattr(r, k) for k in ("missing", "extra", "duplicated", "differing")} for r in results.values()
     }
     none = dict.fromkeys(("missing", "extra", "duplicated", "differing"), 0)
     assert wrong == {**dict.fromkeys(results, none), store: {**none, kind: 1}}
+
+
+def test_a_sample_reads_its_own_batches_only(pipeline: Pipeline, ledger: Ledger, readers: list[StoreReader]) -> None:
+    class Sampled:
+        """Refuses to be read as a whole, and counts what is read."""
+
+        def __init__(self, reader: StoreReader) -> None:
+            self.name, self.progress, self.table_id = reader.name, reader.progress, reader.table_id
+            self._reader = reader
+            self.read = Counter[int]()
+
+        def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
+            for row in self._reader.rows_of(dataset, batches):
+                self.read[batch_of(row[0])] += 1
+                yield row
+
+    made = {batch.batch_id for batch, _ in pipeline.fill(9)}
+    sampled = [Sampled(reader) for reader in readers]
+    results = verify(pipeline, ledger, sampled, sample=3)  # type: ignore[arg-type]
+    assert [(r.ok, r.batches, r.compared, r.found) for r in results.values()] == 2 * [(True, 3, 3, 3 * BATCH_ROWS)]
+    assert sampled[0].read == sampled[1].read, "the same batches in every store"
+    assert len(sampled[0].read) == 3
+    assert sampled[0].read.keys() <= made
 
 
 def test_verify_tells_lag_from_loss_and_can_wait(

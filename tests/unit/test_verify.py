@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -20,7 +21,7 @@ from services.ledger.dead_letter_index import Rejected
 from services.stores.memory import MemoryStore
 from services.streams import dead_letters
 from services.streams.memory import MemoryBroker, MemoryPartitionReader
-from services.verify import reconcile
+from services.verify import reconcile, sample
 from services.verify.dead_letters import Aside, DeadLetters, Reject
 from services.verify.reconcile import Result, Scope
 from services.verify.report import Report, as_json, show
@@ -172,6 +173,35 @@ def test_a_sample_is_repeatable_and_of_its_size() -> None:
     seen = [check(altered, sample=1, seed=seed).examples[0] for seed in range(20)]
     assert seen == [check(altered, sample=1, seed=seed).examples[0] for seed in range(20)]
     assert len(set(seen)) > 1
+
+
+def check_sample(changed: Mapping[int, Sequence[Row]], aside: Mapping[int, Aside] | None = None) -> Result:
+    store = Store()
+    for batch_id, rows in {**ACCEPTED, **changed}.items():
+        store.put(batch_id, rows)
+    return sample.reconcile(store, DATASET, LEDGER[1:4], aside or {}, lambda rows: None)
+
+
+def test_a_sample_is_judged_as_all_batches_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "_AT_ONCE", 2)
+    result = check_sample({3: []})
+    assert (result.ok, result.batches, result.expected, result.compared) == (True, 3, 12, 3), "3 is not in the sample"
+    assert differences(check_sample({7: ACCEPTED[7][1:]})) == {"missing": 1}
+    assert differences(check_sample({4: [*ACCEPTED[4], ACCEPTED[4][2]]})) == {"duplicated": 1}
+    assert differences(check_sample({8: [(*row[:-1], "{}") for row in ACCEPTED[8]]})) == {"differing": 1}
+    dead = {7: Aside(frozenset({first_id(7)}))}
+    assert differences(check_sample({7: ACCEPTED[7][1:]}, dead)) == {"dead_lettered": 1}
+    assert differences(check_sample({7: ACCEPTED[7][2:]}, dead)) == {"dead_lettered": 1, "missing": 1}
+
+
+def test_the_report_says_that_it_is_of_a_sample() -> None:
+    report = Report(9, 5, [check_sample({})], {}, sample=3)
+    assert json.loads(as_json(report))["sample"] == 3
+    console = Console(width=110, record=True, file=StringIO())
+    show(report, console)
+    told = console.export_text()
+    assert "A SAMPLE of 3 batches" in told
+    assert "Other batches were not looked at" in told
 
 
 def test_dead_letters_that_cannot_be_read_to_the_end() -> None:

@@ -1,20 +1,22 @@
 """Reads what is stored; one client for all threads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import ClassVar
 
 from clickhouse_connect.driver.client import Client
 
-from services.core.dataset import Dataset
+from services.core.dataset import CREATED_AT, Dataset
 from services.core.ids import ROW_BITS, end_id, first_id
-from services.core.ledger import StorePosition
+from services.core.instants import to_datetime
+from services.core.ledger import Batch, StorePosition
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import Answer, Question
 from services.core.rows import Row
 from services.stores.clickhouse import questions
 from services.stores.clickhouse.client import NAME, connect, translated
 from services.stores.clickhouse.questions import columns, select
+from services.stores.clickhouse.tables import stored
 
 _TIMEOUT = 660  # seconds, longer than any question may take: the server ends those
 
@@ -61,6 +63,17 @@ class ClickHouseReader:
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
         yield from self._stream(select(columns(dataset), dataset, _BATCHES), first, last)
+
+    def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
+        """One query, whose conditions leave out the parts of other days and of other ids."""
+        days = {to_datetime(batch.created_at).date() for batch in batches}
+        ids = (f"id >= {first_id(b.batch_id):d} AND id < {end_id(b.batch_id):d}" for b in batches)
+        where = f"toDate({stored(CREATED_AT)}) IN {{days:Array(Date)}} AND ({' OR '.join(ids)})"
+        with (
+            translated(),
+            self._client.query_rows_stream(select(columns(dataset), dataset, where), {"days": sorted(days)}) as rows,
+        ):
+            yield from map(tuple, rows)
 
     def close(self) -> None:
         if self._connected is not None:

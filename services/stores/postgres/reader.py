@@ -1,7 +1,9 @@
 """Reads what is stored, in canonical form, over a pool of connections."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from itertools import groupby
 from typing import ClassVar
 
 import psycopg
@@ -13,14 +15,15 @@ from psycopg.pq import Format
 from services.core.dataset import CREATED_AT, Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import ROW_BITS, end_id, first_id
-from services.core.ledger import StorePosition
+from services.core.instants import DAY
+from services.core.ledger import Batch, StorePosition
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import Answer, Question
 from services.core.rows import Row
 from services.postgres.connection import PIPELINE, open_pool, translated
 from services.stores.postgres import questions
 from services.stores.postgres.copying import EPOCH
-from services.stores.postgres.tables import TYPES, Connection
+from services.stores.postgres.tables import TYPES, Connection, midnight
 
 NAME = "postgres"
 
@@ -65,16 +68,32 @@ class PostgresReader:
             yield from connection.execute(query).fetchall()
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
-        query = sql.SQL("COPY (SELECT {} FROM {} WHERE id >= {} AND id < {}) TO STDOUT (FORMAT binary)").format(
-            questions.columns(dataset), sql.Identifier(dataset.name), first_id(first), end_id(last)
+        return self._copy(dataset, sql.SQL("id >= {} AND id < {}").format(first_id(first), end_id(last)))
+
+    def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
+        """One query a day: it plans and reads that day's partition alone."""
+        for day, some in groupby(sorted(batches, key=lambda batch: batch.created_at), lambda b: b.created_at // DAY):
+            ranges = [
+                sql.SQL("id >= {} AND id < {}").format(first_id(batch.batch_id), end_id(batch.batch_id))
+                for batch in some
+            ]
+            start = midnight(day)
+            where = sql.SQL("created_at >= {} AND created_at < {} AND ({})").format(
+                start, start + timedelta(days=1), sql.SQL(" OR ").join(ranges)
+            )
+            yield from self._copy(dataset, where)
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _copy(self, dataset: Dataset, where: sql.Composed) -> Iterator[Row]:
+        query = sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT (FORMAT binary)").format(
+            questions.columns(dataset), sql.Identifier(dataset.name), where
         )
         types = ["int8", *(TYPES[column.kind].name for column in (CREATED_AT, *dataset.columns))]
         with translated(), self._pool.connection() as connection, connection.cursor().copy(query) as copy:
             copy.set_types(types)
             yield from copy.rows()
-
-    def close(self) -> None:
-        self._pool.close()
 
 
 class _Microseconds(Loader):
