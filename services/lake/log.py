@@ -48,6 +48,8 @@ class TableLog:
 
         A commit of somebody else at the same time is a writer's, which has a newer position.
         """
+        if self._table.latest() is None:
+            return
         handle, position = self._table.standing()
         if position is None or last_position(handle, 1) == position:
             return

@@ -35,7 +35,7 @@ class Steps:
         """What was done, step by step. One that fails holds up no other; then StoreDown is raised at the end."""
         errors: list[LogpipeError] = []
         did = False
-        for step in (self._compact, self._retain, self._rejected.forget, self._vacuum, self._tidy):
+        for step in (self._close_days, self._compact, self._retain, self._rejected.forget, self._vacuum, self._tidy):
             try:
                 for what in step():
                     did = True
@@ -46,6 +46,12 @@ class Steps:
             self._lake.repeat_position()
         if errors:
             raise errors[0]
+
+    def _close_days(self) -> Iterator[str]:
+        with connect(self._settings.postgres_url.get_secret_value()) as connection:
+            closed = postgres.close_days(connection, self._dataset)
+        if closed:
+            yield f"{closed} days closed in PostgreSQL: queries read them only where they can hold what is asked for"
 
     def _compact(self) -> Iterator[str]:
         small = self._lake.small_files()

@@ -81,7 +81,13 @@ def until(fetch: Fetch, rollup: str, limit: int) -> int:
     return int(fetch(query.format(rollup, limit), ())[0][0])
 
 
-def counted(fetch: Fetch, question: Question, as_of: int) -> list[Row] | None:
+Elsewhere = Callable[[int | None, int | None, int], sql.Composable]
+"""A condition that leaves out partitions without rows of start <= time < end and first id <= id."""
+
+
+def counted(
+    fetch: Fetch, question: Question, as_of: int, elsewhere: Elsewhere = lambda *_: sql.SQL("")
+) -> list[Row] | None:
     """The rows of the answer, for a list the one with its total; None when a scan must answer."""
     dataset, name = question.dataset, questions.name(question.dataset)
     if not questions.known(question) or fetch(sql.SQL("SELECT to_regclass('rollup_chunks')").format(), ()) == [(None,)]:
@@ -93,6 +99,7 @@ def counted(fetch: Fetch, question: Question, as_of: int) -> list[Row] | None:
     counts = [_counts(question, sql.SQL("sum(row_count)"), name, below, "at_minute", plan.minutes)]
     for rows in plan.rows:
         ids = sql.SQL("id >= {} AND id < {}").format(rows.first_id, rows.end_id)
+        ids += elsewhere(rows.times.start, rows.times.end, rows.first_id)
         counts.append(_counts(question, sql.SQL("count(*)"), dataset.name, ids, dataset.time, rows.times))
     groups = [sql.SQL(key) for key in questions.keys(question)]
     count = sql.SQL("coalesce(sum(part), 0)::bigint AS counted")

@@ -32,6 +32,7 @@ from services.runtime.settings import LakeSettings
 from services.stores import clickhouse, postgres
 from services.stores.clickhouse.questions import Asked as ClickHouseAsked
 from services.stores.memory import MemoryStore
+from services.stores.postgres import questions
 from services.stores.postgres.questions import Asked as PostgresAsked
 from tests import lake_tables
 
@@ -174,7 +175,7 @@ def copy_rows(connection: Any, dataset: Dataset, rows: Sequence[Row]) -> None:
             copy.write_row(values)
 
 
-@pytest.fixture(scope="module", params=["memory", "postgres", "clickhouse", "lake"])
+@pytest.fixture(scope="module", params=["memory", "postgres", "postgres, days closed", "clickhouse", "lake"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreReader]:
     reader: StoreReader
     match request.param:
@@ -185,6 +186,15 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             url = request.getfixturevalue("postgres_url")
             _fill_postgres(url)
             reader = postgres.PostgresReader(url)
+        case "postgres, days closed":
+            url = request.getfixturevalue("postgres_url")
+            with connect(url) as connection, pytest.MonkeyPatch.context() as patch:
+                assert [postgres.close_days(connection, dataset) for dataset in DATASETS] == [2, 2, 2]
+                patch.setattr(questions, "_NEWEST_DAYS", 1)
+                reader = postgres.PostgresReader(url)
+                yield reader
+                reader.close()
+            return
         case "clickhouse":
             url = request.getfixturevalue("clickhouse_url")
             _fill(clickhouse.ClickHouseWriter(url))

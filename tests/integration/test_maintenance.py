@@ -251,9 +251,10 @@ while sys.stdin.readline():
 """
 
 
-def test_killed_at_any_moment_nothing_is_lost_and_the_next_round_ends_it(tmp_path: Path) -> None:
+def test_killed_at_any_moment_nothing_is_lost_and_the_next_round_ends_it(tmp_path: Path, postgres_url: str) -> None:
     settings = LakeSettings(hdfs_url=tmp_path.as_uri())
-    environment = {**os.environ, "LOGPIPE_HDFS_URL": settings.hdfs_url, "LOGPIPE_COMPACT_FILES": "2"}
+    urls = {"LOGPIPE_HDFS_URL": settings.hdfs_url, "LOGPIPE_POSTGRES_URL": postgres_url}
+    environment = {**os.environ, **urls, "LOGPIPE_COMPACT_FILES": "2"}
     first = date(1970, 1, 1) + timedelta(days=TODAY)
     chance = random.Random(4)
     reader = EmbeddedReader(settings)

@@ -119,6 +119,8 @@ class Loader:
                 copy.set_types(postgres.copy_types(dataset))
                 for values in postgres.copy_rows(dataset, Rows(len(rows), columns), batch_id, created):
                     copy.write_row(values)
+            if batch_id % 3 == 0:  # the next batch of the same day comes late, and opens it again
+                postgres.close_days(self._connection, dataset)
             self._writer.write([_block(dataset, batch_id, rows)])
             lake_tables.append(self._lake, dataset, rows)
 

@@ -6,6 +6,7 @@ ingest API writes the rows, in the same transaction as their ledger entry.
 """
 
 from services.runtime.settings import PostgresSettings
+from services.stores.postgres.closed_days import close as close_days
 from services.stores.postgres.copying import copy_rows, copy_statement, copy_types
 from services.stores.postgres.reader import NAME, PostgresReader
 from services.stores.postgres.tables import (
@@ -20,6 +21,7 @@ from services.stores.postgres.tables import (
 __all__ = [
     "NAME",
     "PostgresReader",
+    "close_days",
     "copy_rows",
     "copy_statement",
     "copy_target",

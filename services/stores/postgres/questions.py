@@ -3,13 +3,14 @@
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from psycopg import sql
 
 from services.core.dataset import CREATED_AT, ID, Dataset
 from services.core.ids import end_id
-from services.core.instants import to_datetime
+from services.core.instants import DAY, to_datetime
 from services.core.queries import (
     AggregateQuestion,
     Answer,
@@ -21,7 +22,11 @@ from services.core.queries import (
 )
 from services.core.rows import Row
 from services.rollups import postgres as rollup
+from services.stores.postgres import closed_days
+from services.stores.postgres.closed_days import ClosedDay
 from services.stores.postgres.tables import Connection
+
+_NEWEST_DAYS = 2  # closed days read first, beside those that are not closed
 
 
 class Asked:
@@ -43,15 +48,16 @@ class Asked:
 
 def answer(asked: Asked, question: Question, as_of: int) -> Answer:
     table = sql.Identifier(question.dataset.name)
+    days = closed_days.known(asked.fetch, question.dataset)
     where, parameters = _where(question.filters, question.dataset, as_of)
+    outside = closed_days.outside(days, question.filters.start, question.filters.end)
+    where += closed_days.without(outside)
     count = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(table, where)
-    counted = rollup.counted(asked.fetch, question, as_of)
+    counted = rollup.counted(asked.fetch, question, as_of, partial(_elsewhere, days))
     total = None
     match question:
         case ListQuestion():
-            later, place = _after(question)
-            page = [*parameters, *place, question.limit, question.offset]
-            rows = asked.fetch(_list(question, table, where + later), page)
+            rows = _page(asked, question, as_of, days)
             if question.count:
                 total = (counted or asked.fetch(count, parameters))[0][0]
         case AggregateQuestion():
@@ -59,6 +65,40 @@ def answer(asked: Asked, question: Question, as_of: int) -> Answer:
         case StatsQuestion():
             rows = counted or asked.fetch(count, parameters)
     return Answer(rows, asked.milliseconds, "scan" if counted is None else "rollup", total)
+
+
+def _elsewhere(days: Sequence[ClosedDay], start: int | None, end: int | None, first_id: int) -> sql.Composable:
+    return closed_days.without(closed_days.outside(days, start, end, first_id))
+
+
+def _page(asked: Asked, question: ListQuestion, as_of: int, days: Sequence[ClosedDay]) -> list[Row]:
+    """The rows of a list. Of one newest first, the days that are likely to hold its page are read first."""
+    filters, by_time = question.filters, question.order_by == question.dataset.time
+    end = question.beyond if question.newest_first else filters.end
+    outside = closed_days.outside(days, filters.start, end)
+    if question.descending and (by_time or question.order_by == CREATED_AT.name):
+        newest_last = sorted((_newest(day, by_time), day) for day in set(days) - set(outside))
+        older = newest_last[:-_NEWEST_DAYS]
+        rows = _rows(asked, question, as_of, [*outside, *(day for _, day in older)])
+        last = rows[-1][question.dataset.column_names.index(question.order_by)] if len(rows) == question.limit else -1
+        if not older or last > older[-1][0]:
+            return rows
+        # Whatever is older than the last row of a full page has no place in it.
+        outside += [day for newest, day in older if newest < last]
+    return _rows(asked, question, as_of, outside)
+
+
+def _newest(day: ClosedDay, by_time: bool) -> int:
+    """No row of the day is newer, by the dataset's time or by its acceptance."""
+    return day.greatest if by_time else (day.day + 1) * DAY - 1
+
+
+def _rows(asked: Asked, question: ListQuestion, as_of: int, left_out: Sequence[ClosedDay]) -> list[Row]:
+    where, parameters = _where(question.filters, question.dataset, as_of)
+    later, place = _after(question)
+    page = [*parameters, *place, question.limit, question.offset]
+    table = sql.Identifier(question.dataset.name)
+    return asked.fetch(_list(question, table, where + later + closed_days.without(left_out)), page)
 
 
 def _list(question: ListQuestion, table: sql.Identifier, where: sql.Composable) -> sql.Composed:
@@ -106,7 +146,7 @@ def columns(dataset: Dataset) -> sql.Composed:
     return sql.SQL(", ").join(map(sql.Identifier, dataset.column_names))
 
 
-def _where(filters: Filters, dataset: Dataset, as_of: int) -> tuple[sql.Composable, list[Any]]:
+def _where(filters: Filters, dataset: Dataset, as_of: int) -> tuple[sql.Composed, list[Any]]:
     conditions: list[sql.Composable] = [sql.SQL("id < %s")]
     parameters: list[Any] = [end_id(as_of)]
     for name, value in filters.equals:

@@ -96,11 +96,11 @@ def ensure_partitions(connection: Connection, dataset: Dataset, first_day: int, 
     """
     wanted = {copy_target(dataset, day): day for day in range(first_day, first_day + days)}
     with translated(), connection.transaction():
-        if not wanted.keys() - _partitions(connection, dataset):
+        if not wanted.keys() - partitions(connection, dataset):
             return
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         parent = sql.Identifier(dataset.name)
-        for name in sorted(wanted.keys() - _partitions(connection, dataset)):
+        for name in sorted(wanted.keys() - partitions(connection, dataset)):
             leaf = sql.Identifier(name)
             like = sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING DEFAULTS INCLUDING INDEXES)")
             connection.execute(like.format(leaf, parent))
@@ -124,7 +124,7 @@ def index_search(connection: Connection, dataset: Dataset, today: int) -> list[s
             return []
         try:
             connection.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
-            closed = (name for name in _partitions(connection, dataset) if name < copy_target(dataset, today))
+            closed = (name for name in partitions(connection, dataset) if name < copy_target(dataset, today))
             return [name for name in sorted(closed) if _index_partition(connection, name, dataset.search)]
         finally:
             connection.execute("SELECT pg_advisory_unlock(%s)", (SEARCH_LOCK,))
@@ -147,11 +147,11 @@ def days_with_rows_from(connection: Connection, dataset: Dataset, before: int, b
     """
     found = []
     with translated():
-        for name in sorted(_partitions(connection, dataset)):
+        for name in sorted(partitions(connection, dataset)):
             if name < copy_target(dataset, before):
                 query = sql.SQL("SELECT FROM {} WHERE id >= {} LIMIT 1")
                 if connection.execute(query.format(sql.Identifier(name), first_id(batch_id))).fetchone() is not None:
-                    found.append(_day(name))
+                    found.append(day_of(name))
     return found
 
 
@@ -170,6 +170,7 @@ def drop_days(dataset: Dataset, before: int, keep: Collection[int] = ()) -> int:
             if name >= copy_target(dataset, before) or name in kept:
                 continue
             leaf = sql.Identifier(name)
+            _forget_note(connection, dataset, day_of(name))
             if pending is not None:
                 how = sql.SQL("FINALIZE" if pending else "CONCURRENTLY")
                 detach = sql.SQL("ALTER TABLE {} DETACH PARTITION {} {}")
@@ -177,6 +178,12 @@ def drop_days(dataset: Dataset, before: int, keep: Collection[int] = ()) -> int:
             connection.execute(sql.SQL("DROP TABLE {}").format(leaf))
             dropped += 1
     return dropped
+
+
+def _forget_note(connection: Connection, dataset: Dataset, day: int) -> None:
+    """A partition that was made anew would have no trigger to do this (see `closed_days`)."""
+    if connection.execute("SELECT to_regclass('closed_days')").fetchone() != (None,):
+        connection.execute("DELETE FROM closed_days WHERE dataset = %s AND day = %s", (dataset.name, day))
 
 
 # With what a drop that was killed left: a partition half detached (true), or detached (null).
@@ -199,7 +206,7 @@ def _column_types(connection: Connection, dataset: Dataset) -> dict[str, str]:
     return dict(connection.execute(query, (f'"{dataset.name}"',)).fetchall())
 
 
-def _partitions(connection: Connection, dataset: Dataset) -> set[str]:
+def partitions(connection: Connection, dataset: Dataset) -> set[str]:
     query = """SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
                WHERE inhparent = to_regclass(%s)"""
     return {name for (name,) in connection.execute(query, (f'"{dataset.name}"',))}
@@ -210,6 +217,6 @@ def copy_target(dataset: Dataset, day: int) -> str:
     return f"{dataset.name}_{midnight(day):y%Ym%md%d}"
 
 
-def _day(partition: str) -> int:
+def day_of(partition: str) -> int:
     """The day whose rows a partition holds: the inverse of `copy_target`."""
     return (datetime.strptime(partition[-11:], "y%Ym%md%d").replace(tzinfo=UTC).date() - date(1970, 1, 1)).days
