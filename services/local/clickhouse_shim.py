@@ -1,8 +1,11 @@
-"""ClickHouse's HTTP interface over the embedded engine (chdb): what clickhouse-connect speaks to is a server.
+"""ClickHouse's HTTP interface over the embedded engine (chdb), so that clickhouse-connect finds a server.
 
-One process per data folder. Each request gets an engine session of its own (about 1 ms), so that the settings,
-database and temporary tables of one never reach another; a request that names a `session_id` finds its session again.
-Not covered: external data and form-encoded parameters (multipart bodies).
+One process serves one data folder. Each request gets an engine session of its own (about 1 ms), so that the settings,
+database and temporary tables of one request never reach another; requests with the same `session_id` share a session.
+
+The engine chooses the query ids itself. The shim passes a request's `query_id` on as the setting `log_comment`, and
+`KILL QUERY` finds the query by that setting. External data and form-encoded parameters (multipart bodies) are not
+supported.
 """
 
 import gzip
@@ -27,6 +30,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from services.local import clickhouse_inserts
+from services.local.clickhouse_inserts import Insert
 from services.runtime import http
 
 _NOT_SETTINGS = {
@@ -47,16 +52,11 @@ _NOT_SETTINGS = {
     "user",
     "wait_end_of_query",
 }
-# The statement of an insert whose rows follow it, up to and with the line end after the format's name.
-_INSERT = re.compile(
-    rb"\s*(?P<statement>INSERT\s+INTO\s(?:(?!(?<!`)\b(?:VALUES|SELECT)\b).)*?)\s*\bFORMAT\s+(?P<format>\w+)"
-    rb"(?:[ \t]*\r?\n|[ \t]*;|[ \t]+|$)",
-    re.IGNORECASE | re.DOTALL,
-)
-_STATEMENT_LIMIT = 1 << 18  # as max_query_size: no statement is looked for in the rows behind it
 _KAFKA_TABLE = re.compile(r"\s*(?:CREATE|ATTACH)\b.*\bENGINE\s*=?\s*Kafka\b", re.IGNORECASE | re.DOTALL)
+_KILL_QUERY = re.compile(r"\s*KILL\s+QUERY\b", re.IGNORECASE)
+_QUERY_ID = re.compile(r"\bquery_id\b", re.IGNORECASE)
 _CODE = re.compile(r"Code: (\d+)\.")
-_NOT_IMPLEMENTED, _BAD_ARGUMENTS, _STD_EXCEPTION = 48, 36, 1001
+_NOT_IMPLEMENTED, _BAD_ARGUMENTS, _CANNOT_OPEN_FILE, _STD_EXCEPTION = 48, 36, 76, 1001
 _NOT_FOUND_CODES = {46, 47, 50, 60, 81, 115}
 _BAD_REQUEST_CODES = {6, 26, 27, 33, 36, 38, 41, 53, 62, 72, 117, 386, 457}
 
@@ -93,6 +93,7 @@ class Engine:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = str(folder.resolve())
+        self._identity = _identity(folder)
         # The engine stays loaded as long as one session is open. Merges go after what is being answered, where the
         # process may set priorities (CAP_SYS_NICE); elsewhere the engine leaves them as they are.
         self._anchor = Session(f"{self._folder}?os_threads_nice_value_merge_mutate=10")
@@ -106,13 +107,17 @@ class Engine:
 
     def execute(self, arguments: Mapping[str, str], body: bytes, default_format: str) -> Reply:
         """`arguments` as in the URL: query, database, session_id, param_x, and settings. Raises QueryError."""
-        statement, insert_format, data = _split(arguments.get("query", "").encode(), body)
+        insert, statement = _parsed(arguments.get("query", "").encode(), body)
         if _KAFKA_TABLE.match(statement):
             raise QueryError(
                 "ENGINE = Kafka is refused: the embedded engine cannot run it, and would not open its data again",
                 _NOT_IMPLEMENTED,
             )
+        if _KILL_QUERY.match(statement):
+            statement = _QUERY_ID.sub("Settings['log_comment']", statement)
         settings = {k: v for k, v in arguments.items() if k not in _NOT_SETTINGS and not k.startswith("param_")}
+        if "query_id" in arguments:
+            settings["log_comment"] = arguments["query_id"]
         parameters = {k.removeprefix("param_"): v for k, v in arguments.items() if k.startswith("param_")}
         with self._session(arguments) as session:
             try:
@@ -120,8 +125,10 @@ class Engine:
                     session.query(f"USE {_identifier(arguments['database'])}")
                 if settings:
                     session.query("SET " + ", ".join(f"{_name(k)} = {_literal(v)}" for k, v in settings.items()))
-                if insert_format:
-                    return _insert(session, statement, insert_format, data)
+                if insert:
+                    written = clickhouse_inserts.run(session, insert)
+                    self._refuse_another_folder()
+                    return Reply(b"", insert.format, written_rows=written)
                 result = session.query(statement, default_format, params=parameters or None)
                 return Reply(
                     result.bytes(),
@@ -135,6 +142,15 @@ class Engine:
             finally:
                 if settings and "session_id" in arguments:
                     session.query("SET " + ", ".join(f"{_name(k)} = DEFAULT" for k in settings))
+
+    def _refuse_another_folder(self) -> None:
+        """The engine makes the folder anew when somebody moves the folder away, and reports success."""
+        if _identity(Path(self._folder)) != self._identity:
+            raise QueryError(
+                f"{self._folder} is not the folder that this process was started on: put the folder back, and restart"
+                " this process",
+                _CANNOT_OPEN_FILE,
+            )
 
     @contextmanager
     def _session(self, arguments: Mapping[str, str]) -> Iterator[Session]:
@@ -155,27 +171,22 @@ class Engine:
             yield kept.session
 
 
-def _split(query: bytes, body: bytes) -> tuple[str, str, bytes]:
-    """Statement, format of the rows that follow it ('' when none do), and those rows."""
-    whole = query + b"\n" + body if query else body
-    insert = _INSERT.match(whole[:_STATEMENT_LIMIT])
-    if insert is None:
-        try:
-            return whole.decode(), "", b""
-        except UnicodeDecodeError as error:
-            raise QueryError(f"the statement is not UTF-8: {error}", _BAD_ARGUMENTS) from error
-    return insert["statement"].decode(), insert["format"].decode(), whole[insert.end() :]
-
-
-def _insert(session: Session, statement: str, format_name: str, data: bytes) -> Reply:
-    inserter = session.send_insert(statement, format_name)
+def _parsed(query: bytes, body: bytes) -> tuple[Insert | None, str]:
+    """Return the insert if rows follow the statement, else the statement."""
+    text = query + b"\n" + body if query else body
     try:
-        inserter.append(data)
-        written = inserter.finish().rows_written
-    except BaseException:
-        inserter.cancel()
-        raise
-    return Reply(b"", format_name, written_rows=written)
+        insert = clickhouse_inserts.parse(text)
+        return insert, "" if insert else text.decode()
+    except UnicodeDecodeError as error:
+        raise QueryError(f"the statement is not UTF-8: {error}", _BAD_ARGUMENTS) from error
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _name(setting: str) -> str:
@@ -193,7 +204,7 @@ def _literal(value: str) -> str:
 
 
 def decoded(body: bytes, encoding: str) -> bytes:
-    """All frames of it: clickhouse-connect sends one per block, and rows would vanish silently with the others."""
+    """Decompress all frames of the body: clickhouse-connect sends one frame per block of rows."""
     match encoding:
         case "" | "identity":
             return body
