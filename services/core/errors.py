@@ -117,15 +117,15 @@ class QueryTimeout(LogpipeError):
 
 
 class RowRejected(LogpipeError):
-    """A store will never take row `row` (0-based within its block); the others of the block are not stored yet.
+    """A store will never take row `row` (0-based) of block `block` (0-based); no row of the blocks was stored.
 
-    `block` (0-based) of those that were to be stored together.
+    `row` is None when the store does not say which row it refuses.
     """
 
     title = "Row rejected"
 
-    def __init__(self, row: int, reason: str, block: int = 0) -> None:
-        super().__init__(f"row {row}: {reason}")
+    def __init__(self, row: int | None, reason: str, block: int = 0) -> None:
+        super().__init__(reason if row is None else f"row {row}: {reason}")
         self.row = row
         self.reason = reason
         self.block = block

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from services.core.dataset import Dataset
+from services.core.errors import RowRejected
 from services.core.ledger import Batch, Part, StorePosition
 from services.core.queries import Answer, Question
 from services.core.rows import Row
@@ -26,7 +27,7 @@ class Block:
     """Consecutive messages of one partition.
 
     `lines`: one row a line, each line ended by a newline; all rows were accepted on the same `day` (days since
-    1970-01-01 UTC). The same `token` always comes with the same rows.
+    1970-01-01 UTC). `attempt` is 0 at the first write; the tokens of different attempts differ.
     """
 
     dataset: Dataset
@@ -37,27 +38,45 @@ class Block:
     day: int
     rows: int
     lines: bytes
+    attempt: int = 0
 
     @property
-    def token(self) -> str:
+    def range_token(self) -> str:
+        """Identifies the messages, in every attempt."""
         return f"{self.topic_id}:{self.partition}:{self.first}:{self.last}"
 
 
-def joint_token(blocks: Iterable[Block]) -> str:
-    """Of blocks that are written together: a store may use it to drop a repetition."""
-    return "+".join(block.token for block in blocks)
+def joint_range(blocks: Iterable[Block]) -> str:
+    """Identifies the messages of blocks that are written together, in every attempt."""
+    return "+".join(block.range_token for block in blocks)
+
+
+def joint_token(blocks: Sequence[Block]) -> str:
+    """Identifies one attempt: a store that has taken blocks under this token drops any others under the same token."""
+    attempt = blocks[0].attempt
+    return f"{joint_range(blocks)}#{attempt}" if attempt else joint_range(blocks)
 
 
 class StoreWriter(Protocol):
+    """Called by stream_to_store and replay, by one thread a writer. All methods block.
+
+    Blocks that are written together are of one dataset and day, at most one a partition, in the order of partitions.
+    """
+
     def prepare(self, dataset: Dataset) -> None:
         """Create the schema, or check it and add the columns it lacks; idempotent. Raises StoreDown."""
 
     def write(self, blocks: Sequence[Block]) -> None:
-        """Store the rows of all blocks or none, once, however often the same blocks come together.
+        """Store the rows of all blocks, or none. For a first attempt only.
 
-        They are of one dataset and day, one a partition, in the order of partitions. Called by stream_to_store, one
-        thread a writer. Raises Backpressure, RowRejected (nothing stored), StoreDown (unknown whether stored: write
-        the same again).
+        Raises RowRejected: no row is stored. Raises Backpressure or StoreDown: the outcome is unknown, call `complete`.
+        """
+
+    def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
+        """Store the rows of a former attempt whose outcome is unknown, and return the rows that the store refuses.
+
+        Every former attempt at the same messages ends first; then the store is searched for the rows, and the missing
+        rows are written. Raises Backpressure or StoreDown: the outcome is unknown, call `complete` again.
         """
 
 
@@ -65,8 +84,8 @@ class StoreWriter(Protocol):
 class OwnProgressWriter(StoreWriter, Protocol):
     """A StoreWriter whose own transactions say how far it has come: that of a store whose progress is `own`.
 
-    Its transactions are dear: they come after `wait_seconds`. `write` raises NeedsOperator, too, and Fenced when a
-    block does not follow what is stored: load the positions again.
+    A transaction takes long, so blocks come after `wait_seconds`. `write` and `complete` raise NeedsOperator, too, and
+    Fenced when a block does not follow what is stored: load the positions again.
     """
 
     wait_seconds: ClassVar[float]

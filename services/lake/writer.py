@@ -14,6 +14,7 @@ from deltalake import CommitProperties, DeltaTable, WriterProperties, write_delt
 from deltalake.exceptions import CommitFailedError
 from msgspec import structs
 
+from services.core.completion import leave_out_refused
 from services.core.dataset import Dataset
 from services.core.errors import Fenced, NeedsOperator, RowRejected, StoreDown
 from services.core.ports import Block
@@ -64,6 +65,10 @@ class EmbeddedWriter:
                 if not isinstance(error.__cause__, CommitFailedError):
                     raise
         raise StoreDown(NAME, f"{table.uri}: others committed {_ATTEMPTS} times while this was about to")
+
+    def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
+        """`write` itself looks at the position that the table holds, and leaves out blocks that are in the table."""
+        return leave_out_refused(blocks, self.write)
 
 
 def _read(lines: LineReader, number: int, block: Block) -> pa.Table:

@@ -3,7 +3,7 @@
 The stream and a replay never write the same row: a batch of which the stream has still to load a part is waited for,
 and what it says to have loaded is counted in the store, and only what is missing there is written. Per range of
 batches: the range goes to the ledger, its missing rows go to the store under a token made of it, the range is marked
-done. Whoever goes on after a crash finds the range that was under way and brings it again, the same.
+done. After a failure or a crash the next attempt finds the pending range, and completes it (`StoreWriter.complete`).
 """
 
 import time
@@ -30,7 +30,7 @@ _POLL_SECONDS, _RETRY_SECONDS = 0.2, 2.0
 
 
 class _Again(Exception):
-    """The step is to be begun anew, with what was learnt in it."""
+    """The step has to be repeated with what it found out."""
 
 
 class Refill:
@@ -126,22 +126,35 @@ class Refill:
             self._replay = self._progress.intend(self._replay, end)
         day = batches[0].created_at // DAY
         lines = b"".join(line + b"\n" for line in missing.lines)
-        self._write(Block(self._codec.dataset, *self._token(end), day, len(missing.lines), lines), missing)
-        return len(missing.lines)
+        block = Block(self._codec.dataset, *self._range(end), day, len(missing.lines), lines)
+        return len(missing.lines) - self._write(block, missing, known)
 
-    def _token(self, end: int) -> tuple[str, int, int, int]:
-        """In place of a topic and its offsets."""
+    def _range(self, end: int) -> tuple[str, int, int, int]:
+        """Stands in for a topic, a partition and its offsets."""
         return f"replay:{self._replay.id}", 0, self._replay.next, end
 
-    def _write(self, block: Block, missing: gaps.Missing) -> None:
+    def _write(self, block: Block, missing: gaps.Missing, known: bool) -> int:
+        """Return the number of rows that the store refuses. `known`: the range was begun before."""
+        refusals: Sequence[RowRejected]
         try:
-            self._writer.write([block])
-        except RowRejected as error:
-            row_id = missing.ids[error.row]
-            self._dead_letters.send([_letter(row_id, error.reason, missing.lines[error.row])])
-            self._aside[batch_of(row_id)].add(row_id)
-            self._outcome.refused += 1
-            raise _Again from error
+            if known:
+                refusals = self._writer.complete([block])
+            else:
+                self._writer.write([block])
+                return 0
+        except RowRejected:
+            refusals = self._writer.complete([block])
+        places = [refusal.row or 0 for refusal in refusals]
+        self._dead_letters.send(
+            [
+                _letter(missing.ids[place], refusal.reason, missing.lines[place])
+                for place, refusal in zip(places, refusals, strict=True)
+            ]
+        )
+        for place in places:
+            self._aside[batch_of(missing.ids[place])].add(missing.ids[place])
+        self._outcome.refused += len(places)
+        return len(places)
 
     def _is_streamed(self, batch: Batch) -> bool:
         """Whether the stream loads all of it."""

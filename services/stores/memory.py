@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import msgspec
 
+from services.core.completion import complete
 from services.core.dataset import Column, Dataset
 from services.core.errors import RowRejected
 from services.core.ids import MAX_BATCH_ROWS, batch_of, end_id, first_id
@@ -29,22 +30,37 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._written: dict[str, dict[str, list[Row]]] = {}
-        self._table_id = uuid4().hex
+        self._table_ids: dict[str, str] = {}
 
     def prepare(self, dataset: Dataset) -> None:
         self._written.setdefault(dataset.name, {})
+        self._table_ids.setdefault(dataset.name, str(uuid4()))
+
+    def drop(self, dataset: Dataset) -> None:
+        """Lose the dataset's table, as a database does whose disk was replaced."""
+        del self._written[dataset.name], self._table_ids[dataset.name]
+
+    def forget_rows(self, dataset: Dataset) -> None:
+        """Lose all rows, but remember their tokens."""
+        self._written[dataset.name] = {token: [] for token in self._written[dataset.name]}
+
+    def table_id(self, dataset: Dataset) -> str:
+        return self._table_ids.get(dataset.name, "")
 
     def write(self, blocks: Sequence[Block]) -> None:
         decoder = msgspec.json.Decoder(_line_type(blocks[0].dataset))
         rows = []
         for number, block in enumerate(blocks):
-            for index, line in enumerate(block.lines.splitlines()):
+            for index, line in enumerate(block.lines.split(b"\n")[:-1]):
                 try:
                     values = msgspec.structs.astuple(decoder.decode(line))
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     raise RowRejected(index, str(error), block=number) from error
                 rows.append(tuple(str(value) if isinstance(value, UUID) else value for value in values))
         self._written[blocks[0].dataset.name].setdefault(joint_token(blocks), rows)
+
+    def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
+        return complete(self.name, blocks, lambda: {row[0] for row in self._all(blocks[0].dataset)}, self.write)
 
     def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
         dataset = question.dataset
@@ -69,9 +85,6 @@ class MemoryStore:
 
     def position(self, dataset: Dataset) -> StorePosition:
         raise NotImplementedError("its progress is in sink_progress")
-
-    def table_id(self, dataset: Dataset) -> str:
-        return self._table_id
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         ids: dict[int, list[int]] = {}

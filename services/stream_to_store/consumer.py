@@ -1,9 +1,10 @@
 """The loop that takes one dataset from its topic into one store, exactly once.
 
-What is due of all partitions is written together: the intended ranges go to sink_progress, by compare-and-set; the
-blocks go to the store under a token made of those ranges; the ranges are marked done. Whoever takes over one of the
-partitions finds the ranges that were under way and writes all of them again, the same, under the same token. A store
-whose own transactions say how far it has come needs none of that (`ports.OwnProgressWriter`).
+One insert flushes all assigned partitions: the ranges to write go to sink_progress as pending ranges, by
+compare-and-set; the store gets the blocks; the ranges are marked done. After a failed write, and for pending ranges
+that a consumer finds when partitions are assigned to it, the outcome of the former attempt is unknown: the store
+completes it (`StoreWriter.complete`). A store whose own transactions say how far it has come needs no pending ranges
+(`ports.OwnProgressWriter`).
 """
 
 import time
@@ -152,13 +153,14 @@ class Consumer:
             self._reading = True
 
     def _store(self, progress: Progress, lanes: Sequence[Lane]) -> None:
+        known = not any(lane.together for lane in lanes)
         together = [lane.partition for lane in lanes]
         pieces = [lane.take(together) for lane in lanes]
         intents = {piece.partition: piece.range for piece in pieces}
         progress.begin(intents)
         blocks = [(piece, piece.block(self.dataset, self._topic_id)) for piece in pieces]
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
-            rows = refused.write(self._writer.write, blocks, self._dead_letters)
+            rows = refused.write(self._writer, blocks, self._dead_letters, known)
         progress.finish(intents)
         for lane in lanes:
             lane.finish()

@@ -1,8 +1,8 @@
 """One partition's way into a store: what has been read and not yet written, and how it is cut into slices. No I/O.
 
-A slice is the messages of a range of offsets. Once the ranges of some partitions have been chosen (the intents), they
-are written together as they are until they are finished, by whoever owns one of the partitions: the same ranges hold
-the same rows, so a store can tell a repetition.
+A slice is the messages of a range of offsets. Once the ranges of some partitions have been chosen (the intents), the
+consumer that owns one of these partitions writes exactly these ranges, together, until they are finished: the same
+ranges hold the same rows, so that the store can be searched for them.
 """
 
 from collections.abc import Sequence

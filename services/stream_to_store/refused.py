@@ -1,13 +1,13 @@
-"""Writing a slice whose rows a store may refuse: the refused ones become dead letters, their neighbours are stored."""
+"""Writing slices of which a store may refuse rows: refused rows become dead letters, their neighbours are stored."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from services.core.errors import RowRejected
 from services.core.ids import batch_of
-from services.core.ports import Block
+from services.core.ports import Block, StoreWriter
 from services.stream_to_store.lane import Envelope, Slice
 from services.streams.dead_letters import DeadLetter, DeadLetters
 
@@ -27,7 +27,7 @@ class _Line:
     data: bytes
 
     def id(self) -> int | None:
-        """None when this is not a row of its batch at all."""
+        """Return None if the line is not a row of its batch."""
         try:
             row_id = _decode(self.data).id
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -35,30 +35,31 @@ class _Line:
         return row_id if batch_of(row_id) == self.envelope.batch_id else None
 
 
-def write(
-    store: Callable[[Sequence[Block]], None], pieces: Sequence[tuple[Slice, Block]], dead_letters: DeadLetters
-) -> int:
-    """Give `store` what can be stored of `pieces`, each with its block; how many rows. Raises as `store` does.
+def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_letters: DeadLetters, known: bool) -> int:
+    """Store the rows of `pieces` that the store takes, send dead letters for the others; return the rows stored.
 
-    A letter is sent before its neighbours are written: a store that already has them would not refuse it again.
+    `known`: no former attempt at these messages was made. Raises StoreDown and Backpressure: call again, not `known`.
     """
     dead_letters.send([_whole(envelope) for piece, _ in pieces for envelope in piece.poison])
     blocks = [block for _, block in pieces]
-    lines: dict[int, list[_Line]] = {}  # of the blocks of which a row was refused
-    while True:
+    if known:
         try:
-            store(blocks)
+            writer.write(blocks)
             return sum(block.rows for block in blocks)
-        except RowRejected as refused:
-            # What is no row goes first, of all blocks up to there: stores count rows only, and name one at a time.
-            unseen = [at for at in range(refused.block + 1) if at not in lines]
-            lines |= {at: list(_lines(pieces[at][0].good)) for at in unseen}
-            bad = {(at, index) for at in unseen for index, line in enumerate(lines[at]) if line.id() is None}
-            bad = bad or {(refused.block, refused.row)}
-            dead_letters.send([_one(lines[at][index], refused.reason) for at, index in sorted(bad)])
-            for at in {at for at, _ in bad}:
-                lines[at] = left = [line for index, line in enumerate(lines[at]) if (at, index) not in bad]
-                blocks[at] = replace(blocks[at], rows=len(left), lines=b"".join(line.data for line in left))
+        except RowRejected:
+            pass
+    # A line that is no row of its batch is left out here: a store may count rows without such a line.
+    lines = [list(_lines(piece.good)) for piece, _ in pieces]
+    letters = [_one(line, "") for of_block in lines for line in of_block if line.id() is None]
+    rows = [[line for line in of_block if line.id() is not None] for of_block in lines]
+    left = [
+        replace(block, rows=len(found), lines=b"".join(line.data for line in found))
+        for block, found in zip(blocks, rows, strict=True)
+    ]
+    refusals = writer.complete(left)
+    letters += [_one(rows[refusal.block][refusal.row or 0], refusal.reason) for refusal in refusals]
+    dead_letters.send(letters)
+    return sum(block.rows for block in left) - len(refusals)
 
 
 def _lines(envelopes: Iterable[Envelope]) -> Iterator[_Line]:

@@ -175,16 +175,17 @@ def test_missing_optional_columns_are_empty(store: Store, dataset: Dataset) -> N
     assert stored(store, dataset) == [(131072, 5, 7, "c", "", None, "{}", str(uuid.UUID(int=3)))]
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        b"garbage",
-        b"[1,2]",
-        b'{"id":131073,"created_at":"noon","timestamp":7,"category":"c","event_id":"%s"}' % (b"0" * 32),
-        b'{"id":131073,"created_at":5,"timestamp":7,"category":"c","event_id":"no uuid"}',
-        b'{"id":131073,"created_at":5,"timestamp":7,"category":3,"event_id":"00000000-0000-4000-8000-000000000000"}',
-    ],
-)
+BAD_ROWS = [
+    b"garbage",
+    b"[1,2]",
+    b'{"id":131073,"created_at":"noon","timestamp":7,"category":"c","event_id":"%s"}' % (b"0" * 32),
+    b'{"id":131073,"created_at":5,"timestamp":7,"category":"c","event_id":"no uuid"}',
+    b'{"id":131073,"created_at":5,"timestamp":7,"category":3,"event_id":"00000000-0000-4000-8000-000000000000"}',
+    b'{"id":5,"created_at":5,"timestamp":7,"category":"c","event_id":"00000000-0000-4000-8000-000000000000"}',
+]
+
+
+@pytest.mark.parametrize("bad", BAD_ROWS)
 def test_a_bad_row_is_named_and_nothing_is_stored(store: Store, dataset: Dataset, bad: bytes) -> None:
     good = RowCodec(dataset).encode([row(1, n) for n in range(5)])
     with pytest.raises(RowRejected) as refused:
@@ -195,6 +196,79 @@ def test_a_bad_row_is_named_and_nothing_is_stored(store: Store, dataset: Dataset
     assert len(stored(store, dataset)) == 5
     store.writer.write([lines_block(dataset, good)])
     assert len(stored(store, dataset)) == 5
+
+
+def test_a_write_that_did_not_arrive_is_completed(store: Store, dataset: Dataset) -> None:
+    blocks = partitions(dataset)
+    assert list(store.writer.complete(blocks)) == []
+    assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(b, 50, 50) for b in range(1, 4)]
+
+
+def test_a_write_whose_reply_was_lost_is_not_repeated(store: Store, dataset: Dataset) -> None:
+    blocks = partitions(dataset)
+    store.writer.write(blocks)
+    for _ in range(2):
+        assert list(store.writer.complete(blocks)) == []
+    assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(b, 50, 50) for b in range(1, 4)]
+
+
+def test_a_first_attempt_that_arrives_after_its_completion_is_dropped(store: Store, dataset: Dataset) -> None:
+    """The writer was suspended before the insert reached the store, and another writer completed the range."""
+    blocks = partitions(dataset)
+    store.writer.complete(blocks)
+    store.writer.write(blocks)
+    assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(b, 50, 50) for b in range(1, 4)]
+
+
+def test_only_missing_rows_are_completed(store: Store, dataset: Dataset) -> None:
+    if isinstance(store.writer, EmbeddedWriter):
+        pytest.skip("the lake holds all of a block, or nothing: its position is in the same commit")
+    rows = [row(b, n) for b in (1, 2, 9000) for n in range(20)]
+    store.writer.write([block(dataset, rows[5:43], first=100)])
+    store.writer.complete([block(dataset, rows)])
+    assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(b, 20, 20) for b in (1, 2, 9000)]
+
+
+def test_rows_that_a_store_acknowledged_and_lost_are_written_again(
+    store: Store, dataset: Dataset, request: pytest.FixtureRequest
+) -> None:
+    """The store remembers the token, as after a failed rename of ClickHouse: it drops a repetition of the write."""
+    blocks = partitions(dataset)
+    store.writer.write(blocks)
+    match store.writer:
+        case MemoryStore():
+            store.writer.forget_rows(dataset)
+        case ClickHouseWriter():
+            with closing(clickhouse_connect.get_client(dsn=request.getfixturevalue("clickhouse_url"))) as client:
+                client.command(f"DELETE FROM {dataset.name} WHERE true")
+        case _:
+            pytest.skip("the lake remembers no tokens")
+    store.writer.write(blocks)
+    assert stored(store, dataset) == []
+    for _ in range(2):
+        store.writer.complete(blocks)
+        assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(b, 50, 50) for b in range(1, 4)]
+
+
+@pytest.mark.parametrize("bad", BAD_ROWS)
+def test_a_completion_returns_the_refused_rows_and_stores_their_neighbours(
+    store: Store, dataset: Dataset, bad: bytes
+) -> None:
+    good = [RowCodec(dataset).encode([row(b, n) for n in range(9)]) for b in (2, 3)]
+    blocks = [
+        lines_block(dataset, [*good[0][:3], bad, *good[0][3:], bad]),
+        replace(lines_block(dataset, [bad, *good[1]]), partition=1),
+    ]
+    for _ in range(2):
+        refused = store.writer.complete(blocks)
+        assert [(at.block, at.row) for at in refused] == [(0, 3), (0, 10), (1, 0)]
+    assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(2, 9, 9), (3, 9, 9)]
+
+
+def partitions(dataset: Dataset) -> list[Block]:
+    """Blocks of three partitions, and an empty one."""
+    blocks = [replace(block(dataset, [row(b, n) for n in range(50)]), partition=b) for b in range(1, 4)]
+    return [*blocks, replace(block(dataset, []), partition=9)]
 
 
 def test_a_block_without_rows_changes_nothing(store: Store, dataset: Dataset) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from services.core.completion import row_ids
 from services.core.errors import NeedsOperator, RowRejected, StoreDown
 from services.core.ids import first_id
 from services.core.ledger import Batch, Part
@@ -45,9 +46,13 @@ class Store(MemoryStore):
         self.prepare(DATASET)
         self.given: list[Block] = []
         self.failures: list[Exception] = []
+        self.refused: dict[int, str] = {}
 
     def write(self, blocks: Sequence[Block]) -> None:
         self.given += blocks
+        for row, row_id in enumerate(row_ids(blocks[0])):
+            if row_id in self.refused:
+                raise RowRejected(row, self.refused[row_id])
         if self.failures:
             raise self.failures.pop(0)
         super().write(blocks)
@@ -55,10 +60,6 @@ class Store(MemoryStore):
     def put(self, rows: Sequence[Row]) -> None:
         lines = b"".join(line + b"\n" for line in CODEC.encode(rows))
         super().write([Block(DATASET, str(uuid.uuid4()), 0, 0, 0, 20_000, len(rows), lines)])
-
-    def forget(self) -> None:
-        """All rows, but not the tokens they came under."""
-        self._written[DATASET.name] = {token: [] for token in self._written[DATASET.name]}
 
     def held(self) -> list[int]:
         return sorted(row[0] for row in self.rows(DATASET, 0, 1 << 30))
@@ -239,7 +240,7 @@ def test_a_write_nobody_knows_the_end_of_is_repeated_the_same(world: World) -> N
 def test_a_store_that_is_wiped_again_is_filled_again(world: World) -> None:
     """Though it remembers the tokens of the first time, and drops what comes under them."""
     world.run()
-    world.store.forget()
+    world.store.forget_rows(DATASET)
     world.run_anew()
     assert world.store.held() == ids(1, 2, 4, 5)
 
@@ -262,13 +263,13 @@ def test_a_row_put_aside_that_is_there_all_the_same_does_not_stand_for_one_that_
 
 
 def test_a_row_the_store_refuses_goes_to_the_dead_letters_and_its_neighbours_land(world: World) -> None:
-    world.store.failures = [RowRejected(13, "no"), RowRejected(0, "nor this")]
+    refused = [first_id(1), first_id(2) + 3]
+    world.store.refused = {refused[0]: "nor this", refused[1]: "no"}
     outcome = world.run()
-    refused = [first_id(2) + 3, first_id(1)]
     assert world.store.held() == [row_id for row_id in ids(1, 2, 4, 5) if row_id not in refused]
     assert [(letter.id, letter.batch_id, letter.line, letter.reason) for letter in world.letters] == [
-        (first_id(2) + 3, 2, 3, "no"),
         (first_id(1), 1, 0, "nor this"),
+        (first_id(2) + 3, 2, 3, "no"),
     ]
     assert (outcome.refused, outcome.written) == (2, 4 * ROWS - 2)
 

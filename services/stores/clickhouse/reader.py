@@ -13,7 +13,7 @@ from services.core.ledger import Batch, StorePosition
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import Answer, Question
 from services.core.rows import Row
-from services.stores.clickhouse import questions
+from services.stores.clickhouse import questions, tables
 from services.stores.clickhouse.client import NAME, connect, translated
 from services.stores.clickhouse.questions import columns, select
 from services.stores.clickhouse.tables import stored
@@ -52,10 +52,7 @@ class ClickHouseReader:
         raise NotImplementedError("ClickHouse's progress is in sink_progress")
 
     def table_id(self, dataset: Dataset) -> str:
-        query = "SELECT toString(uuid) FROM system.tables WHERE database = currentDatabase() AND name = {table:String}"
-        with translated():
-            rows = self._client.query(query, {"table": dataset.name}).result_rows
-        return str(rows[0][0]) if rows else ""
+        return tables.table_id(self._client, dataset)
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         what = f"bitShiftRight(id, {ROW_BITS}) AS batch, count(), uniqExact(id)"

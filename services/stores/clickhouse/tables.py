@@ -68,6 +68,19 @@ def prepare(client: Client, dataset: Dataset) -> None:
         rollup.prepare(client, dataset, stored(dataset.by_name[dataset.time]))
 
 
+def table_id(client: Client, dataset: Dataset) -> str:
+    """Return the table's UUID, '' if there is no table. Raises StoreDown.
+
+    The embedded engine's default database does not show the UUID, but names the table's folder by it.
+    """
+    query = """SELECT if(uuid = defaultValueOfTypeName('UUID'),
+                         extract(data_paths[1], '/([0-9a-f-]{36})/$'), toString(uuid))
+               FROM system.tables WHERE database = currentDatabase() AND name = {table:String}"""
+    with translated():
+        rows: Any = client.query(query, {"table": dataset.name}).result_rows
+    return str(rows[0][0]) if rows else ""
+
+
 def create_table(dataset: Dataset) -> str:
     columns = [f"{quoted(ID.name)} Int64 CODEC(Delta, ZSTD(1))", *_definitions(CREATED_AT)]
     for column in dataset.columns:

@@ -1,0 +1,65 @@
+"""What became of former attempts at an insert: they are ended, then the table is searched for their rows."""
+
+import hashlib
+import itertools
+from collections.abc import Sequence, Set
+
+import msgspec
+from clickhouse_connect.driver.client import Client
+
+from services.core.completion import row_ids
+from services.core.dataset import CREATED_AT, ID
+from services.core.errors import StoreDown
+from services.core.ids import batch_of, end_id, first_id
+from services.core.ports import Block, joint_range
+from services.stores.clickhouse.client import NAME, translated
+from services.stores.clickhouse.questions import select
+from services.stores.clickhouse.tables import quoted, stored
+
+_MOST_SPANS = 100  # of ids in one query
+
+
+def query_id(blocks: Sequence[Block]) -> str:
+    """Return the query id of an insert. The ids of all attempts at the same messages have the same beginning."""
+    return f"{_family(blocks)}-{blocks[0].attempt}"
+
+
+def end(client: Client, blocks: Sequence[Block]) -> None:
+    """Kill the inserts of the same messages that are still running, and wait for their end. Raises StoreDown."""
+    kill = f"KILL QUERY WHERE startsWith(query_id, '{_family(blocks)}') SYNC"
+    with translated():
+        reply = client.raw_query(kill, fmt="JSONCompactEachRow")
+    for line in reply.splitlines():
+        status, *_ = msgspec.json.decode(line)
+        if status != "finished":
+            raise StoreDown(NAME, f"a former insert of the same rows still runs (KILL QUERY: {status})")
+
+
+def stored_ids(client: Client, blocks: Sequence[Block]) -> Set[int]:
+    """Return the ids in the table, of all batches that rows of `blocks` belong to. Raises StoreDown."""
+    batches = {batch_of(row_id) for block in blocks for row_id in row_ids(block) if row_id is not None}
+    if not batches:
+        return set()
+    dataset = blocks[0].dataset
+    day = next(block.day for block in blocks if block.rows)
+    spans = " OR ".join(
+        f"{quoted(ID.name)} >= {first_id(first)} AND {quoted(ID.name)} < {end_id(last)}"
+        for first, last in joined(batches, _MOST_SPANS)
+    )
+    query = select(
+        quoted(ID.name), dataset, f"toYYYYMMDD({stored(CREATED_AT)}) = toYYYYMMDD(toDate({day})) AND ({spans})"
+    )
+    with translated(), client.query_column_block_stream(query) as stream:
+        return {row_id for columns in stream for row_id in columns[0]}
+
+
+def joined(batches: Set[int], most: int) -> list[tuple[int, int]]:
+    """Join batch ids to at most `most` spans (first, last), across the narrowest gaps."""
+    ordered = sorted(batches)
+    widest = sorted(range(1, len(ordered)), key=lambda at: ordered[at] - ordered[at - 1], reverse=True)[: most - 1]
+    cuts = [0, *sorted(widest), len(ordered)]
+    return [(ordered[start], ordered[stop - 1]) for start, stop in itertools.pairwise(cuts)]
+
+
+def _family(blocks: Sequence[Block]) -> str:
+    return "insert-" + hashlib.sha256(joint_range(blocks).encode()).hexdigest()[:32]
