@@ -100,7 +100,16 @@ WATERMARK_BATCH = Metric(
     "logpipe_watermark_batch", "gauge", "Highest batch below which all is loaded.", ("store", "dataset")
 )
 WATERMARK_LAG_BATCHES = Metric(
-    "logpipe_watermark_lag_batches", "gauge", "Batches accepted and not yet below the watermark.", ("store", "dataset")
+    "logpipe_watermark_lag_batches",
+    "gauge",
+    "Batches accepted and not yet below the watermark, counted up to 100,000.",
+    ("store", "dataset"),
+)
+WATERMARK_LAG_SECONDS = Metric(
+    "logpipe_watermark_lag_seconds",
+    "gauge",
+    "Age of the oldest batch above the watermark, by PostgreSQL's clock; 0 when there is none.",
+    ("store", "dataset"),
 )
 
 ALERTS_OPEN = Metric("logpipe_alerts_open", "gauge", "Alerts that are open.", ("rule",))

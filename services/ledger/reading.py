@@ -85,11 +85,20 @@ def count(connection: Connection, dataset: str, after: int, last: int) -> Count:
         return Count(*_one(connection, query, (dataset, after, last)))
 
 
-def count_up_to(connection: Connection, dataset: str, after: int, most: int) -> int:
-    """How many batches of `dataset` lie above `after`, counted up to `most`."""
-    query = "SELECT count(*) FROM (SELECT FROM batches WHERE dataset = %s AND batch_id > %s LIMIT %s) AS above"
+class Lag(NamedTuple):
+    """What a store has not loaded: `batches`, counted up to a bound, and `seconds` since the oldest was accepted."""
+
+    batches: int
+    seconds: float
+
+
+def lag(connection: Connection, dataset: str, after: int, most: int) -> Lag:
+    """The batches of `dataset` above `after`, counted up to `most`; their age by PostgreSQL's clock."""
+    query = """SELECT count(*), coalesce(extract(epoch FROM clock_timestamp()) - min(created_at) / 1e6, 0)::float8
+               FROM (SELECT created_at FROM batches WHERE dataset = %s AND batch_id > %s
+                     ORDER BY batch_id LIMIT %s) AS above"""
     with translated():
-        return int(_one(connection, query, (dataset, after, most))[0])
+        return Lag(*_one(connection, query, (dataset, after, most)))
 
 
 def last_batch(connection: Connection) -> int:

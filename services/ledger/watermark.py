@@ -18,8 +18,8 @@ from services.core.dataset import Dataset
 from services.core.errors import StoreDown
 from services.core.ledger import StorePosition
 from services.core.ports import StoreReader
-from services.ledger import reading, saved_watermarks
-from services.ledger.reading import Connection, OpenWriter, Taken, TopicNumbers
+from services.ledger import reading, saved_watermarks, slots
+from services.ledger.reading import Connection, Lag, OpenWriter, Taken, TopicNumbers
 from services.ledger.saved_watermarks import Saved
 from services.ledger.settled import Look, Settled, look
 
@@ -58,6 +58,9 @@ class Watermarks:
             if self._settled is None:
                 self._settled = Settled(saved_watermarks.read(connection).batch_id)
             self._look = look(connection, self._settled, self._look)
+            if self.held_by(slots.LEASE_SECONDS):
+                # An ingest process adopts the slot of a lapsed owner and ends its sessions; here none may be alive.
+                slots.end_lapsed_sessions(connection)
             if time.monotonic() - self._settled_saved_at > _SAVE_SECONDS:
                 saved_watermarks.raise_to(connection, Saved(batch_id=self._settled.end))
                 self._settled_saved_at = time.monotonic()
@@ -100,10 +103,10 @@ class Watermarks:
         mark = self._marks.get((reader.name, dataset.name))
         return mark.saved.batch_id if mark else 0
 
-    def lag(self, dataset: Dataset, watermark: int) -> int:
-        """How many batches of `dataset` lie above `watermark`, counted up to 100,000."""
+    def lag(self, dataset: Dataset, watermark: int) -> Lag:
+        """What of `dataset` lies above `watermark`; batches are counted up to 100,000."""
         with self._ledger.connection() as connection:
-            return reading.count_up_to(connection, dataset.name, watermark, _MOST_LAG)
+            return reading.lag(connection, dataset.name, watermark, _MOST_LAG)
 
     def _advance(
         self,

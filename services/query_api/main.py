@@ -25,12 +25,16 @@ from services.runtime.http import make_app, serve
 from services.runtime.settings import ListenSettings, Port, PostgresSettings
 
 _MEASURE_SECONDS = 5
+_HELD_SECONDS = 15.0
 
 
 class QuerySettings(ListenSettings, PostgresSettings, CacheSettings):
     query_port: Port = Field(30801, description="port of the query API")
     query_seconds: float = Field(
         QUESTION_SECONDS, gt=0, le=600, description="time a store has for an answer; then it is cancelled there: 504"
+    )
+    query_late_seconds: float = Field(
+        300, gt=0, description="age of the oldest batch that a store has not loaded, beyond which /readyz says degraded"
     )
 
 
@@ -55,7 +59,9 @@ def application(settings: QuerySettings) -> FastAPI:
         service = QueryService(list(readers), known, watermarks, engines, settings.query_seconds, cache, scopes)
         app.state.service = service
         readiness.add("ledger", lambda: _problem(watermarks))
-        measuring = asyncio.create_task(_measure(service))
+        readiness.add("watermark", lambda: _held(watermarks), degraded=True)
+        readiness.add("stores", service.late, degraded=True)
+        measuring = asyncio.create_task(_measure(service, settings.query_late_seconds))
         yield
         measuring.cancel()
         with suppress(asyncio.CancelledError):
@@ -76,9 +82,16 @@ def _problem(watermarks: Watermarks) -> str | None:
     return None
 
 
-async def _measure(service: QueryService) -> None:
+def _held(watermarks: Watermarks) -> str | None:
+    """Who has kept all watermarks from rising for longer than a transaction of an ingest API takes."""
+    if holders := watermarks.held_by(_HELD_SECONDS):
+        return "a batch is still being written by " + "; ".join(map(str, holders))
+    return None
+
+
+async def _measure(service: QueryService, late_seconds: float) -> None:
     while True:
-        await run_in_threadpool(service.measure)
+        await run_in_threadpool(service.measure, late_seconds)
         await asyncio.sleep(_MEASURE_SECONDS)
 
 

@@ -87,6 +87,7 @@ class QueryService:
         self._watermarks = watermarks
         self._seconds = seconds
         self._cache = cache
+        self._late: Mapping[str, str] = {}
         self._scopes = scopes
 
     def ask(
@@ -167,17 +168,31 @@ class QueryService:
         digests = {name: digest(answer) for name, answer in answers.items()}
         return Comparison(answers, digests, missing, point, _ms_since(start))
 
-    def measure(self) -> None:
-        """Set the gauges of every store's watermark and lag; what cannot be reached keeps its last value."""
+    def measure(self, late_seconds: float) -> None:
+        """Set the gauges of every store's watermark and lag; a store that cannot be reached keeps its last values.
+
+        A store whose oldest batch above the watermark is older than `late_seconds` counts as late.
+        """
+        late: dict[str, str] = {}
         for reader in (store.reader for store in self._stores.values()):
             for dataset in self._datasets:
+                name = f"{reader.name}/{dataset.name}"
                 try:
                     mark = self._watermarks.of(reader, dataset)
                     lag = self._watermarks.lag(dataset, mark)
-                except LogpipeError:
+                except LogpipeError as error:
+                    late[name] = str(error)
                     continue
                 metrics.gauge(metric_names.WATERMARK_BATCH, reader.name, dataset.name).set(mark)
-                metrics.gauge(metric_names.WATERMARK_LAG_BATCHES, reader.name, dataset.name).set(lag)
+                metrics.gauge(metric_names.WATERMARK_LAG_BATCHES, reader.name, dataset.name).set(lag.batches)
+                metrics.gauge(metric_names.WATERMARK_LAG_SECONDS, reader.name, dataset.name).set(lag.seconds)
+                if lag.seconds > late_seconds:
+                    late[name] = f"{lag.seconds:.0f} s behind: see /readyz of the process that fills the store"
+        self._late = late
+
+    def late(self) -> str | None:
+        """The stores that were late when they were measured last, or could not be measured, each with its reason."""
+        return "; ".join(f"{name}: {reason}" for name, reason in self._late.items()) or None
 
     def close(self) -> None:
         for store in self._stores.values():

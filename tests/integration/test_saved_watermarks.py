@@ -1,5 +1,6 @@
 """Watermarks over a real ledger: kept between processes, bound to the topic and the table, and cheap at any age."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import cast
@@ -12,7 +13,7 @@ from services.core.errors import StoreDown
 from services.core.ledger import StorePosition
 from services.core.ports import Progress, StoreReader
 from services.datasets.logs import DATASET
-from services.ledger import reading, saved_watermarks, schema
+from services.ledger import reading, saved_watermarks, schema, slots
 from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
 from services.postgres.connection import connect
@@ -270,11 +271,14 @@ def test_who_holds_the_watermark_is_named(ledger: Ledger, own_url: str) -> None:
 
 def test_the_lag_is_counted_up_to_a_bound(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.ledger.watermark._MOST_LAG", 5)
-    accept(ledger, 20)
+    accept(ledger, 20_000)
+    with ledger.connection() as connection:
+        connection.execute("VACUUM ANALYZE batches")
     watermarks = Watermarks(ledger)
-    assert watermarks.lag(DATASET, 17) == 3
+    assert watermarks.lag(DATASET, 19_997).batches == 3
+    assert watermarks.lag(DATASET, 20_000) == (0, 0)
     before = rows_read(ledger, "batches")
-    assert watermarks.lag(DATASET, 0) == 5
+    assert watermarks.lag(DATASET, 0).batches == 5
     assert rows_read(ledger, "batches") - before <= 2 * 5 + 2
 
 
@@ -305,3 +309,23 @@ def test_reading_a_sink_in_two_topics_is_refused(ledger: Ledger) -> None:
         connection.execute("UPDATE sink_progress SET topic_id = 'another' WHERE partition = 1")
         with pytest.raises(StoreDown, match="different topics"):
             reading.sink_position(connection, STORE, DATASET.name)
+
+
+def test_a_stopped_ingest_process_holds_the_watermark_for_seconds_only(
+    ledger: Ledger, own_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease has lapsed, and no other ingest process is alive to end its sessions."""
+    owner = uuid4()
+    with ledger.connection() as connection:
+        slots.acquire(connection, owner)
+        connection.execute("UPDATE slots SET renewed_at = clock_timestamp() - interval '1 minute'")
+    monkeypatch.setattr(slots, "LEASE_SECONDS", 0)
+    with psycopg.connect(own_url, application_name=slots.session_name(owner)) as stopped:
+        stopped.execute("SELECT nextval('batch_ids')")
+        accept(ledger, 3)
+        watermarks = Watermarks(ledger)
+        deadline = time.monotonic() + 10
+        while watermarks.settled() < 4:
+            assert time.monotonic() < deadline
+        with pytest.raises(psycopg.OperationalError):
+            stopped.execute("SELECT 1")
