@@ -5,6 +5,7 @@ id = batch_id * 2**17 + row number. It stays below 2**53, exact as a JSON number
 
 ROW_BITS = 17
 MAX_BATCH_ROWS = 1 << ROW_BITS
+MAX_BATCH = (1 << 53 - ROW_BITS) - 2  # whose rows have ids that are exact as JSON numbers
 
 
 def first_id(batch_id: int) -> int:

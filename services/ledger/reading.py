@@ -191,6 +191,14 @@ def topic_numbers(connection: Connection, topic: str, topic_id: str) -> TopicNum
         return TopicNumbers(*_one(connection, query, (topic_id, topic)))
 
 
+def lost_batches(connection: Connection, dataset: str, after: int, last: int, topics: TopicNumbers) -> set[int]:
+    """The published batches of `dataset` with `after` < id <= `last` that no stream can read any more."""
+    query = """SELECT batch_id FROM batches WHERE dataset = %s AND batch_id > %s AND batch_id <= %s
+               AND parts IS NOT NULL AND (coalesce(topic, %s) <> %s OR parts = '[]')"""
+    with translated():
+        return {row[0] for row in connection.execute(query, (dataset, after, last, topics.first, topics.current))}
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """What counts as loaded. A batch of topic number `topics.current` is, once `offsets` are beyond all its parts.

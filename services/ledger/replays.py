@@ -8,8 +8,9 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from services.core.errors import Conflict, Fenced
-from services.ledger import schema, sink_progress
+from services.core.dataset import Dataset
+from services.core.errors import Conflict, Fenced, Invalid
+from services.ledger import schema, sink_repair
 from services.postgres.connection import connect, translated
 
 
@@ -26,9 +27,10 @@ class Replay:
 class ReplayProgress:
     """One row of table replays, and the lock on it, which ends with the connection. Methods raise StoreDown."""
 
-    def __init__(self, postgres_url: str, store: str, dataset: str) -> None:
+    def __init__(self, postgres_url: str, store: str, dataset: Dataset) -> None:
         """Raises Conflict when another replay of the same runs."""
-        self._key = {"store": store, "dataset": dataset}
+        self._dataset = dataset
+        self._key = {"store": store, "dataset": dataset.name}
         self._connection = connect(postgres_url, closed_when_idle=False)  # its lock must last
         try:
             schema.prepare(self._connection)
@@ -36,27 +38,43 @@ class ReplayProgress:
                 lock = "SELECT pg_try_advisory_lock(hashtextextended('replay:' || %(store)s || ':' || %(dataset)s, 0))"
                 held = self._connection.execute(lock, self._key).fetchone()
             if held != (True,):
-                raise Conflict(f"another replay of {dataset} into {store} runs: wait for its end, or stop it first")
+                raise Conflict(
+                    f"another replay of {dataset.name} into {store} runs: wait for its end, or stop it first"
+                )
         except BaseException:
             self.close()
             raise
 
-    def begin(self, topic_id: str, bounds: Mapping[int, tuple[int, int]], first: int | None) -> Replay:
-        """Go on, or begin at batch `first` when it is given or nothing is under way; up to the last batch of now.
+    def begin(self, topic_id: str, table_id: str, bounds: Mapping[int, tuple[int, int]], first: int | None) -> Replay:
+        """Continue the replay; begin at batch `first` if it is given, at the first batch if none is under way.
 
-        `bounds`: see `sink_progress.skip`, whose positions are set in the same transaction. From then on the store's
-        watermark is held back. Raises NeedsOperator when the topic was replaced.
+        The replay ends with the last batch of now. `bounds`: see `sink_repair.skip`. The positions are bound to the
+        topic and the table in the same transaction, and from then on the store's watermark is held. If the topic or the
+        table was made anew, the replay begins anew. Raises Invalid if `first` is given in that case.
         """
+        store, dataset = self._key["store"], self._key["dataset"]
         with self._transaction() as connection:
-            sink_progress.skip(connection, self._key["store"], self._key["dataset"], topic_id, bounds)
-            values = {**self._key, "id": uuid4(), "first": first or 0}
-            if first is not None:
-                connection.execute("DELETE FROM replays WHERE store = %(store)s AND dataset = %(dataset)s", values)
-            # Read after the bounds: what lies in the topic below its end was accepted before.
+            former = sink_repair.former_topic(connection, store, dataset, topic_id)
+            if former is not None:
+                sink_repair.bind_topic(connection, store, self._dataset, former, topic_id)
+            other_table = sink_repair.bind_table(connection, store, dataset, table_id)
+            if first is not None and (former is not None or other_table):
+                raise Invalid(f"the topic or the table of {dataset} was made anew: leave --from-batch out")
+            sink_repair.skip(connection, store, dataset, topic_id, table_id, bounds)
+            anew = first is not None or former is not None or other_table
+            values = {**self._key, "id": uuid4(), "first": first or 0, "table_id": table_id, "anew": anew}
+            connection.execute(
+                "DELETE FROM replays WHERE store = %(store)s AND dataset = %(dataset)s"
+                " AND (%(anew)s OR table_id NOT IN ('', %(table_id)s))",
+                values,
+            )
+            # Read after the bounds: a message below the end of the topic belongs to a batch that was accepted before.
             row = connection.execute(
-                "INSERT INTO replays (store, dataset, id, next_batch, last_batch)"
-                " SELECT %(store)s, %(dataset)s, %(id)s, %(first)s, coalesce(max(batch_id), 0) FROM batches"
-                " ON CONFLICT (store, dataset) DO UPDATE SET last_batch = excluded.last_batch, updated_at = now()"
+                "INSERT INTO replays (store, dataset, id, next_batch, last_batch, table_id)"
+                " SELECT %(store)s, %(dataset)s, %(id)s, %(first)s, coalesce(max(batch_id), 0), %(table_id)s"
+                " FROM batches"
+                " ON CONFLICT (store, dataset) DO UPDATE"
+                " SET last_batch = excluded.last_batch, table_id = excluded.table_id, updated_at = now()"
                 " RETURNING id, next_batch, last_batch, range_last",
                 values,
             ).fetchone()

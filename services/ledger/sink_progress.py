@@ -1,4 +1,8 @@
-"""How far each store's sink has come, by compare-and-set: whoever lost a partition learns it here, before he writes."""
+"""How far each store's sink has come, by compare-and-set: a consumer without its partition is fenced before it writes.
+
+A position counts offsets of one topic, and vouches for rows in one table. Both identities are stored with the position
+and compared before the position is used.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,8 +11,12 @@ from typing import Any
 
 import psycopg
 
+from services.core.dataset import Dataset
 from services.core.errors import Fenced, NeedsOperator, StoreDown
+from services.core.ids import MAX_BATCH
 from services.core.ledger import Range, SinkPosition
+from services.core.ports import StoreReader
+from services.core.queries import StatsQuestion
 from services.ledger import schema
 from services.postgres.connection import connect, translated
 
@@ -22,63 +30,70 @@ _BEGIN = """
     SET intent_first = first, intent_last = last, intent_together = %(partitions)s::int[], updated_at = now()
     FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[]) AS intended(of, first, last)
     WHERE store = %(store)s AND dataset = %(dataset)s AND topic_id = %(topic_id)s AND partition = of
-      AND next_offset = first AND (intent_first IS NULL
+      AND table_id = %(table_id)s AND next_offset = first AND (intent_first IS NULL
         OR (intent_first = first AND intent_last = last AND intent_together = %(partitions)s::int[]))"""
 _FINISH = """
     UPDATE sink_progress
     SET next_offset = last + 1, intent_first = NULL, intent_last = NULL, intent_together = NULL, updated_at = now()
     FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[]) AS intended(of, first, last)
     WHERE store = %(store)s AND dataset = %(dataset)s AND topic_id = %(topic_id)s AND partition = of
-      AND intent_first = first AND intent_last = last"""
-_SKIP = """
-    WITH kept AS (SELECT * FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[]) AS kept(of, first)),
-    broken AS (
-        SELECT unnest(coalesce(intent_together, ARRAY[partition])) AS of FROM sink_progress JOIN kept ON of = partition
-        WHERE store = %(store)s AND dataset = %(dataset)s AND next_offset < first)
-    UPDATE sink_progress
-    SET next_offset = greatest(first, next_offset, intent_last + 1), updated_at = now(),
-        intent_first = NULL, intent_last = NULL, intent_together = NULL
-    FROM kept
-    WHERE store = %(store)s AND dataset = %(dataset)s AND partition = of AND of IN (SELECT of FROM broken)"""
+      AND table_id = %(table_id)s AND intent_first = first AND intent_last = last"""
 
 
 class SinkProgress:
     """One sink's rows of table sink_progress. Not thread-safe; connects when needed. All methods raise StoreDown."""
 
-    def __init__(self, postgres_url: str, store: str, dataset: str, topic_id: str) -> None:
+    def __init__(self, postgres_url: str, reader: StoreReader, dataset: Dataset, topic_id: str) -> None:
+        """`reader` reads the sink's store."""
         self._url = postgres_url
-        self._key = (store, dataset)
+        self._reader = reader
+        self._dataset = dataset
+        self._key = (reader.name, dataset.name)
         self._topic_id = topic_id
+        self._table_id = ""
         self._connection: psycopg.Connection[Any] | None = None
 
     def load(self, partitions: Iterable[int]) -> list[SinkPosition]:
-        """Where to go on, and where the partitions stand that were begun together with these.
+        """Return the positions of `partitions`, and of the partitions that were begun together with them.
 
-        A partition never seen before starts at 0. Raises NeedsOperator if the topic was replaced.
+        A partition without a position starts at 0. Raises NeedsOperator if the topic or the table was made anew.
         """
         wanted = list(partitions)
         store, dataset = self._key
+        table_id = self._reader.table_id(self._dataset)
         with self._connected() as connection:
             schema.prepare(connection)
-            refuse_another_topic(connection, store, dataset, self._topic_id)
-            connection.execute(
-                "INSERT INTO sink_progress (store, dataset, topic_id, partition, next_offset)"
-                " SELECT %s, %s, %s, unnest(%s::int[]), 0 ON CONFLICT DO NOTHING",
-                (store, dataset, self._topic_id, wanted),
-            )
-            found = _positions(connection.execute(_SELECT, self._key))
+            with connection.transaction():
+                self._check_identities(connection, table_id)
+                connection.execute(
+                    "INSERT INTO sink_progress (store, dataset, topic_id, table_id, partition, next_offset)"
+                    " SELECT %s, %s, %s, %s, unnest(%s::int[]), 0 ON CONFLICT DO NOTHING",
+                    (store, dataset, self._topic_id, table_id, wanted),
+                )
+                found = _positions(connection.execute(_SELECT, self._key))
+        self._table_id = table_id
         needed = {*wanted, *chain.from_iterable(found[partition].together for partition in wanted)}
         return [found[partition] for partition in sorted(needed)]
 
-    def begin(self, intents: Mapping[int, Range]) -> None:
-        """Write down what is about to be written together, by partition; again for the same is fine.
+    def check_topic(self, topic_id: str) -> None:
+        """Raise NeedsOperator if `topic_id` is not the topic that the positions count in."""
+        if topic_id != self._topic_id:
+            raise made_anew("topic", *self._key)
 
-        Raises Fenced unless each range begins where its partition stands: load again.
+    def check_table(self) -> None:
+        """Raise NeedsOperator if the store's table is not the table that the positions vouch for."""
+        if self._reader.table_id(self._dataset) != self._table_id:
+            raise made_anew("table", *self._key)
+
+    def begin(self, intents: Mapping[int, Range]) -> None:
+        """Write down the ranges that are about to be written together, by partition; repeating the call is harmless.
+
+        Raises Fenced unless each range begins at its partition's position: load again.
         """
         self._put(_BEGIN, intents)
 
     def finish(self, intents: Mapping[int, Range]) -> None:
-        """What `begin` announced is stored. Raises Fenced when that is finished, or not announced: load again."""
+        """Mark the ranges as stored. Raises Fenced if they are finished already or were not begun: load again."""
         self._put(_FINISH, intents)
 
     def close(self) -> None:
@@ -87,12 +102,13 @@ class SinkProgress:
             self._connection = None
 
     def _put(self, change: str, intents: Mapping[int, Range]) -> None:
-        """In all partitions of `intents`, or in none: Fenced."""
+        """Make the change in all partitions of `intents`, or in none. Raises Fenced."""
         store, dataset = self._key
         values = {
             "store": store,
             "dataset": dataset,
             "topic_id": self._topic_id,
+            "table_id": self._table_id,
             "partitions": list(intents),
             "firsts": [intent.first for intent in intents.values()],
             "lasts": [intent.last for intent in intents.values()],
@@ -100,6 +116,27 @@ class SinkProgress:
         with self._connected() as connection, connection.transaction():
             if connection.execute(change, values).rowcount != len(intents):
                 raise Fenced(f"partitions {list(intents)} of {store}/{dataset} no longer stand where they stood")
+
+    def _check_identities(self, connection: psycopg.Connection[Any], table_id: str) -> None:
+        store, dataset = self._key
+        query = "SELECT topic_id, table_id, next_offset FROM sink_progress WHERE store = %s AND dataset = %s"
+        rows = connection.execute(query, self._key).fetchall()
+        if any(topic_id != self._topic_id for topic_id, _, _ in rows):
+            raise made_anew("topic", store, dataset)
+        if any(bound not in ("", table_id) for _, bound, _ in rows):
+            raise made_anew("table", store, dataset)
+        if any(bound == "" for _, bound, _ in rows):  # positions of a release that stored no table id
+            if any(next_offset for _, _, next_offset in rows) and self._is_empty():
+                raise made_anew("table", store, dataset)
+            connection.execute(
+                "UPDATE sink_progress SET table_id = %s WHERE store = %s AND dataset = %s AND table_id = ''",
+                (table_id, store, dataset),
+            )
+
+    def _is_empty(self) -> bool:
+        """Asked once in the life of a table."""
+        [[rows]] = self._reader.answer(StatsQuestion(self._dataset), as_of=MAX_BATCH).rows
+        return int(rows) == 0
 
     @contextmanager
     def _connected(self) -> Iterator[psycopg.Connection[Any]]:
@@ -113,38 +150,11 @@ class SinkProgress:
             raise
 
 
-def refuse_another_topic(connection: psycopg.Connection[Any], store: str, dataset: str, topic_id: str) -> None:
-    """Raises NeedsOperator when the positions are those of a topic that is no more."""
-    other = connection.execute(
-        "SELECT topic_id FROM sink_progress WHERE store = %s AND dataset = %s AND topic_id <> %s LIMIT 1",
-        (store, dataset, topic_id),
-    ).fetchone()
-    if other:
-        raise NeedsOperator(
-            f"the topic of {dataset} was deleted and made again (id {other[0]}, now {topic_id}): what it held"
-            f" and {store} had not loaded is lost to it. Settle that with `logpipe verify`, then delete the rows of"
-            f" {store}/{dataset} from table sink_progress to start with the new topic"
-        )
-
-
-def skip(
-    connection: psycopg.Connection[Any], store: str, dataset: str, topic_id: str, bounds: Mapping[int, tuple[int, int]]
-) -> None:
-    """Give up what the topic no longer has, for a replay to bring. `bounds`: partition -> first offset kept, end.
-
-    A partition that has no position begins at its end; one whose next messages were deleted goes on at the first kept,
-    and after what was begun: that cannot be written again as it was, nor can what was begun together with it.
-    Call it within the transaction that notes the replay, and only while nobody loads the topic into the store.
-    """
-    refuse_another_topic(connection, store, dataset, topic_id)
-    firsts, ends = zip(*bounds.values(), strict=True)
-    connection.execute(
-        "INSERT INTO sink_progress (store, dataset, topic_id, partition, next_offset)"
-        " SELECT %s, %s, %s, * FROM unnest(%s::int[], %s::bigint[]) ON CONFLICT DO NOTHING",
-        (store, dataset, topic_id, list(bounds), list(ends)),
+def made_anew(what: str, store: str, dataset: str) -> NeedsOperator:
+    return NeedsOperator(
+        f"the {what} of {dataset} was made anew since {store} was filled: stop stream-to-store --store {store}, run"
+        f" `logpipe replay --store {store} --dataset {dataset}`, and start it again once the replay has begun"
     )
-    places = {"store": store, "dataset": dataset, "partitions": list(bounds), "firsts": list(firsts)}
-    connection.execute(_SKIP, places)
 
 
 def positions(postgres_url: str, store: str, dataset: str) -> dict[int, SinkPosition]:

@@ -17,7 +17,7 @@ from services.core.ledger import Batch
 from services.core.ports import Block, StoreReader, StoreWriter
 from services.core.rows import RowCodec
 from services.ledger import reading
-from services.ledger.reading import Ledger
+from services.ledger.reading import Connection, Ledger, TopicNumbers
 from services.ledger.replays import Replay, ReplayProgress
 from services.replay import gaps
 from services.replay.display import Display, Outcome
@@ -34,7 +34,11 @@ class _Again(Exception):
 
 
 class Refill:
-    """Of one dataset. `starts`: partition -> the offset from which on the stream loads; `aside`: see `gaps.Gaps`."""
+    """The replay of one dataset.
+
+    `starts`: partition -> the offset from which on the stream loads, in the topic `topics.current`. `aside`: see
+    `gaps.Gaps`. `watermark` computes the store's watermark of now, and keeps it in the ledger.
+    """
 
     def __init__(
         self,
@@ -46,8 +50,10 @@ class Refill:
         reader: StoreReader,
         writer: StoreWriter,
         dead_letters: DeadLetters,
+        topics: TopicNumbers,
         starts: Mapping[int, int],
         aside: gaps.Gaps,
+        watermark: Callable[[], int],
         display: Display,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -60,7 +66,9 @@ class Refill:
         self._reader = reader
         self._writer = writer
         self._dead_letters = dead_letters
+        self._topics = topics
         self._starts = starts
+        self._watermark = watermark
         self._aside: defaultdict[int, set[int]] = defaultdict(set, {batch: set(ids) for batch, ids in aside.items()})
         self._display = display
         self._pause = pause
@@ -68,10 +76,14 @@ class Refill:
         self._outcome = Outcome()
 
     def run(self) -> Outcome:
-        """To its end. Raises StoreDown of the ledger or Kafka, Fenced or NeedsOperator; then it can be run again."""
-        while self._replay.next <= self._replay.last:
+        """Run to the end. Raises StoreDown of the ledger or Kafka, Fenced or NeedsOperator: run again."""
+        confirmed = False
+        while not confirmed:
             try:
-                self._step()
+                if self._replay.next <= self._replay.last:
+                    self._step()
+                else:
+                    confirmed = self._confirm()
             except _Again:
                 continue
             except Backpressure as error:
@@ -90,11 +102,12 @@ class Refill:
             stop = replay.last if replay.range_last is None else replay.range_last
             page = reading.batches(connection, self._name, max(replay.next, floor) - 1, stop, self._most)
             offsets = reading.sink_offsets(connection, self._reader.name, self._name)
+            lost = self._lost(connection, page[0].batch_id - 1, page[-1].batch_id) if page else set()
         batches = page if replay.range_last is not None else cut(page)
         end = stop if len(batches) == len(page) < self._most else batches[-1].batch_id
-        own = [batch for batch in batches if not self._is_streamed(batch)]
+        own = [batch for batch in batches if batch.batch_id in lost or not self._is_streamed(batch)]
         for batch in own:
-            if reason := self._unloaded(batch, offsets):
+            if batch.batch_id not in lost and (reason := self._unloaded(batch, offsets)):
                 self._wait(reason, _POLL_SECONDS)
                 return
         found = gaps.find(self._reader, self._codec, own, self._aside)
@@ -107,6 +120,24 @@ class Refill:
         self._most = _BLOCK_BATCHES
         self._display.waiting("")
         self._display.done(total)
+
+    def _confirm(self) -> bool:
+        """Return whether the watermark is above all batches that only this replay vouches for.
+
+        The stream's offsets do not count in the topics that those batches were published to.
+        """
+        mark = self._watermark()
+        with self._ledger.connection() as connection:
+            lost = self._lost(connection, mark, self._replay.last)
+        if lost:
+            self._wait(
+                f"batches between {mark} and {min(lost)} are for stream-to-store --store {self._reader.name} to load",
+                _POLL_SECONDS,
+            )
+        return not lost
+
+    def _lost(self, connection: Connection, after: int, last: int) -> set[int]:
+        return reading.lost_batches(connection, self._name, after, last, self._topics)
 
     def _bring(self, batches: Sequence[Batch], found: gaps.Gaps, end: int, floor: int) -> int:
         """Write what is missing; how many rows."""
@@ -157,7 +188,7 @@ class Refill:
         return len(places)
 
     def _is_streamed(self, batch: Batch) -> bool:
-        """Whether the stream loads all of it."""
+        """Return whether the stream loads all parts of the batch."""
         return batch.parts is not None and all(p.offset >= self._starts.get(p.partition, 0) for p in batch.parts)
 
     def _unloaded(self, batch: Batch, offsets: Mapping[int, int]) -> str:

@@ -7,7 +7,7 @@ from typing import Self
 
 from services import stores
 from services.core.dataset import Dataset
-from services.core.errors import Conflict, Invalid, NeedsOperator
+from services.core.errors import Conflict, Invalid, StoreDown
 from services.core.ports import PartitionReader, StoreReader, TransactionalProducer
 from services.core.rows import RowCodec
 from services.ledger import dead_letter_index, reading
@@ -51,13 +51,15 @@ class Replays:
         Raises Conflict when another replay or the store's stream is in the way, Invalid when `first` is too high.
         """
         store = self._reader.name
-        progress = self._opened.enter_context(closing(ReplayProgress(self._url, store, dataset.name)))
+        progress = self._opened.enter_context(closing(ReplayProgress(self._url, store, dataset)))
         if first is not None:
             check_first(self._ledger, self._reader, dataset, first)
         self._writer.prepare(dataset)
         with closing(kafka.KafkaPartitionReader(self._kafka_url, dataset.topic)) as topic:
-            replay = self._note(progress, topic, dataset, first)
+            topic_id = topic.topic_id()
+            replay = self._note(progress, topic, topic_id, dataset, first)
         with self._ledger.connection() as connection:
+            numbers = reading.topic_numbers(connection, dataset.topic, topic_id)
             starts = reading.sink_offsets(connection, store, dataset.name)
             display.total(reading.count(connection, dataset.name, replay.next - 1, replay.last).rows)
         return Refill(
@@ -69,29 +71,32 @@ class Replays:
             self._reader,
             self._writer,
             self._opened.enter_context(closing(DeadLetters(self._open_producer, store, dataset))),
+            numbers,
             starts,
             self._put_aside(dataset),
+            lambda: Watermarks(self._ledger).of(self._reader, dataset),
             display,
         )
 
-    def _note(self, progress: ReplayProgress, topic: PartitionReader, dataset: Dataset, first: int | None) -> Replay:
+    def _note(
+        self, progress: ReplayProgress, topic: PartitionReader, topic_id: str, dataset: Dataset, first: int | None
+    ) -> Replay:
+        """Raises StoreDown if the topic is being made anew right now."""
         store = self._reader.name
-        with self._ledger.connection() as connection:
-            offsets = reading.sink_offsets(connection, store, dataset.name)
-            published = reading.highest_offsets(connection, dataset.name)
         bounds = topic.bounds()
-        if any(offset >= bounds.get(partition, (0, 0))[1] for partition, offset in published.items()):
-            raise NeedsOperator(
-                f"{dataset.topic} ends before offsets that batches were published at: it was deleted and made anew."
-                " docs/operations.md, Replay, says how to go on"
-            )
-        skips = any(offsets.get(partition, -1) < low for partition, (low, _) in bounds.items())
-        if skips and kafka.members(self._kafka_url, kafka.sink_group(store, dataset.name)):
+        if topic.topic_id() != topic_id:
+            raise StoreDown("kafka", f"{dataset.topic} is being made anew: run the same command again")
+        with self._ledger.connection() as connection:
+            position = reading.sink_position(connection, store, dataset.name)
+        moves = position.topic_id != topic_id or any(
+            position.offsets.get(partition, -1) < low for partition, (low, _) in bounds.items()
+        )
+        if moves and kafka.members(self._kafka_url, kafka.sink_group(store, dataset.name)):
             raise Conflict(
-                f"where {store} goes on in {dataset.topic} has to be set first: stop stream-to-store --store {store}"
-                " (one that was killed is forgotten after some seconds), and start it again once the replay has begun"
+                f"the replay has to set where {store} goes on in {dataset.topic}: stop stream-to-store --store {store}"
+                " (a killed one leaves its group after some seconds), and start it again once the replay has begun"
             )
-        return progress.begin(topic.topic_id(), bounds, first)
+        return progress.begin(topic_id, self._reader.table_id(dataset), bounds, first)
 
     def _put_aside(self, dataset: Dataset) -> Gaps:
         topics.ensure(self._settings, [dead_letters.TOPIC])

@@ -34,6 +34,8 @@ class Progress(Protocol):
     """What the ledger's SinkProgress does, and OwnProgress for a store that needs none."""
 
     def load(self, partitions: Sequence[int]) -> Iterable[SinkPosition]: ...
+    def check_topic(self, topic_id: str) -> None: ...
+    def check_table(self) -> None: ...
     def begin(self, intents: Mapping[int, Range]) -> None: ...
     def finish(self, intents: Mapping[int, Range]) -> None: ...
     def close(self) -> None: ...
@@ -157,6 +159,10 @@ class Consumer:
         together = [lane.partition for lane in lanes]
         pieces = [lane.take(together) for lane in lanes]
         intents = {piece.partition: piece.range for piece in pieces}
+        # The id of a deleted topic never returns: if it is the same now, all these messages were read from that topic.
+        progress.check_topic(self._reader.topic_id())
+        if not known:
+            progress.check_table()
         progress.begin(intents)
         blocks = [(piece, piece.block(self.dataset, self._topic_id)) for piece in pieces]
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():

@@ -66,7 +66,9 @@ def make_consumer(settings: StreamToStoreSettings, store: str, dataset: Dataset)
     own = writer if isinstance(writer, OwnProgressWriter) else None
 
     def open_progress(topic_id: str) -> Progress:
-        return OwnProgress(own, dataset, topic_id) if own else SinkProgress(ledger, store, dataset.name, topic_id)
+        if own:
+            return OwnProgress(own, dataset, topic_id)
+        return SinkProgress(ledger, stores.open_reader(store), dataset, topic_id)
 
     seconds = settings.block_seconds or (own.wait_seconds if own else WAIT_SECONDS)
     return Consumer(

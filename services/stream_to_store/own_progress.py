@@ -18,6 +18,14 @@ class OwnProgress:
         positions = self._writer.positions(self._dataset, self._topic_id)
         return [SinkPosition(partition, positions.get(partition, 0)) for partition in partitions]
 
+    def check_topic(self, topic_id: str) -> None:
+        """Raise NeedsOperator, as the writer does, if `topic_id` is not the topic that the positions count in."""
+        if topic_id != self._topic_id:
+            self._writer.positions(self._dataset, topic_id)
+
+    def check_table(self) -> None:
+        """The position is in the table itself."""
+
     def begin(self, intents: Mapping[int, Range]) -> None:
         pass
 

@@ -136,7 +136,7 @@ class World:
             DeadLetters(lambda: kafka.KafkaProducer(self.kafka_url, "visits-dead"), "clickhouse", dataset),
             Limits(1000, 1 << 20, 0.1),
             lambda: None,
-            lambda topic_id: SinkProgress(self.postgres_url, "clickhouse", "visits", topic_id),
+            lambda topic_id: SinkProgress(self.postgres_url, self.clickhouse, dataset, topic_id),
         )
 
     def load(self, dataset: Dataset) -> str | None:

@@ -16,14 +16,16 @@ from services.core.envelope import messages
 from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.ids import first_id
 from services.core.ledger import Range, SinkPosition
-from services.core.ports import Outgoing
+from services.core.ports import Block, Outgoing
 from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
-from services.ledger.sink_progress import SinkProgress, positions, skip
+from services.ledger.sink_progress import SinkProgress, positions
+from services.ledger.sink_repair import bind_table, skip
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.postgres.connection import connect
 from services.stores.clickhouse import ClickHouseReader
+from services.stores.memory import MemoryStore
 from services.streams import kafka
 from tests.processes import Process, free_port
 
@@ -36,20 +38,29 @@ NOON = 20_000 * 86_400_000_000 + 43_200_000_000
 
 
 @pytest.fixture
-def store(postgres_url: str) -> str:
-    return f"store-{uuid.uuid4().hex}"
+def table() -> MemoryStore:
+    """A store of its own, with the table of the logs in it."""
+    made: type[MemoryStore] = type("NamedStore", (MemoryStore,), {"name": f"store-{uuid.uuid4().hex}"})
+    opened = made()
+    opened.prepare(DATASET)
+    return opened
 
 
 @pytest.fixture
-def progress(postgres_url: str, store: str) -> Iterator[SinkProgress]:
-    with closing(SinkProgress(postgres_url, store, "logs", "topic-1")) as opened:
+def store(table: MemoryStore) -> str:
+    return table.name
+
+
+@pytest.fixture
+def progress(postgres_url: str, table: MemoryStore) -> Iterator[SinkProgress]:
+    with closing(SinkProgress(postgres_url, table, DATASET, "topic-1")) as opened:
         yield opened
 
 
 @pytest.fixture
-def other(postgres_url: str, store: str) -> Iterator[SinkProgress]:
+def other(postgres_url: str, table: MemoryStore) -> Iterator[SinkProgress]:
     """Another process at the same partitions."""
-    with closing(SinkProgress(postgres_url, store, "logs", "topic-1")) as opened:
+    with closing(SinkProgress(postgres_url, table, DATASET, "topic-1")) as opened:
         yield opened
 
 
@@ -76,6 +87,7 @@ def test_what_was_begun_together_is_found_by_the_next_owner_of_any_of_it(
 
 def test_what_is_not_begun_whole_is_not_begun_at_all(progress: SinkProgress, other: SinkProgress) -> None:
     progress.load([0, 1])
+    other.load([0, 1])
     other.begin({1: Range(0, 9)})
     for refused in ({0: Range(0, 9), 1: Range(0, 9)}, {0: Range(0, 9), 1: Range(10, 19)}):
         with pytest.raises(Fenced):
@@ -101,7 +113,7 @@ def test_who_lost_a_partition_is_fenced(progress: SinkProgress, other: SinkProgr
 
 
 def test_what_the_topic_lost_is_skipped_with_all_that_was_begun_together(
-    progress: SinkProgress, postgres_url: str, store: str
+    progress: SinkProgress, postgres_url: str, store: str, table: MemoryStore
 ) -> None:
     progress.load(range(5))
     progress.begin({0: Range(0, 9), 1: Range(0, 19)})
@@ -112,6 +124,7 @@ def test_what_the_topic_lost_is_skipped_with_all_that_was_begun_together(
             store,
             "logs",
             "topic-1",
+            table.table_id(DATASET),
             {0: (5, 50), 1: (0, 50), 2: (0, 50), 3: (0, 50), 4: (7, 50), 5: (0, 8)},
         )
     assert progress.load(range(6)) == [
@@ -131,16 +144,67 @@ def test_a_ledger_of_before_blocks_were_written_together(
     progress.begin({0: Range(0, 9)})
     with connect(postgres_url) as connection:
         connection.execute("ALTER TABLE sink_progress DROP COLUMN intent_together")
+        connection.execute("DROP TABLE ledger_version")
     assert other.load([0]) == [SinkPosition(0, 0, Range(0, 9), (0,))]
 
 
-def test_a_topic_made_again_needs_an_operator(progress: SinkProgress, postgres_url: str, store: str) -> None:
+def test_a_topic_made_anew_needs_an_operator(progress: SinkProgress, postgres_url: str, table: MemoryStore) -> None:
     progress.load([0])
+    command = f"logpipe replay --store {table.name} --dataset logs"
     with (
-        closing(SinkProgress(postgres_url, store, "logs", "topic-2")) as replaced,
-        pytest.raises(NeedsOperator, match="made again"),
+        closing(SinkProgress(postgres_url, table, DATASET, "topic-2")) as replaced,
+        pytest.raises(NeedsOperator, match=command),
     ):
         replaced.load([0])
+    progress.check_topic("topic-1")
+    with pytest.raises(NeedsOperator, match=command):
+        progress.check_topic("topic-2")
+
+
+def test_a_table_made_anew_needs_an_operator(progress: SinkProgress, other: SinkProgress, table: MemoryStore) -> None:
+    progress.load([0])
+    progress.check_table()
+    table.drop(DATASET)
+    command = f"logpipe replay --store {table.name} --dataset logs"
+    for remade in (False, True):
+        if remade:
+            table.prepare(DATASET)
+        with pytest.raises(NeedsOperator, match=command):
+            progress.check_table()
+        with pytest.raises(NeedsOperator, match=command):
+            other.load([0])
+
+
+def test_a_position_that_was_bound_to_another_table_fences_the_consumer(
+    progress: SinkProgress, postgres_url: str, store: str
+) -> None:
+    progress.load([0])
+    with connect(postgres_url) as connection:
+        assert bind_table(connection, store, "logs", "another table")
+        assert not bind_table(connection, store, "logs", "another table")
+    with pytest.raises(Fenced):
+        progress.begin({0: Range(0, 9)})
+
+
+@pytest.mark.parametrize(("offset", "rows", "bound"), [(0, 0, True), (9, 1, True), (9, 0, False)])
+def test_positions_of_a_release_without_table_ids_are_bound_if_the_table_can_be_the_one_they_count(
+    progress: SinkProgress, postgres_url: str, table: MemoryStore, offset: int, rows: int, bound: bool
+) -> None:
+    progress.load([0])
+    with connect(postgres_url) as connection:
+        connection.execute(
+            "UPDATE sink_progress SET table_id = '', next_offset = %s WHERE store = %s", (offset, table.name)
+        )
+    if rows:
+        row = (first_id(1), NOON, NOON, "INFO", "service", "", "", "{}")
+        lines = b"".join(line + b"\n" for line in RowCodec(DATASET).encode([row]))
+        table.write([Block(DATASET, "topic-1", 0, 0, 8, 20_000, 1, lines)])
+    if bound:
+        assert progress.load([0]) == [SinkPosition(0, offset)]
+        progress.check_table()
+    else:
+        with pytest.raises(NeedsOperator, match="made anew"):
+            progress.load([0])
 
 
 def test_postgres_away_and_back(progress: SinkProgress, postgres_url: str) -> None:
@@ -151,7 +215,7 @@ def test_postgres_away_and_back(progress: SinkProgress, postgres_url: str) -> No
         progress.begin({0: Range(0, 9)})
     progress.begin({0: Range(0, 9)})
     with (
-        closing(SinkProgress("postgresql://nobody@127.0.0.1:1/x", "s", "logs", "t")) as nowhere,
+        closing(SinkProgress("postgresql://nobody@127.0.0.1:1/x", MemoryStore(), DATASET, "t")) as nowhere,
         pytest.raises(StoreDown),
     ):
         nowhere.load([0])

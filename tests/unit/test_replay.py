@@ -15,6 +15,7 @@ from services.core.ledger import Batch, Part
 from services.core.ports import Block
 from services.core.rows import Row, RowCodec, checksum
 from services.datasets.logs import DATASET
+from services.ledger.reading import TopicNumbers
 from services.ledger.replays import Replay
 from services.replay import refill
 from services.replay.display import Outcome
@@ -75,6 +76,8 @@ class World:
             self.source.put(rows_of(batch_id))
         self.offsets: dict[int, int] = {0: 100, 1: 100}
         self.floored = 0
+        self.lost: set[int] = set()
+        self.streamed = 1 << 30
         self.replay = Replay(uuid.uuid4(), 0, max(self.accepted), None)
         self.finished = False
         self.letters: list[DeadLetter] = []
@@ -93,8 +96,10 @@ class World:
             self.store,
             self.store,
             own,
+            TopicNumbers(1, 2),
             self.offsets if starts is None else starts,
             self.aside,
+            self.watermark,
             own,
             self.pause,
         ).run()
@@ -119,6 +124,13 @@ class World:
 
     def sink_offsets(self, connection: Any, store: str, dataset: str) -> Mapping[int, int]:
         return dict(self.offsets)
+
+    def lost_batches(self, connection: Any, dataset: str, after: int, last: int, topics: Any) -> set[int]:
+        return {batch_id for batch_id in self.lost if after < batch_id <= last}
+
+    def watermark(self) -> int:
+        """Of the stream's batches, all are loaded up to `streamed`."""
+        return min(self.streamed, self.replay.next - 1)
 
     # its replay
     def intend(self, now: Replay, range_last: int) -> Replay:
@@ -272,6 +284,35 @@ def test_a_row_the_store_refuses_goes_to_the_dead_letters_and_its_neighbours_lan
         (first_id(2) + 3, 2, 3, "no"),
     ]
     assert (outcome.refused, outcome.written) == (2, 4 * ROWS - 2)
+
+
+def test_batches_of_a_topic_that_is_no_more_are_brought_whatever_their_offsets(world: World) -> None:
+    world.lost = {1, 4}
+    world.accepted[5] = replace(batch(5), parts=())
+    world.lost.add(5)
+    outcome = world.run(starts={0: 0, 1: 0})
+    assert world.store.held() == ids(1, 4, 5)
+    assert outcome.streamed == ROWS
+
+
+def test_the_replay_ends_when_the_watermark_is_above_the_batches_that_only_the_replay_vouches_for(
+    world: World,
+) -> None:
+    """Batch 2 is the stream's, and batch 4 was published to a topic that is no more."""
+    world.lost = {4}
+    world.streamed = 1
+
+    def pause(seconds: float) -> None:
+        world.pauses.append(seconds)
+        assert not world.finished
+        if len(world.pauses) == 3:
+            world.streamed = 5
+
+    world.pause = pause  # type: ignore[method-assign]
+    world.run(starts={0: 0, 1: 0})
+    assert len(world.pauses) == 3
+    assert "stream-to-store --store memory" in world.reasons[-1]
+    assert world.finished
 
 
 def test_what_retention_has_dropped_is_not_brought(world: World) -> None:

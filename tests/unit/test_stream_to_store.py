@@ -64,12 +64,20 @@ class Table:
 
     def __init__(self, failpoint: Callable[[str], None]) -> None:
         self.positions: dict[int, SinkPosition] = {}
+        self.topic_id = ""
         self._failpoint = failpoint
 
     def load(self, partitions: Sequence[int]) -> list[SinkPosition]:
         self._failpoint("load")
         wanted = {p: self.positions.setdefault(p, SinkPosition(p, 0)) for p in partitions}
         return [self.positions[p] for p in {*wanted, *(p for at in wanted.values() for p in at.together)}]
+
+    def check_topic(self, topic_id: str) -> None:
+        if topic_id != self.topic_id:
+            raise NeedsOperator("the topic was made anew")
+
+    def check_table(self) -> None:
+        self._failpoint("check table")
 
     def begin(self, intents: Mapping[int, Range]) -> None:
         self._failpoint("begin")
@@ -101,6 +109,10 @@ class FailingStore(MemoryStore):
         super().write(blocks)
         self._failpoint("write done")
 
+    def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
+        self._failpoint("complete")
+        return super().complete(blocks)
+
 
 class World:
     """A topic with rows in it, a store, and the consumers that come and go between them."""
@@ -127,6 +139,10 @@ class World:
     def publish(self, outgoing: Sequence[Outgoing]) -> list[Part]:
         return self._producer.publish(outgoing)
 
+    def make_topic_anew(self) -> None:
+        self.broker.delete_topic(DATASET.topic)
+        self.broker.ensure_topics({DATASET.topic: PARTITIONS})
+
     def consumer(self) -> Consumer:
         return Consumer(
             DATASET,
@@ -136,7 +152,7 @@ class World:
             DeadLetters(self._open_dead_letters, "memory", DATASET),
             self.limits,
             lambda: self.failpoint("prepare"),
-            lambda topic_id: self.table,
+            self._open_progress,
             lambda: self.now,
         )
 
@@ -165,6 +181,10 @@ class World:
 
     def check(self) -> None:
         assert self.stored() == sorted(self.accepted)
+
+    def _open_progress(self, topic_id: str) -> Table:
+        self.table.topic_id = topic_id
+        return self.table
 
     def _open_dead_letters(self) -> Any:
         producer, failpoint = self.broker.producer("dead-letters"), self.failpoint
@@ -512,6 +532,51 @@ def test_retention_overtook_the_consumer(world: World) -> None:
     world.broker.delete_records(DATASET.topic, 0, 1)
     with pytest.raises(NeedsOperator):
         world.run(world.consumer())
+
+
+@pytest.mark.parametrize("waiting", ["write", "begin"])
+def test_a_topic_that_is_made_anew_while_the_consumer_waits_needs_an_operator(world: World, waiting: str) -> None:
+    """Also after the new topic has grown beyond the old offset."""
+    consumer = world.consumer()
+    world.accept(100)
+    world.run(consumer)
+    world.failpoint.plan[waiting] = [StoreDown("memory", "away")]
+    world.accept(100)
+    world.run(consumer, until=lambda: consumer.problem() == "memory: away")
+    stored = world.stored()
+    world.make_topic_anew()
+    world.accept(1000)
+    with pytest.raises(NeedsOperator, match="made anew"):
+        world.run(consumer)
+    assert world.stored() == stored
+    assert all(at.next_offset == 0 or at.intent or at.next_offset < 100 for at in world.table.positions.values())
+
+
+def test_messages_that_were_read_from_a_topic_made_anew_are_not_written(world: World) -> None:
+    consumer = world.consumer()
+    world.run(consumer, until=lambda: consumer.problem() is None)
+    world.accept(30)
+    consumer.step()  # reads, and waits for more rows
+    world.make_topic_anew()
+    world.accept(1000)
+    world.now += 2
+    with pytest.raises(NeedsOperator, match="made anew"):
+        world.run(consumer)
+    assert world.stored() == []
+    assert all(at.intent is None for at in world.table.positions.values())
+
+
+def test_only_attempts_after_a_failure_cost_a_look(world: World) -> None:
+    for rows in (1, 100, 1000):
+        world.accept(rows)
+    consumer = world.consumer()
+    world.run(consumer)
+    assert (world.failpoint.passed["check table"], world.failpoint.passed["complete"]) == (0, 0)
+    world.failpoint.plan["write done"] = [StoreDown("memory", "no reply")]
+    world.accept(100)
+    world.run(consumer)
+    assert (world.failpoint.passed["check table"], world.failpoint.passed["complete"]) == (1, 1)
+    world.check()
 
 
 def lag() -> float:
