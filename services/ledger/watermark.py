@@ -48,7 +48,7 @@ class Watermarks:
         self._settled: Settled | None = None
         self._look = Look()
         self._settling = Lock()
-        self._settled_saved_at = 0.0
+        self._settled_saved_at = float("-inf")
         self._marks: dict[tuple[str, str], _Mark] = {}
         self._topics: dict[tuple[str, str], TopicNumbers] = {}
 
@@ -79,7 +79,7 @@ class Watermarks:
         settled = self.settled()
         if reader.progress == "ledger":
             return settled
-        mark = self._marks.setdefault((reader.name, dataset.name), _Mark(Saved(epoch=-1), 0.0, Lock()))
+        mark = self._marks.setdefault((reader.name, dataset.name), _Mark(Saved(epoch=-1), float("-inf"), Lock()))
         with _held(mark.lock, reader.name):
             # The order of reading matters. The position must not be older than the saved watermark, or the store would
             # seem to have fallen back; the replay must not be older than the position, which it moves when it begins.
