@@ -6,10 +6,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from services.bench import figures, generator, ingest, read, sustained
+from services.bench import figures, generator, growth, ingest, read, sustained
 from services.local.settings import LakeWriter
 
-_CASES = ("generator", "ingest", "sustained", "sustained-embedded", "read")
+_CASES = ("generator", "ingest", "sustained", "sustained-embedded", "read", "growth")
 
 
 @click.command()
@@ -18,8 +18,25 @@ _CASES = ("generator", "ingest", "sustained", "sustained-embedded", "read")
 @click.option("--seconds", default=60, show_default=True, type=click.IntRange(10), help="How long a rate is held.")
 @click.option("--rate", "rates", multiple=True, type=int, default=(30_000, 45_000, 60_000), help="Rows/s, rising.")
 @click.option("--rows", default=10_000_000, show_default=True, type=click.IntRange(1000), help="Logs to read.")
+@click.option("--batches", default=50_000_000, show_default=True, type=click.IntRange(100), help="Planted by growth.")
+@click.option(
+    "--days", default=400, show_default=True, type=click.IntRange(2), help="Day partitions planted by growth."
+)
+@click.option(
+    "--log-files", default=100_000, show_default=True, type=click.IntRange(0), help="Of the lake, planted by growth."
+)
 @click.option("--into", default="docs/benchmarks", show_default=True, help="Folder for the results.")
-def main(only: tuple[str, ...], runs: int, seconds: int, rates: tuple[int, ...], rows: int, into: str) -> None:
+def main(
+    only: tuple[str, ...],
+    runs: int,
+    seconds: int,
+    rates: tuple[int, ...],
+    rows: int,
+    batches: int,
+    days: int,
+    log_files: int,
+    into: str,
+) -> None:
     """Measure the pipeline on this machine and write the results as tables."""
     console = Console(highlight=False)
     for case in only or _CASES:
@@ -32,6 +49,8 @@ def main(only: tuple[str, ...], runs: int, seconds: int, rates: tuple[int, ...],
                     found = generator.measure(runs)
                 case "ingest":
                     found = ingest.measure(Path(name), runs, console.print)
+                case "growth":
+                    found = growth.measure(Path(name), batches, days, log_files, max(runs, 21), console.print)
                 case "read":
                     found, matrices = read.measure(Path(name), rows, max(runs, 7), console.print)
                 case _:

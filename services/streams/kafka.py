@@ -214,13 +214,22 @@ class KafkaPartitionReader:
         return described
 
     def _offsets(self, partitions: Sequence[TopicPartition], which: OffsetSpec) -> dict[int, int]:
-        with translated():
+        deadline = time.monotonic() + REQUEST_TIMEOUT
+        while True:
             asked = self._admin.list_offsets(
                 dict.fromkeys(partitions, which),
                 isolation_level=IsolationLevel.READ_UNCOMMITTED,
                 request_timeout=REQUEST_TIMEOUT,
             )
-            return {partition.partition: future.result().offset for partition, future in asked.items()}
+            try:
+                with translated():
+                    return {partition.partition: future.result().offset for partition, future in asked.items()}
+            except StoreDown as error:  # the brokers may not agree yet on the leader of a topic that was just made
+                cause = error.__cause__
+                is_new = isinstance(cause, KafkaException) and cause.args[0].code() == KafkaError.UNKNOWN_LEADER_EPOCH
+                if not is_new or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
 
 
 class KafkaGroupReader(KafkaPartitionReader):
