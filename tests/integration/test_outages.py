@@ -130,6 +130,8 @@ def test_an_ingest_api_waits_for_postgres_at_its_start(own_settings: LocalSettin
         ("maintain", "LOGPIPE_MAINTAIN_PORT"),
         ("stream-to-store --store clickhouse", "LOGPIPE_STREAM_TO_STORE_PORT"),
         ("stream-to-store --store lake", "LOGPIPE_STREAM_TO_STORE_PORT"),
+        ("stream-to-lake", "LOGPIPE_STREAM_TO_LAKE_PORT"),
+        ("realtime-aggregator", "LOGPIPE_REALTIME_PORT"),
     ],
 )
 def test_a_process_waits_for_what_is_away_at_its_start(command: str, setting: str) -> None:
