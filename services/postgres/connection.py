@@ -27,7 +27,7 @@ _DEAD_SERVER: dict[str, Any] = {
 """These settings let the client notice within seconds that the server's host is lost."""
 
 _DEAD_CLIENT = (
-    "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c tcp_user_timeout=30s"
+    "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3 -c tcp_user_timeout=120s"
     " -c client_connection_check_interval=5s"
 )
 """These settings let the server end a session within seconds after the client's host is lost.
