@@ -7,7 +7,7 @@ import pytest
 from services.bench import growth
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_planted_history_is_verified_and_every_figure_is_measured(stack_folder: Path) -> None:
     stack_folder.mkdir()
     figures = growth.measure(stack_folder, batches=2000, days=3, log_files=100, runs=1, say=print)
