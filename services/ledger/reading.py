@@ -127,14 +127,6 @@ def last_dropped(connection: Connection, dataset: str) -> int | None:
         return cast(int | None, _one(connection, query, (dataset,))[0])
 
 
-def highest_offsets(connection: Connection, dataset: str) -> dict[int, int]:
-    """Partition -> the highest offset that a batch was published at."""
-    query = """SELECT (part ->> 0)::int, max((part ->> 1)::bigint)
-               FROM batches, jsonb_array_elements(parts) AS part WHERE dataset = %s GROUP BY 1"""
-    with translated():
-        return dict(connection.execute(query, (dataset,)).fetchall())
-
-
 def sink_position(connection: Connection, store: str, dataset: str) -> StorePosition:
     """Where the store's sink stands. Raises StoreDown when its partitions stand in different topics or tables."""
     query = "SELECT table_id, topic_id, partition, next_offset FROM sink_progress WHERE store = %s AND dataset = %s"
