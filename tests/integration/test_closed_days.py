@@ -1,13 +1,11 @@
 """With hundreds of day partitions in PostgreSQL, a query plans those alone that can hold what it asks for."""
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 from psycopg import sql
 
@@ -26,19 +24,9 @@ AS_OF = 1000
 
 
 @pytest.fixture
-def url(postgres_url: str) -> Iterator[str]:
-    name = f"closed_{os.getpid()}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    yield f"{postgres_url.rpartition('/')[0]}/{name}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture
-def connection(url: str) -> Iterator[Any]:
+def connection(own_postgres_url: str) -> Iterator[Any]:
     """Ten rows a day, each with the time of its acceptance; the batch has the number of the day in the history."""
-    with connect(url) as found:
+    with connect(own_postgres_url) as found:
         postgres.prepare(found, DATASET)
         postgres.ensure_partitions(found, DATASET, TODAY - DAYS, DAYS + 1)
         for number in range(DAYS + 1):
@@ -71,9 +59,9 @@ class Planned(questions.Asked):
         return super().fetch(query, parameters)
 
 
-def ask(url: str, question: Question) -> tuple[list[Row], int]:
+def ask(own_postgres_url: str, question: Question) -> tuple[list[Row], int]:
     """The rows, and the most partitions that a statement was planned for."""
-    reader = postgres.PostgresReader(url)
+    reader = postgres.PostgresReader(own_postgres_url)
     with reader._pool.connection() as connection, connection.transaction():
         asked = Planned(connection)
         answer = questions.answer(asked, question, AS_OF)
@@ -103,49 +91,51 @@ ASKED: list[tuple[Question, int]] = [
 
 
 @pytest.mark.parametrize(("question", "most"), ASKED, ids=range(len(ASKED)))
-def test_few_partitions_are_planned(connection: Any, url: str, question: Question, most: int) -> None:
-    before, planned = ask(url, question)
+def test_few_partitions_are_planned(connection: Any, own_postgres_url: str, question: Question, most: int) -> None:
+    before, planned = ask(own_postgres_url, question)
     assert planned == DAYS + 1
     assert postgres.close_days(connection, DATASET) == DAYS
     assert postgres.close_days(connection, DATASET) == 0
-    after, planned = ask(url, question)
+    after, planned = ask(own_postgres_url, question)
     assert after == before
     assert planned <= most or len(before) > 30
 
 
-def test_a_row_that_comes_late_is_found(connection: Any, url: str) -> None:
+def test_a_row_that_comes_late_is_found(connection: Any, own_postgres_url: str) -> None:
     """A clock was put back: the day is over, and its note says that it holds nothing as new."""
     postgres.close_days(connection, DATASET)
     insert(connection, TODAY - 20, 500, hours=24 * 25)
-    found, _ = ask(url, NEWEST)
+    found, _ = ask(own_postgres_url, NEWEST)
     assert [row[0] >> 17 for row in found] == [500] * 10 + [DAYS + 1] * 5
     assert postgres.close_days(connection, DATASET) == 1
-    again, planned = ask(url, NEWEST)
+    again, planned = ask(own_postgres_url, NEWEST)
     assert again == found
     assert planned <= 4
 
 
 def test_a_writer_that_has_not_committed_keeps_its_day_open(
-    connection: Any, url: str, monkeypatch: pytest.MonkeyPatch
+    connection: Any, own_postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(closed_days, "_LOCK_TIMEOUT", "50ms")
-    with connect(url, autocommit=False) as writer:
+    with connect(own_postgres_url, autocommit=False) as writer:
         insert(writer, TODAY - 20, 500, hours=24 * 25)
         assert postgres.close_days(connection, DATASET) == DAYS - 1
         writer.commit()
-    assert [row[0] >> 17 for row in ask(url, NEWEST)[0]][:10] == [500] * 10
+    assert [row[0] >> 17 for row in ask(own_postgres_url, NEWEST)[0]][:10] == [500] * 10
     assert postgres.close_days(connection, DATASET) == 1
 
 
-def test_a_day_without_rows_is_left_out(connection: Any, url: str) -> None:
+def test_a_day_without_rows_is_left_out(connection: Any, own_postgres_url: str) -> None:
     connection.execute("DELETE FROM logs WHERE created_at < %s", (midnight(TODAY - 10),))
     assert postgres.close_days(connection, DATASET) == DAYS
-    found, planned = ask(url, ListQuestion(DATASET, Filters(start=0), limit=1000, count=False))
+    found, planned = ask(own_postgres_url, ListQuestion(DATASET, Filters(start=0), limit=1000, count=False))
     assert (len(found), planned) == (110, 11)
 
 
-def test_the_note_of_a_dropped_day_is_dropped(connection: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOGPIPE_POSTGRES_URL", url)
+def test_the_note_of_a_dropped_day_is_dropped(
+    connection: Any, own_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGPIPE_POSTGRES_URL", own_postgres_url)
     postgres.close_days(connection, DATASET)
     assert postgres.drop_days(DATASET, TODAY - 20) == DAYS - 20
     assert connection.execute("SELECT min(day) FROM closed_days").fetchone() == (TODAY - 20,)

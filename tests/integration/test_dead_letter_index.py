@@ -1,12 +1,10 @@
 """The index of the dead letters in PostgreSQL: each letter once, and only new ones are ever read."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
-import psycopg
 import pytest
 
 from services.core.ports import Message, Outgoing
@@ -53,18 +51,8 @@ def letter(
 
 
 @pytest.fixture
-def url(postgres_url: str) -> Iterator[str]:
-    name = f"letters_{os.getpid()}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    yield f"{postgres_url.rpartition('/')[0]}/{name}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture
-def connection(url: str) -> Iterator[Connection]:
-    with connect(url) as found:
+def connection(own_postgres_url: str) -> Iterator[Connection]:
+    with connect(own_postgres_url) as found:
         schema.prepare(found)
         yield found
 
@@ -79,7 +67,9 @@ def rejected(connection: Any, topic: Topic, store: str = "memory", **of: Any) ->
     return sorted(dead_letter_index.rejected(connection, store, DATASET.name, **of), key=str)
 
 
-def test_a_letter_counts_once_however_often_it_was_sent(connection: Connection, topic: Topic, url: str) -> None:
+def test_a_letter_counts_once_however_often_it_was_sent(
+    connection: Connection, topic: Topic, own_postgres_url: str
+) -> None:
     topic.send(letter(7, 70), letter(7, 71, line=1), letter(8, None, 6, None, 3), letter(None, None, 7, None))
     topic.send(letter(7, 70), letter(9, None, 8, 0), letter(9, None, 8, 1))
     topic.send(letter(7, 70), store="clickhouse")
@@ -87,7 +77,7 @@ def test_a_letter_counts_once_however_often_it_was_sent(connection: Connection, 
     assert rejected(connection, topic) == found
     assert rejected(connection, topic, "clickhouse") == found[:1]
     assert rejected(connection, topic, batches=[8, 99]) == found[2:3]
-    ledger = Ledger(url)
+    ledger = Ledger(own_postgres_url)
     counted = Known(ledger, topic.reader).of(MemoryStore(), DATASET)
     ledger.close()
     assert counted == {7: Aside(frozenset({70, 71})), 8: Aside(unnamed=3), 9: Aside(unnamed=2)}
@@ -146,11 +136,11 @@ def test_letters_of_dropped_batches_leave_and_say_from_where_on_the_topic_is_nee
     assert rejected(connection, topic) == [Rejected(9, 90, 1)]
 
 
-def test_many_at_once_index_each_letter_once(connection: Connection, topic: Topic, url: str) -> None:
+def test_many_at_once_index_each_letter_once(connection: Connection, topic: Topic, own_postgres_url: str) -> None:
     topic.send(*(letter(batch, batch, batch) for batch in range(40)))
 
     def update(_: int) -> None:
-        with connect(url) as own:
+        with connect(own_postgres_url) as own:
             dead_letter_index.update(own, topic.reader())
 
     with ThreadPoolExecutor(6) as threads:

@@ -5,12 +5,10 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -43,16 +41,14 @@ ROWS = 4  # of a batch
 
 @pytest.fixture
 def environment(
-    postgres_url: str, kafka_url: str, clickhouse_url: str, hdfs_url: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, str]]:
+    own_postgres_url: str, kafka_url: str, clickhouse_url: str, hdfs_url: str, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
     """Databases of this test's own, since it drops days of a dataset that others use, too."""
-    name = f"maintain_{uuid4().hex}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+    name = own_postgres_url.rpartition("/")[2]
     with closing(ClickHouseWriter(clickhouse_url)._client) as client:
-        client.command(f"CREATE DATABASE IF NOT EXISTS {name}")
+        client.command(f"CREATE DATABASE {name}")
     urls = {
-        "LOGPIPE_POSTGRES_URL": f"{postgres_url.rpartition('/')[0]}/{name}",
+        "LOGPIPE_POSTGRES_URL": own_postgres_url,
         "LOGPIPE_KAFKA_URL": kafka_url,
         "LOGPIPE_CLICKHOUSE_URL": f"{clickhouse_url}/{name}",
         "LOGPIPE_HDFS_URL": hdfs_url,
@@ -60,9 +56,7 @@ def environment(
     }
     for variable, value in urls.items():
         monkeypatch.setenv(variable, value)
-    yield urls
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    return urls
 
 
 def rows(batch: int, day: int) -> list[Row]:
@@ -111,6 +105,7 @@ def test_days_beyond_retention_go_from_every_store_below_one_floor(
             for store in ("clickhouse", "lake", "postgres")
         ),
         "logs: 3 batches below the floor deleted from the ledger",
+        "logs: 5 days closed in PostgreSQL: queries read them only where they can hold what is asked for",
     ]
     for store in stores.readers():
         assert held(store) == [4, 5]

@@ -22,21 +22,10 @@ STORE = "test"
 
 
 @pytest.fixture
-def own_url(postgres_url: str) -> Iterator[str]:
-    """A database of the test's own: batch ids begin at 1."""
-    name = f"watermarks_{uuid4().hex}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    yield f"{postgres_url.rpartition('/')[0]}/{name}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture
-def ledger(own_url: str) -> Iterator[Ledger]:
-    with connect(own_url) as connection:
+def ledger(own_postgres_url: str) -> Iterator[Ledger]:
+    with connect(own_postgres_url) as connection:
         schema.prepare(connection)
-    with closing(Ledger(own_url, max_connections=1)) as opened:  # whose statistics are then told at once
+    with closing(Ledger(own_postgres_url, max_connections=1)) as opened:  # whose statistics are then told at once
         yield opened
 
 
@@ -242,9 +231,9 @@ def test_the_watermark_begins_at_the_floor(ledger: Ledger) -> None:
     assert of(Watermarks(ledger), Reader()) == 10
 
 
-def test_a_transaction_of_a_stranger_holds_nothing(ledger: Ledger, own_url: str) -> None:
+def test_a_transaction_of_a_stranger_holds_nothing(ledger: Ledger, own_postgres_url: str) -> None:
     """A dump or a forgotten psql is open, while an id was drawn by a transaction that was rolled back."""
-    with connect(own_url) as stranger:
+    with connect(own_postgres_url) as stranger:
         stranger.execute("BEGIN")
         stranger.execute("SELECT pg_current_xact_id()")
         with ledger.connection() as connection, connection.transaction(force_rollback=True):
@@ -255,9 +244,9 @@ def test_a_transaction_of_a_stranger_holds_nothing(ledger: Ledger, own_url: str)
         assert watermarks.held_by(0) == []
 
 
-def test_who_holds_the_watermark_is_named(ledger: Ledger, own_url: str) -> None:
+def test_who_holds_the_watermark_is_named(ledger: Ledger, own_postgres_url: str) -> None:
     watermarks = Watermarks(ledger)
-    with psycopg.connect(own_url, application_name="a slow writer") as writer:
+    with psycopg.connect(own_postgres_url, application_name="a slow writer") as writer:
         writer.execute("SELECT nextval('batch_ids')")
         accept(ledger, 3)
         assert watermarks.settled() == 0
@@ -312,7 +301,7 @@ def test_reading_a_sink_in_two_topics_is_refused(ledger: Ledger) -> None:
 
 
 def test_a_stopped_ingest_process_holds_the_watermark_for_seconds_only(
-    ledger: Ledger, own_url: str, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, own_postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its lease has lapsed, and no other ingest process is alive to end its sessions."""
     owner = uuid4()
@@ -320,7 +309,7 @@ def test_a_stopped_ingest_process_holds_the_watermark_for_seconds_only(
         slots.acquire(connection, owner)
         connection.execute("UPDATE slots SET renewed_at = clock_timestamp() - interval '1 minute'")
     monkeypatch.setattr(slots, "LEASE_SECONDS", 0)
-    with psycopg.connect(own_url, application_name=slots.session_name(owner)) as stopped:
+    with psycopg.connect(own_postgres_url, application_name=slots.session_name(owner)) as stopped:
         stopped.execute("SELECT nextval('batch_ids')")
         accept(ledger, 3)
         watermarks = Watermarks(ledger)
