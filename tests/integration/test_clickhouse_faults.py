@@ -1,6 +1,7 @@
 """Inserts into ClickHouse that fail or are interrupted: a reported success is stored, and nothing is doubled."""
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -288,8 +289,8 @@ def test_a_full_disk_is_an_error_and_its_rows_are_completed_when_there_is_room(t
 
 
 def incompressible(start: int) -> list[Block]:
-    seeded = [uuid.uuid5(uuid.NAMESPACE_OID, f"{start}-{n}").hex for n in range(ROWS * 20)]
-    made = [(first_id(start + 1) + n, NOON, NOON + n, "".join(seeded[n * 20 : n * 20 + 20])) for n in range(ROWS)]
+    chance = random.Random(start)
+    made = [(first_id(start + 1) + n, NOON, NOON + n, chance.randbytes(320).hex()) for n in range(ROWS)]
     lines = b"".join(line + b"\n" for line in RowCodec(DATASET).encode(made))
     return [Block(DATASET, "topic", 0, start, start + 9, DAY, ROWS, lines)]
 
