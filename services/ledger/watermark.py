@@ -11,7 +11,7 @@ made anew, is never measured by it.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 from services.core.dataset import Dataset
@@ -28,16 +28,24 @@ _WALK_SECONDS = 1.0  # after which a watermark that is still rising is given as 
 _PAGE = 100_000  # batch ids looked through at once
 _SAVE_SECONDS = 10.0
 _SAVE_BATCHES = 10_000  # that a watermark has risen by, to be saved at once
+_TABLE_SECONDS = (
+    1.0  # for which a store is not asked again whether its table is still the same: that takes milliseconds
+)
 _MOST_LAG = 100_000  # batches that the gauge of the lag counts at most: a store may be away for a day
 
 
 @dataclass(slots=True)
 class _Mark:
-    """One store's watermark of one dataset, as last computed here. `saved_at`: monotonic."""
+    """One store's watermark of one dataset, as last computed here. Times are monotonic.
 
-    saved: Saved
-    saved_at: float
-    lock: Lock
+    `table_id`: the table that was there at `table_seen_at`.
+    """
+
+    saved: Saved = field(default_factory=lambda: Saved(epoch=-1))
+    saved_at: float = float("-inf")
+    table_id: str = ""
+    table_seen_at: float = float("-inf")
+    lock: Lock = field(default_factory=Lock)
 
 
 class Watermarks:
@@ -79,7 +87,7 @@ class Watermarks:
         settled = self.settled()
         if reader.progress == "ledger":
             return settled
-        mark = self._marks.setdefault((reader.name, dataset.name), _Mark(Saved(epoch=-1), float("-inf"), Lock()))
+        mark = self._marks.setdefault((reader.name, dataset.name), _Mark())
         with _held(mark.lock, reader.name):
             # The order of reading matters. The position must not be older than the saved watermark, or the store would
             # seem to have fallen back; the replay must not be older than the position, which it moves when it begins.
@@ -89,11 +97,12 @@ class Watermarks:
                 position = reader.position(dataset)
                 with self._ledger.connection() as connection:
                     return self._advance(connection, mark, reader, dataset, position, settled)
-            table_id = reader.table_id(dataset)
+            if time.monotonic() - mark.table_seen_at > _TABLE_SECONDS:
+                mark.table_id, mark.table_seen_at = reader.table_id(dataset), time.monotonic()
             with self._ledger.connection() as connection:
                 _resume(connection, mark, reader.name, dataset.name)
                 position = reading.sink_position(connection, reader.name, dataset.name)
-                _refuse_another_table(reader.name, dataset.name, table_id, position.table_id)
+                _refuse_another_table(reader.name, dataset.name, mark.table_id, position.table_id)
                 return self._advance(connection, mark, reader, dataset, position, settled)
 
     def last_known(self, reader: StoreReader, dataset: Dataset) -> int:

@@ -156,7 +156,10 @@ def test_a_store_with_transactions_of_its_own_passes_what_its_operator_gave_up(l
     assert of(Watermarks(ledger), reader) == 3
 
 
-def test_a_table_that_was_made_anew_is_refused_until_it_is_replayed(ledger: Ledger) -> None:
+def test_a_table_that_was_made_anew_is_refused_until_it_is_replayed(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.ledger.watermark._TABLE_SECONDS", 0.0)
     accept(ledger, 3)
     stand(ledger, {0: 100})
     watermarks = Watermarks(ledger)
