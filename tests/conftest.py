@@ -29,7 +29,7 @@ def pytest_configure() -> None:
 
 
 @contextmanager
-def _short_folder() -> Iterator[Path]:
+def short_folder() -> Iterator[Path]:
     """pytest's own tmp_path is too long for a Unix socket in it, whose path must stay below 100 characters."""
     folder = Path(tempfile.mkdtemp(prefix="logpipe-"))
     folder.chmod(0o755)  # in a closed folder, PostgreSQL's data would lie outside, and would be left behind
@@ -41,14 +41,14 @@ def _short_folder() -> Iterator[Path]:
 
 @contextmanager
 def running(*names: str) -> Iterator[Stack]:
-    with _short_folder() as folder, Stack(LocalSettings.on_free_ports(folder), names) as stack:
+    with short_folder() as folder, Stack(LocalSettings.on_free_ports(folder), names) as stack:
         yield stack
 
 
 @pytest.fixture
 def stack_folder() -> Iterator[Path]:
     """For a test that runs a stack of its own."""
-    with _short_folder() as folder:
+    with short_folder() as folder:
         yield folder / "stack"
 
 

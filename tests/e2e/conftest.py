@@ -1,4 +1,4 @@
-"""One whole stack for all end-to-end tests: every component and every process, on free ports."""
+"""One whole stack for the end-to-end tests of a file: every component and every process, on free ports."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("seed", range(1, metafunc.config.getoption("--seeds") + 1))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     with running() as up:
         yield up
