@@ -33,7 +33,8 @@ def today(connection: psycopg.Connection[Any], *, trust_clock: bool) -> int:
         if jumped and not trust_clock:
             raise NeedsOperator(
                 f"PostgreSQL's clock says {now}, and retention last ran at {seen_at}: nothing was dropped. If the clock"
-                " is right, run `logpipe maintain --once --trust-clock`; if not, set the clock first"
+                " is right, run `logpipe maintain --once --trust-clock` with the same LOGPIPE_RETENTION_DAYS; if not,"
+                " set the clock first"
             )
         connection.execute(
             "INSERT INTO retention_clock (seen_at) VALUES (clock_timestamp())"

@@ -183,12 +183,15 @@ def topic_numbers(connection: Connection, topic: str, topic_id: str) -> TopicNum
         return TopicNumbers(*_one(connection, query, (topic_id, topic)))
 
 
-def lost_batches(connection: Connection, dataset: str, after: int, last: int, topics: TopicNumbers) -> set[int]:
-    """The published batches of `dataset` with `after` < id <= `last` that no stream can read any more."""
+def lost_batches(
+    connection: Connection, dataset: str, after: int, last: int, topics: TopicNumbers, limit: int
+) -> list[int]:
+    """The first `limit` published batches of `dataset` with `after` < id <= `last` that no stream can read any more."""
     query = """SELECT batch_id FROM batches WHERE dataset = %s AND batch_id > %s AND batch_id <= %s
-               AND parts IS NOT NULL AND (coalesce(topic, %s) <> %s OR parts = '[]')"""
+               AND parts IS NOT NULL AND (coalesce(topic, %s) <> %s OR parts = '[]') ORDER BY batch_id LIMIT %s"""
+    values = (dataset, after, last, topics.first, topics.current, limit)
     with translated():
-        return {row[0] for row in connection.execute(query, (dataset, after, last, topics.first, topics.current))}
+        return [batch_id for (batch_id,) in connection.execute(query, values)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from services.postgres.connection import translated
 _LOCK = 7_316_001  # advisory lock: one process at a time changes the tables
 _LOCK_TIMEOUT = "2s"
 
-VERSION = 3
+VERSION = 4
 """Raised with every change of TABLES."""
 
 TABLES = """
@@ -31,6 +31,8 @@ CREATE TABLE IF NOT EXISTS batches (
     published_at timestamptz,
     parts        jsonb
 );
+-- A dataset that has few batches among many of others is found without reading those.
+CREATE INDEX IF NOT EXISTS batches_dataset ON batches (dataset, batch_id);
 CREATE INDEX IF NOT EXISTS batches_unpublished ON batches (slot, batch_id) WHERE published_at IS NULL;
 
 -- Requests that came with an Idempotency-Key.
@@ -235,7 +237,7 @@ CREATE TABLE IF NOT EXISTS ledger_version (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     version  int NOT NULL
 );
-INSERT INTO ledger_version (version) VALUES (3)
+INSERT INTO ledger_version (version) VALUES (4)
     ON CONFLICT (only_row) DO UPDATE SET version = greatest(ledger_version.version, excluded.version);
 """
 

@@ -121,6 +121,12 @@ class SinkProgress:
         store, dataset = self._key
         query = "SELECT topic_id, table_id, next_offset FROM sink_progress WHERE store = %s AND dataset = %s"
         rows = connection.execute(query, self._key).fetchall()
+        if not rows and not self._is_empty():
+            raise NeedsOperator(
+                f"the table of {dataset} in {store} has rows, and the ledger does not say up to where of the topic:"
+                f" run `logpipe replay --store {store} --dataset {dataset}`, and start stream-to-store again once the"
+                " replay has begun"
+            )
         if any(topic_id != self._topic_id for topic_id, _, _ in rows):
             raise made_anew("topic", store, dataset)
         if any(bound not in ("", table_id) for _, bound, _ in rows):

@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Lock
+from uuid import UUID
 
 from services.core.dataset import Dataset
 from services.core.errors import StoreDown
 from services.core.ledger import StorePosition
 from services.core.ports import StoreReader
-from services.ledger import reading, saved_watermarks, slots
+from services.ledger import reading, saved_watermarks, schema, slots
+from services.ledger.identity import ledger_id
 from services.ledger.reading import Connection, Lag, OpenWriter, Taken, TopicNumbers
 from services.ledger.saved_watermarks import Saved
 from services.ledger.settled import Look, Settled, look
@@ -53,6 +55,7 @@ class Watermarks:
 
     def __init__(self, ledger: reading.Ledger) -> None:
         self._ledger = ledger
+        self._ledger_id: UUID | None = None
         self._settled: Settled | None = None
         self._look = Look()
         self._settling = Lock()
@@ -63,8 +66,8 @@ class Watermarks:
     def settled(self) -> int:
         """The highest id at or below which no batch can appear any more. Raises StoreDown('postgres')."""
         with _held(self._settling, "postgres"), self._ledger.connection() as connection:
-            if self._settled is None:
-                self._settled = Settled(saved_watermarks.read(connection).batch_id)
+            self._begin(connection)
+            assert self._settled is not None
             self._look = look(connection, self._settled, self._look)
             if self.held_by(slots.LEASE_SECONDS):
                 # An ingest process adopts the slot of a lapsed owner and ends its sessions; here none may be alive.
@@ -73,6 +76,17 @@ class Watermarks:
                 saved_watermarks.raise_to(connection, Saved(batch_id=self._settled.end))
                 self._settled_saved_at = time.monotonic()
             return self._settled.end
+
+    def _begin(self, connection: Connection) -> None:
+        """Start from what the ledger has saved, again when the ledger was made anew: its ids begin at 1 then."""
+        if self._settled is None:
+            schema.prepare(connection)
+        found = ledger_id(connection)
+        if found != self._ledger_id:
+            self._ledger_id, self._look = found, Look()
+            self._settled = Settled(saved_watermarks.read(connection).batch_id)
+            self._marks.clear()
+            self._topics.clear()
 
     def held_by(self, seconds: float) -> list[OpenWriter]:
         """The transactions that have kept `settled` from rising for more than `seconds`."""

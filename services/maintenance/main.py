@@ -26,6 +26,8 @@ from services.runtime.http import make_app, serve
 def main(names: tuple[str, ...], once: bool, trust_clock: bool) -> None:
     """Keep rollups, merge the lake's small files, drop days beyond LOGPIPE_RETENTION_DAYS."""
     settings = MaintainSettings()
+    if trust_clock and not (once and settings.retention_days):
+        raise click.UsageError("--trust-clock goes with --once, and with LOGPIPE_RETENTION_DAYS as `maintain` has it")
     logs.configure("maintain", settings.log_level)
     try:
         chosen = tuple(map(datasets.find, names)) or datasets.all_datasets()

@@ -32,10 +32,13 @@ class Steps:
         self._vacuum_at = float("-inf")
 
     def all(self) -> Iterator[str]:
-        """What was done, step by step. One that fails holds up no other; then StoreDown is raised at the end."""
+        """Run every step and say what each did. A failed step does not stop the others; its error is raised at the end.
+
+        The days are closed last: after an upgrade, each day of the history is read once for that.
+        """
         errors: list[LogpipeError] = []
         did = False
-        for step in (self._close_days, self._compact, self._retain, self._rejected.forget, self._vacuum, self._tidy):
+        for step in (self._compact, self._retain, self._rejected.forget, self._vacuum, self._tidy, self._close_days):
             try:
                 for what in step():
                     did = True

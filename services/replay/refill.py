@@ -102,7 +102,7 @@ class Refill:
             stop = replay.last if replay.range_last is None else replay.range_last
             page = reading.batches(connection, self._name, max(replay.next, floor) - 1, stop, self._most)
             offsets = reading.sink_offsets(connection, self._reader.name, self._name)
-            lost = self._lost(connection, page[0].batch_id - 1, page[-1].batch_id) if page else set()
+            lost = set(self._lost(connection, page[0].batch_id - 1, page[-1].batch_id, len(page))) if page else set()
         batches = page if replay.range_last is not None else cut(page)
         end = stop if len(batches) == len(page) < self._most else batches[-1].batch_id
         own = [batch for batch in batches if batch.batch_id in lost or not self._is_streamed(batch)]
@@ -128,16 +128,16 @@ class Refill:
         """
         mark = self._watermark()
         with self._ledger.connection() as connection:
-            lost = self._lost(connection, mark, self._replay.last)
+            lost = self._lost(connection, mark, self._replay.last, 1)
         if lost:
             self._wait(
-                f"batches between {mark} and {min(lost)} are for stream-to-store --store {self._reader.name} to load",
+                f"batches between {mark} and {lost[0]} are for stream-to-store --store {self._reader.name} to load",
                 _POLL_SECONDS,
             )
         return not lost
 
-    def _lost(self, connection: Connection, after: int, last: int) -> set[int]:
-        return reading.lost_batches(connection, self._name, after, last, self._topics)
+    def _lost(self, connection: Connection, after: int, last: int, limit: int) -> list[int]:
+        return reading.lost_batches(connection, self._name, after, last, self._topics, limit)
 
     def _bring(self, batches: Sequence[Batch], found: gaps.Gaps, end: int, floor: int) -> int:
         """Write what is missing; how many rows."""

@@ -108,7 +108,8 @@ def _check(admin: AdminClient, topic: Topic, described: TopicDescription) -> Non
     if 0 < count < topic.partitions:
         raise NeedsOperator(
             f"topic {topic.name} has {count} partitions and {topic.partitions} are to be used: add partitions"
-            f" (`kafka-topics.sh --alter --topic {topic.name} --partitions {topic.partitions}`), or set"
+            f" (`kafka-topics.sh --bootstrap-server ADDRESS --alter --topic {topic.name}"
+            f" --partitions {topic.partitions}`), or set"
             f" LOGPIPE_KAFKA_PARTITIONS={count}"
         )
     found = _configuration(admin, topic.name)
@@ -116,7 +117,8 @@ def _check(admin: AdminClient, topic: Topic, described: TopicDescription) -> Non
     if int(found["min.insync.replicas"]) > replicas:
         raise NeedsOperator(
             f"topic {topic.name} has {replicas} replicas and min.insync.replicas={found['min.insync.replicas']}, so"
-            f" that nothing can be published: `kafka-configs.sh --alter --entity-type topics --entity-name {topic.name}"
+            f" that nothing can be published: `kafka-configs.sh --bootstrap-server ADDRESS --alter --entity-type topics"
+            f" --entity-name {topic.name}"
             f" --add-config min.insync.replicas={replicas}`, or add replicas"
         )
     if changes := topic.corrections(found):

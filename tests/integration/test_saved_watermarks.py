@@ -13,7 +13,7 @@ from services.core.errors import StoreDown
 from services.core.ledger import StorePosition
 from services.core.ports import Progress, StoreReader
 from services.datasets.logs import DATASET
-from services.ledger import reading, saved_watermarks, schema, slots
+from services.ledger import floors, reading, saved_watermarks, schema, slots
 from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
 from services.postgres.connection import connect
@@ -321,3 +321,31 @@ def test_a_stopped_ingest_process_holds_the_watermark_for_seconds_only(
             assert time.monotonic() < deadline
         with pytest.raises(psycopg.OperationalError):
             stopped.execute("SELECT 1")
+
+
+def test_a_ledger_that_was_made_anew_is_read_from_its_start(ledger: Ledger) -> None:
+    """A process that knew the former ledger neither answers from it nor saves what it knew in the new one."""
+    accept(ledger, 50)
+    stand(ledger, {0: 100})
+    watermarks = Watermarks(ledger)
+    assert of(watermarks, Reader()) == 50
+    with ledger.connection() as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+        schema.prepare(connection)
+    accept(ledger, 2)
+    stand(ledger, {0: 2})
+    assert of(watermarks, Reader()) == 1
+    assert watermarks.settled() == 2
+    assert Watermarks(ledger).settled() == 2
+
+
+def test_a_dataset_without_batches_costs_nothing(ledger: Ledger) -> None:
+    accept(ledger, 20_000)
+    with ledger.connection() as connection:
+        connection.execute("VACUUM ANALYZE batches")
+    before = rows_read(ledger, "batches")
+    with ledger.connection() as connection:
+        assert reading.batches(connection, "events", 0, 20_000, 100) == []
+        assert floors.raise_to(connection, "events", 1 << 20, settled=20_000) == 1 << 20
+    assert rows_read(ledger, "batches") - before < 100

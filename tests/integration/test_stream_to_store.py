@@ -196,15 +196,28 @@ def test_positions_of_a_release_without_table_ids_are_bound_if_the_table_can_be_
             "UPDATE sink_progress SET table_id = '', next_offset = %s WHERE store = %s", (offset, table.name)
         )
     if rows:
-        row = (first_id(1), NOON, NOON, "INFO", "service", "", "", "{}")
-        lines = b"".join(line + b"\n" for line in RowCodec(DATASET).encode([row]))
-        table.write([Block(DATASET, "topic-1", 0, 0, 8, 20_000, 1, lines)])
+        write_a_row(table)
     if bound:
         assert progress.load([0]) == [SinkPosition(0, offset)]
         progress.check_table()
     else:
         with pytest.raises(NeedsOperator, match="made anew"):
             progress.load([0])
+
+
+def test_a_table_with_rows_of_which_the_ledger_knows_nothing_needs_an_operator(
+    progress: SinkProgress, table: MemoryStore
+) -> None:
+    """The ledger was wiped or restored: the topic's rows may be in the table already."""
+    write_a_row(table)
+    with pytest.raises(NeedsOperator, match=f"logpipe replay --store {table.name} --dataset logs"):
+        progress.load([0])
+
+
+def write_a_row(table: MemoryStore) -> None:
+    row = (first_id(1), NOON, NOON, "INFO", "service", "", "", "{}")
+    lines = b"".join(line + b"\n" for line in RowCodec(DATASET).encode([row]))
+    table.write([Block(DATASET, "topic-1", 0, 0, 8, 20_000, 1, lines)])
 
 
 def test_postgres_away_and_back(progress: SinkProgress, postgres_url: str) -> None:

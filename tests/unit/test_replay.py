@@ -125,8 +125,8 @@ class World:
     def sink_offsets(self, connection: Any, store: str, dataset: str) -> Mapping[int, int]:
         return dict(self.offsets)
 
-    def lost_batches(self, connection: Any, dataset: str, after: int, last: int, topics: Any) -> set[int]:
-        return {batch_id for batch_id in self.lost if after < batch_id <= last}
+    def lost_batches(self, connection: Any, dataset: str, after: int, last: int, topics: Any, limit: int) -> list[int]:
+        return sorted(batch_id for batch_id in self.lost if after < batch_id <= last)[:limit]
 
     def watermark(self) -> int:
         """Of the stream's batches, all are loaded up to `streamed`."""

@@ -20,6 +20,7 @@ from services.postgres.connection import translated
 from services.stores.postgres.tables import Connection, copy_target, day_of, midnight, partitions
 
 _LOCK = 7_316_005  # advisory lock: one process at a time makes the table
+_DAYS_AT_ONCE = 40
 _LOCK_TIMEOUT = "2s"  # for writers of a day that is over: they end in milliseconds, unless one hangs
 
 _TABLE = """
@@ -54,7 +55,8 @@ class ClosedDay(NamedTuple):
 def close(connection: Connection, dataset: Dataset) -> int:
     """Note what the partitions of days that are over hold, as far as that is not noted yet; how many.
 
-    Each partition is read once, in a transaction of its own. Raises StoreDown.
+    The newest come first, and no more than a few in one call. Each partition is read once, in a transaction of its own.
+    Raises StoreDown.
     """
     closed = 0
     with translated():
@@ -67,9 +69,9 @@ def close(connection: Connection, dataset: Dataset) -> int:
         days = connection.execute("SELECT day FROM closed_days WHERE dataset = %s", (dataset.name,))
         noted = {copy_target(dataset, day) for (day,) in days}
         today = copy_target(dataset, int(row[0]))
-        for name in sorted(partitions(connection, dataset) - noted):
-            if name < today:
-                closed += _close(connection, dataset, name)
+        over = (name for name in partitions(connection, dataset) - noted if name < today)
+        for name in sorted(over, reverse=True)[:_DAYS_AT_ONCE]:
+            closed += _close(connection, dataset, name)
     return closed
 
 
