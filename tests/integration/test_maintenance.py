@@ -105,7 +105,7 @@ def test_days_beyond_retention_go_from_every_store_below_one_floor(
             for store in ("clickhouse", "lake", "postgres")
         ),
         "logs: 3 batches below the floor deleted from the ledger",
-        "logs: 5 days closed in PostgreSQL: queries read them only where they can hold what is asked for",
+        "logs: 3 days closed in PostgreSQL: queries read them only where they can hold what is asked for",
     ]
     for store in stores.readers():
         assert held(store) == [4, 5]
