@@ -1,20 +1,24 @@
 """Completing a write whose outcome is unknown: look what the store holds, and write what is missing.
 
-The missing rows are written under the first attempt's token, and then, if they are still missing, under the next
-attempts' tokens, in order. The tokens serve two purposes:
+The missing rows are written under the first attempt's token. All later writes have tokens that are made of the rows'
+ids and of the number of writes of exactly these rows. The tokens serve three purposes:
 
 - A former writer that was suspended before its insert reached the store may send the insert at any later time. A store
   that remembers tokens drops the late insert, because the token was used here.
 - A store that wrote down a token but failed to keep the rows drops the rows under this token for ever. A look shows
   that the rows are still missing, and the next attempt has another token.
+- Two writers may complete the same range at the same time, because one was suspended while the other took over. When
+  both write the same rows, both use the same token, and the store drops the second write.
 """
 
-from collections.abc import Callable, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import replace
 from itertools import groupby
 from typing import Annotated
 
 import msgspec
+import xxhash
 
 from services.core.errors import RowRejected, StoreDown
 from services.core.ports import Block
@@ -50,7 +54,7 @@ def complete(
     """
     ids = {(number, row): row_id for number, block in enumerate(blocks) for row, row_id in enumerate(row_ids(block))}
     refused = {place: RowRejected(place[1], "there is no id", block=place[0]) for place in ids if ids[place] is None}
-    attempt = 0
+    attempts, attempt = Counter[str](), ""
     for _ in range(_MOST_ATTEMPTS):
         there = stored_ids()
         missing = [place for place, row_id in ids.items() if place not in refused and row_id not in there]
@@ -59,6 +63,10 @@ def complete(
         groups = [missing]
         while groups:
             group = groups.pop()
+            if attempts:
+                rows = _digest(ids[place] for place in group)
+                attempt = f"{rows}-{attempts[rows]}"
+            attempts[attempt.partition("-")[0]] += 1
             try:
                 write(_only(blocks, group, attempt))
             except RowRejected as error:
@@ -67,8 +75,9 @@ def complete(
                     refused[group[0]] = RowRejected(row, error.reason, block=number)
                 else:
                     groups += reversed(_split(group, error))
-            attempt += 1
-    raise StoreDown(store, f"{len(missing)} rows were acknowledged {attempt} times, and the store does not hold them")
+    raise StoreDown(
+        store, f"{len(missing)} rows were acknowledged {attempts.total()} times, and the store does not hold them"
+    )
 
 
 def leave_out_refused(blocks: Sequence[Block], write: Callable[[Sequence[Block]], None]) -> list[RowRejected]:
@@ -77,7 +86,7 @@ def leave_out_refused(blocks: Sequence[Block], write: Callable[[Sequence[Block]]
     left = [(number, row) for number, block in enumerate(blocks) for row in range(block.rows)]
     while True:
         try:
-            write(_only(blocks, left, 0))
+            write(_only(blocks, left, ""))
             return [refused[place] for place in sorted(refused)]
         except RowRejected as error:
             if error.row is None:
@@ -87,6 +96,10 @@ def leave_out_refused(blocks: Sequence[Block], write: Callable[[Sequence[Block]]
             left.remove(place)
 
 
+def _digest(ids: Iterable[int | None]) -> str:
+    return xxhash.xxh3_128_hexdigest(msgspec.json.encode(list(ids)))
+
+
 def _row_id(line: bytes) -> int | None:
     try:
         return _decode(line).id
@@ -94,7 +107,7 @@ def _row_id(line: bytes) -> int | None:
         return None
 
 
-def _only(blocks: Sequence[Block], places: Sequence[Place], attempt: int) -> list[Block]:
+def _only(blocks: Sequence[Block], places: Sequence[Place], attempt: str) -> list[Block]:
     """Return the same blocks with the rows at `places` (in order) only."""
     rows = {number: [row for _, row in group] for number, group in groupby(places, key=lambda place: place[0])}
     cut = []

@@ -27,7 +27,7 @@ class Block:
     """Consecutive messages of one partition.
 
     `lines`: one row a line, each line ended by a newline; all rows were accepted on the same `day` (days since
-    1970-01-01 UTC). `attempt` is 0 at the first write; the tokens of different attempts differ.
+    1970-01-01 UTC). `attempt` is '' at the first write; the tokens of different attempts differ.
     """
 
     dataset: Dataset
@@ -38,7 +38,7 @@ class Block:
     day: int
     rows: int
     lines: bytes
-    attempt: int = 0
+    attempt: str = ""
 
     @property
     def range_token(self) -> str:
