@@ -120,11 +120,20 @@ class Watermarks:
                 return self._advance(connection, mark, reader, dataset, position, settled)
 
     def last_known(self, reader: StoreReader, dataset: Dataset) -> int:
-        """The watermark as last computed here: still true, if the ledger cannot be reached. 0 when it never was."""
+        """The watermark as last computed here: still true, if the ledger cannot be reached.
+
+        0 when it was never computed, or when the store's table was made anew since. Raises StoreDown of the store.
+        """
         if reader.progress == "ledger":
             return self._settled.end if self._settled else 0
         mark = self._marks.get((reader.name, dataset.name))
-        return mark.saved.batch_id if mark else 0
+        if mark is None:
+            return 0
+        if reader.progress == "own":
+            is_same = _stands_beyond(reader.position(dataset), mark.saved.position)
+        else:
+            is_same = reader.table_id(dataset) == mark.table_id
+        return mark.saved.batch_id if is_same else 0
 
     def lag(self, dataset: Dataset, watermark: int) -> Lag:
         """What of `dataset` lies above `watermark`; batches are counted up to 100,000."""

@@ -349,3 +349,15 @@ def test_a_dataset_without_batches_costs_nothing(ledger: Ledger) -> None:
         assert reading.batches(connection, "events", 0, 20_000, 100) == []
         assert floors.raise_to(connection, "events", 1 << 20, settled=20_000) == 1 << 20
     assert rows_read(ledger, "batches") - before < 100
+
+
+@pytest.mark.parametrize("progress", ["sink", "own"])
+def test_without_the_ledger_a_table_made_anew_is_not_asked_at_the_old_point(ledger: Ledger, progress: Progress) -> None:
+    accept(ledger, 3)
+    stand(ledger, {0: 100})
+    reader, watermarks = Reader(progress), Watermarks(ledger)
+    reader.own = StorePosition("table", "topic", {0: 100})
+    assert of(watermarks, reader) == 3
+    assert watermarks.last_known(cast(StoreReader, reader), DATASET) == 3
+    reader.table, reader.own = "another", StorePosition("another", "topic", {0: 100})
+    assert watermarks.last_known(cast(StoreReader, reader), DATASET) == 0
