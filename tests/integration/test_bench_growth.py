@@ -7,6 +7,7 @@ import pytest
 from services.bench import growth
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_planted_history_is_verified_and_every_figure_is_measured(stack_folder: Path) -> None:
     stack_folder.mkdir()

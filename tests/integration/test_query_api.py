@@ -127,7 +127,7 @@ def ledger(postgres_url: str) -> Iterator[Ledger]:
 @pytest.fixture
 def pipeline(request: pytest.FixtureRequest, postgres_url: str, clickhouse_url: str) -> Iterator[Pipeline]:
     name = f"reading_{zlib.crc32(request.node.name.encode())}"
-    made = Pipeline(replace(LOGS, name=name), postgres_url, clickhouse_url)
+    made = Pipeline(replace(LOGS, name=name, topic=name), postgres_url, clickhouse_url)
     yield made
     made.connection.close()
 

@@ -1,19 +1,23 @@
 """PostgreSQL's index for text search: on closed days only, where the server has pg_trgm, and never in the way."""
 
-import shutil
+import os
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from services.core.errors import StoreDown
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
-from services.local import postgres as local_postgres
+from services.local import postgres_files
 from services.postgres.connection import connect
 from services.stores import postgres
 from services.stores.postgres.tables import SEARCH_LOCK, midnight
-from tests.conftest import running
+from tests.processes import free_port
 
 DAY = 20_778
 SEARCHED = replace(LOGS, name="searched")
@@ -26,14 +30,41 @@ def _servers_with_pg_trgm() -> list[Path]:
 
 
 @pytest.fixture
-def url_with_pg_trgm(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def url_with_pg_trgm(stack_folder: Path) -> Iterator[str]:
     servers = _servers_with_pg_trgm()
     if not servers:
         pytest.skip("no PostgreSQL with pg_trgm on this machine (Debian: apt-get install postgresql)")
-    monkeypatch.setattr(local_postgres, "binary", lambda name: servers[-1] / name)
-    assert shutil.which(servers[-1] / "postgres")
-    with running("postgres") as stack:
-        yield stack.settings.urls()["LOGPIPE_POSTGRES_URL"]
+    programs, who, port = servers[-1], postgres_files.identity(), free_port()
+    stack_folder.mkdir(mode=0o755)
+    data = stack_folder / "data"
+    data.mkdir(mode=0o700)
+    if who:
+        os.chown(data, who["user"], who["group"])
+    initdb = (
+        str(programs / "initdb"),
+        "-D",
+        str(data),
+        *["-U", "logpipe", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
+    )
+    subprocess.run(initdb, check=True, capture_output=True, cwd=data, **who)
+    options = {"listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": "", "fsync": "off"}
+    words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+    url = f"postgresql://logpipe@127.0.0.1:{port}/postgres"
+    with subprocess.Popen(
+        [programs / "postgres", "-D", data, *words], cwd=data, stderr=subprocess.DEVNULL, **who
+    ) as server:
+        try:
+            deadline = time.monotonic() + 30
+            while True:
+                try:
+                    connect(url).close()
+                    break
+                except StoreDown:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+            yield url
+        finally:
+            server.send_signal(signal.SIGINT)
 
 
 def test_closed_days_are_indexed_once(url_with_pg_trgm: str) -> None:

@@ -332,7 +332,10 @@ def test_rows_above_the_point_are_left_out_and_a_lake_that_lags_is_waited_for(wo
 
 def test_a_day_that_retention_has_dropped_keeps_its_report(world: World, client: Client) -> None:
     first_kept = world.accept(begin(DAY + timedelta(days=4)))
-    world.connection.execute("INSERT INTO floors VALUES ('logs', %s)", (first_kept,))
+    world.connection.execute(
+        "INSERT INTO floors SELECT 'logs', %(kept)s, max(created_at) FROM batches WHERE batch_id < %(kept)s",
+        {"kept": first_kept},
+    )
     code, output = world.run("daily_report", DAY)
     assert code == 1
     assert f"the logs of {DAY} were dropped by retention" in output
@@ -383,12 +386,17 @@ class Realtime:
         return {(row.start.timestamp() - self.start, row.level): row.rows for row in rows}
 
 
-def test_windows_are_counted_once_whatever_is_killed_or_comes_late(world: World, client: Client) -> None:
+def test_windows_are_counted_once_whatever_is_killed_or_comes_late(world: World, client: Client, hdfs_url: str) -> None:
     url = os.environ["LOGPIPE_KAFKA_URL"]
     ensure_topics(url, {DATASET.topic: PARTITIONS, "alerts.realtime": PARTITIONS}, 1)
     realtime = Realtime(world, int(time.time()) // 10 * 10 - 60)
     port = free_port()
-    settings = {"LOGPIPE_REALTIME_PORT": str(port), "LOGPIPE_REALTIME_TRIGGER_SECONDS": "0.2"}
+    settings = {
+        "LOGPIPE_REALTIME_PORT": str(port),
+        "LOGPIPE_REALTIME_TRIGGER_SECONDS": "0.2",
+        "LOGPIPE_HDFS_URL": hdfs_url,
+        "LOGPIPE_LAKE_PATH": "/realtime",
+    }
     process = Process("realtime-aggregator", settings, port)
     process.launch()
     try:
