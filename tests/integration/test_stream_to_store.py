@@ -244,6 +244,7 @@ def urls(stack_folder: Path) -> Iterator[dict[str, str]]:
         yield stack.settings.urls()
 
 
+@pytest.mark.timeout(240)
 def test_killed_twice_it_stores_every_row_once(urls: dict[str, str]) -> None:
     kafka_url, postgres_url = urls["LOGPIPE_KAFKA_URL"], urls["LOGPIPE_POSTGRES_URL"]
     kafka.ensure_topics(kafka_url, {DATASET.topic: PARTITIONS}, 1)
