@@ -12,6 +12,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from services.core.errors import Fenced
+from services.postgres.clock import now_microseconds
 from services.postgres.connection import translated
 
 Connection = psycopg.Connection[Any]
@@ -79,10 +80,7 @@ _SHOWN = """SELECT id, rule, service, CASE WHEN resolved_at IS NULL THEN 'open' 
 
 def now(connection: Connection) -> float:
     """Seconds since 1970 by PostgreSQL's clock, which gave the batches their times."""
-    with translated():
-        row = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
-    assert row is not None
-    return float(row[0])
+    return now_microseconds(connection) / 1e6
 
 
 def positions(

@@ -11,6 +11,7 @@ import psycopg
 from services.core.errors import NeedsOperator
 from services.core.instants import DAY
 from services.ledger import reading
+from services.postgres.clock import now_microseconds
 from services.postgres.connection import translated
 
 _LONGEST_JUMP = "2 days"
@@ -23,13 +24,12 @@ def today(connection: psycopg.Connection[Any], *, trust_clock: bool) -> int:
     Raises NeedsOperator when the clock is more than two days ahead of where retention last saw it: with a wrong clock,
     retention would drop days that nobody wants to lose. `trust_clock`: an operator says that the clock is right.
     """
-    query = """SELECT extract(epoch FROM clock_timestamp())::bigint / 86400, seen_at::text, clock_timestamp()::text,
-                      clock_timestamp() > seen_at + %s::interval
+    query = """SELECT seen_at::text, clock_timestamp()::text, clock_timestamp() > seen_at + %s::interval
                FROM (SELECT 1) AS one LEFT JOIN retention_clock ON true"""
     with translated(), connection.transaction():
         row = connection.execute(query, (_LONGEST_JUMP,)).fetchone()
         assert row is not None
-        day, seen_at, now, jumped = row
+        seen_at, now, jumped = row
         if jumped and not trust_clock:
             raise NeedsOperator(
                 f"PostgreSQL's clock says {now}, and retention last ran at {seen_at}: nothing was dropped. If the clock"
@@ -40,7 +40,7 @@ def today(connection: psycopg.Connection[Any], *, trust_clock: bool) -> int:
             "INSERT INTO retention_clock (seen_at) VALUES (clock_timestamp())"
             " ON CONFLICT (only_row) DO UPDATE SET seen_at = excluded.seen_at"
         )
-    return int(day)
+        return now_microseconds(connection) // DAY
 
 
 def raise_to(connection: psycopg.Connection[Any], dataset: str, day: int, settled: int) -> int:

@@ -15,7 +15,9 @@ import psycopg
 from psycopg import sql
 
 from services.core.dataset import Dataset
+from services.core.instants import DAY
 from services.core.rows import Row
+from services.postgres.clock import now_microseconds
 from services.postgres.connection import translated
 from services.stores.postgres.tables import Connection, copy_target, day_of, midnight, partitions
 
@@ -64,11 +66,9 @@ def close(connection: Connection, dataset: Dataset) -> int:
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             if connection.execute("SELECT to_regclass('closed_days')").fetchone() == (None,):
                 connection.execute(_TABLE)
-        row = connection.execute("SELECT extract(epoch FROM clock_timestamp())::bigint / 86400").fetchone()
-        assert row is not None
         days = connection.execute("SELECT day FROM closed_days WHERE dataset = %s", (dataset.name,))
         noted = {copy_target(dataset, day) for (day,) in days}
-        today = copy_target(dataset, int(row[0]))
+        today = copy_target(dataset, now_microseconds(connection) // DAY)
         over = (name for name in partitions(connection, dataset) - noted if name < today)
         for name in sorted(over, reverse=True)[:_DAYS_AT_ONCE]:
             closed += _close(connection, dataset, name)
