@@ -10,7 +10,10 @@ read the id; a request may name the ledger that its rows are meant for."""
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One Kafka message of a batch."""
+    """One Kafka message of a batch.
+
+    Of a message that was deleted before its offset was noted, `offset` is the highest offset that it can have had.
+    """
 
     partition: int
     offset: int

@@ -85,7 +85,7 @@ class SlotPublisher:
         self._max_rows = max_rows
         self._producer: TransactionalProducer | None = None
         self._logs: dict[str, TopicLog] = {}
-        self._doubt: list[Batch] | None = None  # may be in the topic; None: every batch that a former owner committed
+        self._doubt: list[Batch] | None = None  # may be in the topic; None: what a former owner may have published
         self._advanced = 0.0
 
     def step(self, connection: psycopg.Connection[Any]) -> int:
@@ -98,7 +98,7 @@ class SlotPublisher:
                 self._producer = self._open(connection)
             elif time.monotonic() - self._advanced > _ADVANCE_SECONDS:
                 self._advance(connection)
-            batches = ledger.unpublished(connection, self.lease.slot, self._max_rows)
+            batches = ledger.unpublished(connection, self.lease, self._max_rows)
             if not batches:
                 return 0
             outgoing = self._within_bounds(batches)
@@ -133,7 +133,7 @@ class SlotPublisher:
         producer = self._open_producer(self.lease.slot)
         try:
             if self._doubt is None:
-                self._doubt = ledger.all_unpublished(connection, self.lease.slot)
+                self._doubt = ledger.in_doubt(connection, self.lease)
             for name, dataset in self._datasets.items():
                 self._logs[name] = TopicLog(connection, dataset, self._open_reader(dataset.topic))
             self._recover(connection, self._doubt)
@@ -209,8 +209,7 @@ class SlotPublisher:
             return []
         bounds = log.bounds()
         is_same = positions.keys() == {log.topic.topic_id}
-        # In a topic that was made anew, the batches can be anywhere.
-        starts = positions[log.topic.topic_id] if is_same else dict.fromkeys(bounds, 0)
+        starts = positions[log.topic.topic_id] if is_same else {p: first for p, (first, _) in bounds.items()}
         where = f"see `logpipe slots`, then run `logpipe slots resolve {slot}`"
         if deleted := [partition for partition, (first, _) in bounds.items() if starts.get(partition, first) < first]:
             raise NeedsOperator(
@@ -228,6 +227,11 @@ class SlotPublisher:
                 raise NeedsOperator(
                     f"topic {topic} holds {rows} of the {doubt[batch_id].rows} rows of batch {batch_id}: {where}"
                 )
+        if not is_same and len(found) < len(doubt):
+            raise NeedsOperator(
+                f"topic {topic} was deleted and made anew, and the former topic may have held"
+                f" {len(doubt) - len(found)} batches of slot {slot}, which stores may have loaded: {where}"
+            )
         return [replace(doubt[batch_id], parts=parts) for batch_id, (parts, _) in found.items()]
 
 

@@ -1,7 +1,12 @@
 """Settles a slot of which nobody can tell from the topic alone whether its batches were published.
 
 The stores are asked, too: a batch of which a store holds rows was published. A batch that neither the topic nor any
-store has was not, and the next owner of the slot publishes it again.
+store has is published again by the next owner of the slot, whether it was published before or not: no store has loaded
+it.
+
+A batch that was published and is not in the topic as a whole is marked by what is known of it. If it went to the topic
+that is there now, each missing message gets the highest offset that it can have had: a store that has come beyond that
+offset has passed the message. If the topic was made anew, the batch is marked with the former topic.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -10,11 +15,13 @@ from dataclasses import dataclass, replace
 
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
-from services.core.ledger import Batch
+from services.core.ledger import Batch, Part
 from services.core.ports import PartitionReader, StoreReader, TransactionalProducer
 from services.ingest_api.topic_log import TopicLog
 from services.ledger import batches as ledger
+from services.ledger import topics
 from services.ledger.slots import Lease
+from services.ledger.topics import Topic
 from services.postgres.connection import Connection
 
 
@@ -43,7 +50,7 @@ def resolve(
     NeedsOperator when the slot holds a dataset that this process does not know.
     """
     with closing(open_producer(lease.slot)):  # this ends a transaction that is still open
-        doubt = ledger.all_unpublished(connection, lease.slot)
+        doubt = ledger.in_doubt(connection, lease)
         for name in sorted({batch.dataset for batch in doubt}):
             if name not in datasets:
                 raise NeedsOperator(f"dataset {name!r} is not known here: run this command of a newer release")
@@ -56,30 +63,50 @@ def resolve(
 def _settle(
     connection: Connection, lease: Lease, log: TopicLog, doubt: Mapping[int, Batch], sinks: Sequence[StoreReader]
 ) -> Resolved:
-    positions = ledger.slot_positions(connection, lease.slot, log.dataset.name).get(log.topic.topic_id, {})
+    dataset, positions = log.dataset, ledger.slot_positions(connection, lease.slot, log.dataset.name)
+    former = _former_topic(connection, log, positions)
+    starts = positions.get(log.topic.topic_id, {})
     bounds = log.bounds()
-    found = log.holds(doubt, {p: max(first, min(positions.get(p, 0), end)) for p, (first, end) in bounds.items()})
-    # Of a batch that the topic holds in part, retention has deleted the other messages.
-    unclear = [batch_id for batch_id, batch in doubt.items() if found.get(batch_id, ((), 0))[1] < batch.rows]
-    held = {sink.name: _held(sink, log.dataset, unclear) for sink in sinks}
-    in_stores_only = [b for b in unclear if b not in found and any(rows.get(b) for rows in held.values())]
-    parts = {batch_id: parts for batch_id, (parts, _) in found.items()} | dict.fromkeys(in_stores_only, ())
-    published = [replace(doubt[batch_id], parts=parts[batch_id]) for batch_id in sorted(parts)]
-    ledger.mark_published(connection, lease, published, {log.dataset.name: log.topic})
-    ledger.advance_slot(
-        connection, lease, log.dataset.name, log.topic, {partition: end for partition, (_, end) in bounds.items()}
-    )
+    found = log.holds(doubt, {p: max(first, min(starts.get(p, 0), end)) for p, (first, end) in bounds.items()})
+    whole = [batch_id for batch_id, (_, rows) in found.items() if rows == doubt[batch_id].rows]
+    unclear = doubt.keys() - whole
+    held = {sink.name: _held(sink, dataset, unclear) for sink in sinks}
+    only_stored = [b for b in sorted(unclear) if b not in found and any(rows.get(b) for rows in held.values())]
+    gone = [
+        Part(partition, (first if starts.get(partition, 0) < first else end) - 1)
+        for partition, (first, end) in bounds.items()
+        if not first <= starts.get(partition, 0) <= end
+    ]
+    parts = {b: (*own, *(() if b in whole else gone)) for b, (own, _) in found.items()}
+    if former is None:
+        parts |= dict.fromkeys(only_stored, tuple(gone))
+    else:
+        lost = [replace(doubt[b], parts=()) for b in only_stored]
+        ledger.mark_published(connection, lease, lost, {dataset.name: former})
+    published = [replace(doubt[b], parts=parts[b]) for b in sorted(parts)]
+    ledger.mark_published(connection, lease, published, {dataset.name: log.topic})
+    ledger.advance_slot(connection, lease, dataset.name, log.topic, {p: end for p, (_, end) in bounds.items()})
     lacking = {
-        name: sum(rows.get(batch_id, 0) < doubt[batch_id].rows for batch_id in unclear if batch_id in parts)
+        name: sum(rows.get(b, 0) < doubt[b].rows for b in unclear if b in found or b in only_stored)
         for name, rows in held.items()
     }
     return Resolved(
-        log.dataset.name,
+        dataset.name,
         len(found),
-        len(in_stores_only),
-        len(doubt) - len(published),
+        len(only_stored),
+        len(doubt) - len(found) - len(only_stored),
         {name: count for name, count in lacking.items() if count},
     )
+
+
+def _former_topic(connection: Connection, log: TopicLog, positions: Collection[str]) -> Topic | None:
+    """Return the last topic that the slot was published to before the present one; None if there was no other."""
+    others = [
+        Topic(topics.number(connection, log.dataset.topic, topic_id), topic_id)
+        for topic_id in positions
+        if topic_id != log.topic.topic_id
+    ]
+    return max(others, key=lambda topic: topic.number, default=None)
 
 
 def _held(sink: StoreReader, dataset: Dataset, batch_ids: Collection[int]) -> dict[int, int]:

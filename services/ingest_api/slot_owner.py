@@ -101,7 +101,7 @@ class SlotOwner:
             return self._wrong_topics
         given_up = sorted(lease.slot for lease in self._stuck.copy() if lease in self._used)
         if len(given_up) >= _MOST_GIVEN_UP:
-            return f"slots {given_up} cannot be published: see `logpipe slots`, then run `logpipe slots resolve SLOT`"
+            return f"slots {given_up} cannot be published: see `logpipe slots`, then run `logpipe slots resolve`"
         return ""
 
     def _connected(self, connection: Connection | None) -> Connection:

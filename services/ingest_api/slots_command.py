@@ -1,6 +1,6 @@
 """The command `logpipe slots`: parses, wires, runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from threading import Event, Thread
@@ -37,24 +37,27 @@ def main(context: click.Context) -> None:
 
 
 @main.command("resolve")
-@click.argument("slot", type=click.IntRange(0))
+@click.argument("numbers", metavar="[SLOT]...", nargs=-1, type=click.IntRange(0))
 @click.option("--store", "names", multiple=True, help="A store to ask; may be repeated. Default: all but PostgreSQL.")
-def resolve_one(slot: int, names: tuple[str, ...]) -> None:
-    """Find out which batches of a stuck slot were published, mark them, and have the others published.
+def resolve_stuck(numbers: tuple[int, ...], names: tuple[str, ...]) -> None:
+    """Find out which batches of stuck slots were published, mark them, and have the others published.
 
-    Every store that is filled from Kafka must answer, or be left out by naming the others.
+    Without SLOT: of every stuck slot. Every store that is filled from Kafka must answer, or be left out by naming the
+    others.
     """
     settings, owner = SlotsSettings(), uuid4()
     url, known = settings.postgres_url.get_secret_value(), {d.name: d for d in datasets.all_datasets()}
     with _failing_well(), _ledger(settings) as connection, ExitStack() as opened:
         readers = [opened.enter_context(closing(stores.open_reader(name))) for name in names or stores.readers()]
         sinks = [reader for reader in readers if reader.progress != "ledger"]
-        with _leased(connection, url, owner, slot) as lease:
-            open_reader = partial(KafkaPartitionReader, settings.kafka_url)
-            open_producer = partial(open_slot_producer, settings.kafka_url)
-            for resolved in resolve(connection, lease, known, sinks, open_producer, open_reader):
-                _say(slot, resolved)
-        click.echo(f"slot {slot} is free: an ingest API publishes what is left of it within seconds")
+        own_progress = {reader.name for reader in sinks if reader.progress == "own"}
+        open_reader = partial(KafkaPartitionReader, settings.kafka_url)
+        open_producer = partial(open_slot_producer, settings.kafka_url)
+        for slot in numbers or [slot.slot for slot in slots.every(connection) if slot.stuck]:
+            with _leased(connection, url, owner, slot) as lease:
+                for resolved in resolve(connection, lease, known, sinks, open_producer, open_reader):
+                    _say(slot, resolved, own_progress)
+            click.echo(f"slot {slot} is free: an ingest API publishes what is left of it within seconds")
 
 
 def _show(every: list[slots.Slot]) -> None:
@@ -64,17 +67,17 @@ def _show(every: list[slots.Slot]) -> None:
     Console().print(table)
 
 
-def _say(slot: int, resolved: Resolved) -> None:
+def _say(slot: int, resolved: Resolved, own_progress: Set[str]) -> None:
     click.echo(
         f"slot {slot}, {resolved.dataset}: {resolved.in_topic} batches were found in the topic and marked;"
         f" {resolved.in_stores_only} are held by a store and no longer in the topic, and were marked;"
-        f" {resolved.to_publish} were not published, and will be"
+        f" {resolved.to_publish} are in neither, and will be published"
     )
     for store, count in resolved.lacking.items():
-        click.echo(
-            f"{store} lacks rows of {count} of these batches: `logpipe replay --store {store} --dataset"
-            f" {resolved.dataset}`"
-        )
+        way_out = "no topic has these rows any more, and this store is filled from topics alone"
+        if store not in own_progress:
+            way_out = f"run `logpipe replay --store {store} --dataset {resolved.dataset}`"
+        click.echo(f"{store} lacks rows of {count} of these batches: {way_out}")
 
 
 @contextmanager

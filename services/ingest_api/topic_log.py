@@ -13,7 +13,7 @@ from services.core.ledger import Batch, Part
 from services.core.ports import PartitionReader
 from services.ledger import topics
 
-_LOOK_SECONDS = 90.0  # longer than a transaction may stay open
+_PATIENCE = 90.0  # seconds without progress: longer than a transaction may stay open
 
 
 class TopicLog:
@@ -47,15 +47,19 @@ class TopicLog:
         parts: dict[int, list[Part]] = {}
         rows: dict[int, int] = {}
         self._reader.assign(starts)
-        deadline = time.monotonic() + _LOOK_SECONDS
-        while any(self._reader.reached().get(partition, starts[partition]) < end for partition, end in ends.items()):
-            if time.monotonic() > deadline:
-                raise StoreDown("kafka", f"{self.dataset.topic} was not read to its end within {_LOOK_SECONDS:.0f} s")
+        reached, moved_at = dict(starts), time.monotonic()
+        while any(reached[partition] < end for partition, end in ends.items()):
+            if time.monotonic() - moved_at > _PATIENCE:
+                raise StoreDown(
+                    "kafka", f"reading {self.dataset.topic} to its end stands still since {_PATIENCE:.0f} s"
+                )
             for message in self._reader.poll(1.0):
                 batch_id = _batch_id(message.key)
                 if batch_id in batches:
                     parts.setdefault(batch_id, []).append(Part(message.partition, message.offset))
                     rows[batch_id] = rows.get(batch_id, 0) + int(message.headers["rows"])
+            if (now := {**reached, **self._reader.reached()}) != reached:
+                reached, moved_at = now, time.monotonic()
         self._reader.assign({})
         return {batch_id: (tuple(parts[batch_id]), rows[batch_id]) for batch_id in sorted(parts)}
 

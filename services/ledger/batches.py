@@ -8,6 +8,7 @@ import msgspec
 import psycopg
 from psycopg.sql import SQL
 
+from services.core.ids import MAX_BATCH
 from services.core.ledger import Batch, Part
 from services.ledger import slots
 from services.ledger.slots import Lease
@@ -115,28 +116,37 @@ def committed(connection: psycopg.Connection[Any], xid: str, batch: Batch) -> bo
         return found.fetchone() is not None
 
 
-def unpublished(connection: psycopg.Connection[Any], slot: int, max_rows: int) -> list[Batch]:
-    """The slot's oldest unpublished batches, about `max_rows` rows of them, at least one if there is one."""
+def unpublished(connection: psycopg.Connection[Any], lease: Lease, max_rows: int) -> list[Batch]:
+    """The slot's oldest unpublished batches, about `max_rows` rows of them, at least one if there is one.
+
+    None if the slot was leased by another process since.
+    """
     with translated():
         rows = connection.execute(
             """
             SELECT batch_id, slot, dataset, rows, checksum, created_at FROM (
                 SELECT *, sum(rows) OVER (ORDER BY batch_id) - rows AS before FROM (
-                    SELECT * FROM batches WHERE slot = %s AND published_at IS NULL ORDER BY batch_id LIMIT 1000
+                    SELECT * FROM batches WHERE slot = %s AND published_at IS NULL
+                    AND EXISTS (SELECT FROM slots WHERE slot = %s AND epoch = %s) ORDER BY batch_id LIMIT 1000
                 ) AS oldest
             ) AS counted WHERE before < %s ORDER BY batch_id
             """,
-            (slot, max_rows),
+            (lease.slot, lease.slot, lease.epoch, max_rows),
         )
         return [Batch(*row) for row in rows.fetchall()]
 
 
-def all_unpublished(connection: psycopg.Connection[Any], slot: int) -> list[Batch]:
+def in_doubt(connection: psycopg.Connection[Any], lease: Lease) -> list[Batch]:
+    """The slot's unmarked batches that a former owner may have published: those accepted before `lease` began."""
     with translated():
         rows = connection.execute(
-            "SELECT batch_id, slot, dataset, rows, checksum, created_at FROM batches"
-            " WHERE slot = %s AND published_at IS NULL ORDER BY batch_id",
-            (slot,),
+            """
+            SELECT batch_id, slot, dataset, rows, checksum, created_at FROM batches
+            WHERE slot = %s AND published_at IS NULL
+              AND batch_id < coalesce((SELECT first_batch FROM slots WHERE slot = %s AND epoch = %s), %s)
+            ORDER BY batch_id
+            """,
+            (lease.slot, lease.slot, lease.epoch, MAX_BATCH),
         )
         return [Batch(*row) for row in rows.fetchall()]
 

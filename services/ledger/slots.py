@@ -1,8 +1,9 @@
 """Slots: each batch belongs to one slot, and one owner at a time publishes a slot's batches.
 
-Ownership is a lease. A process whose lease has lapsed may still be publishing, because it was stopped or cut off. Three
-things keep such a process from doing harm: the adopter ends the process's database sessions, every change of a slot is
-made under the epoch of a lease (`hold`), and Kafka fences the process's producer by the slot's transactional id.
+Ownership is a lease. A process whose lease has lapsed may still be publishing, because it was stopped or cut off. Four
+things keep such a process from doing harm: the adopter ends the process's database sessions, batches are read for
+publication under the epoch of a lease, every change of a slot is made under it, too (`hold`), and Kafka fences the
+process's producer by the slot's transactional id.
 """
 
 from dataclasses import dataclass
@@ -146,7 +147,8 @@ def end_lapsed_sessions(connection: psycopg.Connection[Any]) -> int:
 def _take(connection: psycopg.Connection[Any], owner: UUID, condition: Composed) -> Lease | None:
     """Lease the lowest slot that fulfils `condition`, once the sessions of its lapsed owner have been ended."""
     query = SQL("SELECT slot FROM slots WHERE {} ORDER BY slot LIMIT 1").format(condition)
-    take = SQL("""UPDATE slots SET owner = {}, renewed_at = clock_timestamp(), epoch = epoch + 1, stuck = ''
+    take = SQL("""UPDATE slots SET owner = {}, renewed_at = clock_timestamp(), epoch = epoch + 1, stuck = '',
+                                   first_batch = NULL
                   WHERE slot = ({}) RETURNING slot, epoch""").format(owner, query)
     with translated():
         if connection.execute(query).fetchone() is None:
@@ -155,7 +157,14 @@ def _take(connection: psycopg.Connection[Any], owner: UUID, condition: Composed)
         with connection.transaction():
             connection.execute(_ONE_AT_A_TIME)
             row = connection.execute(take).fetchone()
-    return Lease(*row) if row else None
+        if row is None:
+            return None
+        # A former owner can read no batch of which the id was drawn after the epoch was raised. The epoch was raised by
+        # the commit, so the sequence is looked at after it.
+        connection.execute(
+            "UPDATE slots SET first_batch = (SELECT last_value + 1 FROM batch_ids) WHERE slot = %s AND epoch = %s", row
+        )
+    return Lease(*row)
 
 
 def _create(connection: psycopg.Connection[Any], owner: UUID) -> Lease:

@@ -23,7 +23,8 @@ from services.ingest_api import resolution, slots_command
 from services.ingest_api.publisher import SlotPublisher
 from services.ingest_api.slot_owner import SlotOwner
 from services.ingest_api.topic_log import TopicLog
-from services.ledger import batches, schema, slots, topics
+from services.ledger import batches, reading, schema, slots, topics
+from services.ledger.reading import Taken
 from services.ledger.slots import LEASE_SECONDS, Lease
 from services.ledger.topics import Topic
 from services.postgres.connection import connect
@@ -101,7 +102,7 @@ def test_a_former_owner_neither_marks_nor_moves_the_recovery_point(
     zombie._advanced = 0.0  # it was stopped for minutes
     with pytest.raises(Fenced):
         zombie.step(bench.connection)
-    [batch] = batches.all_unpublished(bench.connection, bench.slot)
+    [batch] = batches.unpublished(bench.connection, heir.lease, 1000)
     with pytest.raises(Fenced):
         batches.mark_published(
             bench.connection, zombie.lease, [replace(batch, parts=(Part(0, 10_000),))], {"logs": Topic(1, "any")}
@@ -114,33 +115,89 @@ def test_a_former_owner_neither_marks_nor_moves_the_recovery_point(
     assert bench.unmarked() == 0
 
 
-def test_a_topic_made_anew_gets_what_was_not_marked_once(bench: Bench) -> None:
+def resolve(bench: Bench, lease: Lease, sinks: list[Any]) -> resolution.Resolved:
+    [resolved] = resolution.resolve(
+        bench.connection,
+        lease,
+        {"logs": bench.dataset},
+        sinks,
+        lambda slot: kafka.KafkaProducer(bench.kafka_url, f"test-slot-{slot}"),
+        lambda topic: kafka.KafkaPartitionReader(bench.kafka_url, topic),
+    )
+    return resolved
+
+
+def test_what_a_deleted_topic_may_have_held_is_published_again_only_after_the_stores_were_asked(bench: Bench) -> None:
     publisher = bench.publisher()
     first = bench.commit(3000)
     publisher.step(bench.connection)
     publisher.close()
+    stored, absent = (bench.commit(10).pop() for _ in range(2))
     make_topic_anew(bench)
-    own = bench.commit(10)
+    heir = bench.publisher()
+    with pytest.raises(NeedsOperator, match=r"made anew, and the former topic may have held 2 batches .*slots resolve"):
+        publish(heir, bench)
+    heir.close()
+    resolved = resolve(bench, bench.lease(), [Sink({stored: 10})])
+    assert (resolved.in_topic, resolved.in_stores_only, resolved.to_publish, resolved.lacking) == (0, 1, 1, {})
+    heir = bench.publisher()
+    publish(heir, bench)
+    heir.close()
+    assert bench.in_topic() == {absent: 10}
+    assert bench.unmarked() == 0
+    old, new = topic_ids(bench)
+    assert topics_of(bench, {*first, stored}) == {old}
+    assert topics_of(bench, {absent}) == {new}
+
+
+def test_a_batch_accepted_under_the_lease_is_in_no_doubt(bench: Bench) -> None:
+    """Otherwise every slot that is leased after a topic was made anew would get stuck."""
     publisher = bench.publisher()
+    publisher.step(bench.connection)
+    publisher.close()
+    make_topic_anew(bench)
+    lease = bench.lease()
+    own = bench.commit(10)
+    publisher = bench.publisher(lease)
     publish(publisher, bench)
     publisher.close()
-    found = bench.in_topic()
-    assert {batch_id: found[batch_id] for batch_id in own} == dict.fromkeys(own, 10)
-    old, new = topic_ids(bench)
-    assert (topics_of(bench, first), topics_of(bench, own)) == ({old}, {new})
-    assert set(batches.slot_positions(bench.connection, bench.slot, "logs")) == {new}
+    assert bench.in_topic() == dict.fromkeys(own, 10)
+    assert set(batches.slot_positions(bench.connection, bench.slot, "logs")) == {topic_ids(bench)[-1]}
+
+
+def test_a_former_owner_reads_no_batch_that_is_accepted_under_a_later_lease(
+    bench: Bench, ledger: psycopg.Connection[Any], postgres_url: str
+) -> None:
+    former = bench.lease()
+    bench.connection.execute("UPDATE slots SET renewed_at = '-infinity' WHERE slot = %s", (bench.slot,))
+    before = bench.commit(10)
+    lease = slots.take_over(ledger, uuid4(), bench.slot)
+    bench.commit(10)
+    assert batches.unpublished(bench.connection, former, 1000) == []
+    assert len(batches.unpublished(bench.connection, lease, 1000)) == 2
+    assert {batch.batch_id for batch in batches.in_doubt(bench.connection, lease)} == before
 
 
 def test_a_batch_that_came_to_a_topic_made_anew_under_the_producer_is_found_there(
-    bench: Bench, postgres_url: str
+    bench: Bench, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher = bench.publisher()
     bench.commit(3000)
     publisher.step(bench.connection)
+    publisher.close()
+    positions = "SELECT partition, topic_id, next_offset FROM slot_positions WHERE slot = %s"
+    former = bench.connection.execute(positions, (bench.slot,)).fetchall()
     make_topic_anew(bench)
+    publisher = bench.publisher()
+    publish(publisher, bench)
     own = bench.commit(10)
-    with pytest.raises(StoreDown):  # either Kafka tells the producer, or the check before the mark
-        publisher.step(bench.connection)
+    fail_to_mark(monkeypatch, publisher, bench)
+    publisher.close()
+    for partition, topic_id, next_offset in former:  # as if the topic had been made anew after the last mark
+        bench.connection.execute(
+            "UPDATE slot_positions SET topic_id = %s, next_offset = %s WHERE slot = %s AND partition = %s",
+            (topic_id, next_offset, bench.slot, partition),
+        )
     other = Bench(postgres_url, bench.kafka_url, bench.slot + 100_000, bench.dataset)
     with closing(other):
         longer = other.publisher()  # until the new topic is longer than the old positions
@@ -337,41 +394,72 @@ class Sink:
         return iter([(b, rows, rows) for b, rows in self._rows.items() if first <= b <= last])
 
 
-def test_a_stuck_slot_is_settled_by_the_topic_and_the_stores(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stuck_slot_is_settled_by_the_topic_and_the_stores(bench: Bench) -> None:
     publisher = bench.publisher()
     publisher.step(bench.connection)
+    before = batches.slot_positions(bench.connection, bench.slot, "logs")
     lost, half, absent = (bench.commit(100).pop() for _ in range(3))
+    assert publisher.step(bench.connection) == 3
+    with closing(kafka.KafkaPartitionReader(bench.kafka_url, bench.dataset.topic)) as reader:
+        ends = {partition: end for partition, (_, end) in reader.bounds().items()}
+    admin = AdminClient({"bootstrap.servers": bench.kafka_url})
+    cut = [TopicPartition(bench.dataset.topic, partition, end) for partition, end in ends.items()]
+    for deletion in admin.delete_records(cut).values():
+        deletion.result(30)
     here = bench.commit(100).pop()
-    assert publisher.step(bench.connection) == 4
+    assert publisher.step(bench.connection) == 1
     publisher.close()
-    # As if only `here` could still be found in the topic, and none of the four had been marked.
+    everything = [lost, half, absent, here]  # as if nothing had been marked
     bench.connection.execute(
-        "UPDATE batches SET published_at = NULL, parts = NULL, topic = NULL, slot = %s WHERE batch_id = ANY(%s)",
-        (bench.slot, [lost, half, absent, here]),
+        "UPDATE batches SET published_at = NULL, parts = NULL, topic = NULL WHERE batch_id = ANY(%s)", (everything,)
     )
-    holds = TopicLog.holds
-    monkeypatch.setattr(
-        TopicLog, "holds", lambda log, doubt, starts: holds(log, {here: doubt[here]}, dict.fromkeys(starts, 0))
-    )
+    [(topic_id, positions)] = before.items()
+    for partition, offset in positions.items():
+        bench.connection.execute(
+            "UPDATE slot_positions SET next_offset = %s WHERE slot = %s AND partition = %s",
+            (offset, bench.slot, partition),
+        )
+    heir = bench.publisher()
+    with pytest.raises(NeedsOperator, match="retention has deleted messages"):
+        heir.step(bench.connection)
+    heir.close()
     lease = bench.lease()
-    [resolved] = resolution.resolve(
-        bench.connection,
-        lease,
-        {"logs": bench.dataset},
-        [Sink({lost: 100, half: 60})],  # type: ignore[list-item]
-        lambda slot: kafka.KafkaProducer(bench.kafka_url, f"test-slot-{slot}"),
-        lambda topic: kafka.KafkaPartitionReader(bench.kafka_url, topic),
-    )
+    resolved = resolve(bench, lease, [Sink({lost: 100, half: 60})])
     assert (resolved.in_topic, resolved.in_stores_only, resolved.to_publish) == (1, 2, 1)
     assert resolved.lacking == {"clickhouse": 1}
-    assert [batch.batch_id for batch in batches.all_unpublished(bench.connection, bench.slot)] == [absent]
-    query = "SELECT batch_id, parts = '[]' FROM batches WHERE batch_id = ANY(%s)"
-    marked = dict(bench.connection.execute(query, ([lost, half, here],)).fetchall())
-    assert marked == {lost: True, half: True, here: False}
-    monkeypatch.undo()
+    assert [batch.batch_id for batch in batches.in_doubt(bench.connection, lease)] == [absent]
+    numbers = reading.topic_numbers(bench.connection, bench.dataset.topic, topic_id)
+
+    def first_missing(short: int) -> int | None:
+        """Of a store that has read up to `short` offsets before what the topic still has."""
+        taken = Taken(numbers, {p: end - short for p, end in ends.items()}, skips_lost=True)
+        return reading.first_missing(bench.connection, "logs", lost - 1, half, taken)
+
+    assert (first_missing(1), first_missing(0)) == (lost, None)
     heir = bench.publisher()
     assert heir.step(bench.connection) == 1
     heir.close()
+    assert bench.in_topic() == {absent: 100, here: 100}
+
+
+def test_a_batch_of_which_the_topic_has_lost_a_part_is_loaded_by_who_has_passed_that_part(bench: Bench) -> None:
+    publisher = bench.publisher()
+    publisher.step(bench.connection)
+    own = bench.commit(100).pop()
+    publisher.step(bench.connection)
+    publisher.close()
+    query = "SELECT parts FROM batches WHERE batch_id = %s"
+    [(parts,)] = bench.connection.execute(query, (own,)).fetchall()
+    assert len(parts) > 1
+    gone, offset = parts[0]
+    where = TopicPartition(bench.dataset.topic, gone, offset + 1)
+    admin = AdminClient({"bootstrap.servers": bench.kafka_url})
+    admin.delete_records([where])[where].result(30)
+    bench.connection.execute("UPDATE batches SET published_at = NULL, parts = NULL WHERE batch_id = %s", (own,))
+    bench.connection.execute("UPDATE slot_positions SET next_offset = 0 WHERE slot = %s", (bench.slot,))
+    resolved = resolve(bench, bench.lease(), [Sink({own: 100})])
+    assert (resolved.in_topic, resolved.in_stores_only, resolved.lacking) == (1, 0, {})
+    assert sorted(bench.connection.execute(query, (own,)).fetchall()[0][0]) == sorted(parts)
 
 
 def test_a_slot_is_not_taken_from_an_owner_that_publishes_it(ledger: psycopg.Connection[Any]) -> None:
@@ -399,3 +487,23 @@ def test_the_command_lists_slots_and_refuses_one_that_is_published(
     refused = run(slots_command.main, ["resolve", "400002", "--store", "postgres"])
     assert (refused.exit_code, "living owner" in refused.output) == (1, True)
     assert "`logpipe slots` lists them" in run(slots_command.main, ["resolve", "9", "--store", "postgres"]).output
+
+
+def test_the_command_settles_every_stuck_slot(
+    own_postgres_url: str, kafka_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGPIPE_POSTGRES_URL", own_postgres_url)
+    monkeypatch.setenv("LOGPIPE_KAFKA_URL", kafka_url)
+    with closing(Bench(own_postgres_url, kafka_url, 7)) as bench:
+        lease = bench.lease()
+        own = bench.commit(10)
+        slots.give_up(bench.connection, lease, "rows are missing")
+        ran = CliRunner().invoke(slots_command.main, ["resolve", "--store", "postgres"])
+        assert ran.exit_code == 0, ran.output
+        assert "slot 7, logs: 0 batches were found in the topic" in ran.output
+        assert "1 are in neither, and will be published" in ran.output
+        assert not slots.every(bench.connection)[0].stuck
+        publisher = bench.publisher(slots.adopt_orphan(bench.connection, uuid4()))
+        assert publisher.step(bench.connection) == 1
+        publisher.close()
+        assert bench.in_topic().keys() >= own
