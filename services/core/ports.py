@@ -79,6 +79,12 @@ class StoreWriter(Protocol):
         rows are written. Raises Backpressure or StoreDown: the outcome is unknown, call `complete` again.
         """
 
+    def end_writes(self, dataset: Dataset) -> None:
+        """End every write of the dataset's rows that still runs in the store, whoever began it. Raises StoreDown.
+
+        For a replay, which gives up ranges that others have begun. A living writer completes what it loses by this.
+        """
+
 
 @runtime_checkable
 class OwnProgressWriter(StoreWriter, Protocol):

@@ -17,12 +17,13 @@ import psycopg
 from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.envelope import messages
-from services.core.errors import Conflict, Invalid, LogpipeError, StoreDown
+from services.core.errors import Conflict, Invalid, LogpipeError, OtherLedger, StoreDown
 from services.core.instants import DAY
 from services.core.ledger import Batch
 from services.core.ports import Outgoing
 from services.core.rows import RowCodec, Rows, checksum
 from services.ledger import batches as ledger
+from services.ledger.identity import ledger_id
 from services.postgres.clock import now_microseconds
 from services.postgres.connection import PIPELINE, connect
 from services.runtime import logs, metrics
@@ -34,11 +35,16 @@ _log = logs.get("committer")
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One request's rows. `key` is its Idempotency-Key, '' when it has none."""
+    """One request's rows. `key` is its Idempotency-Key, '' when it has none.
+
+    `ledger` is the id of the ledger that a client with a journal counts in, '' for any: the client's rows are of no use
+    to another ledger.
+    """
 
     rows: Rows
     key: str = ""
     body_hash: bytes = b""
+    ledger: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +145,19 @@ class Committer:
     def _known(
         self, cursor: psycopg.Cursor[Any], dataset: Dataset, group: Sequence[Submission]
     ) -> list[Outcome | None]:
-        """What is already known of each submission by its key; None for those to be written now."""
+        """What is already known of each submission by its ledger and its key; None for those to be written now."""
+        refused = _refused(cursor, group)
         keys = sorted({s.key for s in group if s.key})
         if not keys:
-            return [None] * len(group)
+            return refused
         held = ledger.lock_keys(cursor, keys)
         known = ledger.known_requests(cursor, [key for key in keys if held[key]])
         outcomes: list[Outcome | None] = []
         running: set[str] = set()
-        for submission in group:
+        for submission, refusal in zip(group, refused, strict=True):
             key = submission.key
-            if not key:
-                outcomes.append(None)
+            if refusal or not key:
+                outcomes.append(refusal)
             elif not held[key] or key in running:
                 outcomes.append(Conflict(f"the first request with Idempotency-Key {key!r} is still running"))
             elif key in known:
@@ -235,6 +242,19 @@ class Committer:
                     "postgres", "the connection was lost during COMMIT; repeat the request with its Idempotency-Key"
                 )
             time.sleep(0.2)  # PostgreSQL cannot tell us when it is back
+
+
+def _refused(cursor: psycopg.Cursor[Any], group: Sequence[Submission]) -> list[Outcome | None]:
+    """The refusal of each submission that is meant for another ledger; None for the others."""
+    if not any(submission.ledger for submission in group):
+        return [None] * len(group)
+    there = str(ledger_id(cursor.connection))
+    return [
+        OtherLedger(f"the rows are meant for ledger {submission.ledger[:36]!r}, and this is ledger {there}")
+        if submission.ledger not in ("", there)
+        else None
+        for submission in group
+    ]
 
 
 def _repeated(known: ledger.Request, dataset: Dataset, submission: Submission) -> Outcome:

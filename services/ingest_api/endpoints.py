@@ -12,10 +12,11 @@ from pydantic import create_model
 
 from services.core import metric_names
 from services.core.dataset import Dataset
-from services.core.errors import Invalid, OtherLedger, StoreDown, TooLarge, UnsupportedMedia
+from services.core.errors import Invalid, TooLarge, UnsupportedMedia
 from services.core.ledger import LEDGER_HEADER
 from services.core.rows import RowCodec, Rows
 from services.ingest_api import bodies
+from services.ingest_api.committer import Submission
 from services.ingest_api.disk import DiskFloor
 from services.ingest_api.service import IngestService
 from services.runtime import metrics
@@ -95,7 +96,6 @@ def _endpoint(
             raise TooLarge(
                 f"the body has {announced} bytes; at most {ingest.max_body} are accepted: send several requests"
             )
-        _check_ledger(request, ingest.ledger())
         ingest.disk.check()
         ingest.in_flight.check(announced)
         with ingest.in_flight.reserve() as take:
@@ -109,7 +109,8 @@ def _endpoint(
             body_hash = xxhash.xxh3_128_digest(body) if key else b""
             size = len(body)
             del body  # the rows have all of it; what waits for its commit is held once
-            result = await ingest.service.accept(dataset, rows, size, key, body_hash)
+            submission = Submission(rows, key, body_hash, request.headers.get(LEDGER_HEADER, ""))
+            result = await ingest.service.accept(dataset, submission, size)
         if not result.duplicate:
             accepted.inc(result.rows)
         reply: dict[str, Any] = {"status": "accepted", "type": word, "batch_id": result.batch_id}
@@ -127,15 +128,6 @@ def _key(request: Request) -> str:
     if len(key) > MAX_KEY_LENGTH or not key.isascii():
         raise Invalid(f"Idempotency-Key: at most {MAX_KEY_LENGTH} ASCII characters")
     return key
-
-
-def _check_ledger(request: Request, ledger: str) -> None:
-    """A client that keeps a journal says which ledger it counts in: its rows are of no use to another one."""
-    wanted = request.headers.get(LEDGER_HEADER, "")
-    if wanted and not ledger:
-        raise StoreDown("postgres", "the ledger's id has not been read yet")
-    if wanted and wanted != ledger:
-        raise OtherLedger(f"the rows are meant for ledger {wanted[:36]!r}, and this is ledger {ledger}")
 
 
 def _decoder(request: Request, decoders: dict[str, Callable[[bytes], Rows]]) -> Callable[[bytes], Rows]:

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from services.core.batcher import Batcher
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
-from services.core.rows import Rows
 from services.ingest_api.committer import Accepted, Committer, Outcome, Submission
 
 GROUP_BYTES = 16 << 20  # of request bodies: more of them in one transaction gain nothing
@@ -30,13 +29,13 @@ class IngestService:
     def start(self) -> None:
         self._workers = [asyncio.create_task(self._work(committer)) for committer in self._committers]
 
-    async def accept(self, dataset: Dataset, rows: Rows, size: int, key: str, body_hash: bytes) -> Accepted:
+    async def accept(self, dataset: Dataset, submission: Submission, size: int) -> Accepted:
         """Returns once the rows, of a body of `size` bytes, are on disk.
 
-        Raises Conflict, Invalid or StoreDown; nothing is stored then.
+        Raises Conflict, Invalid, OtherLedger or StoreDown; nothing is stored then.
         """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._batcher.add(dataset, (Submission(rows, key, body_hash), future), rows.count, size)
+        self._batcher.add(dataset, (submission, future), submission.rows.count, size)
         self._changed.set()
         outcome = await future
         if isinstance(outcome, LogpipeError):

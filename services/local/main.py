@@ -38,13 +38,18 @@ def up(only: tuple[str, ...]) -> None:
 
 
 @click.command(cls=Command)
+@click.option("--only", default="", metavar="NAME,...", callback=_names, help="Leave the others running.")
 @click.option("--wipe", is_flag=True, help="Delete all its data, too.")
-def down(wipe: bool) -> None:
+def down(only: tuple[str, ...], wipe: bool) -> None:
     """Stop the local stack cleanly; its data is kept."""
+    if only and wipe:
+        raise click.UsageError("--wipe deletes the data of all programs: leave --only out")
     stack = Stack(LocalSettings())
-    with view.progress(_console, tuple(reversed(stack.states()))) as watcher:
-        stack.down(wipe=wipe, watcher=watcher)
-    _console.print("down" + (f", and {stack.folder} deleted" if wipe else ""))
+    with view.progress(
+        _console, tuple(name for name in reversed(stack.states()) if name in (only or NAMES))
+    ) as watcher:
+        stack.down(only, wipe=wipe, watcher=watcher)
+    _console.print(f"down: {', '.join(only)}" if only else "down" + (f", and {stack.folder} deleted" if wipe else ""))
 
 
 @click.command(cls=Command)

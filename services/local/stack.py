@@ -124,14 +124,18 @@ class Stack:
                 self.supervisor.shutdown()
             raise error
 
-    def down(self, *, wipe: bool = False, watcher: Watcher = lambda name, event: None) -> None:
-        """Stop everything in reverse order; nothing is left running. `wipe` also deletes all data and the folder."""
+    def down(
+        self, only: tuple[str, ...] = (), *, wipe: bool = False, watcher: Watcher = lambda name, event: None
+    ) -> None:
+        """Stop everything in reverse order, or `only` these programs. `wipe` also deletes all data and the folder."""
         stopped: dict[str, Future[None]] = {}
-        running = [name for name, state in self.states().items() if state.pid]
+        running = [name for name, state in self.states().items() if state.pid and name in (only or NAMES)]
         with ThreadPoolExecutor(len(NAMES)) as pool:
             for name in reversed(running):
                 needed_by = [stopped[other] for other in stopped if name in _PROGRAMS[other].needs]
                 stopped[name] = pool.submit(self._take_down, name, needed_by, watcher)
+        if only and any(state.pid for state in self.states().values()):
+            return
         self.supervisor.shutdown()
         if wipe:
             postgres_files.delete_outside(self.folder / "postgres")

@@ -58,6 +58,8 @@ class Replays:
         with closing(kafka.KafkaPartitionReader(self._kafka_url, dataset.topic)) as topic:
             topic_id = topic.topic_id()
             replay = self._note(progress, topic, topic_id, dataset, first)
+        # The stream's pending ranges that were given up, and a write of a former replay, must not land after a look.
+        self._writer.end_writes(dataset)
         with self._ledger.connection() as connection:
             numbers = reading.topic_numbers(connection, dataset.topic, topic_id)
             starts = reading.sink_offsets(connection, store, dataset.name)

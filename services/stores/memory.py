@@ -62,6 +62,9 @@ class MemoryStore:
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
         return complete(self.name, blocks, lambda: {row[0] for row in self._all(blocks[0].dataset)}, self.write)
 
+    def end_writes(self, dataset: Dataset) -> None:
+        """A write ends before anybody else can act."""
+
     def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
         dataset = question.dataset
         rows = [

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -252,6 +253,22 @@ def test_a_running_insert_is_killed_by_its_query_id(engine: Engine, table: str) 
     thread.join()
     assert replies[0].headers["X-ClickHouse-Exception-Code"] == "394"
     assert engine.query(f"SELECT count() FROM {table}") == "0"
+
+
+def test_every_running_insert_of_a_dataset_is_ended(engine: Engine, table: str) -> None:
+    engine.query(f"CREATE TABLE {table} (id Int64, d UInt8 DEFAULT sleepEachRow(0.2)) ENGINE = MergeTree ORDER BY id")
+    replies: list[httpx.Response] = []
+    insert = f"INSERT INTO {table} (id) FORMAT JSONEachRow\n" + '{"id":1}\n' * 14
+    thread = threading.Thread(target=lambda: replies.append(engine.post(insert, query_id=f"insert-{table}-1")))
+    thread.start()
+    until(lambda: engine.query("SELECT count() FROM system.processes WHERE query_kind = 'Insert'") == "1")
+    writer = ClickHouseWriter(engine.url)
+    writer.end_writes(replace(DATASET, name=f"{table}_other"))
+    assert engine.query("SELECT count() FROM system.processes WHERE query_kind = 'Insert'") == "1"
+    writer.end_writes(replace(DATASET, name=table))
+    assert engine.query("SELECT count() FROM system.processes WHERE query_kind = 'Insert'") == "0"
+    thread.join()
+    assert replies[0].headers["X-ClickHouse-Exception-Code"] == "394"
 
 
 # ---- the writer loses and doubles nothing ---------------------------------------------------------------------------

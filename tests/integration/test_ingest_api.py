@@ -93,6 +93,12 @@ def test_replies_name_the_ledger_and_rows_for_another_one_are_refused(
     assert refused.status_code == 412
     assert known in refused.json()["detail"]
     assert total(ledger) == stored + 1
+    ledger.execute("UPDATE ledger SET id = gen_random_uuid()")  # as after a restore, under the running process
+    try:
+        assert post(ingest, [LOG], **{"Logpipe-Ledger": known}).status_code == 412
+        assert total(ledger) == stored + 1
+    finally:
+        ledger.execute("UPDATE ledger SET id = %s", (known,))
 
 
 def test_a_reply_means_the_rows_are_stored_as_the_ledger_says(

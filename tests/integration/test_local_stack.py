@@ -78,6 +78,20 @@ def test_a_killed_component_is_started_again(stack_folder: Path) -> None:
         eventually(lambda: stack.program("clickhouse").ready() is None)
 
 
+def test_one_program_is_stopped_and_the_others_go_on(stack_folder: Path) -> None:
+    with Stack(LocalSettings.on_free_ports(stack_folder), ("postgres", "redis")) as stack:
+        postgres = stack.states()["postgres"].pid
+        stack.down(("redis",))
+        assert (stack.states()["redis"].pid, stack.states()["postgres"].pid) == (0, postgres)
+        stack.up()
+        assert stack.program("redis").ready() is None
+        assert stack.states()["postgres"].pid == postgres
+        stack.down(("redis",))
+        stack.down(("postgres",))
+        assert stack.supervisor.pid is None
+    assert processes_in(stack_folder) == []
+
+
 def test_what_a_killed_supervisor_left_is_ended(stack_folder: Path) -> None:
     stack = Stack(LocalSettings.on_free_ports(stack_folder), ("postgres",))
     stack.up()

@@ -255,6 +255,22 @@ def test_a_replay_of_what_is_there_writes_nothing(world: World) -> None:
     assert "logs into clickhouse: 0 rows replayed" in ended(world.replay("--from-batch", "1"))
 
 
+def test_a_write_that_still_runs_is_ended_before_the_store_is_searched(world: World) -> None:
+    """Of a consumer whose pending range the replay gave up, or of a replay that was killed: it would double rows."""
+    insert = "INSERT INTO logs SELECT * FROM logs WHERE sleepEachRow(0.05) = 0 LIMIT 400 SETTINGS max_block_size = 1"
+    url, query = world.urls["LOGPIPE_CLICKHOUSE_URL"], {"query_id": "insert-logs-former", "query": insert}
+    replies: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: replies.append(httpx.post(url, params=query, timeout=60)))
+    thread.start()
+    with closing(clickhouse_connect.get_client(dsn=url)) as client:
+        running_inserts = "SELECT count() FROM system.processes WHERE query_kind = 'Insert'"
+        until(lambda: client.command(running_inserts) == 1)
+        ended(world.replay("--dataset", "logs"))
+    thread.join()
+    assert replies[0].status_code == 500
+    world.verify()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

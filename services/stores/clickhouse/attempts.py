@@ -8,7 +8,7 @@ import msgspec
 from clickhouse_connect.driver.client import Client
 
 from services.core.completion import row_ids
-from services.core.dataset import CREATED_AT, ID
+from services.core.dataset import CREATED_AT, ID, Dataset
 from services.core.errors import StoreDown
 from services.core.ids import batch_of, end_id, first_id
 from services.core.ports import Block, joint_range
@@ -26,13 +26,12 @@ def query_id(blocks: Sequence[Block]) -> str:
 
 def end(client: Client, blocks: Sequence[Block]) -> None:
     """Kill the inserts of the same messages that are still running, and wait for their end. Raises StoreDown."""
-    kill = f"KILL QUERY WHERE startsWith(query_id, '{_family(blocks)}') SYNC"
-    with translated():
-        reply = client.raw_query(kill, fmt="JSONCompactEachRow")
-    for line in reply.splitlines():
-        status, *_ = msgspec.json.decode(line)
-        if status != "finished":
-            raise StoreDown(NAME, f"a former insert of the same rows still runs (KILL QUERY: {status})")
+    _kill(client, _family(blocks))
+
+
+def end_all(client: Client, dataset: Dataset) -> None:
+    """Kill every insert of the dataset's rows that is still running, and wait for their end. Raises StoreDown."""
+    _kill(client, _prefix(dataset))
 
 
 def stored_ids(client: Client, blocks: Sequence[Block]) -> Set[int]:
@@ -62,4 +61,18 @@ def joined(batches: Set[int], most: int) -> list[tuple[int, int]]:
 
 
 def _family(blocks: Sequence[Block]) -> str:
-    return "insert-" + hashlib.sha256(joint_range(blocks).encode()).hexdigest()[:32]
+    return _prefix(blocks[0].dataset) + hashlib.sha256(joint_range(blocks).encode()).hexdigest()[:32]
+
+
+def _prefix(dataset: Dataset) -> str:
+    return f"insert-{dataset.name}-"
+
+
+def _kill(client: Client, beginning: str) -> None:
+    kill = f"KILL QUERY WHERE startsWith(query_id, '{beginning}') SYNC"
+    with translated():
+        reply = client.raw_query(kill, fmt="JSONCompactEachRow")
+    for line in reply.splitlines():
+        status, *_ = msgspec.json.decode(line)
+        if status != "finished":
+            raise StoreDown(NAME, f"a former insert of the same rows still runs (KILL QUERY: {status})")

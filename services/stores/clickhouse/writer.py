@@ -78,6 +78,9 @@ class ClickHouseWriter:
 
         return complete(NAME, blocks, stored_ids, self.write)
 
+    def end_writes(self, dataset: Dataset) -> None:
+        attempts.end_all(self._client, dataset)
+
 
 def _rejected(blocks: Sequence[Block], code: int, message: str) -> RowRejected:
     """The text of a row may contain "at row", too: a parser puts its own words last, a constraint puts them first."""
