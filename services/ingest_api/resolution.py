@@ -4,7 +4,7 @@ The stores are asked, too: a batch of which a store holds rows was published. A 
 store has was not, and the next owner of the slot publishes it again.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -61,7 +61,7 @@ def _settle(
     found = log.holds(doubt, {p: max(first, min(positions.get(p, 0), end)) for p, (first, end) in bounds.items()})
     # Of a batch that the topic holds in part, retention has deleted the other messages.
     unclear = [batch_id for batch_id, batch in doubt.items() if found.get(batch_id, ((), 0))[1] < batch.rows]
-    held = {sink.name: _held(sink, log.dataset, unclear) for sink in sinks}
+    held = {sink.name: _held(sink, log.dataset, [doubt[batch_id] for batch_id in unclear]) for sink in sinks}
     in_stores_only = [b for b in unclear if b not in found and any(rows.get(b) for rows in held.values())]
     parts = {batch_id: parts for batch_id, (parts, _) in found.items()} | dict.fromkeys(in_stores_only, ())
     published = [replace(doubt[batch_id], parts=parts[batch_id]) for batch_id in sorted(parts)]
@@ -82,10 +82,6 @@ def _settle(
     )
 
 
-def _held(sink: StoreReader, dataset: Dataset, batch_ids: Collection[int]) -> dict[int, int]:
+def _held(sink: StoreReader, dataset: Dataset, batches: Sequence[Batch]) -> dict[int, int]:
     """Batch id -> how many of its rows the store has."""
-    if not batch_ids:
-        return {}
-    asked = set(batch_ids)
-    counted = sink.counts(dataset, min(asked), max(asked))
-    return {batch_id: distinct for batch_id, _, distinct in counted if batch_id in asked}
+    return {batch_id: distinct for batch_id, _, distinct in sink.counts_of(dataset, batches)}
