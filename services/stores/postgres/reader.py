@@ -145,7 +145,11 @@ class _JsonText(Loader):
 
 
 def _configure(connection: Connection) -> None:
-    """Values leave this connection in canonical form."""
+    """Values leave this connection in canonical form, and the statements of one query see the same rows.
+
+    Between them, notes of closed days are deleted and chunks of a rollup are merged.
+    """
+    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     connection.adapters.register_loader("timestamptz", _Microseconds)
     connection.adapters.register_loader("uuid", _UuidText)
     connection.adapters.register_loader("json", _JsonText)
