@@ -12,7 +12,7 @@ from services.postgres.connection import translated
 _LOCK = 7_316_001  # advisory lock: one process at a time changes the tables
 _LOCK_TIMEOUT = "2s"
 
-VERSION = 4
+VERSION = 5
 """Raised with every change of TABLES."""
 
 TABLES = """
@@ -233,11 +233,14 @@ ALTER TABLE watermarks SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuu
 -- Version 3: why the owner of a slot cannot publish it, for `logpipe slots`; '' while the owner can.
 ALTER TABLE slots ADD COLUMN IF NOT EXISTS stuck text NOT NULL DEFAULT '';
 
+-- Version 5: alerts that were resolved long ago are found without reading the others.
+CREATE INDEX IF NOT EXISTS alerts_resolved ON alerts (resolved_at) WHERE resolved_at IS NOT NULL;
+
 CREATE TABLE IF NOT EXISTS ledger_version (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     version  int NOT NULL
 );
-INSERT INTO ledger_version (version) VALUES (4)
+INSERT INTO ledger_version (version) VALUES (5)
     ON CONFLICT (only_row) DO UPDATE SET version = greatest(ledger_version.version, excluded.version);
 """
 
