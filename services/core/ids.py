@@ -3,6 +3,9 @@
 id = batch_id * 2**17 + row number. It stays below 2**53, exact as a JSON number, for 6.8e10 batches.
 """
 
+import itertools
+from collections.abc import Collection
+
 ROW_BITS = 17
 MAX_BATCH_ROWS = 1 << ROW_BITS
 MAX_BATCH = (1 << 53 - ROW_BITS) - 2  # whose rows have ids that are exact as JSON numbers
@@ -19,3 +22,13 @@ def batch_of(row_id: int) -> int:
 def end_id(as_of: int) -> int:
     """The first id that a question asked as of batch `as_of` must not see."""
     return (as_of + 1) << ROW_BITS
+
+
+def spans(batches: Collection[int], most: int) -> list[tuple[int, int]]:
+    """Join distinct batch ids to at most `most` spans (first, last), across the narrowest gaps; in order."""
+    ordered = sorted(batches)
+    if not ordered:
+        return []
+    widest = sorted(range(1, len(ordered)), key=lambda at: ordered[at] - ordered[at - 1], reverse=True)[: most - 1]
+    cuts = [0, *sorted(widest), len(ordered)]
+    return [(ordered[start], ordered[stop - 1]) for start, stop in itertools.pairwise(cuts)]

@@ -128,15 +128,27 @@ class StoreReader(Protocol):
         """
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        """(batch, rows, distinct ids) of each batch found in first..last, by really reading the ids. For verify."""
+        """(batch, rows, distinct ids) of each batch found in first..last, by really reading the ids, in order.
+
+        Finds the rows of every batch in the range, whatever their day of acceptance, and whether or not the ledger has
+        the batch. For `verify`, which searches for rows that nobody accepted. Raises StoreDown.
+        """
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
-        """All rows of the batches first..last in canonical form, in any order. For checksums."""
+        """All rows of the batches first..last in canonical form, in any order; like `counts`, of every day."""
+
+    def counts_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[tuple[int, int, int]]:
+        """(batch, rows, distinct ids) of each of these batches that is found, in any order.
+
+        The rows are searched for on the batches' days of acceptance only, so the cost depends on these batches and not
+        on the number of days that the store holds. Raises StoreDown.
+        """
 
     def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
         """All rows of these batches in canonical form, in any order, found by their ids and their days of acceptance.
 
-        The cost must depend on these batches alone, however many others the store holds. For samples.
+        The cost depends on these batches alone, however many others and however many days the store holds. Raises
+        StoreDown.
         """
 
     def close(self) -> None: ...

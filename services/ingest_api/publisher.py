@@ -159,7 +159,7 @@ class SlotPublisher:
         if cached is not None:
             return cached
         dataset = self._known(batch.dataset)
-        rows = sorted(self._rows.rows(dataset, batch.batch_id, batch.batch_id))
+        rows = sorted(self._rows.rows_of(dataset, [batch]))
         if len(rows) != batch.rows:
             raise NeedsOperator(
                 f"batch {batch.batch_id} of {batch.dataset} has {batch.rows} rows in the ledger and {len(rows)} in its"

@@ -68,10 +68,10 @@ def _settle(
     starts = positions.get(log.topic.topic_id, {})
     bounds = log.bounds()
     found = log.holds(doubt, {p: max(first, min(starts.get(p, 0), end)) for p, (first, end) in bounds.items()})
-    whole = [batch_id for batch_id, (_, rows) in found.items() if rows == doubt[batch_id].rows]
-    unclear = doubt.keys() - whole
-    held = {sink.name: _held(sink, dataset, unclear) for sink in sinks}
-    only_stored = [b for b in sorted(unclear) if b not in found and any(rows.get(b) for rows in held.values())]
+    whole = {batch_id for batch_id, (_, rows) in found.items() if rows == doubt[batch_id].rows}
+    unclear = sorted(doubt.keys() - whole)
+    held = {sink.name: _held(sink, dataset, [doubt[b] for b in unclear]) for sink in sinks}
+    only_stored = [b for b in unclear if b not in found and any(rows.get(b) for rows in held.values())]
     gone = [
         Part(partition, (first if starts.get(partition, 0) < first else end) - 1)
         for partition, (first, end) in bounds.items()
@@ -87,7 +87,7 @@ def _settle(
     ledger.mark_published(connection, lease, published, {dataset.name: log.topic})
     ledger.advance_slot(connection, lease, dataset.name, log.topic, {p: end for p, (_, end) in bounds.items()})
     lacking = {
-        name: sum(rows.get(b, 0) < doubt[b].rows for b in unclear if b in found or b in only_stored)
+        name: sum(rows.get(b, 0) < doubt[b].rows for b in [*only_stored, *(found.keys() - whole)])
         for name, rows in held.items()
     }
     return Resolved(
@@ -109,10 +109,6 @@ def _former_topic(connection: Connection, log: TopicLog, positions: Collection[s
     return max(others, key=lambda topic: topic.number, default=None)
 
 
-def _held(sink: StoreReader, dataset: Dataset, batch_ids: Collection[int]) -> dict[int, int]:
+def _held(sink: StoreReader, dataset: Dataset, batches: Sequence[Batch]) -> dict[int, int]:
     """Batch id -> how many of its rows the store has."""
-    if not batch_ids:
-        return {}
-    asked = set(batch_ids)
-    counted = sink.counts(dataset, min(asked), max(asked))
-    return {batch_id: distinct for batch_id, _, distinct in counted if batch_id in asked}
+    return {batch_id: distinct for batch_id, _, distinct in sink.counts_of(dataset, batches)}

@@ -3,7 +3,7 @@
 import threading
 
 from services.core.dataset import Dataset
-from services.core.errors import LogpipeError
+from services.core.errors import LogpipeError, NeedsOperator
 from services.core.instants import DAY
 from services.ledger import batches, schema
 from services.ledger.identity import ledger_id
@@ -41,6 +41,7 @@ class Upkeep:
         self._stop = threading.Event()
         self._prepared = False
         self._failure = "starting"
+        self._kept_keys = ""
         self._ledger = ""
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
 
@@ -53,8 +54,8 @@ class Upkeep:
         return None if self._prepared else f"starting: the tables are not prepared yet: {self._failure}"
 
     def degraded(self) -> str | None:
-        """Why partitions could not be made ahead; None when they are."""
-        return self._failure or None
+        """Why partitions could not be made ahead, or old keys not forgotten; None when both were."""
+        return self._failure or self._kept_keys or None
 
     def ledger(self) -> str:
         """The id of the ledger; '' until it has been read."""
@@ -97,7 +98,15 @@ class Upkeep:
         for dataset in self._datasets:
             postgres.ensure_partitions(connection, dataset, today, DAYS_AHEAD)
         self._ledger = str(ledger_id(connection))
-        batches.forget_requests(connection, self._key_hours)
+        self._forget_keys(connection)
+
+    def _forget_keys(self, connection: Connection) -> None:
+        try:
+            batches.forget_requests(connection, self._key_hours)
+            self._kept_keys = ""
+        except NeedsOperator as error:
+            self._kept_keys = f"old idempotency keys are kept: {error}"
+            _log.warning("old idempotency keys not forgotten", reason=str(error))
 
     def _index_closed_days(self) -> None:
         """Takes long, and nothing waits for it but this thread, whose days are made well ahead."""

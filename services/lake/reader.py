@@ -131,10 +131,20 @@ class LakeReader(ABC):
         snapshot = self._snapshot(dataset)
         return self._stream(snapshot, self._sql(snapshot, dataset).rows(first, last)) if snapshot else iter(())
 
+    def counts_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[tuple[int, int, int]]:
+        if (snapshot := self._snapshot(dataset)) is None:
+            return
+        for at in range(0, len(batches), _WINDOW):
+            query = self._sql(snapshot, dataset).counts_of(batches[at : at + _WINDOW])
+            yield from ((batch_id, rows, ids) for batch_id, rows, ids in self._stream(snapshot, query))
+
     def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
-        """One query: only files of these days, and with these ids by their statistics, are opened."""
-        snapshot = self._snapshot(dataset)
-        return self._stream(snapshot, self._sql(snapshot, dataset).rows_of(batches)) if snapshot else iter(())
+        """Only files of these days, and with these ids by their statistics, are opened."""
+        if (snapshot := self._snapshot(dataset)) is None:
+            return
+        for at in range(0, len(batches), _WINDOW):
+            query = self._sql(snapshot, dataset).rows_of(batches[at : at + _WINDOW])
+            yield from self._stream(snapshot, query)
 
     def close(self) -> None:
         self._tables.clear()

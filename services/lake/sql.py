@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
-from services.core.ids import ROW_BITS, end_id, first_id
+from services.core.ids import ROW_BITS, end_id, first_id, spans
 from services.core.instants import to_datetime
 from services.core.ledger import Batch
 from services.core.queries import AggregateQuestion, Filters, ListQuestion
 from services.lake.schema import DAY
 from services.lake.snapshot import Bounds
+
+_COUNTS = f"{ID.name} >> {ROW_BITS}, count(*), count(DISTINCT {ID.name})"
+_BY_BATCH = "GROUP BY 1 ORDER BY 1"
+_MOST_SPANS = 50  # of ids in one query
 
 
 class Dialect(Protocol):
@@ -98,8 +102,11 @@ class Renderer:
 
     def batches(self, first: int, last: int) -> Query:
         """(batch, rows, distinct ids) of each."""
-        what = f"{ID.name} >> {ROW_BITS}, count(*), count(DISTINCT {ID.name})"
-        return self._range(what, first, last, "GROUP BY 1 ORDER BY 1")
+        return self._range(_COUNTS, first, last, _BY_BATCH)
+
+    def counts_of(self, batches: Sequence[Batch]) -> Query:
+        """(batch, rows, distinct ids) of each."""
+        return self._any_of(_COUNTS, batches, _BY_BATCH)
 
     def lowest(self, first: int, last: int) -> Query:
         """The lowest id within these batches, or NULL."""
@@ -109,10 +116,16 @@ class Renderer:
         return self._range(self._canonical_columns(), first, last)
 
     def rows_of(self, batches: Sequence[Batch]) -> Query:
+        return self._any_of(self._canonical_columns(), batches)
+
+    def _any_of(self, what: str, batches: Sequence[Batch], rest: str = "") -> Query:
         days = sorted({to_datetime(batch.created_at).date().isoformat() for batch in batches})
         listed = ", ".join(f"DATE '{day}'" for day in days)
-        ids = (f"({ID.name} >= {first_id(b.batch_id):d} AND {ID.name} < {end_id(b.batch_id):d})" for b in batches)
-        return self._select(self._canonical_columns(), f"{DAY} IN ({listed}) AND ({' OR '.join(ids)})", [])
+        found = spans({batch.batch_id for batch in batches}, _MOST_SPANS)
+        ids = " OR ".join(f"({ID.name} >= {first_id(a):d} AND {ID.name} < {end_id(b):d})" for a, b in found)
+        each = ", ".join(f"{batch.batch_id:d}" for batch in batches)
+        where = f"{DAY} IN ({listed}) AND ({ids}) AND {ID.name} >> {ROW_BITS} IN ({each})"
+        return self._select(what, where, [(ID.name, first_id(found[0][0]), end_id(found[-1][1]))], rest)
 
     def _range(self, what: str, first: int, last: int, rest: str = "") -> Query:
         least, beyond = first_id(first), end_id(last)

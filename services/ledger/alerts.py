@@ -20,6 +20,7 @@ Event = Literal["opened", "resolved"]
 State = Literal["open", "resolved"]
 
 _AHEAD_SECONDS = 60  # by how much the clocks that rows were accepted by may differ
+_FORGOTTEN_AT_ONCE = 1000  # alerts of one transaction
 GIVE_UP_HOURS = 24  # after which an event that no webhook took is posted no more
 
 
@@ -170,6 +171,28 @@ def save(connection: Connection, alert: Alert) -> int:
     ).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def forget_resolved(connection: Connection, before: int) -> int:
+    """Delete the alerts that were resolved before this second, with their posts; how many alerts.
+
+    A few are deleted in each transaction. An alert with a post that is still to be delivered stays: alerting may have
+    resolved it long after the second at which the errors stopped. Raises StoreDown.
+    """
+    deleted = 0
+    with translated():
+        while True:
+            done = connection.execute(
+                """DELETE FROM alerts WHERE id = ANY(ARRAY(
+                       SELECT id FROM alerts WHERE resolved_at < to_timestamp(%s) AND NOT EXISTS (
+                           SELECT FROM alert_posts WHERE alert_id = id AND delivered_at IS NULL
+                             AND alert_posts.created_at > now() - make_interval(hours => %s))
+                       ORDER BY resolved_at LIMIT %s))""",
+                (before, GIVE_UP_HOURS, _FORGOTTEN_AT_ONCE),
+            ).rowcount
+            deleted += done
+            if done < _FORGOTTEN_AT_ONCE:
+                return deleted
 
 
 # ---- posting --------------------------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ from psycopg.sql import SQL
 
 from services.core.ids import MAX_BATCH
 from services.core.ledger import Batch, Part
-from services.ledger import slots
+from services.ledger import retention_clock, slots
 from services.ledger.slots import Lease
 from services.ledger.topics import Topic
 from services.postgres.clock import NOW_MICROSECONDS
 from services.postgres.connection import translated
 
+_FORGOTTEN_AT_ONCE = 5_000  # keys of one transaction
 _BEGIN = SQL("SELECT pg_current_xact_id()::text, {}").format(NOW_MICROSECONDS)
 
 
@@ -88,11 +89,24 @@ def insert_requests(cursor: psycopg.Cursor[Any], requests: Sequence[Request]) ->
 
 
 def forget_requests(connection: psycopg.Connection[Any], hours: float) -> int:
-    """Delete keys older than `hours`; how many."""
+    """Delete keys older than `hours`, a few thousand in each transaction; how many they were.
+
+    The age is counted from the clock that retention counts from. Raises NeedsOperator when that clock has jumped: a
+    request that is repeated must find its key. Raises StoreDown.
+    """
+    before = retention_clock.now_microseconds(connection) - int(hours * 3_600_000_000)
+    deleted = 0
     with translated():
-        return connection.execute(
-            "DELETE FROM requests WHERE created_at < now() - make_interval(secs => %s)", (hours * 3600,)
-        ).rowcount
+        while True:
+            done = connection.execute(
+                """DELETE FROM requests WHERE idempotency_key = ANY(ARRAY(
+                       SELECT idempotency_key FROM requests WHERE created_at < to_timestamp(%s::numeric / 1000000)
+                       ORDER BY created_at LIMIT %s FOR UPDATE SKIP LOCKED))""",
+                (before, _FORGOTTEN_AT_ONCE),
+            ).rowcount
+            deleted += done
+            if done < _FORGOTTEN_AT_ONCE:
+                return deleted
 
 
 def committed(connection: psycopg.Connection[Any], xid: str, batch: Batch) -> bool | None:

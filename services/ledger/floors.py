@@ -8,39 +8,20 @@ from typing import Any
 
 import psycopg
 
-from services.core.errors import NeedsOperator
 from services.core.instants import DAY
-from services.ledger import reading
-from services.postgres.clock import now_microseconds
+from services.ledger import reading, retention_clock
 from services.postgres.connection import translated
 
-_LONGEST_JUMP = "2 days"
 _DELETED_AT_ONCE = 10_000  # batches
 
 
 def today(connection: psycopg.Connection[Any], *, trust_clock: bool) -> int:
     """The day by PostgreSQL's clock, in days since 1970-01-01 UTC, for retention to count from.
 
-    Raises NeedsOperator when the clock is more than two days ahead of where retention last saw it: with a wrong clock,
-    retention would drop days that nobody wants to lose. `trust_clock`: an operator says that the clock is right.
+    Raises NeedsOperator when the clock has jumped, unless `trust_clock`: see `retention_clock`. With a wrong clock,
+    retention would drop days that nobody wants to lose.
     """
-    query = """SELECT seen_at::text, clock_timestamp()::text, clock_timestamp() > seen_at + %s::interval
-               FROM (SELECT 1) AS one LEFT JOIN retention_clock ON true"""
-    with translated(), connection.transaction():
-        row = connection.execute(query, (_LONGEST_JUMP,)).fetchone()
-        assert row is not None
-        seen_at, now, jumped = row
-        if jumped and not trust_clock:
-            raise NeedsOperator(
-                f"PostgreSQL's clock says {now}, and retention last ran at {seen_at}: nothing was dropped. If the clock"
-                " is right, run `logpipe maintain --once --trust-clock` with the same LOGPIPE_RETENTION_DAYS; if not,"
-                " set the clock first"
-            )
-        connection.execute(
-            "INSERT INTO retention_clock (seen_at) VALUES (clock_timestamp())"
-            " ON CONFLICT (only_row) DO UPDATE SET seen_at = excluded.seen_at"
-        )
-        return now_microseconds(connection) // DAY
+    return retention_clock.now_microseconds(connection, trust_clock=trust_clock) // DAY
 
 
 def raise_to(connection: psycopg.Connection[Any], dataset: str, day: int, settled: int) -> int:

@@ -236,6 +236,8 @@ ALTER TABLE slots ADD COLUMN IF NOT EXISTS stuck text NOT NULL DEFAULT '';
 -- Version 5: batches from `first_batch` on were accepted under the present lease: no former owner has published them.
 -- NULL: not known.
 ALTER TABLE slots ADD COLUMN IF NOT EXISTS first_batch bigint;
+-- Alerts that were resolved long ago are found without reading the others.
+CREATE INDEX IF NOT EXISTS alerts_resolved ON alerts (resolved_at) WHERE resolved_at IS NOT NULL;
 
 CREATE TABLE IF NOT EXISTS ledger_version (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),

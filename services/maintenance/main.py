@@ -10,9 +10,11 @@ from fastapi import FastAPI
 from services import datasets
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
+from services.ledger import retention_clock, schema
 from services.maintenance.rounds import Rounds
 from services.maintenance.settings import MaintainSettings
 from services.maintenance.steps import Steps
+from services.postgres.connection import connect
 from services.rollups.keeper import RollupKeeper
 from services.runtime import logs
 from services.runtime.health import Readiness
@@ -26,8 +28,8 @@ from services.runtime.http import make_app, serve
 def main(names: tuple[str, ...], once: bool, trust_clock: bool) -> None:
     """Keep rollups, merge the lake's small files, drop days beyond LOGPIPE_RETENTION_DAYS."""
     settings = MaintainSettings()
-    if trust_clock and not (once and settings.retention_days):
-        raise click.UsageError("--trust-clock goes with --once, and with LOGPIPE_RETENTION_DAYS as `maintain` has it")
+    if trust_clock and not once:
+        raise click.UsageError("--trust-clock goes with --once")
     logs.configure("maintain", settings.log_level)
     try:
         chosen = tuple(map(datasets.find, names)) or datasets.all_datasets()
@@ -40,8 +42,12 @@ def main(names: tuple[str, ...], once: bool, trust_clock: bool) -> None:
 
 
 def run_once(settings: MaintainSettings, chosen: tuple[Dataset, ...], trust_clock: bool) -> None:
+    if trust_clock:
+        with connect(settings.postgres_url.get_secret_value()) as connection:
+            schema.prepare(connection)
+            retention_clock.now_microseconds(connection, trust_clock=True)
     for dataset in chosen:
-        for what in Steps(settings, dataset, trust_clock=trust_clock).all():
+        for what in Steps(settings, dataset).all():
             click.echo(what)
         click.echo(f"{dataset.name}: done")
 

@@ -11,7 +11,7 @@ from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
 from services.core.instants import DAY, to_datetime
 from services.lake.maintenance import TableMaintenance
-from services.ledger import floors, reading, schema
+from services.ledger import alerts, floors, reading, schema
 from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
 from services.maintenance.rejected import RejectedRows
@@ -22,11 +22,9 @@ from services.stores import postgres
 
 
 class Steps:
-    def __init__(self, settings: MaintainSettings, dataset: Dataset, *, trust_clock: bool = False) -> None:
-        """`trust_clock`: retention goes by PostgreSQL's clock although it has jumped (see `floors.today`)."""
+    def __init__(self, settings: MaintainSettings, dataset: Dataset) -> None:
         self._settings = settings
         self._dataset = dataset
-        self._trust_clock = trust_clock
         self._lake = TableMaintenance(settings, dataset)
         self._rejected = RejectedRows(settings, dataset, self._lake)
         self._vacuum_at = float("-inf")
@@ -34,11 +32,14 @@ class Steps:
     def all(self) -> Iterator[str]:
         """Run every step and say what each did. A failed step does not stop the others; its error is raised at the end.
 
-        The days are closed last: after an upgrade, each day of the history is read once for that.
+        The days are closed last: after an upgrade, all days of the history have to be closed.
         """
         errors: list[LogpipeError] = []
         did = False
-        for step in (self._compact, self._retain, self._rejected.forget, self._vacuum, self._tidy, self._close_days):
+        for step in (
+            *(self._compact, self._retain, self._rejected.forget, self._forget_alerts),
+            *(self._vacuum, self._tidy, self._close_days),
+        ):
             try:
                 for what in step():
                     did = True
@@ -74,7 +75,7 @@ class Steps:
         url = self._settings.postgres_url.get_secret_value()
         with connect(url) as connection, closing(Ledger(url, max_connections=1)) as ledger:
             schema.prepare(connection)
-            wanted = floors.today(connection, trust_clock=self._trust_clock) - self._settings.retention_days
+            wanted = floors.today(connection, trust_clock=False) - self._settings.retention_days
             before = floors.raise_to(connection, self._dataset.name, wanted, Watermarks(ledger).settled())
             keep = postgres.days_with_rows_from(
                 connection, self._dataset, before, reading.floor(connection, self._dataset.name)
@@ -97,6 +98,16 @@ class Steps:
                 yield f"{deleted} batches below the floor deleted from the ledger"
         if errors:
             raise errors[0]
+
+    def _forget_alerts(self) -> Iterator[str]:
+        """Delete the alerts that were resolved before the days that retention keeps of the dataset they are about."""
+        if self._settings.retention_days is None or self._dataset.alert is None:
+            return
+        with connect(self._settings.postgres_url.get_secret_value()) as connection:
+            schema.prepare(connection)
+            before = floors.today(connection, trust_clock=False) - self._settings.retention_days
+            if deleted := alerts.forget_resolved(connection, before * DAY // 1_000_000):
+                yield f"{deleted} alerts deleted that were resolved before {_date(before)}"
 
     def _vacuum(self) -> Iterator[str]:
         if time.monotonic() < self._vacuum_at:

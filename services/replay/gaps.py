@@ -33,14 +33,13 @@ def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], aside: 
     """`aside`: batch -> ids put aside. Raises as the reader does."""
     if not batches:
         return {}
-    counted = reader.counts(codec.dataset, batches[0].batch_id, batches[-1].batch_id)
-    distinct = {batch_id: ids for batch_id, _, ids in counted}
+    distinct = {batch_id: ids for batch_id, _, ids in reader.counts_of(codec.dataset, batches)}
     gaps: dict[int, Set[int]] = {}
     for batch in batches:
         found = distinct.get(batch.batch_id, 0)
         settled = aside.get(batch.batch_id, frozenset())
         if found < batch.rows:
-            there = reader.rows(codec.dataset, batch.batch_id, batch.batch_id) if found else ()
+            there = reader.rows_of(codec.dataset, [batch]) if found else ()
             settled = settled | {row[0] for row in there}  # what was put aside may be there all the same
             if len(settled) < batch.rows:
                 gaps[batch.batch_id] = settled
@@ -60,7 +59,7 @@ def read(
     size = 0
     seen: Counter[int] = Counter()
     sums: Counter[int] = Counter()
-    rows = (row for row in source.rows(codec.dataset, min(gaps), max(gaps)) if batch_of(row[0]) in gaps)
+    rows = source.rows_of(codec.dataset, [batch for batch in batches if batch.batch_id in gaps])
     while some := list(islice(rows, _ENCODED_AT_ONCE)):
         for row, line in zip(some, codec.encode(some), strict=True):
             batch_id = batch_of(row[0])

@@ -2,11 +2,15 @@
 
 A chunk is counted once no batch below its end can appear any more, in one transaction with the row that says so, and
 only if the ledger says the same number of rows. So the rollup holds each row of its chunks once, whatever crashes.
+
+Once a day is UNMERGED_DAYS old, its chunks are merged into one. A query as of a batch within a merged chunk uses the
+chunks before it and reads the rows of that day, so it is as exact as before, and slower.
 """
 
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import psycopg
@@ -26,6 +30,9 @@ from services.rollups.postgres import LOCK, Connection, keys, until
 CHUNK_ROWS = 500_000
 """About what an answer has to scan at most: fewer make the rollup larger, more the scan longer (ADR 0009)."""
 CHUNK_BATCHES = 8192
+UNMERGED_DAYS = 3
+"""Days whose chunks stay apart. The watermark of a store that is no more than this late lies among them."""
+_MERGED_AT_ONCE = 1000  # chunks of one transaction: more than a day has, at 300 million rows
 
 
 class Chunk(NamedTuple):
@@ -77,8 +84,63 @@ def roll_up(connection: Connection, dataset: Dataset, settled: int) -> int:
                 f"{dataset.name}: PostgreSQL holds {counted:,} rows of the batches {start} to {chunk.until - 1}, the"
                 f" ledger says {chunk.rows:,}: not rolled up; `logpipe verify --all` says which batches differ"
             )
-        connection.execute("INSERT INTO rollup_chunks VALUES (%s, %s, %s, %s)", (name, chunk.until, midnight, counted))
+        connection.execute(
+            "INSERT INTO rollup_chunks (rollup, until_batch, day, row_count) VALUES (%s, %s, %s, %s)",
+            (name, chunk.until, midnight, counted),
+        )
         return chunk.rows
+
+
+def merge(connection: Connection, dataset: Dataset) -> int:
+    """Merge the chunks of the oldest day that is old enough and was not merged yet; how many chunks became one.
+
+    0: no day is due, or another process is at it. Raises StoreDown.
+    """
+    name = questions.name(dataset)
+    with translated(), connection.transaction():
+        alone = connection.execute("SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))", (LOCK, name)).fetchone()
+        if alone != (True,) or connection.execute(_DUE, {"rollup": name, "days": UNMERGED_DAYS}).fetchone() is None:
+            return 0
+        unmerged = connection.execute(
+            "SELECT until_batch, day FROM rollup_chunks WHERE rollup = %s AND NOT merged ORDER BY until_batch LIMIT %s",
+            (name, _MERGED_AT_ONCE),
+        ).fetchall()
+        # Only neighbours are merged: after a clock was put back, batches of one day can lie apart.
+        parts = [until for until, _ in takewhile(lambda chunk: chunk[1] == unmerged[0][1], unmerged)]
+        counted = _move(connection, dataset, parts) if len(parts) > 1 else None
+        connection.execute("DELETE FROM rollup_chunks WHERE rollup = %s AND until_batch = ANY(%s)", (name, parts[:-1]))
+        connection.execute(
+            "UPDATE rollup_chunks SET merged = true, row_count = coalesce(%s, row_count)"
+            " WHERE rollup = %s AND until_batch = %s",
+            (counted, name, parts[-1]),
+        )
+        return len(parts)
+
+
+# The oldest chunk that is not merged, if it is old enough. A day that is later than the newest chunk's is due, too: the
+# clock that gave it was ahead.
+_DUE = """
+    SELECT FROM (SELECT day FROM rollup_chunks WHERE rollup = %(rollup)s AND NOT merged
+                 ORDER BY until_batch LIMIT 1) AS oldest,
+                (SELECT day FROM rollup_chunks WHERE rollup = %(rollup)s ORDER BY until_batch DESC LIMIT 1) AS newest
+    WHERE abs(newest.day - oldest.day) >= %(days)s"""
+
+
+def _move(connection: Connection, dataset: Dataset, chunks: Sequence[int]) -> int:
+    """Add up the counts of these chunks as counts of the last one; how many rows they count."""
+    query = sql.SQL("""
+        WITH parts AS (DELETE FROM {rollup} WHERE until_batch = ANY(%s) RETURNING {keys}, row_count),
+        moved AS (
+            INSERT INTO {rollup} (until_batch, {keys}, row_count)
+            SELECT {last}, {keys}, sum(row_count)::bigint FROM parts GROUP BY {keys} RETURNING row_count
+        ) SELECT coalesce(sum(row_count), 0)::bigint FROM moved""").format(
+        rollup=sql.Identifier(questions.name(dataset)),
+        keys=sql.SQL(", ").join(map(sql.Identifier, ("at_minute", *dataset.groupings))),
+        last=chunks[-1],
+    )
+    row = connection.execute(query, (list(chunks),)).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def _add(connection: Connection, dataset: Dataset, start: int, end: int, accepted: sql.Composed) -> int:

@@ -50,12 +50,13 @@ class RollupKeeper:
                 pause = _RETRY_SECONDS
 
     def _keep(self, dataset: Dataset) -> int:
-        """Bring one rollup one chunk further; how many rows that was."""
+        """Bring one rollup one chunk further, and merge the chunks of one day; how many rows were counted."""
         settled = self._watermarks.settled()
         with self._ledger.connection() as connection:
             if dataset.name not in self._prepared:
                 postgres.prepare(connection, dataset)
                 self._prepared.add(dataset.name)
             rows = chunks.roll_up(connection, dataset, settled)
+            chunks.merge(connection, dataset)
         metrics.counter(metric_names.ROLLUP_ROWS, dataset.name).inc(rows)
         return rows

@@ -22,13 +22,22 @@ LOCK = 7_316_004  # advisory lock: one process at a time makes a rollup, or adds
 
 _CHUNKS = """
 -- What the rollups hold: all batches below `until_batch` that are not in an earlier chunk. `day`: of their acceptance.
+-- `merged`: the chunk is all that its day will have; the chunks of the newest days are not merged yet.
 CREATE TABLE IF NOT EXISTS rollup_chunks (
     rollup      text NOT NULL,
     until_batch bigint NOT NULL,
     day         date NOT NULL,
     row_count   bigint NOT NULL,
+    merged      boolean NOT NULL DEFAULT false,
     PRIMARY KEY (rollup, until_batch)
 )"""
+_CHUNK_INDEXES = {
+    "rollup_chunks_day": "CREATE INDEX rollup_chunks_day ON rollup_chunks (rollup, day)",
+    "rollup_chunks_unmerged": "CREATE INDEX rollup_chunks_unmerged ON rollup_chunks (rollup, until_batch)"
+    " WHERE NOT merged",
+}
+_LOCK_TIMEOUT = "2s"  # for a change of table rollup_chunks, which queries read
+_FORGOTTEN_AT_ONCE = 20  # chunks of one transaction
 
 Connection = psycopg.Connection[Any]
 Fetch = Callable[[sql.Composed, Sequence[Any]], list[Row]]
@@ -38,35 +47,79 @@ Fetch = Callable[[sql.Composed, Sequence[Any]], list[Row]]
 def prepare(connection: Connection, dataset: Dataset) -> None:
     """Create what is missing of the dataset's rollup; its table must be there. Safe from many processes at once."""
     name = questions.name(dataset)
+    table = sql.Identifier(name)
     with translated(), connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
-        connection.execute(_CHUNKS)
-        if connection.execute("SELECT to_regclass(%s)", (f'"{name}"',)).fetchone() != (None,):
-            return
-        connection.execute("DELETE FROM rollup_chunks WHERE rollup = %s", (name,))
-        create = sql.SQL(
-            "CREATE TABLE {} AS SELECT 0::bigint AS until_batch, {}, 0::bigint AS row_count FROM {} WITH NO DATA"
-        )
-        table = sql.Identifier(name)
-        connection.execute(create.format(table, keys(dataset), sql.Identifier(dataset.name)))
-        connection.execute(sql.SQL("CREATE INDEX ON {} (at_minute)").format(table))
+        _prepare_chunks(connection)
+        if connection.execute("SELECT to_regclass(%s)", (f'"{name}"',)).fetchone() == (None,):
+            connection.execute("DELETE FROM rollup_chunks WHERE rollup = %s", (name,))
+            create = sql.SQL(
+                "CREATE TABLE {} AS SELECT 0::bigint AS until_batch, {}, 0::bigint AS row_count FROM {} WITH NO DATA"
+            )
+            connection.execute(create.format(table, keys(dataset), sql.Identifier(dataset.name)))
+            connection.execute(sql.SQL("CREATE INDEX ON {} (at_minute)").format(table))
+        if connection.execute(_FOUND_BY_CHUNK, (f'"{name}"',)).fetchone() is None:
+            connection.execute(sql.SQL("CREATE INDEX ON {} (until_batch)").format(table))
+
+
+def _prepare_chunks(connection: Connection) -> None:
+    connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+    connection.execute(_CHUNKS)
+    if connection.execute(_KNOWS_MERGED).fetchone() is None:
+        connection.execute("ALTER TABLE rollup_chunks ADD COLUMN merged boolean NOT NULL DEFAULT false")
+    for index, create in _CHUNK_INDEXES.items():
+        if connection.execute("SELECT to_regclass(%s)", (index,)).fetchone() == (None,):
+            connection.execute(create)
+    connection.execute("SET LOCAL lock_timeout = 0")
+
+
+_KNOWS_MERGED = """SELECT FROM pg_attribute
+                   WHERE attrelid = 'rollup_chunks'::regclass AND attname = 'merged' AND NOT attisdropped"""
+_FOUND_BY_CHUNK = """SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
+                     WHERE indrelid = to_regclass(%s) AND attname = 'until_batch'"""
 
 
 def forget(connection: Connection, dataset: Dataset, before: int, keep: Collection[int] = ()) -> None:
-    """Delete the counts of days of acceptance below `before`, except those in `keep`: their rows are being dropped.
+    """Delete the chunks of days of acceptance below `before`, except those in `keep`: their rows are being dropped.
 
-    Days are counted from 1970-01-01 UTC.
+    Days are counted from 1970-01-01 UTC. A few chunks are deleted in each transaction. The newest chunk of a rollup
+    stays as a row without counts: it says up to where the batches were counted. Raises StoreDown.
     """
     name = questions.name(dataset)
+    values: dict[str, Any] = {
+        "rollup": name,
+        "before": to_datetime(before * DAY).date(),
+        "keep": [to_datetime(day * DAY).date() for day in keep],
+        "limit": _FORGOTTEN_AT_ONCE,
+    }
+    delete = sql.SQL("DELETE FROM {} WHERE until_batch = ANY(%s)").format(sql.Identifier(name))
     with translated():
         if connection.execute("SELECT to_regclass(%s)", (f'"{name}"',)).fetchone() == (None,):
             return
-        delete = sql.SQL(
-            "DELETE FROM {} WHERE until_batch IN ("
-            "SELECT until_batch FROM rollup_chunks WHERE rollup = {} AND day < {} AND day <> ALL(%s))"
-        )
-        kept = [to_datetime(day * DAY).date() for day in keep]
-        connection.execute(delete.format(sql.Identifier(name), name, to_datetime(before * DAY)), (kept,))
+        while True:
+            with connection.transaction():
+                # A chunk that is being added or merged is finished first.
+                connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (LOCK, name))
+                chunks = [until for (until,) in connection.execute(_FORGETTABLE, values)]
+                if not chunks:
+                    return
+                connection.execute(delete, (chunks,))
+                connection.execute(
+                    "DELETE FROM rollup_chunks WHERE rollup = %(rollup)s AND until_batch = ANY(%(chunks)s)"
+                    " AND until_batch < (SELECT max(until_batch) FROM rollup_chunks WHERE rollup = %(rollup)s)",
+                    {**values, "chunks": chunks},
+                )
+                connection.execute(
+                    "UPDATE rollup_chunks SET row_count = 0 WHERE rollup = %s AND until_batch = ANY(%s)",
+                    (name, chunks),
+                )
+
+
+_FORGETTABLE = """
+    SELECT until_batch FROM rollup_chunks
+    WHERE rollup = %(rollup)s AND day < %(before)s AND day <> ALL(%(keep)s::date[])
+      AND (row_count > 0 OR until_batch < (SELECT max(until_batch) FROM rollup_chunks WHERE rollup = %(rollup)s))
+    ORDER BY day LIMIT %(limit)s"""
 
 
 def keys(dataset: Dataset) -> sql.Composed:

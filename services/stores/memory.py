@@ -90,14 +90,13 @@ class MemoryStore:
         raise NotImplementedError("its progress is in sink_progress")
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        ids: dict[int, list[int]] = {}
-        for row in self.rows(dataset, first, last):
-            ids.setdefault(batch_of(row[0]), []).append(row[0])
-        for batch_id, found in sorted(ids.items()):
-            yield batch_id, len(found), len(set(found))
+        return _counts(self.rows(dataset, first, last))
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
         return (row for row in self._all(dataset) if first_id(first) <= row[0] < end_id(last))
+
+    def counts_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[tuple[int, int, int]]:
+        return _counts(self.rows_of(dataset, batches))
 
     def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
         wanted = {batch.batch_id for batch in batches}
@@ -109,6 +108,14 @@ class MemoryStore:
     def _all(self, dataset: Dataset) -> Iterator[Row]:
         for rows in self._written.get(dataset.name, {}).values():
             yield from rows
+
+
+def _counts(rows: Iterator[Row]) -> Iterator[tuple[int, int, int]]:
+    ids: dict[int, list[int]] = {}
+    for row in rows:
+        ids.setdefault(batch_of(row[0]), []).append(row[0])
+    for batch_id, found in sorted(ids.items()):
+        yield batch_id, len(found), len(set(found))
 
 
 def _counted(question: AggregateQuestion, rows: list[Row]) -> list[Row]:

@@ -80,12 +80,12 @@ def reconcile(
     for first, last, batches in _chunks(accepted, scope):
         complete = _count(reader, dataset, first, last, batches, aside, result)
         if scope.sample is None:
-            _compare(reader, codec, complete, first, last, result)
+            _compare(codec, complete, reader.rows(dataset, first, last), result)
         else:
             sample.offer(complete)
         advance(sum(batch.rows for batch in batches))
     for batch in sample.chosen():
-        _compare(reader, codec, [batch], batch.batch_id, batch.batch_id, result)
+        _compare(codec, [batch], reader.rows_of(dataset, [batch]), result)
     return result
 
 
@@ -172,11 +172,12 @@ def _differences(batch: Batch, stored: set[int], aside: Aside) -> tuple[int, int
     return max(0, absent - aside.unnamed), extra + max(0, aside.unnamed - absent)
 
 
-def _compare(reader: StoreReader, codec: RowCodec, batches: list[Batch], first: int, last: int, result: Result) -> None:
+def _compare(codec: RowCodec, batches: list[Batch], rows: Iterator[Row], result: Result) -> None:
+    """`rows`: those of `batches` in the store, and possibly of others."""
     if not batches:
         return
     sums: Counter[int] = Counter()
-    for row, line in encoded(codec, reader.rows(codec.dataset, first, last)):
+    for row, line in encoded(codec, rows):
         sums[batch_of(row[0])] += checksum([line])
     for batch in batches:
         compare(batch, sums[batch.batch_id], result)

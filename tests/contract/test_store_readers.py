@@ -26,13 +26,17 @@ from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuest
 from services.core.rows import Row, RowCodec, Rows, checksum
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
+from services.lake import reader as lake_reader
+from services.lake import sql as lake_sql
 from services.lake.embedded import EmbeddedReader
 from services.postgres.connection import connect
 from services.runtime.settings import LakeSettings
 from services.stores import clickhouse, postgres
+from services.stores.clickhouse import reader as clickhouse_reader
 from services.stores.clickhouse.questions import Asked as ClickHouseAsked
 from services.stores.memory import MemoryStore
 from services.stores.postgres import questions
+from services.stores.postgres import reader as postgres_reader
 from services.stores.postgres.questions import Asked as PostgresAsked
 from tests import lake_tables
 
@@ -336,15 +340,24 @@ def test_counts_and_rows_of_a_range(store: StoreReader, dataset: Dataset, first:
     assert _exact(found) == _exact([row for rows in wanted.values() for row in rows])
 
 
+@pytest.mark.parametrize("limits", [{}, {"_AT_ONCE": 2, "_WINDOW": 2}, {"_MOST_SPANS": 2}], ids=str)
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda d: d.name)
-def test_rows_of_some_batches(store: StoreReader, dataset: Dataset) -> None:
+def test_counts_and_rows_of_some_batches(
+    store: StoreReader, dataset: Dataset, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They were accepted before and after a midnight; one of them is not in the store."""
+    for module in (postgres_reader, clickhouse_reader, lake_reader, lake_sql):
+        for name, value in limits.items():
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
     created_at = dataset.column_names.index("created_at")
     wanted = {b: rows for number, (b, rows) in enumerate(ACCEPTED[dataset.name].items()) if number % 2 or not number}
     batches = [Batch(b, 0, dataset.name, len(rows), 0, rows[0][created_at]) for b, rows in wanted.items()]
     absent = Batch(LAST + 9, 0, dataset.name, 1, 0, CREATED)
     found = sorted(store.rows_of(dataset, [*batches, absent]))
     assert _exact(found) == _exact([row for rows in wanted.values() for row in rows])
+    assert sorted(store.counts_of(dataset, [*batches, absent])) == [(b, ROWS, ROWS) for b in wanted]
+    assert list(store.counts_of(dataset, [])) == list(store.rows_of(dataset, [])) == []
 
 
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda d: d.name)

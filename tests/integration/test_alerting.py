@@ -15,6 +15,7 @@ import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
 
+from services import datasets
 from services.alerting import watcher as watching
 from services.alerting.book import Policy
 from services.alerting.rules import Rule
@@ -28,6 +29,8 @@ from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.ledger import alerts, batches, schema
 from services.ledger.alerts import Alert, Connection
+from services.maintenance.settings import MaintainSettings
+from services.maintenance.steps import Steps
 from services.postgres.connection import connect
 from services.query_api.alerts import router
 from services.runtime.health import Readiness
@@ -425,6 +428,63 @@ def test_what_a_webhook_is_told(receiver: Receiver, connection: Connection) -> N
     shown = alerts.get(connection, alert_id)
     assert shown
     assert all(post["delivered_at"] and post["attempts"] == 1 for post in shown["posts"].values())
+
+
+def test_alerts_resolved_long_ago_are_deleted_in_pieces_with_their_posts(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alerts, "_FORGOTTEN_AT_ONCE", 2)
+    old = [opened(connection, f"s{number}", resolved_at=START + 30) for number in range(5)]
+    recent, is_open = opened(connection, "r", resolved_at=START + 100), opened(connection, "o")
+    connection.execute("UPDATE alert_posts SET delivered_at = now()")
+    undelivered = opened(connection, "u", resolved_at=START + 30)
+    given_up = opened(connection, "g", resolved_at=START + 30)
+    connection.execute(
+        "UPDATE alert_posts SET created_at = now() - interval '25 hours' WHERE alert_id = %s", (given_up,)
+    )
+    assert alerts.forget_resolved(connection, START + 30) == 0
+    assert alerts.forget_resolved(connection, START + 31) == len([*old, given_up])
+    assert [alert["id"] for alert in alerts.find(connection, None, None, 100)] == [undelivered, is_open, recent]
+    posts = connection.execute("SELECT alert_id FROM alert_posts ORDER BY 1").fetchall()
+    assert posts == [(recent,), (is_open,), (undelivered,)]
+
+
+def test_alerts_that_stay_are_not_read_to_find_those_that_go(connection: Connection) -> None:
+    connection.execute(
+        "INSERT INTO alerts (rule, service, threshold, window_seconds, opened_at, resolved_at, count, peak, sample)"
+        " SELECT 'many', 'a', 1, 1, now(), now(), 1, 1, '' FROM generate_series(1, 5000)"
+    )
+    connection.execute("VACUUM ANALYZE alerts")
+
+    def rows_read() -> int:
+        connection.execute("SELECT pg_stat_force_next_flush()")
+        query = "SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_user_tables WHERE relname = 'alerts'"
+        row = connection.execute(query).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    before = rows_read()
+    assert alerts.forget_resolved(connection, START - 86_400 * 365) == 0
+    assert rows_read() == before
+
+
+@pytest.mark.parametrize("days", [None, 3])
+def test_maintenance_deletes_alerts_by_the_retention_of_the_rows(
+    connection: Connection, own_postgres: str, days: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGPIPE_POSTGRES_URL", own_postgres)
+    monkeypatch.setenv("LOGPIPE_HDFS_URL", tmp_path.as_uri())
+    connection.execute("DELETE FROM retention_clock")
+    now = int(alerts.now(connection))
+    for ago in (4, 2):
+        opened(connection, f"s{ago}", resolved_at=now - ago * 86_400)
+    connection.execute("UPDATE alert_posts SET delivered_at = now()")
+    settings = MaintainSettings(retention_days=days)
+    assert len(list(Steps(settings, datasets.find("events"))._forget_alerts())) == 0
+    said = list(Steps(settings, DATASET)._forget_alerts())
+    assert [what.split(" that")[0] for what in said] == ([] if days is None else ["1 alerts deleted"])
+    left = {alert["service"] for alert in alerts.find(connection, None, None, 100)}
+    assert left == ({"s4", "s2"} if days is None else {"s2"})
 
 
 def test_a_post_is_repeated_until_it_is_taken_and_before_what_follows(

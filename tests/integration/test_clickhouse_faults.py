@@ -24,7 +24,7 @@ from services.core.errors import LogpipeError, StoreDown
 from services.core.ids import first_id
 from services.core.ports import Block
 from services.core.rows import RowCodec
-from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter, attempts
+from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter
 from tests.processes import free_port
 
 pytestmark = pytest.mark.timeout(240)  # the engine is started several times
@@ -485,10 +485,3 @@ def test_a_write_that_still_runs_is_ended_before_the_table_is_searched(
     thread.join()
     assert len(failures) == 1
     assert counted(engine) == [(1, 5, 5)]
-
-
-def test_batches_are_joined_to_spans_across_the_narrowest_gaps() -> None:
-    assert attempts.joined({5}, 3) == [(5, 5)]
-    assert attempts.joined({1, 2, 3}, 1) == [(1, 3)]
-    assert attempts.joined({1, 2, 9, 10, 1000, 1003}, 3) == [(1, 2), (9, 10), (1000, 1003)]
-    assert attempts.joined({4, 1, 2}, 9) == [(1, 1), (2, 2), (4, 4)]

@@ -3,16 +3,21 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from click.testing import CliRunner
 
 from services import datasets
+from services.core.errors import NeedsOperator
 from services.core.instants import DAY
 from services.core.rows import RowCodec
 from services.ingest_api.committer import Accepted, Committer, Submission
 from services.ingest_api.upkeep import DAYS_AHEAD, Upkeep
-from services.ledger import slots
+from services.ledger import batches, floors, schema, slots
+from services.maintenance.main import main as maintain
+from services.maintenance.steps import Steps
 from services.postgres.clock import now_microseconds
 from services.postgres.connection import Connection, connect
 from services.stores import postgres
@@ -82,3 +87,95 @@ def test_a_lease_from_a_clock_that_was_ahead_before_a_crash_is_lapsed(
     taken = slots.take_over(connection, heir, lease.slot)
     assert (taken.slot, taken.epoch) == (lease.slot, lease.epoch + 1)
     assert slots.renew(connection, owner) == set()
+
+
+def put_keys(connection: Connection, hours: float, keys: int) -> None:
+    """Keys of requests that were answered so many hours ago."""
+    connection.execute(
+        "INSERT INTO requests (idempotency_key, body_hash, dataset, first_batch, last_batch, rows, created_at)"
+        " SELECT gen_random_uuid()::text, '', 'logs', 1, 1, 1, now() - make_interval(secs => %s)"
+        " FROM generate_series(1, %s)",
+        (hours * 3600, keys),
+    )
+
+
+def kept_keys(connection: Connection) -> int:
+    row = connection.execute("SELECT count(*) FROM requests").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.mark.usefixtures("wrong_clock")
+def test_keys_are_forgotten_in_pieces_by_postgres(own_postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "_FORGOTTEN_AT_ONCE", 7)
+    with closing(connect(own_postgres_url)) as connection:
+        Upkeep(own_postgres_url, (DATASET,), 24)._prepare(connection)
+        put_keys(connection, 25, 20)
+        put_keys(connection, 23, 5)
+        connection.execute(
+            """CREATE TABLE pieces (keys int);
+               CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+               $$ BEGIN INSERT INTO pieces SELECT count(*) FROM gone; RETURN NULL; END $$;
+               CREATE TRIGGER note AFTER DELETE ON requests REFERENCING OLD TABLE AS gone
+               FOR EACH STATEMENT EXECUTE FUNCTION note()"""
+        )
+        assert batches.forget_requests(connection, 24) == 20
+        assert kept_keys(connection) == 5
+        assert [keys for (keys,) in connection.execute("SELECT keys FROM pieces")] == [7, 7, 6]
+
+
+def test_keys_are_kept_while_the_clock_of_retention_has_jumped(own_postgres_url: str) -> None:
+    with closing(connect(own_postgres_url)) as connection:
+        upkeep = Upkeep(own_postgres_url, (DATASET,), 24)
+        upkeep._prepare(connection)
+        put_keys(connection, 25, 3)
+        connection.execute("INSERT INTO retention_clock (seen_at) VALUES (now() - interval '3 days')")
+        upkeep.start()
+        deadline = time.monotonic() + 20
+        while "--trust-clock" not in (upkeep.degraded() or ""):
+            assert time.monotonic() < deadline, upkeep.degraded()
+            time.sleep(0.05)
+        upkeep.stop()
+        assert upkeep.problem() is None, "it serves all the same"
+        assert partitions(connection)
+        with pytest.raises(NeedsOperator, match="--trust-clock"):  # to have looked does not make the clock right
+            floors.today(connection, trust_clock=False)
+        assert kept_keys(connection) == 3
+        floors.today(connection, trust_clock=True)
+        upkeep._once(connection)
+        assert kept_keys(connection) == 0
+        assert upkeep.degraded() is None
+
+
+def test_the_ingest_api_keeps_the_last_time_that_was_seen(own_postgres_url: str) -> None:
+    """Without `maintain`, too, a jump is a jump from the last time that keys were forgotten."""
+    with closing(connect(own_postgres_url)) as connection:
+        upkeep = Upkeep(own_postgres_url, (DATASET,), 24)
+        upkeep._prepare(connection)
+        upkeep._once(connection)
+        seen = connection.execute("SELECT now() - seen_at < interval '1 minute' FROM retention_clock").fetchone()
+        assert seen == (True,)
+        connection.execute("UPDATE retention_clock SET seen_at = now() - interval '47 hours'")  # a weekend
+        upkeep._once(connection)
+        assert (
+            connection.execute("SELECT now() - seen_at < interval '1 minute' FROM retention_clock").fetchone() == seen
+        )
+
+
+@pytest.mark.parametrize("days", [None, "5"])
+def test_an_operator_says_that_the_clock_is_right(
+    own_postgres_url: str, days: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Steps, "all", lambda steps: iter(()))
+    monkeypatch.setenv("LOGPIPE_POSTGRES_URL", own_postgres_url)
+    monkeypatch.setenv("LOGPIPE_HDFS_URL", tmp_path.as_uri())
+    if days:
+        monkeypatch.setenv("LOGPIPE_RETENTION_DAYS", days)
+    with closing(connect(own_postgres_url)) as connection:
+        schema.prepare(connection)
+        connection.execute("INSERT INTO retention_clock (seen_at) VALUES (now() - interval '3 days')")
+        refused = CliRunner().invoke(maintain, ["--trust-clock"])
+        assert "--once" in refused.output
+        done = CliRunner().invoke(maintain, ["--once", "--trust-clock"])
+        assert done.exit_code == 0, done.output
+        floors.today(connection, trust_clock=False)

@@ -1,7 +1,7 @@
 """Leases and identities of slots: a former owner changes nothing, and another topic is never taken for the same."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from threading import Event
@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 from psycopg.pq import ExecStatus
 
 from services.core.errors import Conflict, Fenced, NeedsOperator, StoreDown
-from services.core.ledger import Part
+from services.core.ledger import Batch, Part
 from services.core.ports import Outgoing
 from services.ingest_api import resolution, slots_command
 from services.ingest_api.publisher import SlotPublisher
@@ -390,8 +390,9 @@ class Sink:
     def __init__(self, rows: dict[int, int]) -> None:
         self._rows = rows
 
-    def counts(self, dataset: Any, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        return iter([(b, rows, rows) for b, rows in self._rows.items() if first <= b <= last])
+    def counts_of(self, dataset: Any, batches: Sequence[Batch]) -> Iterator[tuple[int, int, int]]:
+        held = {batch.batch_id: self._rows.get(batch.batch_id, 0) for batch in batches}
+        return iter([(batch_id, rows, rows) for batch_id, rows in held.items() if rows])
 
 
 def test_a_stuck_slot_is_settled_by_the_topic_and_the_stores(bench: Bench) -> None:

@@ -14,6 +14,7 @@ from pyspark.sql.connect.session import SparkSession
 
 from services.core.errors import QueryTimeout, StoreDown
 from services.core.ids import first_id
+from services.core.ledger import Batch
 from services.core.ports import StoreReader
 from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row
@@ -31,7 +32,7 @@ FILES, ROWS = 6, 40
 AS_OF = 9
 SECONDS = 200  # the server's first answer waits for all of its code to be loaded
 TEXTS = ["", " ", "a", "B", "É", "e\u0301", "😀", "\uffff", "a'b", 'a"b', "a\\b", "`", ":p0", "%s", "x\ny"]
-
+BATCHES = [Batch(2 * file, 0, LOGS.name, ROWS, 0, CREATED + file) for file in (0, 1, 4, 99)]  # the last is not there
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -98,6 +99,8 @@ def test_both_engines_read_the_same_rows_and_know_the_same_position(engines: Eng
     for read in (
         lambda e: sorted(e.rows(LOGS, 2, 5)),
         lambda e: list(e.counts(LOGS, 0, 99)),
+        lambda e: list(e.counts_of(LOGS, BATCHES)),
+        lambda e: sorted(e.rows_of(LOGS, BATCHES)),
         lambda e: e.position(LOGS),
     ):
         assert read(engines.spark) == read(engines.embedded)

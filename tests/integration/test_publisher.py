@@ -3,9 +3,11 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -15,12 +17,14 @@ from services import datasets
 from services.core.dataset import Dataset
 from services.core.envelope import batch_of_key
 from services.core.errors import Fenced, NeedsOperator, StoreDown
+from services.core.instants import DAY
 from services.core.ledger import Batch
 from services.core.rows import RowCodec
 from services.ingest_api.committer import Accepted, Committer, Submission
 from services.ingest_api.publisher import MessageCache, SlotPublisher
 from services.ledger import batches, schema
 from services.ledger.slots import Lease
+from services.postgres.clock import now_microseconds
 from services.postgres.connection import connect
 from services.stores import postgres
 from services.streams import kafka
@@ -121,6 +125,34 @@ def test_batches_come_to_the_topic_once_and_are_marked(bench: Bench) -> None:
     found = bench.in_topic()
     assert sum(found[batch_id] for batch_id in own) == 250
     assert bench.unmarked() == 0
+
+
+def test_rows_that_are_read_back_are_searched_for_on_their_day_only(postgres_url: str, kafka_url: str) -> None:
+    name = f"read_back_{uuid4().hex[:12]}"
+    bench = Bench(postgres_url, kafka_url, 990, replace(DATASET, name=name, topic=name))
+    with closing(bench), closing(connect(postgres_url)) as connection:
+        today = now_microseconds(connection) // DAY
+        postgres.prepare(connection, bench.dataset)
+        postgres.ensure_partitions(connection, bench.dataset, today - 40, 42)
+        bench.commit(250)
+
+        def scans() -> dict[str, int]:
+            connection.execute("SELECT pg_stat_force_next_flush()")
+            query = "SELECT relname, seq_scan FROM pg_stat_user_tables WHERE relname LIKE %s"
+            return dict(connection.execute(query, (f"{name}_y%",)).fetchall())
+
+        before = scans()
+        bench.cache = MessageCache(0)
+        publisher = bench.publisher()
+        assert publisher.step(bench.connection) == 3
+        publisher.close()
+        bench.rows.close()  # a session reports its statistics when it ends
+        deadline = time.monotonic() + 20
+        while not (scanned := {leaf for leaf, count in scans().items() if count > before.get(leaf, 0)}):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert len(before) > 40
+        assert scanned == {postgres.copy_target(bench.dataset, today)}
 
 
 def test_rows_that_are_not_cached_are_read_back(bench: Bench) -> None:

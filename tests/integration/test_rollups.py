@@ -25,11 +25,12 @@ from services.datasets.logs import DATASET as LOGS
 from services.ledger import batches as ledger_batches
 from services.ledger import schema
 from services.postgres.connection import connect
-from services.rollups import chunks, keeper
+from services.rollups import chunks, keeper, questions
 from services.rollups import postgres as rollup
 from services.rollups.clickhouse import BUCKET_BITS
 from services.rollups.keeper import RollupKeeper
 from services.stores import clickhouse, postgres
+from services.stores.postgres.tables import midnight
 from tests.conftest import running
 
 DAY = 86_400_000_000
@@ -240,6 +241,163 @@ def test_days_that_retention_drops(pipeline: Pipeline, rolled_up: bool) -> None:
     # What was dropped before it was rolled up is not rolled up any more: a scan finds nothing.
     assert method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == ("rollup" if rolled_up else "scan")
     assert pipeline.readers[0].answer(StatsQuestion(pipeline.dataset), pipeline.loaded).rows == [(0,)]
+
+
+class History:
+    """Some days of a pipeline, rolled up and merged as a keeper does; the batch ids where each day ends."""
+
+    def __init__(self, pipeline: Pipeline, days: int) -> None:
+        self.pipeline = pipeline
+        self.first_day = pipeline.start // DAY - days + 1
+        self.ends: list[int] = []
+        pipeline.start -= days * DAY
+        for _ in range(days):
+            pipeline.start += DAY
+            for _ in range(4):
+                pipeline.loaded = pipeline.accept(30).last
+                self.keep()
+            self.ends.append(pipeline.loaded)
+
+    def keep(self) -> None:
+        while self.pipeline.roll_up() or chunks.merge(self.pipeline.connection, self.pipeline.dataset):
+            pass
+
+    def chunks(self) -> dict[int, int]:
+        """Day, counted from the first, -> how many chunks it has."""
+        query = "SELECT day - %s, count(*) FROM rollup_chunks WHERE rollup = %s GROUP BY 1 ORDER BY 1"
+        first = midnight(self.first_day).date()
+        name = questions.name(self.pipeline.dataset)
+        return dict(self.pipeline.connection.execute(query, (first, name)).fetchall())
+
+    def compare(self, as_of: int) -> None:
+        reader, dataset = self.pipeline.readers[0], self.pipeline.dataset
+        within = Filters(start=self.pipeline.start - 3 * DAY + 1, end=self.pipeline.start + 5 * MINUTE - 1)
+        for question in (
+            StatsQuestion(dataset),
+            AggregateQuestion(dataset, "level"),
+            AggregateQuestion(dataset, None, within, MINUTE),
+            AggregateQuestion(dataset, "service", Filters((("level", "ERROR"),)), BUCKETS["1h"]),
+        ):
+            compare(reader, question, as_of)
+
+    def drop(self, days: int) -> None:
+        """As retention does: the floor rises, then the first days go."""
+        connection, dataset = self.pipeline.connection, self.pipeline.dataset
+        connection.execute("DELETE FROM floors WHERE dataset = %s", (dataset.name,))
+        connection.execute("INSERT INTO floors VALUES (%s, %s)", (dataset.name, self.ends[days - 1] + 1))
+        rollup.forget(connection, dataset, self.first_day + days)
+        for day in range(self.first_day, self.first_day + days):
+            leaf = sql.Identifier(postgres.copy_target(dataset, day))
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(leaf))
+
+
+def test_the_chunks_of_a_day_become_one(pipeline: Pipeline) -> None:
+    history = History(pipeline, 9)
+    found = history.chunks()
+    assert list(found) == list(range(9))
+    assert {found[day] for day in range(9 - chunks.UNMERGED_DAYS)} == {1}
+    assert all(found[day] > 1 for day in range(9 - chunks.UNMERGED_DAYS, 9))
+    for as_of in [0, *range(history.ends[0] - 150, history.ends[-1] + 2, 37), *history.ends]:
+        history.compare(max(0, as_of))
+    assert method_of(pipeline.readers[0], pipeline.dataset, history.ends[4]) == "rollup"
+
+
+def test_chunks_of_a_clock_that_was_wrong_do_not_hold_up_the_others(pipeline: Pipeline) -> None:
+    """One block was accepted 300 days ahead and one 300 days back, among those of the first day."""
+    for days in (0, 300, 0, -300, 0, 1, 2, 3, 4, 5):
+        pipeline.start += days * DAY
+        pipeline.loaded = pipeline.accept(64).last
+        pipeline.start -= days * DAY
+    while pipeline.roll_up() or chunks.merge(pipeline.connection, pipeline.dataset):
+        pass
+    query = "SELECT count(*), sum(row_count) FROM rollup_chunks WHERE rollup = %s AND {} merged"
+    name = questions.name(pipeline.dataset)
+    unmerged = pipeline.connection.execute(query.format("NOT").encode(), (name,)).fetchone()
+    merged = pipeline.connection.execute(query.format("").encode(), (name,)).fetchone()
+    assert unmerged is not None
+    assert merged is not None
+    assert merged[0] == 5 + chunks.UNMERGED_DAYS - 1, "each block of the wrong days is apart"
+    assert method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == "rollup"
+    for as_of in range(pipeline.loaded - 660, pipeline.loaded, 53):
+        compare(pipeline.readers[0], AggregateQuestion(pipeline.dataset, "level"), max(0, as_of))
+
+
+def test_a_merge_between_the_statements_of_a_query_is_not_seen(
+    pipeline: Pipeline, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "UNMERGED_DAYS", 100)
+    history = History(pipeline, 3)
+    monkeypatch.setattr(chunks, "UNMERGED_DAYS", 1)
+    until, merged = rollup.until, list[int]()
+
+    def merging(*arguments: Any) -> int:
+        found = until(*arguments)
+        with closing(connect(postgres_url)) as other:
+            merged.append(chunks.merge(other, pipeline.dataset))
+        return found
+
+    as_of = history.ends[0] - 10
+    with monkeypatch.context() as patch:
+        patch.setattr(rollup, "until", merging)
+        answer = pipeline.readers[0].answer(StatsQuestion(pipeline.dataset), as_of)
+    assert merged[0] > 1
+    assert answer.method == "rollup"
+    assert answer.rows == pipeline.readers[0].answer(StatsQuestion(pipeline.dataset, scan=True), as_of).rows
+
+
+def test_forgotten_days_leave_no_chunks_and_are_not_looked_at_again(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollup, "_FORGOTTEN_AT_ONCE", 2)
+    history = History(pipeline, 9)
+    history.drop(5)
+    assert list(history.chunks()) == [5, 6, 7, 8]
+    history.keep()
+    for as_of in (*range(history.ends[4], history.ends[-1], 41), history.ends[-1]):
+        history.compare(as_of)
+    connection, name = pipeline.connection, questions.name(pipeline.dataset)
+    connection.execute("SET enable_seqscan = off")  # the tables are small: an index would not pay
+
+    def rows_read() -> int:
+        connection.execute("SELECT pg_stat_force_next_flush()")
+        query = "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_user_tables WHERE relname = ANY(%s)"
+        row = connection.execute(query, ([name, "rollup_chunks"],)).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    before = rows_read()
+    for _ in range(10):
+        rollup.forget(connection, pipeline.dataset, history.first_day + 5)
+    assert rows_read() - before <= 10 * 2
+    history.drop(9)
+    assert history.chunks() == {8: 1}, "up to where the batches were counted"
+    assert connection.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(name))).fetchone() == (0,)
+    assert pipeline.roll_up() == 0
+    assert method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == "rollup"
+    pipeline.start += DAY
+    pipeline.loaded = pipeline.accept(64).last
+    assert pipeline.roll_up()
+    history.drop(9)
+    assert history.chunks() == {9: 1}
+    assert method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == "rollup"
+
+
+def test_a_rollup_of_an_earlier_release_is_merged(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "UNMERGED_DAYS", 100)
+    history = History(pipeline, 6)
+    assert all(found > 1 for found in history.chunks().values())
+    monkeypatch.undo()
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 900)
+    with pipeline.connection.transaction(force_rollback=True):  # other tests use the table
+        pipeline.connection.execute("ALTER TABLE rollup_chunks DROP COLUMN merged")
+        pipeline.connection.execute("DROP INDEX rollup_chunks_day")
+        rollup.prepare(pipeline.connection, pipeline.dataset)
+        rollup.prepare(pipeline.connection, pipeline.dataset)
+        history.keep()
+        assert {history.chunks()[day] for day in range(3)} == {1}
+    history.keep()
+    for as_of in history.ends:
+        history.compare(as_of)
 
 
 def test_the_keeper_follows(pipeline: Pipeline, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """What became of former attempts at an insert: they are ended, then the table is searched for their rows."""
 
 import hashlib
-import itertools
 from collections.abc import Sequence, Set
 
 import msgspec
@@ -10,7 +9,7 @@ from clickhouse_connect.driver.client import Client
 from services.core.completion import row_ids
 from services.core.dataset import CREATED_AT, ID, Dataset
 from services.core.errors import StoreDown
-from services.core.ids import batch_of, end_id, first_id
+from services.core.ids import batch_of, end_id, first_id, spans
 from services.core.ports import Block, joint_range
 from services.stores.clickhouse.client import NAME, translated
 from services.stores.clickhouse.questions import select
@@ -41,23 +40,15 @@ def stored_ids(client: Client, blocks: Sequence[Block]) -> Set[int]:
         return set()
     dataset = blocks[0].dataset
     day = next(block.day for block in blocks if block.rows)
-    spans = " OR ".join(
+    ids = " OR ".join(
         f"{quoted(ID.name)} >= {first_id(first)} AND {quoted(ID.name)} < {end_id(last)}"
-        for first, last in joined(batches, _MOST_SPANS)
+        for first, last in spans(batches, _MOST_SPANS)
     )
     query = select(
-        quoted(ID.name), dataset, f"toYYYYMMDD({stored(CREATED_AT)}) = toYYYYMMDD(toDate({day})) AND ({spans})"
+        quoted(ID.name), dataset, f"toYYYYMMDD({stored(CREATED_AT)}) = toYYYYMMDD(toDate({day})) AND ({ids})"
     )
     with translated(), client.query_column_block_stream(query) as stream:
         return {row_id for columns in stream for row_id in columns[0]}
-
-
-def joined(batches: Set[int], most: int) -> list[tuple[int, int]]:
-    """Join batch ids to at most `most` spans (first, last), across the narrowest gaps."""
-    ordered = sorted(batches)
-    widest = sorted(range(1, len(ordered)), key=lambda at: ordered[at] - ordered[at - 1], reverse=True)[: most - 1]
-    cuts = [0, *sorted(widest), len(ordered)]
-    return [(ordered[start], ordered[stop - 1]) for start, stop in itertools.pairwise(cuts)]
 
 
 def _family(blocks: Sequence[Block]) -> str:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from clickhouse_connect.driver.client import Client
 
 from services.core.dataset import CREATED_AT, Dataset
-from services.core.ids import ROW_BITS, end_id, first_id
+from services.core.ids import ROW_BITS, end_id, first_id, spans
 from services.core.instants import to_datetime
 from services.core.ledger import Batch, StorePosition
 from services.core.ports import QUESTION_SECONDS, Progress
@@ -21,6 +21,11 @@ from services.stores.clickhouse.tables import stored
 _TIMEOUT = 660  # seconds, longer than any question may take: the server ends those
 
 _BATCHES = "id >= {start:Int64} AND id < {end:Int64}"
+_BATCH = f"bitShiftRight(id, {ROW_BITS})"
+_COUNTS = f"{_BATCH} AS batch, count(), uniqExact(id)"
+_BY_BATCH = "GROUP BY batch ORDER BY batch"
+_AT_ONCE = 1000  # batches of one query, whose text names each of them
+_MOST_SPANS = 100  # of ids in one query
 
 
 class ClickHouseReader:
@@ -55,29 +60,37 @@ class ClickHouseReader:
         return tables.table_id(self._client, dataset)
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        what = f"bitShiftRight(id, {ROW_BITS}) AS batch, count(), uniqExact(id)"
-        yield from self._stream(select(what, dataset, _BATCHES, "GROUP BY batch ORDER BY batch"), first, last)
+        yield from self._range(select(_COUNTS, dataset, _BATCHES, _BY_BATCH), first, last)
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
-        yield from self._stream(select(columns(dataset), dataset, _BATCHES), first, last)
+        yield from self._range(select(columns(dataset), dataset, _BATCHES), first, last)
+
+    def counts_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[tuple[int, int, int]]:
+        for at in range(0, len(batches), _AT_ONCE):
+            yield from self._stream(select(_COUNTS, dataset, _any_of(batches[at : at + _AT_ONCE]), _BY_BATCH), {})
 
     def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
-        """One query, whose conditions leave out the parts of other days and of other ids."""
-        days = {to_datetime(batch.created_at).date() for batch in batches}
-        ids = (f"id >= {first_id(b.batch_id):d} AND id < {end_id(b.batch_id):d}" for b in batches)
-        where = f"toDate({stored(CREATED_AT)}) IN {{days:Array(Date)}} AND ({' OR '.join(ids)})"
-        with (
-            translated(),
-            self._client.query_rows_stream(select(columns(dataset), dataset, where), {"days": sorted(days)}) as rows,
-        ):
-            yield from map(tuple, rows)
+        for at in range(0, len(batches), _AT_ONCE):
+            yield from self._stream(select(columns(dataset), dataset, _any_of(batches[at : at + _AT_ONCE])), {})
 
     def close(self) -> None:
         if self._connected is not None:
             self._connected.close()
 
-    def _stream(self, query: str, first: int, last: int) -> Iterator[Row]:
-        bounds = {"start": first_id(first), "end": end_id(last)}
-        with translated(), self._client.query_rows_stream(query, bounds) as rows:
+    def _range(self, query: str, first: int, last: int) -> Iterator[Row]:
+        return self._stream(query, {"start": first_id(first), "end": end_id(last)})
+
+    def _stream(self, query: str, parameters: dict[str, int]) -> Iterator[Row]:
+        with translated(), self._client.query_rows_stream(query, parameters) as rows:
             for row in rows:
                 yield tuple(row)
+
+
+def _any_of(batches: Sequence[Batch]) -> str:
+    """A condition that leaves out the parts of other days and of other ids."""
+    days = sorted({to_datetime(batch.created_at).date().isoformat() for batch in batches})
+    listed = ", ".join(f"toDate('{day}')" for day in days)
+    found = spans({batch.batch_id for batch in batches}, _MOST_SPANS)
+    ids = " OR ".join(f"id >= {first_id(first):d} AND id < {end_id(last):d}" for first, last in found)
+    each = ", ".join(str(int(batch.batch_id)) for batch in batches)
+    return f"toDate({stored(CREATED_AT)}) IN ({listed}) AND ({ids}) AND {_BATCH} IN ({each})"

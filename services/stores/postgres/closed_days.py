@@ -1,6 +1,6 @@
 """What is known of each closed day's partition, so that a query leaves out those that cannot hold what it asks for.
 
-A day is closed once it is over. `close` then notes the least and the greatest time and the greatest id of its rows. A
+A day is closed once it is over. `close` then notes the least and the greatest time and id of its rows. A
 row that comes later all the same, because a clock was put back, deletes the note in its own transaction, by a trigger.
 So a note never claims too little, and a day without a note is always read.
 
@@ -8,7 +8,7 @@ With hundreds of partitions, what costs is their planning: PostgreSQL plans only
 leaves.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, NamedTuple
 
 import psycopg
@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS closed_days (
     least      bigint NOT NULL,    -- microseconds since 1970, UTC
     greatest   bigint NOT NULL,
     last_id    bigint NOT NULL,
+    first_id   bigint,             -- NULL in notes of an earlier release, which are made anew
     PRIMARY KEY (dataset, day)
 );
 CREATE OR REPLACE FUNCTION reopen_day() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -41,6 +42,7 @@ BEGIN
 END $$;
 """
 _NONE_LEAST, _NONE_GREATEST = (1 << 63) - 1, -1  # of a day without rows: no condition holds
+_EDGE_PAGES = 64  # of a partition's table, at its beginning and at its end
 
 Fetch = Callable[[sql.Composed, Sequence[Any]], list[Row]]
 
@@ -57,8 +59,8 @@ class ClosedDay(NamedTuple):
 def close(connection: Connection, dataset: Dataset) -> int:
     """Note what the partitions of days that are over hold, as far as that is not noted yet; how many.
 
-    The newest come first, and no more than a few in one call. Each partition is read once, in a transaction of its own.
-    Raises StoreDown.
+    The newest come first, and no more than a few in one call, each in a transaction of its own. Of each partition the
+    indexes are read and a few pages of its table. Raises StoreDown.
     """
     closed = 0
     with translated():
@@ -66,7 +68,11 @@ def close(connection: Connection, dataset: Dataset) -> int:
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             if connection.execute("SELECT to_regclass('closed_days')").fetchone() == (None,):
                 connection.execute(_TABLE)
-        days = connection.execute("SELECT day FROM closed_days WHERE dataset = %s", (dataset.name,))
+            elif not _knows_first_ids(connection):
+                connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
+                connection.execute("ALTER TABLE closed_days ADD COLUMN first_id bigint")
+        query = "SELECT day FROM closed_days WHERE dataset = %s AND first_id IS NOT NULL"
+        days = connection.execute(query, (dataset.name,))
         noted = {copy_target(dataset, day) for (day,) in days}
         today = copy_target(dataset, now_microseconds(connection) // DAY)
         over = (name for name in partitions(connection, dataset) - noted if name < today)
@@ -88,16 +94,53 @@ def _close(connection: Connection, dataset: Dataset, partition: str) -> bool:
                 " EXECUTE FUNCTION reopen_day({}, {})"
             )
             connection.execute(trigger.format(leaf, sql.Literal(dataset.name), sql.Literal(str(day))))
-            note = sql.SQL(
-                "INSERT INTO closed_days SELECT {dataset}, {day}, coalesce((extract(epoch FROM min({time})) * 1000000)"
-                "::bigint, {least}), coalesce((extract(epoch FROM max({time})) * 1000000)::bigint, {greatest}),"
-                " coalesce(max(id), -1) FROM {leaf} ON CONFLICT DO NOTHING"
+            times = sql.SQL(
+                "SELECT coalesce((extract(epoch FROM min({time})) * 1000000)::bigint, {none_least}),"
+                " coalesce((extract(epoch FROM max({time})) * 1000000)::bigint, {none_greatest}) FROM {leaf}"
+            ).format(time=sql.Identifier(dataset.time), leaf=leaf, none_least=_NONE_LEAST, none_greatest=_NONE_GREATEST)
+            # Each statement asks for what one index answers: beside the ids, the times would be read row by row.
+            least, greatest = connection.execute(times).fetchone() or (_NONE_LEAST, _NONE_GREATEST)
+            first_id, last_id = _ids(connection, partition)
+            connection.execute(
+                "INSERT INTO closed_days (dataset, day, least, greatest, first_id, last_id)"
+                " VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT (dataset, day) DO UPDATE SET least = excluded.least,"
+                " greatest = excluded.greatest, first_id = excluded.first_id, last_id = excluded.last_id",
+                (dataset.name, day, least, greatest, first_id, last_id),
             )
-            values = {"dataset": dataset.name, "day": day, "least": _NONE_LEAST, "greatest": _NONE_GREATEST}
-            connection.execute(note.format(time=sql.Identifier(dataset.time), leaf=leaf, **values))
     except psycopg.errors.LockNotAvailable:
         return False
     return True
+
+
+def _ids(connection: Connection, partition: str) -> tuple[int, int]:
+    """The least and the greatest id in a partition that nobody writes.
+
+    Rows come about in the order of their ids, so a bound is found in the table's first and last pages. The BRIN index
+    then finds the ranges of pages that may hold an id beyond that bound; these are few.
+    """
+    leaf = sql.Identifier(partition)
+    size = "SELECT (pg_relation_size(%s::regclass) / current_setting('block_size')::int)::int"
+    ((pages,),) = connection.execute(size, (f'"{partition}"',)).fetchall()
+    low = high = None
+    if pages > 2 * _EDGE_PAGES:
+        summarize_ids(connection, partition)
+        connection.execute("SET LOCAL enable_seqscan = off")  # without statistics, the index might look too expensive
+        edges = sql.SQL("SELECT (SELECT min(id) FROM {} WHERE ctid < {}), (SELECT max(id) FROM {} WHERE ctid >= {})")
+        first_pages, last_pages = (sql.SQL("'({},0)'::tid").format(at) for at in (_EDGE_PAGES, pages - _EDGE_PAGES))
+        ((low, high),) = connection.execute(edges.format(leaf, first_pages, leaf, last_pages)).fetchall()
+    below = sql.SQL("" if low is None else "WHERE id <= {}").format(low)
+    above = sql.SQL("" if high is None else "WHERE id >= {}").format(high)
+    bounds = sql.SQL("SELECT (SELECT min(id) FROM {} {}), (SELECT max(id) FROM {} {})").format(leaf, below, leaf, above)
+    ((first, last),) = connection.execute(bounds).fetchall()
+    return (_NONE_LEAST, -1) if first is None else (first, last)
+
+
+def summarize_ids(connection: Connection, partition: str) -> None:
+    """Bring the BRIN index of a partition's ids up to date: pages that it does not cover are read by every query."""
+    query = """SELECT brin_summarize_new_values(indexrelid) FROM pg_index
+               JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
+               WHERE amname = 'brin' AND indrelid = %s::regclass"""
+    connection.execute(query, (f'"{partition}"',))
 
 
 def known(fetch: Fetch, dataset: Dataset) -> list[ClosedDay]:
@@ -108,11 +151,42 @@ def known(fetch: Fetch, dataset: Dataset) -> list[ClosedDay]:
     return [ClosedDay(*row) for row in fetch(query, ())]
 
 
+def without_ids(connection: Connection, dataset: Dataset, first_id: int, end_id: int) -> sql.Composable:
+    """A condition to be added to others: no row of the days on which no row has first_id <= id < end_id.
+
+    A note counts only while its partition has the trigger that deletes the note: a partition that was restored or
+    attached by hand is read, whatever was noted of the one before it. `verify` depends on this.
+    """
+    if connection.execute("SELECT to_regclass('closed_days')").fetchone() == (None,):
+        return sql.SQL("")
+    if not _knows_first_ids(connection):
+        return sql.SQL("")
+    guarded = connection.execute(_GUARDED, (f'"{dataset.name}"',)).fetchall()
+    query = "SELECT day FROM closed_days WHERE dataset = %s AND (last_id < %s OR first_id >= %s)"
+    days = {day for (day,) in connection.execute(query, (dataset.name, first_id, end_id))}
+    return _without(days & {day_of(name) for (name,) in guarded})
+
+
+_GUARDED = """SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+              JOIN pg_trigger ON tgrelid = inhrelid AND tgname = 'reopen_day' AND tgenabled IN ('O', 'A')
+              WHERE inhparent = to_regclass(%s)"""
+
+
+def _knows_first_ids(connection: Connection) -> bool:
+    query = """SELECT FROM pg_attribute WHERE attrelid = to_regclass('closed_days') AND attname = 'first_id'
+               AND NOT attisdropped"""
+    return connection.execute(query).fetchone() is not None
+
+
 def without(days: Iterable[ClosedDay]) -> sql.Composable:
     """A condition to be added to others: no row of these days."""
+    return _without({day.day for day in days})
+
+
+def _without(days: Set[int]) -> sql.Composable:
     conditions = [
         sql.SQL(" AND (created_at < {} OR created_at >= {})").format(_midnight(first), _midnight(last + 1))
-        for first, last in _ranges(sorted(day.day for day in days))
+        for first, last in _ranges(sorted(days))
     ]
     return sql.Composed(conditions)
 

@@ -14,19 +14,22 @@ from psycopg.pq import Format
 
 from services.core.dataset import CREATED_AT, Dataset
 from services.core.errors import QueryTimeout
-from services.core.ids import ROW_BITS, end_id, first_id
+from services.core.ids import ROW_BITS, end_id, first_id, spans
 from services.core.instants import DAY
 from services.core.ledger import Batch, StorePosition
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import Answer, Question
 from services.core.rows import Row
 from services.postgres.connection import PIPELINE, open_pool, translated
-from services.stores.postgres import questions
+from services.stores.postgres import closed_days, questions
 from services.stores.postgres.copying import EPOCH
 from services.stores.postgres.tables import TYPES, Connection, midnight
 
 NAME = "postgres"
 
+_AT_ONCE = 1000  # batches of one query, whose text names each of them
+_MOST_SPANS = 50  # of ids in one query
+_COUNTS = sql.SQL("SELECT id >> {}, count(*), count(DISTINCT id) FROM {} WHERE {} GROUP BY 1 ORDER BY 1")
 _POOL_TIMEOUT = 5.0  # seconds a question waits for a connection before the store counts as down
 
 
@@ -60,40 +63,63 @@ class PostgresReader:
         raise NotImplementedError("PostgreSQL's progress is the ledger itself")
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        query = sql.SQL(
-            "SELECT id >> {bits}, count(*), count(DISTINCT id) FROM {table} WHERE id >= {start} AND id < {end} "
-            "GROUP BY 1 ORDER BY 1"
-        ).format(bits=ROW_BITS, table=sql.Identifier(dataset.name), start=first_id(first), end=end_id(last))
         with translated(), self._pool.connection() as connection:
-            yield from connection.execute(query).fetchall()
+            where = _range(connection, dataset, first, last)
+            yield from _counts(connection, dataset, where)
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
-        return self._copy(dataset, sql.SQL("id >= {} AND id < {}").format(first_id(first), end_id(last)))
+        with translated(), self._pool.connection() as connection:
+            yield from _copy(connection, dataset, _range(connection, dataset, first, last))
+
+    def counts_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[tuple[int, int, int]]:
+        for where in _days(batches):
+            with translated(), self._pool.connection() as connection:
+                yield from _counts(connection, dataset, where)
 
     def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
-        """One query a day: it plans and reads that day's partition alone."""
-        for day, some in groupby(sorted(batches, key=lambda batch: batch.created_at), lambda b: b.created_at // DAY):
-            ranges = [
-                sql.SQL("id >= {} AND id < {}").format(first_id(batch.batch_id), end_id(batch.batch_id))
-                for batch in some
-            ]
-            start = midnight(day)
-            where = sql.SQL("created_at >= {} AND created_at < {} AND ({})").format(
-                start, start + timedelta(days=1), sql.SQL(" OR ").join(ranges)
-            )
-            yield from self._copy(dataset, where)
+        for where in _days(batches):
+            with translated(), self._pool.connection() as connection:
+                yield from _copy(connection, dataset, where)
 
     def close(self) -> None:
         self._pool.close()
 
-    def _copy(self, dataset: Dataset, where: sql.Composed) -> Iterator[Row]:
-        query = sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT (FORMAT binary)").format(
-            questions.columns(dataset), sql.Identifier(dataset.name), where
-        )
-        types = ["int8", *(TYPES[column.kind].name for column in (CREATED_AT, *dataset.columns))]
-        with translated(), self._pool.connection() as connection, connection.cursor().copy(query) as copy:
-            copy.set_types(types)
-            yield from copy.rows()
+
+def _range(connection: Connection, dataset: Dataset, first: int, last: int) -> sql.Composed:
+    """All rows of the batches first..last; days that are known to hold none of these ids are not planned."""
+    start, end = first_id(first), end_id(last)
+    ids = sql.SQL("id >= {} AND id < {}").format(start, end)
+    return ids + closed_days.without_ids(connection, dataset, start, end)
+
+
+def _days(batches: Sequence[Batch]) -> Iterator[sql.Composed]:
+    """The conditions of one query a day of acceptance: each plans and reads that day's partition alone."""
+    for day, some in groupby(sorted(batches, key=lambda batch: batch.created_at), lambda b: b.created_at // DAY):
+        ids = sorted({batch.batch_id for batch in some})
+        start = midnight(day)
+        for at in range(0, len(ids), _AT_ONCE):
+            some_ids = ids[at : at + _AT_ONCE]
+            ranges = [
+                sql.SQL("id >= {} AND id < {}").format(first_id(first), end_id(last))
+                for first, last in spans(some_ids, _MOST_SPANS)
+            ]
+            yield sql.SQL("created_at >= {} AND created_at < {} AND ({}) AND id >> {} = ANY({}::bigint[])").format(
+                start, start + timedelta(days=1), sql.SQL(" OR ").join(ranges), ROW_BITS, some_ids
+            )
+
+
+def _counts(connection: Connection, dataset: Dataset, where: sql.Composed) -> list[tuple[int, int, int]]:
+    return connection.execute(_COUNTS.format(ROW_BITS, sql.Identifier(dataset.name), where)).fetchall()
+
+
+def _copy(connection: Connection, dataset: Dataset, where: sql.Composed) -> Iterator[Row]:
+    query = sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT (FORMAT binary)").format(
+        questions.columns(dataset), sql.Identifier(dataset.name), where
+    )
+    types = ["int8", *(TYPES[column.kind].name for column in (CREATED_AT, *dataset.columns))]
+    with connection.cursor().copy(query) as copy:
+        copy.set_types(types)
+        yield from copy.rows()
 
 
 class _Microseconds(Loader):
@@ -119,7 +145,11 @@ class _JsonText(Loader):
 
 
 def _configure(connection: Connection) -> None:
-    """Values leave this connection in canonical form."""
+    """Values leave this connection in canonical form, and the statements of one query see the same rows.
+
+    Between them, notes of closed days are deleted and chunks of a rollup are merged.
+    """
+    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     connection.adapters.register_loader("timestamptz", _Microseconds)
     connection.adapters.register_loader("uuid", _UuidText)
     connection.adapters.register_loader("json", _JsonText)
