@@ -24,6 +24,7 @@ COMMANDS = {
     "verify": "services.verify.main:main",
     "replay": "services.replay.main:main",
     "maintain": "services.maintenance.main:main",
+    "ledger-restored": "services.maintenance.restored_command:main",
     "send": "services.send.main:main",
 }
 

@@ -163,8 +163,9 @@ def failed(process: "subprocess.Popen[str]") -> str:
     return " ".join(errors.split())
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+@contextmanager
+def filled(rows: int) -> Iterator[World]:
+    """A world whose stores have loaded so many rows."""
     with (
         running("postgres", "kafka", "clickhouse") as stack,
     ):
@@ -180,12 +181,18 @@ def world() -> Iterator[World]:
             Process(f"stream-to-store --store {STORE}", urls, ports[1]) as stream,
         ):
             found = World(urls, ingest, stream)
-            for _ in range(HISTORY_ROWS // REQUEST_ROWS):
+            for _ in range(rows // REQUEST_ROWS):
                 found.post(REQUEST_ROWS)
             until(lambda: found.watermark() == found.last())
             yield found
             found.reader.close()
             found.ledger.close()
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with filled(HISTORY_ROWS) as found:
+        yield found
 
 
 def test_a_store_whose_tables_are_gone_is_refilled_under_load_though_killed(world: World) -> None:

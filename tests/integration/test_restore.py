@@ -1,0 +1,58 @@
+"""PostgreSQL is restored from a backup while stores have gone on: no id comes twice, and nothing is stored twice."""
+
+from contextlib import closing
+
+import psycopg
+import pytest
+
+from services.datasets.logs import DATASET
+from tests.integration.test_replay import World, ended, failed, filled, until
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def admin(world: World) -> psycopg.Connection[tuple[object, ...]]:
+    return psycopg.connect(f"{world.postgres_url.rpartition('/')[0]}/postgres", autocommit=True)
+
+
+def wait_for_sessions_to_end(connection: psycopg.Connection[tuple[object, ...]], database: str) -> None:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
+    until(lambda: connection.execute(query, (database,)).fetchone() == (0,))
+
+
+def test_a_restored_ledger_goes_on_above_all_ids_and_doubles_nothing() -> None:
+    with filled(20_000) as world, admin(world) as connection:
+        assert "stop every ingest API" in failed(world.command("ledger-restored"))
+        database = world.postgres_url.rpartition("/")[2]
+        world.ingest.stop()
+        world.stream.stop()
+        world.ledger.close()
+        wait_for_sessions_to_end(connection, database)
+        connection.execute(f"CREATE DATABASE backup TEMPLATE {database}")
+        world.ingest.start()
+        world.stream.start()
+        world.post(1000)
+        after_backup = world.reader
+        until(lambda: sum(rows for _, rows, _ in after_backup.counts(DATASET, 1, 1_000_000)) == 21_000)
+        last = max(batch for batch, _, _ in after_backup.counts(DATASET, 1, 1_000_000))
+        world.ingest.stop()
+        world.stream.stop()
+        wait_for_sessions_to_end(connection, database)
+        connection.execute(f"DROP DATABASE {database}")
+        connection.execute(f"ALTER DATABASE backup RENAME TO {database}")
+
+        assert "next: `logpipe replay" in ended(world.command("ledger-restored"))
+        assert "logs into clickhouse: 0 rows replayed" in ended(world.replay())
+        world.ingest.start()
+        world.stream.start()
+        world.post(500)
+        with closing(psycopg.connect(world.postgres_url)) as ledger:
+            [(first,)] = ledger.execute("SELECT max(batch_id) FROM batches").fetchall()
+        assert first > last
+        until(lambda: sum(rows for _, rows, _ in world.reader.counts(DATASET, first, first)) == 500)
+        process = world.command("verify", "--store", "postgres", "--store", "clickhouse", "--all", "--wait", "60")
+        report, _ = process.communicate(timeout=120)
+        assert process.returncode == 1
+        assert f"{1000:,}" in report  # the rows that PostgreSQL lost are named, and no others
+        counted = list(world.reader.counts(DATASET, 1, first))
+        assert sum(rows for _, rows, _ in counted) == sum(ids for _, _, ids in counted) == 21_500
