@@ -51,18 +51,31 @@ class Stream(Protocol):
         """Why it is not ready. May be called from other threads."""
 
 
+WarmUp = Callable[[SparkSession, Event], None]
+"""Called once, in the driver's thread, before the streams start; the process is not ready before it returns.
+
+It blocks for a bounded time, and ends early when the event is set. It raises LogpipeError to end the process.
+"""
+
+
 class Driver:
-    """Runs `prepare`, again while it raises StoreDown, and then the streams, in a thread.
+    """Runs `prepare`, again while it raises StoreDown, then `warm_up`, and then the streams, in a thread.
 
     `name` is the application's name in Spark. `error` is why the driver ended by itself; then this process is sent a
     SIGTERM.
     """
 
     def __init__(
-        self, name: str, settings: SparkSettings, streams: Sequence[Stream], prepare: Callable[[], None]
+        self,
+        name: str,
+        settings: SparkSettings,
+        streams: Sequence[Stream],
+        prepare: Callable[[], None],
+        warm_up: WarmUp | None = None,
     ) -> None:
         self.error: LogpipeError | None = None
         self._prepare = prepare
+        self._warm_up = warm_up
         self._waiting = ""
         self._name = name
         self._settings = settings
@@ -89,7 +102,12 @@ class Driver:
             self._waiting = ""
             spark = open_session(self._name, self._settings)
             try:
-                self._supervise(spark)
+                if self._warm_up:
+                    self._wait_for("warming up")
+                    self._warm_up(spark, self._stop)
+                    self._waiting = ""
+                if not self._stop.is_set():
+                    self._supervise(spark)
             finally:
                 deadline = time.monotonic() + _DRAIN_SECONDS
                 for stream in self._streams:
@@ -125,12 +143,20 @@ class Driver:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run(name: str, settings: StreamSettings, port: int, streams: Sequence[Stream], prepare: Callable[[], None]) -> None:
+def run(
+    name: str,
+    settings: StreamSettings,
+    port: int,
+    streams: Sequence[Stream],
+    prepare: Callable[[], None],
+    warm_up: WarmUp | None = None,
+) -> None:
     """Serve health and metrics of the streams until the process is told to stop. Raises what ended one of them.
 
-    `prepare` comes before the streams start; it is called again for as long as it raises StoreDown.
+    `prepare` comes before the streams start; it is called again for as long as it raises StoreDown. `warm_up` comes
+    between the two.
     """
-    driver, readiness = Driver(name, settings, streams, prepare), Readiness()
+    driver, readiness = Driver(name, settings, streams, prepare, warm_up), Readiness()
     readiness.add("driver", driver.problem)
     for stream in streams:
         readiness.add(stream.dataset.name, stream.problem)

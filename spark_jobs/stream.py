@@ -8,13 +8,11 @@ there already and only the second pass is run again.
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 from pyspark.errors import PySparkException
-from pyspark.sql import Column, DataFrame, Observation, SparkSession
-from pyspark.sql import functions as sql
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from services.core import metric_names
@@ -23,14 +21,13 @@ from services.core.errors import LogpipeError, NeedsOperator, StoreDown
 from services.core.ports import PartitionReader
 from services.lake.table import NAME, Position
 from services.runtime import logs, metrics
-from spark_jobs import parsing
+from spark_jobs import parsing, writer
 from spark_jobs.checkpoint import CheckpointFolder, Offsets, starting_offsets, ways_out, without_meaning
 from spark_jobs.settings import StreamToLakeSettings
 from spark_jobs.tables import Tables
 
 _FIRST_LIMIT = 2_000  # offsets of one batch, until the first full batch has shown how many rows they hold
 _LOWEST_LIMIT = 100
-_METRICS_SECONDS = 60.0
 _FRESHNESS_POINTS = 10
 _LOST = "Some data may have been lost"
 
@@ -126,8 +123,13 @@ class LakeStream:
 
     def report_lag(self) -> None:
         """Raises StoreDown."""
-        lag = sum(end - self._position.get(partition, first) for partition, (first, end) in self.topic.bounds().items())
-        metrics.gauge(metric_names.SINK_LAG_OFFSETS, *self._labels).set(lag)
+        metrics.gauge(metric_names.SINK_LAG_OFFSETS, *self._labels).set(self.lag())
+
+    def lag(self) -> int:
+        """The offsets of the topic that the table does not have yet. Call after `open`; raises StoreDown."""
+        return sum(
+            end - self._position.get(partition, first) for partition, (first, end) in self.topic.bounds().items()
+        )
 
     def _write_last_rejects(self, spark: SparkSession, position: Position) -> None:
         """Of the batch that reached `position`, in case a crash left them out."""
@@ -141,7 +143,7 @@ class LakeStream:
             .load()
         )
         try:
-            self._write_rejects(messages, position.query, position.batch)
+            writer.write_rejects(messages, self.dataset, self.tables.rejects.uri, position.query, position.batch)
         except PySparkException as error:
             raise _translate(self.dataset, error) from error
 
@@ -187,50 +189,19 @@ class LakeStream:
         start, end = self.checkpoint.end(batch - 1), self.checkpoint.end(batch)
         if batch <= self._stored:
             self._log.info("the rows of this batch are there already", batch=batch)
-            self._write_rejects(messages, query, batch)
+            writer.write_rejects(messages, self.dataset, self.tables.rejects.uri, query, batch)
             return
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
             position = Position(self._topic_id, dict(end), dict(start), query, batch, generation=self._generation)
-            found = self._write_rows(messages, position)
+            found = writer.write_rows(
+                messages, self.dataset, self.tables.rows.uri, position.query, position.batch, position.encode()
+            )
             if found["rejected"]:
-                self._write_rejects(messages, query, batch)
+                writer.write_rejects(messages, self.dataset, self.tables.rejects.uri, query, batch)
         self._stored, self._position = batch, end
         self._report(found)
         offsets = sum(end.values()) - sum(start.get(p, 0) for p in end)
         self._wanted_limit = adapted(self._limit, self._settings.lake_rows_per_trigger, offsets, found["rows"])
-
-    def _write_rows(self, messages: DataFrame, position: Position) -> Mapping[str, Any]:
-        observation = Observation()
-        sound = parsing.sound(self.dataset)
-        lines = parsing.lines(messages, self.dataset).select("r", sql.expr(sound).alias("sound"))
-        rows = parsing.rows(lines.observe(observation, *_observed()).where("sound"), self.dataset)
-        (
-            rows.coalesce(messages.sparkSession.sparkContext.defaultParallelism)
-            .write.format("delta")
-            .mode("append")
-            .option("txnAppId", position.query)
-            .option("txnVersion", position.batch)
-            .option("userMetadata", position.encode())
-            .save(self.tables.rows.uri)
-        )
-        # Had another driver stored this batch meanwhile, Delta would have left the write out, and nothing observed.
-        with ThreadPoolExecutor(1) as waiting:
-            try:
-                return waiting.submit(lambda: observation.get).result(_METRICS_SECONDS)
-            except TimeoutError as error:
-                raise StoreDown(NAME, f"batch {position.batch} was stored by another driver") from error
-
-    def _write_rejects(self, messages: DataFrame, query: str, batch: int) -> None:
-        unsound = parsing.lines(messages, self.dataset).where(f"NOT {parsing.sound(self.dataset)}")
-        (
-            parsing.rejects(unsound, self.dataset)
-            .coalesce(1)
-            .write.format("delta")
-            .mode("append")
-            .option("txnAppId", f"{query}-rejects")
-            .option("txnVersion", batch)
-            .save(self.tables.rejects.uri)
-        )
 
     def _report(self, found: Mapping[str, Any]) -> None:
         rows, rejected, oldest, newest = (found[name] for name in ("rows", "rejected", "oldest", "newest"))
@@ -253,17 +224,6 @@ def adapted(limit: int, budget: int, offsets: int, rows: int) -> int:
     """
     too_large, cut_short = rows > 2 * budget, offsets >= 0.9 * limit and rows < budget / 2
     return max(_LOWEST_LIMIT, round(offsets * budget / max(1, rows))) if too_large or cut_short else limit
-
-
-def _observed() -> list[Column]:
-    rows = "sum(IF(sound, 1L, 0L))"
-    created_at = "IF(sound, r.created_at, NULL)"
-    return [
-        sql.expr(f"coalesce({rows}, 0L) AS rows"),
-        sql.expr(f"count(1) - coalesce({rows}, 0L) AS rejected"),
-        sql.expr(f"min({created_at}) AS oldest"),
-        sql.expr(f"max({created_at}) AS newest"),
-    ]
 
 
 def _translate(dataset: Dataset, error: PySparkException) -> LogpipeError:

@@ -1,13 +1,16 @@
 """`logpipe stream-to-lake`: parses, wires, runs. One Spark driver, one streaming query a dataset."""
 
+from threading import Event
+
 import click
+from pyspark.sql import SparkSession
 
 from services import datasets
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
 from services.runtime import logs
 from services.streams import kafka, topics
-from spark_jobs import driver, recovery
+from spark_jobs import driver, recovery, warm_up
 from spark_jobs.settings import StreamToLakeSettings
 from spark_jobs.stream import LakeStream
 
@@ -38,13 +41,20 @@ def main(names: tuple[str, ...], resume: str | None, rebuild: str | None) -> Non
 
 def run(settings: StreamToLakeSettings, chosen: tuple[Dataset, ...]) -> None:
     streams = [make_stream(settings, dataset) for dataset in chosen]
+    behind = False
 
     def prepare() -> None:
+        nonlocal behind
         topics.ensure(settings, [dataset.topic for dataset in chosen])
         for stream in streams:
             stream.open()
+        behind = any(stream.lag() for stream in streams)
 
-    driver.run("stream-to-lake", settings, settings.stream_to_lake_port, streams, prepare)
+    def warm(spark: SparkSession, stop: Event) -> None:
+        # Messages that wait would wait longer, and the batch that reads them warms Spark as well as made-up ones do.
+        warm_up.run(spark, settings, chosen, 0 if behind else settings.lake_warm_up_seconds, stop)
+
+    driver.run("stream-to-lake", settings, settings.stream_to_lake_port, streams, prepare, warm)
 
 
 def make_stream(settings: StreamToLakeSettings, dataset: Dataset) -> LakeStream:

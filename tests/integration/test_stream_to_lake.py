@@ -40,6 +40,7 @@ pytestmark = pytest.mark.timeout(240)
 CREATED = 1_790_000_000_000_000
 PARTITIONS = 4
 ROWS = 50  # of a batch
+SCRATCH = f"/lake/warm-up-{DATASET.name}"
 
 
 @dataclass
@@ -133,6 +134,7 @@ def world() -> Iterator[World]:
                 "JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1",  # these runs are too short to be worth optimising
                 "LOGPIPE_LAKE_TRIGGER_SECONDS": "0.5",
                 "LOGPIPE_LAKE_ROWS_PER_TRIGGER": "1000",
+                "LOGPIPE_LAKE_WARM_UP_SECONDS": "15",
             }
             urls = settings.urls()
             kafka_url = urls["LOGPIPE_KAFKA_URL"]
@@ -274,3 +276,35 @@ def test_it_is_rebuilt_from_the_topic(world: World) -> None:
     wait(world.drained, world.process)
     wait(lambda: world.rejected() == world.poisoned, world.process)
     world.assert_exact()
+
+
+def test_a_killed_warm_up_leaves_a_scratch_folder_that_the_next_start_deletes(world: World) -> None:
+    assert world.process.stop() == 0
+    world.process.launch()
+    wait(lambda: has_scratch(world), world.process)
+    world.process.kill()
+    assert has_scratch(world)
+    world.process.start()
+    assert '"warmed up"' in world.process.output()
+    wait(lambda: not has_scratch(world), world.process)  # on a slow machine the last round outlives the limit
+    assert "warm-up failed" not in world.process.output()
+    world.assert_exact()
+
+
+def test_a_start_behind_its_topic_does_not_warm_up_and_deletes_the_scratch_folder_too(world: World) -> None:
+    assert world.process.stop() == 0
+    Client(world.settings.hdfs_url).create(f"{SCRATCH}/left", WriteOptions(overwrite=True)).close()
+    world.publish(5)
+    world.process.start()
+    assert not has_scratch(world)  # deleted before the stream starts
+    assert '"warmed up"' not in world.process.output()
+    wait(world.drained, world.process)
+    world.assert_exact()
+
+
+def has_scratch(world: World) -> bool:
+    try:
+        Client(world.settings.hdfs_url).get_file_info(SCRATCH)
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,211 @@
+"""Warms Spark up before the streams of the lake start, so that the first rows are not stored by a cold JVM.
+
+A JVM that has just started loads each class at its first use and interprets code until the compiler has seen it run.
+The first two batches of a cold driver therefore take several times as long as the later ones. Here a streaming query
+like the real one takes this cost: it reads made-up messages, and each of its batches, a round, is parsed and written
+by the same code as a real one, into a scratch table in the lake's file system. The warm-up ends when rounds hardly get
+faster. At a limit the streams start in any case. A failure is only logged: a stream that starts cold is slow, but
+right.
+
+The scratch folder, `warm-up-<dataset>` beside the tables, holds the table and the query's checkpoint. It is deleted
+after the warm-up, and before each start in case a crash left it. The real tables and topics are not touched.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from threading import Event, Lock, Thread
+
+from hdfs_native import Client
+from py4j.protocol import Py4JError  # type: ignore[import-untyped]
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as sql
+from pyspark.sql.streaming.query import StreamingQuery
+
+from services.core.dataset import Column, Dataset
+from services.core.envelope import messages
+from services.core.errors import LogpipeError
+from services.core.ids import first_id
+from services.core.ports import Outgoing
+from services.core.rows import RowCodec, Rows
+from services.lake.table import within_limit
+from services.runtime import logs
+from services.runtime.settings import LakeSettings
+from spark_jobs import parsing, writer
+from spark_jobs.checkpoint import CheckpointFolder
+from spark_jobs.tables import Tables
+
+_ROUND_MESSAGES = 40  # few, so that a slow machine ends a round, too, within the limit
+_MESSAGE_ROWS = 250  # as many as a message has that the generator causes
+_FEWEST_ROUNDS = 3
+_SETTLED = 0.8  # of the duration of the round before: a round that is not faster than this is the last
+_POLL_SECONDS = 0.1
+_END_SECONDS = 120
+
+_log = logs.get("warm_up")
+
+
+class WarmUp:
+    """The warm-up of one dataset. `rounds` has the duration of each round in seconds, oldest first."""
+
+    def __init__(self, settings: LakeSettings, dataset: Dataset) -> None:
+        self.rounds: list[float] = []
+        self._dataset = dataset
+        self._path = f"{settings.lake_path.rstrip('/')}/warm-up-{dataset.name}"
+        scratch = settings.model_copy(update={"lake_path": self._path})
+        self._tables = Tables(scratch, dataset)
+        self._checkpoint = CheckpointFolder(scratch, dataset.name, dataset.topic)
+        self._hdfs = Client(settings.hdfs_url)
+        self._query: StreamingQuery | None = None
+        self._stopped = False
+        self._round = Lock()  # held while a round runs
+
+    def start(self, spark: SparkSession) -> None:
+        """Returns when the query runs. Raises StoreDown and Spark's errors."""
+        self._tables.prepare()
+        self._query = (
+            _made_up(spark, self._dataset)
+            .writeStream.queryName(f"warm-up-{self._dataset.name}")
+            .option("checkpointLocation", self._checkpoint.uri)
+            .foreachBatch(self._write)
+            .start()
+        )
+
+    def finished(self) -> bool:
+        """Whether no further round is of use. Raises the error that ended the query."""
+        assert self._query is not None
+        if error := self._query.exception():
+            raise error
+        return settled(self.rounds)
+
+    def stop(self) -> None:
+        """End the query after the round that runs, so that Spark logs no error. Blocks until then; raises its error."""
+        self._stopped = True
+        with self._round:
+            pass
+        if self._query is None:
+            return
+        with suppress(PySparkException, Py4JError):  # Spark's time limit: planning the next round goes on for a while
+            self._query.stop()
+        self._query.awaitTermination(_END_SECONDS)
+
+    def delete_scratch(self) -> None:
+        """Raises StoreDown."""
+        with suppress(FileNotFoundError):
+            within_limit(lambda: self._hdfs.delete(self._path, recursive=True))
+
+    def _write(self, made_up: DataFrame, batch: int) -> None:
+        """Called by Spark for each batch, one after the other, until the query is stopped."""
+        with self._round:
+            if self._stopped or settled(self.rounds):
+                return
+            started = time.monotonic()
+            writer.write_rows(made_up, self._dataset, self._tables.rows.uri, "warm-up", batch, "")
+            self.rounds.append(time.monotonic() - started)
+
+
+def run(spark: SparkSession, settings: LakeSettings, datasets: Sequence[Dataset], limit: float, stop: Event) -> None:
+    """Warm up all `datasets` at the same time. Blocks for about `limit` seconds at most, or until `stop` is set.
+
+    With a limit of 0 there is no warm-up. A round that still runs at the limit ends in the background, while the
+    streams start. The scratch folders are deleted after the last round. Those that a crash left are deleted in every
+    case.
+    """
+    warm_ups = [WarmUp(settings, dataset) for dataset in datasets]
+    started = time.monotonic()
+    for warm_up in warm_ups:
+        with _failure_logged():
+            warm_up.delete_scratch()
+    if limit <= 0:
+        return
+    with _failure_logged():
+        for warm_up in warm_ups:
+            warm_up.start(spark)
+        await_all([warm_up.finished for warm_up in warm_ups], started + limit, stop)
+    rounds = {dataset.name: [round(s, 1) for s in w.rounds] for dataset, w in zip(datasets, warm_ups, strict=True)}
+    ending = Thread(target=_end, args=(warm_ups,), daemon=True, name="warm-up")
+    ending.start()
+    while ending.is_alive() and time.monotonic() < started + limit and not stop.is_set():
+        ending.join(_POLL_SECONDS)
+    _log.info("warmed up", seconds=round(time.monotonic() - started, 1), rounds=rounds)
+
+
+def _end(warm_ups: Sequence[WarmUp]) -> None:
+    for warm_up in warm_ups:
+        with _failure_logged():
+            warm_up.stop()
+        with _failure_logged():
+            warm_up.delete_scratch()
+
+
+def settled(rounds: Sequence[float]) -> bool:
+    """Whether the last round was hardly faster than the one before. `rounds`: durations in seconds, oldest first."""
+    return len(rounds) >= _FEWEST_ROUNDS and rounds[-1] > _SETTLED * rounds[-2]
+
+
+def await_all(
+    finished: Sequence[Callable[[], bool]],
+    deadline: float,
+    stop: Event,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Block until each of `finished` returns true, `clock` (seconds) reaches `deadline`, or `stop` is set."""
+    while not all(each() for each in finished) and clock() < deadline:
+        if stop.wait(_POLL_SECONDS):
+            return
+
+
+def _made_up(spark: SparkSession, dataset: Dataset) -> DataFrame:
+    """An unending stream of sound messages, with the columns that are read of Spark's Kafka source."""
+    texts = [_message(dataset, batch_id) for batch_id in (2, 3)]
+    # Chosen by the row's number: Spark would parse a constant once, when it plans the query.
+    chosen = sql.get(sql.array(*(sql.lit(text.value) for text in texts)), (sql.col("number") % len(texts)).cast("int"))
+    headers = [
+        sql.struct(sql.lit(name).alias("key"), sql.lit(value).alias("value"))
+        for name, value in texts[0].headers.items()
+    ]
+    return (
+        spark.readStream.format("rate-micro-batch")
+        .options(rowsPerBatch=_ROUND_MESSAGES, numPartitions=spark.sparkContext.defaultParallelism)
+        .load()
+        .withColumnRenamed("value", "number")
+        .select(
+            sql.lit(0).alias("partition"),
+            sql.col("number").alias("offset"),
+            sql.lit(texts[0].key).alias("key"),
+            chosen.alias("value"),
+            sql.array(*headers).alias("headers"),
+        )
+        .select(*parsing.MESSAGE)
+    )
+
+
+def _message(dataset: Dataset, batch_id: int) -> Outgoing:
+    created_at = time.time_ns() // 1000
+    rows = [
+        (first_id(batch_id) + n, created_at, *(_value(column, dataset, created_at, n) for column in dataset.columns))
+        for n in range(_MESSAGE_ROWS)
+    ]
+    made = messages(dataset, batch_id, created_at, Rows.of(rows), RowCodec(dataset).encode(rows), partitions=1)
+    return next(message for message in made if message.topic == dataset.topic)
+
+
+def _value(column: Column, dataset: Dataset, created_at: int, number: int) -> object:
+    match column.kind:
+        case "timestamp":
+            return created_at - number
+        case "number":
+            return float(number)
+        case "json":
+            return f'{{"request_id":"{number:032x}","response_time_ms":{number},"endpoint":"/api/users"}}'
+    return "warm-up" if column.name == dataset.key else f"warm-up {number % 10}"
+
+
+@contextmanager
+def _failure_logged() -> Iterator[None]:
+    """If the JVM itself has ended, the start of the streams fails as well, and ends the process."""
+    try:
+        yield
+    except (PySparkException, Py4JError, OSError, LogpipeError) as error:
+        _log.warning("warm-up failed, starting without it", reason=str(error)[:500])

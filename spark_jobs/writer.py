@@ -1,0 +1,70 @@
+"""Appends the rows or the rejects of one batch of Kafka messages to a Delta table."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pyspark.sql import Column, DataFrame, Observation
+from pyspark.sql import functions as sql
+
+from services.core.dataset import Dataset
+from services.core.errors import StoreDown
+from services.lake.table import NAME
+from spark_jobs import parsing
+
+_METRICS_SECONDS = 60.0
+
+
+def write_rows(
+    messages: DataFrame, dataset: Dataset, uri: str, query: str, batch: int, metadata: str
+) -> Mapping[str, Any]:
+    """Append the sound lines of `messages` to the table at `uri` in one commit, which carries `metadata`.
+
+    Delta leaves a commit out that the table already has under the same `query` and `batch`. Returns the number of
+    `rows` and of `rejected` lines, and the `oldest` and `newest` time of acceptance of the rows, in microseconds (None
+    without rows). Raises StoreDown when Delta left the commit out, and PySparkException.
+    """
+    observation = Observation()
+    sound = parsing.sound(dataset)
+    lines = parsing.lines(messages, dataset).select("r", sql.expr(sound).alias("sound"))
+    rows = parsing.rows(lines.observe(observation, *_observed()).where("sound"), dataset)
+    (
+        rows.coalesce(messages.sparkSession.sparkContext.defaultParallelism)
+        .write.format("delta")
+        .mode("append")
+        .option("txnAppId", query)
+        .option("txnVersion", batch)
+        .option("userMetadata", metadata)
+        .save(uri)
+    )
+    # If another driver has stored this batch, Delta leaves the write out, and the observation never gets a value.
+    with ThreadPoolExecutor(1) as waiting:
+        try:
+            return waiting.submit(lambda: observation.get).result(_METRICS_SECONDS)
+        except TimeoutError as error:
+            raise StoreDown(NAME, f"batch {batch} was stored by another driver") from error
+
+
+def write_rejects(messages: DataFrame, dataset: Dataset, uri: str, query: str, batch: int) -> None:
+    """Append the lines of `messages` that are not sound to the table of rejects at `uri`. Raises PySparkException."""
+    unsound = parsing.lines(messages, dataset).where(f"NOT {parsing.sound(dataset)}")
+    (
+        parsing.rejects(unsound, dataset)
+        .coalesce(1)
+        .write.format("delta")
+        .mode("append")
+        .option("txnAppId", f"{query}-rejects")
+        .option("txnVersion", batch)
+        .save(uri)
+    )
+
+
+def _observed() -> list[Column]:
+    rows = "sum(IF(sound, 1L, 0L))"
+    created_at = "IF(sound, r.created_at, NULL)"
+    return [
+        sql.expr(f"coalesce({rows}, 0L) AS rows"),
+        sql.expr(f"count(1) - coalesce({rows}, 0L) AS rejected"),
+        sql.expr(f"min({created_at}) AS oldest"),
+        sql.expr(f"max({created_at}) AS newest"),
+    ]
