@@ -24,7 +24,7 @@ class StreamToLakeSettings(StreamSettings):
     lake_trigger_seconds: float = Field(10.0, ge=0, description="a commit every so often")
     lake_rows_per_trigger: int = Field(600_000, ge=1, description="rows of one commit, about, when catching up")
     lake_warm_up_seconds: float = Field(
-        30.0, ge=0, description="how long a start may warm Spark up, at most, before it is ready; 0: not at all"
+        90.0, ge=0, description="how long a start may warm Spark up, at most, before it is ready; 0: not at all"
     )
 
 

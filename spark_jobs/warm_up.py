@@ -106,37 +106,39 @@ class WarmUp:
 
 
 def run(spark: SparkSession, settings: LakeSettings, datasets: Sequence[Dataset], limit: float, stop: Event) -> None:
-    """Warm up all `datasets` at the same time. Blocks for about `limit` seconds at most, or until `stop` is set.
+    """Warm up each of `datasets`. Blocks for about `limit` seconds at most, or until `stop` is set.
 
-    With a limit of 0 there is no warm-up. A round that still runs at the limit ends in the background, while the
-    streams start. The scratch folders are deleted after the last round. Those that a crash left are deleted in every
-    case.
+    The datasets come one after the other: side by side, each would pay for what the first one warms for all. With a
+    limit of 0 there is no warm-up. A round that still runs at the limit ends in the background, while the streams
+    start. The scratch folders are deleted after the last round. Those that a crash left are deleted in every case.
     """
     warm_ups = [WarmUp(settings, dataset) for dataset in datasets]
     started = time.monotonic()
     for warm_up in warm_ups:
         with _failure_logged():
             warm_up.delete_scratch()
-    if limit <= 0:
-        return
-    with _failure_logged():
-        for warm_up in warm_ups:
-            warm_up.start(spark)
-        await_all([warm_up.finished for warm_up in warm_ups], started + limit, stop)
-    rounds = {dataset.name: [round(s, 1) for s in w.rounds] for dataset, w in zip(datasets, warm_ups, strict=True)}
-    ending = Thread(target=_end, args=(warm_ups,), daemon=True, name="warm-up")
-    ending.start()
-    while ending.is_alive() and time.monotonic() < started + limit and not stop.is_set():
-        ending.join(_POLL_SECONDS)
-    _log.info("warmed up", seconds=round(time.monotonic() - started, 1), rounds=rounds)
-
-
-def _end(warm_ups: Sequence[WarmUp]) -> None:
     for warm_up in warm_ups:
-        with _failure_logged():
-            warm_up.stop()
-        with _failure_logged():
-            warm_up.delete_scratch()
+        if time.monotonic() < started + limit and not stop.is_set():
+            _run_one(warm_up, spark, started + limit, stop)
+    if limit > 0:
+        rounds = {dataset.name: [round(s, 1) for s in w.rounds] for dataset, w in zip(datasets, warm_ups, strict=True)}
+        _log.info("warmed up", seconds=round(time.monotonic() - started, 1), rounds=rounds)
+
+
+def _run_one(warm_up: WarmUp, spark: SparkSession, deadline: float, stop: Event) -> None:
+    with _failure_logged():
+        warm_up.start(spark)
+        await_finish(warm_up.finished, deadline, stop)
+    ending = Thread(target=_end, args=(warm_up,), daemon=True, name="warm-up")
+    ending.start()
+    await_finish(lambda: not ending.is_alive(), deadline, stop)
+
+
+def _end(warm_up: WarmUp) -> None:
+    with _failure_logged():
+        warm_up.stop()
+    with _failure_logged():
+        warm_up.delete_scratch()
 
 
 def settled(rounds: Sequence[float]) -> bool:
@@ -144,14 +146,11 @@ def settled(rounds: Sequence[float]) -> bool:
     return len(rounds) >= _FEWEST_ROUNDS and rounds[-1] > _SETTLED * rounds[-2]
 
 
-def await_all(
-    finished: Sequence[Callable[[], bool]],
-    deadline: float,
-    stop: Event,
-    clock: Callable[[], float] = time.monotonic,
+def await_finish(
+    finished: Callable[[], bool], deadline: float, stop: Event, clock: Callable[[], float] = time.monotonic
 ) -> None:
-    """Block until each of `finished` returns true, `clock` (seconds) reaches `deadline`, or `stop` is set."""
-    while not all(each() for each in finished) and clock() < deadline:
+    """Block until `finished` returns true, `clock` (seconds) reaches `deadline`, or `stop` is set."""
+    while not finished() and clock() < deadline:
         if stop.wait(_POLL_SECONDS):
             return
 

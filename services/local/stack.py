@@ -19,7 +19,7 @@ from services.local.program import Program
 from services.local.settings import LocalSettings
 from services.local.supervision import State, Supervisor
 
-READY_SECONDS = 120
+READY_SECONDS = 180
 _POLL_SECONDS = 0.1
 _FREE_BYTES = 2 << 30
 

@@ -52,34 +52,37 @@ def test_rounds_end_when_they_hardly_get_faster(rounds: list[float], ends: bool)
     assert warm_up.settled(rounds) is ends
 
 
-def test_the_wait_ends_when_all_have_finished() -> None:
+def test_the_wait_ends_when_the_rounds_have_finished() -> None:
     left = count(3, -1)
-    warm_up.await_all([lambda: True, lambda: next(left) <= 0], monotonic() + 60, Event())
+    warm_up.await_finish(lambda: next(left) <= 0, monotonic() + 60, Event())
     assert next(left) == -1
 
 
 def test_the_wait_ends_at_its_deadline_by_the_clock() -> None:
     clock = Mock(side_effect=[10.0, 29.9, 30.0])
-    warm_up.await_all([lambda: False], 30.0, Event(), clock)
+    warm_up.await_finish(lambda: False, 30.0, Event(), clock)
     assert clock.call_count == 3
 
 
 def test_the_wait_ends_when_the_process_stops() -> None:
     stop = Event()
     stop.set()
-    warm_up.await_all([lambda: False], monotonic() + 60, stop)
+    warm_up.await_finish(lambda: False, monotonic() + 60, stop)
 
 
 def test_a_warm_up_that_never_settles_is_stopped_at_the_limit(warm_ups: list[Mock]) -> None:
     run(0.2)
+    await_ended(warm_ups[:1])
+    calls = [[call[0] for call in each.method_calls if call[0] != "finished"] for each in warm_ups]
+    assert calls[0] == ["delete_scratch", "start", "stop", "delete_scratch"]
+    assert all(other == ["delete_scratch"] for other in calls[1:])
+
+
+def test_datasets_are_warmed_up_one_after_the_other(warm_ups: list[Mock]) -> None:
+    warm_ups[0].finished.return_value = True
+    warm_ups[1].start.side_effect = lambda spark: warm_ups[0].stop.assert_called_once()
+    run(0.5)
     await_ended(warm_ups)
-    for each in warm_ups:
-        assert [call[0] for call in each.method_calls if call[0] != "finished"] == [
-            "delete_scratch",
-            "start",
-            "stop",
-            "delete_scratch",
-        ]
 
 
 def test_a_round_that_still_runs_at_the_limit_ends_in_the_background(warm_ups: list[Mock]) -> None:
@@ -90,7 +93,7 @@ def test_a_round_that_still_runs_at_the_limit_ends_in_the_background(warm_ups: l
     assert monotonic() - started < 5
     assert warm_ups[0].delete_scratch.call_count == 1
     ended.set()
-    await_ended(warm_ups)
+    await_ended(warm_ups[:1])
 
 
 def test_without_a_limit_only_the_scratch_of_a_crash_is_deleted(warm_ups: list[Mock]) -> None:
@@ -101,6 +104,7 @@ def test_without_a_limit_only_the_scratch_of_a_crash_is_deleted(warm_ups: list[M
 
 def test_a_failure_does_not_end_the_start(warm_ups: list[Mock]) -> None:
     warm_ups[0].start.side_effect = StoreDown("lake", "unreachable")
+    warm_ups[1].finished.return_value = True
     warm_ups[1].stop.side_effect = StoreDown("lake", "unreachable")
     run(60)
     for each in warm_ups:
