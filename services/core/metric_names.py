@@ -36,7 +36,10 @@ COMMIT_ROWS = Metric(
 BYTES_IN_FLIGHT = Metric("logpipe_ingest_bytes_in_flight", "gauge", "Body bytes accepted for work and not answered.")
 DISK_FREE_BYTES = Metric("logpipe_ingest_disk_free_bytes", "gauge", "Free space where the ledger's data lies.")
 UNPUBLISHED_BATCHES = Metric(
-    "logpipe_publisher_unpublished_batches", "gauge", "Batches of this process's slots not yet in Kafka.", ("slot",)
+    "logpipe_publisher_unpublished_batches",
+    "gauge",
+    "Batches of this process's slots not yet in Kafka, counted up to 10,000.",
+    ("slot",),
 )
 BATCHES_PUBLISHED = Metric("logpipe_publisher_batches_total", "counter", "Batches published to Kafka.", ("slot",))
 PUBLISH_SECONDS = Metric(

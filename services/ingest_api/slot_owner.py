@@ -49,6 +49,7 @@ class SlotOwner:
         self._publish_failure = ""
         self._wrong_topics = ""
         self._topics_checked = False
+        self._reported: set[int] = set()  # the slots whose gauges may not be 0
         self._work = threading.Event()
         self._stop = threading.Event()
         self._abort = threading.Event()
@@ -153,6 +154,7 @@ class SlotOwner:
         while not self._abort.is_set():
             try:
                 connection = self._connected(connection)
+                self._report_unpublished(connection)
                 self._check_topics()
                 if time.monotonic() >= next_adoption and not self._stop.is_set():
                     next_adoption = time.monotonic() + _ADOPT_SECONDS
@@ -217,8 +219,6 @@ class SlotOwner:
                 failed = error
                 continue
             worked += published
-            waiting = batches.count_unpublished(connection, lease.slot)
-            metrics.gauge(metric_names.UNPUBLISHED_BATCHES, str(lease.slot)).set(waiting)
             if not published and lease != self._own:
                 _log.info("an adopted slot is published to its end", slot=lease.slot)
                 publishers.pop(lease).close()
@@ -226,6 +226,14 @@ class SlotOwner:
         if failed is not None:
             raise failed
         return worked
+
+    def _report_unpublished(self, connection: Connection) -> None:
+        """Also while Kafka is away, and of stuck slots; 0 for a slot that this process has held and lost."""
+        held = {lease.slot for lease in self._held.copy()}
+        for slot in held | self._reported:
+            waiting = batches.count_unpublished(connection, slot) if slot in held else 0
+            metrics.gauge(metric_names.UNPUBLISHED_BATCHES, str(slot)).set(waiting)
+        self._reported = held
 
     def _give_up(self, connection: Connection, lease: Lease, error: NeedsOperator) -> None:
         """Keep the lease, so that no other process tries the same; new batches go on under another slot."""

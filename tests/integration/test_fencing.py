@@ -16,6 +16,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg.pq import ExecStatus
 
+from services.core import metric_names
 from services.core.errors import Conflict, Fenced, NeedsOperator, StoreDown
 from services.core.ledger import Batch, Part
 from services.core.ports import Outgoing
@@ -28,6 +29,7 @@ from services.ledger.reading import Taken
 from services.ledger.slots import LEASE_SECONDS, Lease
 from services.ledger.topics import Topic
 from services.postgres.connection import connect
+from services.runtime import metrics
 from services.streams import kafka
 from tests.integration.test_publisher import DATASET, PARTITIONS, Bench
 
@@ -378,6 +380,25 @@ def test_a_topic_that_nothing_can_be_published_to_makes_no_slots(
         wrong.clear()
         until(lambda: owner.problem() is None)
         owner.slot()
+    finally:
+        owner.stop(1)
+
+
+def test_the_gauge_of_unpublished_batches_rises_while_kafka_is_away(bench: Bench, postgres_url: str) -> None:
+    def unreachable() -> None:
+        raise StoreDown("kafka", "away")
+
+    gauge = metrics.gauge(metric_names.UNPUBLISHED_BATCHES, str(bench.slot))
+    bench.lease()
+    bench.connection.execute("UPDATE slots SET renewed_at = '-infinity' WHERE slot = %s", (bench.slot,))
+    owner = SlotOwner(postgres_url, uuid4(), unreachable, Stuck)  # type: ignore[arg-type]
+    owner._held.add(slots.take_over(bench.connection, owner._owner, bench.slot))
+    owner.start()
+    try:
+        bench.commit(300)
+        until(lambda: gauge._value.get() == 3)
+        bench.lease()  # to somebody else
+        until(lambda: gauge._value.get() == 0)
     finally:
         owner.stop(1)
 
