@@ -15,6 +15,8 @@ _SERVER_SETTINGS = {
     "appendonly": "no",
     "maxmemory": "128mb",
     "maxmemory-policy": "allkeys-lru",
+    # A process title is written over the environment, by which the supervisor finds what was left behind.
+    "set-proc-title": "no",
 }
 
 

@@ -78,9 +78,14 @@ class Supervisor:
 
     def states(self) -> dict[str, State]:
         """Of every program it knows; empty when no supervisord runs."""
-        if self.pid is None:
+        if (pid := self.pid) is None:
             return {}
-        found = cast(list[dict[str, Any]], self._call("getAllProcessInfo"))
+        try:
+            found = cast(list[dict[str, Any]], self._call("getAllProcessInfo"))
+        except OSError:
+            if _ends(pid):  # it was killed just now
+                return {}
+            raise
         return {each["name"]: State(each["statename"], each["pid"], each["description"]) for each in found}
 
     def start(self, name: str) -> None:
@@ -176,6 +181,17 @@ class Supervisor:
                 )
             )
         return "\n".join(sections)
+
+
+def _ends(pid: int) -> bool:
+    """Whether the process is gone within some seconds."""
+    try:
+        psutil.Process(pid).wait(timeout=5)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return False
+    return True
 
 
 def _end(process: psutil.Process, seconds: float) -> None:

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 from services import datasets
 from services.generator.client import IngestClient
@@ -21,10 +22,13 @@ _LOAD_SECONDS_WAIT = 240
 def under_load(url: str, seconds: float, rate: float = RATE * 1.25, request_rows: int = 500) -> Iterator[list[Report]]:
     """Send `rate` rows a second, four fifths of them logs, for `seconds` while the body of the context runs.
 
-    Afterwards the list holds a report for each dataset, and no row's fate is unknown.
+    Afterwards the list holds a report for each dataset, and no row's fate is unknown. A body that fails ends the load.
     """
+    cancel: list[Callable[[], object]] = []
 
     async def send() -> list[Report]:
+        if task := asyncio.current_task():
+            cancel.append(partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel))
         async with IngestClient(url, timeout=20, deadline=_SETTLE_SECONDS) as client:
             loads = [
                 Load.at_rate(client, datasets.find("logs"), rate * 0.8, seconds, request_rows),
@@ -35,7 +39,12 @@ def under_load(url: str, seconds: float, rate: float = RATE * 1.25, request_rows
     reports: list[Report] = []
     with ThreadPoolExecutor(1) as thread:
         sending: Future[list[Report]] = thread.submit(asyncio.run, send())
-        yield reports
+        try:
+            yield reports
+        except BaseException:
+            for end in cancel:
+                end()
+            raise
         reports += sending.result(seconds + _LOAD_SECONDS_WAIT)
     for report in reports:
         assert (report.refused, report.indeterminate) == (0, 0), report

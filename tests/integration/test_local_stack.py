@@ -93,7 +93,7 @@ def test_one_program_is_stopped_and_the_others_go_on(stack_folder: Path) -> None
 
 
 def test_what_a_killed_supervisor_left_is_ended(stack_folder: Path) -> None:
-    stack = Stack(LocalSettings.on_free_ports(stack_folder), ("postgres",))
+    stack = Stack(LocalSettings.on_free_ports(stack_folder), ("postgres", "redis"))
     stack.up()
     supervisor = stack.supervisor.pid
     assert supervisor
@@ -103,6 +103,16 @@ def test_what_a_killed_supervisor_left_is_ended(stack_folder: Path) -> None:
     stack.up()
     stack.down()
     assert processes_in(stack_folder) == []
+
+
+def test_a_stack_is_started_again_at_the_moment_of_its_kill(stack_folder: Path) -> None:
+    """Supervisord may still be ending: it has its process id, and resets connections."""
+    with Stack(LocalSettings.on_free_ports(stack_folder), ("redis",)) as stack:
+        for _ in range(10):
+            assert stack.supervisor.pid
+            os.kill(stack.supervisor.pid, signal.SIGKILL)
+            stack.up()
+        assert stack.program("redis").ready() is None
 
 
 def kill_everything(stack: Stack) -> None:
