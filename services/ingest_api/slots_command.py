@@ -53,7 +53,10 @@ def resolve_stuck(numbers: tuple[int, ...], names: tuple[str, ...]) -> None:
         own_progress = {reader.name for reader in sinks if reader.progress == "own"}
         open_reader = partial(KafkaPartitionReader, settings.kafka_url)
         open_producer = partial(open_slot_producer, settings.kafka_url)
-        for slot in numbers or [slot.slot for slot in slots.every(connection) if slot.stuck]:
+        chosen = numbers or [slot.slot for slot in slots.every(connection) if slot.stuck]
+        if not chosen:
+            click.echo("no slot is stuck")
+        for slot in chosen:
             with _leased(connection, url, owner, slot) as lease:
                 for resolved in resolve(connection, lease, known, sinks, open_producer, open_reader):
                     _say(slot, resolved, own_progress)

@@ -98,6 +98,7 @@ class Upkeep:
         for dataset in self._datasets:
             postgres.ensure_partitions(connection, dataset, today, DAYS_AHEAD)
         self._ledger = str(ledger_id(connection))
+        schema.build_index(connection)
         self._forget_keys(connection)
 
     def _forget_keys(self, connection: Connection) -> None:

@@ -37,6 +37,14 @@ def batch_ids(connection: Connection, after: int, limit: int) -> list[int]:
         return [batch_id for (batch_id,) in connection.execute(query, (after, limit))]
 
 
+def next_batch(connection: Connection, dataset: str, after: int, last: int) -> int:
+    """The lowest committed batch id of `dataset` with `after` < id <= `last`; `last` when there is none."""
+    query = "SELECT batch_id FROM batches WHERE dataset = %s AND batch_id > %s AND batch_id <= %s ORDER BY 1 LIMIT 1"
+    with translated():
+        row = connection.execute(query, (dataset, after, last)).fetchone()
+    return int(row[0]) if row else last
+
+
 class OpenWriter(NamedTuple):
     """A transaction that has drawn batch ids and is still open. `transaction` is its name in PostgreSQL."""
 

@@ -4,25 +4,51 @@ The backup knows nothing of what happened after it was made. Batch ids were give
 give out again, for other rows; stores have loaded rows, and sinks have come further than the restored positions say.
 """
 
+from typing import NamedTuple
+
 from services.core.errors import Conflict
 from services.ledger import slots
 from services.postgres.connection import Connection, translated
 
-_ID_LEAP = 1_000_000_000
-"""Batch ids left out: more than can have been given out since the backup (a year, at 30 batches a second)."""
+_IDS_A_SECOND = 200
+"""More batch ids than are given out in a second, on average since 2026. They last until 2036 (`ids.MAX_BATCH`)."""
+
+# The time decides, not the restored sequence: the same backup may be restored twice.
+_LEAP = """
+    SELECT setval('batch_ids', greatest(last_value + 1000000, %(rate)s * seconds)), last_value,
+           setval(pg_get_serial_sequence('alerts', 'id'), greatest(coalesce((SELECT max(id) FROM alerts), 0), seconds))
+    FROM batch_ids, (SELECT extract(epoch FROM clock_timestamp() - '2026-01-01')::bigint AS seconds) AS clock"""
+
+# What a store had loaded at the backup, it has loaded now: its replay begins there. A replay gets a new id, because the
+# store may remember the tokens of writes that the former one made after the backup.
+_BEGIN_REPLAYS = """
+    INSERT INTO replays (store, dataset, id, next_batch, last_batch, table_id)
+    SELECT store, dataset, gen_random_uuid(), batch_id + 1, batch_id, table_id
+    FROM watermarks WHERE (store, dataset) IN (SELECT store, dataset FROM sink_progress)
+    ON CONFLICT (store, dataset) DO UPDATE SET id = excluded.id, range_last = NULL"""
 
 
-def after_restore(connection: Connection) -> int:
-    """Give the ledger a new identity, and return the first batch id of it: above every id that was ever given out.
+class Leap(NamedTuple):
+    """Batches of ids `first` to `last` may be in stores and topics, and are not in the restored ledger."""
 
-    Positions of sinks, replays and watermarks are dropped, because the stores have gone on since: each store that is
-    filled by stream-to-store must be replayed. Raises StoreDown, and Conflict while an ingest process runs.
+    first: int
+    last: int
+
+
+def after_restore(connection: Connection) -> Leap:
+    """Give the ledger a new identity, and let its batch ids go on above every id that was ever given out.
+
+    The positions of sinks are dropped, because the stores have gone on since: each store that is filled by
+    stream-to-store must be replayed. Raises StoreDown, and Conflict while an ingest process runs.
     """
     if alive := [slot.slot for slot in slots.every(connection) if slot.is_alive]:
         raise Conflict(f"slots {alive} have living owners: stop every ingest API, and wait for {slots.LEASE_SECONDS} s")
     with translated(), connection.transaction():
         connection.execute("UPDATE ledger SET id = gen_random_uuid()")
-        connection.execute("TRUNCATE sink_progress, replays, watermarks")
-        row = connection.execute("SELECT setval('batch_ids', last_value + %s) FROM batch_ids", (_ID_LEAP,)).fetchone()
-    assert row is not None
-    return int(row[0]) + 1
+        connection.execute(_BEGIN_REPLAYS)
+        connection.execute("TRUNCATE sink_progress, watermarks")
+        row = connection.execute(_LEAP, {"rate": _IDS_A_SECOND}).fetchone()
+        assert row is not None
+        last, before, _ = row
+        connection.execute("INSERT INTO id_leaps (after, until) VALUES (%s, %s)", (before, last))
+    return Leap(before + 1, last)

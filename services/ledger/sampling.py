@@ -1,6 +1,7 @@
 """Choosing batches of the ledger at random, at a cost that does not depend on how many there are."""
 
 import random
+from collections.abc import Iterable
 
 from services.core.ledger import Batch
 from services.ledger.reading import Connection
@@ -13,6 +14,27 @@ _BY_IDS = """SELECT batch_id, slot, dataset, rows, checksum, created_at FROM bat
              WHERE batch_id = ANY(%s) AND dataset = %s"""
 
 
+class _Ids:
+    """The ids first..last in order, without those of `leaps` (after < id <= until; in order, apart from each other)."""
+
+    def __init__(self, first: int, last: int, leaps: Iterable[tuple[int, int]]) -> None:
+        self._ranges: list[range] = []
+        for after, until in leaps:
+            self._ranges.append(range(first, min(after, last) + 1))
+            first = max(first, until + 1)
+        self._ranges.append(range(first, last + 1))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._ranges))
+
+    def __getitem__(self, place: int) -> int:
+        for ids in self._ranges:
+            if place < len(ids):
+                return ids[place]
+            place -= len(ids)
+        raise IndexError(place)
+
+
 def choose(
     connection: Connection, dataset: str, first: int, last: int, size: int, chance: random.Random
 ) -> list[Batch]:
@@ -21,11 +43,14 @@ def choose(
     Ids are drawn and looked up by the ledger's primary key until enough of them are batches of the dataset. Raises
     StoreDown.
     """
-    ids = range(max(first, 1), last + 1)
+    with translated():
+        leaps = connection.execute("SELECT after, until FROM id_leaps ORDER BY after").fetchall()
+    ids = _Ids(max(first, 1), last, leaps)
     found: dict[int, Batch] = {}
     for _ in range(_ATTEMPTS):
         is_all = len(ids) <= _IDS_AT_ONCE
-        drawn = list(ids) if is_all else chance.sample(ids, _IDS_AT_ONCE)
+        places = range(len(ids)) if is_all else chance.sample(range(len(ids)), _IDS_AT_ONCE)
+        drawn = [ids[place] for place in places]
         chance.shuffle(drawn)
         with translated():
             rows = connection.execute(_BY_IDS, (drawn, dataset)).fetchall()

@@ -10,6 +10,7 @@ import psycopg
 from services.postgres.connection import translated
 
 _LOCK = 7_316_001  # advisory lock: one process at a time changes the tables
+_INDEX_LOCK = 7_316_002  # advisory lock: one process at a time builds the index
 _LOCK_TIMEOUT = "2s"
 
 VERSION = 5
@@ -31,8 +32,13 @@ CREATE TABLE IF NOT EXISTS batches (
     published_at timestamptz,
     parts        jsonb
 );
--- A dataset that has few batches among many of others is found without reading those.
-CREATE INDEX IF NOT EXISTS batches_dataset ON batches (dataset, batch_id);
+-- A dataset that has few batches among many of others is found without reading those. A ledger that has batches already
+-- gets this index from `build_index`.
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM batches) THEN
+        CREATE INDEX IF NOT EXISTS batches_dataset ON batches (dataset, batch_id);
+    END IF;
+END $$;
 CREATE INDEX IF NOT EXISTS batches_unpublished ON batches (slot, batch_id) WHERE published_at IS NULL;
 
 -- Requests that came with an Idempotency-Key.
@@ -239,6 +245,12 @@ ALTER TABLE slots ADD COLUMN IF NOT EXISTS first_batch bigint;
 -- Alerts that were resolved long ago are found without reading the others.
 CREATE INDEX IF NOT EXISTS alerts_resolved ON alerts (resolved_at) WHERE resolved_at IS NOT NULL;
 
+-- Batch ids `after` < id <= `until` were left out when the ledger was restored from a backup (`restore`).
+CREATE TABLE IF NOT EXISTS id_leaps (
+    after bigint PRIMARY KEY,
+    until bigint NOT NULL
+);
+
 CREATE TABLE IF NOT EXISTS ledger_version (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     version  int NOT NULL
@@ -262,6 +274,32 @@ def prepare(connection: psycopg.Connection[Any]) -> None:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         if _version(connection) < VERSION:
             connection.execute(TABLES)
+
+
+def build_index(connection: psycopg.Connection[Any]) -> None:
+    """Build the index on batches that a ledger of version 1 lacks; a minute for 50 million batches. Raises StoreDown.
+
+    Others go on writing meanwhile. Nothing happens when the index is there, or another process builds it. `connection`
+    is in no transaction.
+    """
+    with translated():
+        if _has_index(connection):
+            return
+        if connection.execute("SELECT pg_try_advisory_lock(%s)", (_INDEX_LOCK,)).fetchone() != (True,):
+            return
+        try:
+            if _has_index(connection) is False:  # a build was interrupted
+                connection.execute("DROP INDEX CONCURRENTLY IF EXISTS batches_dataset")
+            connection.execute("CREATE INDEX CONCURRENTLY IF NOT EXISTS batches_dataset ON batches (dataset, batch_id)")
+        finally:
+            connection.execute("SELECT pg_advisory_unlock(%s)", (_INDEX_LOCK,))
+
+
+def _has_index(connection: psycopg.Connection[Any]) -> bool | None:
+    """None where there is no such index; False where its build has not come to an end."""
+    query = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('batches_dataset')"
+    row = connection.execute(query).fetchone()
+    return None if row is None else bool(row[0])
 
 
 def _version(connection: psycopg.Connection[Any]) -> int:

@@ -199,7 +199,7 @@ def _walk(connection: Connection, dataset: str, after: int, stop: int, taken: Ta
     """The batch up to which all are loaded, as far as `_WALK_SECONDS` lead."""
     deadline = time.monotonic() + _WALK_SECONDS
     while after < stop and time.monotonic() < deadline:
-        last = min(stop, after + _PAGE)
+        last = min(stop, reading.next_batch(connection, dataset, after, stop) + _PAGE)
         missing = reading.first_missing(connection, dataset, after, last, taken)
         if missing is not None:
             return missing - 1

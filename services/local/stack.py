@@ -200,12 +200,14 @@ class Stack:
         return "\n".join([f"The end of {log}:", *end])
 
     def _check_disk(self) -> None:
+        """Only before a new stack: one with data must start on a nearly full disk, for its retention frees space."""
+        has_data = self.folder.exists() and any(self.folder.iterdir())
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
-        if free < _FREE_BYTES:
+        if free < _FREE_BYTES and not has_data:
             raise NeedsOperator(
-                f"only {free >> 20} MiB are free on the disk of {self.folder}, and {_FREE_BYTES >> 20} MiB are needed:"
-                " free some, run `logpipe down --wipe`, or set LOGPIPE_STACK to a folder on another disk"
+                f"only {free >> 20} MiB are free on the disk of {self.folder}, and a new stack needs"
+                f" {_FREE_BYTES >> 20} MiB: free some, or set LOGPIPE_STACK to a folder on another disk"
             )
 
 

@@ -12,8 +12,9 @@ from services.runtime.settings import PostgresSettings
 
 
 @click.command()
+@click.confirmation_option(prompt="Was PostgreSQL restored from a backup? Every position of a store is dropped")
 def main() -> None:
-    """Make a ledger fit for use that was restored from a backup. Run it once, before any process is started.
+    """Make a ledger fit for use that was restored from a backup. Run it once, before any other process is started.
 
     Batch ids go on above all that were ever given out, and every store that is filled by stream-to-store has to be
     replayed.
@@ -22,8 +23,14 @@ def main() -> None:
     try:
         with closing(connect(PostgresSettings().postgres_url.get_secret_value())) as connection:
             schema.prepare(connection)
-            first = restore.after_restore(connection)
+            leap = restore.after_restore(connection)
     except LogpipeError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"the ledger has a new identity; its batches go on at {first}")
-    click.echo("next: `logpipe replay --store STORE` for each store that is filled by stream-to-store, then start it")
+    click.echo(f"the ledger has a new identity; its batches go on at {leap.last + 1}")
+    click.echo(
+        f"stores may hold batches {leap.first} to {leap.last}: accepted after the backup, and lost in PostgreSQL"
+    )
+    click.echo(
+        "next: start the ingest API; run `logpipe replay --store STORE` for each store that is filled by"
+        " stream-to-store; start stream-to-store once the progress shows"
+    )

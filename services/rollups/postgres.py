@@ -58,6 +58,9 @@ def prepare(connection: Connection, dataset: Dataset) -> None:
             )
             connection.execute(create.format(table, keys(dataset), sql.Identifier(dataset.name)))
             connection.execute(sql.SQL("CREATE INDEX ON {} (at_minute)").format(table))
+    # In a transaction of its own: over a large rollup it takes long, and queries would wait for table rollup_chunks.
+    with translated(), connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
         if connection.execute(_FOUND_BY_CHUNK, (f'"{name}"',)).fetchone() is None:
             connection.execute(sql.SQL("CREATE INDEX ON {} (until_batch)").format(table))
 

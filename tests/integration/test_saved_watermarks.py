@@ -361,3 +361,23 @@ def test_without_the_ledger_a_table_made_anew_is_not_asked_at_the_old_point(ledg
     assert watermarks.last_known(cast(StoreReader, reader), DATASET) == 3
     reader.table, reader.own = "another", StorePosition("another", "topic", {0: 100})
     assert watermarks.last_known(cast(StoreReader, reader), DATASET) == 0
+
+
+def test_a_ledger_with_batches_gets_its_index_beside_their_use(own_postgres_url: str) -> None:
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('batches_dataset')"
+    with connect(own_postgres_url) as connection:
+        schema.prepare(connection)
+        assert connection.execute(valid).fetchone() == (True,)
+        connection.execute("DROP INDEX batches_dataset")
+        connection.execute("DROP TABLE ledger_version")
+        connection.execute(
+            "INSERT INTO batches (batch_id, slot, dataset, rows, checksum, xid, created_at)"
+            " VALUES (1, 1, 'logs', 1, 1, '1', 1)"
+        )
+        schema.prepare(connection)
+        assert connection.execute(valid).fetchone() is None
+        schema.build_index(connection)
+        assert connection.execute(valid).fetchone() == (True,)
+        connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'batches_dataset'::regclass")
+        schema.build_index(connection)  # as after an interrupted build
+        assert connection.execute(valid).fetchone() == (True,)
