@@ -8,7 +8,7 @@ done. After a failure or a crash the next attempt finds the pending range, and c
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 from services.core.errors import Backpressure, NeedsOperator, RowRejected, StoreDown
 from services.core.ids import batch_of, first_id
@@ -25,7 +25,7 @@ from services.streams.dead_letters import DeadLetter, DeadLetters
 
 BLOCK_ROWS = 50_000
 _BLOCK_BYTES = 64 << 20
-_BLOCK_BATCHES = 2_000
+_PAGE_BATCHES = 2_000
 _POLL_SECONDS, _RETRY_SECONDS = 0.2, 2.0
 
 
@@ -72,7 +72,7 @@ class Refill:
         self._aside: defaultdict[int, set[int]] = defaultdict(set, {batch: set(ids) for batch, ids in aside.items()})
         self._display = display
         self._pause = pause
-        self._most = _BLOCK_BATCHES
+        self._most = _PAGE_BATCHES  # that are written at once
         self._outcome = Outcome()
 
     def run(self) -> Outcome:
@@ -96,30 +96,52 @@ class Refill:
         return self._outcome
 
     def _step(self) -> None:
-        replay = self._replay
+        """Bring what is missing of the next page of batches, up to the first that has to be waited for."""
+        replay, pending = self._replay, self._replay.range_last is not None
         with self._ledger.connection() as connection:
             floor = reading.floor(connection, self._name)
             stop = replay.last if replay.range_last is None else replay.range_last
-            page = reading.batches(connection, self._name, max(replay.next, floor) - 1, stop, self._most)
+            page = reading.batches(connection, self._name, max(replay.next, floor) - 1, stop, _PAGE_BATCHES)
             offsets = reading.sink_offsets(connection, self._reader.name, self._name)
             lost = set(self._lost(connection, page[0].batch_id - 1, page[-1].batch_id, len(page))) if page else set()
-        batches = page if replay.range_last is not None else cut(page)
-        end = stop if len(batches) == len(page) < self._most else batches[-1].batch_id
-        own = [batch for batch in batches if batch.batch_id in lost or not self._is_streamed(batch)]
+        own = [batch for batch in page if batch.batch_id in lost or not self._is_streamed(batch)]
         for batch in own:
             if batch.batch_id not in lost and (reason := self._unloaded(batch, offsets)):
-                self._wait(reason, _POLL_SECONDS)
-                return
+                if batch is page[0] or pending:
+                    self._wait(reason, _POLL_SECONDS)
+                    return
+                stop = batch.batch_id - 1
+                break
+        own = [batch for batch in own if batch.batch_id <= stop]
         found = gaps.find(self._reader, self._codec, own, self._aside)
-        written = self._bring(own, found, end, floor) if found else 0
-        self._replay = self._progress.advance(self._replay, end + 1)
-        total, own_rows = (sum(batch.rows for batch in some) for some in (batches, own))
-        self._outcome.written += written
-        self._outcome.found += own_rows - written
-        self._outcome.streamed += total - own_rows
-        self._most = _BLOCK_BATCHES
-        self._display.waiting("")
-        self._display.done(total)
+        rest = [batch for batch in page if batch.batch_id <= stop]
+        end = stop if pending or len(page) < _PAGE_BATCHES else rest[-1].batch_id
+        self._bring_all(rest, {batch.batch_id for batch in own}, found, end, floor)
+
+    def _bring_all(self, rest: Sequence[Batch], own: Set[int], found: gaps.Gaps, end: int, floor: int) -> None:
+        """Write the gaps of `rest`, block by block; afterwards all batches up to `end` are done with."""
+        pending = self._replay.range_last is not None
+        while self._replay.next <= end:
+            missing = [batch for batch in rest if batch.batch_id in found]
+            block = cut(missing)[: None if pending else self._most]
+            following = missing[len(block)].batch_id if len(block) < len(missing) else end + 1
+            if pending and following <= end:  # the store has lost rows since the range was begun
+                written = self._bring(block, found, end, floor)
+                self._outcome.written += written
+                self._outcome.found -= written  # the step that ends the range counts these as found
+                return
+            done = [batch for batch in rest if batch.batch_id < following]
+            written = self._bring(block, found, following - 1, floor) if block else 0
+            self._replay = self._progress.advance(self._replay, following)
+            total = sum(batch.rows for batch in done)
+            own_rows = sum(batch.rows for batch in done if batch.batch_id in own)
+            self._outcome.written += written
+            self._outcome.found += own_rows - written
+            self._outcome.streamed += total - own_rows
+            self._most = _PAGE_BATCHES
+            self._display.waiting("")
+            self._display.done(total)
+            rest = rest[len(done) :]
 
     def _confirm(self) -> bool:
         """Return whether the watermark is above all batches that only this replay vouches for.
@@ -204,7 +226,7 @@ class Refill:
 
 
 def cut(batches: Sequence[Batch]) -> Sequence[Batch]:
-    """The first of them, that make one block: all accepted on one day, and no more than are needed for BLOCK_ROWS."""
+    """The first of `batches`, for one block: all accepted on one day, and no more than are needed for BLOCK_ROWS."""
     rows = 0
     for index, batch in enumerate(batches):
         if rows >= BLOCK_ROWS or batch.created_at // DAY != batches[0].created_at // DAY:
