@@ -61,6 +61,9 @@ def fail_to_mark(monkeypatch: pytest.MonkeyPatch, publisher: SlotPublisher, benc
 
 
 def make_topic_anew(bench: Bench) -> None:
+    """Returns when the broker names the new topic: an attempt at the former one would leave a batch in doubt."""
+    with closing(kafka.KafkaPartitionReader(bench.kafka_url, bench.dataset.topic)) as reader:
+        former = reader.topic_id()
     admin = AdminClient({"bootstrap.servers": bench.kafka_url})
     admin.delete_topics([bench.dataset.topic])[bench.dataset.topic].result()
     deadline = time.monotonic() + 30
@@ -68,6 +71,15 @@ def make_topic_anew(bench: Bench) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     kafka.ensure_topics(bench.kafka_url, {bench.dataset.topic: PARTITIONS}, 1)
+    with closing(kafka.KafkaPartitionReader(bench.kafka_url, bench.dataset.topic)) as reader:
+
+        def is_there() -> bool:
+            try:
+                return reader.topic_id() != former and len(reader.bounds()) == PARTITIONS
+            except StoreDown:
+                return False
+
+        until(is_there)
 
 
 def publish(publisher: SlotPublisher, bench: Bench) -> int:
