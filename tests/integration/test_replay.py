@@ -264,7 +264,9 @@ def test_a_replay_of_what_is_there_writes_nothing(world: World) -> None:
 
 def test_a_write_that_still_runs_is_ended_before_the_store_is_searched(world: World) -> None:
     """Of a consumer whose pending range the replay gave up, or of a replay that was killed: it would double rows."""
-    insert = "INSERT INTO logs SELECT * FROM logs WHERE sleepEachRow(0.05) = 0 LIMIT 400 SETTINGS max_block_size = 1"
+    slow = "SELECT number FROM numbers(400) WHERE sleepEachRow(0.05) = 0"
+    copies = f"SELECT l.* FROM (SELECT * FROM logs LIMIT 1) AS l, ({slow}) AS n"
+    insert = f"INSERT INTO logs {copies} SETTINGS max_block_size = 20"
     url, query = world.urls["LOGPIPE_CLICKHOUSE_URL"], {"query_id": "insert-logs-former", "query": insert}
     replies: list[httpx.Response] = []
     thread = threading.Thread(target=lambda: replies.append(httpx.post(url, params=query, timeout=60)))
