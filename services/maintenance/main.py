@@ -23,7 +23,9 @@ from services.runtime.http import make_app, serve
 
 @click.command()
 @click.option("--dataset", "names", multiple=True, help="A dataset to maintain; may be repeated. Default: all.")
-@click.option("--once", is_flag=True, help="One round, then end; else a round every LOGPIPE_MAINTAIN_SECONDS.")
+@click.option(
+    "--once", is_flag=True, help="One round without the rollups, then end; else a round every LOGPIPE_MAINTAIN_SECONDS."
+)
 @click.option("--trust-clock", is_flag=True, help="With --once: PostgreSQL's clock is right although it has jumped.")
 def main(names: tuple[str, ...], once: bool, trust_clock: bool) -> None:
     """Keep rollups, merge the lake's small files, drop days beyond LOGPIPE_RETENTION_DAYS."""
