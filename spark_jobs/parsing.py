@@ -27,7 +27,13 @@ def lines(messages: DataFrame, dataset: Dataset) -> DataFrame:
     newer = f"IF({_header(COLUMNS)} > {len(dataset.columns)}, raise_error('{NEWER}'), value) AS value"
     known = messages.selectExpr(*(newer if name == "value" else name for name in MESSAGE))
     from_json = f"from_json(line, '{line_schema(dataset)}, {_CORRUPT} STRING', {_JSON_OPTIONS}) AS r"
-    return known.selectExpr(*_ENVELOPE).selectExpr(*_CHECKED).selectExpr(*_LINES).selectExpr("*", from_json)
+    return (
+        known.selectExpr(*_ENVELOPE)
+        .selectExpr(*_CHECKED)
+        .selectExpr(*_KEPT)
+        .selectExpr(*_LINES)
+        .selectExpr("*", from_json)
+    )
 
 
 def rows(sound: DataFrame, dataset: Dataset) -> DataFrame:
@@ -90,6 +96,9 @@ _CHECKED = (
     "size(lines) AS size",
     f"{_PROBLEM} AS problem",
 )
+# Every line of a message gets a copy of what is beside the lines: with the whole message, 1,000 lines of a large one
+# would be hundreds of megabytes.
+_KEPT = ("partition", "offset", "IF(problem IS NULL, NULL, value) AS value", "batch_id", "lines", "size", "problem")
 _LINES = (
     "partition",
     "offset",

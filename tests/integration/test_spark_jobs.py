@@ -8,7 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -18,8 +18,10 @@ import pytest
 from click.testing import CliRunner
 from fastapi import FastAPI
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as sql
 
 from services.core.envelope import messages
+from services.core.ports import Outgoing
 from services.core.rows import Row, RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.generator.synthesis import Synthesizer
@@ -34,7 +36,7 @@ from services.runtime.health import Readiness
 from services.runtime.http import make_app
 from services.runtime.settings import LakeSettings, ListenSettings, PostgresSettings
 from services.streams.kafka import KafkaProducer, ensure_topics
-from spark_jobs import reports
+from spark_jobs import parsing, reports, warm_up
 from spark_jobs.session import open_session
 from spark_jobs.settings import ReportSettings
 from tests.conftest import running
@@ -432,3 +434,26 @@ def wait(condition: Callable[[], bool], process: Process, seconds: float = 150) 
     while not condition():
         assert time.monotonic() < deadline, process.output()
         time.sleep(0.05)
+
+
+def test_the_lines_of_a_message_do_not_carry_the_message(world: World) -> None:
+    """A batch of large messages would not fit into the driver's memory when its rejects are written after a crash."""
+    sound = warm_up._message(DATASET, 2)
+    refused = replace(sound, headers={**sound.headers, "rows": b"1"})
+
+    def values(message: Outgoing) -> list[bytes | None]:
+        headers = [
+            sql.struct(sql.lit(key).alias("key"), sql.lit(value).alias("value"))
+            for key, value in message.headers.items()
+        ]
+        kafka = world.spark.range(1).select(
+            sql.lit(0).alias("partition"),
+            sql.col("id").alias("offset"),
+            sql.lit(message.key).alias("key"),
+            sql.lit(message.value).alias("value"),
+            sql.array(*headers).alias("headers"),
+        )
+        return [row.value for row in parsing.lines(kafka, DATASET).select("value").collect()]
+
+    assert values(sound) == [None] * 250
+    assert values(refused) == [sound.value]
