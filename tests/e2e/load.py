@@ -65,8 +65,8 @@ class Accepted:
         self._stack = stack
         self._before = verify(stack)
 
-    def check(self, reports: list[Report]) -> None:
-        """Every store holds what it held before and the acknowledged rows, nothing else."""
-        after = verify(self._stack)
+    def check(self, reports: list[Report], wait: float = 180) -> None:
+        """Every store holds what it held before and the acknowledged rows, nothing else, within `wait` seconds."""
+        after = verify(self._stack, wait)
         acked = {report.dataset: report.acked for report in reports}
         assert {name: after[name] - self._before.get(name, 0) for name in acked} == acked
