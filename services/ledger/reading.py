@@ -196,7 +196,7 @@ def lost_batches(
 ) -> list[int]:
     """The first `limit` published batches of `dataset` with `after` < id <= `last` that no stream can read any more."""
     query = """SELECT batch_id FROM batches WHERE dataset = %s AND batch_id > %s AND batch_id <= %s
-               AND parts IS NOT NULL AND coalesce(topic, %s) <> %s ORDER BY batch_id LIMIT %s"""
+               AND parts IS NOT NULL AND (coalesce(topic, %s) <> %s OR parts = '[]') ORDER BY batch_id LIMIT %s"""
     values = (dataset, after, last, topics.first, topics.current, limit)
     with translated():
         return [batch_id for (batch_id,) in connection.execute(query, values)]
@@ -222,7 +222,7 @@ _FIRST_MISSING = """
     WHERE dataset = %(dataset)s AND batch_id > %(after)s AND batch_id <= %(last)s
       AND CASE
         WHEN parts IS NULL THEN true
-        WHEN coalesce(topic, %(first)s) <> %(current)s THEN
+        WHEN coalesce(topic, %(first)s) <> %(current)s OR parts = '[]' THEN
             batch_id > %(replayed)s AND NOT (%(skips_lost)s AND coalesce(topic, %(first)s) <= %(current)s)
         ELSE EXISTS (
             SELECT FROM jsonb_array_elements(parts) AS part

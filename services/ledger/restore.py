@@ -45,6 +45,12 @@ def after_restore(connection: Connection) -> Leap:
         raise Conflict(f"slots {alive} have living owners: stop every ingest API, and wait for {slots.LEASE_SECONDS} s")
     with translated(), connection.transaction():
         connection.execute("UPDATE ledger SET id = gen_random_uuid()")
+        # An owner that was suspended before the restore must not go on under its lease: its view is that of the time
+        # after the backup.
+        connection.execute(
+            "UPDATE slots SET owner = gen_random_uuid(), renewed_at = '-infinity', epoch = epoch + 1,"
+            " first_batch = NULL, stuck = ''"
+        )
         connection.execute(_BEGIN_REPLAYS)
         connection.execute("TRUNCATE sink_progress, watermarks")
         row = connection.execute(_LEAP, {"rate": _IDS_A_SECOND}).fetchone()

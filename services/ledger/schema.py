@@ -13,7 +13,7 @@ _LOCK = 7_316_001  # advisory lock: one process at a time changes the tables
 _INDEX_LOCK = 7_316_002  # advisory lock: one process at a time builds the index
 _LOCK_TIMEOUT = "2s"
 
-VERSION = 5
+VERSION = 6
 """Raised with every change of TABLES."""
 
 TABLES = """
@@ -245,7 +245,7 @@ ALTER TABLE slots ADD COLUMN IF NOT EXISTS first_batch bigint;
 -- Alerts that were resolved long ago are found without reading the others.
 CREATE INDEX IF NOT EXISTS alerts_resolved ON alerts (resolved_at) WHERE resolved_at IS NOT NULL;
 
--- Batch ids `after` < id <= `until` were left out when the ledger was restored from a backup (`restore`).
+-- Version 6: batch ids `after` < id <= `until` were left out when the ledger was restored from a backup (`restore`).
 CREATE TABLE IF NOT EXISTS id_leaps (
     after bigint PRIMARY KEY,
     until bigint NOT NULL
@@ -255,7 +255,7 @@ CREATE TABLE IF NOT EXISTS ledger_version (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     version  int NOT NULL
 );
-INSERT INTO ledger_version (version) VALUES (5)
+INSERT INTO ledger_version (version) VALUES (6)
     ON CONFLICT (only_row) DO UPDATE SET version = greatest(ledger_version.version, excluded.version);
 """
 

@@ -211,7 +211,11 @@ class Refill:
 
     def _is_streamed(self, batch: Batch) -> bool:
         """Return whether the stream loads all parts of the batch."""
-        return batch.parts is not None and all(p.offset >= self._starts.get(p.partition, 0) for p in batch.parts)
+        return (
+            batch.parts is not None
+            and batch.parts != ()
+            and all(p.offset >= self._starts.get(p.partition, 0) for p in batch.parts)
+        )
 
     def _unloaded(self, batch: Batch, offsets: Mapping[int, int]) -> str:
         if batch.parts is None:
