@@ -238,37 +238,38 @@ def test_a_rename_that_fails_is_an_error(engine: Engine, table: str) -> None:
     assert engine.query(f"SELECT count() FROM {table}") == "0"
 
 
-def test_a_running_insert_is_killed_by_its_query_id(engine: Engine, table: str) -> None:
-    """And KILL QUERY returns after the insert has ended."""
-    slow = "d UInt8 DEFAULT sleepEachRow(0.2)"
-    engine.query(f"CREATE TABLE {table} (id Int64, {slow}) ENGINE = MergeTree ORDER BY id")
+RUNNING_INSERTS = "SELECT count() FROM system.processes WHERE query_kind = 'Insert'"
+
+
+@contextmanager
+def slow_insert(engine: Engine, table: str, query_id: str) -> Iterator[None]:
+    """It runs when the context begins. Whoever uses the context has it killed before the end."""
+    engine.query(f"CREATE TABLE {table} (id Int64, d UInt8 DEFAULT sleepEachRow(0.2)) ENGINE = MergeTree ORDER BY id")
     replies: list[httpx.Response] = []
     insert = f"INSERT INTO {table} (id) FORMAT JSONEachRow\n" + '{"id":1}\n' * 14
-    thread = threading.Thread(target=lambda: replies.append(engine.post(insert, query_id=f"slow-{table}")))
+    thread = threading.Thread(target=lambda: replies.append(engine.post(insert, query_id=query_id)))
     thread.start()
-    until(lambda: engine.query("SELECT count() FROM system.processes WHERE query_kind = 'Insert'") == "1")
-    killed = engine.query(f"KILL QUERY WHERE query_id = 'slow-{table}' SYNC FORMAT JSONCompactEachRow")
-    assert killed.startswith('["finished"')
-    assert engine.query("SELECT count() FROM system.processes WHERE query_kind = 'Insert'") == "0"
+    until(lambda: engine.query(RUNNING_INSERTS) == "1")
+    yield
+    assert engine.query(RUNNING_INSERTS) == "0"
     thread.join()
     assert replies[0].headers["X-ClickHouse-Exception-Code"] == "394"
     assert engine.query(f"SELECT count() FROM {table}") == "0"
 
 
+def test_a_running_insert_is_killed_by_its_query_id(engine: Engine, table: str) -> None:
+    """And KILL QUERY returns after the insert has ended."""
+    with slow_insert(engine, table, f"slow-{table}"):
+        killed = engine.query(f"KILL QUERY WHERE query_id = 'slow-{table}' SYNC FORMAT JSONCompactEachRow")
+        assert killed.startswith('["finished"')
+
+
 def test_every_running_insert_of_a_dataset_is_ended(engine: Engine, table: str) -> None:
-    engine.query(f"CREATE TABLE {table} (id Int64, d UInt8 DEFAULT sleepEachRow(0.2)) ENGINE = MergeTree ORDER BY id")
-    replies: list[httpx.Response] = []
-    insert = f"INSERT INTO {table} (id) FORMAT JSONEachRow\n" + '{"id":1}\n' * 14
-    thread = threading.Thread(target=lambda: replies.append(engine.post(insert, query_id=f"insert-{table}-1")))
-    thread.start()
-    until(lambda: engine.query("SELECT count() FROM system.processes WHERE query_kind = 'Insert'") == "1")
     writer = ClickHouseWriter(engine.url)
-    writer.end_writes(replace(DATASET, name=f"{table}_other"))
-    assert engine.query("SELECT count() FROM system.processes WHERE query_kind = 'Insert'") == "1"
-    writer.end_writes(replace(DATASET, name=table))
-    assert engine.query("SELECT count() FROM system.processes WHERE query_kind = 'Insert'") == "0"
-    thread.join()
-    assert replies[0].headers["X-ClickHouse-Exception-Code"] == "394"
+    with slow_insert(engine, table, f"insert-{table}-1"):
+        writer.end_writes(replace(DATASET, name=f"{table}_other"))
+        assert engine.query(RUNNING_INSERTS) == "1"
+        writer.end_writes(replace(DATASET, name=table))
 
 
 # ---- the writer loses and doubles nothing ---------------------------------------------------------------------------
