@@ -53,6 +53,8 @@ def run(settings: StreamToLakeSettings, chosen: tuple[Dataset, ...]) -> None:
     def warm(spark: SparkSession, stop: Event) -> None:
         # Messages that wait would wait longer, and the batch that reads them warms Spark as well as made-up ones do.
         warm_up.run(spark, settings, chosen, 0 if behind else settings.lake_warm_up_seconds, stop)
+        for stream in streams:
+            stream.open()  # another writer may have gone on with a table meanwhile
 
     driver.run("stream-to-lake", settings, settings.stream_to_lake_port, streams, prepare, warm)
 

@@ -12,9 +12,9 @@ from services.ledger.slots import Lease
 def lease(connection: psycopg.Connection[Any], slot: int) -> Lease:
     """Take the slot over, however long its owner has still to live."""
     row = connection.execute(
-        "INSERT INTO slots (slot, owner, renewed_at, epoch, first_batch)"
-        " SELECT %s, gen_random_uuid(), now(), 1, last_value + 1 FROM batch_ids"
-        " ON CONFLICT (slot) DO UPDATE SET epoch = slots.epoch + 1, owner = gen_random_uuid(),"
+        "INSERT INTO slots (slot, owner, reader, renewed_at, epoch, first_batch)"
+        " SELECT %s, owner, owner, now(), 1, last_value + 1 FROM batch_ids, gen_random_uuid() AS owner"
+        " ON CONFLICT (slot) DO UPDATE SET epoch = slots.epoch + 1, owner = excluded.owner, reader = excluded.reader,"
         " first_batch = excluded.first_batch"
         " RETURNING slot, epoch",
         (slot,),

@@ -2,7 +2,7 @@
 
 The stores are asked, too: a batch of which a store holds rows was published. A batch that neither the topic nor any
 store has is published again by the next owner of the slot, whether it was published before or not: no store has loaded
-it.
+it. So that no store loads it after the look, nothing may fill the stores meanwhile.
 
 A batch that was published and is not in the topic as a whole is marked by what is known of it. If it went to the topic
 that is there now, each missing message gets the highest offset that it can have had: a store that has come beyond that
@@ -14,15 +14,24 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from services.core.dataset import Dataset
-from services.core.errors import NeedsOperator
+from services.core.errors import Conflict, NeedsOperator
 from services.core.ledger import Batch, Part
-from services.core.ports import PartitionReader, StoreReader, TransactionalProducer
+from services.core.ports import PartitionReader, StoreReader, StoreWriter, TransactionalProducer
 from services.ingest_api.topic_log import TopicLog
 from services.ledger import batches as ledger
 from services.ledger import topics
 from services.ledger.slots import Lease
 from services.ledger.topics import Topic
 from services.postgres.connection import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """A store that is filled from Kafka. `consumers`: dataset -> how many processes of stream-to-store fill it now."""
+
+    reader: StoreReader
+    writer: StoreWriter
+    consumers: Callable[[str], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +49,15 @@ def resolve(
     connection: Connection,
     lease: Lease,
     datasets: Mapping[str, Dataset],
-    sinks: Sequence[StoreReader],
+    sinks: Sequence[Sink],
     open_producer: Callable[[int], TransactionalProducer],
     open_reader: Callable[[str], PartitionReader],
 ) -> Iterator[Resolved]:
     """Mark the batches that were published, and leave the others for the next owner of the slot.
 
-    Raises StoreDown, also when one of `sinks` cannot be asked; Fenced when the slot was leased by another process; and
-    NeedsOperator when the slot holds a dataset that this process does not know.
+    Raises StoreDown, also when one of `sinks` cannot be asked; Conflict while one of them is being filled; Fenced when
+    the slot was leased by another process; and NeedsOperator when the slot holds a dataset that this process does not
+    know, or when the topic was cut.
     """
     with closing(open_producer(lease.slot)):  # this ends a transaction that is still open
         doubt = ledger.in_doubt(connection, lease)
@@ -57,7 +67,20 @@ def resolve(
             own = {batch.batch_id: batch for batch in doubt if batch.dataset == name}
             log = TopicLog(connection, datasets[name], open_reader(datasets[name].topic))
             with closing(log):
-                yield _settle(connection, lease, log, own, sinks)
+                _end_writes(sinks, datasets[name])
+                yield _settle(connection, lease, log, own, [sink.reader for sink in sinks])
+
+
+def _end_writes(sinks: Sequence[Sink], dataset: Dataset) -> None:
+    """Make sure that no store gets rows of the dataset any more. Raises StoreDown, Conflict, NeedsOperator."""
+    for sink in sinks:
+        store = sink.reader.name
+        if sink.consumers(dataset.name):
+            raise Conflict(
+                f"{store} is being filled with {dataset.name}: stop stream-to-store --store {store} (a killed one"
+                " leaves its group after some seconds), run this command again, and start it once the slot is free"
+            )
+        sink.writer.end_writes(dataset)
 
 
 def _settle(
@@ -67,16 +90,18 @@ def _settle(
     former = _former_topic(connection, log, positions)
     starts = positions.get(log.topic.topic_id, {})
     bounds = log.bounds()
-    found = log.holds(doubt, {p: max(first, min(starts.get(p, 0), end)) for p, (first, end) in bounds.items()})
+    if cut := [p for p, (_, end) in bounds.items() if starts.get(p, 0) > end]:
+        raise NeedsOperator(
+            f"topic {dataset.topic} was cut: partitions {cut} end before messages that were published, and new messages"
+            " would get offsets that stores have passed. Let the stores load what the topic still has, delete it, start"
+            " an ingest API, which makes it anew, and run this command again"
+        )
+    found = log.holds(doubt, {p: max(first, starts.get(p, 0)) for p, (first, _) in bounds.items()})
     whole = {batch_id for batch_id, (_, rows) in found.items() if rows == doubt[batch_id].rows}
     unclear = sorted(doubt.keys() - whole)
     held = {sink.name: _held(sink, dataset, [doubt[b] for b in unclear]) for sink in sinks}
     only_stored = [b for b in unclear if b not in found and any(rows.get(b) for rows in held.values())]
-    gone = [
-        Part(partition, (first if starts.get(partition, 0) < first else end) - 1)
-        for partition, (first, end) in bounds.items()
-        if not first <= starts.get(partition, 0) <= end
-    ]
+    gone = [Part(partition, first - 1) for partition, (first, _) in bounds.items() if starts.get(partition, 0) < first]
     parts = {b: (*own, *(() if b in whole else gone)) for b, (own, _) in found.items()}
     if former is None:
         parts |= dict.fromkeys(only_stored, tuple(gone))

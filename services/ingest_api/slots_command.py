@@ -12,14 +12,15 @@ from rich.table import Table
 
 from services import datasets, stores
 from services.core.errors import LogpipeError, StoreDown
+from services.core.ports import StoreReader
 from services.ingest_api.publisher import open_slot_producer
-from services.ingest_api.resolution import Resolved, resolve
+from services.ingest_api.resolution import Resolved, Sink, resolve
 from services.ledger import schema, slots
 from services.ledger.slots import Lease
 from services.postgres.connection import Connection, connect
 from services.runtime import logs
 from services.runtime.settings import KafkaSettings, PostgresSettings
-from services.streams.kafka import KafkaPartitionReader
+from services.streams.kafka import KafkaPartitionReader, members, sink_group
 
 
 class SlotsSettings(PostgresSettings, KafkaSettings):
@@ -43,14 +44,14 @@ def resolve_stuck(numbers: tuple[int, ...], names: tuple[str, ...]) -> None:
     """Find out which batches of stuck slots were published, mark them, and have the others published.
 
     Without SLOT: of every stuck slot. Every store that is filled from Kafka must answer, or be left out by naming the
-    others.
+    others. Nothing may fill these stores meanwhile.
     """
     settings, owner = SlotsSettings(), uuid4()
     url, known = settings.postgres_url.get_secret_value(), {d.name: d for d in datasets.all_datasets()}
     with _failing_well(), _ledger(settings) as connection, ExitStack() as opened:
         readers = [opened.enter_context(closing(stores.open_reader(name))) for name in names or stores.readers()]
-        sinks = [reader for reader in readers if reader.progress != "ledger"]
-        own_progress = {reader.name for reader in sinks if reader.progress == "own"}
+        sinks = [_sink(settings.kafka_url, reader) for reader in readers if reader.progress != "ledger"]
+        own_progress = {sink.reader.name for sink in sinks if sink.reader.progress == "own"}
         open_reader = partial(KafkaPartitionReader, settings.kafka_url)
         open_producer = partial(open_slot_producer, settings.kafka_url)
         chosen = numbers or [slot.slot for slot in slots.every(connection) if slot.stuck]
@@ -61,6 +62,13 @@ def resolve_stuck(numbers: tuple[int, ...], names: tuple[str, ...]) -> None:
                 for resolved in resolve(connection, lease, known, sinks, open_producer, open_reader):
                     _say(slot, resolved, own_progress)
             click.echo(f"slot {slot} is free: an ingest API publishes what is left of it within seconds")
+
+
+def _sink(kafka_url: str, reader: StoreReader) -> Sink:
+    def consumers(dataset: str) -> int:
+        return members(kafka_url, sink_group(reader.name, dataset))
+
+    return Sink(reader, stores.open_writer(reader.name), consumers)
 
 
 def _show(every: list[slots.Slot]) -> None:

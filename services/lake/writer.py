@@ -71,7 +71,17 @@ class EmbeddedWriter:
         return leave_out_refused(blocks, self.write)
 
     def end_writes(self, dataset: Dataset) -> None:
-        """Nothing is to be ended: a commit of a former writer fails, because it does not follow the last commit."""
+        """Nothing is to be ended: a commit of a former writer fails, because it does not follow the last commit.
+
+        Raises NeedsOperator when Spark fills the table: nobody can tell from here whether a batch of it is under way.
+        """
+        position = Table(table_uri(self._settings, dataset.name)).position()
+        if position is not None and position.query not in ("", EMBEDDED):
+            raise NeedsOperator(
+                f"{dataset.name}: its table in the lake is filled by Spark (query {position.query}): stop"
+                f" stream-to-lake, run `logpipe stream-to-lake --resume {dataset.name}`, then this command again, and"
+                " start stream-to-lake afterwards"
+            )
 
 
 def _read(lines: LineReader, number: int, block: Block) -> pa.Table:

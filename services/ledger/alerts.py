@@ -14,6 +14,7 @@ from psycopg.rows import dict_row
 from services.core.errors import Fenced
 from services.postgres.clock import now_microseconds
 from services.postgres.connection import translated
+from services.postgres.deletion import delete_in_pieces
 
 Connection = psycopg.Connection[Any]
 Event = Literal["opened", "resolved"]
@@ -179,20 +180,13 @@ def forget_resolved(connection: Connection, before: int) -> int:
     A few are deleted in each transaction. An alert with a post that is still to be delivered stays: alerting may have
     resolved it long after the second at which the errors stopped. Raises StoreDown.
     """
-    deleted = 0
-    with translated():
-        while True:
-            done = connection.execute(
-                """DELETE FROM alerts WHERE id = ANY(ARRAY(
-                       SELECT id FROM alerts WHERE resolved_at < to_timestamp(%s) AND NOT EXISTS (
-                           SELECT FROM alert_posts WHERE alert_id = id AND delivered_at IS NULL
-                             AND alert_posts.created_at > now() - make_interval(hours => %s))
-                       ORDER BY resolved_at LIMIT %s))""",
-                (before, GIVE_UP_HOURS, _FORGOTTEN_AT_ONCE),
-            ).rowcount
-            deleted += done
-            if done < _FORGOTTEN_AT_ONCE:
-                return deleted
+    statement = """
+        DELETE FROM alerts WHERE id = ANY(ARRAY(
+            SELECT id FROM alerts WHERE resolved_at < to_timestamp(%s) AND NOT EXISTS (
+                SELECT FROM alert_posts WHERE alert_id = id AND delivered_at IS NULL
+                  AND alert_posts.created_at > now() - make_interval(hours => %s))
+            ORDER BY resolved_at LIMIT %s))"""
+    return delete_in_pieces(connection, statement, (before, GIVE_UP_HOURS), _FORGOTTEN_AT_ONCE)
 
 
 # ---- posting --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from services.ledger.slots import Lease
 from services.ledger.topics import Topic
 from services.postgres.clock import NOW_MICROSECONDS
 from services.postgres.connection import translated
+from services.postgres.deletion import delete_in_pieces
 
 _FORGOTTEN_AT_ONCE = 5_000  # keys of one transaction
 _MOST_COUNTED = 10_000  # unpublished batches: each second one look costs no more, however long Kafka is away
@@ -90,24 +91,19 @@ def insert_requests(cursor: psycopg.Cursor[Any], requests: Sequence[Request]) ->
 
 
 def forget_requests(connection: psycopg.Connection[Any], hours: float) -> int:
-    """Delete keys older than `hours`, a few thousand in each transaction; how many they were.
+    """Delete keys that are surely older than `hours`, a few thousand in each transaction; how many they were.
 
-    The age is counted from the clock that retention counts from. Raises NeedsOperator when that clock has jumped: a
-    request that is repeated must find its key. Raises StoreDown.
+    A request that is repeated must find its key. The age is counted from the clock that retention counts from, and a
+    jump of that clock makes a key seem older by the longest jump that is not noticed: so keys stay for that much
+    longer. Raises NeedsOperator when a longer jump was noticed. Raises StoreDown.
     """
-    before = retention_clock.now_microseconds(connection) - int(hours * 3_600_000_000)
-    deleted = 0
-    with translated():
-        while True:
-            done = connection.execute(
-                """DELETE FROM requests WHERE idempotency_key = ANY(ARRAY(
-                       SELECT idempotency_key FROM requests WHERE created_at < to_timestamp(%s::numeric / 1000000)
-                       ORDER BY created_at LIMIT %s FOR UPDATE SKIP LOCKED))""",
-                (before, _FORGOTTEN_AT_ONCE),
-            ).rowcount
-            deleted += done
-            if done < _FORGOTTEN_AT_ONCE:
-                return deleted
+    now = retention_clock.now_microseconds(connection)
+    before = now - int(hours * 3_600_000_000) - retention_clock.LONGEST_JUMP
+    statement = """
+        DELETE FROM requests WHERE idempotency_key = ANY(ARRAY(
+            SELECT idempotency_key FROM requests WHERE created_at < to_timestamp(%s::numeric / 1000000)
+            ORDER BY created_at LIMIT %s FOR UPDATE SKIP LOCKED))"""
+    return delete_in_pieces(connection, statement, (before,), _FORGOTTEN_AT_ONCE)
 
 
 def committed(connection: psycopg.Connection[Any], xid: str, batch: Batch) -> bool | None:

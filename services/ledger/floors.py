@@ -15,13 +15,13 @@ from services.postgres.connection import translated
 _DELETED_AT_ONCE = 10_000  # batches
 
 
-def today(connection: psycopg.Connection[Any], *, trust_clock: bool) -> int:
+def today(connection: psycopg.Connection[Any]) -> int:
     """The day by PostgreSQL's clock, in days since 1970-01-01 UTC, for retention to count from.
 
-    Raises NeedsOperator when the clock has jumped, unless `trust_clock`: see `retention_clock`. With a wrong clock,
-    retention would drop days that nobody wants to lose.
+    Raises NeedsOperator when the clock has jumped: with a wrong clock, retention would drop days that nobody wants to
+    lose.
     """
-    return retention_clock.now_microseconds(connection, trust_clock=trust_clock) // DAY
+    return retention_clock.now_microseconds(connection) // DAY
 
 
 def raise_to(connection: psycopg.Connection[Any], dataset: str, day: int, settled: int) -> int:

@@ -48,9 +48,10 @@ class ReplayProgress:
     def begin(self, topic_id: str, table_id: str, bounds: Mapping[int, tuple[int, int]], first: int | None) -> Replay:
         """Continue the replay; begin at batch `first` if it is given, at the first batch if none is under way.
 
-        The replay ends with the last batch of now. `bounds`: see `sink_repair.skip`. The positions are bound to the
-        topic and the table in the same transaction, and from then on the store's watermark is held. If the topic or the
-        table was made anew, the replay begins anew. Raises Invalid if `first` is given in that case.
+        The replay ends with the last batch of now. `bounds`: see `sink_repair.skip`; empty if every position
+        lies within the topic. The positions are bound to the topic and the table in the same transaction, and from then
+        on the store's watermark is held. If the topic or the table was made anew, the replay begins anew. Raises
+        Invalid if `first` is given in that case.
         """
         store, dataset = self._key["store"], self._key["dataset"]
         with self._transaction() as connection:
@@ -60,7 +61,8 @@ class ReplayProgress:
             other_table = sink_repair.bind_table(connection, store, dataset, table_id)
             if first is not None and (former is not None or other_table):
                 raise Invalid(f"the topic or the table of {dataset} was made anew: leave --from-batch out")
-            sink_repair.skip(connection, store, dataset, topic_id, table_id, bounds)
+            if bounds:
+                sink_repair.skip(connection, store, dataset, topic_id, table_id, bounds)
             anew = first is not None or former is not None or other_table
             values = {**self._key, "id": uuid4(), "first": first or 0, "table_id": table_id, "anew": anew}
             connection.execute(

@@ -1,7 +1,8 @@
 """The guard of PostgreSQL's clock: whatever is deleted because of its age asks here for the time.
 
-Table `retention_clock` holds the time at which the clock was last read here. A clock that is days ahead of that is
-probably wrong, and nothing is deleted by it until an operator says that it is right.
+Table `retention_clock` holds the time at which the clock was last read here; before the first look, the newest batch
+tells the time. A clock that is days ahead of that is probably wrong, and nothing is deleted by it until an operator
+says that it is right.
 """
 
 from psycopg.sql import SQL
@@ -11,10 +12,13 @@ from services.core.instants import to_datetime
 from services.postgres.clock import NOW_MICROSECONDS
 from services.postgres.connection import Connection, translated
 
-_LONGEST_JUMP = 2 * 86_400 * 1_000_000  # microseconds
+LONGEST_JUMP = 2 * 86_400 * 1_000_000
+"""Microseconds that the clock may seem to have gone ahead between two looks without being suspected."""
 
 _NOW = SQL("SELECT {}").format(NOW_MICROSECONDS)
-_LAST_SEEN = "SELECT (extract(epoch FROM seen_at) * 1000000)::bigint FROM retention_clock"
+_LAST_SEEN = """
+    SELECT coalesce((SELECT (extract(epoch FROM seen_at) * 1000000)::bigint FROM retention_clock),
+                    (SELECT created_at FROM batches ORDER BY batch_id DESC LIMIT 1))"""
 
 
 def now_microseconds(connection: Connection, *, trust_clock: bool = False) -> int:
@@ -25,10 +29,10 @@ def now_microseconds(connection: Connection, *, trust_clock: bool = False) -> in
     """
     with translated(), connection.transaction():
         ((now,),) = connection.execute(_NOW).fetchall()
-        seen = connection.execute(_LAST_SEEN).fetchone()
-        if seen is not None and now > seen[0] + _LONGEST_JUMP and not trust_clock:
+        ((seen,),) = connection.execute(_LAST_SEEN).fetchall()
+        if seen is not None and now > seen + LONGEST_JUMP and not trust_clock:
             raise NeedsOperator(
-                f"PostgreSQL's clock says {to_datetime(now)}, and it was last seen at {to_datetime(seen[0])}: nothing"
+                f"PostgreSQL's clock says {to_datetime(now)}, and it was last seen at {to_datetime(seen)}: nothing"
                 " is deleted because of its age. If the clock is right, run `logpipe maintain --once --trust-clock`"
                 " with the same LOGPIPE_RETENTION_DAYS; if not, set the clock first"
             )

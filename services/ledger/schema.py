@@ -13,7 +13,7 @@ _LOCK = 7_316_001  # advisory lock: one process at a time changes the tables
 _INDEX_LOCK = 7_316_002  # advisory lock: one process at a time builds the index
 _LOCK_TIMEOUT = "2s"
 
-VERSION = 6
+VERSION = 7
 """Raised with every change of TABLES."""
 
 TABLES = """
@@ -242,6 +242,9 @@ ALTER TABLE slots ADD COLUMN IF NOT EXISTS stuck text NOT NULL DEFAULT '';
 -- Version 5: batches from `first_batch` on were accepted under the present lease: no former owner has published them.
 -- NULL: not known.
 ALTER TABLE slots ADD COLUMN IF NOT EXISTS first_batch bigint;
+-- Version 7: the last owner that read the slot's batches under the epoch of its lease; not `owner`, if a process of an
+-- older release has leased the slot since.
+ALTER TABLE slots ADD COLUMN IF NOT EXISTS reader uuid;
 -- Alerts that were resolved long ago are found without reading the others.
 CREATE INDEX IF NOT EXISTS alerts_resolved ON alerts (resolved_at) WHERE resolved_at IS NOT NULL;
 
@@ -255,7 +258,7 @@ CREATE TABLE IF NOT EXISTS ledger_version (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     version  int NOT NULL
 );
-INSERT INTO ledger_version (version) VALUES (6)
+INSERT INTO ledger_version (version) VALUES (7)
     ON CONFLICT (only_row) DO UPDATE SET version = greatest(ledger_version.version, excluded.version);
 """
 

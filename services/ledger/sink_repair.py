@@ -12,12 +12,13 @@ import psycopg
 from services.core.dataset import Dataset
 
 _SKIP = """
-    WITH kept AS (SELECT * FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[]) AS kept(of, first)),
+    WITH kept AS (
+        SELECT * FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(ends)s::bigint[]) AS kept(of, first, end_)),
     broken AS (
         SELECT unnest(coalesce(intent_together, ARRAY[partition])) AS of FROM sink_progress JOIN kept ON of = partition
-        WHERE store = %(store)s AND dataset = %(dataset)s AND next_offset < first)
+        WHERE store = %(store)s AND dataset = %(dataset)s AND next_offset NOT BETWEEN first AND end_)
     UPDATE sink_progress
-    SET next_offset = greatest(first, next_offset, intent_last + 1), updated_at = now(),
+    SET next_offset = least(greatest(first, next_offset, intent_last + 1), end_), updated_at = now(),
         intent_first = NULL, intent_last = NULL, intent_together = NULL
     FROM kept
     WHERE store = %(store)s AND dataset = %(dataset)s AND partition = of AND of IN (SELECT of FROM broken)"""
@@ -64,11 +65,11 @@ def skip(
     table_id: str,
     bounds: Mapping[int, tuple[int, int]],
 ) -> None:
-    """Give up messages that the topic no longer has. `bounds`: partition -> first offset kept, end.
+    """Give up messages that the topic no longer has. `bounds`: partition -> first offset kept, end; no sink may run.
 
-    A partition without a position begins at its end. A partition whose next messages were deleted goes on at the first
-    offset kept, and after its pending range: that range cannot be written again as it was, and neither can the ranges
-    that were begun together with it.
+    A partition without a position begins at its end, and so does a partition that was cut before its position. A
+    partition whose next messages were deleted goes on at the first offset kept, and after its pending range: that range
+    cannot be written again as it was, and neither can the ranges that were begun together with it.
     """
     firsts, ends = zip(*bounds.values(), strict=True)
     connection.execute(
@@ -76,5 +77,11 @@ def skip(
         " SELECT %s, %s, %s, %s, * FROM unnest(%s::int[], %s::bigint[]) ON CONFLICT DO NOTHING",
         (store, dataset, topic_id, table_id, list(bounds), list(ends)),
     )
-    places = {"store": store, "dataset": dataset, "partitions": list(bounds), "firsts": list(firsts)}
+    places = {
+        "store": store,
+        "dataset": dataset,
+        "partitions": list(bounds),
+        "firsts": list(firsts),
+        "ends": list(ends),
+    }
     connection.execute(_SKIP, places)

@@ -89,8 +89,8 @@ def release(connection: psycopg.Connection[Any], lease: Lease) -> None:
     """Let others have the slot at once. Raises StoreDown."""
     with translated():
         connection.execute(
-            "UPDATE slots SET owner = gen_random_uuid(), renewed_at = '-infinity', stuck = ''"
-            " WHERE slot = %s AND epoch = %s",
+            "UPDATE slots SET owner = nobody, reader = nobody, renewed_at = '-infinity', stuck = ''"
+            " FROM (SELECT gen_random_uuid() AS nobody) AS fresh WHERE slot = %s AND epoch = %s",
             (lease.slot, lease.epoch),
         )
 
@@ -146,10 +146,13 @@ def end_lapsed_sessions(connection: psycopg.Connection[Any]) -> int:
 
 def _take(connection: psycopg.Connection[Any], owner: UUID, condition: Composed) -> Lease | None:
     """Lease the lowest slot that fulfils `condition`, once the sessions of its lapsed owner have been ended."""
-    query = SQL("SELECT slot FROM slots WHERE {} ORDER BY slot LIMIT 1").format(condition)
-    take = SQL("""UPDATE slots SET owner = {}, renewed_at = clock_timestamp(), epoch = epoch + 1, stuck = '',
-                                   first_batch = NULL
-                  WHERE slot = ({}) RETURNING slot, epoch""").format(owner, query)
+    query = SQL(
+        "SELECT slot AS free, owner IS NOT DISTINCT FROM reader AS by_epoch FROM slots WHERE {} ORDER BY slot LIMIT 1"
+    ).format(condition)
+    take = SQL("""UPDATE slots SET owner = {owner}, reader = {owner}, renewed_at = clock_timestamp(),
+                                   epoch = epoch + 1, stuck = '', first_batch = NULL
+                  FROM ({query}) AS lowest WHERE slot = free
+                  RETURNING slot, epoch, by_epoch""").format(owner=owner, query=query)
     with translated():
         if connection.execute(query).fetchone() is None:
             return None
@@ -159,21 +162,24 @@ def _take(connection: psycopg.Connection[Any], owner: UUID, condition: Composed)
             row = connection.execute(take).fetchone()
         if row is None:
             return None
-        # A former owner can read no batch of which the id was drawn after the epoch was raised. The epoch was raised by
-        # the commit, so the sequence is looked at after it.
-        connection.execute(
-            "UPDATE slots SET first_batch = (SELECT last_value + 1 FROM batch_ids) WHERE slot = %s AND epoch = %s", row
-        )
-    return Lease(*row)
+        lease, by_epoch = Lease(row[0], row[1]), row[2]
+        if by_epoch:
+            # The former owner can read no batch of which the id was drawn after the epoch was raised. The epoch was
+            # raised by the commit, so the sequence is looked at after it.
+            connection.execute(
+                "UPDATE slots SET first_batch = (SELECT last_value + 1 FROM batch_ids) WHERE slot = %s AND epoch = %s",
+                (lease.slot, lease.epoch),
+            )
+    return lease
 
 
 def _create(connection: psycopg.Connection[Any], owner: UUID) -> Lease:
     with translated(), connection.transaction():
         connection.execute(_ONE_AT_A_TIME)
         row = connection.execute(
-            "INSERT INTO slots (slot, owner, renewed_at, epoch)"
-            " SELECT coalesce(max(slot) + 1, 0), %s, clock_timestamp(), 1 FROM slots RETURNING slot, epoch",
-            (owner,),
+            "INSERT INTO slots (slot, owner, reader, renewed_at, epoch)"
+            " SELECT coalesce(max(slot) + 1, 0), %s, %s, clock_timestamp(), 1 FROM slots RETURNING slot, epoch",
+            (owner, owner),
         ).fetchone()
     assert row is not None
     return Lease(*row)

@@ -70,12 +70,12 @@ class Steps:
 
     def _retain(self) -> Iterator[str]:
         """Raise the floor, then drop the days below it from each store, also when another store is unreachable."""
-        if self._settings.retention_days is None:
+        if (retention := self._settings.retention_days) is None:
             return
         url = self._settings.postgres_url.get_secret_value()
         with connect(url) as connection, closing(Ledger(url, max_connections=1)) as ledger:
             schema.prepare(connection)
-            wanted = floors.today(connection, trust_clock=False) - self._settings.retention_days
+            wanted = floors.today(connection) - retention
             before = floors.raise_to(connection, self._dataset.name, wanted, Watermarks(ledger).settled())
             keep = postgres.days_with_rows_from(
                 connection, self._dataset, before, reading.floor(connection, self._dataset.name)
@@ -101,11 +101,11 @@ class Steps:
 
     def _forget_alerts(self) -> Iterator[str]:
         """Delete the alerts that were resolved before the days that retention keeps of the dataset they are about."""
-        if self._settings.retention_days is None or self._dataset.alert is None:
+        if (retention := self._settings.retention_days) is None or self._dataset.alert is None:
             return
         with connect(self._settings.postgres_url.get_secret_value()) as connection:
             schema.prepare(connection)
-            before = floors.today(connection, trust_clock=False) - self._settings.retention_days
+            before = floors.today(connection) - retention
             if deleted := alerts.forget_resolved(connection, before * DAY // 1_000_000):
                 yield f"{deleted} alerts deleted that were resolved before {_date(before)}"
 

@@ -85,20 +85,20 @@ class Replays:
     ) -> Replay:
         """Raises StoreDown if the topic is being made anew right now."""
         store = self._reader.name
-        bounds = topic.bounds()
-        if topic.topic_id() != topic_id:
-            raise StoreDown("kafka", f"{dataset.topic} is being made anew: run the same command again")
         with self._ledger.connection() as connection:
             position = reading.sink_position(connection, store, dataset.name)
+        bounds = topic.bounds()  # after the position, which a sink that runs moves on
+        if topic.topic_id() != topic_id:
+            raise StoreDown("kafka", f"{dataset.topic} is being made anew: run the same command again")
         moves = position.topic_id != topic_id or any(
-            position.offsets.get(partition, -1) < low for partition, (low, _) in bounds.items()
+            not low <= position.offsets.get(partition, -1) <= end for partition, (low, end) in bounds.items()
         )
         if moves and kafka.members(self._kafka_url, kafka.sink_group(store, dataset.name)):
             raise Conflict(
                 f"the replay has to set where {store} goes on in {dataset.topic}: stop stream-to-store --store {store}"
                 " (a killed one leaves its group after some seconds), and start it again once the replay has begun"
             )
-        return progress.begin(topic_id, self._reader.table_id(dataset), bounds, first)
+        return progress.begin(topic_id, self._reader.table_id(dataset), bounds if moves else {}, first)
 
     def _put_aside(self, dataset: Dataset) -> Gaps:
         topics.ensure(self._settings, [dead_letters.TOPIC])

@@ -145,7 +145,9 @@ class Consumer:
             self._topic_id = self._reader.topic_id()
             self._progress = self._open_progress(self._topic_id)
         if self._backlog is None:
-            self._backlog = Backlog(self._progress.load(self._given) if self._given else (), self._limits)
+            positions = list(self._progress.load(self._given)) if self._given else []
+            self._refuse_cut_topic(positions)
+            self._backlog = Backlog(positions, self._limits)
         while due := self._backlog.due(self._clock()):
             self._store(self._progress, due)
         if self._backlog.recovered():
@@ -153,6 +155,18 @@ class Consumer:
         elif not self._reading and (reached := self._backlog.reached()):
             self._reader.assign(reached)
             self._reading = True
+
+    def _refuse_cut_topic(self, positions: Sequence[SinkPosition]) -> None:
+        """Raise NeedsOperator if the topic ends before what is stored: its next messages would be passed over."""
+        bounds = self._reader.bounds()
+        for position in positions:
+            _, end = bounds.get(position.partition, (0, 0))
+            if position.next_offset > end:
+                raise NeedsOperator(
+                    f"{self.dataset.topic} was cut: partition {position.partition} ends at offset {end}, and"
+                    f" {self._labels[0]} has loaded up to {position.next_offset}: stop this process, and see 'A topic"
+                    " that was cut' in docs/operations.md"
+                )
 
     def _store(self, progress: Progress, lanes: Sequence[Lane]) -> None:
         known = not any(lane.together for lane in lanes)

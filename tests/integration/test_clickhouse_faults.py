@@ -246,7 +246,7 @@ def slow_insert(engine: Engine, table: str, query_id: str) -> Iterator[None]:
     """It runs when the context begins. Whoever uses the context has it killed before the end."""
     engine.query(f"CREATE TABLE {table} (id Int64, d UInt8 DEFAULT sleepEachRow(0.2)) ENGINE = MergeTree ORDER BY id")
     replies: list[httpx.Response] = []
-    insert = f"INSERT INTO {table} (id) FORMAT JSONEachRow\n" + '{"id":1}\n' * 14
+    insert = f"INSERT INTO `{table}` (id) FORMAT JSONEachRow\n" + '{"id":1}\n' * 14
     thread = threading.Thread(target=lambda: replies.append(engine.post(insert, query_id=query_id)))
     thread.start()
     until(lambda: engine.query(RUNNING_INSERTS) == "1")
@@ -264,9 +264,11 @@ def test_a_running_insert_is_killed_by_its_query_id(engine: Engine, table: str) 
         assert killed.startswith('["finished"')
 
 
-def test_every_running_insert_of_a_dataset_is_ended(engine: Engine, table: str) -> None:
+@pytest.mark.parametrize("named", ["insert-{table}-1", "some-{table}"])
+def test_every_running_insert_of_a_dataset_is_ended(engine: Engine, table: str, named: str) -> None:
+    """Also one of an older release, which named its inserts otherwise."""
     writer = ClickHouseWriter(engine.url)
-    with slow_insert(engine, table, f"insert-{table}-1"):
+    with slow_insert(engine, table, named.format(table=table)):
         writer.end_writes(replace(DATASET, name=f"{table}_other"))
         assert engine.query(RUNNING_INSERTS) == "1"
         writer.end_writes(replace(DATASET, name=table))

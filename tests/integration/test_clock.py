@@ -15,7 +15,7 @@ from services.core.instants import DAY
 from services.core.rows import RowCodec
 from services.ingest_api.committer import Accepted, Committer, Submission
 from services.ingest_api.upkeep import DAYS_AHEAD, Upkeep
-from services.ledger import batches, floors, schema, slots
+from services.ledger import batches, floors, retention_clock, schema, slots
 from services.maintenance.main import main as maintain
 from services.maintenance.steps import Steps
 from services.postgres.clock import now_microseconds
@@ -110,8 +110,8 @@ def test_keys_are_forgotten_in_pieces_by_postgres(own_postgres_url: str, monkeyp
     monkeypatch.setattr(batches, "_FORGOTTEN_AT_ONCE", 7)
     with closing(connect(own_postgres_url)) as connection:
         Upkeep(own_postgres_url, (DATASET,), 24)._prepare(connection)
-        put_keys(connection, 25, 20)
-        put_keys(connection, 23, 5)
+        put_keys(connection, 73, 20)
+        put_keys(connection, 71, 5)  # 47 of these hours may be a jump of the clock that nobody noticed
         connection.execute(
             """CREATE TABLE pieces (keys int);
                CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
@@ -128,7 +128,7 @@ def test_keys_are_kept_while_the_clock_of_retention_has_jumped(own_postgres_url:
     with closing(connect(own_postgres_url)) as connection:
         upkeep = Upkeep(own_postgres_url, (DATASET,), 24)
         upkeep._prepare(connection)
-        put_keys(connection, 25, 3)
+        put_keys(connection, 73, 3)
         connection.execute("INSERT INTO retention_clock (seen_at) VALUES (now() - interval '3 days')")
         upkeep.start()
         deadline = time.monotonic() + 20
@@ -139,12 +139,26 @@ def test_keys_are_kept_while_the_clock_of_retention_has_jumped(own_postgres_url:
         assert upkeep.problem() is None, "it serves all the same"
         assert partitions(connection)
         with pytest.raises(NeedsOperator, match="--trust-clock"):  # to have looked does not make the clock right
-            floors.today(connection, trust_clock=False)
+            floors.today(connection)
         assert kept_keys(connection) == 3
-        floors.today(connection, trust_clock=True)
+        retention_clock.now_microseconds(connection, trust_clock=True)
         upkeep._once(connection)
         assert kept_keys(connection) == 0
         assert upkeep.degraded() is None
+
+
+def test_before_the_first_look_the_newest_batch_tells_the_time(own_postgres_url: str) -> None:
+    with closing(connect(own_postgres_url)) as connection:
+        upkeep = Upkeep(own_postgres_url, (DATASET,), 24)
+        upkeep._prepare(connection)
+        put_keys(connection, 73, 3)
+        connection.execute(
+            "INSERT INTO batches (batch_id, slot, dataset, rows, checksum, xid, created_at) SELECT 1, 0, 'logs', 1, 0,"
+            " pg_current_xact_id(), (extract(epoch FROM now() - interval '3 days') * 1000000)::bigint"
+        )
+        with pytest.raises(NeedsOperator, match="--trust-clock"):
+            batches.forget_requests(connection, 24)
+        assert kept_keys(connection) == 3
 
 
 def test_the_ingest_api_keeps_the_last_time_that_was_seen(own_postgres_url: str) -> None:
@@ -178,4 +192,4 @@ def test_an_operator_says_that_the_clock_is_right(
         assert "--once" in refused.output
         done = CliRunner().invoke(maintain, ["--once", "--trust-clock"])
         assert done.exit_code == 0, done.output
-        floors.today(connection, trust_clock=False)
+        floors.today(connection)

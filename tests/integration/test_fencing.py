@@ -17,6 +17,7 @@ from confluent_kafka.admin import AdminClient
 from psycopg.pq import ExecStatus
 
 from services.core import metric_names
+from services.core.dataset import Dataset
 from services.core.errors import Conflict, Fenced, NeedsOperator, StoreDown
 from services.core.ledger import Batch, Part
 from services.core.ports import Outgoing
@@ -129,12 +130,29 @@ def test_a_former_owner_neither_marks_nor_moves_the_recovery_point(
     assert bench.unmarked() == 0
 
 
-def resolve(bench: Bench, lease: Lease, sinks: list[Any]) -> resolution.Resolved:
+class Store:
+    """Holds these rows of batches; `late`: rows of inserts that still run until somebody ends the inserts."""
+
+    name, progress = "clickhouse", "sink"
+
+    def __init__(self, rows: dict[int, int], late: dict[int, int] | None = None) -> None:
+        self._rows = rows
+        self._late = late or {}
+
+    def end_writes(self, dataset: Dataset) -> None:
+        self._rows |= self._late
+
+    def counts_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[tuple[int, int, int]]:
+        held = {batch.batch_id: self._rows.get(batch.batch_id, 0) for batch in batches}
+        return iter([(batch_id, rows, rows) for batch_id, rows in held.items() if rows])
+
+
+def resolve(bench: Bench, lease: Lease, store: Any, consumers: int = 0) -> resolution.Resolved:
     [resolved] = resolution.resolve(
         bench.connection,
         lease,
         {"logs": bench.dataset},
-        sinks,
+        [resolution.Sink(store, store, lambda dataset: consumers)],
         lambda slot: kafka.KafkaProducer(bench.kafka_url, f"test-slot-{slot}"),
         lambda topic: kafka.KafkaPartitionReader(bench.kafka_url, topic),
     )
@@ -152,7 +170,7 @@ def test_what_a_deleted_topic_may_have_held_is_published_again_only_after_the_st
     with pytest.raises(NeedsOperator, match=r"made anew, and the former topic may have held 2 batches .*slots resolve"):
         publish(heir, bench)
     heir.close()
-    resolved = resolve(bench, bench.lease(), [Sink({stored: 10})])
+    resolved = resolve(bench, bench.lease(), Store({stored: 10}))
     assert (resolved.in_topic, resolved.in_stores_only, resolved.to_publish, resolved.lacking) == (0, 1, 1, {})
     heir = bench.publisher()
     publish(heir, bench)
@@ -177,6 +195,22 @@ def test_a_batch_accepted_under_the_lease_is_in_no_doubt(bench: Bench) -> None:
     publisher.close()
     assert bench.in_topic() == dict.fromkeys(own, 10)
     assert set(batches.slot_positions(bench.connection, bench.slot, "logs")) == {topic_ids(bench)[-1]}
+
+
+def test_after_an_owner_of_an_older_release_all_batches_are_in_doubt(
+    bench: Bench, ledger: psycopg.Connection[Any]
+) -> None:
+    """It reads batches whatever the epoch is, so it may publish one that is accepted after its lease."""
+    bench.lease()
+    old = "UPDATE slots SET owner = gen_random_uuid(), renewed_at = '-infinity' WHERE slot = %s"
+    bench.connection.execute(old, (bench.slot,))
+    lease = slots.take_over(ledger, uuid4(), bench.slot)
+    own = bench.commit(10)
+    assert {batch.batch_id for batch in batches.in_doubt(bench.connection, lease)} == own
+    slots.release(ledger, lease)
+    later = slots.take_over(ledger, uuid4(), bench.slot)
+    bench.commit(10)
+    assert {batch.batch_id for batch in batches.in_doubt(bench.connection, later)} == own
 
 
 def test_a_former_owner_reads_no_batch_that_is_accepted_under_a_later_lease(
@@ -415,19 +449,6 @@ def test_the_gauge_of_unpublished_batches_rises_while_kafka_is_away(bench: Bench
         owner.stop(1)
 
 
-class Sink:
-    """A store that holds these rows of batches."""
-
-    name, progress = "clickhouse", "sink"
-
-    def __init__(self, rows: dict[int, int]) -> None:
-        self._rows = rows
-
-    def counts_of(self, dataset: Any, batches: Sequence[Batch]) -> Iterator[tuple[int, int, int]]:
-        held = {batch.batch_id: self._rows.get(batch.batch_id, 0) for batch in batches}
-        return iter([(batch_id, rows, rows) for batch_id, rows in held.items() if rows])
-
-
 def test_a_stuck_slot_is_settled_by_the_topic_and_the_stores(bench: Bench) -> None:
     publisher = bench.publisher()
     publisher.step(bench.connection)
@@ -458,7 +479,7 @@ def test_a_stuck_slot_is_settled_by_the_topic_and_the_stores(bench: Bench) -> No
         heir.step(bench.connection)
     heir.close()
     lease = bench.lease()
-    resolved = resolve(bench, lease, [Sink({lost: 100, half: 60})])
+    resolved = resolve(bench, lease, Store({lost: 100, half: 60}))
     assert (resolved.in_topic, resolved.in_stores_only, resolved.to_publish) == (1, 2, 1)
     assert resolved.lacking == {"clickhouse": 1}
     assert [batch.batch_id for batch in batches.in_doubt(bench.connection, lease)] == [absent]
@@ -476,6 +497,49 @@ def test_a_stuck_slot_is_settled_by_the_topic_and_the_stores(bench: Bench) -> No
     assert bench.in_topic() == {absent: 100, here: 100}
 
 
+def test_no_slot_is_settled_while_a_store_is_filled(bench: Bench) -> None:
+    publisher = bench.publisher()
+    publisher.step(bench.connection)
+    publisher.close()
+    own = bench.commit(10).pop()
+    lease = bench.lease()
+    with pytest.raises(Conflict, match="stop stream-to-store --store clickhouse"):
+        resolve(bench, lease, Store({}), consumers=1)
+    assert [batch.batch_id for batch in batches.in_doubt(bench.connection, lease)] == [own]
+    assert resolve(bench, lease, Store({}, late={own: 10})).in_stores_only == 1
+
+
+def test_a_batch_that_only_a_store_has_is_in_no_topic(bench: Bench) -> None:
+    """Where the slot was published to the present topic alone, and this has lost nothing above the slot's position."""
+    publisher = bench.publisher()
+    publisher.step(bench.connection)
+    publisher.close()
+    own = bench.commit(10).pop()
+    resolved = resolve(bench, bench.lease(), Store({own: 9}))
+    assert (resolved.in_topic, resolved.in_stores_only, resolved.lacking) == (0, 1, {"clickhouse": 1})
+    numbers = reading.topic_numbers(bench.connection, bench.dataset.topic, topic_ids(bench)[-1])
+    everything = Taken(numbers, dict.fromkeys(range(PARTITIONS), 1 << 40), skips_lost=True)
+    assert reading.lost_batches(bench.connection, "logs", own - 1, own, numbers, 9) == [own]
+    assert reading.first_missing(bench.connection, "logs", own - 1, own, replace(everything, skips_lost=False)) == own
+    assert reading.first_missing(bench.connection, "logs", own - 1, own, replace(everything, replayed=own)) is None
+
+
+def test_a_slot_is_not_settled_by_a_topic_that_was_cut(bench: Bench) -> None:
+    publisher = bench.publisher()
+    publisher.step(bench.connection)
+    publisher.close()
+    bench.commit(10)
+    bench.connection.execute("UPDATE slot_positions SET next_offset = 1000 WHERE slot = %s", (bench.slot,))
+    publisher = bench.publisher()
+    with pytest.raises(NeedsOperator, match="it was cut"):
+        publish(publisher, bench)
+    publisher.close()
+    with pytest.raises(NeedsOperator, match=r"was cut: .*delete it"):
+        resolve(bench, bench.lease(), Store({}))
+    make_topic_anew(bench)
+    assert resolve(bench, bench.lease(), Store({})).to_publish == 1
+
+
 def test_a_batch_of_which_the_topic_has_lost_a_part_is_loaded_by_who_has_passed_that_part(bench: Bench) -> None:
     publisher = bench.publisher()
     publisher.step(bench.connection)
@@ -491,7 +555,7 @@ def test_a_batch_of_which_the_topic_has_lost_a_part_is_loaded_by_who_has_passed_
     admin.delete_records([where])[where].result(30)
     bench.connection.execute("UPDATE batches SET published_at = NULL, parts = NULL WHERE batch_id = %s", (own,))
     bench.connection.execute("UPDATE slot_positions SET next_offset = 0 WHERE slot = %s", (bench.slot,))
-    resolved = resolve(bench, bench.lease(), [Sink({own: 100})])
+    resolved = resolve(bench, bench.lease(), Store({own: 100}))
     assert (resolved.in_topic, resolved.in_stores_only, resolved.lacking) == (1, 0, {})
     assert sorted(bench.connection.execute(query, (own,)).fetchall()[0][0]) == sorted(parts)
 

@@ -22,7 +22,7 @@ from services.datasets.logs import DATASET
 from services.lake.embedded import EmbeddedReader
 from services.lake.maintenance import TableMaintenance
 from services.lake.table import Position
-from services.ledger import batches, floors, reading, schema
+from services.ledger import batches, floors, reading, retention_clock, schema
 from services.maintenance.settings import MaintainSettings
 from services.maintenance.steps import Steps
 from services.postgres.connection import connect
@@ -96,7 +96,7 @@ def test_days_beyond_retention_go_from_every_store_below_one_floor(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(environment, {1: TODAY - 4, 2: TODAY - 4, 3: TODAY - 3, 4: TODAY - 2, 5: TODAY})
-    monkeypatch.setattr(floors, "today", lambda connection, *, trust_clock: TODAY)
+    monkeypatch.setattr(floors, "today", lambda connection: TODAY)
     settings = MaintainSettings(retention_days=2)
     said = list(Steps(settings, DATASET).all())
     assert sorted(said) == [
@@ -129,7 +129,7 @@ def test_the_floor_is_the_lowest_batch_that_is_kept(
 ) -> None:
     """Batch 4 was accepted while the clock was far behind: it is kept, and so is batch 3 before it."""
     fill(environment, {1: TODAY - 5, 2: TODAY - 4, 3: TODAY - 1, 4: TODAY - 5, 5: TODAY})
-    monkeypatch.setattr(floors, "today", lambda connection, *, trust_clock: TODAY)
+    monkeypatch.setattr(floors, "today", lambda connection: TODAY)
     said = list(Steps(MaintainSettings(retention_days=2), DATASET).all())
     assert (
         f"logs: kept until the floor has passed them: {as_date(TODAY - 5)}, on which later batches were accepted, too"
@@ -162,7 +162,7 @@ def test_dead_letters_leave_their_topic_with_their_batches(
     for batch in (1, 2, 3):
         letters.send([DeadLetter(0, batch, 0, batch, first_id(batch), 1, "reason", b"value")])
     letters.close()
-    monkeypatch.setattr(floors, "today", lambda connection, *, trust_clock: TODAY)
+    monkeypatch.setattr(floors, "today", lambda connection: TODAY)
     said = list(Steps(MaintainSettings(retention_days=2), DATASET).all())
     assert "logs: 2 dead letters of dropped batches deleted" in said
     with closing(kafka.KafkaPartitionReader(url, TOPIC)) as topic:
@@ -181,26 +181,26 @@ def test_a_batch_that_is_not_published_keeps_its_day(environment: dict[str, str]
 def test_retention_refuses_a_clock_that_jumped(environment: dict[str, str]) -> None:
     fill(environment, {1: TODAY})
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
-        today = floors.today(connection, trust_clock=False)
+        today = retention_clock.now_microseconds(connection, trust_clock=True) // DAY
         assert abs(today - time.time() / 86_400) < 1.1
         connection.execute("UPDATE retention_clock SET seen_at = clock_timestamp() - interval '3 days'")
         with pytest.raises(NeedsOperator, match="logpipe maintain --once --trust-clock"):
-            floors.today(connection, trust_clock=False)
+            floors.today(connection)
         with pytest.raises(NeedsOperator):
             list(Steps(MaintainSettings(retention_days=1), DATASET).all())
         assert reading.floor(connection, DATASET.name) == 0
-        assert floors.today(connection, trust_clock=True) == today
-        assert floors.today(connection, trust_clock=False) == today
+        assert retention_clock.now_microseconds(connection, trust_clock=True) // DAY == today
+        assert floors.today(connection) == today
 
 
 def test_the_clock_of_the_process_decides_nothing(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
         schema.prepare(connection)
-        today = floors.today(connection, trust_clock=False)
+        today = floors.today(connection)
         real = time.time
         for days in (-365, 365):
             monkeypatch.setattr(time, "time", lambda days=days: real() + days * 86_400)
-            assert floors.today(connection, trust_clock=False) == today
+            assert floors.today(connection) == today
 
 
 def as_date(day: int) -> date:

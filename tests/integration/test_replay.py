@@ -239,6 +239,23 @@ def test_what_the_topic_lost_before_the_stream_read_it_is_brought(world: World) 
     world.verify()
 
 
+def test_what_a_topic_that_was_cut_gets_below_the_position_is_brought(world: World) -> None:
+    world.stream.stop()
+    world.sql("UPDATE sink_progress SET next_offset = next_offset + 10000 WHERE dataset = 'logs' AND partition = 0")
+    for _ in range(4):
+        world.post(2000)
+    until(lambda: not world.sql("SELECT FROM batches WHERE parts IS NULL"))
+    world.stream.launch()
+    until(lambda: "was cut" in world.problem())
+    world.stream.stop()
+    process = world.replay("--dataset", "logs")
+    until(lambda: world.replay_at() is not None or process.poll() is not None)
+    world.stream.start()
+    assert 0 < replayed(ended(process)) < 8000  # the other partitions were for the stream
+    until(lambda: world.watermark() == world.last())
+    world.verify()
+
+
 def test_one_replay_at_a_time(world: World) -> None:
     with closing(ReplayProgress(world.postgres_url, STORE, DATASET)):
         assert "another replay of logs" in failed(world.replay("--dataset", "logs"))

@@ -115,9 +115,11 @@ def test_who_lost_a_partition_is_fenced(progress: SinkProgress, other: SinkProgr
 def test_what_the_topic_lost_is_skipped_with_all_that_was_begun_together(
     progress: SinkProgress, postgres_url: str, store: str, table: MemoryStore
 ) -> None:
-    progress.load(range(5))
+    progress.load([0, 1, 2, 3, 4, 6])
     progress.begin({0: Range(0, 9), 1: Range(0, 19)})
     progress.begin({2: Range(0, 9), 3: Range(0, 9)})
+    progress.begin({6: Range(0, 99)})
+    progress.finish({6: Range(0, 99)})
     with connect(postgres_url) as connection:
         skip(
             connection,
@@ -125,15 +127,16 @@ def test_what_the_topic_lost_is_skipped_with_all_that_was_begun_together(
             "logs",
             "topic-1",
             table.table_id(DATASET),
-            {0: (5, 50), 1: (0, 50), 2: (0, 50), 3: (0, 50), 4: (7, 50), 5: (0, 8)},
+            {0: (5, 50), 1: (0, 50), 2: (0, 50), 3: (0, 50), 4: (7, 50), 5: (0, 8), 6: (0, 50)},
         )
-    assert progress.load(range(6)) == [
+    assert progress.load(range(7)) == [
         SinkPosition(0, 10),
         SinkPosition(1, 20),
         SinkPosition(2, 0, Range(0, 9), (2, 3)),
         SinkPosition(3, 0, Range(0, 9), (2, 3)),
         SinkPosition(4, 7),
         SinkPosition(5, 8),
+        SinkPosition(6, 50),
     ]
 
 

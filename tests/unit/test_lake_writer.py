@@ -228,3 +228,13 @@ def test_a_topic_made_anew_needs_an_operator(writer: EmbeddedWriter) -> None:
         writer.positions(DATASET, "u")
     with pytest.raises(NeedsOperator, match="made anew"):
         writer.write([block(2, 5, 9, topic_id="u")])
+
+
+def test_nobody_can_tell_whether_a_batch_of_spark_is_under_way(writer: EmbeddedWriter, settings: LakeSettings) -> None:
+    writer.end_writes(DATASET)  # of a table without a position
+    writer.write([block(1, 0, 4)])
+    writer.end_writes(DATASET)
+    lake_tables.append(settings, DATASET, [log(2)], Position("t", {0: 9}, query="some-query", batch=0))
+    with pytest.raises(NeedsOperator, match="stop stream-to-lake, run `logpipe stream-to-lake --resume logs`"):
+        writer.end_writes(DATASET)
+    EmbeddedWriter(LakeSettings(hdfs_url=settings.hdfs_url, lake_path="/none")).end_writes(DATASET)  # without a table

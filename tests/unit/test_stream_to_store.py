@@ -534,6 +534,16 @@ def test_retention_overtook_the_consumer(world: World) -> None:
         world.run(world.consumer())
 
 
+def test_nothing_is_read_of_a_topic_that_was_cut(world: World) -> None:
+    """What is published next would get offsets that count as loaded."""
+    world.accept(100)
+    world.run(world.consumer())
+    world.table.positions[1] = SinkPosition(1, 1000)
+    world.accept(100)
+    with pytest.raises(NeedsOperator, match="was cut: partition 1 ends at offset"):
+        world.run(world.consumer())
+
+
 @pytest.mark.parametrize("waiting", ["write", "begin"])
 def test_a_topic_that_is_made_anew_while_the_consumer_waits_needs_an_operator(world: World, waiting: str) -> None:
     """Also after the new topic has grown beyond the old offset."""

@@ -13,7 +13,7 @@ from services.core.dataset import Dataset
 from services.core.envelope import batch_of_key
 from services.core.errors import StoreDown
 from services.core.rows import RowCodec
-from spark_jobs import warm_up
+from spark_jobs import stream_to_lake, warm_up
 from spark_jobs.settings import StreamToLakeSettings
 
 
@@ -110,6 +110,22 @@ def test_a_failure_does_not_end_the_start(warm_ups: list[Mock]) -> None:
     for each in warm_ups:
         each.stop.assert_called_once()
         assert each.delete_scratch.call_count == 2
+
+
+def test_a_stream_goes_on_from_where_its_table_stands_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another writer may have gone on with the table during the warm-up."""
+    calls = Mock(**{"stream.lag.return_value": 0})
+    monkeypatch.setattr(stream_to_lake, "make_stream", lambda settings, dataset: calls.stream)
+    monkeypatch.setattr(stream_to_lake, "warm_up", calls.warm_up)
+    monkeypatch.setattr(stream_to_lake, "driver", calls.driver)
+    monkeypatch.setattr(stream_to_lake, "topics", Mock())
+    stream_to_lake.run(StreamToLakeSettings(), (datasets.find("logs"),))
+    *_, prepare, warm = calls.driver.run.call_args.args
+    calls.reset_mock()
+    prepare()
+    warm(Mock(), Event())
+    names = [name for name, *_ in calls.mock_calls]
+    assert names == ["stream.open", "stream.lag", "warm_up.run", "stream.open"]
 
 
 @pytest.mark.parametrize("dataset", datasets.all_datasets(), ids=lambda dataset: dataset.name)

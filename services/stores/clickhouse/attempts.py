@@ -13,7 +13,7 @@ from services.core.ids import batch_of, end_id, first_id, spans
 from services.core.ports import Block, joint_range
 from services.stores.clickhouse.client import NAME, translated
 from services.stores.clickhouse.questions import select
-from services.stores.clickhouse.tables import quoted, stored
+from services.stores.clickhouse.tables import insert_into, quoted, stored
 
 _MOST_SPANS = 100  # of ids in one query
 
@@ -25,12 +25,15 @@ def query_id(blocks: Sequence[Block]) -> str:
 
 def end(client: Client, blocks: Sequence[Block]) -> None:
     """Kill the inserts of the same messages that are still running, and wait for their end. Raises StoreDown."""
-    _kill(client, _family(blocks))
+    _kill(client, _has_id(_family(blocks)))
 
 
 def end_all(client: Client, dataset: Dataset) -> None:
-    """Kill every insert of the dataset's rows that is still running, and wait for their end. Raises StoreDown."""
-    _kill(client, _prefix(dataset))
+    """Kill every insert of the dataset's rows that is still running, and wait for their end. Raises StoreDown.
+
+    Inserts are found by their statement, too: older releases gave them other query ids.
+    """
+    _kill(client, f"{_has_id(_prefix(dataset))} OR startsWith(query, '{insert_into(dataset)}')")
 
 
 def stored_ids(client: Client, blocks: Sequence[Block]) -> Set[int]:
@@ -59,8 +62,12 @@ def _prefix(dataset: Dataset) -> str:
     return f"insert-{dataset.name}-"
 
 
-def _kill(client: Client, beginning: str) -> None:
-    kill = f"KILL QUERY WHERE startsWith(query_id, '{beginning}') SYNC"
+def _has_id(beginning: str) -> str:
+    return f"startsWith(query_id, '{beginning}')"
+
+
+def _kill(client: Client, condition: str) -> None:
+    kill = f"KILL QUERY WHERE {condition} SYNC"
     with translated():
         reply = client.raw_query(kill, fmt="JSONCompactEachRow")
     for line in reply.splitlines():

@@ -47,6 +47,11 @@ def stored(column: Column) -> str:
     return quoted(f"{column.name}_utc" if column.kind == "timestamp" else column.name)
 
 
+def insert_into(dataset: Dataset) -> str:
+    """The words with which every insert of the dataset's rows begins; it contains no quotation mark."""
+    return f"INSERT INTO {quoted(dataset.name)} ("
+
+
 def prepare(client: Client, dataset: Dataset) -> None:
     """Create the dataset's table, or add what it lacks: columns, index, rollup. Raises NeedsOperator or StoreDown."""
     with translated():

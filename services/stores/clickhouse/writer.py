@@ -58,7 +58,7 @@ class ClickHouseWriter:
             "query_id": attempts.query_id(blocks),
         }
         dataset, lines = blocks[0].dataset, b"".join(block.lines for block in blocks)
-        insert = f"INSERT INTO {tables.quoted(dataset.name)} ({', '.join(map(tables.quoted, dataset.column_names))})"
+        insert = f"{tables.insert_into(dataset)}{', '.join(map(tables.quoted, dataset.column_names))})"
         try:
             with translated():
                 # `raw_insert` is not used: it sends the rows again after a lost connection, without a look.
