@@ -25,11 +25,28 @@ def resume(stream: LakeStream) -> Position:
     return released
 
 
-def rebuild(stream: LakeStream) -> None:
-    """Delete the checkpoint and all rows; the next start reads the topic from its beginning."""
+def rebuild(stream: LakeStream, *, give_up_rows: bool) -> None:
+    """Delete the checkpoint and all rows; the next start reads the topic from its beginning.
+
+    Raises NeedsOperator if the topic may lack rows that the table has, unless `give_up_rows`.
+    """
     stream.tables.prepare()
+    if not give_up_rows and _may_lose_rows(stream):
+        raise NeedsOperator(
+            f"{stream.dataset.name}: {stream.dataset.topic} does not go back to its first message, so rows of the table"
+            " may be in no topic any more, and the lake would never get them back. To delete them all the same, add"
+            " --yes"
+        )
     stream.checkpoint.delete()
     stream.tables.empty()
+
+
+def _may_lose_rows(stream: LakeStream) -> bool:
+    if stream.tables.is_empty():
+        return False
+    position = stream.tables.rows.position()
+    is_another = position is not None and position.topic_id not in ("", stream.topic.topic_id())
+    return is_another or any(first > 0 for first, _ in stream.topic.bounds().values())
 
 
 def _released(position: Position, topic_id: str, bounds: Mapping[int, tuple[int, int]]) -> Position:

@@ -19,7 +19,8 @@ from spark_jobs.stream import LakeStream
 @click.option("--dataset", "names", multiple=True, help="A dataset to take; may be repeated. Default: all.")
 @click.option("--resume", metavar="DATASET", help="Give up its checkpoint: a start goes on from its table.")
 @click.option("--rebuild", metavar="DATASET", help="Delete its rows and checkpoint, to read its topic again.")
-def main(names: tuple[str, ...], resume: str | None, rebuild: str | None) -> None:
+@click.option("--yes", is_flag=True, help="Rebuild also when rows may be in no topic any more.")
+def main(names: tuple[str, ...], resume: str | None, rebuild: str | None, *, yes: bool) -> None:
     """Take datasets from their topics into the lake, exactly once.
 
     With --resume or --rebuild it only does that, and ends. Nothing else may write the dataset meanwhile.
@@ -31,7 +32,7 @@ def main(names: tuple[str, ...], resume: str | None, rebuild: str | None) -> Non
             position = recovery.resume(make_stream(settings, datasets.find(resume)))
             click.echo(f"{resume}: the next start goes on at {position.offsets}")
         elif rebuild:
-            recovery.rebuild(make_stream(settings, datasets.find(rebuild)))
+            recovery.rebuild(make_stream(settings, datasets.find(rebuild)), give_up_rows=yes)
             click.echo(f"{rebuild}: emptied; the next start reads its topic from the beginning")
         else:
             run(settings, tuple(map(datasets.find, names)) or datasets.all_datasets())

@@ -195,6 +195,18 @@ def test_the_rollup_answers_as_a_scan_does_under_load_crashes_and_retries(pipeli
         assert [compare(reader, question, pipeline.loaded) for reader in pipeline.readers] == ["rollup"] * 2
 
 
+def test_a_total_adds_up_chunks_and_no_counts(pipeline: Pipeline) -> None:
+    """There are a few chunks a day, and thousands of counts."""
+    pipeline.fill(5)
+    while pipeline.roll_up():
+        pass
+    reader, question = pipeline.readers[0], StatsQuestion(pipeline.dataset)
+    answer = reader.answer(question, pipeline.loaded)
+    name = sql.Identifier(questions.name(pipeline.dataset))
+    pipeline.connection.execute(sql.SQL("DELETE FROM {}").format(name))
+    assert (answer.method, reader.answer(question, pipeline.loaded).rows) == ("rollup", answer.rows)
+
+
 def test_two_processes_roll_up_side_by_side(pipeline: Pipeline, postgres_url: str) -> None:
     for _ in range(8):
         pipeline.loaded = pipeline.accept(16).last

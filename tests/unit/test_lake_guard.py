@@ -8,7 +8,7 @@ from services.core.errors import NeedsOperator
 from services.datasets.logs import DATASET
 from services.lake.table import Position
 from spark_jobs.checkpoint import Checkpoint, Offsets, starting_offsets, without_meaning
-from spark_jobs.recovery import resume
+from spark_jobs.recovery import rebuild, resume
 from spark_jobs.settings import StreamToLakeSettings
 from spark_jobs.stream import LakeStream
 
@@ -126,6 +126,27 @@ def test_a_table_that_does_not_say_where_it_stands_cannot_be_resumed() -> None:
     with pytest.raises(NeedsOperator, match="only --rebuild helps"):
         resume(stream)
     stream.checkpoint.delete.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("topic_id", "first", "empty", "refused"),
+    [("topic-1", 0, False, False), ("topic-1", 3, True, False), ("topic-1", 3, False, True), ("new", 0, False, True)],
+)
+def test_rows_that_no_topic_has_any_more_are_deleted_only_by_order(
+    topic_id: str, first: int, empty: bool, refused: bool
+) -> None:
+    stream = Mock(dataset=DATASET)
+    stream.tables.rows.position.return_value = STORED
+    stream.tables.is_empty.return_value = empty
+    stream.topic.topic_id.return_value = topic_id
+    stream.topic.bounds.return_value = {0: (0, 50), 1: (first, 50)}
+    if refused:
+        with pytest.raises(NeedsOperator, match="add --yes"):
+            rebuild(stream, give_up_rows=False)
+        stream.checkpoint.delete.assert_not_called()
+        stream.tables.empty.assert_not_called()
+    rebuild(stream, give_up_rows=refused)
+    stream.tables.empty.assert_called_once_with()
 
 
 @pytest.mark.parametrize("position", [None, Position(topic_id="", offsets={})], ids=["new", "emptied"])
