@@ -56,7 +56,7 @@ def _memory(pid: int) -> int:
 def table(stack: Stack, of: list[Row] | None = None) -> Table:
     shown = Table(title=f"local stack in {stack.folder}")
     for column, justify in (("process", "left"), ("state", "left"), ("pid", "right"), ("address", "left")):
-        shown.add_column(column, justify=justify, no_wrap=column != "address")  # type: ignore[arg-type]
+        shown.add_column(column, justify=justify, no_wrap=column != "address", overflow="fold")  # type: ignore[arg-type]
     shown.add_column("memory", justify="right", no_wrap=True)
     shown.add_column("ready")
     total = 0
