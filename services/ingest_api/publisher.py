@@ -186,10 +186,19 @@ class SlotPublisher:
         ledger.mark_published(connection, self.lease, batches, {name: log.topic for name, log in self._logs.items()})
 
     def _advance(self, connection: psycopg.Connection[Any]) -> None:
-        """Note where the slot's next messages can be: all of its messages so far are marked."""
+        """Note where the slot's next messages can be: all of its messages so far are marked.
+
+        Raises NeedsOperator if a topic was cut: stores that have not read its lost end would pass over the loss.
+        """
         for name, log in self._logs.items():
             log.check()
-            ledger.advance_slot(connection, self.lease, name, log.topic, log.ends())
+            published, ends = ledger.published_ends(connection, name, log.topic.topic_id), log.ends()
+            if cut := [partition for partition, end in published.items() if end > ends.get(partition, 0)]:
+                raise NeedsOperator(
+                    f"topic {log.dataset.topic} was cut: partitions {cut} end before messages that were published: see"
+                    " 'A topic that was cut' in docs/operations.md"
+                )
+            ledger.advance_slot(connection, self.lease, name, log.topic, ends)
         self._advanced = time.monotonic()
 
     def _recover(self, connection: psycopg.Connection[Any], doubt: Sequence[Batch]) -> None:

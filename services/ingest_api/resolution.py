@@ -89,8 +89,9 @@ def _settle(
     dataset, positions = log.dataset, ledger.slot_positions(connection, lease.slot, log.dataset.name)
     former = _former_topic(connection, log, positions)
     starts = positions.get(log.topic.topic_id, {})
+    reached = ledger.published_ends(connection, dataset.name, log.topic.topic_id)
     bounds = log.bounds()
-    if cut := [p for p, (_, end) in bounds.items() if starts.get(p, 0) > end]:
+    if cut := [p for p, (_, end) in bounds.items() if reached.get(p, 0) > end]:
         raise NeedsOperator(
             f"topic {dataset.topic} was cut: partitions {cut} end before messages that were published, and new messages"
             " would get offsets that stores have passed. Let the stores load what the topic still has, delete it, start"
@@ -111,16 +112,13 @@ def _settle(
     published = [replace(doubt[b], parts=parts[b]) for b in sorted(parts)]
     ledger.mark_published(connection, lease, published, {dataset.name: log.topic})
     ledger.advance_slot(connection, lease, dataset.name, log.topic, {p: end for p, (_, end) in bounds.items()})
-    lacking = {
-        name: sum(rows.get(b, 0) < doubt[b].rows for b in [*only_stored, *(found.keys() - whole)])
-        for name, rows in held.items()
-    }
+    published_in_part = [doubt[b] for b in (*only_stored, *(found.keys() - whole))]
     return Resolved(
         dataset.name,
         len(found),
         len(only_stored),
         len(doubt) - len(found) - len(only_stored),
-        {name: count for name, count in lacking.items() if count},
+        _lacking(held, published_in_part),
     )
 
 
@@ -132,6 +130,12 @@ def _former_topic(connection: Connection, log: TopicLog, positions: Collection[s
         if topic_id != log.topic.topic_id
     ]
     return max(others, key=lambda topic: topic.number, default=None)
+
+
+def _lacking(held: Mapping[str, Mapping[int, int]], batches: Sequence[Batch]) -> dict[str, int]:
+    """Store -> how many of `batches` it has not got whole, for the stores that lack any. `held`: see `_held`."""
+    counts = {name: sum(rows.get(b.batch_id, 0) < b.rows for b in batches) for name, rows in held.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _held(sink: StoreReader, dataset: Dataset, batches: Sequence[Batch]) -> dict[int, int]:

@@ -230,6 +230,13 @@ def slot_positions(connection: psycopg.Connection[Any], slot: int, dataset: str)
     return found
 
 
+def published_ends(connection: psycopg.Connection[Any], dataset: str, topic_id: str) -> dict[int, int]:
+    """Partition -> the offset before which all slots together have published or looked."""
+    query = "SELECT partition, max(next_offset) FROM slot_positions WHERE dataset = %s AND topic_id = %s GROUP BY 1"
+    with translated():
+        return dict(connection.execute(query, (dataset, topic_id)).fetchall())
+
+
 def _advance(cursor: psycopg.Cursor[Any], slot: int, dataset: str, topic: Topic, positions: Mapping[int, int]) -> None:
     cursor.execute(
         "INSERT INTO slot_positions (slot, dataset, partition, next_offset, topic_id)"

@@ -122,8 +122,16 @@ def floor(connection: Connection, dataset: str) -> int:
 
 
 def oldest_unpublished(connection: Connection, dataset: str) -> int | None:
-    """When the oldest batch was accepted that is not in Kafka yet, in microseconds; None when all are."""
-    query = "SELECT min(created_at) FROM batches WHERE dataset = %s AND published_at IS NULL"
+    """When the oldest batch was accepted that is not in Kafka yet, in microseconds; None when all are.
+
+    Of each slot the lowest batch is looked at: by how much a batch can have waited longer for its transaction's end
+    than a later one of the same slot, the time may be too late.
+    """
+    query = """
+        SELECT min(created_at) FROM (SELECT DISTINCT slot FROM slots) AS slots, LATERAL (
+            SELECT created_at FROM batches
+            WHERE batches.slot = slots.slot AND dataset = %s AND published_at IS NULL
+            ORDER BY batch_id LIMIT 1) AS lowest"""
     with translated():
         return cast(int | None, _one(connection, query, (dataset,))[0])
 

@@ -6,7 +6,7 @@ give out again, for other rows; stores have loaded rows, and sinks have come fur
 
 from typing import NamedTuple
 
-from services.core.errors import Conflict
+from services.core.errors import Conflict, NeedsOperator
 from services.ledger import slots
 from services.postgres.connection import Connection, translated
 
@@ -15,7 +15,7 @@ _IDS_A_SECOND = 200
 
 # The time decides, not the restored sequence: the same backup may be restored twice.
 _LEAP = """
-    SELECT setval('batch_ids', greatest(last_value + 1000000, %(rate)s * seconds)), last_value,
+    SELECT setval('batch_ids', %(rate)s * seconds), last_value,
            setval(pg_get_serial_sequence('alerts', 'id'), greatest(coalesce((SELECT max(id) FROM alerts), 0), seconds))
     FROM batch_ids, (SELECT extract(epoch FROM clock_timestamp() - '2026-01-01')::bigint AS seconds) AS clock"""
 
@@ -26,6 +26,13 @@ _BEGIN_REPLAYS = """
     SELECT store, dataset, gen_random_uuid(), batch_id + 1, batch_id, table_id
     FROM watermarks WHERE (store, dataset) IN (SELECT store, dataset FROM sink_progress)
     ON CONFLICT (store, dataset) DO UPDATE SET id = excluded.id, range_last = NULL"""
+
+
+_DOUBTS = """
+    SELECT clock_timestamp() < to_timestamp(newest::numeric / 1000000), last_value >= %(rate)s * seconds
+    FROM batch_ids, (SELECT extract(epoch FROM clock_timestamp() - '2026-01-01')::bigint AS seconds) AS clock,
+         (SELECT coalesce(max(created_at), 0) AS newest FROM
+             (SELECT created_at FROM batches ORDER BY batch_id DESC LIMIT 1000) AS last) AS batches"""
 
 
 class Leap(NamedTuple):
@@ -44,6 +51,15 @@ def after_restore(connection: Connection) -> Leap:
     if alive := [slot.slot for slot in slots.every(connection) if slot.is_alive]:
         raise Conflict(f"slots {alive} have living owners: stop every ingest API, and wait for {slots.LEASE_SECONDS} s")
     with translated(), connection.transaction():
+        ((is_behind, is_used_up),) = connection.execute(_DOUBTS, {"rate": _IDS_A_SECOND}).fetchall()
+        if is_behind:
+            raise NeedsOperator("PostgreSQL's clock is behind the newest batch of the backup: set the clock first")
+        if is_used_up:
+            raise NeedsOperator(
+                f"more than {_IDS_A_SECOND} batch ids a second were given out since 2026, so that it is not certain"
+                " which ids the stores have: empty the stores before this ledger is used again, and set the sequence"
+                " batch_ids above every id in them"
+            )
         connection.execute("UPDATE ledger SET id = gen_random_uuid()")
         # An owner that was suspended before the restore must not go on under its lease: its view is that of the time
         # after the backup.
@@ -52,7 +68,8 @@ def after_restore(connection: Connection) -> Leap:
             " first_batch = NULL, stuck = ''"
         )
         connection.execute(_BEGIN_REPLAYS)
-        connection.execute("TRUNCATE sink_progress, watermarks")
+        connection.execute("TRUNCATE sink_progress")
+        connection.execute("DELETE FROM watermarks WHERE store <> ''")  # which ids are settled is as true as before
         row = connection.execute(_LEAP, {"rate": _IDS_A_SECOND}).fetchone()
         assert row is not None
         last, before, _ = row

@@ -7,7 +7,7 @@ and compared before the position is used.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 
@@ -28,16 +28,21 @@ _SELECT = (
 _BEGIN = """
     UPDATE sink_progress
     SET intent_first = first, intent_last = last, intent_together = %(partitions)s::int[], updated_at = now()
-    FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[]) AS intended(of, first, last)
-    WHERE store = %(store)s AND dataset = %(dataset)s AND topic_id = %(topic_id)s AND partition = of
+    FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[]) AS intended(of, first, last),
+         (SELECT partition AS before, intent_first IS NOT NULL AS pending FROM sink_progress
+          WHERE store = %(store)s AND dataset = %(dataset)s AND partition = ANY(%(partitions)s)
+          ORDER BY partition FOR UPDATE) AS found
+    WHERE store = %(store)s AND dataset = %(dataset)s AND topic_id = %(topic_id)s AND partition = of AND before = of
       AND table_id = %(table_id)s AND next_offset = first AND (intent_first IS NULL
-        OR (intent_first = first AND intent_last = last AND intent_together = %(partitions)s::int[]))"""
+        OR (intent_first = first AND intent_last = last AND intent_together = %(partitions)s::int[]))
+    RETURNING pending"""
 _FINISH = """
     UPDATE sink_progress
     SET next_offset = last + 1, intent_first = NULL, intent_last = NULL, intent_together = NULL, updated_at = now()
     FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[]) AS intended(of, first, last)
     WHERE store = %(store)s AND dataset = %(dataset)s AND topic_id = %(topic_id)s AND partition = of
-      AND table_id = %(table_id)s AND intent_first = first AND intent_last = last"""
+      AND table_id = %(table_id)s AND intent_first = first AND intent_last = last
+    RETURNING true"""
 
 
 class SinkProgress:
@@ -85,12 +90,13 @@ class SinkProgress:
         if self._reader.table_id(self._dataset) != self._table_id:
             raise made_anew("table", *self._key)
 
-    def begin(self, intents: Mapping[int, Range]) -> None:
+    def begin(self, intents: Mapping[int, Range]) -> bool:
         """Write down the ranges that are about to be written together, by partition; repeating the call is harmless.
 
-        Raises Fenced unless each range begins at its partition's position: load again.
+        Returns whether they were pending already: then somebody else may have tried to write them. Raises Fenced unless
+        each range begins at its partition's position: load again.
         """
-        self._put(_BEGIN, intents)
+        return any(self._put(_BEGIN, intents))
 
     def finish(self, intents: Mapping[int, Range]) -> None:
         """Mark the ranges as stored. Raises Fenced if they are finished already or were not begun: load again."""
@@ -101,8 +107,8 @@ class SinkProgress:
             self._connection.close()
             self._connection = None
 
-    def _put(self, change: str, intents: Mapping[int, Range]) -> None:
-        """Make the change in all partitions of `intents`, or in none. Raises Fenced."""
+    def _put(self, change: LiteralString, intents: Mapping[int, Range]) -> list[bool]:
+        """Make the change in all partitions of `intents`, or in none; what each returns. Raises Fenced."""
         store, dataset = self._key
         values = {
             "store": store,
@@ -114,8 +120,10 @@ class SinkProgress:
             "lasts": [intent.last for intent in intents.values()],
         }
         with self._connected() as connection, connection.transaction():
-            if connection.execute(change, values).rowcount != len(intents):
+            changed = connection.execute(change, values).fetchall()
+            if len(changed) != len(intents):
                 raise Fenced(f"partitions {list(intents)} of {store}/{dataset} no longer stand where they stood")
+        return [value for (value,) in changed]
 
     def _check_identities(self, connection: psycopg.Connection[Any], table_id: str) -> None:
         store, dataset = self._key

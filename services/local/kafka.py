@@ -101,6 +101,5 @@ def _server_properties(settings: LocalSettings, data: Path) -> dict[str, str]:
         "broker.session.timeout.ms": "2000",
         "broker.heartbeat.interval.ms": "500",
         "log.cleaner.dedupe.buffer.size": "4194304",  # lets a small heap live
-        "log.retention.bytes": str(1 << 30),  # per partition, in whole segments
         "log.segment.bytes": str(256 << 20),
     }

@@ -28,6 +28,7 @@ class Steps:
         self._lake = TableMaintenance(settings, dataset)
         self._rejected = RejectedRows(settings, dataset, self._lake)
         self._vacuum_at = float("-inf")
+        self._unmergeable: dict[date, int] = {}  # day -> its small files that compaction left as they were
 
     def all(self) -> Iterator[str]:
         """Run every step and say what each did. A failed step does not stop the others; its error is raised at the end.
@@ -37,8 +38,8 @@ class Steps:
         errors: list[LogpipeError] = []
         did = False
         for step in (
-            *(self._compact, self._retain, self._rejected.forget, self._forget_alerts),
-            *(self._vacuum, self._tidy, self._close_days),
+            *(self._retain, self._rejected.forget, self._forget_alerts),  # first: compaction needs room on the disk
+            *(self._compact, self._vacuum, self._tidy, self._close_days),
         ):
             try:
                 for what in step():
@@ -61,10 +62,15 @@ class Steps:
         small = self._lake.small_files()
         metrics.gauge(metric_names.LAKE_SMALL_FILES, self._dataset.name).set(max(small.values(), default=0))
         for day, files in sorted(small.items()):
-            if files >= self._settings.compact_files:
-                start = time.monotonic()
-                merged = self._lake.compact(day)
+            # A day that is over gets few files more, and the last ones would stay for ever.
+            enough = self._settings.compact_files if day == max(small) else 2
+            if files < enough or files == self._unmergeable.get(day):
+                continue
+            start = time.monotonic()
+            if merged := self._lake.compact(day):
                 yield f"{merged} files of {day} merged in {time.monotonic() - start:.1f} s"
+            else:
+                self._unmergeable[day] = files
         if merged := self._lake.compact_rejects(self._settings.compact_files):
             yield f"{merged} files of rejects merged"
 

@@ -18,7 +18,7 @@ from psycopg import sql
 
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
-from services.core.ids import first_id
+from services.core.ids import MAX_BATCH, first_id
 from services.core.instants import DAY, to_datetime
 from services.core.ledger import Batch
 from services.core.rows import Row
@@ -70,7 +70,10 @@ def roll_up(connection: Connection, dataset: Dataset, settled: int) -> int:
         alone = connection.execute("SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))", (LOCK, name)).fetchone()
         if alone != (True,):
             return 0
-        start = max(until(fetch, name, settled + 1), reading.floor(connection, dataset.name))
+        last = until(fetch, name, MAX_BATCH)
+        if last > settled + 1:  # how far the ids are settled is being found out anew
+            return 0
+        start = max(last, reading.floor(connection, dataset.name))
         chunk = next_chunk(reading.batches(connection, dataset.name, start - 1, settled, CHUNK_BATCHES))
         if chunk is None:
             return 0

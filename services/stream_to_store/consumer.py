@@ -36,7 +36,7 @@ class Progress(Protocol):
     def load(self, partitions: Sequence[int]) -> Iterable[SinkPosition]: ...
     def check_topic(self, topic_id: str) -> None: ...
     def check_table(self) -> None: ...
-    def begin(self, intents: Mapping[int, Range]) -> None: ...
+    def begin(self, intents: Mapping[int, Range]) -> bool: ...
     def finish(self, intents: Mapping[int, Range]) -> None: ...
     def close(self) -> None: ...
 
@@ -169,18 +169,19 @@ class Consumer:
                 )
 
     def _store(self, progress: Progress, lanes: Sequence[Lane]) -> None:
-        known = not any(lane.together for lane in lanes)
+        is_first = not any(lane.together for lane in lanes)
         together = [lane.partition for lane in lanes]
         pieces = [lane.take(together) for lane in lanes]
         intents = {piece.partition: piece.range for piece in pieces}
         # The id of a deleted topic never returns: if it is the same now, all these messages were read from that topic.
         progress.check_topic(self._reader.topic_id())
-        if not known:
+        if not is_first:
             progress.check_table()
-        progress.begin(intents)
+        if progress.begin(intents):  # a former owner of the partitions had got as far as this process
+            is_first = False
         blocks = [(piece, piece.block(self.dataset, self._topic_id)) for piece in pieces]
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
-            rows = refused.write(self._writer, blocks, self._dead_letters, known)
+            rows = refused.write(self._writer, blocks, self._dead_letters, is_first)
         progress.finish(intents)
         for lane in lanes:
             lane.finish()

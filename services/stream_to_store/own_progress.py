@@ -26,8 +26,8 @@ class OwnProgress:
     def check_table(self) -> None:
         """The position is in the table itself."""
 
-    def begin(self, intents: Mapping[int, Range]) -> None:
-        pass
+    def begin(self, intents: Mapping[int, Range]) -> bool:
+        return False
 
     def finish(self, intents: Mapping[int, Range]) -> None:
         pass

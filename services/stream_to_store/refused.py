@@ -35,14 +35,15 @@ class _Line:
         return row_id if batch_of(row_id) == self.envelope.batch_id else None
 
 
-def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_letters: DeadLetters, known: bool) -> int:
+def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_letters: DeadLetters, is_first: bool) -> int:
     """Store the rows of `pieces` that the store takes, send dead letters for the others; return the rows stored.
 
-    `known`: no former attempt at these messages was made. Raises StoreDown and Backpressure: call again, not `known`.
+    `is_first`: no former attempt at these messages was made. Raises StoreDown and Backpressure: call again, and then it
+    is not the first.
     """
     dead_letters.send([_whole(envelope) for piece, _ in pieces for envelope in piece.poison])
     blocks = [block for _, block in pieces]
-    if known:
+    if is_first:
         try:
             writer.write(blocks)
             return sum(block.rows for block in blocks)

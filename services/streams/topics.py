@@ -33,7 +33,7 @@ _log = logs.get("topics")
 
 
 class Topic(NamedTuple):
-    """`retention_hours`: None for a topic that keeps its messages without limit of time or size."""
+    """`retention_hours`: None for a topic that keeps its messages without limit of time. No topic has one of size."""
 
     name: str
     partitions: int
@@ -46,13 +46,12 @@ class Topic(NamedTuple):
 
     def settings(self) -> dict[str, str]:
         """The configuration of the topic when it is made. acks=all and two replicas survive the loss of a broker."""
-        unlimited = {"retention.bytes": str(_NO_LIMIT)} if self.retention_hours is None else {}
         return {
             "cleanup.policy": "delete",
             "retention.ms": str(self.retention_ms),
+            "retention.bytes": str(_NO_LIMIT),
             "max.message.bytes": str(_LARGEST_MESSAGE),
             "min.insync.replicas": str(max(1, self.replication - 1)),
-            **unlimited,
         }
 
     def corrections(self, found: Mapping[str, str]) -> dict[str, str]:
@@ -64,7 +63,7 @@ class Topic(NamedTuple):
             wanted["max.message.bytes"] = str(_LARGEST_MESSAGE)
         if _is_shorter(int(found["retention.ms"]), self.retention_ms):
             wanted["retention.ms"] = str(self.retention_ms)
-        if self.retention_hours is None and int(found["retention.bytes"]) != _NO_LIMIT:
+        if int(found["retention.bytes"]) != _NO_LIMIT:  # at full load a gigabyte is minutes
             wanted["retention.bytes"] = str(_NO_LIMIT)
         return wanted
 

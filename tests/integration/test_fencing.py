@@ -524,6 +524,24 @@ def test_a_batch_that_only_a_store_has_is_in_no_topic(bench: Bench) -> None:
     assert reading.first_missing(bench.connection, "logs", own - 1, own, replace(everything, replayed=own)) is None
 
 
+def test_nothing_is_published_to_a_topic_that_was_cut(bench: Bench, ledger: psycopg.Connection[Any]) -> None:
+    """Also by a slot of which no batch is in doubt: a store that lags would count what was lost as loaded."""
+    publisher = bench.publisher()
+    publisher.step(bench.connection)
+    bench.connection.execute(
+        "INSERT INTO slot_positions (slot, dataset, partition, next_offset, topic_id) VALUES (%s, 'logs', 1, 1000, %s)",
+        (bench.slot + 1, topic_ids(bench)[-1]),
+    )
+    try:
+        publisher._advanced = 0.0  # a minute ago
+        with pytest.raises(NeedsOperator, match=r"was cut: partitions \[1\]"):
+            publisher.step(bench.connection)
+        with pytest.raises(NeedsOperator, match="was cut"):
+            publisher.step(bench.connection)  # which opens the producer again
+    finally:
+        ledger.execute("DELETE FROM slot_positions WHERE slot = %s", (bench.slot + 1,))
+
+
 def test_a_slot_is_not_settled_by_a_topic_that_was_cut(bench: Bench) -> None:
     publisher = bench.publisher()
     publisher.step(bench.connection)

@@ -314,6 +314,14 @@ def test_the_chunks_of_a_day_become_one(pipeline: Pipeline) -> None:
     assert method_of(pipeline.readers[0], pipeline.dataset, history.ends[4]) == "rollup"
 
 
+def test_nothing_is_counted_twice_while_the_settled_ids_are_found_out_anew(pipeline: Pipeline) -> None:
+    """As after a restore: ids seem to be settled up to the middle of a day whose chunks were merged."""
+    history = History(pipeline, 9)
+    for settled in (history.ends[0] + 10, history.ends[3] - 1, history.ends[-1] - 1):
+        assert chunks.roll_up(pipeline.connection, pipeline.dataset, settled) == 0
+    history.compare(history.ends[-1])
+
+
 def test_chunks_of_a_clock_that_was_wrong_do_not_hold_up_the_others(pipeline: Pipeline) -> None:
     """One block was accepted 300 days ahead and one 300 days back, among those of the first day."""
     for days in (0, 300, 0, -300, 0, 1, 2, 3, 4, 5):

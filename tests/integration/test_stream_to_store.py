@@ -98,8 +98,8 @@ def test_what_is_not_begun_whole_is_not_begun_at_all(progress: SinkProgress, oth
 def test_who_lost_a_partition_is_fenced(progress: SinkProgress, other: SinkProgress) -> None:
     progress.load([0])
     other.load([0])
-    other.begin({0: Range(0, 9)})
-    other.begin({0: Range(0, 9)})  # the answer was lost
+    assert not other.begin({0: Range(0, 9)})
+    assert other.begin({0: Range(0, 9)})  # the answer was lost
     with pytest.raises(Fenced):
         progress.begin({0: Range(0, 5)})  # another range is under way
     other.finish({0: Range(0, 9)})

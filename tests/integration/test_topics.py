@@ -54,7 +54,7 @@ def found(admin: AdminClient, name: str) -> dict[str, str]:
 def test_a_topic_is_made_by_its_description(admin: AdminClient, settings: KafkaSettings, name: str) -> None:
     topics.ensure(settings, [name])
     values = found(admin, name)
-    assert values["retention.ms"] == str(48 * HOUR_MS)
+    assert (values["retention.ms"], values["retention.bytes"]) == (str(48 * HOUR_MS), "-1")
     assert (values["cleanup.policy"], values["min.insync.replicas"]) == ("delete", "1")
     assert int(values["max.message.bytes"]) > 1_000_000
 
@@ -75,9 +75,18 @@ def test_values_that_would_lose_messages_are_corrected(
     admin: AdminClient, settings: KafkaSettings, name: str, there: int, then: int
 ) -> None:
     """A longer retention than the setting is left: to shorten it would delete messages."""
-    make(admin, name, cleanup_policy="compact", max_message_bytes="1000", retention_ms=str(there * HOUR_MS))
+    hours = str(there * HOUR_MS)
+    make(
+        admin,
+        name,
+        cleanup_policy="compact",
+        max_message_bytes="1000",
+        retention_ms=hours,
+        retention_bytes="1073741824",
+    )
     topics.ensure(settings, [name])
-    comes_to(admin, name, **{"cleanup.policy": "delete", "retention.ms": str(then * HOUR_MS)})
+    then_ms = str(then * HOUR_MS)
+    comes_to(admin, name, **{"cleanup.policy": "delete", "retention.ms": then_ms, "retention.bytes": "-1"})
     assert int(found(admin, name)["max.message.bytes"]) > 1_000_000
 
 

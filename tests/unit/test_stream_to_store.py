@@ -79,13 +79,15 @@ class Table:
     def check_table(self) -> None:
         self._failpoint("check table")
 
-    def begin(self, intents: Mapping[int, Range]) -> None:
+    def begin(self, intents: Mapping[int, Range]) -> bool:
         self._failpoint("begin")
+        pending = any(self.positions[p].intent for p in intents)
         begun = {p: SinkPosition(p, intent.first, intent, tuple(intents)) for p, intent in intents.items()}
         if any(self.positions[p] not in (SinkPosition(p, at.next_offset), at) for p, at in begun.items()):
             raise Fenced("begin")
         self.positions |= begun
         self._failpoint("begin done")
+        return pending
 
     def finish(self, intents: Mapping[int, Range]) -> None:
         self._failpoint("finish")
@@ -586,6 +588,23 @@ def test_only_attempts_after_a_failure_cost_a_look(world: World) -> None:
     world.accept(100)
     world.run(consumer)
     assert (world.failpoint.passed["check table"], world.failpoint.passed["complete"]) == (1, 1)
+    world.check()
+
+
+def test_a_range_that_a_former_owner_has_begun_is_completed(world: World) -> None:
+    """Both read the same messages; this one was paused before it began, so it found no range when it took over."""
+
+    class Begun(Table):
+        def begin(self, intents: Mapping[int, Range]) -> bool:
+            self.positions |= {
+                p: SinkPosition(p, intent.first, intent, tuple(intents)) for p, intent in intents.items()
+            }
+            return super().begin(intents)
+
+    world.table = Begun(world.failpoint)
+    world.accept(100)
+    world.run(world.consumer())
+    assert world.failpoint.passed["complete"] == world.failpoint.passed["begin"] > 0
     world.check()
 
 
