@@ -146,7 +146,7 @@ def starting_offsets(
     topic_id: str,
     bounds: Mapping[int, tuple[int, int]],
 ) -> Offsets:
-    """Where a query without batches begins, by partition; those not named begin at the topic's beginning.
+    """Where a query without batches begins, by partition; those not named begin at offset 0.
 
     `position`, `table_is_empty`: of the table. `bounds`: the topic's, first and next offset by partition. Raises
     NeedsOperator when going on would double rows or leave some out.
@@ -161,15 +161,15 @@ def starting_offsets(
         )
     if position and position.query == EMBEDDED:
         raise _refused(dataset, "its table is filled by the embedded writer; if that is to end, stop it first")
-    if position is None or not position.query:
+    if position is None or position.is_free:
         _check_unowned(dataset, checkpoint)
     elif checkpoint is None:
         raise _refused(dataset, "its checkpoint is missing, but its table has rows")
     else:
         _check_owned(dataset, position, checkpoint)
     offsets = position.offsets if position else {}
-    for partition, offset in offsets.items():
-        first, end = bounds.get(partition, (0, 0))
+    for partition in offsets.keys() | bounds.keys():
+        offset, (first, end) = offsets.get(partition, 0), bounds.get(partition, (0, 0))
         if not first <= offset <= end:
             raise _refused(
                 dataset,
@@ -184,7 +184,7 @@ def without_meaning(position: Position | None, checkpoint: Checkpoint | None) ->
     """The damaged files to remove before Spark starts. Call after `starting_offsets`."""
     if checkpoint is None:
         return []
-    if position is None or not position.query:
+    if position is None or position.is_free:
         return sorted(checkpoint.damaged)
     return sorted(name for name in checkpoint.damaged if _says_nothing(name, position.batch))
 

@@ -6,7 +6,7 @@ The checkpoint goes first: should this end half-way, the next start is refused a
 from collections.abc import Mapping
 
 from services.core.errors import NeedsOperator
-from services.lake.table import EMBEDDED, Position
+from services.lake.table import CLAIMED, EMBEDDED, Position
 from spark_jobs.stream import LakeStream
 
 
@@ -19,34 +19,36 @@ def resume(stream: LakeStream) -> Position:
     handle, position = stream.tables.rows.standing()
     if position is None and handle.file_uris():
         raise NeedsOperator(f"{stream.dataset.name}: no commit of its table says where it stands: only --rebuild helps")
+    former = _queries(stream, position)
     released = _released(position or Position.first(), stream.topic.topic_id(), stream.topic.bounds())
     stream.checkpoint.delete()
-    stream.tables.release(handle, released)
+    stream.tables.release(handle, released, former)
     return released
 
 
 def rebuild(stream: LakeStream, *, give_up_rows: bool) -> None:
     """Delete the checkpoint and all rows; the next start reads the topic from its beginning.
 
-    Raises NeedsOperator if the topic may lack rows that the table has, unless `give_up_rows`.
+    Raises NeedsOperator if there are rows, unless `give_up_rows`: no other store fills the lake.
     """
     stream.tables.prepare()
-    if not give_up_rows and _may_lose_rows(stream):
+    if not give_up_rows and not stream.tables.is_empty():
         raise NeedsOperator(
-            f"{stream.dataset.name}: {stream.dataset.topic} does not go back to its first message, so rows of the table"
-            " may be in no topic any more, and the lake would never get them back. To delete them all the same, add"
-            " --yes"
+            f"{stream.dataset.name}: rows that {stream.dataset.topic} no longer has would be lost to the lake for good:"
+            " to delete all rows of its table, add --yes"
         )
+    former = _queries(stream, stream.tables.rows.position())
+    firsts = {partition: first for partition, (first, _) in stream.topic.bounds().items()}
+    begin = Position.first(stream.topic.topic_id(), firsts)
     stream.checkpoint.delete()
-    stream.tables.empty()
+    stream.tables.empty(begin, former)
 
 
-def _may_lose_rows(stream: LakeStream) -> bool:
-    if stream.tables.is_empty():
-        return False
-    position = stream.tables.rows.position()
-    is_another = position is not None and position.topic_id not in ("", stream.topic.topic_id())
-    return is_another or any(first > 0 for first, _ in stream.topic.bounds().values())
+def _queries(stream: LakeStream, position: Position | None) -> set[str]:
+    """The ids of the streaming queries that may still have a batch for the table under way."""
+    checkpoint = stream.checkpoint.load()
+    found = {checkpoint.query if checkpoint else "", position.query if position else ""}
+    return found - {"", CLAIMED, EMBEDDED}
 
 
 def _released(position: Position, topic_id: str, bounds: Mapping[int, tuple[int, int]]) -> Position:
@@ -55,6 +57,6 @@ def _released(position: Position, topic_id: str, bounds: Mapping[int, tuple[int,
         return Position(topic_id, offsets, generation=position.generation)
     offsets = {p: min(max(position.offsets.get(p, 0), first), end) for p, (first, end) in bounds.items()}
     # Whether the table's last batch still had to write its rejects, only the lost checkpoint knew.
-    last = position.unfinished if position.query in ("", EMBEDDED) else position
+    last = position.unfinished if position.is_free or position.query == EMBEDDED else position
     kept = last is not None and all(bounds[p][0] <= start for p, start in last.start.items() if p in bounds)
     return Position(topic_id, offsets, unfinished=last if kept else None, generation=position.generation)

@@ -56,10 +56,13 @@ class LakeStream:
         self._log = _log.bind(dataset=dataset.name)
 
     def open(self) -> None:
-        """Make the tables, and find where to go on. Raises StoreDown, and NeedsOperator when that is not certain."""
+        """Make the tables, find where to go on, and claim the table of rows, so that no other writer begins.
+
+        Raises StoreDown, and NeedsOperator when it is not certain where to go on.
+        """
         self.tables.prepare()
         self._topic_id = self.topic.topic_id()
-        position = self.tables.rows.position()
+        handle, position = self.tables.rows.standing()
         checkpoint = self.checkpoint.load()
         self._from = starting_offsets(
             self.dataset,
@@ -72,10 +75,13 @@ class LakeStream:
         if damaged := without_meaning(position, checkpoint):
             self._log.warning("damaged files of the checkpoint removed; their batch runs again", files=damaged)
             self.checkpoint.remove(damaged)
+        if position is None or not position.query:
+            position = position or Position.first()
+            self.tables.claim(handle, position)
         self._position = self._from
-        self._stored = position.batch if position else -1
-        self._unfinished = position.unfinished if position else None
-        self._generation = (position or Position.first()).generation
+        self._stored = -1 if position.is_free else position.batch
+        self._unfinished = position.unfinished
+        self._generation = position.generation
 
     def start(self, spark: SparkSession) -> None:
         """Returns when the query runs. Raises StoreDown, and NeedsOperator when messages to be read are gone."""
@@ -157,8 +163,8 @@ class LakeStream:
         }
 
     def _starting_offsets(self) -> str:
-        """For a query that has no checkpoint yet: Kafka's -2 is the beginning."""
-        return self._json({partition: self._from.get(partition, -2) for partition in self.topic.bounds()})
+        """For a query that has no checkpoint yet."""
+        return self._json({partition: self._from.get(partition, 0) for partition in self.topic.bounds()})
 
     def _json(self, offsets: Offsets) -> str:
         return msgspec.json.encode({self.dataset.topic: dict(offsets)}).decode()

@@ -1,16 +1,20 @@
 """The lake's tables as their writer sees them: made, extended, emptied, released. By delta-rs, without Spark."""
 
+from collections.abc import Collection, Sequence
 from functools import partial
 
-from deltalake import CommitProperties, DeltaTable
+from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError
+from msgspec import structs
 
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator, StoreDown
 from services.lake import schema
-from services.lake.table import Position, Table, rejects_uri, table_uri, within_limit
+from services.lake.table import CLAIMED, Position, Table, rejects_uri, table_uri, within_limit
 from services.runtime.settings import LakeSettings
 from spark_jobs.schema import rejects_schema
+
+_LAST_BATCH = (1 << 62) - 1  # of a streaming query: no later one can be stored
 
 
 class Tables:
@@ -29,18 +33,21 @@ class Tables:
     def is_empty(self) -> bool:
         return not _handle(self.rows).file_uris()
 
-    def release(self, handle: DeltaTable, position: Position) -> None:
+    def claim(self, handle: DeltaTable, position: Position) -> None:
+        """From now on Spark owns the table, and no other writer may begin. `position`: where `handle` stands.
+
+        Raises StoreDown when somebody has written it since: look again.
+        """
+        self._commit(handle, structs.replace(position, query=CLAIMED))
+
+    def release(self, handle: DeltaTable, position: Position, former: Collection[str]) -> None:
         """From now on nobody owns the table, and it stands at `position`: committed on the very version of `handle`.
 
-        Raises NeedsOperator when somebody has written it since.
+        `former`: ids of streaming queries. A batch of one that is under way fails, because Delta takes no batch of a
+        query that has stored a later one. Raises NeedsOperator when somebody has written the table since.
         """
-        commit = CommitProperties(custom_metadata={"userMetadata": position.encode()}, max_commit_retries=0)
         try:
-            within_limit(
-                lambda: handle.create_write_transaction(
-                    [], "append", handle.schema(), [schema.DAY], commit_properties=commit
-                )
-            )
+            self._commit(handle, position, [Transaction(query, _LAST_BATCH) for query in former])
         except StoreDown as error:
             if not isinstance(error.__cause__, CommitFailedError):
                 raise
@@ -48,16 +55,27 @@ class Tables:
                 f"{self._dataset.name}: its table in the lake is being written: stop its writer, then try again"
             ) from error
 
-    def empty(self) -> None:
-        """Delete all rows, and release the table, of a new generation, at the topic's beginning.
+    def empty(self, position: Position, former: Collection[str]) -> None:
+        """Delete all rows, and release the table at `position`, of a new generation. `former`: see `release`.
 
         Queries that run meanwhile are not disturbed.
         """
-        nothing = Position.first()
-        commit = CommitProperties(custom_metadata={"userMetadata": nothing.encode()})
+        commit = CommitProperties(custom_metadata={"userMetadata": position.encode()})
         for table in (self.rejects, self.rows):
             within_limit(partial(_handle(table).delete, commit_properties=commit))
-        self.release(_handle(self.rows), nothing)
+        self.release(_handle(self.rows), position, former)
+
+    def _commit(self, handle: DeltaTable, position: Position, transactions: Sequence[Transaction] = ()) -> None:
+        commit = CommitProperties(
+            custom_metadata={"userMetadata": position.encode()},
+            max_commit_retries=0,
+            app_transactions=list(transactions),
+        )
+        within_limit(
+            lambda: handle.create_write_transaction(
+                [], "append", handle.schema(), [schema.DAY], commit_properties=commit
+            )
+        )
 
 
 def _handle(table: Table) -> DeltaTable:

@@ -1,7 +1,6 @@
 """Appends the rows or the rejects of one batch of Kafka messages to a Delta table."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, Observation
@@ -9,7 +8,7 @@ from pyspark.sql import functions as sql
 
 from services.core.dataset import Dataset
 from services.core.errors import StoreDown
-from services.lake.table import NAME
+from services.lake.table import NAME, started
 from spark_jobs import parsing
 
 _METRICS_SECONDS = 60.0
@@ -37,12 +36,11 @@ def write_rows(
         .option("userMetadata", metadata)
         .save(uri)
     )
-    # If another driver has stored this batch, Delta leaves the write out, and the observation never gets a value.
-    with ThreadPoolExecutor(1) as waiting:
-        try:
-            return waiting.submit(lambda: observation.get).result(_METRICS_SECONDS)
-        except TimeoutError as error:
-            raise StoreDown(NAME, f"batch {batch} was stored by another driver") from error
+    try:
+        return started(lambda: observation.get).result(_METRICS_SECONDS)
+    except TimeoutError as error:
+        # Delta left the write out, and the observation never gets a value.
+        raise StoreDown(NAME, f"batch {batch} was stored by another driver, or the table was released") from error
 
 
 def write_rejects(messages: DataFrame, dataset: Dataset, uri: str, query: str, batch: int) -> None:

@@ -6,7 +6,7 @@ it holds, whatever became of the writer's checkpoint.
 
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from threading import RLock, Thread
@@ -25,7 +25,9 @@ from services.runtime.settings import LakeSettings
 
 NAME = "lake"
 EMBEDDED = "embedded"
-"""The `query` of a position that the embedded writer left: no id of a streaming query looks like it."""
+CLAIMED = "spark"
+"""The `query` of a position: that the embedded writer left; that Spark claimed before its first batch. No id of a
+streaming query looks like these."""
 
 _SECONDS = 30.0  # for one answer, or one piece of a longer one: the HDFS client may wait for a server for ever
 _HISTORY = (1, 16, 256, 4096)
@@ -43,9 +45,10 @@ class Position(msgspec.Struct, frozen=True):
     """How far a table has come: every message of the topic below `offsets` (partition -> next) is in it or its rejects.
 
     Batch `batch` of the streaming query `query` wrote it and began at `start`; the embedded writer (EMBEDDED) gives
-    neither batch nor start. `query` is empty while no writer owns the table. The next writer then makes sure of the
-    rejects of the batch that reached `unfinished`, and starts at `offsets`, or at the topic's beginning for partitions
-    that `offsets` lacks.
+    no start, and `batch` changes when its writes are ended (`EmbeddedWriter.end_writes`). `query` is empty while no
+    writer owns the table, and CLAIMED while Spark owns it and has stored no batch. The next writer then makes sure of
+    the rejects of the batch that reached `unfinished`, and starts at `offsets`, or at offset 0 of partitions that
+    `offsets` lacks.
 
     `generation` is random. It is made with the table's first position and again by each --rebuild, and every later
     position carries it: positions of two generations do not count the same rows. A table that the release before this
@@ -61,9 +64,14 @@ class Position(msgspec.Struct, frozen=True):
     generation: str = ""
 
     @classmethod
-    def first(cls, topic_id: str = "") -> "Position":
+    def first(cls, topic_id: str = "", offsets: Mapping[int, int] | None = None) -> "Position":
         """The position of a table without rows, of a new generation."""
-        return cls(topic_id, {}, generation=uuid.uuid4().hex)
+        return cls(topic_id, dict(offsets or {}), generation=uuid.uuid4().hex)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no batch of a streaming query, and no embedded writer, owns the table."""
+        return self.query in ("", CLAIMED)
 
     def encode(self) -> str:
         return msgspec.json.encode(self).decode()

@@ -5,7 +5,7 @@ if anybody commits in between, this commit fails and what the table has now is l
 there already is left out, a gap is refused, and of two writers one learns of the other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -34,6 +34,7 @@ class EmbeddedWriter:
     def __init__(self, settings: LakeSettings) -> None:
         self._settings = settings
         self._tables: dict[Dataset, tuple[Table, LineReader]] = {}
+        self._ended: dict[Dataset, int] = {}  # how often the writes had been ended when the position was read
 
     def prepare(self, dataset: Dataset) -> None:
         table = Table(table_uri(self._settings, dataset.name))
@@ -41,47 +42,66 @@ class EmbeddedWriter:
         self._tables[dataset] = (table, LineReader(dataset))
 
     def positions(self, dataset: Dataset, topic_id: str) -> Mapping[int, int]:
-        handle, position = self._tables[dataset][0].standing()
-        return _owned(dataset, topic_id, handle, position).offsets
+        handle, found = self._tables[dataset][0].standing()
+        position = _owned(dataset, topic_id, handle, found)
+        self._ended[dataset] = position.batch
+        return position.offsets
 
     def write(self, blocks: Sequence[Block]) -> None:
-        table, lines = self._tables[blocks[0].dataset]
+        dataset = blocks[0].dataset
+        table, lines = self._tables[dataset]
         rows = [_read(lines, number, block) for number, block in enumerate(blocks)]
-        layout = schema.layout(blocks[0].dataset)
-        for _ in range(_ATTEMPTS):
-            handle, found = table.standing()
-            position = _owned(blocks[0].dataset, blocks[0].topic_id, handle, found)
+
+        def append(handle: DeltaTable, found: Position | None) -> None:
+            position = _owned(dataset, blocks[0].topic_id, handle, found)
+            if self._ended.setdefault(dataset, position.batch) != position.batch:
+                raise Fenced(f"{table.uri}: an operator has ended the writes that were under way")
             new = [number for number, block in enumerate(blocks) if _is_next(block, position)]
-            if not new:
-                return
-            reached = position.offsets | {blocks[number].partition: blocks[number].last + 1 for number in new}
-            following = structs.replace(position, offsets=reached, query=EMBEDDED)
-            try:
-                within_limit(
-                    partial(_commit, handle, pa.concat_tables([rows[number] for number in new]), layout, following)
-                )
-                return
-            except StoreDown as error:
-                if not isinstance(error.__cause__, CommitFailedError):
-                    raise
-        raise StoreDown(NAME, f"{table.uri}: others committed {_ATTEMPTS} times while this was about to")
+            if new:
+                reached = position.offsets | {blocks[number].partition: blocks[number].last + 1 for number in new}
+                following = structs.replace(position, offsets=reached, query=EMBEDDED)
+                _commit(handle, pa.concat_tables([rows[number] for number in new]), schema.layout(dataset), following)
+
+        _on_latest(table, append)
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
         """`write` itself looks at the position that the table holds, and leaves out blocks that are in the table."""
         return leave_out_refused(blocks, self.write)
 
     def end_writes(self, dataset: Dataset) -> None:
-        """Nothing is to be ended: a commit of a former writer fails, because it does not follow the last commit.
+        """A commit, after which writers that have read the position before it are Fenced.
 
         Raises NeedsOperator when Spark fills the table: nobody can tell from here whether a batch of it is under way.
         """
-        position = Table(table_uri(self._settings, dataset.name)).position()
-        if position is not None and position.query not in ("", EMBEDDED):
-            raise NeedsOperator(
-                f"{dataset.name}: its table in the lake is filled by Spark (query {position.query}): stop"
-                f" stream-to-lake, run `logpipe stream-to-lake --resume {dataset.name}`, then this command again, and"
-                " start stream-to-lake afterwards"
-            )
+        table = Table(table_uri(self._settings, dataset.name))
+
+        def fence(handle: DeltaTable, position: Position | None) -> None:
+            if position is None:
+                return
+            if position.query not in ("", EMBEDDED):
+                raise NeedsOperator(
+                    f"{dataset.name}: its table in the lake is filled by Spark (query {position.query}): stop"
+                    f" stream-to-lake, run `logpipe stream-to-lake --resume {dataset.name}`, then this command again,"
+                    " and start stream-to-lake afterwards"
+                )
+            following = structs.replace(position, batch=position.batch + 1)
+            _commit(handle, pa.table({}), schema.layout(dataset), following)
+
+        if table.latest() is not None:
+            _on_latest(table, fence)
+
+
+def _on_latest(table: Table, commit: Callable[[DeltaTable, Position | None], None]) -> None:
+    """Call `commit` with the newest version of the table and its position, again if others commit in between."""
+    for _ in range(_ATTEMPTS):
+        handle, position = table.standing()
+        try:
+            within_limit(partial(commit, handle, position))
+            return
+        except StoreDown as error:
+            if not isinstance(error.__cause__, CommitFailedError):
+                raise
+    raise StoreDown(NAME, f"{table.uri}: others committed {_ATTEMPTS} times while this was about to")
 
 
 def _read(lines: LineReader, number: int, block: Block) -> pa.Table:
@@ -112,7 +132,7 @@ def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: Positi
             f"{dataset.name}: the topic {dataset.topic} was deleted and made anew since its table in the lake was"
             f" filled. To go on with what the new one has: {release}. To delete the rows first: {rebuild}"
         )
-    return Position(topic_id, position.offsets, unfinished=position.unfinished, generation=position.generation)
+    return structs.replace(position, topic_id=topic_id, start={})
 
 
 def _is_next(block: Block, position: Position) -> bool:

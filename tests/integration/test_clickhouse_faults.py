@@ -24,7 +24,7 @@ from services.core.errors import LogpipeError, StoreDown
 from services.core.ids import first_id
 from services.core.ports import Block
 from services.core.rows import RowCodec
-from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter
+from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter, create_table
 from tests.processes import free_port
 
 pytestmark = pytest.mark.timeout(240)  # the engine is started several times
@@ -272,6 +272,20 @@ def test_every_running_insert_of_a_dataset_is_ended(engine: Engine, table: str, 
         writer.end_writes(replace(DATASET, name=f"{table}_other"))
         assert engine.query(RUNNING_INSERTS) == "1"
         writer.end_writes(replace(DATASET, name=table))
+
+
+def test_an_insert_is_on_the_disk_before_it_is_acknowledged(engine: Engine) -> None:
+    """Also into a table of a release that left this to the page cache."""
+    old = re.sub(r",\s+fsync_after_insert = 1, fsync_part_directory = 1", "", create_table(DATASET))
+    assert "fsync" not in old
+    engine.query(f"DROP TABLE IF EXISTS {DATASET.name}")
+    engine.query(old)
+    ClickHouseWriter(engine.url).prepare(DATASET)
+    settings = engine.query(f"SELECT engine_full FROM system.tables WHERE name = '{DATASET.name}'")
+    assert "fsync_after_insert = 1, fsync_part_directory = 1" in settings
+    ClickHouseWriter(engine.url).prepare(DATASET)
+    assert engine.query(f"SELECT engine_full FROM system.tables WHERE name = '{DATASET.name}'") == settings
+    engine.query(f"DROP TABLE {DATASET.name}")
 
 
 # ---- the writer loses and doubles nothing ---------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -17,14 +17,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from fastapi import FastAPI
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sql
 
 from services.core.envelope import messages
+from services.core.errors import StoreDown
 from services.core.ports import Outgoing
 from services.core.rows import Row, RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.generator.synthesis import Synthesizer
+from services.lake.embedded import EmbeddedReader
 from services.lake.table import Position
 from services.ledger import schema
 from services.local import jars
@@ -36,9 +38,10 @@ from services.runtime.health import Readiness
 from services.runtime.http import make_app
 from services.runtime.settings import LakeSettings, ListenSettings, PostgresSettings
 from services.streams.kafka import KafkaProducer, ensure_topics
-from spark_jobs import parsing, reports, warm_up
+from spark_jobs import parsing, reports, warm_up, writer
 from spark_jobs.session import open_session
 from spark_jobs.settings import ReportSettings
+from spark_jobs.tables import Tables
 from tests.conftest import running
 from tests.lake_tables import append
 from tests.processes import Process, free_port
@@ -442,18 +445,42 @@ def test_the_lines_of_a_message_do_not_carry_the_message(world: World) -> None:
     refused = replace(sound, headers={**sound.headers, "rows": b"1"})
 
     def values(message: Outgoing) -> list[bytes | None]:
-        headers = [
-            sql.struct(sql.lit(key).alias("key"), sql.lit(value).alias("value"))
-            for key, value in message.headers.items()
-        ]
-        kafka = world.spark.range(1).select(
-            sql.lit(0).alias("partition"),
-            sql.col("id").alias("offset"),
-            sql.lit(message.key).alias("key"),
-            sql.lit(message.value).alias("value"),
-            sql.array(*headers).alias("headers"),
-        )
-        return [row.value for row in parsing.lines(kafka, DATASET).select("value").collect()]
+        lines = parsing.lines(from_kafka(world, message), DATASET)
+        return [row.value for row in lines.select("value").collect()]
 
     assert values(sound) == [None] * 250
     assert values(refused) == [sound.value]
+
+
+def from_kafka(world: World, message: Outgoing) -> DataFrame:
+    """As if Spark had read the message from a topic."""
+    headers = [
+        sql.struct(sql.lit(key).alias("key"), sql.lit(value).alias("value")) for key, value in message.headers.items()
+    ]
+    return world.spark.range(1).select(
+        sql.lit(0).alias("partition"),
+        sql.col("id").alias("offset"),
+        sql.lit(message.key).alias("key"),
+        sql.lit(message.value).alias("value"),
+        sql.array(*headers).alias("headers"),
+    )
+
+
+def test_a_query_stores_nothing_more_once_its_table_was_released(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that was suspended meanwhile wakes, and would double what the next writer has stored."""
+    monkeypatch.setattr(writer, "_METRICS_SECONDS", 1.0)
+    lake = world.lake.model_copy(update={"lake_path": f"{world.lake.lake_path}/released"})
+    tables = Tables(lake, DATASET)
+    tables.prepare()
+    messages = from_kafka(world, warm_up._message(DATASET, 2))
+    position = Position("t", {0: 1}, {0: 0}, "query-1", 0, generation="g")
+    writer.write_rows(messages, DATASET, tables.rows.uri, "query-1", 0, position.encode())
+    handle, stands = tables.rows.standing()
+    assert stands == position
+    tables.release(handle, Position("t", {0: 1}, generation="g"), {"query-1"})
+    later = Position("t", {0: 2}, {0: 1}, "query-1", 1, generation="g")
+    with pytest.raises(StoreDown, match="stored by another driver"):
+        writer.write_rows(messages, DATASET, tables.rows.uri, "query-1", 1, later.encode())
+    assert tables.rows.position() == Position("t", {0: 1}, generation="g")
+    with closing(EmbeddedReader(lake)) as reader:
+        assert list(reader.counts(DATASET, 0, 10)) == [(2, 250, 250)]

@@ -6,28 +6,35 @@ import pytest
 
 from services.core.errors import NeedsOperator
 from services.datasets.logs import DATASET
-from services.lake.table import Position
+from services.lake.table import CLAIMED, Position
 from spark_jobs.checkpoint import Checkpoint, Offsets, starting_offsets, without_meaning
 from spark_jobs.recovery import rebuild, resume
 from spark_jobs.settings import StreamToLakeSettings
 from spark_jobs.stream import LakeStream
 
 BOUNDS = {0: (0, 50), 1: (5, 50)}
+WHOLE = {0: (0, 50), 1: (0, 50)}
 STORED = Position("topic-1", {0: 20, 1: 30}, {0: 10, 1: 15}, "query-1", 7, generation="g")
 RELEASED = Position("topic-1", {0: 20, 1: 30})
 ENDS = {6: {0: 10, 1: 15}, 7: {0: 20, 1: 30}, 8: {0: 21, 1: 30}}
 
 
 def begin(position: Position | None, checkpoint: Checkpoint | None, *, empty: bool = False) -> Offsets:
-    return starting_offsets(DATASET, position, empty, checkpoint, "topic-1", BOUNDS)
+    return starting_offsets(DATASET, position, empty, checkpoint, "topic-1", WHOLE if empty else BOUNDS)
 
 
-def test_nothing_there_begins_at_the_topics_beginning() -> None:
-    assert begin(None, None, empty=True) == {}
+@pytest.mark.parametrize("position", [None, Position("", {}, query=CLAIMED)], ids=["new", "claimed"])
+def test_nothing_there_begins_at_the_topics_beginning(position: Position | None) -> None:
+    assert begin(position, None, empty=True) == {}
+    with pytest.raises(
+        NeedsOperator, match=r"stands at offset 0 of partition 1 .* has only 5 to 50: messages were del"
+    ):
+        starting_offsets(DATASET, position, True, None, "topic-1", BOUNDS)
 
 
-def test_a_crash_before_the_first_commit_begins_again() -> None:
-    assert begin(None, Checkpoint("query-1", -1, {0: {0: 5}}), empty=True) == {}
+@pytest.mark.parametrize("position", [None, Position("", {}, query=CLAIMED)], ids=["new", "claimed"])
+def test_a_crash_before_the_first_commit_begins_again(position: Position | None) -> None:
+    assert begin(position, Checkpoint("query-1", -1, {0: {0: 5}}), empty=True) == {}
 
 
 @pytest.mark.parametrize("committed", [7, 6], ids=["done", "crashed before it was marked"])
@@ -93,7 +100,7 @@ def test_what_the_topic_no_longer_has_is_refused(
 
 def test_an_emptied_table_takes_any_topic() -> None:
     emptied = Position(topic_id="", offsets={})
-    assert starting_offsets(DATASET, emptied, True, None, "topic-2", BOUNDS) == {}
+    assert starting_offsets(DATASET, emptied, True, None, "topic-2", WHOLE) == {}
 
 
 @pytest.mark.parametrize(
@@ -111,11 +118,12 @@ def test_resuming_releases_the_table_where_the_topic_can_go_on(
 ) -> None:
     stream, handle = Mock(dataset=DATASET), Mock()
     stream.tables.rows.standing.return_value = (handle, STORED)
+    stream.checkpoint.load.return_value = Checkpoint("query-2", 7, ENDS)
     stream.topic.topic_id.return_value = topic_id
     stream.topic.bounds.return_value = bounds
     assert resume(stream) == released
     stream.checkpoint.delete.assert_called_once_with()
-    stream.tables.release.assert_called_once_with(handle, released)
+    stream.tables.release.assert_called_once_with(handle, released, {"query-1", "query-2"})
     assert starting_offsets(DATASET, released, False, None, topic_id, bounds) == released.offsets
 
 
@@ -128,25 +136,21 @@ def test_a_table_that_does_not_say_where_it_stands_cannot_be_resumed() -> None:
     stream.checkpoint.delete.assert_not_called()
 
 
-@pytest.mark.parametrize(
-    ("topic_id", "first", "empty", "refused"),
-    [("topic-1", 0, False, False), ("topic-1", 3, True, False), ("topic-1", 3, False, True), ("new", 0, False, True)],
-)
-def test_rows_that_no_topic_has_any_more_are_deleted_only_by_order(
-    topic_id: str, first: int, empty: bool, refused: bool
-) -> None:
+def test_rows_are_deleted_only_by_order() -> None:
+    """The lake has no other source than the topic, and that may have lost them."""
     stream = Mock(dataset=DATASET)
     stream.tables.rows.position.return_value = STORED
-    stream.tables.is_empty.return_value = empty
-    stream.topic.topic_id.return_value = topic_id
-    stream.topic.bounds.return_value = {0: (0, 50), 1: (first, 50)}
-    if refused:
-        with pytest.raises(NeedsOperator, match="add --yes"):
-            rebuild(stream, give_up_rows=False)
-        stream.checkpoint.delete.assert_not_called()
-        stream.tables.empty.assert_not_called()
-    rebuild(stream, give_up_rows=refused)
-    stream.tables.empty.assert_called_once_with()
+    stream.tables.is_empty.return_value = False
+    stream.checkpoint.load.return_value = None
+    stream.topic.topic_id.return_value = "topic-2"
+    stream.topic.bounds.return_value = BOUNDS
+    with pytest.raises(NeedsOperator, match="add --yes"):
+        rebuild(stream, give_up_rows=False)
+    stream.checkpoint.delete.assert_not_called()
+    rebuild(stream, give_up_rows=True)
+    [(position, former)] = [call.args for call in stream.tables.empty.call_args_list]
+    assert (position.topic_id, position.offsets, former) == ("topic-2", {0: 0, 1: 5}, {"query-1"})
+    assert starting_offsets(DATASET, position, True, None, "topic-2", BOUNDS) == {0: 0, 1: 5}
 
 
 @pytest.mark.parametrize("position", [None, Position(topic_id="", offsets={})], ids=["new", "emptied"])
@@ -154,6 +158,7 @@ def test_an_empty_table_can_begin_where_the_topic_begins_now(position: Position 
     stream, handle = Mock(dataset=DATASET), Mock()
     handle.file_uris.return_value = []
     stream.tables.rows.standing.return_value = (handle, position)
+    stream.checkpoint.load.return_value = None
     stream.topic.topic_id.return_value = "topic-1"
     stream.topic.bounds.return_value = BOUNDS
     assert resume(stream).offsets == {0: 0, 1: 5}

@@ -262,7 +262,7 @@ def test_a_table_made_anew_is_read_anew(reader: EmbeddedReader, settings: LakeSe
     lake_tables.append(settings, LOGS, [log(1), log(2)], Position("t", {0: 9}, query="q", batch=0))
     assert reader.position(LOGS).offsets == {0: 9}
     tables = Tables(settings, LOGS)
-    tables.empty()
+    tables.empty(Position.first(), ())
     assert reader.answer(StatsQuestion(LOGS), 9).rows == [(0,)]
     assert reader.position(LOGS).offsets == {}
     assert tables.is_empty()
@@ -278,11 +278,11 @@ def test_a_position_names_the_table_its_generation_and_the_topic(
     lake_tables.append(settings, LOGS, [log(1)], Position("t", {0: 9}))
     metadata_id = str(DeltaTable(table_uri(settings, LOGS.name)).metadata().id)
     assert reader.position(LOGS) == StorePosition(metadata_id, "t", {0: 9})
-    tables.empty()
+    tables.empty(Position.first(), ())
     emptied = reader.position(LOGS)
     assert emptied.table_id.startswith(f"{metadata_id}/")
     assert (emptied.topic_id, emptied.offsets) == ("", {})
-    tables.empty()
+    tables.empty(Position.first(), ())
     assert reader.position(LOGS).table_id not in (metadata_id, emptied.table_id)
 
 

@@ -179,10 +179,10 @@ def test_a_table_filled_by_spark_is_refused_until_it_is_released(
     handle, _ = tables.rows.standing()
     lake_tables.append(settings, DATASET, [log(1)], unfinished)
     with pytest.raises(NeedsOperator, match="is being written: stop its writer"):
-        tables.release(handle, Position("t", {0: 5}))
+        tables.release(handle, Position("t", {0: 5}), ())
     tables.rows.standing()[0].delete("id >= 0")
     lake_tables.append(settings, DATASET, [log(1)], unfinished)
-    tables.release(tables.rows.standing()[0], Position("t", {0: 5}, unfinished=unfinished))
+    tables.release(tables.rows.standing()[0], Position("t", {0: 5}, unfinished=unfinished), ())
     assert writer.positions(DATASET, "t") == {0: 5}
     writer.write([block(2, 5, 9)])
     assert stored(reader) == [(1, 1, 1), (2, 1, 1)]
@@ -197,7 +197,7 @@ def test_a_table_that_was_emptied_is_filled_again(
     writer.write([block(1, 0, 4)])
     tables = Tables(settings, DATASET)
     tables.prepare()
-    tables.empty()
+    tables.empty(Position.first(), ())
     assert writer.positions(DATASET, "t") == {}
     with pytest.raises(Fenced):
         writer.write([block(2, 5, 9)])
@@ -228,6 +228,39 @@ def test_a_topic_made_anew_needs_an_operator(writer: EmbeddedWriter) -> None:
         writer.positions(DATASET, "u")
     with pytest.raises(NeedsOperator, match="made anew"):
         writer.write([block(2, 5, 9, topic_id="u")])
+
+
+def test_of_two_writers_that_find_the_table_free_one_begins(settings: LakeSettings) -> None:
+    """Spark appends whatever the table holds, so Spark claims the table before it reads a message."""
+    embedded, tables = EmbeddedWriter(settings), Tables(settings, DATASET)
+    embedded.prepare(DATASET)
+    tables.prepare()
+    free, _ = tables.rows.standing()
+    assert embedded.positions(DATASET, "t") == {}
+    tables.claim(free, Position.first())
+    with pytest.raises(NeedsOperator, match="is filled by Spark"):
+        embedded.write([block(1, 0, 4)])
+    with pytest.raises(StoreDown):
+        tables.claim(free, Position.first())
+    tables.release(tables.rows.standing()[0], Position.first("t"), ())
+    free, _ = tables.rows.standing()
+    embedded.write([block(1, 0, 4)])
+    with pytest.raises(StoreDown):
+        tables.claim(free, Position.first())
+
+
+def test_a_writer_that_was_suspended_over_the_end_of_writes_is_fenced(
+    writer: EmbeddedWriter, reader: EmbeddedReader, settings: LakeSettings
+) -> None:
+    writer.positions(DATASET, "t")
+    writer.write([block(1, 0, 4)])
+    EmbeddedWriter(settings).end_writes(DATASET)
+    with pytest.raises(Fenced):
+        writer.write([block(2, 5, 9)])
+    assert stored(reader) == [(1, 1, 1)]
+    assert writer.positions(DATASET, "t") == {0: 5}
+    writer.write([block(2, 5, 9)])
+    assert stored(reader) == [(1, 1, 1), (2, 1, 1)]
 
 
 def test_nobody_can_tell_whether_a_batch_of_spark_is_under_way(writer: EmbeddedWriter, settings: LakeSettings) -> None:

@@ -35,6 +35,8 @@ _STORAGE = {
 }
 _GRANULE_ROWS = 2048  # the least that is read of a part, for the newest 100 rows, too (ADR 0011)
 _INDEXED_GRANULES = 4
+# An acknowledged insert is on the disk: a position that vouches for its rows survives the loss of power, too.
+_DURABLE = "fsync_after_insert = 1, fsync_part_directory = 1"
 # By this, whatever lacks a sequence of four bytes of the text is passed over; finer indexes cost more (ADR 0007).
 _SEARCH_INDEX = f"TYPE ngrambf_v1(4, 32768, 2, 0) GRANULARITY {_INDEXED_GRANULES}"
 
@@ -56,6 +58,8 @@ def prepare(client: Client, dataset: Dataset) -> None:
     """Create the dataset's table, or add what it lacks: columns, index, rollup. Raises NeedsOperator or StoreDown."""
     with translated():
         client.command(create_table(dataset))
+        if _DURABLE not in _engine(client, dataset):  # of a release before
+            client.command(f"ALTER TABLE {quoted(dataset.name)} MODIFY SETTING {_DURABLE}")
         found = _column_types(client, dataset)
         for column in dataset.columns:
             wanted = _TYPES[column.kind]
@@ -100,7 +104,8 @@ def create_table(dataset: Dataset) -> str:
         ENGINE = MergeTree
         PARTITION BY toYYYYMMDD({stored(CREATED_AT)})
         ORDER BY ({stored(dataset.by_name[dataset.time])}, id)
-        SETTINGS index_granularity = {_GRANULE_ROWS}, non_replicated_deduplication_window = {_REMEMBERED_BLOCKS}"""
+        SETTINGS index_granularity = {_GRANULE_ROWS}, non_replicated_deduplication_window = {_REMEMBERED_BLOCKS},
+                 {_DURABLE}"""
 
 
 def _definitions(column: Column) -> list[str]:
@@ -130,6 +135,13 @@ def drop_days(dataset: Dataset, before: int, keep: Collection[int] = ()) -> int:
         for partition in dropped:
             client.command(f"ALTER TABLE {quoted(dataset.name)} DROP PARTITION ID '{int(partition)}'")
     return len(dropped)
+
+
+def _engine(client: Client, dataset: Dataset) -> str:
+    """The table's engine with its settings, in ClickHouse's own spelling."""
+    query = "SELECT engine_full FROM system.tables WHERE database = currentDatabase() AND name = {table:String}"
+    rows: Any = client.query(query, {"table": dataset.name}).result_rows
+    return str(rows[0][0])
 
 
 def _column_types(client: Client, dataset: Dataset) -> dict[str, str]:
