@@ -236,5 +236,5 @@ def ways_out(dataset: Dataset, lost: bool) -> str:
     )
     return (
         f"To go on {goes_on}: `{command} --resume {dataset.name}`. To delete the table and read again all that the"
-        f" topic still has: `{command} --rebuild {dataset.name}`."
+        f" topic still has: `{command} --rebuild {dataset.name} --yes`."
     )

@@ -19,7 +19,7 @@ from spark_jobs.stream import LakeStream
 @click.option("--dataset", "names", multiple=True, help="A dataset to take; may be repeated. Default: all.")
 @click.option("--resume", metavar="DATASET", help="Give up its checkpoint: a start goes on from its table.")
 @click.option("--rebuild", metavar="DATASET", help="Delete its rows and checkpoint, to read its topic again.")
-@click.option("--yes", is_flag=True, help="Rebuild also when rows may be in no topic any more.")
+@click.option("--yes", is_flag=True, help="With --rebuild: although rows may be in no topic any more.")
 def main(names: tuple[str, ...], resume: str | None, rebuild: str | None, *, yes: bool) -> None:
     """Take datasets from their topics into the lake, exactly once.
 

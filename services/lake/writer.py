@@ -114,7 +114,7 @@ def _read(lines: LineReader, number: int, block: Block) -> pa.Table:
 def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: Position | None) -> Position:
     """Where the table stands, as this writer's own. Raises NeedsOperator when it is not for it to write."""
     release = f"`logpipe stream-to-lake --resume {dataset.name}`"
-    rebuild = f"`logpipe stream-to-lake --rebuild {dataset.name}`"
+    rebuild = f"`logpipe stream-to-lake --rebuild {dataset.name} --yes`"
     if position is None:
         if handle.file_uris():
             raise NeedsOperator(

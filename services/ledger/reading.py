@@ -128,9 +128,15 @@ def oldest_unpublished(connection: Connection, dataset: str) -> int | None:
     than a later one of the same slot, the time may be too late.
     """
     query = """
-        SELECT min(created_at) FROM (SELECT DISTINCT slot FROM slots) AS slots, LATERAL (
+        WITH RECURSIVE waiting AS (  -- the slots with unpublished batches, each found by one look into the index
+            (SELECT slot FROM batches WHERE published_at IS NULL ORDER BY slot LIMIT 1)
+            UNION ALL
+            SELECT following.slot FROM waiting, LATERAL (
+                SELECT slot FROM batches WHERE published_at IS NULL AND slot > waiting.slot ORDER BY slot LIMIT 1
+            ) AS following)
+        SELECT min(created_at) FROM waiting, LATERAL (
             SELECT created_at FROM batches
-            WHERE batches.slot = slots.slot AND dataset = %s AND published_at IS NULL
+            WHERE batches.slot = waiting.slot AND dataset = %s AND published_at IS NULL
             ORDER BY batch_id LIMIT 1) AS lowest"""
     with translated():
         return cast(int | None, _one(connection, query, (dataset,))[0])

@@ -8,7 +8,7 @@ from datetime import date, timedelta
 from services import stores
 from services.core import metric_names
 from services.core.dataset import Dataset
-from services.core.errors import LogpipeError
+from services.core.errors import LogpipeError, NeedsOperator
 from services.core.instants import DAY, to_datetime
 from services.lake.maintenance import TableMaintenance
 from services.ledger import alerts, floors, reading, schema
@@ -16,9 +16,12 @@ from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
 from services.maintenance.rejected import RejectedRows
 from services.maintenance.settings import MaintainSettings
+from services.postgres import clock
 from services.postgres.connection import connect
 from services.runtime import metrics
 from services.stores import postgres
+
+_CLOCK_TOLERANCE_SECONDS = 600.0  # less than the shortest LOGPIPE_VACUUM_HOURS
 
 
 class Steps:
@@ -118,10 +121,21 @@ class Steps:
     def _vacuum(self) -> Iterator[str]:
         if time.monotonic() < self._vacuum_at:
             return
+        self._refuse_a_clock_ahead()
         grace = timedelta(hours=self._settings.vacuum_hours)
         if deleted := self._lake.vacuum(grace):
             yield f"{deleted} files that were replaced more than {self._settings.vacuum_hours} h ago deleted"
         self._vacuum_at = time.monotonic() + grace.total_seconds()
+
+    def _refuse_a_clock_ahead(self) -> None:
+        """Vacuum compares the age of files with this machine's clock: to a wrong one, a file just written is old."""
+        with connect(self._settings.postgres_url.get_secret_value()) as connection:
+            ahead = time.time() - clock.now_microseconds(connection) / 1e6
+        if ahead > _CLOCK_TOLERANCE_SECONDS:
+            raise NeedsOperator(
+                f"the clock of this machine is {ahead:.0f} s ahead of PostgreSQL's: files of the lake are not deleted"
+                " because of their age until both are set"
+            )
 
     def _tidy(self) -> Iterator[str]:
         if (files := self._lake.tidy_logs()) is not None:

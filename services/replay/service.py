@@ -135,5 +135,5 @@ def _check(reader: StoreReader) -> None:
         raise Invalid(
             f"{reader.name} is not replayed into: its tables themselves say how far in the topic they are, and take"
             " rows from there only. `logpipe stream-to-lake --resume DATASET` goes on with what the topic still has;"
-            " `--rebuild DATASET` deletes the rows and reads again all that the topic still has"
+            " `--rebuild DATASET --yes` deletes the rows and reads again all that the topic still has"
         )

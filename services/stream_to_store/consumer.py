@@ -146,7 +146,7 @@ class Consumer:
             self._progress = self._open_progress(self._topic_id)
         if self._backlog is None:
             positions = list(self._progress.load(self._given)) if self._given else []
-            self._refuse_cut_topic(positions)
+            self._refuse_lost_messages(positions)
             self._backlog = Backlog(positions, self._limits)
         while due := self._backlog.due(self._clock()):
             self._store(self._progress, due)
@@ -156,16 +156,24 @@ class Consumer:
             self._reader.assign(reached)
             self._reading = True
 
-    def _refuse_cut_topic(self, positions: Sequence[SinkPosition]) -> None:
-        """Raise NeedsOperator if the topic ends before what is stored: its next messages would be passed over."""
+    def _refuse_lost_messages(self, positions: Sequence[SinkPosition]) -> None:
+        """Raise NeedsOperator if the topic lacks messages that are to be read next, or was cut before what is stored.
+
+        The next messages of a topic that was cut would get offsets that count as stored.
+        """
         bounds = self._reader.bounds()
         for position in positions:
-            _, end = bounds.get(position.partition, (0, 0))
+            first, end = bounds.get(position.partition, (0, 0))
+            stands = f"{self._labels[0]} has loaded partition {position.partition} up to {position.next_offset}"
             if position.next_offset > end:
                 raise NeedsOperator(
-                    f"{self.dataset.topic} was cut: partition {position.partition} ends at offset {end}, and"
-                    f" {self._labels[0]} has loaded up to {position.next_offset}: stop this process, and see 'A topic"
-                    " that was cut' in docs/operations.md"
+                    f"{self.dataset.topic} was cut: {stands}, and the topic ends at {end}: stop this process, and see"
+                    " 'A topic that was cut' in docs/operations.md"
+                )
+            if position.next_offset < first:
+                raise NeedsOperator(
+                    f"{stands}, and {self.dataset.topic} begins at {first}: messages were deleted before they were"
+                    " read: raise the topic's retention, stop this process, and see 'Replay' in docs/operations.md"
                 )
 
     def _store(self, progress: Progress, lanes: Sequence[Lane]) -> None:

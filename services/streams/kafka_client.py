@@ -74,8 +74,8 @@ def translate(error: KafkaError) -> LogpipeError:
         return Fenced(f"kafka: {error.str()}")
     if error.code() in _NO_LONGER_KEPT:
         return NeedsOperator(
-            f"kafka: {error.str()}; these messages were deleted before they were read: raise the topic's retention, and"
-            " stop this process, bring them with `logpipe replay` and start it again"
+            f"kafka: {error.str()}; these messages were deleted before they were read: raise the topic's retention,"
+            " stop this process, and see 'Replay' in docs/operations.md"
         )
     return StoreDown(STORE, f"{error.name()}: {error.str()}")
 

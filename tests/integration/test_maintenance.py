@@ -203,6 +203,17 @@ def test_the_clock_of_the_process_decides_nothing(environment: dict[str, str], m
             assert floors.today(connection) == today
 
 
+def test_a_clock_that_is_ahead_deletes_no_files_of_the_lake(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that Spark has just written and not committed yet would seem to be an orphan of long ago."""
+    fill(environment, {1: TODAY})
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 86_400)
+    with pytest.raises(NeedsOperator, match="ahead of PostgreSQL's"):
+        list(Steps(MaintainSettings(), DATASET)._vacuum())
+
+
 def as_date(day: int) -> date:
     return date(1970, 1, 1) + timedelta(days=day)
 

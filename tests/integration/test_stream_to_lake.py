@@ -268,7 +268,7 @@ def test_it_resumes_where_the_table_stands(world: World) -> None:
 
 def test_it_is_rebuilt_from_the_topic(world: World) -> None:
     assert world.process.stop() == 0
-    code, output = world.logpipe("stream-to-lake --rebuild logs")
+    code, output = world.logpipe("stream-to-lake --rebuild logs --yes")
     assert code == 0, output
     assert list(world.reader.rows(DATASET, 0, 10**9)) == []
     assert not world.rejected()
