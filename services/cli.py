@@ -7,6 +7,7 @@ import click
 COMMANDS = {
     "up": "services.local.main:up",
     "down": "services.local.main:down",
+    "env": "services.local.main:env",
     "status": "services.local.main:status",
     "logs": "services.local.main:logs",
     "demo": "services.local.demo:demo",

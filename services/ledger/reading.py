@@ -80,17 +80,24 @@ def batches(connection: Connection, dataset: str, after: int, last: int, limit: 
     return [Batch(*(*row[:-1], _parts(row[-1]))) for row in found]
 
 
+_MOST_COUNTED = 1_000_000  # batches: a second
+
+
 class Count(NamedTuple):
+    """`rows`: in the batches, None if there are more batches than were counted."""
+
     batches: int
-    rows: int
+    rows: int | None
 
 
 def count(connection: Connection, dataset: str, after: int, last: int) -> Count:
-    """The committed batches of `dataset` with `after` < id <= `last`, and the rows in them."""
-    query = """SELECT count(*), coalesce(sum(rows), 0)::bigint FROM batches
-               WHERE dataset = %s AND batch_id > %s AND batch_id <= %s"""
+    """The committed batches of `dataset` with `after` < id <= `last`, counted up to a million."""
+    query = """SELECT count(*), coalesce(sum(rows), 0)::bigint FROM (
+                   SELECT rows FROM batches WHERE dataset = %s AND batch_id > %s AND batch_id <= %s LIMIT %s
+               ) AS counted"""
     with translated():
-        return Count(*_one(connection, query, (dataset, after, last)))
+        batches, rows = _one(connection, query, (dataset, after, last, _MOST_COUNTED))
+    return Count(batches, rows if batches < _MOST_COUNTED else None)
 
 
 class Lag(NamedTuple):

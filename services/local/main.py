@@ -1,6 +1,7 @@
-"""The commands `logpipe up`, `down`, `status` and `logs`."""
+"""The commands `logpipe up`, `down`, `env`, `status` and `logs`."""
 
 import os
+import shlex
 
 import click
 from rich.console import Console
@@ -50,6 +51,13 @@ def down(only: tuple[str, ...], wipe: bool) -> None:
     ) as watcher:
         stack.down(only, wipe=wipe, watcher=watcher)
     _console.print(f"down: {', '.join(only)}" if only else "down" + (f", and {stack.folder} deleted" if wipe else ""))
+
+
+@click.command(cls=Command)
+def env() -> None:
+    """Print the settings by which other commands find this stack: eval "$(logpipe env)"."""
+    for name, value in LocalSettings().environment().items():
+        click.echo(f"export {name}={shlex.quote(value)}")
 
 
 @click.command(cls=Command)

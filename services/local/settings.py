@@ -69,14 +69,27 @@ class LocalSettings(Settings):
 
     def urls(self) -> dict[str, str]:
         """What every process of the pipeline is told by its environment: where the components are."""
-        postgres = f"postgresql://logpipe@127.0.0.1:{self.local_postgres_port}/logpipe"
-        clickhouse = f"http://127.0.0.1:{self.local_clickhouse_port}"
-        redis = f"redis://127.0.0.1:{self.local_redis_port}/0"
+        return {f"LOGPIPE_{name.upper()}": self._given(name) or own for name, own in self._own_urls().items()}
+
+    def environment(self) -> dict[str, str]:
+        """By what other commands find this stack."""
+        ingest = f"http://127.0.0.1:{self.ingest_port}"
+        return {**self.urls(), "LOGPIPE_STACK": str(self.folder), "LOGPIPE_INGEST_URL": ingest}
+
+    def is_replaced(self, url: str) -> bool:
+        """Whether the setting named `url` says that somebody else runs the component."""
+        return self._given(url) not in (None, self._own_urls()[url])
+
+    def _given(self, url: str) -> str | None:
+        value = getattr(self, url)
+        return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+    def _own_urls(self) -> dict[str, str]:
         return {
-            "LOGPIPE_POSTGRES_URL": self.postgres_url.get_secret_value() if self.postgres_url else postgres,
-            "LOGPIPE_KAFKA_URL": self.kafka_url or f"127.0.0.1:{self.local_kafka_port}",
-            "LOGPIPE_HDFS_URL": self.hdfs_url or f"hdfs://127.0.0.1:{self.local_namenode_port}",
-            "LOGPIPE_CLICKHOUSE_URL": self.clickhouse_url.get_secret_value() if self.clickhouse_url else clickhouse,
-            "LOGPIPE_REDIS_URL": self.redis_url.get_secret_value() if self.redis_url else redis,
-            "LOGPIPE_SPARK_CONNECT_URL": self.spark_connect_url or f"sc://127.0.0.1:{self.local_spark_connect_port}",
+            "postgres_url": f"postgresql://logpipe@127.0.0.1:{self.local_postgres_port}/logpipe",
+            "kafka_url": f"127.0.0.1:{self.local_kafka_port}",
+            "hdfs_url": f"hdfs://127.0.0.1:{self.local_namenode_port}",
+            "clickhouse_url": f"http://127.0.0.1:{self.local_clickhouse_port}",
+            "redis_url": f"redis://127.0.0.1:{self.local_redis_port}/0",
+            "spark_connect_url": f"sc://127.0.0.1:{self.local_spark_connect_port}",
         }

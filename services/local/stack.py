@@ -1,5 +1,6 @@
 """The whole local stack: which programs it has, bringing them up in order, taking them down in reverse."""
 
+import os
 import shutil
 import socket
 import threading
@@ -101,13 +102,20 @@ class Stack:
         return _PROGRAMS[name].make(self.settings)
 
     def up(self, watcher: Watcher = lambda name, event: None) -> None:
-        """Start what does not run and return when all is ready; raises NeedsOperator, saying what to do."""
+        """Start what does not run and return when all is ready; raises NeedsOperator, saying what to do.
+
+        A program that runs with other settings than those of now is stopped first, if it is one of `names`.
+        """
         self._check_disk()
         running = self.supervisor.states()
         known = {name: self.program(name) for name in NAMES if name in self.names or name in running}
         for program in known.values():
             program.folder.mkdir(parents=True, exist_ok=True)
-        self.supervisor.configure(known.values())
+        # The shell may have taken over what `logpipe env` prints: to a program that is the same.
+        own = self.settings.environment()
+        inherited = {k: v for k, v in os.environ.items() if k.startswith("LOGPIPE_") and k not in own}
+        for name in self.supervisor.configure(known.values(), self.names, inherited):
+            watcher(name, "stopped: its settings have changed")
         given_up = threading.Event()
         ready: dict[str, Future[None]] = {}
         try:
@@ -148,7 +156,7 @@ class Stack:
 
     def _replaced(self, name: str) -> bool:
         setting = _PROGRAMS[name].replaced_by
-        return setting is not None and getattr(self.settings, setting) is not None
+        return setting is not None and self.settings.is_replaced(setting)
 
     def _bring_up(
         self, program: Program, needs: list[Future[None]], given_up: threading.Event, watcher: Watcher
@@ -220,7 +228,8 @@ def _check_ports(program: Program) -> None:
             except OSError as error:
                 raise NeedsOperator(
                     f"{program.name} cannot have port {port}: {_holder(port) or error}."
-                    f" Stop that, or set {setting} to a free port"
+                    f" Stop that, or set {setting} to a free port, and let other commands find this stack by"
+                    ' `eval "$(logpipe env)"`'
                 ) from error
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ class Supervisor:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._config = folder / "supervisord.conf"
+        self._programs = folder / "programs"  # a file of configuration for each
         self._socket = folder / "supervisord.sock"
         self._pid_file = folder / "supervisord.pid"
 
@@ -56,25 +57,38 @@ class Supervisor:
                 return int(process.pid)
         return None
 
-    def configure(self, programs: Iterable[Program]) -> None:
-        """Run a supervisord that knows exactly these programs; those whose configuration changed are stopped."""
+    def configure(
+        self, programs: Iterable[Program], chosen: Collection[str], inherited: Mapping[str, str]
+    ) -> list[str]:
+        """Run a supervisord that knows exactly these programs.
+
+        The programs named in `chosen` get the present configuration, with the environment `inherited` beside their own;
+        the others keep theirs. Programs whose configuration changed are stopped; returns their names.
+        """
         if len(str(self._socket)) > _SOCKET_PATH_LIMIT:
             raise NeedsOperator(
                 f"the path {self._folder} is too long for a Unix socket: set LOGPIPE_STACK to a shorter one"
             )
         (self._folder / "logs").mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(self._config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(self._configuration(programs))  # holds the processes' environment: nobody else's business
+        self._programs.mkdir(exist_ok=True)
+        _write(self._config, self._configuration())
+        files = {self._programs / f"{program.name}.conf": program for program in programs}
+        for file in set(self._programs.iterdir()) - files.keys():
+            file.unlink()
+        for file, program in files.items():
+            if program.name in chosen or not file.exists():
+                _write(file, self._section_of(program, inherited))
         if self.pid is None:
             self.end_leftovers()
             self._launch()
-            return
+            return []
         added, changed, removed = cast(list[list[list[str]]], self._call("reloadConfig"))[0]
         for name in [*changed, *removed]:
             self._call("stopProcessGroup", name)
             self._call("removeProcessGroup", name)
         for name in [*added, *changed]:
             self._call("addProcessGroup", name)
+        return changed
 
     def states(self) -> dict[str, State]:
         """Of every program it knows; empty when no supervisord runs."""
@@ -140,8 +154,8 @@ class Supervisor:
         if self.pid is None:
             raise NeedsOperator(f"supervisord does not start: {done.stderr.strip() or self.log_of('supervisord')}")
 
-    def _configuration(self, programs: Iterable[Program]) -> str:
-        sections = [
+    def _configuration(self) -> str:
+        sections = (
             _section(
                 "supervisord",
                 logfile=self.log_of("supervisord"),
@@ -157,30 +171,35 @@ class Supervisor:
                 "rpcinterface:supervisor",
                 **{"supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"},
             ),
-        ]
-        inherited = {k: v for k, v in os.environ.items() if k.startswith("LOGPIPE_")}
-        for program in programs:
-            environment = inherited | dict(program.environment) | {_MARK: str(self._folder)}
-            sections.append(
-                _section(
-                    f"program:{program.name}",
-                    command=shlex.join(program.command),
-                    directory=program.folder,
-                    environment=",".join(f"{k}={_quoted(v)}" for k, v in environment.items()),
-                    autostart="false",
-                    autorestart="true",
-                    startsecs=1,
-                    startretries=100,  # a pause of one second more after each: a dead dependency is waited for
-                    stopsignal=program.stop_signal,
-                    stopwaitsecs=STOP_SECONDS,
-                    killasgroup="true",
-                    redirect_stderr="true",
-                    stdout_logfile=self.log_of(program.name),
-                    stdout_logfile_maxbytes="10MB",
-                    stdout_logfile_backups=2,
-                )
-            )
+            _section("include", files=self._programs / "*.conf"),
+        )
         return "\n".join(sections)
+
+    def _section_of(self, program: Program, inherited: Mapping[str, str]) -> str:
+        environment = {**inherited, **program.environment, _MARK: str(self._folder)}
+        return _section(
+            f"program:{program.name}",
+            command=shlex.join(program.command),
+            directory=program.folder,
+            environment=",".join(f"{k}={_quoted(v)}" for k, v in environment.items()),
+            autostart="false",
+            autorestart="true",
+            startsecs=1,
+            startretries=100,  # a pause of one second more after each: a dead dependency is waited for
+            stopsignal=program.stop_signal,
+            stopwaitsecs=STOP_SECONDS,
+            killasgroup="true",
+            redirect_stderr="true",
+            stdout_logfile=self.log_of(program.name),
+            stdout_logfile_maxbytes="10MB",
+            stdout_logfile_backups=2,
+        )
+
+
+def _write(file: Path, text: str) -> None:
+    """It holds the processes' environment: nobody else's business."""
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
+        opened.write(text)
 
 
 def _ends(pid: int) -> bool:

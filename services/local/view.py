@@ -25,8 +25,8 @@ class Row:
 
 
 def rows(stack: Stack) -> list[Row]:
-    """Each program the supervisor knows; those stopped are not asked whether they are ready."""
-    states = {name: state for name, state in stack.states().items() if state.name != "STOPPED"}
+    """Each program the supervisor knows; those that are stopped are not asked whether they are ready."""
+    states = stack.states()
     if not states:
         return []
     with ThreadPoolExecutor(len(states)) as pool:
@@ -34,7 +34,7 @@ def rows(stack: Stack) -> list[Row]:
 
 
 def _row(program: Program, state: State) -> Row:
-    missing = program.ready() if state.pid else state.description
+    missing = program.ready() if state.pid else None if state.name == "STOPPED" else state.description
     return Row(program.name, state, program.address, _memory(state.pid), missing)
 
 
@@ -63,6 +63,8 @@ def table(stack: Stack, of: list[Row] | None = None) -> Table:
     for row in rows(stack) if of is None else of:
         total += row.memory
         ready = "[green]yes" if row.missing is None else f"[red]no[/]: {row.missing}"
+        if row.state.name == "STOPPED":
+            ready = "stopped"
         shown.add_row(row.name, row.state.name, str(row.state.pid or ""), row.address, f"{row.memory >> 20} MB", ready)
     shown.add_section()
     shown.add_row("all", "", "", "", f"{total >> 20} MB", "")

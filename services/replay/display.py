@@ -21,8 +21,8 @@ class Outcome:
 
 
 class Display(Protocol):
-    def total(self, rows: int) -> None:
-        """So many are to be brought or found."""
+    def total(self, rows: int | None) -> None:
+        """So many are to be brought or found; None: more than are counted beforehand."""
 
     def done(self, rows: int) -> None:
         """So many more were."""
@@ -50,7 +50,7 @@ class Line:
         self._progress = progress
         self._task = progress.add_task(dataset.name, total=None, reason="")
 
-    def total(self, rows: int) -> None:
+    def total(self, rows: int | None) -> None:
         self._progress.update(self._task, total=rows)
 
     def done(self, rows: int) -> None:

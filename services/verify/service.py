@@ -141,7 +141,7 @@ class Verification:
         with self._ledger.connection() as connection:
             return reading.count(connection, dataset.name, mark, last).batches
 
-    def _accepted_rows(self, dataset: Dataset, scope: Scope) -> int:
+    def _accepted_rows(self, dataset: Dataset, scope: Scope) -> int | None:
         with self._ledger.connection() as connection:
             return reading.count(connection, dataset.name, scope.first - 1, scope.last).rows
 

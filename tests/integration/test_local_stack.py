@@ -31,7 +31,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from hdfs_native import Client as Hdfs
 
 from services.core.errors import Invalid, NeedsOperator
-from services.local import postgres_files
+from services.local import postgres_files, view
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 
@@ -90,6 +90,27 @@ def test_one_program_is_stopped_and_the_others_go_on(stack_folder: Path) -> None
         stack.down(("postgres",))
         assert stack.supervisor.pid is None
     assert processes_in(stack_folder) == []
+
+
+def test_another_shell_changes_only_the_programs_it_names(stack_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = LocalSettings.on_free_ports(stack_folder)
+    with Stack(settings, ("postgres", "redis")) as stack:
+        before = {name: state.pid for name, state in stack.states().items()}
+        for name, value in settings.environment().items():  # eval "$(logpipe env)"
+            monkeypatch.setenv(name, value)
+        stack.up()
+        assert {name: state.pid for name, state in stack.states().items()} == before
+        monkeypatch.setenv("LOGPIPE_RETENTION_DAYS", "30")
+        told: list[tuple[str, str]] = []
+        Stack(settings, ("redis",)).up(lambda *event: told.append(event))
+        after = {name: state.pid for name, state in stack.states().items()}
+        assert (after["postgres"], after["redis"] != before["redis"]) == (before["postgres"], True)
+        assert told[0] == ("redis", "stopped: its settings have changed")
+        stack.down(("redis",))
+        assert [(row.name, row.state.name) for row in view.rows(stack)] == [
+            ("postgres", "RUNNING"),
+            ("redis", "STOPPED"),
+        ]
 
 
 def test_what_a_killed_supervisor_left_is_ended(stack_folder: Path) -> None:
@@ -313,6 +334,8 @@ def test_a_component_that_a_url_replaces_is_not_started(stack_folder: Path) -> N
     settings = LocalSettings(stack=stack_folder, kafka_url="broker:9092", hdfs_url="hdfs://name:8020")
     assert not {"kafka", "namenode", "datanode"} & set(Stack(settings).names)
     assert settings.urls()["LOGPIPE_KAFKA_URL"] == "broker:9092"
+    own = settings.model_copy(update={"kafka_url": LocalSettings(stack=stack_folder).urls()["LOGPIPE_KAFKA_URL"]})
+    assert "kafka" in Stack(own).names, "the stack's own address"
 
 
 def test_an_unknown_name_is_refused(stack_folder: Path) -> None:

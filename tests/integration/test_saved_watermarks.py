@@ -381,3 +381,12 @@ def test_a_ledger_with_batches_gets_its_index_beside_their_use(own_postgres_url:
         connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'batches_dataset'::regclass")
         schema.build_index(connection)  # as after an interrupted build
         assert connection.execute(valid).fetchone() == (True,)
+
+
+def test_batches_are_counted_up_to_a_bound(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a progress bar wants the rows: for billions of batches it is not worth minutes."""
+    accept(ledger, 5)
+    with ledger.connection() as connection:
+        assert reading.count(connection, DATASET.name, 1, 4) == (3, 3)
+        monkeypatch.setattr(reading, "_MOST_COUNTED", 2)
+        assert reading.count(connection, DATASET.name, 1, 4) == (2, None)
