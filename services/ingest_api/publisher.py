@@ -192,13 +192,7 @@ class SlotPublisher:
         """
         for name, log in self._logs.items():
             log.check()
-            published, ends = ledger.published_ends(connection, name, log.topic.topic_id), log.ends()
-            if cut := [partition for partition, end in published.items() if end > ends.get(partition, 0)]:
-                raise NeedsOperator(
-                    f"topic {log.dataset.topic} was cut: partitions {cut} end before messages that were published: see"
-                    " 'A topic that was cut' in docs/operations.md"
-                )
-            ledger.advance_slot(connection, self.lease, name, log.topic, ends)
+            ledger.advance_slot(connection, self.lease, name, log.topic, log.uncut_ends(connection))
         self._advanced = time.monotonic()
 
     def _recover(self, connection: psycopg.Connection[Any], doubt: Sequence[Batch]) -> None:

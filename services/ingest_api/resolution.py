@@ -89,14 +89,8 @@ def _settle(
     dataset, positions = log.dataset, ledger.slot_positions(connection, lease.slot, log.dataset.name)
     former = _former_topic(connection, log, positions)
     starts = positions.get(log.topic.topic_id, {})
-    reached = ledger.published_ends(connection, dataset.name, log.topic.topic_id)
+    log.uncut_ends(connection)
     bounds = log.bounds()
-    if cut := [p for p, (_, end) in bounds.items() if reached.get(p, 0) > end]:
-        raise NeedsOperator(
-            f"topic {dataset.topic} was cut: partitions {cut} end before messages that were published, and new messages"
-            " would get offsets that stores have passed. Let the stores load what the topic still has, delete it, start"
-            " an ingest API, which makes it anew, and run this command again"
-        )
     found = log.holds(doubt, {p: max(first, starts.get(p, 0)) for p, (first, _) in bounds.items()})
     whole = {batch_id for batch_id, (_, rows) in found.items() if rows == doubt[batch_id].rows}
     unclear = sorted(doubt.keys() - whole)

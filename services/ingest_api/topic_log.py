@@ -8,9 +8,10 @@ import psycopg
 
 from services.core.dataset import Dataset
 from services.core.envelope import batch_of_key
-from services.core.errors import StoreDown
+from services.core.errors import NeedsOperator, StoreDown
 from services.core.ledger import Batch, Part
 from services.core.ports import PartitionReader
+from services.ledger import batches as ledger
 from services.ledger import topics
 
 _PATIENCE = 90.0  # seconds without progress: longer than a transaction may stay open
@@ -27,6 +28,19 @@ class TopicLog:
     def ends(self) -> dict[int, int]:
         """Partition -> end of the log, with the transactions that are still open."""
         return {partition: end for partition, (_, end) in self.bounds().items()}
+
+    def uncut_ends(self, connection: psycopg.Connection[Any]) -> dict[int, int]:
+        """The `ends`. Raises NeedsOperator if the topic was cut: if they lie before what the slots have published."""
+        published = ledger.published_ends(connection, self.dataset.name, self.topic.topic_id)
+        ends = self.ends()  # after the slots' positions, which go on meanwhile
+        if cut := [partition for partition, end in published.items() if end > ends.get(partition, 0)]:
+            raise NeedsOperator(
+                f"topic {self.dataset.topic} was cut: partitions {cut} end before messages that were published, and new"
+                " messages would get offsets that stores count as loaded. Let the stores load what the topic still has,"
+                " delete it, start an ingest API, which makes it anew, and see 'A topic that was cut' in"
+                " docs/operations.md"
+            )
+        return ends
 
     def bounds(self) -> Mapping[int, tuple[int, int]]:
         """Partition -> first offset still kept, end of the log."""

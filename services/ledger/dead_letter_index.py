@@ -13,6 +13,7 @@ import psycopg
 from services.core.errors import StoreDown
 from services.core.ports import PartitionReader
 from services.postgres.connection import translated
+from services.postgres.deletion import delete_in_pieces
 from services.streams import dead_letters
 from services.streams.dead_letters import Letter
 
@@ -27,10 +28,10 @@ _INSERT = """INSERT INTO dead_letters AS known
              ON CONFLICT (store, dataset, batch_id, topic, partition, "offset", line)
              DO UPDATE SET letter = greatest(known.letter, excluded.letter)"""
 _FORGET = """DELETE FROM dead_letters WHERE ctid = ANY(ARRAY(
-                 SELECT ctid FROM dead_letters WHERE dataset = %(dataset)s AND (
-                     batch_id BETWEEN 0 AND %(floor)s - 1 OR batch_id = -1 AND indexed_at < (
-                         SELECT to_timestamp(dropped_until / 1e6) FROM floors WHERE dataset = %(dataset)s))
-                 LIMIT %(limit)s))"""
+                 SELECT ctid FROM dead_letters WHERE dataset = %s AND (
+                     batch_id BETWEEN 0 AND %s - 1 OR batch_id = -1 AND indexed_at < (
+                         SELECT to_timestamp(dropped_until / 1e6) FROM floors WHERE dataset = %s))
+                 LIMIT %s))"""
 
 
 class Rejected(NamedTuple):
@@ -73,13 +74,7 @@ def rejected(connection: Connection, store: str, dataset: str, batches: Sequence
 
 def forget(connection: Connection, dataset: str, floor: int) -> int:
     """Delete the letters of batches below `floor`, and of no batch that are as old; how many."""
-    values = {"dataset": dataset, "floor": floor, "limit": _FORGOTTEN_AT_ONCE}
-    forgotten = 0
-    with translated():
-        while True:
-            forgotten += (deleted := connection.execute(_FORGET, values).rowcount)
-            if deleted < _FORGOTTEN_AT_ONCE:
-                return forgotten
+    return delete_in_pieces(connection, _FORGET, (dataset, floor, dataset), _FORGOTTEN_AT_ONCE)
 
 
 def needed(connection: Connection) -> Needed | None:

@@ -11,6 +11,7 @@ import psycopg
 from services.core.instants import DAY
 from services.ledger import reading, retention_clock
 from services.postgres.connection import translated
+from services.postgres.deletion import delete_in_pieces
 
 _DELETED_AT_ONCE = 10_000  # batches
 
@@ -56,17 +57,10 @@ def raise_to(connection: psycopg.Connection[Any], dataset: str, day: int, settle
 
 def delete_batches(connection: psycopg.Connection[Any], dataset: str) -> int:
     """Delete the ledger's batches below the floor, a few thousand in each transaction; how many they were."""
-    deleted = 0
-    with translated():
-        while True:
-            done = connection.execute(
-                """DELETE FROM batches WHERE batch_id IN (
-                       SELECT batch_id FROM batches
-                       WHERE dataset = %(dataset)s AND published_at IS NOT NULL
-                         AND batch_id < (SELECT batch_id FROM floors WHERE dataset = %(dataset)s)
-                       ORDER BY batch_id LIMIT %(limit)s)""",
-                {"dataset": dataset, "limit": _DELETED_AT_ONCE},
-            ).rowcount
-            deleted += done
-            if done < _DELETED_AT_ONCE:
-                return deleted
+    statement = """
+        DELETE FROM batches WHERE batch_id IN (
+            SELECT batch_id FROM batches
+            WHERE dataset = %s AND published_at IS NOT NULL
+              AND batch_id < (SELECT batch_id FROM floors WHERE dataset = %s)
+            ORDER BY batch_id LIMIT %s)"""
+    return delete_in_pieces(connection, statement, (dataset, dataset), _DELETED_AT_ONCE)
