@@ -228,8 +228,9 @@ class Taken:
     """What counts as loaded. A batch of topic number `topics.current` is, once `offsets` are beyond all its parts.
 
     A batch of another topic, or one that is in no topic any more, can no longer be read by a stream. It counts as
-    loaded up to batch `replayed`; beyond that only where `skips_lost` and it is of an earlier topic: an operator has
-    had the stream go on without it.
+    loaded up to batch `replayed`; beyond that only where `skips_lost`, once the stream reads a later topic than the
+    batch's: an operator has had the stream go on without it. A batch of the newest topic that is not in there has no
+    later topic to wait for.
     """
 
     topics: TopicNumbers
@@ -244,7 +245,10 @@ _FIRST_MISSING = """
       AND CASE
         WHEN parts IS NULL THEN true
         WHEN coalesce(topic, %(first)s) <> %(current)s OR parts = '[]' THEN
-            batch_id > %(replayed)s AND NOT (%(skips_lost)s AND coalesce(topic, %(first)s) <= %(current)s)
+            batch_id > %(replayed)s AND NOT (%(skips_lost)s AND (
+                coalesce(topic, %(first)s) < %(current)s
+                OR coalesce(topic, %(first)s) = %(current)s AND %(current)s = (
+                    SELECT max(number) FROM topics WHERE name = (SELECT name FROM topics WHERE number = %(current)s))))
         ELSE EXISTS (
             SELECT FROM jsonb_array_elements(parts) AS part
             WHERE (part ->> 1)::bigint >= coalesce((%(offsets)s::bigint[])[(part ->> 0)::int + 1], 0))

@@ -181,6 +181,14 @@ def test_what_a_deleted_topic_may_have_held_is_published_again_only_after_the_st
     assert topics_of(bench, {*first, stored}) == {old}
     assert topics_of(bench, {absent}) == {new}
 
+    def first_missing(topic_id: str) -> int | None:
+        """Of a stream that has read all of this topic, and goes on with another one only when it is told to."""
+        numbers = reading.topic_numbers(bench.connection, bench.dataset.topic, topic_id)
+        taken = Taken(numbers, dict.fromkeys(range(PARTITIONS), 1 << 40), skips_lost=True)
+        return reading.first_missing(bench.connection, "logs", stored - 1, stored, taken)
+
+    assert [first_missing(topic_id) for topic_id in (old, new)] == [stored, None]
+
 
 def test_a_batch_accepted_under_the_lease_is_in_no_doubt(bench: Bench) -> None:
     """Otherwise every slot that is leased after a topic was made anew would get stuck."""
