@@ -84,7 +84,7 @@ bench: install ## Measure the figures of docs/benchmarks
 bench-read: install ## Only: the same questions to every store and engine, before and after compaction
 	$(BIN)/logpipe bench --only read
 
-bench-growth: install ## Only: starts, queries and checks with a year of history, planted; takes 20 GB of disk
+bench-growth: install ## Only: starts, queries and checks with a year of history, planted; takes 32 GB of disk
 	$(BIN)/logpipe bench --only growth
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -45,5 +45,6 @@ class _Lazy(click.Group):
 
 
 @click.group(cls=_Lazy)
+@click.version_option(package_name="logpipe", message="%(prog)s %(version)s")
 def main() -> None:
     """Distributed log pipeline: one entry point for every process and tool."""

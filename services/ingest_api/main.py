@@ -20,6 +20,7 @@ from services.ingest_api.committer import Committer
 from services.ingest_api.disk import DiskFloor
 from services.ingest_api.endpoints import Ingest, collect_router
 from services.ingest_api.publisher import MessageCache, SlotPublisher, open_slot_producer
+from services.ingest_api.search_index import SearchIndexer
 from services.ingest_api.service import IngestService
 from services.ingest_api.settings import IngestSettings
 from services.ingest_api.slot_owner import SlotOwner
@@ -55,7 +56,8 @@ def create_app(settings: IngestSettings) -> FastAPI:
 
     owner_id = uuid4()
     session_name = slots.session_name(owner_id)
-    upkeep = Upkeep(url, known, settings.request_key_hours, session_name, text_index=settings.ingest_text_index)
+    upkeep = Upkeep(url, known, settings.request_key_hours, session_name)
+    indexer = SearchIndexer(url, known)
     readiness.add("postgres", upkeep.problem)
     readiness.add("partitions", upkeep.degraded, degraded=True)
     message_cache = MessageCache(settings.publisher_cache)
@@ -68,6 +70,8 @@ def create_app(settings: IngestSettings) -> FastAPI:
         readiness.add("slots", owner.problem)
         readiness.add("publishing", owner.degraded, degraded=True)
         upkeep.start()
+        if settings.ingest_text_index:
+            indexer.start()
         owner.start()
 
         def publish(batch: Batch, outgoing: list[Outgoing]) -> None:
@@ -89,6 +93,8 @@ def create_app(settings: IngestSettings) -> FastAPI:
         await service.drain()
         await asyncio.to_thread(owner.stop, DRAIN_SECONDS)
         await asyncio.to_thread(upkeep.stop)
+        if settings.ingest_text_index:
+            await asyncio.to_thread(indexer.stop)
         rows.close()
 
     return make_app("Ingest API", settings, [collect_router(known)], lifespan, readiness)

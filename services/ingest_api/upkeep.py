@@ -3,7 +3,7 @@
 import threading
 
 from services.core.dataset import Dataset
-from services.core.errors import LogpipeError, NeedsOperator
+from services.core.errors import NeedsOperator
 from services.core.instants import DAY
 from services.ledger import batches, schema
 from services.ledger.identity import ledger_id
@@ -17,7 +17,6 @@ _INTERVAL_SECONDS = 600
 _RETRY_SECONDS = 5
 _START_SECONDS = 1
 _STOP_SECONDS = 1
-_CLOSING = 3600 * 1_000_000  # microseconds after midnight, in which the last batches of a day may still be written
 _log = logs.get("upkeep")
 
 
@@ -30,14 +29,11 @@ class Upkeep:
         datasets: tuple[Dataset, ...],
         key_hours: float,
         session_name: str = PIPELINE,
-        *,
-        text_index: bool = False,
     ) -> None:
         self._url = url
         self._datasets = datasets
         self._key_hours = key_hours
         self._session_name = session_name
-        self._text_index = text_index
         self._stop = threading.Event()
         self._prepared = False
         self._failure = "starting"
@@ -76,8 +72,6 @@ class Upkeep:
             except Exception as error:  # noqa: BLE001 - this thread must not end: partitions would run out
                 self._failure = str(error)
                 _log.error("day partitions not made ahead", error=str(error), days_ahead=DAYS_AHEAD)
-            if self._text_index and self._prepared:
-                self._index_closed_days()
             self._stop.wait(self._pause())
 
     def _pause(self) -> float:
@@ -108,14 +102,3 @@ class Upkeep:
         except NeedsOperator as error:
             self._kept_keys = f"old idempotency keys are kept: {error}"
             _log.warning("old idempotency keys not forgotten", reason=str(error))
-
-    def _index_closed_days(self) -> None:
-        """Takes long, and nothing waits for it but this thread, whose days are made well ahead."""
-        try:
-            with self._connected() as connection:
-                closed_before = (now_microseconds(connection) - _CLOSING) // DAY
-                for dataset in self._datasets:
-                    for partition in postgres.index_search(connection, dataset, closed_before):
-                        _log.info("indexed for text search", partition=partition)
-        except LogpipeError as error:
-            _log.warning("closed days not indexed for text search", error=str(error))

@@ -16,6 +16,7 @@ from services.datasets.logs import DATASET as LOGS
 from services.local import postgres_files
 from services.postgres.connection import connect
 from services.stores import postgres
+from services.stores.postgres import tables
 from services.stores.postgres.tables import SEARCH_LOCK, midnight
 from tests.processes import free_port
 
@@ -67,7 +68,7 @@ def url_with_pg_trgm(stack_folder: Path) -> Iterator[str]:
             server.send_signal(signal.SIGINT)
 
 
-def test_closed_days_are_indexed_once(url_with_pg_trgm: str) -> None:
+def test_closed_days_are_indexed_once(url_with_pg_trgm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with connect(url_with_pg_trgm) as connection, connect(url_with_pg_trgm) as other:
         postgres.prepare(connection, SEARCHED)
         postgres.ensure_partitions(connection, SEARCHED, DAY, 4)
@@ -75,7 +76,16 @@ def test_closed_days_are_indexed_once(url_with_pg_trgm: str) -> None:
         assert postgres.index_search(connection, SEARCHED, DAY + 2) == []  # somebody else is at it
         other.execute("SELECT pg_advisory_unlock_all()")
         closed = [postgres.copy_target(SEARCHED, day) for day in (DAY, DAY + 1)]
-        assert postgres.index_search(connection, SEARCHED, DAY + 2) == closed
+        connection.execute(
+            "INSERT INTO searched (id, created_at, timestamp, level, service)"
+            " SELECT n, %s, now(), 'INFO', 'api' FROM generate_series(1, 100) AS n",
+            (midnight(DAY),),
+        )
+        connection.execute("ANALYZE searched")
+        monkeypatch.setattr(tables, "SEARCHED_ROWS", 99)
+        assert postgres.index_search(connection, SEARCHED, DAY + 2) == [closed[1]]
+        monkeypatch.setattr(tables, "SEARCHED_ROWS", 100)
+        assert postgres.index_search(connection, SEARCHED, DAY + 2) == [closed[0]]
         assert postgres.index_search(connection, SEARCHED, DAY + 2) == []
         assert postgres.index_search(connection, EVENTS, DAY + 2) == []
         query = "SELECT tablename FROM pg_indexes WHERE indexdef LIKE '%gin_trgm_ops%' ORDER BY 1"

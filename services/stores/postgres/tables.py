@@ -18,6 +18,8 @@ from services.runtime.settings import PostgresSettings
 
 _LOCK = 7_316_002  # advisory lock: one process at a time changes tables
 SEARCH_LOCK = 7_316_003  # … and one makes indexes for text search, which nobody waits for
+SEARCHED_ROWS = 200_000_000
+"""The most rows that a day may have to be indexed for text search: an hour of building (ADR 0007)."""
 _ALTER_LOCK_TIMEOUT, _ALTER_PAUSE, _ALTER_PATIENCE = "200ms", 1.0, 60.0  # of an added column; the latter in seconds
 
 Connection = psycopg.Connection[Any]
@@ -112,7 +114,8 @@ def ensure_partitions(connection: Connection, dataset: Dataset, first_day: int, 
 def index_search(connection: Connection, dataset: Dataset, today: int) -> list[str]:
     """Index the days before `today` for text search, where PostgreSQL has pg_trgm; the partitions that got an index.
 
-    The day being written has none: it would make COPY an order of magnitude dearer (ADR 0007).
+    The newest day comes first. The day being written has no index: it would make COPY an order of magnitude dearer
+    (ADR 0007). A day of more than SEARCHED_ROWS rows gets none either.
     """
     if dataset.search is None:
         return []
@@ -124,16 +127,19 @@ def index_search(connection: Connection, dataset: Dataset, today: int) -> list[s
             return []
         try:
             connection.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
-            closed = (name for name in partitions(connection, dataset) if name < copy_target(dataset, today))
-            return [name for name in sorted(closed) if _index_partition(connection, name, dataset.search)]
+            closed = sorted(name for name in partitions(connection, dataset) if name < copy_target(dataset, today))
+            return [name for name in reversed(closed) if _index_partition(connection, name, dataset.search)]
         finally:
             connection.execute("SELECT pg_advisory_unlock(%s)", (SEARCH_LOCK,))
 
 
 def _index_partition(connection: Connection, partition: str, column: str) -> bool:
-    """False when it is there already."""
+    """False when it is there already, or when the partition has too many rows, as PostgreSQL estimates them."""
     index = f"{partition}_{column}_trgm"
     if connection.execute("SELECT to_regclass(%s)", (f'"{index}"',)).fetchone() != (None,):
+        return False
+    estimate = "SELECT reltuples > %s FROM pg_class WHERE oid = to_regclass(%s)"
+    if connection.execute(estimate, (SEARCHED_ROWS, f'"{partition}"')).fetchone() == (True,):
         return False
     create = sql.SQL("CREATE INDEX {} ON {} USING gin ({} gin_trgm_ops)")
     connection.execute(create.format(*map(sql.Identifier, (index, partition, column))))
