@@ -122,6 +122,24 @@ def last_batch(connection: Connection) -> int:
         return int(_one(connection, "SELECT coalesce(max(batch_id), 0) FROM batches")[0])
 
 
+def first_since(connection: Connection, instant: int) -> int:
+    """The lowest batch id from which on all batches were accepted at or after `instant`, in microseconds since 1970.
+
+    Found by halving: so every batch from then on is among them as long as PostgreSQL's clock was never put back.
+    """
+    query = "SELECT batch_id, created_at FROM batches WHERE batch_id >= %s ORDER BY batch_id LIMIT 1"
+    first, end = 0, last_batch(connection) + 1
+    with translated():
+        while first < end:
+            middle = (first + end) // 2
+            batch_id, created_at = _one(connection, query, (middle,))
+            if created_at < instant:
+                first = batch_id + 1
+            else:
+                end = middle
+    return first
+
+
 def floor(connection: Connection, dataset: str) -> int:
     """The lowest batch that retention has left in place, 0 when it has dropped nothing."""
     with translated():

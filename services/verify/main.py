@@ -34,6 +34,9 @@ class VerifySettings(PostgresSettings, KafkaSettings):
 @click.option(
     "--sample", metavar="N", type=click.IntRange(1), help="Look at N batches of each dataset only, chosen at random."
 )
+@click.option(
+    "--days", metavar="N", type=click.FloatRange(0, min_open=True), help="Only batches accepted in the last N days."
+)
 @click.option("--all", "everything", is_flag=True, help="Compare the checksums of all batches, not only of 100.")
 @click.option("--seed", type=int, help="Chooses the sample; random when not given, and always printed.")
 @click.option("--wait", default=0.0, metavar="SECONDS", help="Give the stores this long to load what was accepted.")
@@ -42,6 +45,7 @@ def main(
     store_names: tuple[str, ...],
     dataset_names: tuple[str, ...],
     sample: int | None,
+    days: float | None,
     everything: bool,
     seed: int | None,
     wait: float,
@@ -77,6 +81,7 @@ def main(
                 secrets.randbelow(1 << 31) if seed is None else seed,
                 wait,
                 sample,
+                days,
             )
             letters = DeadLetters(ledger, lambda: KafkaPartitionReader(settings.kafka_url, TOPIC))
             found = Verification(ledger, letters, progress).run(readers, request)

@@ -14,13 +14,17 @@ from services.verify.reconcile import Result
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`unchecked`: store -> why it could not be checked. `sample`: only so many batches of a dataset were looked at."""
+    """`unchecked`: store -> why it could not be checked. `sample`: only so many batches of a dataset were looked at.
+
+    Batches below `first` were not looked at either.
+    """
 
     as_of: int
     seed: int
     results: Sequence[Result]
     unchecked: Mapping[str, str]
     sample: int | None = None
+    first: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -33,6 +37,7 @@ class Report:
 def as_json(report: Report) -> str:
     body = {
         "ok": report.exit_code == 0,
+        "first": report.first,
         "as_of": report.as_of,
         "seed": report.seed,
         "sample": report.sample,
@@ -44,7 +49,8 @@ def as_json(report: Report) -> str:
 
 def show(report: Report, console: Console) -> None:
     what = "Stores" if report.sample is None else f"A SAMPLE of {report.sample} batches of each dataset in the stores"
-    title = f"{what} against the ledger, up to batch {report.as_of}"
+    since = f", from batch {report.first}" if report.first else ""
+    title = f"{what} against the ledger{since}, up to batch {report.as_of}"
     table = Table(title=title, title_justify="left", box=SIMPLE)
     table.add_column("dataset")
     table.add_column("store")

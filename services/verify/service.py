@@ -10,11 +10,13 @@ from rich.progress import Progress
 
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError, StoreDown
+from services.core.instants import DAY
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
 from services.ledger import reading, sampling
 from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
+from services.postgres.clock import now_microseconds
 from services.verify import sample
 from services.verify.dead_letters import DeadLetters
 from services.verify.reconcile import Result, Scope, reconcile
@@ -29,7 +31,8 @@ _SETTLE_SECONDS = 30  # for transactions under way at the start: they end in mil
 class Request:
     """`checksums`: batches whose checksums are compared, None for all. `wait`: seconds the stores are given to load.
 
-    `sample`: only so many batches of each dataset are looked at, None for all.
+    `sample`: only so many batches of each dataset are looked at, None for all. `days`: only batches that were accepted
+    in the last so many days, None for all.
     """
 
     datasets: Sequence[Dataset]
@@ -37,6 +40,7 @@ class Request:
     seed: int
     wait: float
     sample: int | None = None
+    days: float | None = None
 
 
 class Verification:
@@ -49,6 +53,7 @@ class Verification:
     def run(self, readers: Sequence[StoreReader], request: Request) -> Report:
         """Raises StoreDown when the ledger cannot be read; a store that cannot is in the report."""
         last = self._point()
+        first = self._first(request.days)
         self._await(readers, request, last)
         results: list[Result] = []
         unchecked: dict[str, str] = {}
@@ -56,14 +61,20 @@ class Verification:
             for reader in readers:
                 try:
                     check = partial(self._reconcile, reader, dataset, last, request)
-                    results.append(above(partial(self._floor, dataset), check))
+                    results.append(above(partial(self._floor, dataset, first), check))
                 except LogpipeError as error:
                     unchecked[reader.name] = str(error)
-        return Report(last, request.seed, results, unchecked, request.sample)
+        return Report(last, request.seed, results, unchecked, request.sample, first)
 
-    def _floor(self, dataset: Dataset) -> int:
+    def _first(self, days: float | None) -> int:
+        if days is None:
+            return 0
         with self._ledger.connection() as connection:
-            return reading.floor(connection, dataset.name)
+            return reading.first_since(connection, now_microseconds(connection) - int(days * DAY))
+
+    def _floor(self, dataset: Dataset, first: int) -> int:
+        with self._ledger.connection() as connection:
+            return max(first, reading.floor(connection, dataset.name))
 
     def _point(self) -> int:
         """All batches committed by now, once none below them can still appear."""

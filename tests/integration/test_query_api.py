@@ -250,7 +250,12 @@ def test_stores_are_compared_at_the_point_both_have_reached(
 
 
 def verify(
-    pipeline: Pipeline, ledger: Ledger, readers: Sequence[StoreReader], wait: float = 0.0, sample: int | None = None
+    pipeline: Pipeline,
+    ledger: Ledger,
+    readers: Sequence[StoreReader],
+    wait: float = 0.0,
+    sample: int | None = None,
+    days: float | None = None,
 ) -> dict[str, Result]:
     def no_letters() -> Any:
         raise AssertionError("no topic in this test")
@@ -258,7 +263,7 @@ def verify(
     letters = DeadLetters(ledger, no_letters)
     letters._is_current = True
     with Progress(disable=True) as progress:
-        request = Request([pipeline.dataset], None, 1, wait, sample)
+        request = Request([pipeline.dataset], None, 1, wait, sample, days)
         report = Verification(ledger, letters, progress).run(readers, request)
     assert not report.unchecked
     return {result.store: result for result in report.results}
@@ -304,6 +309,22 @@ def test_verify_finds_what_was_planted(
     }
     none = dict.fromkeys(("missing", "extra", "duplicated", "differing"), 0)
     assert wrong == {**dict.fromkeys(results, none), store: {**none, kind: 1}}
+
+
+def test_verify_leaves_out_what_was_accepted_earlier(
+    pipeline: Pipeline, ledger: Ledger, readers: list[StoreReader]
+) -> None:
+    made = pipeline.fill(4)
+    old = [batch.batch_id for batch, _ in made[:3]]
+    pipeline.connection.execute(
+        "UPDATE batches SET created_at = created_at - %s WHERE batch_id <= %s", (3 * DAY, old[-1])
+    )
+    pipeline.connection.execute(
+        f"DELETE FROM {pipeline.dataset.name}".encode() + b" WHERE id = %s", (made[1][1][0][0],)
+    )
+    recent = verify(pipeline, ledger, readers, days=2)
+    assert [(r.ok, r.batches, r.found) for r in recent.values()] == 2 * [(True, 1, BATCH_ROWS)]
+    assert verify(pipeline, ledger, readers, days=4)["postgres"].missing == 1
 
 
 def test_a_sample_reads_its_own_batches_only(pipeline: Pipeline, ledger: Ledger, readers: list[StoreReader]) -> None:
