@@ -34,7 +34,7 @@ _PROGRAMS = (
     *("postgres", "kafka", "namenode", "datanode", "clickhouse"),
     *("ingest-api", "stream-to-store", "stream-to-lake", "query-api"),
 )
-_RESTARTED = ("query-api", "stream-to-store", "stream-to-lake")
+_RESTARTED = ("ingest-api", "query-api", "stream-to-store", "stream-to-lake")
 _STORES = {"PostgreSQL": "postgres", "ClickHouse": "clickhouse", "lake": "hdfs"}
 _BYTES = 600  # on disk, of a batch in the ledger while it is planted, its indexes and the write-ahead log included
 _ROWS = 200_000

@@ -13,5 +13,5 @@ def test_a_planted_history_is_verified_and_every_figure_is_measured(stack_folder
     stack_folder.mkdir()
     figures = growth.measure(stack_folder, batches=2000, days=3, log_files=100, runs=1, say=print)
     names = [figure.name for figure in figures]
-    assert len(names) == len(set(names)) == 10
+    assert len(names) == len(set(names)) == 11
     assert all(figure.values[0] > 0 for figure in figures)
