@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from deltalake import DeltaTable, write_deltalake
 from hdfs_native import Client, WriteOptions
+from psycopg.sql import SQL, Identifier
 
 from services.core.dataset import Dataset
 from services.core.ids import batch_of, first_id
@@ -67,20 +68,18 @@ def plant_batches(url: str, dataset: Dataset, history: History) -> None:
         "count": history.batches + 1,
     }
     with connect(url) as connection:
-        indexes = [
-            definition
-            for (definition,) in connection.execute(
-                "SELECT indexdef FROM pg_indexes WHERE tablename = 'batches' AND indexname <> 'batches_pkey'"
-            )
-        ]
-        connection.execute("DROP INDEX IF EXISTS batches_unpublished")
+        indexes = connection.execute(
+            "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'batches' AND indexname <> 'batches_pkey'"
+        ).fetchall()
+        for name, _ in indexes:
+            connection.execute(SQL("DROP INDEX {}").format(Identifier(name)))
         connection.execute("ALTER TABLE batches DROP CONSTRAINT batches_pkey")
         for first in range(1, history.batches + 1, _CHUNK):
             last = min(first + _CHUNK - 1, history.batches)
             connection.execute(_BATCHES, {**values, "first": first, "last": last})
         connection.execute("SET maintenance_work_mem = '1GB'")
         connection.execute("ALTER TABLE batches ADD PRIMARY KEY (batch_id)")
-        for definition in indexes:
+        for _, definition in indexes:
             connection.execute(definition)
         connection.execute("VACUUM (ANALYZE) batches")
 
