@@ -14,6 +14,7 @@ from services.alerting.episodes import judge
 from services.alerting.rules import Rule
 from services.core import metric_names
 from services.core.envelope import partition_of
+from services.core.lines import UNDECODABLE, Category, Instant
 from services.core.ports import Message
 from services.ledger import alerts
 from services.ledger.alerts import Alert, Position, Tally
@@ -22,6 +23,7 @@ from services.runtime import logs, metrics
 
 SAMPLE_CHARACTERS = 500
 _SECOND = 1_000_000
+_NUL = "\0"  # which PostgreSQL's texts cannot hold
 
 _log = logs.get("alerting")
 
@@ -42,13 +44,13 @@ class Policy:
 class _Row(msgspec.Struct):
     """What counts of a line of the topic; times in microseconds."""
 
-    service: str
-    created_at: int
-    timestamp: int
+    service: Category
+    created_at: Instant
+    timestamp: Instant
     message: str
 
 
-_rows = msgspec.json.Decoder(_Row).decode_lines
+_decoder = msgspec.json.Decoder(_Row)
 
 
 class Book:
@@ -87,7 +89,8 @@ class Book:
             # What comes after its second was judged counts in the next one that will be.
             place = row.service, max(row.created_at // _SECOND, judged)
             before = self._new.get(place)
-            self._new[place] = Tally((before.rows if before else 0) + 1, row.message[:SAMPLE_CHARACTERS])
+            sample = row.message[:SAMPLE_CHARACTERS].replace(_NUL, "\N{REPLACEMENT CHARACTER}")
+            self._new[place] = Tally((before.rows if before else 0) + 1, sample)
 
     def commit(self, reached: Mapping[int, int], complete: int) -> None:
         """All messages below `reached` were counted; all seconds below `complete` are. Raises Fenced or StoreDown."""
@@ -116,12 +119,11 @@ class Book:
             metrics.gauge(metric_names.ALERTS_OPEN, rule.name).set(numbers[rule.name])
 
     def _read(self, message: Message) -> Iterator[_Row]:
-        try:
-            rows = _rows(message.value)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        rows, refused = _decoded(message.value)
+        if refused:
             where = {"partition": message.partition, "offset": message.offset}
-            _log.warning("passed over: these are not rows of errors", reason=str(error), **where)
-            return
+            _log.warning("lines refused that are no rows of errors", lines=len(refused), reason=refused[0], **where)
+            metrics.counter(metric_names.ALERT_LINES_REFUSED).inc(len(refused))
         oldest = self._policy.max_age * _SECOND
         yield from (row for row in rows if row.created_at - row.timestamp <= oldest)
 
@@ -169,3 +171,23 @@ class Book:
             self._counts[service] = kept
         else:
             del self._counts[service]
+
+
+def _decoded(value: bytes) -> tuple[list[_Row], list[str]]:
+    """The rows of a message, and why some of its lines are none.
+
+    The services are keys in PostgreSQL: one that cannot be a key would fail every later commit.
+    """
+    refused: list[str] = []
+    try:
+        rows = _decoder.decode_lines(value)
+    except UNDECODABLE:
+        rows = []
+        for line in filter(None, value.split(b"\n")):
+            try:
+                rows.append(_decoder.decode(line))
+            except UNDECODABLE as error:
+                refused.append(str(error))
+    sound = [row for row in rows if _NUL not in row.service]
+    refused += ["the service contains the character NUL"] * (len(rows) - len(sound))
+    return sound, refused

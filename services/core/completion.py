@@ -9,123 +9,116 @@ ids and of the number of writes of exactly these rows. The tokens serve three pu
   that the rows are still missing, and the next attempt has another token.
 - Two writers may complete the same range at the same time, because one was suspended while the other took over. When
   both write the same rows, both use the same token, and the store drops the second write.
+
+Lines that are no rows by our own check (`lines`) are refused without asking the store. The store is asked about the
+others: if it refuses them, then about either half of them, and so on. Of these only a row that is refused alone counts
+as refused.
 """
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from dataclasses import replace
-from itertools import groupby
-from typing import Annotated
+from itertools import accumulate, chain
 
 import msgspec
 import xxhash
 
 from services.core.errors import RowRejected, StoreDown
+from services.core.ids import batch_of
+from services.core.lines import line_check
 from services.core.ports import Block
 
+MOST_REFUSED = 1000
+"""Rows of one completion that pass our own check and that the store may refuse all the same.
+
+Beyond, the fault is taken to be the store's (a column of another type, a view that throws), and the store counts as
+down: none of the rows becomes a dead letter.
+"""
+
 _MOST_ATTEMPTS = 1000  # that a store may acknowledge without storing a row
-
-Place = tuple[int, int]
-"""The number of a block, and the number of a row within the block."""
-
-
-class _Identity(msgspec.Struct):
-    id: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-
-
-_decode = msgspec.json.Decoder(_Identity).decode
-
-
-def row_ids(block: Block) -> list[int | None]:
-    """Return the id of each row; None for a line that has none."""
-    return [_row_id(line) for line in block.lines.split(b"\n")[:-1]]
 
 
 def complete(
     store: str,
     blocks: Sequence[Block],
-    stored_ids: Callable[[], Set[int]],
+    stored_ids: Callable[[Set[int]], Set[int]],
     write: Callable[[Sequence[Block]], None],
 ) -> list[RowRejected]:
-    """Write the rows that are missing in `store`, and return the rows that the store refuses.
+    """Write the rows that are missing in `store`, and return the rows that it will never hold.
 
-    `stored_ids` returns the ids in the store, after every former attempt has ended. Raises what `stored_ids` and
-    `write` raise except RowRejected, and StoreDown if the store acknowledges rows but does not hold them.
+    `stored_ids` returns which ids of these batches are in the store, after every former attempt has ended. Raises what
+    `stored_ids` and `write` raise except RowRejected, and StoreDown if the store acknowledges rows but does not hold
+    them, or refuses more than MOST_REFUSED rows that pass our own check.
     """
-    ids = {(number, row): row_id for number, block in enumerate(blocks) for row, row_id in enumerate(row_ids(block))}
-    refused = {place: RowRejected(place[1], "there is no id", block=place[0]) for place in ids if ids[place] is None}
-    attempts, attempt = Counter[str](), ""
+    rows = _Rows(blocks)
+    ids, _, problems = line_check(blocks[0].dataset).check(rows.lines)
+    batches = {batch_of(row_id) for row_id in ids if row_id is not None}
+    refused: dict[int, str] = {}
+    attempts, attempt, by_store = Counter[str](), "", 0
     for _ in range(_MOST_ATTEMPTS):
-        there = stored_ids()
-        missing = [place for place, row_id in ids.items() if place not in refused and row_id not in there]
+        there = stored_ids(batches)
+        refused |= {at: reason for at, reason in problems.items() if ids[at] not in there}
+        missing = [at for at, row_id in enumerate(ids) if row_id not in there and at not in refused]
         if not missing:
-            return [refused[place] for place in sorted(refused)]
+            return [rows.rejected(at, refused[at]) for at in sorted(refused)]
         groups = [missing]
         while groups:
             group = groups.pop()
             if attempts:
-                rows = _digest(ids[place] for place in group)
-                attempt = f"{rows}-{attempts[rows]}"
+                digest = _digest(ids[at] for at in group)
+                attempt = f"{digest}-{attempts[digest]}"
             attempts[attempt.partition("-")[0]] += 1
             try:
-                write(_only(blocks, group, attempt))
+                write(rows.only(group, attempt))
             except RowRejected as error:
                 if len(group) == 1:
-                    number, row = group[0]
-                    refused[group[0]] = RowRejected(row, error.reason, block=number)
+                    refused[group[0]] = error.reason
+                    by_store += 1
+                    if by_store > MOST_REFUSED:
+                        raise StoreDown(store, f"more than {MOST_REFUSED} rows refused: {error.reason}") from error
                 else:
-                    groups += reversed(_split(group, error))
+                    middle = len(group) // 2
+                    groups += [group[middle:], group[:middle]]
     raise StoreDown(
         store, f"{len(missing)} rows were acknowledged {attempts.total()} times, and the store does not hold them"
     )
 
 
-def leave_out_refused(blocks: Sequence[Block], write: Callable[[Sequence[Block]], None]) -> list[RowRejected]:
-    """Write all rows except those that the store refuses by number, in one piece, and return the refused rows."""
-    refused: dict[Place, RowRejected] = {}
-    left = [(number, row) for number, block in enumerate(blocks) for row in range(block.rows)]
-    while True:
-        try:
-            write(_only(blocks, left, ""))
-            return [refused[place] for place in sorted(refused)]
-        except RowRejected as error:
-            if error.row is None:
-                raise
-            number, row = place = [at for at in left if at[0] == error.block][error.row]
-            refused[place] = RowRejected(row, error.reason, block=number)
-            left.remove(place)
+def without(blocks: Sequence[Block], refused: Collection[RowRejected]) -> list[Block]:
+    """Return the same blocks without the rows that are refused."""
+    rows = _Rows(blocks)
+    left_out = {rows.place(each) for each in refused}
+    return rows.only([at for at in range(len(rows.lines)) if at not in left_out], "")
+
+
+class _Rows:
+    """The rows of all blocks, numbered through."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self._blocks = blocks
+        of_blocks = [block.lines.split(b"\n")[:-1] for block in blocks]
+        self.lines = list(chain.from_iterable(of_blocks))
+        self._starts = [0, *accumulate(map(len, of_blocks))]
+
+    def place(self, rejected: RowRejected) -> int:
+        return self._starts[rejected.block] + (rejected.row or 0)
+
+    def rejected(self, at: int, reason: str) -> RowRejected:
+        block = bisect_left(self._starts, at + 1) - 1
+        return RowRejected(at - self._starts[block], reason, block=block)
+
+    def only(self, group: Sequence[int], attempt: str) -> list[Block]:
+        """The same blocks with the rows of `group` (in order) only."""
+        cut = []
+        for number, block in enumerate(self._blocks):
+            own = group[bisect_left(group, self._starts[number]) : bisect_left(group, self._starts[number + 1])]
+            lines = block.lines
+            if len(own) < block.rows:
+                lines = b"".join([self.lines[at] + b"\n" for at in own])
+            cut.append(replace(block, rows=len(own), lines=lines, attempt=attempt))
+        return cut
 
 
 def _digest(ids: Iterable[int | None]) -> str:
     return xxhash.xxh3_128_hexdigest(msgspec.json.encode(list(ids)))
-
-
-def _row_id(line: bytes) -> int | None:
-    try:
-        return _decode(line).id
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-
-
-def _only(blocks: Sequence[Block], places: Sequence[Place], attempt: str) -> list[Block]:
-    """Return the same blocks with the rows at `places` (in order) only."""
-    rows = {number: [row for _, row in group] for number, group in groupby(places, key=lambda place: place[0])}
-    cut = []
-    for number, block in enumerate(blocks):
-        chosen = rows.get(number, [])
-        lines = block.lines
-        if len(chosen) < block.rows:
-            all_lines = block.lines.split(b"\n")
-            lines = b"".join(all_lines[row] + b"\n" for row in chosen)
-        cut.append(replace(block, rows=len(chosen), lines=lines, attempt=attempt))
-    return cut
-
-
-def _split(group: list[Place], error: RowRejected) -> list[list[Place]]:
-    """Split around the row that the store names, or in halves. Only a row that is refused alone counts as refused."""
-    if error.row is None:
-        middle = len(group) // 2
-        return [group[:middle], group[middle:]]
-    before = sum(1 for number, _ in group if number < error.block)
-    at = min(before + error.row, len(group) - 1)
-    return [part for part in (group[:at], group[at : at + 1], group[at + 1 :]) if part]

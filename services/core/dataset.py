@@ -20,6 +20,14 @@ uuid       str, lower case with dashes
 """
 
 
+MAX_CATEGORY_CHARACTERS = 256
+"""The most Unicode characters of a value in one of a dataset's `bounded` columns.
+
+Such values are keys elsewhere: of Kafka's partitions, of groups in memory, of PostgreSQL's indexes (2,704 bytes an
+entry, of which several values may be part), of cursors in URLs.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Constant:
     """Synthesis: always `value`."""
@@ -169,6 +177,13 @@ class Dataset:
     def column_names(self) -> tuple[str, ...]:
         """All stored columns in the canonical order: id, created_at, then the dataset's own."""
         return (*SYSTEM_COLUMNS, *(c.name for c in self.columns))
+
+    @property
+    def bounded(self) -> tuple[Column, ...]:
+        """The columns whose values have at most MAX_CATEGORY_CHARACTERS: categories, and texts that rows are keyed,
+        grouped or ordered by."""
+        used = {self.key, *self.groupings, *self.orderings}
+        return tuple(c for c in self.columns if c.kind == "category" or (c.kind == "text" and c.name in used))
 
     @property
     def wire_columns(self) -> tuple[Column, ...]:

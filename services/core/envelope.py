@@ -1,5 +1,6 @@
 """The Kafka messages of one batch: lines that share a partition, joined to NDJSON values of at most 512 KB."""
 
+import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,12 +8,18 @@ from itertools import accumulate
 from zlib import crc32
 
 from services.core.dataset import Alert, Dataset
+from services.core.ids import MAX_BATCH
 from services.core.ports import Outgoing
 from services.core.rows import Rows
 
 MAX_VALUE_BYTES = 512 * 1024
 COLUMNS = "columns"
 """The header that says how many columns the publisher knew: whoever knows fewer must not load the message."""
+BATCH_KEY = "^[0-9]{1,11}:[0-9]{1,9}$"
+"""Key of a message, <batch>:<part>: a pattern that Python and Java read alike. `ids.MAX_BATCH` has 11 digits."""
+_SHOWN_BYTES = 100  # of a foreign key or header, in a reason
+_COLUMN_DIGITS = 4  # of the number of columns; a longer one is nobody's
+_is_batch_key = re.compile(BATCH_KEY.encode()).search
 _with_newline = (1).__add__  # a loop in C: this is done for every row
 
 
@@ -27,17 +34,16 @@ def batch_key(batch_id: int, part: int) -> bytes:
 
 def batch_of_key(key: bytes) -> int:
     """The batch a message belongs to; ValueError when the key is not one of ours."""
-    batch_id, separator, part = key.partition(b":")
-    if not separator:
-        raise ValueError(f"not a batch key: {key!r}")
-    int(part)
-    return int(batch_id)
+    batch_id = int(key.partition(b":")[0]) if _is_batch_key(key) else -1
+    if not 0 <= batch_id <= MAX_BATCH:
+        raise ValueError(f"the key {key[:_SHOWN_BYTES]!r} is not <batch>:<part>")
+    return batch_id
 
 
 def is_newer(headers: Mapping[str, bytes], dataset: Dataset) -> bool:
     """Whether a message may hold columns that this process does not know, and would leave out."""
     known = headers.get(COLUMNS, b"")
-    return known.isdigit() and int(known) > len(dataset.columns)
+    return len(known) <= _COLUMN_DIGITS and known.isdigit() and int(known) > len(dataset.columns)
 
 
 def messages(

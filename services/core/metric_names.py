@@ -119,6 +119,9 @@ ALERTS_OPEN = Metric("logpipe_alerts_open", "gauge", "Alerts that are open.", ("
 ALERTS_BEHIND_SECONDS = Metric(
     "logpipe_alerts_behind_seconds", "gauge", "How long ago the last second was accepted that was judged."
 )
+ALERT_LINES_REFUSED = Metric(
+    "logpipe_alerts_lines_refused_total", "counter", "Lines of the topic of errors that are no rows, and do not count."
+)
 ALERTS_POSTED = Metric("logpipe_alerts_posted_total", "counter", "Events that a webhook has taken.", ("event",))
 ALERT_POST_FAILURES = Metric(
     "logpipe_alerts_post_failures_total", "counter", "Posts that a webhook has not taken; they are repeated."

@@ -17,7 +17,7 @@ import msgspec
 import xxhash
 
 from services.core import instants
-from services.core.dataset import Column, Dataset
+from services.core.dataset import MAX_CATEGORY_CHARACTERS, Column, Dataset
 from services.core.errors import InvalidRow, Malformed
 from services.core.ids import first_id
 
@@ -85,6 +85,7 @@ class RowCodec:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
         self._wire_columns = dataset.wire_columns
+        self._bounded = dataset.bounded
         wire = _wire_struct(dataset)
         self._one = msgspec.json.Decoder(wire)
         self._many = msgspec.json.Decoder(list[wire])  # type: ignore[valid-type]
@@ -168,7 +169,7 @@ class RowCodec:
             if column.derived_from:
                 values[column.name] = self._derive(column, values[column.derived_from[0]])
         rows = Rows(len(structs), [values[c.name] for c in self.dataset.columns])
-        self._refuse_long_lines(rows)
+        self._refuse_long(rows)
         return rows
 
     def _derive(self, column: Column, sources: Sequence[str]) -> list[str]:
@@ -184,17 +185,29 @@ class RowCodec:
                 known[source] = value if isinstance(value, str) else ""
         return [known[source] for source in sources]
 
-    def _refuse_long_lines(self, rows: Rows) -> None:
-        longest = sum(
-            max(map(len, values))
+    def _refuse_long(self, rows: Rows) -> None:
+        longest = {
+            column.name: max(map(len, values))
             for column, values in zip(self.dataset.columns, rows.columns, strict=True)
             if column.kind in ("category", "text", "json")
-        )
-        if longest * 6 < MAX_LINE_BYTES - 1024:  # a character takes at most six bytes of a line
+        }
+        for column in self._bounded:
+            if longest[column.name] > MAX_CATEGORY_CHARACTERS:
+                self._refuse_long_value(column, rows)
+        if sum(longest.values()) * 6 < MAX_LINE_BYTES - 1024:  # a character takes at most six bytes of a line
             return
         for index, line in enumerate(self.encode(rows.tuples(0, 0))):
             if len(line) > MAX_LINE_BYTES - 64:  # room for the longest id and time
                 raise InvalidRow(index, "", f"the row takes {len(line)} bytes; at most {MAX_LINE_BYTES} are accepted")
+
+    def _refuse_long_value(self, column: Column, rows: Rows) -> None:
+        values = rows.columns[self.dataset.columns.index(column)]
+        index, size = next((at, len(value)) for at, value in enumerate(values) if len(value) > MAX_CATEGORY_CHARACTERS)
+        field = column.wire
+        if column.derived_from:
+            source, name = column.derived_from
+            field = f"{self.dataset.by_name[source].wire}.{name}"
+        raise InvalidRow(index, field, f"has {size} characters; at most {MAX_CATEGORY_CHARACTERS} are accepted")
 
 
 def checksum(lines: Iterable[bytes]) -> int:

@@ -3,6 +3,7 @@
 A line is sound when it is a JSON object with an id, times, and all that its dataset requires, each of its type.
 """
 
+from collections.abc import Sequence
 from io import BytesIO
 
 import pyarrow as pa
@@ -10,9 +11,10 @@ import pyarrow.compute as pc
 from pyarrow.json import ParseOptions, ReadOptions, read_json
 
 from services.core import instants
-from services.core.dataset import CREATED_AT, ID, Dataset
+from services.core.dataset import CREATED_AT, ID, MAX_CATEGORY_CHARACTERS, Dataset
 from services.core.errors import RowRejected
 from services.core.ids import MAX_BATCH_ROWS
+from services.core.lines import line_check
 from services.core.ports import Block
 from services.lake.schema import DAY, table_schema
 
@@ -26,6 +28,8 @@ class LineReader:
 
     def __init__(self, dataset: Dataset) -> None:
         columns = (CREATED_AT, *dataset.columns)
+        self._check_lines = line_check(dataset).check
+        self._bounded = [column.name for column in dataset.bounded]
         self.schema = pa.schema(table_schema(dataset))
         self._times = [column.name for column in columns if column.kind == "timestamp"]
         self._required = [ID.name, *self._times, *(column.name for column in columns if column.required)]
@@ -45,26 +49,30 @@ class LineReader:
         """The rows of `block`, in the form of the dataset's table. Raises RowRejected."""
         try:
             return self._table(block.lines, block.rows)
-        except _Unsound:
-            raise self._first_rejected(block.lines.split(b"\n")[:-1]) from None
+        except _Unsound as error:
+            raise RowRejected(None, str(error)) from error
 
-    def _first_rejected(self, lines: list[bytes]) -> RowRejected:
-        """By halves: all before `first` are sound, and one of first..end is not."""
-        first, end = 0, len(lines)
-        while end - first > 1:
-            middle = (first + end) // 2
-            if self._problem(lines[first:middle]):
-                end = middle
-            else:
-                first = middle
-        return RowRejected(first, str(self._problem(lines[first:end])))
+    def refused(self, block: Block) -> dict[int, str]:
+        """The rows of `block` that are not sound, and why: by our own check of lines, then by halves of the others."""
+        lines = block.lines.split(b"\n")[:-1]
+        refused = self._check_lines(lines).problems
+        groups = [[at for at in range(len(lines)) if at not in refused]]
+        while groups:
+            group = groups.pop()
+            problem = self._problem([lines[at] for at in group])
+            if problem and len(group) == 1:
+                refused[group[0]] = problem
+            elif problem:
+                middle = len(group) // 2
+                groups += [group[middle:], group[:middle]]
+        return refused
 
-    def _problem(self, lines: list[bytes]) -> str | None:
+    def _problem(self, lines: Sequence[bytes]) -> str:
         try:
-            self._table(b"".join(line + b"\n" for line in lines), len(lines))
+            self._table(b"".join([line + b"\n" for line in lines]), len(lines))
         except _Unsound as error:
             return str(error)
-        return None
+        return ""
 
     def _table(self, lines: bytes, rows: int) -> pa.Table:
         found = self._parsed(lines)
@@ -97,6 +105,9 @@ class LineReader:
             bounds = pc.min_max(found[name]).as_py()
             if bounds["min"] < 0 or bounds["max"] >= instants.LAST_INSTANT:
                 raise _Unsound(f"{name} is not between 1970 and 2100")
+        for name in self._bounded:
+            if (pc.max(pc.utf8_length(found[name])).as_py() or 0) > MAX_CATEGORY_CHARACTERS:
+                raise _Unsound(f"{name} has more than {MAX_CATEGORY_CHARACTERS} characters")
         for name in self._uuids:
             if not pc.all(pc.match_substring_regex(found[name], _UUID)).as_py():
                 raise _Unsound(f"{name} is not a UUID")

@@ -14,7 +14,7 @@ from deltalake import CommitProperties, DeltaTable, WriterProperties, write_delt
 from deltalake.exceptions import CommitFailedError
 from msgspec import structs
 
-from services.core.completion import leave_out_refused
+from services.core.completion import without
 from services.core.dataset import Dataset
 from services.core.errors import Fenced, NeedsOperator, RowRejected, StoreDown
 from services.core.ports import Block
@@ -50,7 +50,7 @@ class EmbeddedWriter:
     def write(self, blocks: Sequence[Block]) -> None:
         dataset = blocks[0].dataset
         table, lines = self._tables[dataset]
-        rows = [_read(lines, number, block) for number, block in enumerate(blocks)]
+        rows = [lines.table(block) for block in blocks]
 
         def append(handle: DeltaTable, found: Position | None) -> None:
             position = _owned(dataset, blocks[0].topic_id, handle, found)
@@ -66,7 +66,17 @@ class EmbeddedWriter:
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
         """`write` itself looks at the position that the table holds, and leaves out blocks that are in the table."""
-        return leave_out_refused(blocks, self.write)
+        try:
+            self.write(blocks)
+        except RowRejected:
+            refused = [
+                RowRejected(row, reason, block=number)
+                for number, block in enumerate(blocks)
+                for row, reason in sorted(self._tables[block.dataset][1].refused(block).items())
+            ]
+            self.write(without(blocks, refused))
+            return refused
+        return []
 
     def end_writes(self, dataset: Dataset) -> None:
         """A commit, after which writers that have read the position before it are Fenced.
@@ -102,13 +112,6 @@ def _on_latest(table: Table, commit: Callable[[DeltaTable, Position | None], Non
             if not isinstance(error.__cause__, CommitFailedError):
                 raise
     raise StoreDown(NAME, f"{table.uri}: others committed {_ATTEMPTS} times while this was about to")
-
-
-def _read(lines: LineReader, number: int, block: Block) -> pa.Table:
-    try:
-        return lines.table(block)
-    except RowRejected as error:
-        raise RowRejected(error.row, error.reason, block=number) from None
 
 
 def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: Position | None) -> Position:

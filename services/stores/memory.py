@@ -3,21 +3,21 @@
 import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar
-from uuid import UUID, uuid4
+from typing import Any, ClassVar
+from uuid import uuid4
 
 import msgspec
 
 from services.core.completion import complete
-from services.core.dataset import Column, Dataset
+from services.core.dataset import Dataset
 from services.core.errors import RowRejected
-from services.core.ids import MAX_BATCH_ROWS, batch_of, end_id, first_id
+from services.core.ids import batch_of, end_id, first_id
 from services.core.ledger import Batch, StorePosition
+from services.core.lines import line_check
 from services.core.ports import QUESTION_SECONDS, Block, Progress, joint_token
 from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row
 
-_TYPES: dict[str, Any] = {"timestamp": int, "number": float | None, "uuid": UUID}
 _MISSING: dict[str, Any] = {"number": None, "json": "{}"}
 
 
@@ -48,19 +48,14 @@ class MemoryStore:
         return self._table_ids.get(dataset.name, "")
 
     def write(self, blocks: Sequence[Block]) -> None:
-        decoder = msgspec.json.Decoder(_line_type(blocks[0].dataset))
-        rows = []
-        for number, block in enumerate(blocks):
-            for index, line in enumerate(block.lines.split(b"\n")[:-1]):
-                try:
-                    values = msgspec.structs.astuple(decoder.decode(line))
-                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                    raise RowRejected(index, str(error), block=number) from error
-                rows.append(tuple(str(value) if isinstance(value, UUID) else value for value in values))
-        self._written[blocks[0].dataset.name].setdefault(joint_token(blocks), rows)
+        dataset, lines = blocks[0].dataset, [line for block in blocks for line in block.lines.split(b"\n")[:-1]]
+        if problems := line_check(dataset).check(lines).problems:
+            raise RowRejected(None, next(iter(problems.values())))
+        rows = [_row(dataset, msgspec.json.decode(line)) for line in lines]
+        self._written[dataset.name].setdefault(joint_token(blocks), rows)
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
-        return complete(self.name, blocks, lambda: {row[0] for row in self._all(blocks[0].dataset)}, self.write)
+        return complete(self.name, blocks, lambda _: {row[0] for row in self._all(blocks[0].dataset)}, self.write)
 
     def end_writes(self, dataset: Dataset) -> None:
         """A write ends before anybody else can act."""
@@ -130,19 +125,10 @@ def _counted(question: AggregateQuestion, rows: list[Row]) -> list[Row]:
     return sorted(((key, count) for (key,), count in counts.items()), key=lambda item: (-item[1], item[0]))
 
 
-def _line_type(dataset: Dataset) -> type[msgspec.Struct]:
-    row_id = Annotated[int, msgspec.Meta(ge=MAX_BATCH_ROWS)]
-    fields: list[Any] = [
-        ("id", row_id),
-        ("created_at", int),
-        *map(_field, dataset.columns),
-    ]
-    return msgspec.defstruct("Line", fields, kw_only=True)
-
-
-def _field(column: Column) -> Any:
-    kind = _TYPES.get(column.kind, str)
-    return (column.name, kind) if column.required else (column.name, kind, _MISSING.get(column.kind, ""))
+def _row(dataset: Dataset, line: dict[str, Any]) -> Row:
+    found = ((column, line.get(column.name)) for column in dataset.columns)
+    values = (_MISSING.get(column.kind, "") if value is None else value for column, value in found)
+    return (line["id"], line["created_at"], *values)
 
 
 def _matches(dataset: Dataset, filters: Filters, row: Row) -> bool:

@@ -25,13 +25,19 @@ class Envelope:
     rows: int
     problem: str = ""
 
+    @property
+    def bytes(self) -> int:
+        """What the message takes in memory: a foreign one may have a large key or large headers."""
+        message = self.message
+        return len(message.value) + len(message.key) + sum(map(len, message.headers.values()))
+
 
 def examine(message: Message) -> Envelope:
     rows = message.value.count(b"\n")
     try:
         batch_id = batch_of_key(message.key)
-    except ValueError:
-        return Envelope(message, None, 0, rows, f"the key {message.key!r} is not <batch>:<part>")
+    except ValueError as error:
+        return Envelope(message, None, 0, rows, str(error))
     try:
         created_at, announced = int(message.headers["created_at"]), int(message.headers["rows"])
     except KeyError as error:
@@ -96,7 +102,7 @@ class Lane:
         envelope = examine(message)
         self._held.append(envelope)
         self.rows += envelope.rows
-        self.bytes += len(message.value)
+        self.bytes += envelope.bytes
         self.reach(message.offset + 1, now)
 
     def reach(self, offset: int, now: float) -> None:
@@ -127,7 +133,7 @@ class Lane:
         self._intent = None
         self._held = [e for e in self._held if e.message.offset >= self.next_offset]
         self.rows = sum(e.rows for e in self._held)
-        self.bytes = sum(len(e.message.value) for e in self._held)
+        self.bytes = sum(e.bytes for e in self._held)
 
     def _end_of_day(self) -> int:
         """The offset before which all messages were accepted on one day."""

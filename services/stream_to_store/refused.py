@@ -1,38 +1,17 @@
 """Writing slices of which a store may refuse rows: refused rows become dead letters, their neighbours are stored."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
-import msgspec
-
+from services.core.dataset import Dataset
 from services.core.errors import RowRejected
 from services.core.ids import batch_of
+from services.core.lines import line_check
 from services.core.ports import Block, StoreWriter
 from services.stream_to_store.lane import Envelope, Slice
 from services.streams.dead_letters import DeadLetter, DeadLetters
-
-
-class _Identity(msgspec.Struct):
-    id: int
-    created_at: int
-
-
-_decode = msgspec.json.Decoder(_Identity).decode
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    envelope: Envelope
-    number: int
-    data: bytes
-
-    def id(self) -> int | None:
-        """Return None if the line is not a row of its batch."""
-        try:
-            row_id = _decode(self.data).id
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return None
-        return row_id if batch_of(row_id) == self.envelope.batch_id else None
 
 
 def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_letters: DeadLetters, is_first: bool) -> int:
@@ -49,24 +28,64 @@ def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_lette
             return sum(block.rows for block in blocks)
         except RowRejected:
             pass
-    # A line that is no row of its batch is left out here: a store may count rows without such a line.
-    lines = [list(_lines(piece.good)) for piece, _ in pieces]
-    letters = [_one(line, "") for of_block in lines for line in of_block if line.id() is None]
-    rows = [[line for line in of_block if line.id() is not None] for of_block in lines]
+    # A line that is no row of its message's batch is left out here: a completion searches the store for the rows of
+    # these batches, accepted on this day, and would never find the line's row.
+    own = [[_Own.of(block.dataset, envelope) for envelope in piece.good] for piece, block in pieces]
+    letters = [letter for parts in own for part in parts for letter in part.strangers]
     left = [
-        replace(block, rows=len(found), lines=b"".join(line.data for line in found))
-        for block, found in zip(blocks, rows, strict=True)
+        replace(block, rows=sum(len(part.lines) for part in parts), lines=b"".join(part.joined() for part in parts))
+        for block, parts in zip(blocks, own, strict=True)
     ]
     refusals = writer.complete(left)
-    letters += [_one(rows[refusal.block][refusal.row or 0], refusal.reason) for refusal in refusals]
+    ends = [list(accumulate(len(part.lines) for part in parts)) for parts in own]
+    for refusal in refusals:
+        row = refusal.row or 0
+        at = bisect_right(ends[refusal.block], row)
+        part = own[refusal.block][at]
+        letters.append(part.letter(row - ends[refusal.block][at] + len(part.lines), refusal.reason))
     dead_letters.send(letters)
     return sum(block.rows for block in left) - len(refusals)
 
 
-def _lines(envelopes: Iterable[Envelope]) -> Iterator[_Line]:
-    for envelope in envelopes:
-        for number, data in enumerate(envelope.message.value.split(b"\n")[:-1]):
-            yield _Line(envelope, number, data + b"\n")
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """The lines of a message that are rows of its batch, their numbers in the message, their ids; and other lines."""
+
+    envelope: Envelope
+    lines: Sequence[bytes]
+    numbers: Sequence[int]
+    ids: Sequence[int | None]
+    strangers: Sequence[DeadLetter] = ()
+
+    @staticmethod
+    def of(dataset: Dataset, envelope: Envelope) -> "_Own":
+        lines = envelope.message.value.split(b"\n")[:-1]
+        ids, times, problems = line_check(dataset).check(lines)
+        strangers = []
+        numbers = []
+        for number, (row_id, time) in enumerate(zip(ids, times, strict=True)):
+            own_id = row_id if row_id is not None and batch_of(row_id) == envelope.batch_id else None
+            if own_id is None:
+                reason = f"not a row of batch {envelope.batch_id}"
+                if number in problems:
+                    reason += f": {problems[number]}"
+            elif time not in (envelope.created_at, None):  # without a time it is no row at all, and refused as such
+                reason = f"its created_at is {time}, and that of its message {envelope.created_at}"
+            else:
+                numbers.append(number)
+                continue
+            strangers.append(_letter(envelope, number, lines[number], own_id, reason))
+        if strangers:
+            lines, ids = [lines[at] for at in numbers], [ids[at] for at in numbers]
+        return _Own(envelope, lines, numbers, ids, strangers)
+
+    def joined(self) -> bytes:
+        if not self.strangers:
+            return self.envelope.message.value
+        return b"".join([line + b"\n" for line in self.lines])
+
+    def letter(self, at: int, reason: str) -> DeadLetter:
+        return _letter(self.envelope, self.numbers[at], self.lines[at], self.ids[at], reason)
 
 
 def _whole(envelope: Envelope) -> DeadLetter:
@@ -83,15 +102,14 @@ def _whole(envelope: Envelope) -> DeadLetter:
     )
 
 
-def _one(line: _Line, reason: str) -> DeadLetter:
-    row_id = line.id()
+def _letter(envelope: Envelope, number: int, line: bytes, row_id: int | None, reason: str) -> DeadLetter:
     return DeadLetter(
-        partition=line.envelope.message.partition,
-        offset=line.envelope.message.offset,
-        line=line.number,
-        batch_id=line.envelope.batch_id,
+        partition=envelope.message.partition,
+        offset=envelope.message.offset,
+        line=number,
+        batch_id=envelope.batch_id,
         id=row_id,
         rows=1,
-        reason=f"not a row of batch {line.envelope.batch_id}" if row_id is None else reason,
-        value=line.data.rstrip(b"\n"),
+        reason=reason,
+        value=line,
     )

@@ -5,20 +5,25 @@ A crash in between sends a letter again: (store, topic, partition, offset, line)
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
 from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import StoreDown
+from services.core.lines import UNDECODABLE
 from services.core.ports import Message, Outgoing, PartitionReader, TransactionalProducer
 from services.runtime import logs, metrics
 from services.streams.topics import DEAD_LETTERS
 
 TOPIC, PARTITION = DEAD_LETTERS, 0
 _IDLE_POLLS = 10  # seconds without a message: a transaction that was left open holds up the end for a minute at most
-_MAX_VALUE = 128 * 1024  # characters kept of a message refused as a whole: escaped, they stay below Kafka's limit
+MAX_LETTER_BYTES = 900_000
+"""Size of a letter, below what the producer and the topic take (1,000,000 bytes); more of a message is cut."""
+
+MAX_REASON_CHARACTERS = 1000
+"""Length of a reason; more of it is cut."""
 
 _log = logs.get("dead_letters")
 
@@ -29,6 +34,8 @@ class DeadLetter:
 
     A row that was read from PostgreSQL has no message: `partition` and `offset` are -1, `line` is its number in the
     batch.
+
+    Of a long `reason` and a long `value` the letter has the beginning; the message is in its topic at `offset`.
     """
 
     partition: int
@@ -72,35 +79,44 @@ class DeadLetters:
         return f"{self._store}:{self._dataset.topic}:{letter.partition}:{letter.offset}".encode()
 
     def _value(self, letter: DeadLetter) -> bytes:
-        return msgspec.json.encode(
-            {
-                "store": self._store,
-                "dataset": self._dataset.name,
-                "topic": self._dataset.topic,
-                "partition": letter.partition,
-                "offset": letter.offset,
-                "line": letter.line,
-                "batch_id": letter.batch_id,
-                "id": letter.id,
-                "rows": letter.rows,
-                "reason": letter.reason,
-                "value": letter.value.decode(errors="backslashreplace")[:_MAX_VALUE],
-            }
-        )
+        record = {
+            "store": self._store,
+            "dataset": self._dataset.name,
+            "topic": self._dataset.topic,
+            "partition": letter.partition,
+            "offset": letter.offset,
+            "line": letter.line,
+            "batch_id": letter.batch_id,
+            "id": letter.id,
+            "rows": letter.rows,
+            "reason": letter.reason[:MAX_REASON_CHARACTERS],
+            "value_bytes": len(letter.value),
+        }
+        value = letter.value.decode(errors="backslashreplace")
+        while len(encoded := msgspec.json.encode({**record, "value": value})) > MAX_LETTER_BYTES:
+            # A character takes up to six bytes; where those of the rest are larger than most, this is repeated.
+            value = value[: len(value) * MAX_LETTER_BYTES // len(encoded)]
+        return encoded
+
+
+# As far as PostgreSQL, which keeps the index of the letters, can hold them: a foreign message must not stop the index.
+_Name = Annotated[str, msgspec.Meta(max_length=249, pattern="^[^\\x00]*$")]
+_Int = Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)]
+_BigInt = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)]
 
 
 class Record(msgspec.Struct, frozen=True):
     """What is counted of a letter: one row, or without a `line` the `rows` of one message."""
 
-    store: str
-    dataset: str
-    topic: str
-    partition: int
-    offset: int
-    line: int | None = None
-    batch_id: int | None = None
-    id: int | None = None
-    rows: int = 1
+    store: _Name
+    dataset: _Name
+    topic: _Name
+    partition: _Int
+    offset: _BigInt
+    line: _Int | None = None
+    batch_id: _BigInt | None = None
+    id: _BigInt | None = None
+    rows: _Int = 1
 
 
 class Letter(NamedTuple):
@@ -137,5 +153,5 @@ def _decoded(messages: Sequence[Message]) -> Iterator[Letter]:
     for message in messages:
         try:
             yield Letter(message.offset, _DECODER.decode(message.value))
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             _log.warning("message is no dead letter, skipped", topic=TOPIC, offset=message.offset, reason=str(error))

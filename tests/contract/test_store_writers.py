@@ -80,8 +80,8 @@ def dataset(store: Store) -> Dataset:
             Column("metadata", "json"),
             Column("event_id", "uuid", required=True),
         ),
-        groupings=("category", "message"),
-        orderings=("timestamp", "category", "message", "created_at", "id"),
+        groupings=("category",),
+        orderings=("timestamp", "category", "created_at", "id"),
         filters=("category", "message", "event_id"),
     )
     store.writer.prepare(made)
@@ -124,7 +124,7 @@ AWKWARD = [
     row(1, 5, amount=5e-324, metadata='"a string"'),
     row(1, 6, amount=0.1, metadata="[1,2,{}]", event_id="ffffffff-ffff-4fff-bfff-ffffffffffff"),
     row(1, 7, message="\\N", category="NULL", metadata='{"deep":{"er":null}}'),
-    row(1, 8, message="x" * 100_000),
+    row(1, 8, message="x" * 100_000, category="é" * 256),
 ]
 
 
@@ -149,13 +149,12 @@ def test_blocks_that_come_together_are_stored_once(store: Store, dataset: Datase
     assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(b, 50, 50) for b in range(1, 4)]
 
 
-def test_of_blocks_that_come_together_the_bad_row_is_named_and_none_is_stored(store: Store, dataset: Dataset) -> None:
+def test_of_blocks_that_come_together_none_is_stored_with_a_bad_row(store: Store, dataset: Dataset) -> None:
     good = [RowCodec(dataset).encode([row(b, n) for n in range(5)]) for b in range(1, 4)]
     blocks = [replace(lines_block(dataset, lines), partition=b) for b, lines in enumerate(good)]
     bad = replace(lines_block(dataset, [*good[1][:3], b"garbage", *good[1][3:]]), partition=1)
-    with pytest.raises(RowRejected) as refused:
+    with pytest.raises(RowRejected):
         store.writer.write([blocks[0], bad, blocks[2]])
-    assert (refused.value.block, refused.value.row) == (1, 3)
     assert stored(store, dataset) == []
     for _ in range(2):
         store.writer.write(blocks)  # the good neighbours, under the same tokens
@@ -182,15 +181,16 @@ BAD_ROWS = [
     b'{"id":131073,"created_at":5,"timestamp":7,"category":"c","event_id":"no uuid"}',
     b'{"id":131073,"created_at":5,"timestamp":7,"category":3,"event_id":"00000000-0000-4000-8000-000000000000"}',
     b'{"id":5,"created_at":5,"timestamp":7,"category":"c","event_id":"00000000-0000-4000-8000-000000000000"}',
+    b'{"id":131073,"created_at":5,"timestamp":7,"category":"%s","event_id":"00000000-0000-4000-8000-000000000000"}'
+    % (b"c" * 257),
 ]
 
 
 @pytest.mark.parametrize("bad", BAD_ROWS)
-def test_a_bad_row_is_named_and_nothing_is_stored(store: Store, dataset: Dataset, bad: bytes) -> None:
+def test_with_a_bad_row_nothing_is_stored(store: Store, dataset: Dataset, bad: bytes) -> None:
     good = RowCodec(dataset).encode([row(1, n) for n in range(5)])
-    with pytest.raises(RowRejected) as refused:
+    with pytest.raises(RowRejected):
         store.writer.write([lines_block(dataset, [*good[:3], bad, *good[3:]])])
-    assert refused.value.row == 3
     assert stored(store, dataset) == []
     store.writer.write([lines_block(dataset, good)])  # its good neighbours, under the same token
     assert len(stored(store, dataset)) == 5
@@ -316,11 +316,11 @@ def test_an_unreachable_clickhouse_is_down(dataset: Dataset) -> None:
 
 def test_what_comes_together_is_one_part(clickhouse_url: str) -> None:
     name = f"parts_{uuid.uuid4().hex}"
-    columns = (Column("t", "timestamp", required=True), Column("k", "text"))
+    columns = (Column("t", "timestamp", required=True), Column("k", "text"), Column("message", "text"))
     made = Dataset(name, "p", "ps", "p", "k", "t", columns, (), (), ())
     writer = ClickHouseWriter(clickhouse_url)
     writer.prepare(made)
-    rows = [(first_id(1) + n, NOON, NOON - n * 86_400_000_000, "k" * 400) for n in range(150_000)]
+    rows = [(first_id(1) + n, NOON, NOON - n * 86_400_000_000, "k", "m" * 400) for n in range(150_000)]
     writer.write([replace(block(made, rows[n::3]), partition=n) for n in range(3)])
     with closing(clickhouse_connect.get_client(dsn=clickhouse_url)) as client:
         parts = client.command("SELECT count() FROM system.parts WHERE table = {t:String}", {"t": name})

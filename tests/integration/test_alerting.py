@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client import REGISTRY
 from pydantic import SecretStr
 
 from services import datasets
@@ -266,6 +268,46 @@ def test_what_is_no_row_is_passed_over(scene: Scene, connection: Connection) -> 
     scene.errors("a", START + 1, 10)
     scene.at(START + 3, watcher)
     assert [row[0] for row in stored(connection)] == ["a"]
+
+
+LINE: dict[str, Any] = {"service": "a", "created_at": (START + 1) * 1_000_000, "timestamp": START, "message": "m"}
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        LINE | {"service": "".join(f"{n:x}" for n in range(5000))},  # accepted by an earlier release
+        LINE | {"service": "a\0b"},
+        LINE | {"created_at": 1 << 70},
+        LINE | {"created_at": -5},
+        LINE | {"timestamp": 1 << 63},
+        LINE | {"service": None},
+        "x",
+    ],
+)
+def test_a_line_that_cannot_count_leaves_its_neighbours(scene: Scene, connection: Connection, poison: Any) -> None:
+    watcher = scene.watcher()
+    (good,) = errors("a", START + 1, 10)
+    lines = good.value.splitlines(keepends=True)
+    value = b"".join([*lines[:5], json.dumps(poison).encode() + b"\n", *lines[5:]])
+    before = refused_lines()
+    scene.broker.producer("somebody").publish([replace(good, value=value)])
+    scene.at(START + 3, watcher)
+    assert stored(connection) == [("a", 1, None, 10, ["opened"])]
+    assert refused_lines() == before + 1
+
+
+def test_a_sample_that_postgresql_cannot_hold_is_changed(scene: Scene, connection: Connection) -> None:
+    watcher = scene.watcher()
+    (good,) = errors("a", START + 1, 10)
+    scene.broker.producer("x").publish([replace(good, value=good.value.replace(b"it broke", b"it\\u0000broke"))])
+    scene.at(START + 3, watcher)
+    [shown] = alerts.find(connection, None, "a", 1)
+    assert shown["sample"] == "it\N{REPLACEMENT CHARACTER}broke"
+
+
+def refused_lines() -> float:
+    return REGISTRY.get_sample_value("logpipe_alerts_lines_refused_total") or 0.0
 
 
 def test_a_rule_that_is_gone_leaves_no_alert_open(scene: Scene, connection: Connection) -> None:

@@ -149,8 +149,24 @@ def test_many_at_once_index_each_letter_once(connection: Connection, topic: Topi
     assert dead_letter_index.needed(connection) == (topic.reader().topic_id(), 0)
 
 
-def test_a_foreign_message_is_skipped(connection: Connection, topic: Topic) -> None:
-    topic.broker.producer("x").publish([Outgoing(dead_letters.TOPIC, 0, b"", b"no letter")])
+FOREIGN: dict[str, Any] = {"store": "memory", "dataset": DATASET.name, "topic": "t", "partition": 0, "offset": 0}
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        b"no letter",
+        b"\xff",
+        b"[" * 100_000,
+        msgspec.json.encode(FOREIGN | {"batch_id": 1 << 63}),
+        msgspec.json.encode(FOREIGN | {"partition": 1 << 31}),
+        msgspec.json.encode(FOREIGN | {"rows": -7}),
+        msgspec.json.encode(FOREIGN | {"topic": "a\0b"}),
+        msgspec.json.encode(FOREIGN | {"store": "".join(f"{n:x}" for n in range(5000))}),
+    ],
+)
+def test_a_foreign_message_is_skipped(connection: Connection, topic: Topic, foreign: bytes) -> None:
+    topic.broker.producer("x").publish([Outgoing(dead_letters.TOPIC, 0, b"", foreign)])
     topic.send(letter(7, 70))
     assert rejected(connection, topic) == [Rejected(7, 70, 1)]
 

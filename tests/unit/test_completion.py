@@ -1,43 +1,54 @@
 """Completing a write, as two consumers may do at the same time: each row is stored once."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 
 import msgspec
 import pytest
 
-from services.core.completion import complete, row_ids
+from services.core import completion
+from services.core.completion import complete
 from services.core.errors import RowRejected, StoreDown
-from services.core.ids import first_id
+from services.core.ids import batch_of, first_id
 from services.core.ports import Block, joint_token
+from services.core.rows import RowCodec
 from services.datasets.logs import DATASET
 
+CODEC = RowCodec(DATASET)
 IDS = [first_id(5) + number for number in range(4)]
 BAD = IDS[1]
 
 
 class Table:
-    """Remembers tokens as a store does, and refuses the row BAD by its number."""
+    """Remembers tokens as a store does, and refuses the rows `bad` without saying which they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, bad: Collection[int] = (BAD,)) -> None:
         self.rows = Counter[int]()
         self.tokens: set[str] = set()
+        self.writes = 0
+        self._bad = set(bad)
 
-    def ids(self) -> set[int]:
-        return set(self.rows)
+    def ids(self, batches: Set[int]) -> set[int]:
+        return {row_id for row_id in self.rows if batch_of(row_id) in batches}
 
     def write(self, blocks: Sequence[Block]) -> None:
-        ids = [row_id for block in blocks for row_id in row_ids(block) if row_id is not None]
-        if BAD in ids:
-            raise RowRejected(ids.index(BAD), "bad", block=0)
+        self.writes += 1
+        assert all(block.lines.count(b"\n") == block.rows for block in blocks)
+        ids = [msgspec.json.decode(line)["id"] for block in blocks for line in block.lines.splitlines()]
+        if self._bad.intersection(ids):
+            raise RowRejected(None, "bad")
         if joint_token(blocks) not in self.tokens:
             self.tokens.add(joint_token(blocks))
             self.rows.update(ids)
 
 
-def block() -> Block:
-    lines = b"".join(msgspec.json.encode({"id": row_id}) + b"\n" for row_id in IDS)
-    return Block(DATASET, "topic", 0, 0, 9, 0, len(IDS), lines)
+def lines(ids: Iterable[int]) -> list[bytes]:
+    return CODEC.encode([(row_id, 5, 5, "INFO", "api", "", "m", "{}") for row_id in ids])
+
+
+def block(own: Sequence[bytes] = (), partition: int = 0) -> Block:
+    own = own or lines(IDS)
+    return Block(DATASET, "topic", partition, 0, 9, 0, len(own), b"".join(line + b"\n" for line in own))
 
 
 @pytest.mark.parametrize("pause", range(1, 5))
@@ -75,4 +86,46 @@ def test_a_token_that_was_written_down_without_rows_is_not_used_for_ever() -> No
 
 def test_a_store_that_never_holds_what_it_acknowledges_is_down() -> None:
     with pytest.raises(StoreDown, match="does not hold them"):
-        complete("store", [block()], set, lambda blocks: None)
+        complete("store", [block()], lambda batches: set(), lambda blocks: None)
+
+
+def test_lines_that_are_no_rows_are_refused_without_asking_the_store() -> None:
+    table = Table()
+    own = lines(range(first_id(7), first_id(7) + 3000))
+    bad = {0, 5, 1500, 2999}
+    for at in bad:
+        own[at] = own[at].replace(b'"timestamp":5', b'"timestamp":"five"')
+    refused = complete("store", [block(own[:1000]), block(own[1000:], 1)], table.ids, table.write)
+    assert [(each.block, each.row) for each in refused] == [(0, 0), (0, 5), (1, 500), (1, 1999)]
+    assert "Expected `int`" in refused[0].reason
+    assert table.rows == dict.fromkeys([first_id(7) + at for at in range(3000) if at not in bad], 1)
+    assert table.writes == 1
+
+
+def test_rows_that_the_store_refuses_without_a_name_are_found_by_halves() -> None:
+    ids = range(first_id(7), first_id(7) + 4096)
+    bad = [ids[0], ids[2000], ids[4095]]
+    table = Table(bad)
+    own = lines(ids)
+    refused = complete("store", [block(own[:1]), block(own[1:], 1)], table.ids, table.write)
+    assert [(each.block, each.row) for each in refused] == [(0, 0), (1, 1999), (1, 4094)]
+    assert table.rows == dict.fromkeys(set(ids) - set(bad), 1)
+    assert table.writes < 3 * 2 * 13
+
+
+def test_a_line_that_the_store_holds_though_it_is_no_row_is_not_refused() -> None:
+    """The store took the line in a first attempt, whose reply was lost."""
+    table = Table()
+    own = lines([IDS[0]])[0].replace(b'"host":""', b'"host":5')
+    table.rows[IDS[0]] = 1
+    assert complete("store", [block([own])], table.ids, table.write) == []
+    assert table.writes == 0
+
+
+def test_a_store_that_refuses_rows_without_end_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion, "MOST_REFUSED", 10)
+    ids = [first_id(7) + number for number in range(100)]
+    table = Table(ids[:11])
+    with pytest.raises(StoreDown, match="more than 10 rows refused: bad"):
+        complete("store", [block(lines(ids))], table.ids, table.write)
+    assert len(complete("store", [block(lines(ids[1:]))], table.ids, table.write)) == 10

@@ -1,5 +1,8 @@
+import pytest
+
 from services import datasets
-from services.core.envelope import MAX_VALUE_BYTES, batch_of_key, messages, partition_of
+from services.core.envelope import MAX_VALUE_BYTES, batch_of_key, is_newer, messages, partition_of
+from services.core.ids import MAX_BATCH
 from services.core.rows import Row, RowCodec, Rows
 
 dataset = datasets.find("logs")
@@ -22,6 +25,22 @@ def test_every_row_is_in_one_message_of_the_partition_of_its_key() -> None:
         found += decoded
     assert sorted(found) == own
     assert len({message.key for message in made}) == len(made)
+
+
+@pytest.mark.parametrize(
+    "key", [b"", b"5", b":", b"5:", b"-5:0", b" 5:0", b"1_0:0", b"5:x", b"9" * 40 + b":0", b"5:0:0"]
+)
+def test_a_foreign_key_names_no_batch(key: bytes) -> None:
+    with pytest.raises(ValueError, match="is not <batch>:<part>"):
+        batch_of_key(key)
+    with pytest.raises(ValueError, match="is not"):
+        batch_of_key(b"%d:0" % (MAX_BATCH + 1))
+    assert batch_of_key(b"%d:0" % MAX_BATCH) == MAX_BATCH
+
+
+@pytest.mark.parametrize(("header", "newer"), [(b"6", False), (b"7", True), (b"x", False), (b"9" * 5000, False)])
+def test_a_message_with_more_columns_is_newer(header: bytes, newer: bool) -> None:
+    assert is_newer({"columns": header}, dataset) is newer
 
 
 def test_no_value_is_larger_than_a_broker_takes() -> None:

@@ -140,10 +140,12 @@ def test_the_refused_row_is_named_with_its_block(writer: EmbeddedWriter, reader:
     good = RowCodec(DATASET).encode([log(2, number) for number in range(7)])
     lines = b"\n".join([*good[:5], b'{"id":5}', *good[5:]]) + b"\n"
     bad = Block(DATASET, "t", 1, 0, 9, CREATED // lake_tables.DAY, 8, lines)
-    with pytest.raises(RowRejected, match="is missing") as refused:
+    with pytest.raises(RowRejected, match="is missing"):
         writer.write([block(1, 0, 4), bad])
-    assert (refused.value.block, refused.value.row) == (1, 5)
     assert stored(reader) == []
+    (refused,) = writer.complete([block(1, 0, 4), bad])
+    assert (refused.block, refused.row) == (1, 5)
+    assert len(list(reader.rows(DATASET, 0, 9))) == 8
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NoReturn
 
+import msgspec
 import pytest
 
-from services.core.completion import row_ids
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator, RowRejected, StoreDown
 from services.core.ids import first_id
@@ -52,9 +52,9 @@ class Store(MemoryStore):
 
     def write(self, blocks: Sequence[Block]) -> None:
         self.given += blocks
-        for row, row_id in enumerate(row_ids(blocks[0])):
-            if row_id in self.refused:
-                raise RowRejected(row, self.refused[row_id])
+        for line in blocks[0].lines.splitlines():
+            if reason := self.refused.get(msgspec.json.decode(line)["id"]):
+                raise RowRejected(None, reason)
         if self.failures:
             raise self.failures.pop(0)
         super().write(blocks)

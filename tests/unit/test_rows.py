@@ -98,6 +98,33 @@ def test_a_bad_row_names_its_index_and_field(changes: dict[str, Any], field: str
     assert (refused.value.index, refused.value.field) == (1, field)
 
 
+@pytest.mark.parametrize("field", ["level", "service", "host"])
+def test_a_category_is_bounded(field: str) -> None:
+    assert codec.decode_array(log(**{field: "é" * 256})).count == 2
+    with pytest.raises(InvalidRow, match="has 257 characters; at most 256 are accepted") as refused:
+        codec.decode_array(log(**{field: "x" * 257}))
+    assert (refused.value.index, refused.value.field) == (1, field)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"eventType": "x" * 257}, "eventType"),
+        ({"userId": "x" * 257}, "userId"),
+        ({"device": {"type": "x" * 257}}, "device.type"),
+    ],
+)
+def test_keys_and_what_is_derived_are_bounded_too(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRow, match="at most 256") as refused:
+        events.decode_array(json.dumps([EVENT, {**EVENT, **changes}]).encode())
+    assert (refused.value.index, refused.value.field) == (1, field)
+
+
+def test_other_texts_are_bounded_by_their_row_alone() -> None:
+    assert codec.decode_array(log(message="x" * 10_000)).count == 2
+    assert events.decode_object(json.dumps({**EVENT, "sessionId": "x" * 10_000}).encode()).count == 1
+
+
 def test_a_missing_field_is_named() -> None:
     with pytest.raises(InvalidRow) as refused:
         codec.decode_array(json.dumps([LOG, {"timestamp": LOG["timestamp"], "level": "INFO"}]).encode())

@@ -460,7 +460,23 @@ def test_random_faults(world: World) -> None:
             ),
             "not a row of batch 99",
         ),
-        (poison(value=b'{"id":12976129,"created_at":5,"timestamp":"x","name":""}\n'), "Expected `int`"),
+        (
+            poison(
+                value=b'{"id":12976129,"created_at":5,"timestamp":"x","name":""}\n',
+                headers={"created_at": b"5", "rows": b"1"},
+            ),
+            "Expected `int`",
+        ),
+        (
+            poison(value=b'{"id":12976129,"created_at":5,"timestamp":"x","name":""}\n'),
+            f"its created_at is 5, and that of its message {NOON}",
+        ),
+        (poison(value=b'{"id":12976129,"x":' + b"[" * 5000 + b"]" * 5000 + b"}\n"), "recursion"),
+        (poison(key=b"9" * 30 + b":0"), "is not <batch>:<part>"),
+        (poison(key=b"-1:0"), "is not <batch>:<part>"),
+        (poison(key=b"no batch", headers={"columns": b"9999"}), "is not <batch>:<part>"),
+        (poison(headers={"created_at": b"5", "rows": b"7" * 5000}), "not a number"),
+        (poison(headers={"created_at": b"x" * 300_000, "rows": b"1"}), "not a number"),
     ],
 )
 def test_poison_goes_to_the_dead_letters_and_its_neighbours_land(world: World, message: Outgoing, reason: str) -> None:
@@ -483,6 +499,31 @@ def test_poison_goes_to_the_dead_letters_and_its_neighbours_land(world: World, m
     assert "".join(letter["value"] for letter in letters).replace("\n", "") == message.value.decode(
         errors="backslashreplace"
     ).replace("\n", "")
+
+
+def test_a_line_of_another_day_than_its_message_is_put_aside_when_a_write_is_completed(world: World) -> None:
+    """A completion looks for rows on the message's day: it would never find the row, and write it again and again."""
+    line = b'{"id":%d,"created_at":%d,"timestamp":1,"name":"n"}\n'
+    value = line % (first_id(99), NOON) + line % (first_id(99) + 1, NOON + DAY)
+    world.failpoint.plan["write"] = [StoreDown("memory", "away")]
+    world.publish([poison(value=value, headers={"created_at": b"%d" % NOON, "rows": b"2"})])
+    world.run(world.consumer())
+    assert [row[0] for row in world.stored()] == [first_id(99)]
+    (letter,) = world.dead_letters()
+    assert (letter["line"], letter["id"]) == (1, first_id(99) + 1)
+
+
+def test_a_foreign_key_of_any_size_gives_a_letter_that_can_be_sent(world: World) -> None:
+    """Escaped twice, the key would be larger than a message may be."""
+    world.publish([poison(key=b"\0" * 300_000), poison(1, value=b"\0" * 900_000 + b"\n", key=b"no batch")])
+    world.accept(60)
+    world.run(world.consumer())
+    world.check()
+    first, second = sorted(world.dead_letters(), key=lambda letter: letter["partition"])
+    assert len(first["reason"]) < 1000
+    assert first["value"] == "{}\n"
+    assert second["value_bytes"] == 900_001
+    assert 100_000 < len(second["value"]) < 900_000
 
 
 def test_bad_rows_leave_their_neighbours_of_the_same_message(world: World) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Sequence, Set
 import msgspec
 from clickhouse_connect.driver.client import Client
 
-from services.core.completion import row_ids
 from services.core.dataset import CREATED_AT, ID, Dataset
 from services.core.errors import StoreDown
-from services.core.ids import batch_of, end_id, first_id, spans
+from services.core.ids import end_id, first_id, spans
 from services.core.ports import Block, joint_range
 from services.stores.clickhouse.client import NAME, translated
 from services.stores.clickhouse.questions import select
@@ -36,9 +35,8 @@ def end_all(client: Client, dataset: Dataset) -> None:
     _kill(client, f"{_has_id(_prefix(dataset))} OR startsWith(query, '{insert_into(dataset)}')")
 
 
-def stored_ids(client: Client, blocks: Sequence[Block]) -> Set[int]:
-    """Return the ids in the table, of all batches that rows of `blocks` belong to. Raises StoreDown."""
-    batches = {batch_of(row_id) for block in blocks for row_id in row_ids(block) if row_id is not None}
+def stored_ids(client: Client, blocks: Sequence[Block], batches: Set[int]) -> Set[int]:
+    """Return the ids of these batches that are in the table, on the day of the blocks' rows. Raises StoreDown."""
     if not batches:
         return set()
     dataset = blocks[0].dataset

@@ -6,7 +6,7 @@ from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
-from services.core.dataset import CREATED_AT, ID, Column, Dataset
+from services.core.dataset import CREATED_AT, ID, MAX_CATEGORY_CHARACTERS, Column, Dataset
 from services.core.errors import NeedsOperator
 from services.core.ids import MAX_BATCH_ROWS
 from services.core.instants import DAY, to_datetime
@@ -71,6 +71,8 @@ def prepare(client: Client, dataset: Dataset) -> None:
                 raise NeedsOperator(
                     f"clickhouse: table {dataset.name}: column {column.name} is {actual}, its description says {wanted}"
                 )
+        for constraint in _length_checks(dataset):  # of releases since; rows of before are not checked
+            client.command(f"ALTER TABLE {quoted(dataset.name)} ADD CONSTRAINT IF NOT EXISTS {constraint}")
         if dataset.search:
             index = f"search {stored(dataset.by_name[dataset.search])} {_SEARCH_INDEX}"
             client.command(f"ALTER TABLE {quoted(dataset.name)} ADD INDEX IF NOT EXISTS {index}")
@@ -94,18 +96,26 @@ def create_table(dataset: Dataset) -> str:
     columns = [f"{quoted(ID.name)} Int64 CODEC(Delta, ZSTD(1))", *_definitions(CREATED_AT)]
     for column in dataset.columns:
         columns += _definitions(column)
+    constraints = [f"has_id CHECK id >= {MAX_BATCH_ROWS}", *_length_checks(dataset)]
     # Newest first is read off the end of the order; batches arrive about in the order of time, so ids prune too.
     return f"""
         CREATE TABLE IF NOT EXISTS {quoted(dataset.name)} (
             {", ".join(columns)},
             INDEX ids id TYPE minmax GRANULARITY {_INDEXED_GRANULES},
-            CONSTRAINT has_id CHECK id >= {MAX_BATCH_ROWS}
+            {", ".join(f"CONSTRAINT {constraint}" for constraint in constraints)}
         )
         ENGINE = MergeTree
         PARTITION BY toYYYYMMDD({stored(CREATED_AT)})
         ORDER BY ({stored(dataset.by_name[dataset.time])}, id)
         SETTINGS index_granularity = {_GRANULE_ROWS}, non_replicated_deduplication_window = {_REMEMBERED_BLOCKS},
                  {_DURABLE}"""
+
+
+def _length_checks(dataset: Dataset) -> list[str]:
+    return [
+        f"{quoted(f'{column.name}_length')} CHECK lengthUTF8({stored(column)}) <= {MAX_CATEGORY_CHARACTERS}"
+        for column in dataset.bounded
+    ]
 
 
 def _definitions(column: Column) -> list[str]:

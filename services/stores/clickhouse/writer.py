@@ -1,6 +1,5 @@
 """Writes blocks. The NDJSON of the blocks goes to the server unchanged; blocks that come together become one part."""
 
-import re
 from collections.abc import Sequence, Set
 from functools import cached_property
 
@@ -30,10 +29,9 @@ _INSERT_SETTINGS = {
     "input_format_json_read_objects_as_strings": 0,
 }
 
-_VIOLATED_CONSTRAINT = 469
-# The codes by which ClickHouse refuses the text of a row. Rows that raise others may be stored later.
-_BAD_ROW = {6, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 349, 376, 441, _VIOLATED_CONSTRAINT}
-_AT_ROW = re.compile(r"\bat row (\d+)\b")
+# The codes by which ClickHouse refuses a row: those of parsers, too deep a nesting (306), what a user's view throws
+# (throwIf: 395), a violated CHECK (469). Rows that raise others may be stored later.
+_BAD_ROW = {6, 25, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 306, 349, 376, 395, 441, 469}
 
 
 class ClickHouseWriter:
@@ -66,35 +64,17 @@ class ClickHouseWriter:
         except StoreDown as error:
             cause = error.__cause__
             if isinstance(cause, Error) and cause.code in _BAD_ROW:
-                raise _rejected(blocks, cause.code, str(cause)) from error
+                raise RowRejected(None, str(cause)[:500]) from error
             raise
         if reply and not isinstance(reply, QuerySummary):  # an error that follows the headers of a 200
             raise StoreDown(NAME, str(reply)[:500])
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
-        def stored_ids() -> Set[int]:
+        def stored_ids(batches: Set[int]) -> Set[int]:
             attempts.end(self._client, blocks)
-            return attempts.stored_ids(self._client, blocks)
+            return attempts.stored_ids(self._client, blocks, batches)
 
         return complete(NAME, blocks, stored_ids, self.write)
 
     def end_writes(self, dataset: Dataset) -> None:
         attempts.end_all(self._client, dataset)
-
-
-def _rejected(blocks: Sequence[Block], code: int, message: str) -> RowRejected:
-    """The text of a row may contain "at row", too: a parser puts its own words last, a constraint puts them first."""
-    rows = [int(row) - 1 for row in _AT_ROW.findall(message)]
-    place = _place(blocks, rows[0 if code == _VIOLATED_CONSTRAINT else -1]) if rows else None
-    if place is None:
-        return RowRejected(None, message[:500])
-    return RowRejected(place[1], message[:500], block=place[0])
-
-
-def _place(blocks: Sequence[Block], row: int) -> tuple[int, int] | None:
-    """Return the number of the block that holds row `row` of all blocks, and the row's number in the block."""
-    for number, block in enumerate(blocks):
-        if 0 <= row < block.rows:
-            return number, row
-        row -= block.rows
-    return None
