@@ -256,8 +256,13 @@ def test_ndjson_defaults_leave_the_other_bytes_alone() -> None:
         ("%Y-%m-%d-%H.%M.%S.%f", "2005-06-03-15.42.50.675872", "2005-06-03T15:42:50.675872Z"),
         ("%a %b %d %H:%M:%S.%f %Y", "Sun Dec 04 04:47:44 2005", "2005-12-04T04:47:44Z"),
         ("%s", "1077804742", "2004-02-26T14:12:22Z"),
-        ("%s.%f", "1077804742.25", "2004-02-26T14:12:22.25Z"),
+        ("%s.%f", "1077804742.25", "2004-02-26T14:12:22.250000Z"),
         ("%s", "1077804742123", "2004-02-26T14:12:22.123000Z"),
+        ("%s", "1077804742123456789", "2004-02-26T14:12:22.123456Z"),
+        ("%s.%f", "1077804742123.5", "2004-02-26T14:12:22.123500Z"),
+        (ISO, "2016-12-31 23:59:60,000", "2016-12-31T23:59:59.999999Z"),
+        ("%d/%b/%Y:%H:%M:%S %z", "31/Dec/2016:15:59:60 -0800", "2016-12-31T23:59:59.999999Z"),
+        ("%a %b %d %H:%M:%S.%f %Y", "Sat Dec 31 23:59:60.25 2016", "2016-12-31T23:59:59.999999Z"),
     ],
 )
 def test_times(time_format: str, text: str, expected: str) -> None:
@@ -269,6 +274,18 @@ def test_times(time_format: str, text: str, expected: str) -> None:
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a time"):
         TimeParser(ISO, UTC, Window()).wire(text)
+
+
+@pytest.mark.parametrize("text", ["2016-12-31 23:59:61", "2016-12-31 12:00:60", "2016-12-30 23:59:60"])
+@pytest.mark.parametrize("time_format", [ISO, "%Y-%m-%d %H:%M:%S"])
+def test_a_second_60_that_ends_no_month_is_refused(time_format: str, text: str) -> None:
+    with pytest.raises(ValueError, match="not a time"):
+        TimeParser(time_format, UTC, Window()).wire(text)
+
+
+def test_a_leap_second_of_a_time_without_a_year_ends_its_day() -> None:
+    times = TimeParser("%b %d %H:%M:%S", UTC, Window(until=datetime(2017, 1, 1, 12, tzinfo=UTC)))
+    assert times.wire("Dec 31 23:59:60") == "2016-12-31T23:59:59.999999Z"
 
 
 def test_a_zone_with_summer_time() -> None:
