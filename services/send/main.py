@@ -10,19 +10,19 @@ from rich.console import Console
 
 from services.core.errors import LogpipeError, OtherLedger
 from services.send.formats import FORMATS
-from services.send.parse import NDJSON
+from services.send.parse import JSON_FORMATS
 from services.send.plan import Given, Plan
 from services.send.report import RejectsFile, View, summary
 from services.send.settings import SendSettings
 from services.send.transfer import TIMEOUT, Ingest, Totals, Transfer
 
-_FORMATS = "\n".join(f"  {f.name:<13} {f.about}" for f in FORMATS.values())
+_ABOUT = JSON_FORMATS | {form.name: form.about for form in FORMATS.values()}
+_FORMATS = "\n".join(f"  {name:<13} {about}" for name, about in _ABOUT.items())
 
 _HELP = f"""Send a log file (plain, gzip or zstd), or standard input ('-'), into the ingest API.
 
 \b
 Formats (without --format: the one that most of the first 100 lines parse as):
-  {NDJSON:<13} rows as the ingest API takes them, one JSON object a line
 {_FORMATS}
 
 Levels become ERROR, WARN, INFO or DEBUG; one that was written otherwise stays in metadata.level. A stack trace, and in
@@ -44,7 +44,7 @@ LOGPIPE_SEND_PATIENCE.
 
 @click.command(help=_HELP)
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True))
-@click.option("--format", type=click.Choice([NDJSON, *FORMATS]), help="The file's format.")
+@click.option("--format", type=click.Choice(list(_ABOUT)), help="The file's format.")
 @click.option(
     "--pattern",
     metavar="REGEX",
@@ -100,6 +100,8 @@ def main(path: str, rejects: str | None, resume: bool, **given: str | int | None
     finally:
         rejects_file.close()
         plan.close()
+    if note := plan.source.note():
+        console.print(note)
     Console(highlight=False).print(summary(totals, view.seconds, rejects_file.path))
     sys.exit(code or (2 if totals.rejected else 0))
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
-from time import strptime
+from time import strftime, strptime
 
 from services.core.instants import of_row, to_datetime
 from services.send.formats import ISO
@@ -99,5 +99,5 @@ class TimeParser:
         parts = strptime(text, time_format)
         zone = self._zone if parts.tm_gmtoff is None else timezone(timedelta(seconds=parts.tm_gmtoff))
         if parts.tm_sec >= 60:
-            return to_datetime(of_row(f"{datetime(*parts[:5]).isoformat()[:-2]}{parts.tm_sec}", zone))
+            return to_datetime(of_row(strftime(f"%Y-%m-%dT%H:%M:{parts.tm_sec}", parts), zone))
         return datetime(*parts[:6], tzinfo=zone).astimezone(UTC)

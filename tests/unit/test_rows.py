@@ -149,7 +149,7 @@ def test_a_list_of_which_each_line_is_an_object_is_refused_by_the_name_of_its_ty
     line = json.dumps(LOG).encode()
     with pytest.raises(Malformed, match="application/x-ndjson"):
         codec.decode_array(line + b"\n" + line)
-    with pytest.raises(InvalidRow, match="expected `array`, got `object`; .*application/x-ndjson"):
+    with pytest.raises(InvalidRow, match=r"expected `array`, got `object`; .*application/x-ndjson"):
         codec.decode_array(line)
 
 

@@ -194,7 +194,7 @@ def test_odd_lines(ingest: Ingest) -> None:
         b"\r\n   \n"
         b"2024-01-01 00:00:00,000 INFO a.B: caf\xe9\n"
         b"2024-01-01 00:00:00,000 INFO a.B: nul \x00\n"
-        b"2024-01-01 no log line\ttab\n"
+        b"2024-01-01 00:00:00 no log line\ttab\n"
         b"1950-01-01 00:00:00,000 INFO a.B: too early\n"
         b"2024-02-31 00:00:00,000 INFO a.B: no such day\n"
         b"2024-01-01 00:00:00,000 INFO a.B: "
@@ -216,7 +216,7 @@ def test_odd_lines(ingest: Ingest) -> None:
     assert "not a time" in reasons[8]
     assert "1048576 bytes or more" in reasons[9]
     assert "the row takes" in reasons[10]
-    assert rejects[1][2] == b"2024-01-01 no log line\ttab"
+    assert rejects[1][2] == b"2024-01-01 00:00:00 no log line\ttab"
     assert (figure(result, "lines read"), figure(result, "rejected"), figure(result, "blank")) == (11, 6, 2)
     assert figure(result, "not UTF-8 (read as Latin-1)") == 1
 
@@ -734,7 +734,7 @@ def test_a_second_of_a_live_pipe_does_not_end_a_record() -> None:
     first, second, third = (line.encode() + b"\n" for line in lines(1, 3).splitlines())
 
     class Pipe:
-        count = 0
+        count = line_start = 0
 
         def lines(self, cuts: list[int]) -> Iterator[bytes | None]:
             for line in (first, second, None, b"\tat 1\n", None, b"\tat 2\n", None, None, third, None, None):
