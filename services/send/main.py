@@ -14,7 +14,7 @@ from services.send.parse import JSON_FORMATS
 from services.send.plan import Given, Plan
 from services.send.report import RejectsFile, View, summary
 from services.send.settings import SendSettings
-from services.send.transfer import TIMEOUT, Ingest, Totals, Transfer
+from services.send.transfer import TIMEOUT, Ingest, Totals, Transfer, connector
 
 _ABOUT = JSON_FORMATS | {form.name: form.about for form in FORMATS.values()}
 _FORMATS = "\n".join(f"  {name:<13} {about}" for name, about in _ABOUT.items())
@@ -108,7 +108,7 @@ def main(path: str, rejects: str | None, resume: bool, **given: str | int | None
 
 async def _transfer(settings: SendSettings, plan: Plan, rejects: RejectsFile, view: View, totals: Totals) -> None:
     headers = {"Authorization": f"Bearer {settings.token.get_secret_value()}"} if settings.token else {}
-    async with aiohttp.ClientSession(headers=headers, timeout=TIMEOUT) as session:
+    async with aiohttp.ClientSession(headers=headers, timeout=TIMEOUT, connector=connector()) as session:
         ingest = Ingest(session, settings.ingest_url, settings.send_patience, view.retrying)
         ledger = await ingest.ledger()
         if plan.journal:

@@ -56,7 +56,7 @@ class Plan:
             self.source = opened.enter_context(closing(Source(path)))
             self.journal = None if path == "-" else opened.enter_context(closing(Journal(folder, path)))
             if resume and self.journal:
-                recorded = self.journal.load()
+                recorded = self.journal.load(self.source.agreeing)
                 _refuse_changes(given, recorded.options)
                 self._go_on(recorded, say)
             else:
@@ -79,6 +79,8 @@ class Plan:
         self._chunker = self._make_chunker(recorded.options, self._parser_at(make, recorded.years))
         self.source.skip(recorded.done)
         said = f"resuming after line {recorded.done.lines}, format {recorded.options.format or 'of --pattern'}"
+        if self.journal and self.journal.former_path:
+            said += f"; the file was {self.journal.former_path} before"
         if not recorded.ledger:
             said += "; the record does not name its ledger and is bound to the one that ingest writes to now"
         if recorded.years and (since := recorded.years[-1].window.since):
@@ -117,6 +119,7 @@ class Plan:
             timezone,
             given.year,
             request_rows,
+            self._origin(),
         )
 
     def _detected(self, zone: tzinfo, defaults: Defaults, say: Callable[[str], None]) -> str:
@@ -141,7 +144,11 @@ class Plan:
             form = FORMATS[options.format]
         zone = _zone(options.timezone)
         defaults = Defaults(options.level, options.service, options.host)
-        return lambda window: parse.make(form, zone, window, defaults, self.source.name.partition(".")[0])
+        origin = options.origin or self._origin()
+        return lambda window: parse.make(form, zone, window, defaults, origin)
+
+    def _origin(self) -> str:
+        return self.source.name.partition(".")[0]
 
     def _years(self, make: MakeParser, options: Options) -> list[Stretch]:
         """None for a format whose times have a year, and for a pipe, unless the year is given."""

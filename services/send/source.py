@@ -10,7 +10,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -80,10 +80,24 @@ class Source:
                 self._torn = block[-1:] != b"\n"
         self._lines = mark.lines
         if self.mark() != mark:
-            raise NeedsOperator(
-                f"the first {mark.lines} lines were sent before, and have changed since: this is another file;"
-                " send it without --resume"
-            )
+            raise NeedsOperator(another_file(mark.lines))
+
+    def agreeing(self, marks: Sequence[Mark]) -> Mark | None:
+        """The last of the marks, in the order of their bytes, before which the file has the same text; read apart."""
+        found, size, hashed = None, 0, xxhash.xxh3_64()
+        with (
+            suppress(Malformed),
+            _translated(),
+            self._path.open("rb") as file,
+            _decompressed(file, _peek(file)) as stream,
+        ):
+            for mark in marks:
+                while block := stream.read(min(mark.bytes - size, _BUFFER)):
+                    hashed.update(block)
+                    size += len(block)
+                if (size, hashed.intdigest()) == (mark.bytes, mark.digest):
+                    found = mark
+        return found
 
     def lines(self, cuts: Sequence[int] = ()) -> Iterator[bytes | None]:
         """Each line with its newline, cut at MAX_LINE bytes; of a pipe, about every second None.
@@ -198,6 +212,14 @@ class _Gzip(gzip.GzipFile):
                 raise
             self.has_garbage = True
             return 0
+
+
+def another_file(lines: int) -> str:
+    return (
+        f"the first {lines} lines were sent before, and have changed since: this is another file; if the log was"
+        " rotated, go on with the rotated file first (logpipe send --resume ROTATED), then with this one; else send it"
+        " without --resume"
+    )
 
 
 def decode(line: bytes, *, keep_blanks: bool = False) -> tuple[str, bool]:

@@ -1,6 +1,7 @@
 """Chunks into the ingest API: a few requests in flight, each with its key, retried until acked or out of patience."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -32,6 +33,7 @@ STALLED_SECONDS = 120
 TIMEOUT = aiohttp.ClientTimeout(total=STALLED_SECONDS, sock_connect=5)
 _UPLOAD_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5)
 _SLICE = 16 << 10  # bytes of a body between two looks at its progress
+_SEND_BUFFER = 128 << 10  # bytes that the kernel takes before they are out: what lies there looks like progress
 _PAUSES = (0.1, 10.0)  # seconds: the first between two tries, doubled up to the last
 
 
@@ -131,6 +133,17 @@ class Ingest:
             raise StoreDown("ingest", str(error) or type(error).__name__) from error
         except (msgspec.DecodeError, AttributeError) as error:
             raise LogpipeError(f"{self._url} answers 200, but not as the ingest API does") from error
+
+
+def connector() -> aiohttp.TCPConnector:
+    return aiohttp.TCPConnector(socket_factory=_socket)
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    return made
 
 
 async def _slices(body: bytes, deadline: asyncio.Timeout) -> AsyncIterator[bytes]:
