@@ -26,12 +26,14 @@ Formats (without --format: the one that most of the first 100 lines parse as):
 {_FORMATS}
 
 Levels become ERROR, WARN, INFO or DEBUG; one that was written otherwise stays in metadata.level. A stack trace, and in
-log4j, openstack and klog every line without a time, is added to the message of the row before it, up to 64 KiB a row.
+log4j, openstack and klog every line without a time, is added to the message of the row before it, and the parts of a
+line that docker and cri split are put together again, up to 64 KiB a row.
 Other lines that do not parse, and rows that ingest refuses, go to the rejects file as line number, reason and line, and
 the exit code is 2.
 
 Each send is a new one: a file sent twice is stored twice. To go on after an interruption, or to send what a log file
-has grown by since, use --resume: it keeps the run's options, years and Idempotency-Keys, and stores nothing twice. A
+has grown by since, use --resume: it keeps the run's options, years and Idempotency-Keys, and stores nothing twice. Of a
+log that was rotated, resume the rotated file first, under its new name, and then the new file under the old name. A
 resume is refused when the record of the earlier send is lost or damaged, and when the rows went to a pipeline that was
 wiped since. Ingest remembers keys for 24 hours; resume an interrupted send within that time.
 

@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
         assert self.path == "/api/collect/logs"
         assert self.headers["Content-Type"] == "application/x-ndjson"
         self.server.tokens.add(self.headers.get("Authorization", ""))
-        body = b"".join(self.server.pieces(self.rfile, int(self.headers["Content-Length"])))
+        body = b"".join(self.server.pieces(cast(BinaryIO, self.rfile), int(self.headers["Content-Length"])))
         answer = self.server.answer(self.headers["Idempotency-Key"], body, self.headers.get(LEDGER_HEADER))
         if isinstance(answer, str):
             self.close_connection = True
