@@ -2,6 +2,7 @@
 
     LogpipeError                 500
     ├── Malformed                400  the body is not what its content type says
+    │   └── MalformedLine        400  … and this line is why
     ├── Unauthorized             401
     ├── NotFound                 404  what was asked for is not there
     ├── RequestTimeout           408  the body did not arrive in time
@@ -30,6 +31,14 @@ class LogpipeError(Exception):
 class Malformed(LogpipeError):
     status = 400
     title = "Malformed request"
+
+
+class MalformedLine(Malformed):
+    """Line `index` of a request (0-based, blank lines not counted) is not JSON."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f"row {index}: {reason}")
+        self.index = index
 
 
 class Unauthorized(LogpipeError):

@@ -8,7 +8,7 @@ compares.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, repeat, starmap
 from typing import Any
 from uuid import UUID
@@ -18,7 +18,7 @@ import xxhash
 
 from services.core import instants
 from services.core.dataset import MAX_CATEGORY_CHARACTERS, Column, Dataset
-from services.core.errors import InvalidRow, Malformed
+from services.core.errors import InvalidRow, LogpipeError, Malformed, MalformedLine
 from services.core.ids import first_id
 
 Row = tuple[Any, ...]
@@ -30,6 +30,8 @@ CHECKSUM_MASK = (1 << 63) - 1  # so that a checksum fits a signed 64-bit column
 _SUSPECT_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _AT = re.compile(r"^(?P<reason>.*?)(?: - at `\$(?:\[(?P<index>\d+)\])?(?:\.(?P<field>[^`]*))?`)?$", re.DOTALL)
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NOT_A_LIST = "one object a line is no JSON list: send such lines as application/x-ndjson"
 _NAMED = re.compile(r"(?:unknown|required) field `(?P<field>[^`]*)`")
 
 _WIRE_TYPES: dict[str, Any] = {
@@ -89,6 +91,7 @@ class RowCodec:
         wire = _wire_struct(dataset)
         self._one = msgspec.json.Decoder(wire)
         self._many = msgspec.json.Decoder(list[wire])  # type: ignore[valid-type]
+        self._any = msgspec.json.Decoder(msgspec.Raw)
         self._stored = _stored_struct(dataset)
         self._encode = msgspec.json.Encoder().encode
         # Within a value a quote is escaped, so nothing but the column itself looks like this.
@@ -104,15 +107,15 @@ class RowCodec:
 
     def decode_object(self, body: bytes) -> Rows:
         """One JSON object. Raises Malformed (not JSON) or InvalidRow."""
-        return self._columns(body, [self._decode(self._one.decode, body)])
+        return self._columns(body, [self._decode(self._one.decode, body, self._refused_body)])
 
     def decode_array(self, body: bytes) -> Rows:
         """A JSON list of objects. Raises Malformed or InvalidRow."""
-        return self._columns(body, self._decode(self._many.decode, body))
+        return self._columns(body, self._decode(self._many.decode, body, self._refused_list))
 
     def decode_lines(self, body: bytes) -> Rows:
-        """One JSON object a line (NDJSON), blank lines ignored. Raises Malformed or InvalidRow."""
-        return self._columns(body, self._decode(self._one.decode_lines, body))
+        """One JSON object a line (NDJSON), blank lines ignored. Raises MalformedLine or InvalidRow."""
+        return self._columns(body, self._decode(self._one.decode_lines, body, self._refused_lines))
 
     def encode(self, rows: Iterable[Row]) -> list[bytes]:
         """The line of each row, without newlines."""
@@ -128,20 +131,49 @@ class RowCodec:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Malformed(f"not a line of {self.dataset.name}: {error}") from error
 
-    def _decode(self, decode: Any, body: bytes) -> Any:
+    def _decode(self, decode: Any, body: bytes, refused: Callable[[bytes, str], LogpipeError]) -> Any:
+        """`refused` makes the error of a body that does not decode; it gets msgspec's own reason."""
+        body = body.removeprefix(_BYTE_ORDER_MARK)
         try:
             if not body.isascii():
                 body.decode()  # msgspec passes the bytes of json columns through unread
             return decode(body)
+        except (UnicodeDecodeError, RecursionError, msgspec.DecodeError) as error:
+            raise refused(body, str(error)) from error
+
+    def _refused_body(self, body: bytes, reason: str) -> LogpipeError:
+        # msgspec ends at the first value of a wrong type: what follows may be no JSON, which is another error.
+        if not_json := self._not_json(body):
+            return Malformed(f"the body is {not_json}")
+        return self._invalid_row(reason)
+
+    def _refused_list(self, body: bytes, reason: str) -> LogpipeError:
+        refused = self._refused_body(body, reason)
+        if not body.lstrip().startswith(b"{"):
+            return refused
+        if isinstance(refused, InvalidRow):
+            return InvalidRow(refused.index, refused.field, f"{refused.reason}; {_NOT_A_LIST}")
+        return Malformed(f"{refused}; {_NOT_A_LIST}")
+
+    def _refused_lines(self, body: bytes, reason: str) -> LogpipeError:
+        for index, line in enumerate(line for line in body.split(b"\n") if line.strip()):
+            if not_json := self._not_json(line):
+                return MalformedLine(index, f"the line is {not_json}")
+        return self._invalid_row(reason)
+
+    def _not_json(self, text: bytes) -> str | None:
+        """Why the text is no JSON value; None when it is one."""
+        try:
+            decoded = text.decode()
+            self._any.decode(text)
         except UnicodeDecodeError as error:
-            raise Malformed(f"the body is not valid UTF-8: byte {error.start}: {error.reason}") from error
-        except RecursionError as error:
-            raise Malformed("the body is nested too deeply") from error
-        except msgspec.ValidationError as error:
-            raise self._invalid_row(str(error)) from error
+            return f"not valid UTF-8: byte {error.start}: {error.reason}"
+        except RecursionError:
+            return "nested too deeply"
         except msgspec.DecodeError as error:
-            reason = _refused_escape(body.decode()) or str(error)  # msgspec calls a lone surrogate "truncated"
-            raise Malformed(f"the body is not valid JSON: {reason}") from error
+            # msgspec calls a lone surrogate "truncated".
+            return f"not valid JSON: {_refused_escape(decoded) or error}"
+        return None
 
     def _invalid_row(self, message: str) -> InvalidRow:
         found = _AT.match(message)

@@ -1,4 +1,7 @@
-"""Reading a request body: bounded in size, in time, in all bytes in flight, and after decompression."""
+"""Reading a request body: bounded in size, in time, in all bytes in flight, and after decompression.
+
+A body may take as long as it needs on a slow link, if it keeps coming: the time that it has grows with each byte.
+"""
 
 import asyncio
 import zlib
@@ -13,7 +16,9 @@ from services.core import metric_names
 from services.core.errors import Backpressure, Malformed, RequestTimeout, TooLarge, UnsupportedMedia
 from services.runtime import metrics
 
-_BODY_SECONDS = 30  # for the whole body to arrive
+BODY_SECONDS = 30
+"""A body may take this long, and a second more for each BODY_BYTES_PER_SECOND that have arrived."""
+BODY_BYTES_PER_SECOND = 1024
 _MEMBERS = 1000  # of a compressed body: each is found by copying all that follows
 _ASIDE_BYTES = 1 << 20  # larger bodies are decompressed in a thread, so that other requests go on
 
@@ -60,15 +65,20 @@ async def read(request: Request, take: Take, limit: int) -> bytes:
         raise UnsupportedMedia(f"Content-Encoding {encoding!r} is not known; send identity, gzip or zstd")
     chunks, size = [], 0
     try:
-        async with asyncio.timeout(_BODY_SECONDS):
+        started = asyncio.get_running_loop().time()
+        async with asyncio.timeout(BODY_SECONDS) as deadline:
             async for chunk in request.stream():
                 size += len(chunk)
+                deadline.reschedule(started + BODY_SECONDS + size / BODY_BYTES_PER_SECOND)
                 if size > limit:
                     raise TooLarge(f"the body has more than {limit} bytes: send several requests")
                 take(len(chunk))
                 chunks.append(chunk)
     except TimeoutError as error:
-        raise RequestTimeout(f"the body did not arrive within {_BODY_SECONDS} s") from error
+        raise RequestTimeout(
+            f"{size} bytes of the body arrived in time; at least {BODY_BYTES_PER_SECOND} a second are expected after"
+            f" the first {BODY_SECONDS} s"
+        ) from error
     body = b"".join(chunks)
     if encoding == "identity":
         return body

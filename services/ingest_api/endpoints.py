@@ -25,6 +25,9 @@ from services.runtime.http import needs
 MAX_KEY_LENGTH = 255
 _DECODE_ASIDE_BYTES = 1 << 20  # larger bodies are decoded in a thread, so that other requests go on
 
+_NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
+"""No type is registered for one object a line: each of these is what some tool sends."""
+
 _EXAMPLES: dict[str, Any] = {
     "timestamp": "2026-01-31T12:00:00.123456Z",
     "uuid": "0b8f8f0e-5f0a-4e9e-9d0b-3f6f3a1f6c11",
@@ -69,7 +72,7 @@ def collect_router(datasets: tuple[Dataset, ...]) -> APIRouter:
                 dataset,
                 dataset.plural,
                 codec,
-                {"application/json": codec.decode_array, "application/x-ndjson": codec.decode_lines},
+                {"application/json": codec.decode_array, **dict.fromkeys(_NDJSON, codec.decode_lines)},
             ),
             methods=["POST"],
             summary=f"Accept many {dataset.plural}: a JSON list, or one object a line",

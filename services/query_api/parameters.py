@@ -1,10 +1,8 @@
 """Query parameters of one dataset, made from its description, and the questions they ask."""
 
+import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
@@ -22,7 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from services.core.dataset import Column, Dataset
 from services.core.errors import Invalid
-from services.core.instants import LAST_INSTANT, from_datetime
+from services.core.instants import LAST_INSTANT, of_bound
 from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
 from services.query_api.cursor import Cursor
 
@@ -37,28 +35,16 @@ Point = int | None
 """A batch that the client wants to be answered at, None for the latest."""
 
 
+_LOST_PLUS = re.compile(r"(\S+[Tt ]\S+) (\d\d(?::?\d\d)?)")
+
+
 def _microseconds(value: str) -> int:
-    """Epoch seconds or ISO 8601; without an offset it is UTC."""
-    with suppress(InvalidOperation):
-        seconds = Decimal(value)
-        if not seconds.is_finite() or seconds.adjusted() > _MOST_DIGITS:
-            raise ValueError("not a number of seconds, or too many of them")
-        return int(seconds * 1_000_000)
-    try:
-        instant = datetime.fromisoformat(_with_plus(value))
-    except ValueError:
-        raise ValueError("neither epoch seconds nor ISO 8601") from None
-    if instant.tzinfo is None:
-        instant = instant.replace(tzinfo=UTC)
-    return from_datetime(instant)
-
-
-_MOST_DIGITS = 100  # a number with a million of them would take its time
+    return of_bound(_with_plus(value))
 
 
 def _with_plus(value: str) -> str:
     """`...T10:00:00 02:00`: in a query string an offset's plus sign reads as a space unless it was escaped."""
-    return "+".join(value.rsplit(" ", 1)) if "T" in value else value
+    return _LOST_PLUS.sub(r"\1+\2", value) if _LOST_PLUS.fullmatch(value) else value
 
 
 def _without_nul(value: str) -> str:
@@ -101,8 +87,8 @@ class Parameters(BaseModel):
 
 
 class _Filtered(Parameters):
-    start_time: _Instant | None = Field(None, description="rows at or after: epoch seconds or ISO 8601")
-    end_time: _Instant | None = Field(None, description="rows before: epoch seconds or ISO 8601")
+    start_time: _Instant | None = Field(None, description="rows at or after: ISO 8601, or a number since 1970")
+    end_time: _Instant | None = Field(None, description="rows before: ISO 8601, or a number since 1970")
 
     def filters(self, dataset: Dataset) -> Filters:
         start, end = self.start_time, self.end_time
@@ -245,7 +231,10 @@ def _filter_fields(dataset: Dataset) -> dict[str, Any]:
 
 def _filter_field(column: Column) -> Any:
     kind: Any = _Uuid if column.kind == "uuid" else _Text
-    return (kind | None, Field(None, alias=column.wire, description=f"only rows with this {column.wire}"))
+    return (
+        kind | None,
+        Field(None, alias=column.wire, description=f"only rows with this {column.wire}, as it was sent"),
+    )
 
 
 def _one_of(dataset: Dataset, names: tuple[str, ...]) -> Any:

@@ -6,6 +6,7 @@ A room adds its routes to an APIRouter and says by `access` who may call them.
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
@@ -23,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
 from services.core import metric_names
-from services.core.errors import Backpressure, LogpipeError
+from services.core.errors import Backpressure, Invalid, LogpipeError
 from services.runtime import logs, metrics
 from services.runtime.auth import Access, Guard
 from services.runtime.health import Readiness
@@ -53,6 +54,13 @@ def needs(access: Access) -> Any:
     return Depends(check)
 
 
+async def _refuse_repeated_parameters(request: Request) -> None:
+    """FastAPI would take one of the values, and the client would not learn which."""
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise Invalid(f"{', '.join(repeated)}: given more than once")
+
+
 def make_app(
     title: str, settings: ListenSettings, routers: list[APIRouter], lifespan: Lifespan, readiness: Readiness
 ) -> FastAPI:
@@ -60,7 +68,7 @@ def make_app(
     app.state.guard = Guard(settings)
     app.include_router(_operations(readiness))
     for router in routers:
-        app.include_router(router)
+        app.include_router(router, dependencies=[Depends(_refuse_repeated_parameters)])
     app.add_exception_handler(LogpipeError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_parameters)

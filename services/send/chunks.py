@@ -1,7 +1,8 @@
 """Lines -> chunks: the rows of one request, what was rejected among its lines, and the mark where it ends.
 
-A line that is more of the one before it (a stack trace) is joined to its row, and a chunk does not end between the two,
-unless the file or an earlier run did, a pipe falls silent, or the record is beyond all bounds.
+A line that is more of the one before it (a stack trace) is joined to its row, and so are the parts of a record that its
+writer split, though lines of another stream lie between them. A chunk does not end within such a record, unless the
+file or an earlier run did, a pipe falls silent, or the record is beyond all bounds.
 
 The same file from the same mark gives the same chunks again, if the options are the same: an Idempotency-Key that names
 a chunk then stands for the same body.
@@ -12,14 +13,13 @@ from dataclasses import dataclass, field
 
 from services.core.errors import InvalidRow, Malformed
 from services.core.rows import RowCodec
-from services.send.parse import Parser, Unparsed
+from services.send.parse import Parser, Part, Unparsed
 from services.send.source import MAX_LINE, Mark, Source, decode
 from services.send.years import ParserAt
 
 CHUNK_BYTES = 1 << 20  # of the file; as rows they are a few times that
 RECORD_BYTES = 64 << 10  # of a line and those joined to it
 _CUT = f"\n[cut at {RECORD_BYTES >> 10} KiB]"
-_BOM = b"\xef\xbb\xbf"
 
 Line = tuple[int, bytes]
 """Its number in the file, and the line as it stood there."""
@@ -63,19 +63,25 @@ class Chunk:
 class _Piece:
     """The lines of a chunk to be, up to `end`. `full`: its size when it was large enough; it then ends with its record.
 
+    `starts`: where each line begins, in bytes of the file. `split`: streams whose last line does not end its record.
     `closed`: it ends here, whatever comes.
     """
 
     start: Mark
     end: Mark
     lines: list[bytes] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    split: set[str] = field(default_factory=set)
     size: int = 0
     full: int = 0
     closed: bool = False
 
-    def add(self, line: bytes) -> None:
+    def add(self, line: bytes, start: int, part: Part | None) -> None:
         self.lines.append(line)
+        self.starts.append(start)
         self.size += len(line)
+        if part:
+            (self.split.discard if part.is_last else self.split.add)(part.stream)
 
     def may_end(self, end: Mark) -> None:
         self.end = end
@@ -84,7 +90,7 @@ class _Piece:
 
 @dataclass(slots=True)
 class _Tail:
-    """Lines joined to row `index`, whose own line is `head`, of `parser`. `size`: bytes of them all."""
+    """What is joined to row `index`, whose own line is `head`, of `parser`. `size`: bytes of all its lines."""
 
     index: int
     parser: Parser
@@ -93,15 +99,60 @@ class _Tail:
     lines: list[Line] = field(default_factory=list)
     message: str = ""
 
-    def add(self, number: int, raw: bytes, text: str) -> bool:
+    def add(self, number: int, raw: bytes, more: str) -> bool:
         """False when the record is long enough."""
         self.size += len(raw)
         if self.size > RECORD_BYTES:
             self.message += "" if self.message.endswith(_CUT) else _CUT
             return False
         self.lines.append((number, raw))
-        self.message += f"\n{text}"
+        self.message += more
         return True
+
+
+class _Records:
+    """Makes the rows and the rejects of a chunk from its lines, in their order."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        self._chunk = chunk
+        self._tails: list[_Tail] = []  # of each row
+        self._last: _Tail | None = None  # of the last row; None when what was rejected came after it
+        self._split: dict[str, _Tail] = {}  # stream -> of the row whose next part is still to come
+
+    def add(self, number: int, raw: bytes, text: str, parser: Parser) -> None:
+        part = parser.part(text)
+        joined = self._split.pop(part.stream, None) if part else None
+        if joined is None:
+            try:
+                self._begin(number, raw, text, parser)
+            except Unparsed as error:
+                if self._last is None or len(raw) >= MAX_LINE or not parser.continues(text):
+                    self._last = None
+                    self._chunk.rejects.append(Reject(number, str(error), raw))
+                    return
+                joined = self._last
+        if part and not part.is_last:
+            self._split[part.stream] = joined or self._tails[-1]
+        if joined and not joined.add(number, raw, part.message if part else f"\n{text}"):
+            reason = f"the row it belongs to has {RECORD_BYTES} bytes already"
+            self._chunk.rejects.append(Reject(number, reason, raw))
+
+    def join(self) -> None:
+        """Make the rows of several lines, now that all of these are known."""
+        for tail in self._tails:
+            if tail.message or tail.lines:
+                self._chunk.rows[tail.index] = tail.parser.row(tail.head, tail.message)
+                self._chunk.more[self._chunk.numbers[tail.index]] = tail.lines
+
+    def _begin(self, number: int, raw: bytes, text: str, parser: Parser) -> None:
+        if len(raw) >= MAX_LINE:
+            raise Unparsed(f"the line has {MAX_LINE} bytes or more")
+        row = parser.row(text)
+        self._last = _Tail(len(self._chunk.rows), parser, text, len(raw))
+        self._tails.append(self._last)
+        self._chunk.numbers.append(number)
+        self._chunk.raw.append(raw)
+        self._chunk.rows.append(row)
 
 
 class Chunker:
@@ -129,7 +180,7 @@ class Chunker:
                     piece = _Piece(piece.end, piece.end)
                 silent = line is None  # a pipe: the rest of a record may be on its way, but not for long
                 if line is not None:
-                    piece.add(line)
+                    piece.add(line, self._source.line_start, self._part(piece, line))
                 piece.closed = piece.start.lines + len(piece.lines) in ends
                 if piece.lines and (silent or piece.closed or self._enough(piece)):
                     piece.may_end(self._source.mark())
@@ -148,47 +199,27 @@ class Chunker:
         """Whether the line belongs to what lies in a full piece, as far as a record may reach."""
         if piece.closed or piece.size - piece.full >= RECORD_BYTES:
             return False
+        if piece.split:
+            return True
         text, _ = decode(line)
         return not text or self._parser_at(piece.start.bytes).continues(text)
 
+    def _part(self, piece: _Piece, line: bytes) -> Part | None:
+        parser = self._parser_at(piece.start.bytes)
+        return parser.part(decode(line, keep_blanks=True)[0]) if parser.splits else None
+
     def _chunk(self, piece: _Piece) -> Chunk:
         chunk = Chunk(piece.start.lines + 1, piece.end, self._source.offset())
-        offset = piece.start.bytes
-        head, tail = "", None  # the line of the last row, '' when what was rejected came after it
-        row_parser = self._parser_at(offset)
-        tails: list[_Tail] = []
-        for number, raw in enumerate(piece.lines, chunk.first):
-            parser = self._parser_at(offset)
-            offset += len(raw)
-            text, is_utf8 = decode(raw.removeprefix(_BOM) if number == 1 else raw)
+        records = _Records(chunk)
+        for number, (raw, start) in enumerate(zip(piece.lines, piece.starts, strict=True), chunk.first):
+            parser = self._parser_at(start)
+            text, is_utf8 = decode(raw, keep_blanks=parser.splits)
             chunk.not_utf8 += not is_utf8
-            if not text:
+            if text:
+                records.add(number, raw, text, parser)
+            else:
                 chunk.blank += 1
-                continue
-            try:
-                if len(raw) >= MAX_LINE:
-                    raise Unparsed(f"the line has {MAX_LINE} bytes or more")
-                row = parser.row(text)
-            except Unparsed as error:
-                reason = str(error)
-                if head and len(raw) < MAX_LINE and parser.continues(text):
-                    if tail is None:
-                        tail = _Tail(len(chunk.rows) - 1, row_parser, head, len(chunk.raw[-1]))
-                        tails.append(tail)
-                    if tail.add(number, raw, text):
-                        continue
-                    reason = f"the row it belongs to has {RECORD_BYTES} bytes already"
-                else:
-                    head = ""
-                chunk.rejects.append(Reject(number, reason, raw))
-                continue
-            head, row_parser, tail = text, parser, None
-            chunk.numbers.append(number)
-            chunk.raw.append(raw)
-            chunk.rows.append(row)
-        for tail in tails:
-            chunk.rows[tail.index] = tail.parser.row(tail.head, tail.message)
-            chunk.more[chunk.numbers[tail.index]] = tail.lines
+        records.join()
         self._reject_invalid(chunk)
         return chunk
 

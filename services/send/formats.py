@@ -2,14 +2,16 @@
 
 A layout is a time format and a regular expression that must match the whole line (without trailing blanks). Its
 groups `timestamp`, `level`, `service`, `host` and `message` fill the columns of that name; every other group
-becomes a field of `metadata` under its own name ('-' and '' count as absent). Layouts are tried in order.
+becomes a field of `metadata` under its own name ('-' and '' count as absent). Layouts are tried in order. Before a
+line is matched, it loses its colours (ANSI escape codes), a byte order mark, and NUL characters in front.
 
 A line that is no record of its own may belong to the one before it: a stack trace, a message of several lines. Where
-`head` is given, every line without it does; elsewhere only what looks like part of a TRACE.
+`head` is given, every line without it does; elsewhere only what looks like part of a TRACE. Container runtimes split
+long lines; where `part` is given, the parts of a record are put together again.
 
-A time format is one of strptime's, or ISO ("iso": any ISO 8601 time, with a comma or a dot before the fraction),
-or "%s" (seconds since 1970; 13 digits are milliseconds, 16 microseconds). Its "%f" may be absent from a line and
-takes up to nine digits. Without a year in it, the year is inferred; without a zone, --timezone says which.
+A time format is one of strptime's, or ISO ("iso") or "%s": both are every time that `core.instants` reads. Its "%f" may
+be absent from a line and takes up to nine digits. Without a year in it, the year is inferred; without a zone,
+--timezone says which.
 """
 
 from collections.abc import Callable
@@ -31,8 +33,11 @@ ISO = "iso"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
+    """`vague`: lines of many other formats look like it; see `Format.proof`."""
+
     time: str
     pattern: str
+    vague: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,10 @@ class Format:
     """`samples`: lines that must parse. `service`: for lines that name none ('' = the file's name).
 
     `head`: what every record begins with, where a line without it is surely none.
+    `part`: a record, or a part of one. Its groups: `stream`, `message`, and `more` where the record goes on in the next
+    line of that stream.
+    `proof`: groups of which a line has one when it surely has this format. Detection takes half of a file's lines
+    without them only if they name a service and share their host with another line.
     `level_from`: a group, and the function that makes a level of it where the line itself has none.
     """
 
@@ -49,13 +58,22 @@ class Format:
     samples: tuple[str, ...] = ()
     service: str = ""
     head: str = ""
+    part: str = ""
+    proof: tuple[str, ...] = ()
     level_from: tuple[str, Callable[[str], str]] | None = None
 
 
-_ISO = r"(?P<timestamp>\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?)"
+_ISO = r"(?P<timestamp>\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:[Zz]| ?[+-]\d\d:?\d\d|[+-]\d\d)?)"
+_DATE_CLOCK = r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:"
 _QUOTED = r'(?:[^"\\]++|\\.)*+'
+_UNESCAPED = rf'{_QUOTED}(?:"{_QUOTED}){{0,8}}?'  # a few quotes that should have been escaped, as few as will do
 _LEVEL = (
     r"(?P<level>TRACE|DEBUG|INFO|NOTICE|WARN(?:ING)?|ERROR|FATAL|CRITICAL|SEVERE|AUDIT|CONFIG|FINE(?:R|ST)?|VERBOSE)"
+)
+_ANY_CASE = (  # "[info]:", "[error]", "warn:", and in capitals with neither
+    r"(?=\[|[A-Z]+\b|\w+:)\[?(?P<level>(?i:SILLY|HTTP|ERR|CRIT|ALERT|EMERG|PANIC|INFORMATION|"
+    + _LEVEL.removeprefix("(?P<level>").removesuffix(")")
+    + r"))\]?:? +"
 )
 _THREAD = r"\[(?P<thread>(?:[^\[\]]++|\[[^\[\]]*+\])*+)\]"  # one level of brackets within: [QuorumPeer[myid=1]/2181]
 _LOGGER = (
@@ -63,16 +81,26 @@ _LOGGER = (
 )
 _MESSAGE = r"(?P<message>.*)"
 
+_CLIENT = (  # with a port or not: "a.example:51", "::1:53512" (no group of an address has five digits), "2001:db8::17"
+    r"[^\s\[\]:]+|(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}(?=:\d+\])|[0-9a-fA-F:.]+?(?=:\d{5}\]|\])|[^\s\[\]]+?"
+)
+_IP = r"\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*"
+_VHOST = rf"(?P<vhost>[\w.-]+(?::\d{{1,5}}(?= \S*[.:])|(?= (?:{_IP}) ))) "
 _ACCESS = (
     r"(?P<host>\S+) (?P<ident>\S+) (?P<user>.+?) \[(?P<timestamp>[^\[\]]+)\] "
-    rf'"(?P<message>{_QUOTED})" (?P<status>\d{{3}}) (?P<bytes>\d+|-)'
+    rf'"(?P<message>{_UNESCAPED})" (?P<status>\d{{3}}) (?P<bytes>\d+|-)'
 )
+_AGENT = rf'{_ACCESS} "(?P<referer>{_UNESCAPED})" "(?P<agent>{_UNESCAPED})"'
+_EXTRA = rf'(?: (?P<extra>(?:"{_QUOTED}"|[^\s"]++)(?: (?:"{_QUOTED}"|[^\s"]++))*+))?'
 _ACCESS_TIME = "%d/%b/%Y:%H:%M:%S %z"
 
 _TAG = (  # "sshd[42]: ", "su(pam_unix): ", "launchd[1] (com.apple.x): ", "Microsoft Word[7]: "; or none at all
     r"(?:(?P<service>[^\s:\[\]]+(?: [^\s:\[\]]+){0,2})(?:\[(?P<pid>[^\s\]]*)\])?(?: \((?P<unit>[^()]*)\))?:(?: |$))?"
 )
-_PRI = r"(?:<(?P<pri>\d{1,3})>)?"
+_COUNT = r"(?:\d{1,6} (?=<))?"  # the length of the message in front of it, by RFC 6587
+_PRI = rf"(?:{_COUNT}<(?P<pri>\d{{1,3}})>)?"
+_HOST = r"(?P<host>(?!\[\w+\]:?(?: |$))\S*[^\s:])"  # neither "[info]" nor "kernel:"
+_OWN_TAG = r"(?P<service>[^\s:\[\]]++)(?:\[(?P<pid>[^\s\]]*)\])?:(?: (?!%)|$)"  # right after the time; "%": Cisco's host
 _MONTH_DAY = r"[A-Z][a-z]{2} +\d{1,2}"
 _CLOCK = r"\d\d:\d\d:\d\d(?:\.\d{1,9})?"
 
@@ -82,8 +110,13 @@ FORMATS = {
         Format(
             "combined",
             "Apache and nginx access logs with referer and agent",
-            (Layout(_ACCESS_TIME, rf'{_ACCESS} "(?P<referer>{_QUOTED})" "(?P<agent>{_QUOTED})"(?: (?P<extra>.+))?'),),
             (
+                Layout(_ACCESS_TIME, rf"{_VHOST}{_AGENT}{_EXTRA}"),
+                Layout(_ACCESS_TIME, rf"{_AGENT}{_EXTRA}"),
+                Layout(_ACCESS_TIME, rf"{_AGENT}(?: (?P<extra>.+))?"),
+            ),
+            (
+                'a.example:443 10.1.1.1 - - [10/Oct/2000:13:55:36 +0000] "GET / HTTP/1.1" 200 5 "-" "my " agent" 7 "b"',
                 '127.0.0.1 - frank [10/Oct/2000:13:55:36 -0700] "GET /a.gif HTTP/1.0" 200 26 "http://a.b/" "Mozilla"',
                 '::1 - - [10/Oct/2000:13:55:36 +0000] "POST /\\"x\\"" 503 - "-" "curl \\"8\\"" 0.002 "10.0.0.9"',
             ),
@@ -93,8 +126,11 @@ FORMATS = {
         Format(
             "common",
             "Apache access logs, Common Log Format",
-            (Layout(_ACCESS_TIME, _ACCESS),),
-            ('10.0.0.1 - - [10/Oct/2000:13:55:36 -0700] "GET /missing HTTP/1.0" 404 12',),
+            (Layout(_ACCESS_TIME, rf"{_VHOST}{_ACCESS}"), Layout(_ACCESS_TIME, _ACCESS)),
+            (
+                '10.0.0.1 - - [10/Oct/2000:13:55:36 -0700] "GET /missing HTTP/1.0" 404 12',
+                'a.example 2001:db8::17 - - [10/Oct/2000:13:55:36 +0000] "GET / HTTP/1.1" 200 5',
+            ),
             service="http",
             level_from=("status", status_level),
         ),
@@ -106,7 +142,7 @@ FORMATS = {
                     "%a %b %d %H:%M:%S.%f %Y",
                     r"\[(?P<timestamp>[^\]]+)\] \[(?:(?P<module>[^\]:]*):)?(?P<level>[^\]:]+)\]"
                     r" \[pid (?P<pid>\d+)(?::tid (?P<tid>\d+))?\] "
-                    rf"(?=(?:.*?\[client (?P<host>[^\s\[\]]+?)(?::(?P<port>\d+))?\])?){_MESSAGE}",
+                    rf"(?=(?:.*?\[client (?P<host>{_CLIENT})(?::(?P<port>\d+))?\])?){_MESSAGE}",
                 ),
                 Layout(
                     "%a %b %d %H:%M:%S.%f %Y",
@@ -149,7 +185,7 @@ FORMATS = {
                 "2017-05-16 00:00:01.551 2931 WARNING nova.compute.manager [-] [instance: 7] VM Stopped",
                 "2017-05-16 00:00:01.551 2931 ERROR nova.compute.manager no context",
             ),
-            head=r"(?:\S+ )?\d{4}-\d\d-\d\d ",
+            head=rf"(?:\S+ )?{_DATE_CLOCK}",
         ),
         Format(
             "log4j",
@@ -179,7 +215,7 @@ FORMATS = {
                     rf"{_LEVEL} +{_THREAD} +(?P<service>\S+) {_MESSAGE}",
                 ),
                 Layout(ISO, rf"{_LEVEL} +{_THREAD} +{_ISO} (?P<service>\S+?):(?P<line>\d+) - {_MESSAGE}"),  # Cassandra
-                Layout(ISO, rf"\[?{_ISO}\]?[ ,]+\[?{_LEVEL}\]?:? +{_MESSAGE}"),
+                Layout(ISO, rf"\[?{_ISO}\]?[ ,]+{_ANY_CASE}{_MESSAGE}"),
             ),
             (
                 "2015-10-18 18:01:47,978 INFO [main] org.apache.hadoop.v2.app.MRAppMaster: Created MRAppMaster",
@@ -194,10 +230,11 @@ FORMATS = {
                 "18-Oct-2015 18:01:47.978 SEVERE [main] org.apache.catalina.core.StandardService.start Starting",
                 "INFO  [main] 2015-10-18 18:01:47,978 CassandraDaemon.java:454 - Hostname: a",
                 "2015-10-18 18:01:47,978 [WARN] no logger named",
+                "2015-10-18T18:01:47.978Z [info]: winston",
             ),
-            head=(
-                r"\[?\d{4}-\d\d-\d\d[ T]|\d\d/\d\d/\d\d |\d{6} \d{6} |\d\d-[A-Z][a-z]{2}-\d{4} |"
-                rf"{_LEVEL} +\["
+            head=(  # a date alone may stand in a message
+                rf"\[?{_DATE_CLOCK}|\d\d/\d\d/\d\d \d\d:\d\d:|\d{{6}} \d{{6}} |\d\d-[A-Z][a-z]{{2}}-\d{{4}} \d\d:\d\d:|"
+                rf"{_LEVEL} +\[.*\] +{_DATE_CLOCK}"
             ),
         ),
         Format(
@@ -205,18 +242,20 @@ FORMATS = {
             "RFC 5424, and RFC 3164 with or without <PRI>, with classic or ISO times",
             (
                 Layout(
-                    ISO,  # RFC 5424
-                    r"<(?P<pri>\d{1,3})>\d{1,2} (?P<timestamp>\S+) (?P<host>\S+) (?P<service>\S+) (?P<pid>\S+)"
-                    r' (?P<message_id>\S+) (?P<structured_data>-|(?:\[(?:[^\]"\\]++|\\.|"(?:[^"\\]++|\\.)*+")*+\])+)'
+                    ISO,  # RFC 5424; some writers leave the structured data out
+                    rf"{_COUNT}<(?P<pri>\d{{1,3}})>\d{{1,2}} (?P<timestamp>\S+) (?P<host>\S+) (?P<service>\S+)"
+                    r" (?P<pid>\S+) (?P<message_id>\S+)"
+                    r'(?: (?P<structured_data>-|(?:\[(?:[^\]"\\]++|\\.|"(?:[^"\\]++|\\.)*+")*+\])+)(?= |$))?'
                     rf"(?: \ufeff?{_MESSAGE})?",
                 ),
-                Layout(
-                    "%b %d %H:%M:%S.%f", rf"{_PRI}(?P<timestamp>{_MONTH_DAY} {_CLOCK}) (?P<host>\S+) +{_TAG}{_MESSAGE}"
+                Layout("%b %d %H:%M:%S.%f", rf"{_PRI}(?P<timestamp>{_MONTH_DAY} {_CLOCK}) {_HOST} +{_TAG}{_MESSAGE}"),
+                Layout(  # as programs write it to /dev/log, without a host
+                    "%b %d %H:%M:%S.%f", rf"{_PRI}(?P<timestamp>{_MONTH_DAY} {_CLOCK}) {_OWN_TAG}{_MESSAGE}"
                 ),
-                Layout(ISO, rf"{_PRI}{_ISO.replace('[ T]', 'T')} (?P<host>\S+) +{_TAG}{_MESSAGE}"),
+                Layout(ISO, rf"{_PRI}{_ISO.replace('[ T]', 'T')} {_HOST} +{_TAG}{_MESSAGE}", vague=True),
                 Layout(
                     "%b %d %Y %H:%M:%S.%f",
-                    rf"{_PRI}(?P<timestamp>{_MONTH_DAY} \d{{4}} {_CLOCK}) (?P<host>\S+) (?:: )?{_TAG}{_MESSAGE}",
+                    rf"{_PRI}(?P<timestamp>{_MONTH_DAY} \d{{4}} {_CLOCK}) {_HOST}(?: ?:)? {_TAG}{_MESSAGE}",
                 ),
             ),
             (
@@ -229,9 +268,23 @@ FORMATS = {
                 '<165>1 2003-10-11T22:14:15.003Z host.example evntslog - ID47 [x@1 iut="3\\]" y="a"][z@2] An event',
                 "<34>1 2003-10-11T22:14:15.003Z mymachine su 77 ID47 -",
                 "<189>Oct  1 2023 12:00:00 fw01 : %ASA-5-111008: User executed a command",
+                "<30>May  1 12:00:00 chronyd[1119]: System clock was stepped by 0.7 seconds",
+                "67 <139>1 2024-05-01T12:00:01+00:00 node-1 web 34 - - template missing",
+                "<40>1 2024-05-01T12:00:00+00:00 host app web.3 - Dyno web.3 is up",
             ),
+            proof=("pri", "pid"),
             service="syslog",
             level_from=("pri", severity_level),
+        ),
+        Format(
+            "cri",
+            "containers' logs as containerd and CRI-O write them (Kubernetes' /var/log/pods)",
+            (Layout(ISO, rf"{_ISO} (?P<stream>stdout|stderr) [FP](?::\S*)? {_MESSAGE}"),),
+            (
+                "2024-05-01T12:00:00.123456789Z stdout F server listening on :8080",
+                "2024-05-01T12:00:02.5+02:00 stderr P the first half of a long line, ",
+            ),
+            part=r"\S+ (?P<stream>stdout|stderr) (?:F|(?P<more>P))(?::\S*)? (?P<message>.*)",
         ),
         Format(
             "logcat",
@@ -250,15 +303,16 @@ FORMATS = {
         Format(
             "klog",
             "glog and Kubernetes' klog",
-            (
+            tuple(
                 Layout(
-                    "%m%d %H:%M:%S.%f",
-                    r"(?P<level>[IWEF])(?P<timestamp>\d{4} \d\d:\d\d:\d\d\.\d{1,9}) +(?P<tid>\d+) "
+                    time,
+                    rf"(?P<level>[IWEF])(?P<timestamp>{date} \d\d:\d\d:\d\d\.\d{{1,9}}) +(?P<tid>\d+) "
                     rf"(?P<source>[^\s\]]+)\] ?{_MESSAGE}",
-                ),
+                )
+                for time, date in (("%m%d %H:%M:%S.%f", r"\d{4}"), ("%Y%m%d %H:%M:%S.%f", r"\d{8}"))
             ),
             ('E0312 23:59:59.123456   1 reflector.go:138] "Failed to watch" err="timeout"',),
-            head=r"[IWEF]\d{4} \d\d:",
+            head=r"[IWEF]\d{4}(?:\d{4})? \d\d:",
         ),
         Format(
             "cbs",
@@ -266,8 +320,8 @@ FORMATS = {
             (
                 Layout(
                     "%Y-%m-%d %H:%M:%S",
-                    r"(?P<timestamp>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d), (?P<level>[A-Z][a-z]+) +(?P<service>\S+) +"
-                    rf"{_MESSAGE}",
+                    r"(?P<timestamp>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d), (?P<level>Info|Warning|Error|Perf) +"
+                    rf"(?P<service>\S+) +{_MESSAGE}",
                 ),
             ),
             ("2016-09-28 04:30:30, Info                  CBS    Loaded Servicing Stack v6.1.7601.23505",),

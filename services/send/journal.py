@@ -4,10 +4,16 @@ A run's chunks end in the journal before they are sent. After an interruption th
 cut at the same lines again, get the same Idempotency-Keys, and ingest stores what it has not stored yet.
 
 The journal counts rows of one ledger and names it: another ledger does not have what was acked.
+
+A log that was rotated has another name, and its old name is that of a new file. The record of a file that was renamed
+or compressed is known by the text that it was sent of, and goes with that text; the new file begins a record of its own
+with the same options.
 """
 
 import fcntl
 import os
+import re
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +24,7 @@ import msgspec
 import xxhash
 
 from services.core.errors import NeedsOperator, OtherLedger
-from services.send.source import Mark
+from services.send.source import Mark, another_file
 from services.send.years import Stretch
 
 _VERSION = 2
@@ -26,7 +32,10 @@ ANEW = "run without --resume to send the whole file"
 
 
 class Options(msgspec.Struct, frozen=True):
-    """All that a row depends on beside its line; a resumed run has those of the first one."""
+    """All that a row depends on beside its line; a resumed run has those of the first one.
+
+    `origin`: the service of lines for want of any other; '' in records of older releases: the file's name says it.
+    """
 
     format: str
     pattern: str
@@ -37,6 +46,7 @@ class Options(msgspec.Struct, frozen=True):
     timezone: str
     year: int | None
     request_rows: int
+    origin: str = ""
 
 
 class Begun(msgspec.Struct):
@@ -64,11 +74,23 @@ class Progress(msgspec.Struct):
     started: datetime | None = None
     years: list[Stretch] = []
 
+    def sent(self) -> Mark:
+        """Up to where the file was sent, acked or not."""
+        return self.begun[-1].end if self.begun else self.done
+
+
+Agreeing = Callable[[Sequence[Mark]], Mark | None]
+"""Returns the last of the marks (in the order of their bytes) before which the file still has the same text."""
+
 
 class Journal:
-    """The journal of one file, locked while it is open. `progress` is None until `start` or `load`."""
+    """The journal of one file, locked while it is open. `progress` is None until `start` or `load`.
+
+    `former_path`: the file's path before it was rotated, when `load` took the record of that path; else ''.
+    """
 
     progress: Progress | None = None
+    former_path = ""
 
     def __init__(self, folder: Path, path: str) -> None:
         """Raises NeedsOperator when another send of the same file runs, or the folder cannot be written."""
@@ -92,16 +114,54 @@ class Journal:
             return bool(self._read().begun)
         return False
 
-    def load(self) -> Progress:
-        """The last run, to go on with. Raises NeedsOperator when the journal does not tell it for certain."""
-        self.progress = self._read()
+    def load(self, agreeing: Agreeing) -> Progress:
+        """The last run, to go on with. Raises NeedsOperator when no journal tells it for certain."""
+        own = self._read() if self.file.exists() else None
+        marks = [mark for mark in (own.done, own.sent()) if mark.bytes] if own else []
+        if agreeing(marks) is None:
+            others = sorted(self._records_of_kin(), key=lambda other: other[1].sent().bytes)
+            text = agreeing([progress.sent() for _, progress in others])
+            for file, progress in others:
+                if progress.sent() == text:
+                    return self._take_over(file)
+            if marks:
+                raise NeedsOperator(another_file(marks[0].lines))
+        self.progress = own or self._read()
         return self.progress
+
+    def _records_of_kin(self) -> list[tuple[Path, Progress]]:
+        """The records of files whose names are as if one were the other after a rotation."""
+        found = []
+        for file in self.file.parent.glob("*.progress"):
+            with suppress(msgspec.MsgspecError, UnicodeDecodeError, OSError):
+                progress = msgspec.json.decode(file.read_bytes(), type=Progress)
+                is_kin = _stem(progress.path) == _stem(self._path)
+                if file != self.file and is_kin and progress.version <= _VERSION and progress.sent().bytes:
+                    found.append((file, progress))
+        return found
+
+    def _take_over(self, file: Path) -> Progress:
+        """The record of this text is under another path: from now on it is under this one, and that path's is new."""
+        with file.with_suffix(".lock").open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise NeedsOperator(f"another `logpipe send` uses the record of this file ({file})") from error
+            progress = msgspec.json.decode(file.read_bytes(), type=Progress)
+            self.former_path, progress.path = progress.path, self._path
+            if not progress.options.origin:
+                origin = Path(self.former_path).name.partition(".")[0]
+                progress.options = msgspec.structs.replace(progress.options, origin=origin)
+            self.progress = progress
+            self._write()
+            following = _begun(self.former_path, progress.options, [])
+            following.ledger = progress.ledger
+            _replace(file, following)
+        return progress
 
     def start(self, options: Options, years: list[Stretch]) -> Progress:
         """A new run of the file."""
-        self.progress = Progress(
-            self._path, uuid4().hex, options, version=_VERSION, started=datetime.now(UTC), years=years
-        )
+        self.progress = _begun(self._path, options, years)
         self._write()
         return self.progress
 
@@ -160,16 +220,29 @@ class Journal:
         return progress
 
     def _write(self) -> None:
-        """On disk when it returns, the old record or the new one: a rename alone may leave an empty file behind."""
         assert self.progress
-        draft = self.file.with_suffix(".draft")
-        with draft.open("wb") as file:
-            file.write(msgspec.json.encode(self.progress))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self.file)
-        folder = os.open(self.file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _replace(self.file, self.progress)
+
+
+def _begun(path: str, options: Options, years: list[Stretch]) -> Progress:
+    return Progress(path, uuid4().hex, options, version=_VERSION, started=datetime.now(UTC), years=years)
+
+
+def _stem(path: str) -> str:
+    """What rotation leaves of a name: "app" of app.log, app.log.1.gz, app-20240501.log and app.log-20240501."""
+    return re.split(r"\.|[-_]?\d", Path(path).name, maxsplit=1)[0]
+
+
+def _replace(target: Path, progress: Progress) -> None:
+    """On disk when it returns, the old record or the new one: a rename alone may leave an empty file behind."""
+    draft = target.with_suffix(".draft")
+    with draft.open("wb") as file:
+        file.write(msgspec.json.encode(progress))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -10,28 +10,30 @@ from rich.console import Console
 
 from services.core.errors import LogpipeError, OtherLedger
 from services.send.formats import FORMATS
-from services.send.parse import NDJSON
+from services.send.parse import JSON_FORMATS
 from services.send.plan import Given, Plan
 from services.send.report import RejectsFile, View, summary
 from services.send.settings import SendSettings
-from services.send.transfer import TIMEOUT, Ingest, Totals, Transfer
+from services.send.transfer import TIMEOUT, Ingest, Totals, Transfer, connector
 
-_FORMATS = "\n".join(f"  {f.name:<13} {f.about}" for f in FORMATS.values())
+_ABOUT = JSON_FORMATS | {form.name: form.about for form in FORMATS.values()}
+_FORMATS = "\n".join(f"  {name:<13} {about}" for name, about in _ABOUT.items())
 
 _HELP = f"""Send a log file (plain, gzip or zstd), or standard input ('-'), into the ingest API.
 
 \b
 Formats (without --format: the one that most of the first 100 lines parse as):
-  {NDJSON:<13} rows as the ingest API takes them, one JSON object a line
 {_FORMATS}
 
 Levels become ERROR, WARN, INFO or DEBUG; one that was written otherwise stays in metadata.level. A stack trace, and in
-log4j, openstack and klog every line without a time, is added to the message of the row before it, up to 64 KiB a row.
+log4j, openstack and klog every line without a time, is added to the message of the row before it, and the parts of a
+line that docker and cri split are put together again, up to 64 KiB a row.
 Other lines that do not parse, and rows that ingest refuses, go to the rejects file as line number, reason and line, and
 the exit code is 2.
 
 Each send is a new one: a file sent twice is stored twice. To go on after an interruption, or to send what a log file
-has grown by since, use --resume: it keeps the run's options, years and Idempotency-Keys, and stores nothing twice. A
+has grown by since, use --resume: it keeps the run's options, years and Idempotency-Keys, and stores nothing twice. Of a
+log that was rotated, resume the rotated file first, under its new name, and then the new file under the old name. A
 resume is refused when the record of the earlier send is lost or damaged, and when the rows went to a pipeline that was
 wiped since. Ingest remembers keys for 24 hours; resume an interrupted send within that time.
 
@@ -44,7 +46,7 @@ LOGPIPE_SEND_PATIENCE.
 
 @click.command(help=_HELP)
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True))
-@click.option("--format", type=click.Choice([NDJSON, *FORMATS]), help="The file's format.")
+@click.option("--format", type=click.Choice(list(_ABOUT)), help="The file's format.")
 @click.option(
     "--pattern",
     metavar="REGEX",
@@ -100,13 +102,15 @@ def main(path: str, rejects: str | None, resume: bool, **given: str | int | None
     finally:
         rejects_file.close()
         plan.close()
+    if note := plan.source.note():
+        console.print(note)
     Console(highlight=False).print(summary(totals, view.seconds, rejects_file.path))
     sys.exit(code or (2 if totals.rejected else 0))
 
 
 async def _transfer(settings: SendSettings, plan: Plan, rejects: RejectsFile, view: View, totals: Totals) -> None:
     headers = {"Authorization": f"Bearer {settings.token.get_secret_value()}"} if settings.token else {}
-    async with aiohttp.ClientSession(headers=headers, timeout=TIMEOUT) as session:
+    async with aiohttp.ClientSession(headers=headers, timeout=TIMEOUT, connector=connector()) as session:
         ingest = Ingest(session, settings.ingest_url, settings.send_patience, view.retrying)
         ledger = await ingest.ledger()
         if plan.journal:

@@ -1,20 +1,31 @@
 """A line of a log file -> one row of the dataset `logs` in wire form; and which format a file has."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from services.core.errors import Invalid
-from services.send.formats import FORMATS, NUMBERS, TRACE, Format, Layout
+from services.core.errors import Invalid, LogpipeError
+from services.core.rows import RowCodec
+from services.datasets import find
+from services.send.formats import FORMATS, ISO, NUMBERS, TRACE, Format, Layout
 from services.send.levels import standard_level
+from services.send.source import without_colours
 from services.send.times import TimeParser, Window
 
-NDJSON = "ndjson"
+NDJSON, DOCKER = "ndjson", "docker"
+JSON_FORMATS = {
+    NDJSON: "rows as the ingest API takes them, one JSON object a line",
+    DOCKER: "containers' logs as Docker's driver json-file writes them",
+}
+"""The formats that no regular expression describes."""
+
 _ABSENT = (None, "", "-")
 _encode = msgspec.json.Encoder().encode
+_codec = RowCodec(find("logs"))
 
 ANY_ZONE = timedelta(days=1)  # a file's times may be in a zone ahead of the one its own time is known in
 
@@ -31,9 +42,20 @@ class Defaults(msgspec.Struct, frozen=True):
     host: str = ""
 
 
+class Part(NamedTuple):
+    """A line that is a record, or a part of one that its writer split. `is_last`: the record ends with it."""
+
+    stream: str
+    message: str
+    is_last: bool
+
+
 class Parser(Protocol):
     yearless: bool
     """Whether some of its times have no year."""
+
+    splits: bool
+    """Whether its lines may be parts of records; blanks at their end then belong to the message."""
 
     def row(self, line: str, more: str = "") -> bytes:
         """One JSON object in wire form, not yet validated; `more` is added to its message. Raises Unparsed."""
@@ -41,11 +63,14 @@ class Parser(Protocol):
     def continues(self, line: str) -> bool:
         """Whether the line is no record of its own, but more of the one before it."""
 
+    def part(self, line: str) -> Part | None:
+        """None for a line that is no part, and always where `splits` is false."""
+
 
 class NdjsonParser:
     """Lines in wire form already: only what is missing is filled in, all else keeps its bytes."""
 
-    yearless = False
+    yearless = splits = False
 
     def __init__(self, defaults: Defaults) -> None:
         self._defaults = {k: msgspec.Raw(_encode(v)) for k, v in msgspec.structs.asdict(defaults).items() if v}
@@ -62,6 +87,59 @@ class NdjsonParser:
     def continues(self, line: str) -> bool:
         return False
 
+    def part(self, line: str) -> Part | None:
+        return None
+
+
+class _DockerLine(msgspec.Struct):
+    log: str
+    time: str
+    stream: str = ""
+    attrs: dict[str, Any] = {}
+
+
+class DockerParser:
+    """Lines of Docker's driver json-file: a line without a newline at its end is a part of a longer one."""
+
+    yearless, splits = False, True
+
+    def __init__(self, zone: tzinfo, defaults: Defaults, origin: str = "") -> None:
+        self._decode = msgspec.json.Decoder(_DockerLine).decode
+        self._times = TimeParser(ISO, zone, Window())
+        self._defaults = defaults
+        self._service = defaults.service or origin
+
+    def row(self, line: str, more: str = "") -> bytes:
+        found = self._line(line)
+        try:
+            time = self._times.wire(found.time)
+        except ValueError as error:
+            raise Unparsed(f"{found.time!r} is {error}") from error
+        message = _whole(found.log) + more
+        metadata = {**found.attrs, "stream": found.stream} if found.stream else found.attrs
+        defaults = self._defaults
+        return _row(time, defaults.level or "INFO", self._service, defaults.host, message, metadata)
+
+    def continues(self, line: str) -> bool:
+        return False
+
+    def part(self, line: str) -> Part | None:
+        try:
+            found = self._line(line)
+        except Unparsed:
+            return None
+        return Part(found.stream, _whole(found.log), found.log.endswith("\n"))
+
+    def _line(self, line: str) -> _DockerLine:
+        try:
+            return self._decode(line)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise Unparsed(f"not a line of Docker's json-file: {error}") from error
+
+
+def _whole(log: str) -> str:
+    return without_colours(log.removesuffix("\n").removesuffix("\r"))
+
 
 class TextParser:
     """Lines of one of `formats.FORMATS`, or of a custom one. `origin`: the service of lines for want of any other."""
@@ -70,6 +148,9 @@ class TextParser:
         self._name = form.name
         self._layouts = [(_compile(form, layout), TimeParser(layout.time, zone, window)) for layout in form.layouts]
         self._looks_continued = _continued(form)
+        self._part = re.compile(form.part).fullmatch if form.part else None
+        self.splits = bool(form.part)
+        self._vague = [(match, layout.vague) for (match, _), layout in zip(self._layouts, form.layouts, strict=True)]
         self._level_from = form.level_from
         self._level = defaults.level or "INFO"
         self._service = defaults.service or form.service or origin
@@ -77,7 +158,7 @@ class TextParser:
         self.yearless = any(times.yearless for _, times in self._layouts)
 
     def row(self, line: str, more: str = "") -> bytes:
-        groups, time = self._match(line)
+        groups, time = self.fields(line)
         level = groups.pop("level", None)
         original = None
         if level:
@@ -94,25 +175,33 @@ class TextParser:
         }
         if original:
             metadata["level"] = original
-        return _encode(
-            {
-                "timestamp": time,
-                "level": level or self._level,
-                "service": service if service not in _ABSENT else self._service,
-                "host": host if host not in _ABSENT else self._host,
-                "message": message,
-                "metadata": metadata,
-            }
+        return _row(
+            time,
+            level or self._level,
+            self._service if service is None or service in _ABSENT else service,
+            self._host if host is None or host in _ABSENT else host,
+            message,
+            metadata,
         )
 
     def continues(self, line: str) -> bool:
         return self._looks_continued(line) and not any(match(line) for match, _ in self._layouts)
 
+    def part(self, line: str) -> Part | None:
+        if self._part is None or (found := self._part(line)) is None:
+            return None
+        return Part(found["stream"], found["message"], found["more"] is None)
+
     def time(self, line: str) -> datetime:
         """The line's time alone; raises Unparsed."""
-        return datetime.fromisoformat(self._match(line)[1])
+        return datetime.fromisoformat(self.fields(line)[1])
 
-    def _match(self, line: str) -> tuple[dict[str, str | None], str]:
+    def is_vague(self, line: str) -> bool:
+        """Whether the layout that the line has is one of many other formats, too."""
+        return next((vague for match, vague in self._vague if match(line)), False)
+
+    def fields(self, line: str) -> tuple[dict[str, str | None], str]:
+        """The groups of the line, and its time in wire form; raises Unparsed."""
         for match, times in self._layouts:
             if found := match(line):
                 groups: dict[str, str | None] = found.groupdict()
@@ -131,20 +220,80 @@ def custom(pattern: str, time_format: str) -> Format:
     return form
 
 
-def make(form: Format | None, zone: tzinfo, window: Window, defaults: Defaults, origin: str) -> Parser:
-    """The parser of a format; None: rows in wire form, NDJSON."""
-    return TextParser(form, zone, window, defaults, origin) if form else NdjsonParser(defaults)
+def make(form: Format | str, zone: tzinfo, window: Window, defaults: Defaults, origin: str) -> Parser:
+    """The parser of a format; those of JSON_FORMATS go by their names."""
+    if form == NDJSON:
+        return NdjsonParser(defaults)
+    if form == DOCKER:
+        return DockerParser(zone, defaults, origin)
+    assert isinstance(form, Format)
+    return TextParser(form, zone, window, defaults, origin)
 
 
-def detect(lines: Sequence[str], zone: tzinfo, now: datetime) -> tuple[str, int]:
-    """The format that most of these lines parse as, and how many do; ('', 0) when no line does any."""
+def detect(
+    lines: Sequence[str],
+    zone: tzinfo,
+    now: datetime,
+    defaults: Defaults = Defaults(),  # noqa: B008 it is frozen
+) -> tuple[str, int]:
+    """The format that most of these lines surely have, and how many do; ('', 0) when they have none.
+
+    A wrong format stores rows that nobody can mend, so a format whose lines look like those of many others needs proof.
+    """
     window = Window(until=now + ANY_ZONE)
-    counts = {NDJSON: sum(map(_is_object, lines))}
+    ndjson, docker = NdjsonParser(defaults), DockerParser(zone, defaults, "origin")
+    counts = {
+        NDJSON: sum(why_no_row(ndjson, line) is None for line in lines),
+        DOCKER: sum(why_no_row(docker, line) is None for line in lines),
+    }
     for name, form in FORMATS.items():
-        parser = TextParser(form, zone, window, Defaults())
-        counts[name] = sum(time_of(parser, line) is not None for line in lines)
+        counts[name] = _count(form, TextParser(form, zone, window, Defaults()), lines)
     best = max(counts, key=lambda name: counts[name])
     return (best, counts[best]) if counts[best] else ("", 0)
+
+
+def why_no_row(parser: Parser, line: str) -> str | None:
+    """Why the line alone gives no row that ingest accepts; None when it gives one."""
+    try:
+        _codec.decode_object(parser.row(line))
+    except (Unparsed, LogpipeError) as error:
+        return str(error)
+    return None
+
+
+def _count(form: Format, parser: TextParser, lines: Sequence[str]) -> int:
+    """How many of the lines have the format; 0 when less than half of those prove it."""
+    found = [(line, groups) for line in lines if (groups := _groups(parser, line)) is not None]
+    if not form.proof:
+        return len(found)
+    hosts = Counter(groups.get("host") for _, groups in found)
+    proven = 0
+    for line, groups in found:
+        shares_host = hosts[groups.get("host")] > 1 or (len(lines) == 1 and not parser.is_vague(line))
+        proven += any(groups.get(name) for name in form.proof) or bool(
+            groups.get("host") and groups.get("service") and shares_host
+        )
+    return len(found) if 2 * proven >= len(found) else 0
+
+
+def _groups(parser: TextParser, line: str) -> dict[str, str | None] | None:
+    try:
+        return parser.fields(line)[0]
+    except Unparsed:
+        return None
+
+
+def _row(time: str, level: str, service: str, host: str, message: str, metadata: Mapping[str, Any]) -> bytes:
+    return _encode(
+        {
+            "timestamp": time,
+            "level": level,
+            "service": service,
+            "host": host,
+            "message": message,
+            "metadata": metadata,
+        }
+    )
 
 
 def _compile(form: Format, layout: Layout) -> Callable[[str], re.Match[str] | None]:
@@ -172,11 +321,3 @@ def time_of(parser: Parser, line: str) -> datetime | None:
         return parser.time(line)
     except Unparsed:
         return None
-
-
-def _is_object(line: str) -> bool:
-    try:
-        msgspec.json.decode(line, type=dict[str, msgspec.Raw])
-    except (msgspec.MsgspecError, RecursionError):
-        return False
-    return True

@@ -17,7 +17,7 @@ from services.send.chunks import Chunk, Chunker
 from services.send.formats import FORMATS, ISO, Format
 from services.send.journal import Journal, Options, Progress
 from services.send.levels import standard_level
-from services.send.parse import NDJSON, Defaults
+from services.send.parse import JSON_FORMATS, NDJSON, Defaults, NdjsonParser
 from services.send.source import Mark, Source, decode
 from services.send.times import Window
 from services.send.years import MakeParser, ParserAt, Stretch
@@ -56,7 +56,7 @@ class Plan:
             self.source = opened.enter_context(closing(Source(path)))
             self.journal = None if path == "-" else opened.enter_context(closing(Journal(folder, path)))
             if resume and self.journal:
-                recorded = self.journal.load()
+                recorded = self.journal.load(self.source.agreeing)
                 _refuse_changes(given, recorded.options)
                 self._go_on(recorded, say)
             else:
@@ -79,6 +79,8 @@ class Plan:
         self._chunker = self._make_chunker(recorded.options, self._parser_at(make, recorded.years))
         self.source.skip(recorded.done)
         said = f"resuming after line {recorded.done.lines}, format {recorded.options.format or 'of --pattern'}"
+        if self.journal and self.journal.former_path:
+            said += f"; the file was {self.journal.former_path} before"
         if not recorded.ledger:
             said += "; the record does not name its ledger and is bound to the one that ingest writes to now"
         if recorded.years and (since := recorded.years[-1].window.since):
@@ -105,7 +107,8 @@ class Plan:
         timezone = given.timezone or "UTC"
         name = given.format or ""
         if not given.pattern and not name:
-            name = self._detected(_zone(timezone), say)
+            defaults = Defaults(standard_level(given.level or ""), given.service or "", given.host or "")
+            name = self._detected(_zone(timezone), defaults, say)
         return Options(
             name,
             given.pattern or "",
@@ -116,31 +119,36 @@ class Plan:
             timezone,
             given.year,
             request_rows,
+            self._origin(),
         )
 
-    def _detected(self, zone: tzinfo, say: Callable[[str], None]) -> str:
+    def _detected(self, zone: tzinfo, defaults: Defaults, say: Callable[[str], None]) -> str:
         lines = self._first()
-        name, count = parse.detect(lines, zone, self.source.modified())
+        name, count = parse.detect(lines, zone, self.source.modified(), defaults)
         if lines and not name:
-            raise Invalid(
-                f"none of the first {len(lines)} lines is of a known format; name one by --format, or describe it by"
-                " --pattern and --time-format (see --help)"
-            )
+            reason = f"none of the first {len(lines)} lines is surely of a known format"
+            if lines[0].startswith("{"):
+                reason += f" (as a row of the ingest API: {parse.why_no_row(NdjsonParser(defaults), lines[0])})"
+            raise Invalid(f"{reason}; name one by --format, or describe it by --pattern and --time-format (see --help)")
         if lines:
             say(f"format {name}: {count} of the first {len(lines)} lines parse")
         return name or NDJSON
 
     def _parser_maker(self, options: Options) -> MakeParser:
-        form: Format | None = None
+        form: Format | str = options.format
         if options.pattern:
             form = parse.custom(options.pattern, options.time_format)
-        elif options.format != NDJSON:
-            form = FORMATS.get(options.format)
-            if form is None:
+        elif options.format not in JSON_FORMATS:
+            if options.format not in FORMATS:
                 raise NeedsOperator(f"this release does not know the format {options.format!r} of the run to resume")
+            form = FORMATS[options.format]
         zone = _zone(options.timezone)
         defaults = Defaults(options.level, options.service, options.host)
-        return lambda window: parse.make(form, zone, window, defaults, self.source.name.partition(".")[0])
+        origin = options.origin or self._origin()
+        return lambda window: parse.make(form, zone, window, defaults, origin)
+
+    def _origin(self) -> str:
+        return self.source.name.partition(".")[0]
 
     def _years(self, make: MakeParser, options: Options) -> list[Stretch]:
         """None for a format whose times have a year, and for a pipe, unless the year is given."""

@@ -3,13 +3,14 @@
 import gzip
 import io
 import os
+import re
 import select
 import sys
 import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -24,6 +25,8 @@ MAX_LINE = 1 << 20
 _BUFFER = 1 << 20
 _PAUSE_SECONDS = 1.0
 _TAIL_BYTES = 64 << 10
+_BOM = b"\xef\xbb\xbf"
+_COLOUR = re.compile(r"\x1b\[[0-9;:]*[mK]")  # what terminals take for colours and for clearing a line
 _GZIP, _ZSTD, _UTF16 = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -52,6 +55,8 @@ class Source:
         if self._pipe:
             self._pipe.pauses = self._stream is self._file  # a decompressor would take a pause for the end
         self._lines = self._bytes = 0
+        self.line_start = 0
+        """Where the line begins that `lines` gave last, in bytes of the decompressed file."""
         self._torn = False  # what was read ended within a line
         self._hash = xxhash.xxh3_64()
 
@@ -75,14 +80,29 @@ class Source:
                 self._torn = block[-1:] != b"\n"
         self._lines = mark.lines
         if self.mark() != mark:
-            raise NeedsOperator(
-                f"the first {mark.lines} lines were sent before, and have changed since: this is another file;"
-                " send it without --resume"
-            )
+            raise NeedsOperator(another_file(mark.lines))
+
+    def agreeing(self, marks: Sequence[Mark]) -> Mark | None:
+        """The last of the marks, in the order of their bytes, before which the file has the same text; read apart."""
+        found, size, hashed = None, 0, xxhash.xxh3_64()
+        with (
+            suppress(Malformed),
+            _translated(),
+            self._path.open("rb") as file,
+            _decompressed(file, _peek(file)) as stream,
+        ):
+            for mark in marks:
+                while block := stream.read(min(mark.bytes - size, _BUFFER)):
+                    hashed.update(block)
+                    size += len(block)
+                if (size, hashed.intdigest()) == (mark.bytes, mark.digest):
+                    found = mark
+        return found
 
     def lines(self, cuts: Sequence[int] = ()) -> Iterator[bytes | None]:
         """Each line with its newline, cut at MAX_LINE bytes; of a pipe, about every second None.
 
+        NUL characters in front of a line do not count: they are the hole that a writer leaves whose file was truncated.
         `cuts`: bytes of the file, in order, where it once ended: a line ends there too, whatever was added since.
         """
         readline, update, pipe = self._stream.readline, self._hash.update, self._pipe
@@ -90,16 +110,19 @@ class Source:
         ahead = deque(cuts)
         with _translated():
             while True:
-                piece = readline(min(MAX_LINE, ahead[0] - self._bytes) if ahead else MAX_LINE)
-                update(piece)
-                self._bytes += len(piece)
+                if not kept:
+                    start = self._bytes
+                block = readline(min(MAX_LINE, ahead[0] - self._bytes) if ahead else MAX_LINE)
+                update(block)
+                self._bytes += len(block)
+                piece = block if kept else block.lstrip(b"\x00")
                 if pipe and time.monotonic() - paused > _PAUSE_SECONDS:
                     yield None
                     paused = time.monotonic()
-                whole = piece[-1:] == b"\n"
+                whole = block[-1:] == b"\n"
                 if ahead and self._bytes == ahead[0]:
                     ahead.popleft()
-                elif not whole and (len(piece) == MAX_LINE or (pipe and not pipe.ended)):
+                elif not whole and (len(block) == MAX_LINE or (pipe and not pipe.ended)):
                     kept = (kept + piece)[:MAX_LINE]
                     continue
                 torn, self._torn = self._torn, not whole
@@ -107,9 +130,10 @@ class Source:
                     continue  # it ends the line before, which went out without it
                 if kept:
                     piece, kept = (kept + piece)[:MAX_LINE], b""
-                if not piece:
+                if not block and not piece:
                     return
                 self._lines += 1
+                self.line_start = start
                 yield piece
 
     def first(self, count: int) -> list[bytes]:
@@ -119,7 +143,7 @@ class Source:
         try:
             with file, _decompressed(file, _peek(file)) as stream:
                 while len(found) < count and (line := stream.readline(MAX_LINE)):
-                    if line.strip():
+                    if decode(line)[0]:
                         found.append(line)
         except (EOFError, OSError, zlib.error, zstandard.ZstdError):
             pass  # a pipe's first bytes end anywhere; a broken file is reported when it is read in earnest
@@ -135,6 +159,13 @@ class Source:
                 size += len(block)
                 blocks.append(block)
         return b"".join(blocks).splitlines(), size
+
+    def note(self) -> str:
+        """What to tell about the file once it was read; '' when there is nothing."""
+        raw = getattr(self._stream, "raw", None)
+        if isinstance(raw, _Gzip) and raw.has_garbage:
+            return "what follows the compressed data in the file is no gzip: left out"
+        return ""
 
     def close(self) -> None:
         self._file.close()
@@ -165,18 +196,48 @@ class _Pipe(io.RawIOBase):
 
 
 class _Gzip(gzip.GzipFile):
-    """Gives what there is before it fails; GzipFile's own readinto would keep back what a broken file still has."""
+    """Gives what there is before it fails; GzipFile's own readinto would keep back what a broken file still has.
+
+    What follows the last member and is none is left out, as the gzip command does.
+    """
+
+    has_garbage = False
 
     def readinto(self, buffer: Any) -> int:
-        return self.readinto1(buffer)
+        try:
+            return 0 if self.has_garbage else self.readinto1(buffer)
+        except gzip.BadGzipFile as error:
+            # The first member has a right head (_decompressed looks at it), so this is behind a whole member.
+            if not str(error).startswith("Not a gzipped file"):
+                raise
+            self.has_garbage = True
+            return 0
 
 
-def decode(line: bytes) -> tuple[str, bool]:
-    """The text without trailing blanks, and whether it is UTF-8; what is not is taken for Latin-1: no byte is lost."""
+def another_file(lines: int) -> str:
+    return (
+        f"the first {lines} lines were sent before, and have changed since: this is another file; if the log was"
+        " rotated, go on with the rotated file first (logpipe send --resume ROTATED), then with this one; else send it"
+        " without --resume"
+    )
+
+
+def decode(line: bytes, *, keep_blanks: bool = False) -> tuple[str, bool]:
+    """The text of a line, and whether it is UTF-8; what is not is taken for Latin-1.
+
+    The text has no colours, no byte order mark, no NUL characters in front (the hole that a writer leaves whose file
+    was truncated under it), and without `keep_blanks` no blanks at its end.
+    """
+    line = line.lstrip(b"\x00").removeprefix(_BOM)
     try:
-        return line.decode().rstrip(" \t\r\n"), True
+        text, is_utf8 = line.decode(), True
     except UnicodeDecodeError:
-        return line.decode("latin-1").rstrip(" \t\r\n"), False
+        text, is_utf8 = line.decode("latin-1"), False
+    return without_colours(text).rstrip("\r\n" if keep_blanks else " \t\r\n"), is_utf8
+
+
+def without_colours(text: str) -> str:
+    return _COLOUR.sub("", text) if "\x1b" in text else text
 
 
 def _peek(file: BinaryIO) -> bytes:

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from time import strftime, strptime
 
-from services.core.instants import to_datetime
+from services.core.instants import of_row, to_datetime
 from services.send.formats import ISO
 
 EPOCH = "%s"
@@ -37,19 +38,28 @@ class TimeParser:
 
     def __init__(self, time_format: str, zone: tzinfo, window: Window) -> None:
         head, has_fraction, tail = time_format.partition("%f")
-        separator = "[.,]" if time_format == ISO else re.escape(head[-1:]) if has_fraction else ""
-        self._split = re.compile(rf"(.*){separator}(\d{{1,9}})(\D.*)?", re.DOTALL).fullmatch if separator else None
+        self._is_instant = time_format == ISO or head.startswith(EPOCH)
+        separator, before = "", ".*"
+        if time_format == ISO:
+            separator, before = "[.,]", ".*[Tt ].*"  # a number since 1970 stays whole: its unit depends on its size
+        elif has_fraction and not self._is_instant:
+            separator = re.escape(head[-1:])
+        self._split = (
+            re.compile(rf"({before}){separator}(\d{{1,9}})(\D.*)?", re.DOTALL).fullmatch if separator else None
+        )
         self._format = head[:-1] + tail if has_fraction else time_format
         self._zone = zone
         self._window = window
         self._known: dict[str, str] = {}
-        self.yearless = self._format not in (ISO, EPOCH) and not re.search("%[YyGcx]", self._format)
+        self.yearless = not self._is_instant and not re.search("%[YyGcx]", self._format)
 
     def wire(self, text: str) -> str:
         """Raises ValueError, saying why the text is no such time."""
         if self._split and (parts := self._split(text)):
             head, fraction, tail = parts.groups("")
-            return f"{self._second(head + tail)}.{fraction[:6]}Z"
+            second = self._second(head + tail)
+            # A leap second has a fraction of its own.
+            return f"{second}Z" if "." in second else f"{second}.{fraction[:6]}Z"
         return f"{self._second(text)}Z"
 
     def _second(self, text: str) -> str:
@@ -64,12 +74,10 @@ class TimeParser:
     def _parse(self, text: str) -> datetime:
         """In UTC."""
         try:
-            if self._format == EPOCH:
-                return _since_epoch(text)
-            if self._format == ISO:
-                return self._utc(datetime.fromisoformat(text))
+            if self._is_instant:
+                return to_datetime(of_row(text.replace(",", ".") if self._format != ISO else text, self._zone))
             if not self.yearless:
-                return self._utc(datetime.strptime(text, self._format))  # noqa: DTZ007 _utc adds the zone
+                return self._strptime(text, self._format)
         except (ValueError, OverflowError) as error:
             raise ValueError(f"not a time: {error}") from error
         return self._dated(text)
@@ -78,7 +86,7 @@ class TimeParser:
         reason: Exception = ValueError("no year fits")
         for year in self._window.years(self._zone):
             try:
-                time = self._utc(datetime.strptime(f"{year} {text}", f"%Y {self._format}"))  # noqa: DTZ007
+                time = self._strptime(f"{year} {text}", f"%Y {self._format}")
             except (ValueError, OverflowError) as error:
                 reason = error
                 continue
@@ -86,11 +94,10 @@ class TimeParser:
                 return time
         raise ValueError(f"not a time: {reason}") from reason
 
-    def _utc(self, time: datetime) -> datetime:
-        return (time if time.tzinfo else time.replace(tzinfo=self._zone)).astimezone(UTC)
-
-
-def _since_epoch(text: str) -> datetime:
-    digits = len(text)
-    unit = 1 if digits >= 16 else 1_000 if digits >= 13 else 1_000_000
-    return to_datetime(int(text) * unit)
+    def _strptime(self, text: str, time_format: str) -> datetime:
+        """As datetime.strptime reads it, and a leap second besides."""
+        parts = strptime(text, time_format)
+        zone = self._zone if parts.tm_gmtoff is None else timezone(timedelta(seconds=parts.tm_gmtoff))
+        if parts.tm_sec >= 60:
+            return to_datetime(of_row(strftime(f"%Y-%m-%dT%H:%M:{parts.tm_sec}", parts), zone))
+        return datetime(*parts[:6], tzinfo=zone).astimezone(UTC)

@@ -1,8 +1,9 @@
 """Chunks into the ingest API: a few requests in flight, each with its key, retried until acked or out of patience."""
 
 import asyncio
+import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,7 +28,12 @@ from services.send.journal import ANEW, Journal
 
 _ROUTE = "/api/collect/logs"
 _HEALTH = "/api/collect/health"
-TIMEOUT = aiohttp.ClientTimeout(total=120, sock_connect=5)
+STALLED_SECONDS = 120
+"""A request is given up when so long nothing of it went out and nothing came back; a slow link may take longer."""
+TIMEOUT = aiohttp.ClientTimeout(total=STALLED_SECONDS, sock_connect=5)
+_UPLOAD_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5)
+_SLICE = 16 << 10  # bytes of a body between two looks at its progress
+_SEND_BUFFER = 128 << 10  # bytes that the kernel takes before they are out: what lies there looks like progress
 _PAUSES = (0.1, 10.0)  # seconds: the first between two tries, doubled up to the last
 
 
@@ -105,11 +111,20 @@ class Ingest:
         return ledger or ""
 
     async def _post(self, key: str, body: bytes) -> bool:
-        headers = {"Content-Type": "application/x-ndjson", "Idempotency-Key": key}
+        headers = {
+            "Content-Type": "application/x-ndjson",
+            "Content-Length": str(len(body)),
+            "Idempotency-Key": key,
+        }
         if self._ledger:
             headers[LEDGER_HEADER] = self._ledger
         try:
-            async with self._session.post(self._url, data=body, headers=headers) as response:
+            async with (
+                asyncio.timeout(STALLED_SECONDS) as deadline,
+                self._session.post(
+                    self._url, data=_slices(body, deadline), headers=headers, timeout=_UPLOAD_TIMEOUT
+                ) as response,
+            ):
                 content = await response.read()
                 if response.status == 200:
                     return bool(msgspec.json.decode(content).get("duplicate"))
@@ -118,6 +133,26 @@ class Ingest:
             raise StoreDown("ingest", str(error) or type(error).__name__) from error
         except (msgspec.DecodeError, AttributeError) as error:
             raise LogpipeError(f"{self._url} answers 200, but not as the ingest API does") from error
+
+
+def connector() -> aiohttp.TCPConnector:
+    return aiohttp.TCPConnector(socket_factory=_socket)
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    return made
+
+
+async def _slices(body: bytes, deadline: asyncio.Timeout) -> AsyncIterator[bytes]:
+    """The body; each slice that the connection took moves the deadline."""
+    loop = asyncio.get_running_loop()
+    for start in range(0, len(body), _SLICE):
+        yield body[start : start + _SLICE]
+        with suppress(RuntimeError):  # the reply came before the whole body was out
+            deadline.reschedule(loop.time() + STALLED_SECONDS)
 
 
 class Transfer:
@@ -203,7 +238,7 @@ def _error(status: int, retry_after: str, content: bytes) -> LogpipeError:
             return OtherLedger(f"the pipeline was wiped while this ran ({detail}): {ANEW}")
         case 409:
             return Conflict(detail)
-        case 429 | 502 | 503 | 504:
+        case 408 | 429 | 502 | 503 | 504:
             return Backpressure(detail, float(retry_after) if retry_after.isdecimal() else 1.0)
         case 401 | 403:
             return Unauthorized(f"{detail} (LOGPIPE_TOKEN is the token that is sent)")

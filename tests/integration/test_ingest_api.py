@@ -115,6 +115,17 @@ def test_a_reply_means_the_rows_are_stored_as_the_ledger_says(
     assert row == (len(lines), checksum(lines))
 
 
+@pytest.mark.parametrize("content_type", [NDJSON, "application/ndjson", "application/jsonl", "application/x-jsonlines"])
+def test_lines_are_taken_under_each_name_that_tools_give_them(ingest: httpx.Client, content_type: str) -> None:
+    lines = b"\n".join(json.dumps(LOG).encode() for _ in range(2))
+    assert post(ingest, lines, content_type=content_type).json()["count"] == 2
+
+
+def test_a_byte_order_mark_is_no_part_of_a_body(ingest: httpx.Client) -> None:
+    for content_type, body in (("application/json", json.dumps([LOG])), (NDJSON, json.dumps(LOG))):
+        assert post(ingest, b"\xef\xbb\xbf" + body.encode(), content_type=content_type).json()["count"] == 1
+
+
 def test_ndjson_gzip_and_zstd_bodies(ingest: httpx.Client, ledger: psycopg.Connection[Any]) -> None:
     before = total(ledger)
     lines = b"\n".join(json.dumps(LOG).encode() for _ in range(10))
@@ -145,7 +156,16 @@ def test_ndjson_gzip_and_zstd_bodies(ingest: httpx.Client, ledger: psycopg.Conne
         ([{**LOG, "timestamp": 1769860800}], {}, 422, "timestamp"),
         ([{**LOG, "message": "x" * 300_000}], {}, 422, "bytes"),
         ([{**LOG, "message": "x" * 10_000_000}], {}, 413, "bytes"),
-        (b"[" * 100_000, {}, 422, "expected `object`"),
+        (b"[" * 100_000, {}, 400, "nested too deeply"),
+        (b"{nope", {}, 400, "not valid JSON"),
+        (b"5 nope", {}, 400, "not valid JSON"),
+        (b"{}\n{nope", {"content_type": NDJSON}, 400, "row 1: the line is not valid JSON"),
+        (LINES, {}, 400, "application/x-ndjson"),
+        (LINES, {"content_type": "text/plain"}, 400, "application/x-ndjson"),
+        (LINES, {"content_type": "application/x-www-form-urlencoded"}, 400, "application/x-ndjson"),
+        ([{**LOG, "timestamp": "2026-01-31T12:00Z"}], {}, 422, "second"),
+        ([{**LOG, "timestamp": "2026-01-31T24:00:00Z"}], {}, 422, "hour"),
+        ([{**LOG, "timestamp": 1769860800123}], {}, 422, "timestamp"),
         ([LOG] * 50_000, {}, 413, "several requests"),
         (gzip.compress(b" " * (MAX_BODY + 1)), {"content_encoding": "gzip"}, 413, "decompressed"),
         (zstandard.compress(b" " * (MAX_BODY + 1)), {"content_encoding": "zstd"}, 413, "decompressed"),

@@ -78,6 +78,12 @@ def test_where_records_begin_with_a_time_all_else_continues_them() -> None:
         ("log4j", "SELECT *", True),
         ("log4j", "2024-02-31 00:00:00,000 INFO a.B: no such day", False),  # a record, though a wrong one
         ("log4j", "2024-02-03 00:00:00,000 neither level nor logger", False),
+        ("log4j", "2024-02-03 | orders | 17", True),
+        ("log4j", "24/02/03 | orders", True),
+        ("log4j", "03-Feb-2024 | orders", True),
+        ("log4j", "INFO [or so]", True),
+        ("log4j", "INFO  [main] 2024-02-03 00:00:00,000 no line number", False),
+        ("openstack", "2024-02-03 | orders | 17", True),
         ("openstack", "SELECT *", True),
         ("klog", "goroutine 1 [running]:", True),
         ("common", "garbage", False),
@@ -174,6 +180,149 @@ def test_log4j_threads_and_levels() -> None:
     assert found["metadata"] == {"thread": "Socket Reader #1 for port 62260", "level": "FATAL"}
 
 
+@pytest.mark.parametrize(
+    ("line", "host", "vhost", "user"),
+    [
+        ("shop.example.org:443 203.0.113.7 - - ", "203.0.113.7", "shop.example.org:443", None),
+        ("blog.example.org:80 2001:db8::17 - alice ", "2001:db8::17", "blog.example.org:80", "alice"),
+        ("shop.example.org 203.0.113.7 - - ", "203.0.113.7", "shop.example.org", None),
+        ("shop.example.org:443 client.example.net - - ", "client.example.net", "shop.example.org:443", None),
+        ("2001:db8::17 - alice smith ", "2001:db8::17", None, "alice smith"),
+        ("203.0.113.7 ident alice ", "203.0.113.7", None, "alice"),
+    ],
+)
+@pytest.mark.parametrize(("name", "end"), [("combined", ' "-" "agent"'), ("common", "")])
+def test_the_virtual_host_in_front_is_not_the_client(
+    name: str, end: str, line: str, host: str, vhost: str | None, user: str | None
+) -> None:
+    found = row(name, f'{line}[01/May/2024:12:00:00 +0000] "GET / HTTP/1.1" 200 512{end}')
+    assert (found["host"], found["metadata"].get("vhost"), found["metadata"].get("user")) == (host, vhost, user)
+    assert found["message"] == "GET / HTTP/1.1"
+
+
+def test_quotes_that_should_have_been_escaped() -> None:
+    start = "203.0.113.9 - - [01/May/2024:12:00:00 +0000]"
+    traefik = ' 7 "web@docker" "http://192.0.2.1:3001" 2ms'
+    found = row("combined", f'{start} "GET /"x" HTTP/1.1" 200 612 "http://r/"q"" "my " agent"{traefik}')
+    assert found["message"] == 'GET /"x" HTTP/1.1'
+    assert found["metadata"]["referer"] == 'http://r/"q"'
+    assert found["metadata"]["agent"] == 'my " agent'
+    assert found["metadata"]["extra"] == traefik.strip()
+    plain = row("combined", f'{start} "GET / HTTP/1.1" 200 612 "-" "agent" 7 un"closed')["metadata"]
+    assert (plain["agent"], plain["extra"]) == ("agent", '7 un"closed')
+
+
+@pytest.mark.parametrize(
+    ("client", "host", "port"),
+    [
+        ("2001:db8::17", "2001:db8::17", None),
+        ("::1:53512", "::1", 53512),
+        ("2001:db8:0:0:0:0:0:17:443", "2001:db8:0:0:0:0:0:17", 443),
+        ("10.1.9.7:51", "10.1.9.7", 51),
+        ("a.example", "a.example", None),
+    ],
+)
+def test_the_client_of_an_apache_error(client: str, host: str, port: int | None) -> None:
+    line = f"[Wed May 01 12:00:00.000001 2024] [security2:error] [pid 7:tid 43] [client {client}] Warning."
+    found = row("apache-error", line)
+    assert (found["host"], found["metadata"].get("port")) == (host, port)
+
+
+def test_klog_with_the_year_in_the_line() -> None:
+    found = row("klog", "W20240501 12:00:01.000001 400441 server.cc:63] slow request: 2100 ms")
+    assert (found["timestamp"], found["level"]) == ("2024-05-01T12:00:01.000001Z", "WARN")
+    assert parser("klog").continues("*** Check failure stack trace: ***")
+    assert not parser("klog").continues("W20240501 12:00:01.000001 no more of it")
+
+
+@pytest.mark.parametrize(
+    ("line", "service", "pid", "message"),
+    [
+        ("<30>May  1 12:00:00 chronyd[1119]: clock was stepped", "chronyd", 1119, "clock was stepped"),
+        ("<86>May  1 12:00:01 su: refused for carol on /dev/pts/8", "su", None, "refused for carol on /dev/pts/8"),
+        ("<30>May  1 12:00:02 kernel: usb 1-1: new, status: ok", "kernel", None, "usb 1-1: new, status: ok"),
+    ],
+)
+def test_syslog_without_a_host(line: str, service: str, pid: int | None, message: str) -> None:
+    found = row("syslog", line)
+    assert (found["host"], found["service"], found["metadata"].get("pid")) == ("", service, pid)
+    assert found["message"] == message
+    assert detect([line], UTC, NOW) == ("syslog", 1)
+
+
+def test_a_cisco_host_with_a_colon_is_a_host() -> None:
+    for line in ("<189>Oct  1 2023 12:00:00 fw01 : %ASA-5-1: done", "<189>Oct  1 2023 12:00:00 fw01: %ASA-5-1: done"):
+        assert (row("syslog", line)["host"], row("syslog", line)["service"]) == ("fw01", "%ASA-5-1")
+
+
+@pytest.mark.parametrize("count", ["", "114 "])
+@pytest.mark.parametrize(
+    ("line", "service", "pid", "message"),
+    [
+        ('<13>1 2024-05-01T12:00:00Z h billing - - [q tz="1"] run begun', "billing", None, "run begun"),
+        ("<40>1 2024-05-01T12:00:00Z h app web.3 - Dyno web.3 is up", "app", "web.3", "Dyno web.3 is up"),
+        ('<45>1 2024-05-01T12:00:00Z h heroku router - at=info path="/"', "heroku", "router", 'at=info path="/"'),
+        ("<45>1 2024-05-01T12:00:00Z h app web - - - dashes", "app", "web", "- dashes"),
+    ],
+)
+def test_rfc_5424_with_a_count_in_front_and_without_structured_data(
+    count: str, line: str, service: str, pid: str | None, message: str
+) -> None:
+    found = row("syslog", count + line)
+    assert (found["host"], found["service"], found["message"]) == ("h", service, message)
+    assert found["metadata"].get("pid") == pid
+
+
+@pytest.mark.parametrize(
+    ("line", "level", "message"),
+    [
+        ("2024-05-01T12:00:00.000Z [info]: started", "INFO", "started"),
+        ("2024-05-01T12:00:01.000Z [error]: could not connect: refused", "ERROR", "could not connect: refused"),
+        ("2024-05-01 12:00:01 [warn] slow", "WARN", "slow"),
+        ("2024-05-01T12:00:01.000Z debug: x", "DEBUG", "x"),
+    ],
+)
+def test_a_level_after_an_iso_time_is_no_host(line: str, level: str, message: str) -> None:
+    assert detect([line], UTC, NOW) == ("log4j", 1)
+    found = row("log4j", line)
+    assert (found["level"], found["host"], found["message"]) == (level, "", message)
+    with pytest.raises(Unparsed):
+        parser("syslog").row("2024-05-01T12:00:00.000Z [info]: started")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["2024-05-01T12:00:00Z server started"],
+        ["2024-05-01T12:00:00Z Error connecting: refused"],
+        ["2024-05-01T12:00:00Z Error connecting: refused", "2024-05-01T12:00:01Z Retrying soon: 5 s"],
+        ["2024-05-01T12:00:00+02:00 42 items: ok", "2024-05-01T12:00:00+02:00 43 items: ok"],
+        ["May  1 12:00:00 something happened", "May  1 12:00:01 something else happened"],
+        ["May  1 12:00:00 Error connecting: refused", "May  1 12:00:00 Stopping workers: 3 left"],
+        ["2024-05-01 12:00:00, Some text that goes on"],
+    ],
+)
+def test_lines_that_only_begin_with_a_time_are_of_no_known_format(lines: list[str]) -> None:
+    assert detect(lines, UTC, NOW) == ("", 0)
+
+
+def test_syslog_is_known_by_its_hosts_and_process_ids() -> None:
+    kernel = [f"2024-05-01T12:00:0{n}.1+02:00 host kernel: usb {n}" for n in range(3)]
+    assert detect(kernel, UTC, NOW) == ("syslog", 3)
+    assert detect(["2024-05-01T12:00:00+02:00 host cron[7]: run"], UTC, NOW) == ("syslog", 1)
+    repeated = ["May  1 12:00:00 h last message repeated 2 times", "May  1 12:00:00 h sshd[4]: closed"]
+    assert detect(repeated, UTC, NOW) == ("syslog", 2)
+
+
+def test_json_lines_are_rows_only_when_ingest_would_take_them() -> None:
+    own = '{"timestamp":"2024-05-01T12:00:00Z","level":"INFO","service":"s"}'
+    assert detect([own], UTC, NOW) == ("ndjson", 1)
+    assert detect(['{"ts":1714564800,"msg":"x"}', '{"level":"INFO"}'], UTC, NOW) == ("", 0)
+    assert detect(['{"timestamp":"2024-05-01T12:00:00Z","level":"INFO"}'], UTC, NOW) == ("", 0)
+    assert detect(['{"timestamp":"2024-05-01T12:00:00Z"}'], UTC, NOW, Defaults("INFO", "s", "")) == ("ndjson", 1)
+    assert detect(['{"log":"x\\n","stream":"stdout","time":"2024-05-01T12:00:00.1Z"}'], UTC, NOW) == ("docker", 1)
+
+
 HOSTILE = (
     "[",
     "] ",
@@ -192,6 +341,10 @@ HOSTILE = (
     '\\"',
     "[x]",
     "a:b@1 ",
+    '" "',
+    ' "a"',
+    '" 200 5 "',
+    "::1",
 )
 
 
@@ -256,8 +409,13 @@ def test_ndjson_defaults_leave_the_other_bytes_alone() -> None:
         ("%Y-%m-%d-%H.%M.%S.%f", "2005-06-03-15.42.50.675872", "2005-06-03T15:42:50.675872Z"),
         ("%a %b %d %H:%M:%S.%f %Y", "Sun Dec 04 04:47:44 2005", "2005-12-04T04:47:44Z"),
         ("%s", "1077804742", "2004-02-26T14:12:22Z"),
-        ("%s.%f", "1077804742.25", "2004-02-26T14:12:22.25Z"),
+        ("%s.%f", "1077804742.25", "2004-02-26T14:12:22.250000Z"),
         ("%s", "1077804742123", "2004-02-26T14:12:22.123000Z"),
+        ("%s", "1077804742123456789", "2004-02-26T14:12:22.123456Z"),
+        ("%s.%f", "1077804742123.5", "2004-02-26T14:12:22.123500Z"),
+        (ISO, "2016-12-31 23:59:60,000", "2016-12-31T23:59:59.999999Z"),
+        ("%d/%b/%Y:%H:%M:%S %z", "31/Dec/2016:15:59:60 -0800", "2016-12-31T23:59:59.999999Z"),
+        ("%a %b %d %H:%M:%S.%f %Y", "Sat Dec 31 23:59:60.25 2016", "2016-12-31T23:59:59.999999Z"),
     ],
 )
 def test_times(time_format: str, text: str, expected: str) -> None:
@@ -269,6 +427,18 @@ def test_times(time_format: str, text: str, expected: str) -> None:
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a time"):
         TimeParser(ISO, UTC, Window()).wire(text)
+
+
+@pytest.mark.parametrize("text", ["2016-12-31 23:59:61", "2016-12-31 12:00:60", "2016-12-30 23:59:60"])
+@pytest.mark.parametrize("time_format", [ISO, "%Y-%m-%d %H:%M:%S"])
+def test_a_second_60_that_ends_no_month_is_refused(time_format: str, text: str) -> None:
+    with pytest.raises(ValueError, match="not a time"):
+        TimeParser(time_format, UTC, Window()).wire(text)
+
+
+def test_a_leap_second_of_a_time_without_a_year_ends_its_day() -> None:
+    times = TimeParser("%b %d %H:%M:%S", UTC, Window(until=datetime(2017, 1, 1, 12, tzinfo=UTC)))
+    assert times.wire("Dec 31 23:59:60") == "2016-12-31T23:59:59.999999Z"
 
 
 def test_a_zone_with_summer_time() -> None:

@@ -199,6 +199,36 @@ def test_every_parameter_reaches_the_question(api: Api) -> None:
     assert api.clickhouse.seconds == pytest.approx(7.0, abs=0.5)
 
 
+@pytest.mark.parametrize(
+    ("path", "query", "name"),
+    [
+        ("postgres/logs", "level=INFO&level=ERROR", "level"),
+        ("postgres/logs", "limit=5&limit=5", "limit"),
+        ("postgres/logs", "start_time=1&end_time=9&start_time=2", "start_time"),
+        ("postgres/events", "eventType=A&event_type=B", "event_type"),
+        ("postgres/stats", "as_of=1&as_of=2", "as_of"),
+        ("compare", "level=INFO&level=INFO", "level"),
+        ("compare/events", "eventType=A&event_type=A", "event_type"),
+    ],
+)
+def test_a_parameter_given_twice_is_refused(api: Api, path: str, query: str, name: str) -> None:
+    reply = api.fetch(f"/api/query/{path}?{query}")
+    assert reply.status_code == 422
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert name in reply.json()["detail"]
+    assert not api.postgres.asked
+
+
+def test_levels_are_compared_as_they_were_sent_and_the_page_says_so(api: Api) -> None:
+    api.get("postgres/logs", level="error")
+    question = api.postgres.asked[0][0]
+    assert isinstance(question, ListQuestion)
+    assert question.filters.equals == (("level", "error"),)
+    parameters = api.fetch("/openapi.json").json()["paths"]["/api/query/{store}/logs"]["get"]["parameters"]
+    [described] = [parameter["description"] for parameter in parameters if parameter["name"] == "level"]
+    assert "as it was sent" in described
+
+
 def test_no_count_leaves_total_count_out(api: Api) -> None:
     assert "total_count" not in api.get("postgres/logs", count="none")
 
@@ -216,6 +246,14 @@ def test_no_count_leaves_total_count_out(api: Api) -> None:
         ("2026-11-21", 1_795_219_200_000_000),
         ("9999-12-31T23:59:59Z", 4_102_444_800_000_000),
         ("1e30", 4_102_444_800_000_000),
+        ("1763700000000", 1_763_700_000_000_000),
+        ("1763700000000000", 1_763_700_000_000_000),
+        ("1763700000000000001", 1_763_700_000_000_000),
+        ("1763700000.0000019", 1_763_700_000_000_001),
+        ("2026-11-21T12:00:00.0000019Z", 1_795_262_400_000_001),
+        ("20261121", 1_795_219_200_000_000),
+        ("2026-11-21 14:00:00 0200", 1_795_262_400_000_000),
+        ("20261121T140000+02", 1_795_262_400_000_000),
     ],
 )
 def test_times(api: Api, text: str, microseconds: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from services import datasets
-from services.core.errors import InvalidRow, Malformed
+from services.core.errors import InvalidRow, Malformed, MalformedLine
 from services.core.rows import MAX_LINE_BYTES, RowCodec, Rows, checksum
 
 LOG: dict[str, Any] = {
@@ -138,6 +138,13 @@ def test_a_missing_field_is_named() -> None:
         b"not json",
         b'[{"timestamp": "2026-01-3',
         b"\xff\xfe",
+        b"{nope",
+        b'"nope',
+        b"5 nope",
+        b'[{"level": 5}, nope]',
+        b'[{"level": 5}',
+        b'{"level": 5} nope',
+        b"[" * 100_000,
         b'[{"message": "\xff"}]',
         log().replace(b'{"a": 1}', b'{"a": "\xc3"}'),
         log().replace(b'{"a": 1}', b'{"a": tru}'),
@@ -146,6 +153,37 @@ def test_a_missing_field_is_named() -> None:
 def test_what_is_not_json_is_malformed(body: bytes) -> None:
     with pytest.raises(Malformed):
         codec.decode_array(body)
+
+
+def test_an_object_that_is_not_json_is_malformed_whatever_comes_first() -> None:
+    for body in (b"[nope", b'{"level": 5, nope}', b'{"colour": 1', b"5 5"):
+        with pytest.raises(Malformed):
+            codec.decode_object(body)
+
+
+@pytest.mark.parametrize(
+    "line", [b"{nope", b'{"level": 5', b"nope", b'{"level": "\xff"}', b'{"level": "\\ud800"}', b"[" * 5000]
+)
+def test_a_line_that_is_not_json_is_named_by_its_index(line: bytes) -> None:
+    good, bad_row = json.dumps(LOG).encode(), b'{"level": 5}'
+    for lines, index in (([good, b"", good, line, good], 2), ([bad_row, line], 1), ([line], 0), ([good, line, b""], 1)):
+        with pytest.raises(MalformedLine, match=f"row {index}: ") as refused:
+            codec.decode_lines(b"\n".join(lines))
+        assert (refused.value.index, refused.value.status) == (index, 400)
+
+
+def test_a_list_of_which_each_line_is_an_object_is_refused_by_the_name_of_its_type() -> None:
+    line = json.dumps(LOG).encode()
+    with pytest.raises(Malformed, match="application/x-ndjson"):
+        codec.decode_array(line + b"\n" + line)
+    with pytest.raises(InvalidRow, match=r"expected `array`, got `object`; .*application/x-ndjson"):
+        codec.decode_array(line)
+
+
+def test_a_byte_order_mark_before_a_body_is_no_part_of_it() -> None:
+    line, mark = json.dumps(LOG).encode(), b"\xef\xbb\xbf"
+    decoded = (codec.decode_object(mark + line), codec.decode_lines(mark + line), codec.decode_array(mark + log()))
+    assert [rows.count for rows in decoded] == [1, 1, 2]
 
 
 @pytest.mark.parametrize("text", ["\ud800", "x\udfffy", "\udc00\ud800"])

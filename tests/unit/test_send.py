@@ -4,15 +4,16 @@ import gzip
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 from uuid import uuid4
 
 import pytest
@@ -23,6 +24,7 @@ from services.core.errors import InvalidRow
 from services.core.ledger import LEDGER_HEADER
 from services.core.rows import RowCodec
 from services.datasets import find
+from services.send import transfer
 from services.send.chunks import Chunker
 from services.send.formats import FORMATS
 from services.send.main import main
@@ -49,6 +51,7 @@ class Ingest(ThreadingHTTPServer):
         self.tokens: set[str] = set()
         self.looks = 0
         self.meddle: Callable[[int, str, bytes], Answer | str | None] = lambda number, key, body: None
+        self.pieces: Callable[[BinaryIO, int], Iterable[bytes]] = lambda file, size: [file.read(size)]
         self._lock = threading.Lock()
 
     @property
@@ -96,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
         assert self.path == "/api/collect/logs"
         assert self.headers["Content-Type"] == "application/x-ndjson"
         self.server.tokens.add(self.headers.get("Authorization", ""))
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = b"".join(self.server.pieces(cast(BinaryIO, self.rfile), int(self.headers["Content-Length"])))
         answer = self.server.answer(self.headers["Idempotency-Key"], body, self.headers.get(LEDGER_HEADER))
         if isinstance(answer, str):
             self.close_connection = True
@@ -194,7 +197,7 @@ def test_odd_lines(ingest: Ingest) -> None:
         b"\r\n   \n"
         b"2024-01-01 00:00:00,000 INFO a.B: caf\xe9\n"
         b"2024-01-01 00:00:00,000 INFO a.B: nul \x00\n"
-        b"2024-01-01 no log line\ttab\n"
+        b"2024-01-01 00:00:00 no log line\ttab\n"
         b"1950-01-01 00:00:00,000 INFO a.B: too early\n"
         b"2024-02-31 00:00:00,000 INFO a.B: no such day\n"
         b"2024-01-01 00:00:00,000 INFO a.B: "
@@ -216,7 +219,7 @@ def test_odd_lines(ingest: Ingest) -> None:
     assert "not a time" in reasons[8]
     assert "1048576 bytes or more" in reasons[9]
     assert "the row takes" in reasons[10]
-    assert rejects[1][2] == b"2024-01-01 no log line\ttab"
+    assert rejects[1][2] == b"2024-01-01 00:00:00 no log line\ttab"
     assert (figure(result, "lines read"), figure(result, "rejected"), figure(result, "blank")) == (11, 6, 2)
     assert figure(result, "not UTF-8 (read as Latin-1)") == 1
 
@@ -270,6 +273,212 @@ def test_a_refused_row_goes_to_the_rejects_with_all_its_lines(ingest: Ingest) ->
     assert ingest.messages == ["m0001", "m0003"]
     assert [line for line, _, _ in rejects()] == [2, 3, 4, 5, 6]
     assert {reason for _, reason, _ in rejects()} == {"message: contains the character NUL (\\u0000)"}
+
+
+def cri(stream: str, tag: str, message: str) -> str:
+    return f"2024-05-01T12:00:00.123456789Z {stream} {tag} {message}\n"
+
+
+def docker(log: str, stream: str = "stdout") -> str:
+    return json.dumps({"log": log, "stream": stream, "time": "2024-05-01T12:00:00.123456789Z"}) + "\n"
+
+
+def test_the_parts_of_a_cri_record_are_joined_across_another_stream(ingest: Ingest) -> None:
+    text = (
+        cri("stdout", "P", "first half, ")
+        + cri("stderr", "F", "written in between")
+        + cri("stdout", "P:x", "middle, ")
+        + cri("stdout", "F", "second half")
+        + cri("stdout", "F", "another")
+    )
+    result = send(write(text))
+    assert result.exit_code == 0
+    assert "format cri: 5 of the first 5 lines" in result.stderr
+    assert [(row["message"], row["metadata"], row["host"]) for row in ingest.rows] == [
+        ("first half, middle, second half", {"stream": "stdout"}, ""),
+        ("written in between", {"stream": "stderr"}, ""),
+        ("another", {"stream": "stdout"}, ""),
+    ]
+    assert (figure(result, "lines read"), figure(result, "joined to the line before")) == (5, 2)
+
+
+def test_the_parts_of_a_docker_record_are_joined(ingest: Ingest) -> None:
+    text = (
+        docker("ready\n")
+        + docker("first part ")
+        + docker("oops\n", "stderr")
+        + docker("second part\n")
+        + docker("\x1b[32mgreen\x1b[0m\r\n").replace('"time"', '"attrs": {"tag": "web"}, "time"')
+    )
+    result = send(write(text))
+    assert result.exit_code == 0
+    assert "format docker: 5 of the first 5 lines" in result.stderr
+    assert [(row["message"], row["metadata"]) for row in ingest.rows] == [
+        ("ready", {"stream": "stdout"}),
+        ("first part second part", {"stream": "stdout"}),
+        ("oops", {"stream": "stderr"}),
+        ("green", {"tag": "web", "stream": "stdout"}),
+    ]
+
+
+@pytest.mark.parametrize("whole", [lambda m: cri("stdout", "F", m), lambda m: docker(f"{m}\n")], ids=["cri", "docker"])
+def test_a_request_does_not_end_within_a_record_of_parts(ingest: Ingest, whole: Callable[[str], str]) -> None:
+    """Requests have 10 lines here; the parts lie at lines 10 and 12."""
+    part = cri("stdout", "P", "split ") if whole("") == cri("stdout", "F", "") else docker("split ")
+    other = cri("stderr", "F", "other") if part.startswith("2") else docker("other\n", "stderr")
+    text = "".join(map(whole, messages(1, 9))) + part + other + whole("record") + "".join(map(whole, messages(10, 15)))
+    result = send(write(text))
+    assert result.exit_code == 0
+    assert ingest.messages == sorted([*messages(1, 15), "split record", "other"])
+    assert sorted(body.count(b"\n") + 1 for _, body in ingest.requests) == [6, 11]
+
+
+def test_a_record_of_too_many_parts_is_cut(ingest: Ingest) -> None:
+    text = cri("stdout", "P", "x" * 10_000) * 9 + cri("stdout", "F", "end") + cri("stdout", "F", "next")
+    result = send(write(text))
+    assert result.exit_code == 2
+    assert sorted(map(len, ingest.messages)) == [4, 60_000 + len("\n[cut at 64 KiB]")]
+    assert [line for line, _, _ in rejects()] == [7, 8, 9, 10]
+
+
+def test_json_that_is_no_row_is_refused_at_once(ingest: Ingest) -> None:
+    result = send(write('{"ts": 1714564800, "msg": "x"}\n' * 5))
+    assert result.exit_code == 1
+    assert "as a row of the ingest API: row 0" in result.stderr
+    assert not ingest.requests
+
+
+@pytest.mark.parametrize("hole", [512, (3 << 20) + 17, 1 << 20])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_hole_of_nuls_is_dropped(ingest: Ingest, hole: int, pack: Callable[[bytes], bytes]) -> None:
+    result = send(write(pack(b"\0" * hole + lines(1, 2).encode() + b"\0" * 10 + lines(3, 3).encode() + b"\0" * hole)))
+    assert result.exit_code == 0
+    assert ingest.messages == messages(1, 3)
+
+
+def test_a_file_that_grows_behind_a_hole_goes_on(ingest: Ingest) -> None:
+    start = b"\0" * (2 << 20) + lines(1, 2).encode() + b"\0" * 100
+    assert send(write(start)).exit_code == 0
+    write(start + b"\0" * 50 + lines(3, 4).encode())
+    assert send("app.log", "--resume").exit_code == 0
+    assert ingest.messages == messages(1, 4)
+
+
+def test_colours_are_no_part_of_a_line(ingest: Ingest) -> None:
+    coloured = (
+        "2024-05-01 12:00:00,123 \x1b[32mINFO\x1b[0m [main] a.App: started\n"
+        "\x1b[2m2024-05-01T12:00:02.000Z\x1b[0m \x1b[33m WARN\x1b[0m \x1b[35m4711\x1b[0m --- [main] a.Slow : took 2 s\n"
+    )
+    assert send(write(coloured)).exit_code == 0
+    assert [(row["level"], row["service"], row["message"]) for row in ingest.rows] == [
+        ("INFO", "a.App", "started"),
+        ("WARN", "a.Slow", "took 2 s"),
+    ]
+
+
+def test_a_byte_order_mark_before_a_single_line(ingest: Ingest) -> None:
+    result = send(write(b"\xef\xbb\xbf" + lines(1, 1).replace("\n", "\r").encode()))
+    assert result.exit_code == 0
+    assert ingest.messages == messages(1, 1)
+
+
+def test_what_follows_the_gzip_data_is_left_out_and_told(ingest: Ingest) -> None:
+    packed = gzip.compress(lines(1, 5).encode()) + gzip.compress(lines(6, 10).encode())
+    result = send(write(packed + b"garbage"))
+    assert (result.exit_code, ingest.messages) == (0, messages(1, 10))
+    assert "is no gzip: left out" in result.stderr
+    result = send("app.log", "--resume")
+    assert (result.exit_code, figure(result, "rows acked")) == (0, 0)
+
+
+def test_a_dated_line_of_a_message_is_part_of_it(ingest: Ingest) -> None:
+    table = "2024-04-30 | orders | 17\n2024-05-01 | orders | 19"
+    result = send(write(f"{lines(1, 1)}{table}\n{JAVA}\n{lines(2, 2)}"))
+    assert result.exit_code == 0
+    assert [m.partition("\n")[0] for m in ingest.messages] == messages(1, 2)
+    assert table in ingest.messages[0]
+
+
+def test_a_file_that_was_rotated_goes_on_under_its_new_name(ingest: Ingest) -> None:
+    send(write(lines(1, 20)), "--host", "h1")
+    write(lines(1, 30))
+    Path("app.log").rename("app.log.1")
+    write(lines(31, 31))
+    result = send("app.log", "--resume")
+    assert result.exit_code == 1
+    assert "go on with the rotated file first" in result.stderr
+    result = send("app.log.1", "--resume")
+    assert (result.exit_code, figure(result, "rows acked")) == (0, 10)
+    assert f"the file was {Path('app.log').resolve()} before" in result.stderr
+    Path("app.log.1.gz").write_bytes(gzip.compress(Path("app.log.1").read_bytes()))
+    assert figure(send("app.log.1.gz", "--resume"), "rows acked") == 0
+    assert figure(send("app.log.1", "--resume"), "rows acked") == 0  # the record goes with the text, there and back
+    assert figure(send("app.log", "--resume"), "rows acked") == 1
+    write(lines(31, 33))
+    assert figure(send("app.log", "--resume"), "rows acked") == 2
+    assert ingest.messages == messages(1, 33)
+    assert {row["host"] for row in ingest.rows} == {"h1"}
+
+
+def test_a_chunk_under_way_is_sent_again_after_a_rotation(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGPIPE_SEND_PATIENCE", "0")
+    text = "".join(f"2024-01-01 00:00:00,000 [WARN] {m}\n" for m in messages(1, 14))  # the service is the file's name
+    ingest.meddle = lambda number, key, body: "drop"
+    assert send(write(text)).exit_code == 1
+    ingest.meddle = lambda number, key, body: None
+    Path("app.log").rename("app-20240101.log")
+    write(lines(15, 15))
+    assert send("app.log", "--resume").exit_code == 1
+    assert send("app-20240101.log", "--resume").exit_code == 0
+    assert send("app.log", "--resume").exit_code == 0
+    assert ingest.messages == messages(1, 15)
+    assert {row["service"] for row in ingest.rows} == {"app", "a.B"}
+
+
+def test_a_copy_that_is_resumed_first_does_not_double_the_file(ingest: Ingest) -> None:
+    send(write(lines(1, 20)))
+    write(lines(1, 20), "app.log.copy")
+    assert figure(send("app.log.copy", "--resume"), "rows acked") == 0
+    assert figure(send("app.log", "--resume"), "rows acked") == 0
+    assert len(ingest.rows) == 20
+
+
+def test_the_record_of_a_file_of_another_name_is_not_taken(ingest: Ingest) -> None:
+    send(write(lines(1, 20)))
+    result = send(write(lines(1, 30), "other.log"), "--resume")
+    assert result.exit_code == 1
+    assert "no record of an earlier send" in result.stderr
+
+
+def slowly(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while size:
+        time.sleep(0.05)  # a link of 640 kB/s
+        yield (piece := file.read(min(size, 32 << 10)))
+        size -= len(piece)
+
+
+def test_a_slow_upload_goes_on_while_it_moves(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGPIPE_SEND_PATIENCE", "0")
+    monkeypatch.setattr(transfer, "STALLED_SECONDS", 0.7)
+    monkeypatch.setattr(transfer, "_SEND_BUFFER", 16 << 10)
+    ingest.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 10)
+    ingest.pieces = slowly
+    started = time.monotonic()
+    result = send(write(lines(1, 1).strip() + "x" * 230_000 + "\n" + lines(2, 2).strip() + "x" * 230_000 + "\n"))
+    assert result.exit_code == 0, result.stderr
+    assert time.monotonic() - started > 0.7
+    assert len(ingest.requests) == 1
+
+
+def test_an_upload_that_stands_still_is_given_up(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGPIPE_SEND_PATIENCE", "0")
+    monkeypatch.setattr(transfer, "STALLED_SECONDS", 0.3)
+    held = threading.Event()
+    ingest.pieces = lambda file, size: [b""] if held.wait(60) else []
+    result = send(write(lines(1, 3)))
+    held.set()
+    assert result.exit_code == 1
+    assert "gave up after 0 s" in result.stderr
 
 
 def test_a_request_does_not_end_within_a_record(ingest: Ingest) -> None:
@@ -345,6 +554,7 @@ def test_failures_are_retried_under_the_same_key(ingest: Ingest) -> None:
         2: (409, {}, {"detail": "still running"}),
         3: "drop",
         4: (502, {}, {}),
+        5: (408, {}, {"detail": "the body came too slowly"}),
     }
     ingest.meddle = lambda number, key, body: failures.get(number)
     started = time.monotonic()
@@ -352,7 +562,7 @@ def test_failures_are_retried_under_the_same_key(ingest: Ingest) -> None:
     assert result.exit_code == 0
     assert time.monotonic() - started >= 1
     assert len({key for key, _ in ingest.requests}) == 1
-    assert len(ingest.requests) == 5
+    assert len(ingest.requests) == 6
     assert ingest.messages == messages(1, 10)
     assert figure(result, "of them duplicates") == 10  # the dropped reply's rows were stored
 
@@ -734,7 +944,7 @@ def test_a_second_of_a_live_pipe_does_not_end_a_record() -> None:
     first, second, third = (line.encode() + b"\n" for line in lines(1, 3).splitlines())
 
     class Pipe:
-        count = 0
+        count = line_start = 0
 
         def lines(self, cuts: list[int]) -> Iterator[bytes | None]:
             for line in (first, second, None, b"\tat 1\n", None, b"\tat 2\n", None, None, third, None, None):
