@@ -31,7 +31,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from hdfs_native import Client as Hdfs
 
 from services.core.errors import Invalid, NeedsOperator
-from services.local import postgres_files, view
+from services.local import postgres_files, unprivileged, view
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 
@@ -193,10 +193,10 @@ def test_everything_killed_at_once_starts_again_with_its_data(stack_folder: Path
 
 def test_a_killed_postgres_starts_though_another_program_has_its_process_id(stack_folder: Path) -> None:
     with Stack(LocalSettings.on_free_ports(stack_folder), ("postgres",)) as stack:
-        lock = postgres_files.data_folder(stack.program("postgres").folder) / "postmaster.pid"
+        lock = unprivileged.data_folder(stack.program("postgres").folder) / "postmaster.pid"
         kill_everything(stack)
         # PostgreSQL takes a living process of its own user for the server.
-        with subprocess.Popen(["sleep", "300"], **postgres_files.identity()) as other:
+        with subprocess.Popen(["sleep", "300"], **unprivileged.identity()) as other:
             lines = lock.read_text().splitlines(keepends=True)
             lock.write_text("".join([f"{other.pid}\n", *lines[1:]]))
             try:
@@ -234,7 +234,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs Postgr
 def closed_home(request: pytest.FixtureRequest) -> Iterator[Path]:
     home = Path(tempfile.mkdtemp(prefix="logpipe-home-", dir=request.param))
     yield home
-    postgres_files.delete_outside(home / "stack" / "postgres")
+    unprivileged.delete_outside(home / "stack" / "postgres")
     shutil.rmtree(home)
 
 
@@ -251,14 +251,14 @@ def test_root_starts_postgres_from_a_closed_home(closed_home: Path, monkeypatch:
         shutil.copytree(installed / name, packages / name)
     monkeypatch.syspath_prepend(packages)
     monkeypatch.setenv("PYTHONPATH", f"{packages}:{os.environ.get('PYTHONPATH', '')}")
-    outside = postgres_files.OUTSIDE
+    outside = unprivileged.OUTSIDE
     before = set(outside.iterdir()) if outside.exists() else set()
     stack = Stack(LocalSettings.on_free_ports(closed_home / "stack"), ("postgres",))
     url = stack.settings.urls()["LOGPIPE_POSTGRES_URL"]
     with stack:
         pid = stack.states()["postgres"].pid
         assert capabilities(pid) == {"0" * 16}
-        data = postgres_files.data_folder(stack.program("postgres").folder)
+        data = unprivileged.data_folder(stack.program("postgres").folder)
         server = psutil.Process(pid)
         assert (server.username(), server.cwd(), data.stat().st_mode & 0o777) == ("nobody", str(data), 0o700)
         assert data.parent.parent == outside
@@ -287,13 +287,13 @@ def test_data_of_a_home_that_was_closed_later_is_moved_not_lost(
     folder = stack.program("postgres").folder
     with stack, psycopg.connect(url) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
-    assert postgres_files.data_folder(folder) == folder / "data"
+    assert unprivileged.data_folder(folder) == folder / "data"
     closed_home.chmod(0o700)
     if killed_at:
         kill_at(killed_at, monkeypatch, lambda: postgres_files.prepare(folder))
     with stack, psycopg.connect(url) as connection:
         assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
-        data = postgres_files.data_folder(folder)
+        data = unprivileged.data_folder(folder)
     assert not list(folder.glob("data*")), "nothing stays in the closed home"
     assert {path.name for path in data.parent.iterdir()} == {"data"}
     stack.down(wipe=True)
@@ -497,7 +497,7 @@ def test_a_kafka_table_is_refused_and_the_data_opens_again(stack_folder: Path) -
         for query in ("CREATE TABLE t (a Int64) ENGINE = MergeTree ORDER BY a", "INSERT INTO t VALUES (1)"):
             httpx.post(url, content=query).raise_for_status()
         refused = httpx.post(url, content="CREATE TABLE k (a Int64)\nENGINE=Kafka('b', 't', 'g', 'CSV')")
-        assert (refused.status_code, refused.headers["X-ClickHouse-Exception-Code"]) == (500, "48")
+        assert (refused.status_code, refused.headers["X-ClickHouse-Exception-Code"]) == (403, "497")
         stack.down()
         stack.up()
         assert httpx.post(url, content="SELECT count() FROM t").text == "1\n"
