@@ -1,4 +1,4 @@
-"""What clients of the embedded ClickHouse engine may do: the engine's user `default` is granted what the pipeline needs.
+"""What clients of the embedded ClickHouse engine may do: its user `default` is granted what the pipeline needs.
 
 Everything that reaches files, URLs, other servers or programs is not granted: the table functions and engines `file`,
 `url`, `s3`, `remote`, `mysql`, ...; dictionaries; named collections; backups; users; SYSTEM. Settings that name a file

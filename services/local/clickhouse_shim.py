@@ -132,17 +132,10 @@ class Engine:
     def execute(self, arguments: Mapping[str, str], body: bytes, default_format: str, read_only: bool) -> Reply:
         """`arguments` as in the URL: query, database, session_id, param_x, and settings. Raises QueryError."""
         insert, statement = _parsed(arguments.get("query", "").encode(), body)
-        if refusal := clickhouse_rights.refusal(f"{insert.target} {insert.settings}" if insert else statement, read_only):
-            raise QueryError(refusal, _ACCESS_DENIED)
-        if read_only and "session_id" in arguments:
-            raise QueryError("a request with a session_id must use POST", _NOT_IMPLEMENTED)
+        _check(f"{insert.target} {insert.settings}" if insert else statement, arguments, read_only)
         if _KILL_QUERY.match(statement):
             statement = _QUERY_ID.sub("Settings['log_comment']", statement)
-        settings = {k: v for k, v in arguments.items() if k not in _NOT_SETTINGS and not k.startswith("param_")}
-        if "query_id" in arguments:
-            settings["log_comment"] = arguments["query_id"]
-        if read_only:
-            settings |= clickhouse_rights.READ_ONLY
+        settings = _settings(arguments) | (clickhouse_rights.READ_ONLY if read_only else {})
         parameters = {k.removeprefix("param_"): v for k, v in arguments.items() if k.startswith("param_")}
         with self._session(arguments) as session:
             try:
@@ -204,6 +197,21 @@ def _parsed(query: bytes, body: bytes) -> tuple[Insert | None, str]:
         return insert, "" if insert else text.decode()
     except UnicodeDecodeError as error:
         raise QueryError(f"the statement is not UTF-8: {error}", _BAD_ARGUMENTS) from error
+
+
+def _check(statement: str, arguments: Mapping[str, str], read_only: bool) -> None:
+    """Raise QueryError for a request that the engine itself would not refuse."""
+    if refusal := clickhouse_rights.refusal(statement, read_only):
+        raise QueryError(refusal, _ACCESS_DENIED)
+    if read_only and "session_id" in arguments:  # the session would be read-only from now on
+        raise QueryError("a request with a session_id must use POST", _NOT_IMPLEMENTED)
+
+
+def _settings(arguments: Mapping[str, str]) -> dict[str, str]:
+    settings = {k: v for k, v in arguments.items() if k not in _NOT_SETTINGS and not k.startswith("param_")}
+    if "query_id" in arguments:
+        settings["log_comment"] = arguments["query_id"]
+    return settings
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -1,8 +1,8 @@
 """What the process of the ClickHouse engine may still do once it serves: work in its data folder, and nothing else.
 
-The engine's own rights (clickhouse_rights) do not cover everything: the function `file` reads any file that the process may
-read. Landlock is the kernel's way for a process to give up its own rights to files and to the network; no privilege is
-needed. Kernels before 6.2, and kernels without Landlock, leave the process as its user is.
+The engine's own rights (clickhouse_rights) do not cover everything: the function `file` reads any file that the process
+may read. Landlock is the kernel's way for a process to give up its own rights to files and to the network; no privilege
+is needed. A kernel before 6.2 (before 6.7 for the network), or without Landlock, leaves the process these rights.
 """
 
 import ctypes

@@ -2,6 +2,7 @@
 
 import base64
 import hmac
+import secrets
 import subprocess
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import httpx
 from services.core.errors import NeedsOperator
 from services.local import jars, passwords
 from services.local.java import java
-from services.local.program import Program, made_whole
+from services.local.program import Program, made_whole, write_private
 from services.local.settings import LocalSettings
 from services.runtime.health import Check
 
@@ -118,7 +119,7 @@ def _write_configuration(settings: LocalSettings, folder: Path) -> None:
             f"<property><name>{name}</name><value>{escape(value)}</value></property>\n"
             for name, value in properties.items()
         )
-        (folder / "conf" / name).write_text(f"<configuration>\n{lines}</configuration>\n")
+        write_private(folder / "conf" / name, f"<configuration>\n{lines}</configuration>\n")
 
 
 def _core_site(settings: LocalSettings) -> dict[str, str]:
@@ -132,9 +133,9 @@ def _core_site(settings: LocalSettings) -> dict[str, str]:
 def _web_pages_closed(settings: LocalSettings) -> dict[str, str]:
     """Web pages of HDFS change data (WebHDFS, `fsck` with `delete`), and anybody may call himself by any name there.
 
-    WebHDFS cannot be turned off. A page, and every address below it, is for holders of a cookie that is signed with the
-    stack's secret: there is no directory of users to ask for another one. WebHDFS of the DataNode, which knows no
-    cookies, wants a header with a secret name.
+    WebHDFS cannot be turned off. Every page is for holders of a cookie that is signed with the stack's secret: there is
+    no LDAP server that would give a cookie to anybody else. The DataNode's WebHDFS, which knows no cookies, wants a
+    header whose name nobody is told.
     """
     passwords.hdfs(settings.folder)  # makes the file
     return {
@@ -143,6 +144,10 @@ def _web_pages_closed(settings: LocalSettings) -> dict[str, str]:
         "hadoop.http.authentication.ldap.providerurl": "ldap://127.0.0.1:1",
         "hadoop.http.authentication.ldap.basedn": "nobody",
         "hadoop.http.authentication.signature.secret.file": str(passwords.hdfs_file(settings.folder)),
+        "dfs.webhdfs.rest-csrf.enabled": "true",
+        "dfs.webhdfs.rest-csrf.custom-header": f"X-{secrets.token_hex()}",
+        "dfs.webhdfs.rest-csrf.browser-useragents-regex": ".*",
+        "dfs.webhdfs.rest-csrf.methods-to-ignore": "none",
     }
 
 
@@ -171,8 +176,4 @@ def _hdfs_site(settings: LocalSettings) -> dict[str, str]:
         "dfs.datanode.address": f"127.0.0.1:{settings.local_datanode_port}",
         "dfs.datanode.ipc.address": f"127.0.0.1:{settings.local_datanode_ipc_port}",
         "dfs.datanode.http.address": f"127.0.0.1:{settings.local_datanode_http_port}",
-        "dfs.webhdfs.rest-csrf.enabled": "true",
-        "dfs.webhdfs.rest-csrf.custom-header": f"X-{passwords.hdfs(settings.folder)}",
-        "dfs.webhdfs.rest-csrf.browser-useragents-regex": ".*",
-        "dfs.webhdfs.rest-csrf.methods-to-ignore": "none",
     }

@@ -16,7 +16,7 @@ from services.local.program import Program, made_whole
 from services.local.settings import LocalSettings
 
 TEMP_FILE_LIMIT = "4GB"
-"""Disk that the sorts and joins of one session may take, in each of its processes: one wide query does not fill the disk."""
+"""Disk that the temporary files of one process of PostgreSQL may take: one wide query does not fill the disk."""
 
 _SERVER_SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -77,7 +77,8 @@ def _prepare(folder: Path, password: str) -> None:
         unprivileged.hand_over(part)
         options = ("-D", str(part), "-U", postgres_roles.SUPERUSER, "--auth=reject", "-E", "UTF8", "--locale=C")
         _run(part, "initdb", *options, "--no-sync")
-        _run(part, "postgres", "--single", "-D", str(part), "postgres", stdin=f"CREATE DATABASE {postgres_roles.DATABASE};\n")
+        statement = f"CREATE DATABASE {postgres_roles.DATABASE};\n"
+        _run(part, "postgres", "--single", "-D", str(part), "postgres", stdin=statement)
         postgres_roles.set_up(part, password, _run)
 
 
@@ -91,5 +92,5 @@ def _run(folder: Path, program: str, *arguments: str, stdin: str = "") -> None:
         cwd=folder,
         **unprivileged.identity(),
     )
-    if done.returncode:
+    if done.returncode or "ERROR:" in done.stderr:  # the single-user mode ends with 0 in any case
         raise NeedsOperator(f"{program} failed on {folder}:\n{done.stderr.strip()}")

