@@ -15,6 +15,7 @@ import gzip
 import importlib
 import io
 import json
+import os
 import re
 import threading
 import time
@@ -264,6 +265,7 @@ def make_app(folder: Path) -> Starlette:
         clickhouse_rights.write(rights)
         for module in _LOADED_LATE:
             importlib.import_module(module)
+        os.chdir(data)  # the engine looks at its working directory
         # The server has started no thread yet: a thread that runs already would not be confined.
         unprivileged.become()
         if not confinement.confine(data, (rights, *_ENGINE_READS)):
