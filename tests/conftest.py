@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
@@ -45,6 +46,15 @@ def running(*names: str) -> Iterator[Stack]:
         yield stack
 
 
+def database_of(url: str) -> str:
+    return urlsplit(url).path.removeprefix("/")
+
+
+def in_database(url: str, name: str) -> str:
+    """The URL of another database on the same server."""
+    return urlsplit(url)._replace(path=f"/{name}").geturl()
+
+
 @pytest.fixture
 def stack_folder() -> Iterator[Path]:
     """For a test that runs a stack of its own."""
@@ -64,7 +74,7 @@ def own_postgres_url(postgres_url: str) -> Iterator[str]:
     name = f"own_{uuid4().hex}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-    yield f"{postgres_url.rpartition('/')[0]}/{name}"
+    yield in_database(postgres_url, name)
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -13,7 +13,7 @@ def clickhouse(settings: LocalSettings) -> Program:
     shim = (sys.executable, "-m", "services.local.clickhouse_shim")
     return Program(
         name="clickhouse",
-        command=(*shim, "--data", str(folder / "data"), "--port", str(port)),
+        command=(*shim, "--folder", str(folder), "--port", str(port)),
         folder=folder,
         address=address,
         ports={"LOGPIPE_LOCAL_CLICKHOUSE_PORT": port},

@@ -6,11 +6,16 @@ database and temporary tables of one request never reach another; requests with 
 The engine chooses the query ids itself. The shim passes a request's `query_id` on as the setting `log_comment`, and
 `KILL QUERY` finds the query by that setting. External data and form-encoded parameters (multipart bodies) are not
 supported.
+
+A request by another method than POST changes nothing. What clients may do is in `clickhouse_rights`. Before the engine
+is started, the process takes the user of `unprivileged` and confines itself to its data folder.
 """
 
 import gzip
+import importlib
 import io
 import json
+import os
 import re
 import threading
 import time
@@ -30,10 +35,29 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from services.local import clickhouse_inserts
+from services.local import clickhouse_inserts, clickhouse_rights, confinement, unprivileged
 from services.local.clickhouse_inserts import Insert
-from services.runtime import http
+from services.runtime import http, logs
 
+_log = logs.get("clickhouse-shim")
+
+_LOADED_LATE = ("anyio._backends._asyncio", "encodings.idna")
+"""Modules that the HTTP server imports when it needs them, which a confined process cannot read."""
+
+# Beside its data: what the engine sizes its threads and its memory by, random numbers, time zones.
+_ENGINE_READS = tuple(
+    map(
+        Path,
+        (
+            "/dev/urandom",
+            "/proc/cpuinfo",
+            "/proc/meminfo",
+            "/sys/devices/system",
+            "/sys/fs/cgroup",
+            "/usr/share/zoneinfo",
+        ),
+    )
+)
 _NOT_SETTINGS = {
     "buffer_size",
     "client_protocol_version",
@@ -52,12 +76,12 @@ _NOT_SETTINGS = {
     "user",
     "wait_end_of_query",
 }
-_KAFKA_TABLE = re.compile(r"\s*(?:CREATE|ATTACH)\b.*\bENGINE\s*=?\s*Kafka\b", re.IGNORECASE | re.DOTALL)
 _KILL_QUERY = re.compile(r"\s*KILL\s+QUERY\b", re.IGNORECASE)
 _QUERY_ID = re.compile(r"\bquery_id\b", re.IGNORECASE)
 _CODE = re.compile(r"Code: (\d+)\.")
-_NOT_IMPLEMENTED, _BAD_ARGUMENTS, _CANNOT_OPEN_FILE, _STD_EXCEPTION = 48, 36, 76, 1001
+_NOT_IMPLEMENTED, _BAD_ARGUMENTS, _CANNOT_OPEN_FILE, _ACCESS_DENIED, _STD_EXCEPTION = 48, 36, 76, 497, 1001
 _NOT_FOUND_CODES = {46, 47, 50, 60, 81, 115}
+_FORBIDDEN_CODES = {164, 497}
 _BAD_REQUEST_CODES = {6, 26, 27, 33, 36, 38, 41, 53, 62, 72, 117, 386, 457}
 
 
@@ -90,13 +114,14 @@ class _Kept:
 class Engine:
     """The engine on one data folder. Thread-safe; every method blocks."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, rights: Path) -> None:
+        """`rights`: the engine's configuration, from `clickhouse_rights.write`."""
         self._folder = str(folder.resolve())
         self._identity = _identity(folder)
         # The engine stays loaded as long as one session is open. Merges go after what is being answered, where the
         # process may set priorities (CAP_SYS_NICE); elsewhere the engine leaves them as they are.
-        self._anchor = Session(f"{self._folder}?os_threads_nice_value_merge_mutate=10")
+        self._anchor = Session(f"{self._folder}?os_threads_nice_value_merge_mutate=10&config-file={rights}")
+        clickhouse_rights.close_default_database(self._anchor)
         self._kept: dict[str, _Kept] = {}
         self._lock = threading.Lock()
 
@@ -105,19 +130,13 @@ class Engine:
             kept.session.close()
         self._anchor.close()
 
-    def execute(self, arguments: Mapping[str, str], body: bytes, default_format: str) -> Reply:
+    def execute(self, arguments: Mapping[str, str], body: bytes, default_format: str, read_only: bool) -> Reply:
         """`arguments` as in the URL: query, database, session_id, param_x, and settings. Raises QueryError."""
         insert, statement = _parsed(arguments.get("query", "").encode(), body)
-        if _KAFKA_TABLE.match(statement):
-            raise QueryError(
-                "ENGINE = Kafka is refused: the embedded engine cannot run it, and would not open its data again",
-                _NOT_IMPLEMENTED,
-            )
+        _check(f"{insert.target} {insert.settings}" if insert else statement, arguments, read_only)
         if _KILL_QUERY.match(statement):
             statement = _QUERY_ID.sub("Settings['log_comment']", statement)
-        settings = {k: v for k, v in arguments.items() if k not in _NOT_SETTINGS and not k.startswith("param_")}
-        if "query_id" in arguments:
-            settings["log_comment"] = arguments["query_id"]
+        settings = _settings(arguments) | (clickhouse_rights.READ_ONLY if read_only else {})
         parameters = {k.removeprefix("param_"): v for k, v in arguments.items() if k.startswith("param_")}
         with self._session(arguments) as session:
             try:
@@ -181,6 +200,21 @@ def _parsed(query: bytes, body: bytes) -> tuple[Insert | None, str]:
         raise QueryError(f"the statement is not UTF-8: {error}", _BAD_ARGUMENTS) from error
 
 
+def _check(statement: str, arguments: Mapping[str, str], read_only: bool) -> None:
+    """Raise QueryError for a request that the engine itself would not refuse."""
+    if refusal := clickhouse_rights.refusal(statement, read_only):
+        raise QueryError(refusal, _ACCESS_DENIED)
+    if read_only and "session_id" in arguments:  # the session would be read-only from now on
+        raise QueryError("a request with a session_id must use POST", _NOT_IMPLEMENTED)
+
+
+def _settings(arguments: Mapping[str, str]) -> dict[str, str]:
+    settings = {k: v for k, v in arguments.items() if k not in _NOT_SETTINGS and not k.startswith("param_")}
+    if "query_id" in arguments:
+        settings["log_comment"] = arguments["query_id"]
+    return settings
+
+
 def _identity(folder: Path) -> tuple[int, int] | None:
     try:
         found = folder.stat()
@@ -220,9 +254,23 @@ def decoded(body: bytes, encoding: str) -> bytes:
 
 
 def make_app(folder: Path) -> Starlette:
+    """`folder` is the program's; the data lies where the unprivileged user can reach it."""
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        app.state.engine = Engine(folder)
+        data = unprivileged.prepare_data(folder)
+        data.mkdir(exist_ok=True)
+        unprivileged.hand_over(data)
+        rights = data.with_name("rights.xml")
+        clickhouse_rights.write(rights)
+        for module in _LOADED_LATE:
+            importlib.import_module(module)
+        os.chdir(data)  # the engine looks at its working directory
+        # The server has started no thread yet: a thread that runs already would not be confined.
+        unprivileged.become()
+        if not confinement.confine(data, (rights, *_ENGINE_READS)):
+            _log.warning("this kernel cannot confine the engine: clients may read the files that its user may read")
+        app.state.engine = Engine(data, rights)
         yield
         app.state.engine.close()
 
@@ -237,6 +285,14 @@ def make_app(folder: Path) -> Starlette:
 
 async def _ping(request: Request) -> Response:
     return PlainTextResponse("Ok.\n")
+
+
+def _status(code: int) -> int:
+    """The HTTP status of an error of the engine."""
+    for status, codes in ((403, _FORBIDDEN_CODES), (404, _NOT_FOUND_CODES), (400, _BAD_REQUEST_CODES)):
+        if code in codes:
+            return status
+    return 500
 
 
 async def _query(request: Request) -> Response:
@@ -256,14 +312,13 @@ async def _query(request: Request) -> Response:
         except (OSError, EOFError, RuntimeError, zstandard.ZstdError) as error:
             raise QueryError(f"cannot decompress the body: {error}", _BAD_ARGUMENTS) from error
         engine: Engine = request.app.state.engine
-        return engine.execute(arguments, data, default_format)
+        return engine.execute(arguments, data, default_format, read_only=request.method != "POST")
 
     try:
         reply = await run_in_threadpool(run)
     except QueryError as error:
         headers["X-ClickHouse-Exception-Code"] = str(error.code)
-        status = 404 if error.code in _NOT_FOUND_CODES else 400 if error.code in _BAD_REQUEST_CODES else 500
-        return PlainTextResponse(f"{error}\n", status, headers)
+        return PlainTextResponse(f"{error}\n", _status(error.code), headers)
     headers["X-ClickHouse-Format"] = reply.format
     headers["X-ClickHouse-Timezone"] = "UTC"
     headers["X-ClickHouse-Summary"] = json.dumps(
@@ -278,11 +333,11 @@ async def _query(request: Request) -> Response:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="The engine's data folder.")
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="The folder with the engine's data.")
 @click.option("--port", type=int, required=True, help="Port on 127.0.0.1.")
-def main(data: Path, port: int) -> None:
+def main(folder: Path, port: int) -> None:
     """Serve the embedded ClickHouse engine by HTTP on 127.0.0.1."""
-    http.serve(make_app(data), "127.0.0.1", port)
+    http.serve(make_app(folder.resolve()), "127.0.0.1", port)
 
 
 if __name__ == "__main__":

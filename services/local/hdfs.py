@@ -1,6 +1,10 @@
 """HDFS as two programs of the stack: one NameNode, one DataNode."""
 
+import base64
+import hmac
+import secrets
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,15 +13,16 @@ from xml.sax.saxutils import escape
 import httpx
 
 from services.core.errors import NeedsOperator
-from services.local import jars
+from services.local import jars, passwords
 from services.local.java import java
-from services.local.program import Program, made_whole
+from services.local.program import Program, made_whole, write_private
 from services.local.settings import LocalSettings
 from services.runtime.health import Check
 
 _LOG4J = Path(__file__).parent / "conf" / "log4j.properties"
 _JVM = ("-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+ExitOnOutOfMemoryError")
 _NAMENODE = "org.apache.hadoop.hdfs.server.namenode.NameNode"
+_COOKIE_TYPE, _USER = "ldap", "logpipe"
 _DATANODE = "org.apache.hadoop.hdfs.server.datanode.DataNode"
 
 
@@ -77,7 +82,8 @@ def _check(settings: LocalSettings, wanted: Mapping[tuple[str, str], str | int])
     url = f"http://127.0.0.1:{settings.local_namenode_http_port}/jmx"
 
     def attribute(bean: str, name: str) -> Any:
-        reply = httpx.get(url, params={"qry": f"Hadoop:service=NameNode,name={bean}"}, timeout=2, trust_env=False)
+        parameters, headers = {"qry": f"Hadoop:service=NameNode,name={bean}"}, {"Cookie": _cookie(settings)}
+        reply = httpx.get(url, params=parameters, headers=headers, timeout=2, trust_env=False)
         return reply.raise_for_status().json()["beans"][0][name]
 
     def check() -> str | None:
@@ -113,14 +119,43 @@ def _write_configuration(settings: LocalSettings, folder: Path) -> None:
             f"<property><name>{name}</name><value>{escape(value)}</value></property>\n"
             for name, value in properties.items()
         )
-        (folder / "conf" / name).write_text(f"<configuration>\n{lines}</configuration>\n")
+        write_private(folder / "conf" / name, f"<configuration>\n{lines}</configuration>\n")
 
 
 def _core_site(settings: LocalSettings) -> dict[str, str]:
     return {
         "fs.defaultFS": f"hdfs://127.0.0.1:{settings.local_namenode_port}",
         "hadoop.tmp.dir": str(settings.folder / "namenode" / "tmp"),
+        **_web_pages_closed(settings),
     }
+
+
+def _web_pages_closed(settings: LocalSettings) -> dict[str, str]:
+    """Web pages of HDFS change data (WebHDFS, `fsck` with `delete`), and anybody may call himself by any name there.
+
+    WebHDFS cannot be turned off. Every page is for holders of a cookie that is signed with the stack's secret: there is
+    no LDAP server that would give a cookie to anybody else. The DataNode's WebHDFS, which knows no cookies, wants a
+    header whose name nobody is told.
+    """
+    passwords.hdfs(settings.folder)  # makes the file
+    return {
+        "hadoop.http.filter.initializers": "org.apache.hadoop.security.AuthenticationFilterInitializer",
+        "hadoop.http.authentication.type": _COOKIE_TYPE,
+        "hadoop.http.authentication.ldap.providerurl": "ldap://127.0.0.1:1",
+        "hadoop.http.authentication.ldap.basedn": "nobody",
+        "hadoop.http.authentication.signature.secret.file": str(passwords.hdfs_file(settings.folder)),
+        "dfs.webhdfs.rest-csrf.enabled": "true",
+        "dfs.webhdfs.rest-csrf.custom-header": f"X-{secrets.token_hex()}",
+        "dfs.webhdfs.rest-csrf.browser-useragents-regex": ".*",
+        "dfs.webhdfs.rest-csrf.methods-to-ignore": "none",
+    }
+
+
+def _cookie(settings: LocalSettings) -> str:
+    """A cookie that is valid for a minute, as Hadoop's AuthenticationToken and Signer write it."""
+    token = f"u={_USER}&p={_USER}&t={_COOKIE_TYPE}&e={int((time.time() + 60) * 1000)}"
+    signature = hmac.digest(passwords.hdfs(settings.folder).encode(), token.encode(), "sha256")
+    return f'hadoop.auth="{token}&s={base64.b64encode(signature).decode()}"'
 
 
 def _hdfs_site(settings: LocalSettings) -> dict[str, str]:
@@ -141,5 +176,4 @@ def _hdfs_site(settings: LocalSettings) -> dict[str, str]:
         "dfs.datanode.address": f"127.0.0.1:{settings.local_datanode_port}",
         "dfs.datanode.ipc.address": f"127.0.0.1:{settings.local_datanode_ipc_port}",
         "dfs.datanode.http.address": f"127.0.0.1:{settings.local_datanode_http_port}",
-        "dfs.webhdfs.enabled": "true",
     }

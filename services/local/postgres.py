@@ -3,7 +3,6 @@
 The wheel's own start-up helper is not used: it opens all parent folders of the data to every user.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +10,13 @@ from pathlib import Path
 import psycopg
 
 from services.core.errors import NeedsOperator
-from services.local import postgres_files
+from services.local import passwords, postgres_files, postgres_roles, unprivileged
+from services.local.passwords import POSTGRES_ROLE
 from services.local.program import Program, made_whole
 from services.local.settings import LocalSettings
+
+TEMP_FILE_LIMIT = "4GB"
+"""Disk that the temporary files of one process of PostgreSQL may take: one wide query does not fill the disk."""
 
 _SERVER_SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -29,6 +32,7 @@ _SERVER_SETTINGS = {
     "checkpoint_timeout": "15min",
     "maintenance_work_mem": "128MB",
     "work_mem": "32MB",
+    "temp_file_limit": TEMP_FILE_LIMIT,
 }
 
 
@@ -36,7 +40,8 @@ def postgres(settings: LocalSettings) -> Program:
     port = settings.local_postgres_port
     folder = settings.folder / "postgres"
     options = _SERVER_SETTINGS | {"port": str(port)}
-    url = f"postgresql://logpipe@127.0.0.1:{port}/logpipe"
+    address = f"postgresql://{POSTGRES_ROLE}@127.0.0.1:{port}/{postgres_roles.DATABASE}"
+    url = f"{address}?{passwords.postgres_parameter(settings.folder)}"
 
     def ready() -> str | None:
         try:
@@ -52,25 +57,29 @@ def postgres(settings: LocalSettings) -> Program:
             *(word for name, value in options.items() for word in ("-c", f"{name}={value}")),
         ),
         folder=folder,
-        address=url,
+        address=address,
         ports={"LOGPIPE_LOCAL_POSTGRES_PORT": port},
         ready=ready,
-        prepare=lambda: _initialise(folder),
+        prepare=lambda: _prepare(folder, passwords.postgres(settings.folder)),
         stop_signal="INT",  # a fast shutdown: does not wait for clients to leave
     )
 
 
-def _initialise(folder: Path) -> None:
-    """Make the data folder with role and database `logpipe`, unless there is one."""
+def _prepare(folder: Path, password: str) -> None:
+    """Make the data folder with the database, unless there is one, and set up who may do what."""
     data = postgres_files.prepare(folder)
     if data.exists():
+        postgres_files.forget_ended_server(data)
+        postgres_roles.set_up(data, password, _run)
         return
     with made_whole(data) as part:
         part.mkdir(mode=0o700)
-        if who := postgres_files.identity():
-            os.chown(part, who["user"], who["group"])
-        _run(part, "initdb", "-D", str(part), "-U", "logpipe", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-        _run(part, "postgres", "--single", "-D", str(part), "postgres", stdin="CREATE DATABASE logpipe;\n")
+        unprivileged.hand_over(part)
+        options = ("-D", str(part), "-U", postgres_roles.SUPERUSER, "--auth=reject", "-E", "UTF8", "--locale=C")
+        _run(part, "initdb", *options, "--no-sync")
+        statement = f"CREATE DATABASE {postgres_roles.DATABASE};\n"
+        _run(part, "postgres", "--single", "-D", str(part), "postgres", stdin=statement)
+        postgres_roles.set_up(part, password, _run)
 
 
 def _run(folder: Path, program: str, *arguments: str, stdin: str = "") -> None:
@@ -81,7 +90,7 @@ def _run(folder: Path, program: str, *arguments: str, stdin: str = "") -> None:
         text=True,
         check=False,
         cwd=folder,
-        **postgres_files.identity(),
+        **unprivileged.identity(),
     )
-    if done.returncode:
+    if done.returncode or "ERROR:" in done.stderr:  # the single-user mode ends with 0 in any case
         raise NeedsOperator(f"{program} failed on {folder}:\n{done.stderr.strip()}")

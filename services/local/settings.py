@@ -1,12 +1,15 @@
 """Settings of the local stack: its ports, its folders, and which components somebody else runs."""
 
+import re
 import socket
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, SecretStr
 
+from services.local import passwords
 from services.runtime.settings import Port, Settings
 
 LakeWriter = Literal["spark", "embedded"]
@@ -69,7 +72,8 @@ class LocalSettings(Settings):
 
     def urls(self) -> dict[str, str]:
         """What every process of the pipeline is told by its environment: where the components are."""
-        return {f"LOGPIPE_{name.upper()}": self._given(name) or own for name, own in self._own_urls().items()}
+        own = self._own_urls()
+        return {f"LOGPIPE_{name.upper()}": self._replacement(name, own) or own[name] for name in own}
 
     def environment(self) -> dict[str, str]:
         """By what other commands find this stack."""
@@ -78,18 +82,26 @@ class LocalSettings(Settings):
 
     def is_replaced(self, url: str) -> bool:
         """Whether the setting named `url` says that somebody else runs the component."""
-        return self._given(url) not in (None, self._own_urls()[url])
+        return self._replacement(url, self._own_urls()) is not None
 
-    def _given(self, url: str) -> str | None:
-        value = getattr(self, url)
-        return value.get_secret_value() if isinstance(value, SecretStr) else value
+    def _replacement(self, name: str, own: Mapping[str, str]) -> str | None:
+        """The URL of a component that somebody else runs. One that differs from ours in the password only is ours."""
+        value = getattr(self, name)
+        url = value.get_secret_value() if isinstance(value, SecretStr) else value
+        return None if url is None or _without_password(url) == _without_password(own[name]) else url
 
     def _own_urls(self) -> dict[str, str]:
         return {
-            "postgres_url": f"postgresql://logpipe@127.0.0.1:{self.local_postgres_port}/logpipe",
+            "postgres_url": f"postgresql://{passwords.POSTGRES_ROLE}@127.0.0.1:{self.local_postgres_port}/logpipe"
+            f"?{passwords.postgres_parameter(self.folder)}",
             "kafka_url": f"127.0.0.1:{self.local_kafka_port}",
             "hdfs_url": f"hdfs://127.0.0.1:{self.local_namenode_port}",
             "clickhouse_url": f"http://127.0.0.1:{self.local_clickhouse_port}",
-            "redis_url": f"redis://127.0.0.1:{self.local_redis_port}/0",
+            "redis_url": f"redis://:{passwords.redis(self.folder)}@127.0.0.1:{self.local_redis_port}/0",
             "spark_connect_url": f"sc://127.0.0.1:{self.local_spark_connect_port}",
         }
+
+
+def _without_password(url: str) -> str:
+    address = url.partition("?")[0]
+    return re.sub(r"(?<=//)([^/@:]*)(?::[^/@]*)?@", lambda user: f"{user[1]}@" if user[1] else "", address)

@@ -15,7 +15,7 @@ from typing import Self
 import psutil
 
 from services.core.errors import Invalid, NeedsOperator
-from services.local import clickhouse, hdfs, kafka, postgres, postgres_files, processes, redis, spark_connect
+from services.local import clickhouse, hdfs, kafka, passwords, postgres, processes, redis, spark_connect, unprivileged
 from services.local.program import Program
 from services.local.settings import LocalSettings
 from services.local.supervision import State, Supervisor
@@ -146,7 +146,8 @@ class Stack:
             return
         self.supervisor.shutdown()
         if wipe:
-            postgres_files.delete_outside(self.folder / "postgres")
+            for name in ("postgres", "clickhouse"):
+                unprivileged.delete_outside(self.folder / name)
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def states(self) -> dict[str, State]:
@@ -209,7 +210,7 @@ class Stack:
 
     def _check_disk(self) -> None:
         """Only before a new stack: one with data must start on a nearly full disk, for its retention frees space."""
-        has_data = self.folder.exists() and any(self.folder.iterdir())
+        has_data = self.folder.exists() and any(each.name != passwords.FOLDER for each in self.folder.iterdir())
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if free < _FREE_BYTES and not has_data:

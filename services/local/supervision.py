@@ -19,7 +19,7 @@ import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
 from services.core.errors import NeedsOperator
-from services.local.program import Program
+from services.local.program import Program, write_private
 
 STOP_SECONDS = 30  # after SIGTERM, before SIGKILL; a process of the pipeline drains within 25
 _SOCKET_PATH_LIMIT = 100
@@ -71,13 +71,13 @@ class Supervisor:
             )
         (self._folder / "logs").mkdir(parents=True, exist_ok=True)
         self._programs.mkdir(exist_ok=True)
-        _write(self._config, self._configuration())
+        write_private(self._config, self._configuration())
         files = {self._programs / f"{program.name}.conf": program for program in programs}
         for file in set(self._programs.iterdir()) - files.keys():
             file.unlink()
         for file, program in files.items():
             if program.name in chosen or not file.exists():
-                _write(file, self._section_of(program, inherited))
+                write_private(file, self._section_of(program, inherited))
         if self.pid is None:
             self.end_leftovers()
             self._launch()
@@ -194,12 +194,6 @@ class Supervisor:
             stdout_logfile_maxbytes="10MB",
             stdout_logfile_backups=2,
         )
-
-
-def _write(file: Path, text: str) -> None:
-    """It holds the processes' environment: nobody else's business."""
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
-        opened.write(text)
 
 
 def _ends(pid: int) -> bool:

@@ -19,7 +19,8 @@ class Settings(BaseSettings):
 
 class PostgresSettings(Settings):
     postgres_url: SecretStr = Field(
-        SecretStr("postgresql://logpipe@127.0.0.1:15432/logpipe"), description="the ledger and the first store"
+        SecretStr("postgresql://logpipe@127.0.0.1:15432/logpipe?passfile=.stack/passwords/postgres"),
+        description="the ledger and the first store",
     )
 
 

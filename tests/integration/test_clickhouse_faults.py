@@ -25,6 +25,7 @@ from services.core.ids import first_id
 from services.core.ports import Block
 from services.core.rows import RowCodec
 from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter, create_table
+from tests.conftest import short_folder
 from tests.processes import free_port
 
 pytestmark = pytest.mark.timeout(240)  # the engine is started several times
@@ -45,11 +46,12 @@ DATASET = Dataset(
     orderings=(),
     filters=(),
 )
+NO_MERGES = "max_bytes_to_merge_at_max_space_in_pool = 1"
 DEDUPLICATED = "SETTINGS non_replicated_deduplication_window = 100"
 
 
 class Engine:
-    """The embedded engine in a process of its own."""
+    """The embedded engine in a process of its own. Root starts it as another user, who must reach `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,7 +65,7 @@ class Engine:
         return self._process.pid
 
     def start(self) -> None:
-        shim = [sys.executable, "-m", "services.local.clickhouse_shim", "--data", str(self.folder)]
+        shim = [sys.executable, "-m", "services.local.clickhouse_shim", "--folder", str(self.folder)]
         self._process = subprocess.Popen([*shim, "--port", str(self.port)], stdout=subprocess.DEVNULL)
         until(self._answers, 60)
 
@@ -109,8 +111,8 @@ def running(folder: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with running(tmp_path_factory.mktemp("engine") / "data") as started:
+def engine() -> Iterator[Engine]:
+    with short_folder() as folder, running(folder) as started:
         yield started
 
 
@@ -197,8 +199,7 @@ def test_an_insert_that_fails_is_an_error_with_clickhouses_code(
 
 def test_too_many_parts_are_an_error(engine: Engine, table: str) -> None:
     limits = "parts_to_throw_insert = 1, parts_to_delay_insert = 1, max_delay_to_insert = 1"
-    engine.query(f"CREATE TABLE {table} (id Int64) ENGINE = MergeTree ORDER BY id SETTINGS {limits}")
-    engine.query(f"SYSTEM STOP MERGES {table}")
+    engine.query(f"CREATE TABLE {table} (id Int64) ENGINE = MergeTree ORDER BY id SETTINGS {limits}, {NO_MERGES}")
     insert = f'INSERT INTO {table} FORMAT JSONEachRow\n{{"id":1}}'
     replies = [engine.post(insert) for _ in range(3)]
     stored = sum(reply.status_code == 200 for reply in replies)
@@ -291,17 +292,19 @@ def test_an_insert_is_on_the_disk_before_it_is_acknowledged(engine: Engine) -> N
 # ---- the writer loses and doubles nothing ---------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_an_error_and_its_rows_are_completed_when_there_is_room(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
+def test_a_full_disk_is_an_error_and_its_rows_are_completed_when_there_is_room(stack_folder: Path) -> None:
+    disk = stack_folder
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", disk], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m,mode=755", "tmpfs", disk], capture_output=True, text=True
+    )
     if mounted.returncode:
         pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
     try:
-        with running(disk / "data") as engine:
+        with running(disk) as engine:
             writer = ClickHouseWriter(engine.url)
             writer.prepare(DATASET)
-            engine.query(f"SYSTEM STOP MERGES {DATASET.name}")
+            engine.query(f"ALTER TABLE {DATASET.name} MODIFY SETTING {NO_MERGES}")
             written: list[int] = []
             failed: list[int] = []
             while len(failed) < 3:
@@ -329,16 +332,16 @@ def incompressible(start: int) -> list[Block]:
     return [Block(DATASET, "topic", 0, start, start + 9, DAY, ROWS, lines)]
 
 
-def test_a_data_folder_that_is_moved_away_is_an_error(tmp_path: Path) -> None:
-    with running(tmp_path / "data") as engine:
+def test_a_data_folder_that_is_moved_away_is_an_error() -> None:
+    with short_folder() as folder, running(folder) as engine:
         writer = ClickHouseWriter(engine.url)
         writer.prepare(DATASET)
         writer.write(blocks(0))
-        (tmp_path / "data").rename(tmp_path / "away")
+        (folder / "data").rename(folder / "away")
         with pytest.raises(StoreDown):
             writer.write(blocks(10))
-        shutil.rmtree(tmp_path / "data", ignore_errors=True)
-        (tmp_path / "away").rename(tmp_path / "data")
+        shutil.rmtree(folder / "data", ignore_errors=True)
+        (folder / "away").rename(folder / "data")
         engine.restart()
         for start in (10, 0):
             writer.complete(blocks(start))
@@ -358,8 +361,8 @@ def test_rows_are_stored_though_renames_fail_and_tokens_are_remembered(
     assert counted(engine) == [(1, ROWS, ROWS)]
 
 
-def test_an_engine_that_is_killed_in_an_insert_has_every_row_once(tmp_path: Path) -> None:
-    with running(tmp_path / "data") as engine:
+def test_an_engine_that_is_killed_in_an_insert_has_every_row_once() -> None:
+    with short_folder() as folder, running(folder) as engine:
         writer = ClickHouseWriter(engine.url)
         writer.prepare(DATASET)
         for turn in range(2):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,15 +24,18 @@ import psutil
 import psycopg
 import pyarrow as pa
 import pytest
+import redis
 import zstandard
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from hdfs_native import Client as Hdfs
+from pydantic import SecretStr
+from rich.console import Console
 
 from services.core.errors import Invalid, NeedsOperator
-from services.local import postgres_files, view
+from services.local import passwords, postgres_files, unprivileged, view
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 
@@ -193,10 +197,10 @@ def test_everything_killed_at_once_starts_again_with_its_data(stack_folder: Path
 
 def test_a_killed_postgres_starts_though_another_program_has_its_process_id(stack_folder: Path) -> None:
     with Stack(LocalSettings.on_free_ports(stack_folder), ("postgres",)) as stack:
-        lock = postgres_files.data_folder(stack.program("postgres").folder) / "postmaster.pid"
+        lock = unprivileged.data_folder(stack.program("postgres").folder) / "postmaster.pid"
         kill_everything(stack)
         # PostgreSQL takes a living process of its own user for the server.
-        with subprocess.Popen(["sleep", "300"], **postgres_files.identity()) as other:
+        with subprocess.Popen(["sleep", "300"], **unprivileged.identity()) as other:
             lines = lock.read_text().splitlines(keepends=True)
             lock.write_text("".join([f"{other.pid}\n", *lines[1:]]))
             try:
@@ -234,7 +238,8 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs Postgr
 def closed_home(request: pytest.FixtureRequest) -> Iterator[Path]:
     home = Path(tempfile.mkdtemp(prefix="logpipe-home-", dir=request.param))
     yield home
-    postgres_files.delete_outside(home / "stack" / "postgres")
+    for name in ("postgres", "clickhouse"):
+        unprivileged.delete_outside(home / "stack" / name)
     shutil.rmtree(home)
 
 
@@ -251,14 +256,14 @@ def test_root_starts_postgres_from_a_closed_home(closed_home: Path, monkeypatch:
         shutil.copytree(installed / name, packages / name)
     monkeypatch.syspath_prepend(packages)
     monkeypatch.setenv("PYTHONPATH", f"{packages}:{os.environ.get('PYTHONPATH', '')}")
-    outside = postgres_files.OUTSIDE
+    outside = unprivileged.OUTSIDE
     before = set(outside.iterdir()) if outside.exists() else set()
     stack = Stack(LocalSettings.on_free_ports(closed_home / "stack"), ("postgres",))
     url = stack.settings.urls()["LOGPIPE_POSTGRES_URL"]
     with stack:
         pid = stack.states()["postgres"].pid
         assert capabilities(pid) == {"0" * 16}
-        data = postgres_files.data_folder(stack.program("postgres").folder)
+        data = unprivileged.data_folder(stack.program("postgres").folder)
         server = psutil.Process(pid)
         assert (server.username(), server.cwd(), data.stat().st_mode & 0o777) == ("nobody", str(data), 0o700)
         assert data.parent.parent == outside
@@ -287,15 +292,31 @@ def test_data_of_a_home_that_was_closed_later_is_moved_not_lost(
     folder = stack.program("postgres").folder
     with stack, psycopg.connect(url) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
-    assert postgres_files.data_folder(folder) == folder / "data"
+    assert unprivileged.data_folder(folder) == folder / "data"
     closed_home.chmod(0o700)
     if killed_at:
         kill_at(killed_at, monkeypatch, lambda: postgres_files.prepare(folder))
     with stack, psycopg.connect(url) as connection:
         assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
-        data = postgres_files.data_folder(folder)
+        data = unprivileged.data_folder(folder)
     assert not list(folder.glob("data*")), "nothing stays in the closed home"
     assert {path.name for path in data.parent.iterdir()} == {"data"}
+    stack.down(wipe=True)
+    assert not data.parent.exists()
+
+
+@needs_root
+def test_root_starts_the_clickhouse_engine_from_a_closed_home(closed_home: Path) -> None:
+    stack = Stack(LocalSettings.on_free_ports(closed_home / "stack"), ("clickhouse",))
+    url = stack.settings.urls()["LOGPIPE_CLICKHOUSE_URL"]
+    with stack:
+        pid = stack.states()["clickhouse"].pid
+        assert (psutil.Process(pid).username(), capabilities(pid)) == ("nobody", {"0" * 16})
+        httpx.post(url, content="CREATE TABLE kept ENGINE = MergeTree ORDER BY a AS SELECT 42 AS a").raise_for_status()
+    data = unprivileged.data_folder(stack.program("clickhouse").folder)
+    assert data.parent.parent == unprivileged.OUTSIDE
+    with stack:
+        assert httpx.post(url, content="SELECT a FROM kept").text == "42\n"
     stack.down(wipe=True)
     assert not data.parent.exists()
 
@@ -306,7 +327,7 @@ def kill_at(function: str, monkeypatch: pytest.MonkeyPatch, run: Callable[[], ob
     class Killed(BaseException):
         pass
 
-    owner: object = Path if function == "rename" else shutil
+    owner: object = Path if function in ("rename", "replace") else shutil
     original = getattr(owner, function)
 
     def last(*arguments: object, **options: object) -> None:
@@ -497,7 +518,305 @@ def test_a_kafka_table_is_refused_and_the_data_opens_again(stack_folder: Path) -
         for query in ("CREATE TABLE t (a Int64) ENGINE = MergeTree ORDER BY a", "INSERT INTO t VALUES (1)"):
             httpx.post(url, content=query).raise_for_status()
         refused = httpx.post(url, content="CREATE TABLE k (a Int64)\nENGINE=Kafka('b', 't', 'g', 'CSV')")
-        assert (refused.status_code, refused.headers["X-ClickHouse-Exception-Code"]) == (500, "48")
+        assert (refused.status_code, refused.headers["X-ClickHouse-Exception-Code"]) == (403, "497")
         stack.down()
         stack.up()
         assert httpx.post(url, content="SELECT count() FROM t").text == "1\n"
+
+
+# --- what clients of the servers may do ---
+
+FORMER_POSTGRES = """
+CREATE SCHEMA "a b";
+CREATE TYPE mood AS ENUM ('good');
+CREATE TABLE "a b".kept (id int GENERATED ALWAYS AS IDENTITY, answer int, feels mood) PARTITION BY RANGE (answer);
+CREATE TABLE "a b".part PARTITION OF "a b".kept FOR VALUES FROM (0) TO (100);
+INSERT INTO "a b".kept (answer) VALUES (42);
+CREATE SEQUENCE loose;
+CREATE VIEW seen AS SELECT answer FROM "a b".kept;
+CREATE FUNCTION twice(int) RETURNS int LANGUAGE sql AS 'SELECT $1 * 2';
+"""
+POSTGRES_OWNERS = """
+SELECT DISTINCT pg_get_userbyid(owner) FROM (
+    SELECT relowner, oid FROM pg_class UNION ALL SELECT proowner, oid FROM pg_proc
+    UNION ALL SELECT typowner, oid FROM pg_type UNION ALL SELECT nspowner, oid FROM pg_namespace WHERE nspname !~ '^pg_'
+) AS object (owner, oid) WHERE oid >= 16384
+"""
+
+
+def server_of_a_former_release(folder: Path, port: int) -> None:
+    """Make a PostgreSQL folder in which everybody is superuser without a password, and let it run for a moment."""
+    data = postgres_files.prepare(folder)
+    data.mkdir(mode=0o700)
+    unprivileged.hand_over(data)
+    who = unprivileged.identity()
+
+    def run(name: str, *arguments: str, **options: object) -> None:
+        command = [postgres_files.server_binary(name), *arguments]
+        subprocess.run(command, check=True, capture_output=True, text=True, cwd=data, **who, **options)  # type: ignore[call-overload]
+
+    run("initdb", "-D", str(data), "-U", "logpipe", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+    run("postgres", "--single", "-D", str(data), "postgres", input="CREATE DATABASE logpipe;\n")
+    options = f"-c port={port} -c unix_socket_directories= -c listen_addresses=127.0.0.1"
+    run("pg_ctl", "-D", str(data), "-w", "-o", options, "-l", str(data / "log"), "start")
+    with psycopg.connect(f"postgresql://logpipe@127.0.0.1:{port}/logpipe") as connection:
+        connection.execute(FORMER_POSTGRES)
+    run("pg_ctl", "-D", str(data), "-w", "-m", "fast", "stop")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_postgres_of_a_former_release_is_converted(
+    stack_folder: Path, killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = LocalSettings.on_free_ports(stack_folder)
+    stack = Stack(settings, ("postgres",))
+    folder = stack.program("postgres").folder
+    folder.mkdir(parents=True)
+    server_of_a_former_release(folder, settings.local_postgres_port)
+    if killed:
+        kill_at("replace", monkeypatch, stack.program("postgres").prepare)
+    url = settings.urls()["LOGPIPE_POSTGRES_URL"]
+    for _ in range(2):
+        with stack, psycopg.connect(url) as connection:
+            assert connection.execute(POSTGRES_OWNERS).fetchall() == [("logpipe",)]
+            rights = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
+            assert connection.execute(rights).fetchone() == (False,)
+            assert connection.execute("SELECT twice(answer) FROM seen").fetchone() == (84,)
+            connection.execute('ALTER TABLE "a b".kept DETACH PARTITION "a b".part')
+            connection.execute('ALTER TABLE "a b".kept ATTACH PARTITION "a b".part FOR VALUES FROM (0) TO (100)')
+
+
+def test_postgres_wants_the_password_of_the_stack(stack_folder: Path) -> None:
+    settings = LocalSettings.on_free_ports(stack_folder)
+    with Stack(settings, ("postgres",)) as stack:
+        url = settings.urls()["LOGPIPE_POSTGRES_URL"]
+        psycopg.connect(url).close()
+        for stranger in (url.partition("?")[0], url.partition("?")[0].replace("logpipe@", "postgres:x@")):
+            with pytest.raises(psycopg.OperationalError, match="password"):
+                psycopg.connect(stranger)
+        file = stack_folder / "passwords" / "postgres"
+        assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+        stack.down()
+        file.unlink()
+        stack.up()
+        psycopg.connect(url).close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "COPY (SELECT 1) TO PROGRAM 'id'",
+        "COPY (SELECT 1) TO '/tmp/logpipe-copied'",
+        "CREATE TEMPORARY TABLE lines (line text); COPY lines FROM '/etc/passwd'",
+        "SELECT pg_read_file('/etc/passwd')",
+        "SELECT pg_ls_dir('/')",
+        "SELECT lo_import('/etc/passwd')",
+        "ALTER SYSTEM SET archive_command = 'id'",
+        "CREATE FUNCTION run(cstring) RETURNS int LANGUAGE c AS '/lib/x86_64-linux-gnu/libc.so.6', 'system'",
+        "CREATE ROLE other SUPERUSER",
+        "SET ROLE postgres",
+        "SET temp_file_limit = -1",
+        "LOAD 'auto_explain'",
+    ],
+)
+def test_the_role_of_postgres_reaches_no_files_and_no_programs(postgres_url: str, statement: str) -> None:
+    with (
+        psycopg.connect(postgres_url, autocommit=True) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute(statement)
+
+
+def test_a_query_does_not_fill_the_disk_with_temporary_files(postgres_url: str) -> None:
+    with psycopg.connect(postgres_url) as connection:
+        assert connection.execute("SHOW temp_file_limit").fetchone() == ("4GB",)
+
+
+def test_redis_wants_its_password_and_keeps_values_only(stack_folder: Path) -> None:
+    settings = LocalSettings.on_free_ports(stack_folder)
+    with Stack(settings, ("redis",)):
+        with redis.Redis(port=settings.local_redis_port) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+        with redis.Redis.from_url(settings.urls()["LOGPIPE_REDIS_URL"]) as client:
+            client.set("a", "1", ex=60)
+            assert client.get("a") == b"1"
+            for command in ("CONFIG GET dir", "SAVE", "FLUSHALL", "DEBUG OBJECT a", "SHUTDOWN", "EVAL return(1) 0"):
+                with pytest.raises(redis.ResponseError, match="permission"):
+                    client.execute_command(*command.split())
+
+
+def test_nothing_secret_is_shown(stack_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("postgres", "clickhouse", "redis")
+    with Stack(LocalSettings.on_free_ports(stack_folder), names) as stack:
+        Console(width=500).print(view.table(stack))
+        shown = capsys.readouterr().out
+        assert "postgresql://logpipe@127.0.0.1" in shown
+        commands = [" ".join(psutil.Process(stack.states()[name].pid).cmdline()) for name in names]
+        logs = [stack.supervisor.log_of(name).read_text(errors="replace") for name in (*names, "supervisord")]
+        for password in (passwords.postgres(stack_folder), passwords.redis(stack_folder)):
+            assert len(password) > 40
+            assert password not in "".join([shown, *commands, *logs])
+
+
+@pytest.mark.parametrize(
+    ("url", "replaced"),
+    [
+        ("postgresql://logpipe@127.0.0.1:15432/logpipe", False),
+        ("postgresql://logpipe@127.0.0.1:15432/logpipe?passfile=/another/shell", False),
+        ("postgresql://me@127.0.0.1:15432/logpipe", True),
+        ("postgresql://logpipe@127.0.0.1:15432/mine", True),
+        ("postgresql://logpipe@db:15432/logpipe", True),
+    ],
+)
+def test_a_url_of_the_stack_itself_replaces_nothing(stack_folder: Path, url: str, replaced: bool) -> None:
+    """A shell may still have what another release or another password made `logpipe env` print."""
+    settings = LocalSettings(stack=stack_folder, postgres_url=SecretStr(url), local_postgres_port=15432)
+    assert ("postgres" in Stack(settings).names) is not replaced
+    assert (settings.urls()["LOGPIPE_POSTGRES_URL"] == url) is replaced
+    for former in ("redis://127.0.0.1:16379/0", "redis://:former@127.0.0.1:16379/0"):
+        settings = LocalSettings(stack=stack_folder, redis_url=SecretStr(former), local_redis_port=16379)
+        assert passwords.redis(stack_folder) in settings.urls()["LOGPIPE_REDIS_URL"]
+
+
+@pytest.mark.timeout(120)
+def test_no_page_of_hdfs_is_open(stack_folder: Path) -> None:
+    settings = LocalSettings.on_free_ports(stack_folder)
+    with Stack(settings, ("namenode", "datanode")) as stack:
+        client = Hdfs(settings.urls()["LOGPIPE_HDFS_URL"])
+        with client.create("/kept") as file:
+            file.write(b"kept")
+        pages = 0
+        for state in stack.states().values():
+            for connection in psutil.Process(state.pid).net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    assert connection.laddr.ip in ("127.0.0.1", "::ffff:127.0.0.1")
+                    pages += refuses_all(connection.laddr.port, settings.local_namenode_port)
+        assert pages == 3, "of the NameNode, of the DataNode, and the DataNode's own for itself"
+        assert [status.path for status in client.list_status("/")] == ["/kept"]
+        assert client.get_file_info("/kept").length == 4
+
+
+def refuses_all(port: int, namenode: int) -> bool:
+    """Whether the port speaks HTTP; then each request must be refused."""
+    requests = [
+        *[
+            ("GET", path)
+            for path in ("", "jmx", "conf", "stacks", "logLevel?log=root&level=OFF", "fsck?path=/&delete=1")
+        ],
+        ("GET", "imagetransfer?getimage=1&txid=latest"),
+        ("GET", "webhdfs/v1/kept?op=OPEN&namenoderpcaddress=127.0.0.1:{namenode}"),
+        ("PUT", "webhdfs/v1/evil?op=MKDIRS&user.name=root"),
+        ("PUT", "webhdfs/v1/evil?op=CREATE&namenoderpcaddress=127.0.0.1:{namenode}&overwrite=true"),
+        ("POST", "webhdfs/v1/kept?op=TRUNCATE&newlength=0"),
+        ("DELETE", "webhdfs/v1/kept?op=DELETE&user.name=root"),
+        ("OPTIONS", "webhdfs/v1/evil?op=CREATE&namenoderpcaddress=127.0.0.1:{namenode}"),
+    ]
+    for method, path in requests:
+        url = f"http://127.0.0.1:{port}/{path.format(namenode=namenode)}"
+        try:
+            reply = httpx.request(method, url, timeout=10, trust_env=False)
+        except httpx.RemoteProtocolError:
+            return False
+        if "It looks like you are making an HTTP request to a Hadoop IPC port" in reply.text:
+            return False
+        assert reply.status_code in (400, 401, 403), f"{method} {url}: {reply.status_code}"
+        assert "access-control-allow-origin" not in reply.headers
+    return True
+
+
+READING = ("SELECT a FROM shim.t", "SHOW TABLES FROM shim", "EXPLAIN SELECT 1", "WITH 1 AS b SELECT b")
+MERGE_TREE = "CREATE TABLE shim.f (a String) ENGINE = MergeTree ORDER BY a"
+DICTIONARY = "CREATE DICTIONARY shim.d (id UInt64, v String) PRIMARY KEY id"
+CHANGING = (
+    "INSERT INTO shim.t VALUES (2)",
+    "INSERT INTO shim.t FORMAT CSV\n2",
+    "CREATE TABLE shim.u (a Int64) ENGINE = Memory",
+    "DROP TABLE shim.t",
+    "TRUNCATE TABLE shim.t",
+    "ALTER TABLE shim.t DELETE WHERE 1",
+    "RENAME TABLE shim.t TO shim.u",
+    "CREATE DATABASE evil",
+    "KILL QUERY WHERE 1",
+    "SELECT 1; /**/KILL/**/QUERY WHERE 1",
+    "SELECT 1; DROP TABLE shim.t",
+    "SET readonly = 0; DROP TABLE shim.t",
+)
+
+
+def test_a_get_reads_and_changes_nothing(client: Client, clickhouse_url: str) -> None:
+    _table(client, "a Int64")
+    client.command("INSERT INTO shim.t VALUES (1)")
+    for statement in READING:
+        assert httpx.get(clickhouse_url, params={"query": statement, "max_block_size": 7}).status_code == 200
+    for statement in CHANGING:
+        for arguments in ({}, {"readonly": "0"}):
+            reply = httpx.get(clickhouse_url, params={"query": statement} | arguments)
+            assert reply.status_code == 403, (statement, reply.text)
+    kept = httpx.get(clickhouse_url, params={"query": "SELECT 1", "session_id": "kept"})
+    assert (kept.status_code, kept.headers["X-ClickHouse-Exception-Code"]) == (500, "48")
+    assert client.query("SELECT a FROM shim.t").result_rows == [(1,)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT * FROM file('/etc/passwd', 'LineAsString')",
+        "SELECT * FROM filesystem('/etc')",
+        "SELECT file('/etc/passwd')",
+        "SELECT file('/proc/self/environ')",
+        "SELECT * FROM `/etc/passwd`",
+        "SELECT * FROM default.`/etc/passwd`",
+        "INSERT INTO FUNCTION file('/tmp/logpipe-evil', 'CSV', 'a Int64') SELECT 1",
+        "INSERT INTO shim.t FROM INFILE '/etc/passwd' FORMAT LineAsString",
+        "/**/INSERT INTO shim.t FROM INFILE '/etc/passwd' FORMAT LineAsString",
+        "SELECT 1 INTO OUTFILE '/tmp/logpipe-evil'",
+        "SELECT 'a' AS a FORMAT Template SETTINGS format_template_resultset = '/etc/passwd'",
+        "SELECT 'a' AS a FORMAT Template SETTINGS format_template_row = '/etc/passwd'",
+        "SELECT 'a' AS a FORMAT Protobuf SETTINGS format_schema = '/etc/passwd:M'",
+        "CREATE TABLE shim.f (a String) ENGINE = File(LineAsString, '/etc/passwd')",
+        "CREATE TABLE shim.f (a String) ENGINE = URL('http://127.0.0.1:1/', 'CSV')",
+        f"{MERGE_TREE} SETTINGS disk = disk(type = 'local', path = '/tmp/')",
+        f"{MERGE_TREE} SETTINGS disk = disk(type = 'web', endpoint = 'http://127.0.0.1:1/')",
+        "CREATE DATABASE evil ENGINE = Filesystem('/etc')",
+        f"{DICTIONARY} SOURCE(EXECUTABLE(command 'id' format 'CSV')) LAYOUT(FLAT()) LIFETIME(0)",
+        "SELECT * FROM executable('id', 'LineAsString', 'l String')",
+        "SELECT * FROM url('http://127.0.0.1:1/', 'CSV', 'a String')",
+        "SELECT * FROM s3('http://127.0.0.1:1/bucket/key', 'CSV', 'a String')",
+        "SELECT * FROM remote('127.0.0.1:1', 'system', 'one')",
+        "SELECT * FROM postgresql('127.0.0.1:1', 'd', 't', 'u', 'p')",
+        "BACKUP TABLE shim.t TO File('/tmp/logpipe-evil')",
+        "CREATE USER evil",
+        "SYSTEM SHUTDOWN",
+    ],
+)
+def test_clients_of_clickhouse_reach_no_files_no_network_and_no_programs(
+    client: Client, clickhouse_url: str, statement: str
+) -> None:
+    _table(client, "a String")
+    for method in ("GET", "POST"):
+        reply = httpx.request(method, clickhouse_url, params={"query": statement}, timeout=30)
+        assert reply.status_code >= 400, reply.text
+        assert "root:" not in reply.text
+    assert client.command("SELECT count() FROM shim.t") == 0
+    assert not Path("/tmp/logpipe-evil").exists()
+
+
+def test_a_clickhouse_folder_of_a_former_release_is_opened(stack_folder: Path) -> None:
+    """Made by the user who starts the stack, with a default database of another kind."""
+    stack = Stack(LocalSettings.on_free_ports(stack_folder), ("clickhouse",))
+    data = stack.program("clickhouse").folder / "data"
+    data.parent.mkdir(parents=True)
+    statements = ("CREATE TABLE t (a Int64) ENGINE = MergeTree ORDER BY a", "INSERT INTO t VALUES (42)")
+    program = f"from chdb.session import Session\ns = Session({str(data)!r})\n"
+    program += "".join(f"s.query({statement!r})\n" for statement in statements)
+    table = "SELECT data_paths[1] FROM system.tables WHERE name = 't'"
+    program += f"print(s.query({table!r}, 'TabSeparatedRaw').bytes().decode())"
+    made = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.strip()
+    url = stack.settings.urls()["LOGPIPE_CLICKHOUSE_URL"]
+    for rows in (1, 2):
+        with stack:
+            table = "SELECT engine, toString(uuid) FROM system.tables WHERE name = 't' AND database = 'default'"
+            engine, identity = httpx.post(url, content=table).text.split()
+            assert (engine, identity) == ("MergeTree", Path(made).name)
+            assert httpx.post(url, content="SELECT count() FROM t").text == f"{rows}\n"
+            httpx.post(url, content="INSERT INTO t FORMAT CSV\n1").raise_for_status()

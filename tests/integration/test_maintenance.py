@@ -32,6 +32,7 @@ from services.stores.clickhouse import ClickHouseWriter
 from services.streams import kafka
 from services.streams.dead_letters import TOPIC, DeadLetter, DeadLetters
 from tests import lake_tables, marks
+from tests.conftest import database_of
 
 DAY = 86_400_000_000
 TODAY = 20_000
@@ -44,7 +45,7 @@ def environment(
     own_postgres_url: str, kafka_url: str, clickhouse_url: str, hdfs_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, str]:
     """Databases of this test's own, since it drops days of a dataset that others use, too."""
-    name = own_postgres_url.rpartition("/")[2]
+    name = database_of(own_postgres_url)
     with closing(ClickHouseWriter(clickhouse_url)._client) as client:
         client.command(f"CREATE DATABASE {name}")
     urls = {

@@ -8,13 +8,14 @@ import pytest
 from services.datasets.logs import DATASET
 from services.ledger import restore, sampling
 from services.postgres.connection import connect
+from tests.conftest import database_of, in_database
 from tests.integration.test_replay import World, ended, failed, filled, until
 
 pytestmark = pytest.mark.timeout(240)
 
 
 def admin(world: World) -> psycopg.Connection[tuple[object, ...]]:
-    return psycopg.connect(f"{world.postgres_url.rpartition('/')[0]}/postgres", autocommit=True)
+    return psycopg.connect(in_database(world.postgres_url, "postgres"), autocommit=True)
 
 
 def wait_for_sessions_to_end(connection: psycopg.Connection[tuple[object, ...]], database: str) -> None:
@@ -25,7 +26,7 @@ def wait_for_sessions_to_end(connection: psycopg.Connection[tuple[object, ...]],
 def test_a_restored_ledger_goes_on_above_all_ids_and_doubles_nothing() -> None:
     with filled(20_000) as world, admin(world) as connection:
         assert "stop every ingest API" in failed(world.command("ledger-restored", "--yes"))
-        database = world.postgres_url.rpartition("/")[2]
+        database = database_of(world.postgres_url)
         world.ingest.stop()
         world.stream.stop()
         world.ledger.close()

@@ -31,7 +31,7 @@ from services.rollups.clickhouse import BUCKET_BITS
 from services.rollups.keeper import RollupKeeper
 from services.stores import clickhouse, postgres
 from services.stores.postgres.tables import midnight
-from tests.conftest import running
+from tests.conftest import in_database, running
 
 DAY = 86_400_000_000
 LEVELS, SERVICES, HOSTS = ("INFO", "ERROR", "é", ""), ("api", "a'b", "%s"), ("", "h-1")
@@ -438,7 +438,7 @@ def test_a_database_without_rollups_is_scanned(postgres_url: str) -> None:
     name = f"old_{uuid4().hex[:12]}"
     with closing(connect(postgres_url)) as connection:
         connection.execute(f'CREATE DATABASE "{name}"'.encode())
-    url = postgres_url.rpartition("/")[0] + "/" + name
+    url = in_database(postgres_url, name)
     with closing(connect(url)) as connection:
         postgres.prepare(connection, LOGS)
     with closing(postgres.PostgresReader(url)) as reader:

@@ -13,7 +13,7 @@ import pytest
 from services.core.errors import StoreDown
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
-from services.local import postgres_files
+from services.local import unprivileged
 from services.postgres.connection import connect
 from services.stores import postgres
 from services.stores.postgres import tables
@@ -35,7 +35,7 @@ def url_with_pg_trgm(stack_folder: Path) -> Iterator[str]:
     servers = _servers_with_pg_trgm()
     if not servers:
         pytest.skip("no PostgreSQL with pg_trgm on this machine (Debian: apt-get install postgresql)")
-    programs, who, port = servers[-1], postgres_files.identity(), free_port()
+    programs, who, port = servers[-1], unprivileged.identity(), free_port()
     stack_folder.mkdir(mode=0o755)
     data = stack_folder / "data"
     data.mkdir(mode=0o700)

@@ -1,0 +1,124 @@
+"""The user that servers of the stack run as when root starts the stack, and where their data lies.
+
+PostgreSQL and the ClickHouse engine run what their clients send them, and must reach no more than their own data.
+Started by root (in a container, in a CI), they run as `nobody`, an account that every Unix has, and must reach their
+data by the folders' modes alone. Where a parent folder of the data is closed to other users (a checkout in a home
+folder of mode 700), the data is kept below /var/lib/logpipe. No folder's mode is changed.
+"""
+
+import errno
+import os
+import pwd
+import secrets
+import shutil
+from pathlib import Path
+from typing import TypedDict
+
+from services.core.errors import NeedsOperator
+
+OUTSIDE = Path("/var/lib/logpipe")
+_USER = "nobody"
+
+
+class Identity(TypedDict, total=False):
+    """The arguments of `subprocess.run` that decide which user a program runs as."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+def identity() -> Identity:
+    """The user that runs the servers: `nobody` when this process is root's, else the user of this process."""
+    if os.geteuid() != 0:
+        return {}
+    account = pwd.getpwnam(_USER)
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+
+
+def become() -> None:
+    """Make this process one of the user of `identity`."""
+    if who := identity():
+        os.setgroups(who["extra_groups"])
+        os.setgid(who["group"])
+        os.setuid(who["user"])  # the kernel takes all capabilities away with root's user id
+
+
+def is_closed(place: Path) -> bool:
+    """Whether a folder above `place` may not be entered by users other than its owner and group."""
+    return any(not parent.stat().st_mode & 0o001 for parent in place.parents)
+
+
+def make_open(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)  # whatever the umask
+
+
+def data_folder(folder: Path) -> Path:
+    """The data folder of the server that belongs to `folder`. The data folder exists after the first start only."""
+    link = _link(folder)
+    return link.readlink() / "data" if link.is_symlink() else folder / "data"
+
+
+def prepare_data(folder: Path) -> Path:
+    """Put the data of a server where the user of `identity` can reach it, and return the data folder.
+
+    A data folder found inside a closed folder is moved. A data folder of another owner changes its owner. A prepare
+    that was killed is completed by the next one.
+    """
+    if os.geteuid() == 0 and is_closed(folder / "data") and not _link(folder).is_symlink():
+        # The name is random, not derived from the path: a stack folder that is deleted and made anew must not find the
+        # data of the former one.
+        _link(folder).symlink_to(OUTSIDE / f"stack-{secrets.token_hex(6)}")
+    data = data_folder(folder)
+    if _link(folder).is_symlink():
+        make_open(OUTSIDE)
+        make_open(data.parent)
+        _move(folder / "data", data)
+    if data.exists():
+        hand_over(data)
+    return data
+
+
+def hand_over(data: Path) -> None:
+    """Give a folder to the user of `identity`. The folder itself is last, so that its owner says that all is done."""
+    who = identity()
+    if who and data.stat().st_uid != who["user"]:
+        for path in (*data.rglob("*"), data):
+            os.chown(path, who["user"], who["group"], follow_symlinks=False)
+
+
+def delete_outside(folder: Path) -> None:
+    """Delete the data that lies outside `folder`, if any does."""
+    if _link(folder).is_symlink():
+        shutil.rmtree(_link(folder).readlink(), ignore_errors=True)
+
+
+def _link(folder: Path) -> Path:
+    """A symbolic link in the stack folder that names the folder outside. Absent when the data lies in `folder`."""
+    return folder / "outside"
+
+
+def _move(inside: Path, data: Path) -> None:
+    """Move a data folder out of the stack folder. Whatever moment a kill comes at, one whole data folder exists.
+
+    On one file system a rename does it. Otherwise the data is copied to `part`; `inside` gets the name `moved` only
+    when the copy is complete, so that `moved` says that the copy may be used.
+    """
+    part, moved = data.with_name("data.copy"), inside.with_name("data.moved")
+    if inside.exists():
+        if data.exists():
+            raise NeedsOperator(f"there is data in {inside} and in {data}: move the folder away that is not needed")
+        try:
+            inside.rename(data)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(inside, part, symlinks=True)
+            os.sync()
+            inside.rename(moved)
+    if moved.exists():
+        if part.exists():
+            part.rename(data)
+        shutil.rmtree(moved)
