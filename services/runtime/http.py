@@ -3,6 +3,7 @@
 A room adds its routes to an APIRouter and says by `access` who may call them.
 """
 
+import asyncio
 import signal
 import socket
 import time
@@ -172,6 +173,8 @@ class _HeadAsGet:
             elif not ended:
                 ended = True
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                await asyncio.sleep(0)  # so that a stream, which is cancelled once its reply is complete, can end
 
         await self._app({**scope, "method": "GET"}, receive, without_body)
 
