@@ -18,6 +18,12 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 HTTP_SECONDS = Metric(
     "logpipe_http_request_seconds", "histogram", "Time to answer an HTTP request.", ("route", "status"), _SECONDS
 )
+CONNECTIONS_CLOSED = Metric(
+    "logpipe_http_connections_closed_total",
+    "counter",
+    "Connections closed before a request: too many at once (limit), or its head too slow or too long.",
+    ("reason",),
+)
 DEGRADED = Metric(
     "logpipe_degraded", "gauge", "1 while the process serves less than it should; /readyz has the reason.", ("check",)
 )
@@ -33,7 +39,11 @@ COMMIT_ROWS = Metric(
     ("dataset",),
     (1, 10, 100, 1000, 2500, 5000, 10000, 20000, 50000, 131072),
 )
-BYTES_IN_FLIGHT = Metric("logpipe_ingest_bytes_in_flight", "gauge", "Body bytes accepted for work and not answered.")
+BYTES_IN_FLIGHT = Metric(
+    "logpipe_ingest_bytes_in_flight",
+    "gauge",
+    "Bytes of bodies and of their decoded rows, accepted for work and not answered.",
+)
 DISK_FREE_BYTES = Metric("logpipe_ingest_disk_free_bytes", "gauge", "Free space where the ledger's data lies.")
 UNPUBLISHED_BATCHES = Metric(
     "logpipe_publisher_unpublished_batches",

@@ -1,4 +1,4 @@
-"""Reading a request body: bounded in size, in time, in all bytes in flight, and after decompression.
+"""Reading a request body: bounded in size, in time and in all bytes in flight; and decompressing it piece by piece.
 
 A body may take as long as it needs on a slow link, if it keeps coming: the time that it has grows with each byte.
 """
@@ -19,14 +19,32 @@ from services.runtime import metrics
 BODY_SECONDS = 30
 """A body may take this long, and a second more for each BODY_BYTES_PER_SECOND that have arrived."""
 BODY_BYTES_PER_SECOND = 1024
-_MEMBERS = 1000  # of a compressed body: each is found by copying all that follows
-_ASIDE_BYTES = 1 << 20  # larger bodies are decompressed in a thread, so that other requests go on
+CHUNK_BYTES = 256 << 10
+"""A body is decompressed this many bytes at a time."""
 
-Take = Callable[[int], None]
+_MEMBERS = 1000  # of a compressed body: each costs the making of a decompressor
+_INPUT_BYTES = 64 << 10  # of a compressed body: what is left of them is copied after each chunk
+
+
+class Claim:
+    """The bytes of one request that are in flight."""
+
+    def __init__(self, in_flight: "InFlight") -> None:
+        self._in_flight = in_flight
+        self.bytes = 0
+
+    def take(self, count: int) -> None:
+        """Claim so many bytes more. Raises Backpressure when that would be too many."""
+        self._in_flight.change(self, count)
+        self.bytes += count
+
+    def resize(self, total: int) -> None:
+        """Take what is missing to `total`, or give back what is more."""
+        self.take(total - self.bytes)
 
 
 class InFlight:
-    """Counts the body bytes being worked on; refuses early and cheaply beyond a bound."""
+    """Counts the bytes being worked on; refuses early and cheaply beyond a bound. All methods belong to one loop."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -38,31 +56,32 @@ class InFlight:
         if self._bytes and self._bytes + count > self._limit:
             raise Backpressure(f"{self._bytes} bytes are being worked on; at most {self._limit} at once")
 
+    def change(self, claim: Claim, count: int) -> None:
+        if count > 0 and self._bytes > claim.bytes:
+            self.check(count)
+        self._bytes += count
+        self._gauge.set(self._bytes)
+
     @contextmanager
-    def reserve(self) -> Iterator[Take]:
-        """Yields `take(n)`, which claims n bytes more or raises Backpressure; all are given back at the end."""
-        mine = 0
-
-        def take(count: int) -> None:
-            nonlocal mine
-            if self._bytes > mine:
-                self.check(count)
-            mine += count
-            self._bytes += count
-            self._gauge.set(self._bytes)
-
+    def reserve(self) -> Iterator[Claim]:
+        """Yields the claim of one request, which is given back at the end."""
+        claim = Claim(self)
         try:
-            yield take
+            yield claim
         finally:
-            self._bytes -= mine
-            self._gauge.set(self._bytes)
+            claim.resize(0)
 
 
-async def read(request: Request, take: Take, limit: int) -> bytes:
-    """The decoded body. Raises TooLarge, RequestTimeout, Backpressure, UnsupportedMedia or Malformed."""
+def encoding_of(request: Request) -> str:
+    """identity, gzip or zstd. Raises UnsupportedMedia."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", *_DECOMPRESSORS):
         raise UnsupportedMedia(f"Content-Encoding {encoding!r} is not known; send identity, gzip or zstd")
+    return encoding
+
+
+async def read(request: Request, claim: Claim, limit: int) -> bytes:
+    """The body as it was sent. Raises TooLarge, RequestTimeout or Backpressure."""
     chunks, size = [], 0
     try:
         started = asyncio.get_running_loop().time()
@@ -72,22 +91,28 @@ async def read(request: Request, take: Take, limit: int) -> bytes:
                 deadline.reschedule(started + BODY_SECONDS + size / BODY_BYTES_PER_SECOND)
                 if size > limit:
                     raise TooLarge(f"the body has more than {limit} bytes: send several requests")
-                take(len(chunk))
+                claim.take(len(chunk))
                 chunks.append(chunk)
     except TimeoutError as error:
         raise RequestTimeout(
             f"{size} bytes of the body arrived in time; at least {BODY_BYTES_PER_SECOND} a second are expected after"
             f" the first {BODY_SECONDS} s"
         ) from error
-    body = b"".join(chunks)
-    if encoding == "identity":
-        return body
-    if size < _ASIDE_BYTES:
-        decoded = _decompress(body, limit, encoding)
-    else:
-        decoded = await asyncio.to_thread(_decompress, body, limit, encoding)
-    take(len(decoded))
-    return decoded
+    return b"".join(chunks)
+
+
+def chunks_of(body: bytes, encoding: str, limit: int) -> Iterator[bytes]:
+    """The body, decompressed as far as the caller goes on, CHUNK_BYTES at most at a time.
+
+    Raises Malformed, or TooLarge once there are more than `limit` bytes.
+    """
+    chunks = _parts(body, CHUNK_BYTES) if encoding == "identity" else _decompressed(body, encoding)
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > limit:
+            raise TooLarge(f"the decompressed body has more than {limit} bytes: send several requests")
+        yield chunk
 
 
 class _Decompressor(Protocol):
@@ -105,19 +130,31 @@ _DECOMPRESSORS: dict[str, Callable[[], _Decompressor]] = {
 }
 
 
-def _decompress(body: bytes, limit: int, encoding: str) -> bytes:
-    decoded = bytearray()
-    for _ in range(_MEMBERS):
-        member = _DECOMPRESSORS[encoding]()
-        try:
-            decoded += member.decompress(body, limit + 1 - len(decoded))
-        except (zlib.error, ZstdError) as error:
-            raise Malformed(f"the body is not valid {encoding}: {error}") from error
-        if len(decoded) > limit:
-            raise TooLarge(f"the decompressed body has more than {limit} bytes: send several requests")
-        if not member.eof:
-            raise Malformed(f"the {encoding} body ends too early")
-        body = member.unused_data
-        if not body:
-            return bytes(decoded)
-    raise Malformed(f"the {encoding} body has more than {_MEMBERS} members")
+def _decompressed(body: bytes, encoding: str) -> Iterator[bytes]:
+    make = _DECOMPRESSORS[encoding]
+    member, members = make(), 1
+    held, room = list[bytes](), CHUNK_BYTES
+    try:
+        for data in _parts(body, _INPUT_BYTES):
+            rest, full = data, False
+            while rest or full:
+                if member.eof:
+                    member, members = make(), members + 1
+                    if members > _MEMBERS:
+                        raise Malformed(f"the {encoding} body has more than {_MEMBERS} members")
+                held.append(member.decompress(rest, room))
+                room -= len(held[-1])
+                full = not room and not member.eof  # then it may hold more without more input
+                rest = member.unused_data if member.eof else getattr(member, "unconsumed_tail", b"")
+                if not room:
+                    yield b"".join(held)
+                    held, room = [], CHUNK_BYTES
+        yield b"".join(held)
+    except (zlib.error, ZstdError) as error:
+        raise Malformed(f"the body is not valid {encoding}: {error}") from error
+    if not member.eof:
+        raise Malformed(f"the {encoding} body ends too early")
+
+
+def _parts(body: bytes, size: int) -> Iterator[bytes]:
+    return (body[start : start + size] for start in range(0, len(body), size))

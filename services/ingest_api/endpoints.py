@@ -1,29 +1,28 @@
 """POST /api/collect/<singular or plural> of every dataset, by the HTTP contract."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import xxhash
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import create_model
 
-from services.core import metric_names
+from services.core import metric_names, row_chunks
 from services.core.dataset import Dataset
 from services.core.errors import Invalid, TooLarge, UnsupportedMedia
 from services.core.ledger import LEDGER_HEADER
-from services.core.rows import RowCodec, Rows
+from services.core.rows import RowCodec
 from services.ingest_api import bodies
 from services.ingest_api.committer import Submission
+from services.ingest_api.decoding import Layout, decode
 from services.ingest_api.disk import DiskFloor
 from services.ingest_api.service import IngestService
 from services.runtime import metrics
 from services.runtime.http import needs
 
 MAX_KEY_LENGTH = 255
-_DECODE_ASIDE_BYTES = 1 << 20  # larger bodies are decoded in a thread, so that other requests go on
+HEALTH_PATH = "/api/collect/health"
 
 _NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
 """No type is registered for one object a line: each of these is what some tool sends."""
@@ -60,7 +59,9 @@ def collect_router(datasets: tuple[Dataset, ...]) -> APIRouter:
         schema = _schema(dataset)
         router.add_api_route(
             f"/{dataset.singular}",
-            _endpoint(dataset, dataset.singular, codec, {"application/json": codec.decode_object}),
+            _endpoint(
+                dataset, dataset.singular, {"application/json": Layout(codec.decode_object, row_chunks.decode_object)}
+            ),
             methods=["POST"],
             summary=f"Accept one {dataset.singular}",
             dependencies=[needs("control")],
@@ -71,8 +72,10 @@ def collect_router(datasets: tuple[Dataset, ...]) -> APIRouter:
             _endpoint(
                 dataset,
                 dataset.plural,
-                codec,
-                {"application/json": codec.decode_array, **dict.fromkeys(_NDJSON, codec.decode_lines)},
+                {
+                    "application/json": Layout(codec.decode_array, row_chunks.decode_array),
+                    **dict.fromkeys(_NDJSON, Layout(codec.decode_lines, row_chunks.decode_lines)),
+                },
             ),
             methods=["POST"],
             summary=f"Accept many {dataset.plural}: a JSON list, or one object a line",
@@ -84,16 +87,14 @@ def collect_router(datasets: tuple[Dataset, ...]) -> APIRouter:
     return router
 
 
-def _endpoint(
-    dataset: Dataset, word: str, codec: RowCodec, decoders: dict[str, Callable[[bytes], Rows]]
-) -> Callable[[Request], Any]:
+def _endpoint(dataset: Dataset, word: str, layouts: dict[str, Layout]) -> Callable[[Request], Any]:
     many = word == dataset.plural
     accepted = metrics.counter(metric_names.ROWS_ACCEPTED, dataset.name)
 
     async def collect(request: Request) -> Response:
         ingest: Ingest = request.app.state.ingest
         key = _key(request)
-        decode = _decoder(request, decoders)
+        layout, encoding = _layout(request, layouts), bodies.encoding_of(request)
         announced = int(request.headers.get("content-length", 0))
         if announced > ingest.max_body:
             raise TooLarge(
@@ -101,19 +102,14 @@ def _endpoint(
             )
         ingest.disk.check()
         ingest.in_flight.check(announced)
-        with ingest.in_flight.reserve() as take:
-            body = await bodies.read(request, take, ingest.max_body)
-            if len(body) < _DECODE_ASIDE_BYTES:
-                rows = decode(body)
-            else:
-                rows = await asyncio.to_thread(decode, body)
-            if not rows.count:
-                raise Invalid("no rows: send at least one")
-            body_hash = xxhash.xxh3_128_digest(body) if key else b""
-            size = len(body)
+        with ingest.in_flight.reserve() as claim:
+            body = await bodies.read(request, claim, ingest.max_body)
+            decoded = await decode(body, encoding, layout, claim, ingest.max_body, hashed=bool(key))
             del body  # the rows have all of it; what waits for its commit is held once
-            submission = Submission(rows, key, body_hash, request.headers.get(LEDGER_HEADER, ""))
-            result = await ingest.service.accept(dataset, submission, size)
+            if not decoded.rows.count:
+                raise Invalid("no rows: send at least one")
+            submission = Submission(decoded.rows, key, decoded.body_hash, request.headers.get(LEDGER_HEADER, ""))
+            result = await ingest.service.accept(dataset, submission, decoded.size)
         if not result.duplicate:
             accepted.inc(result.rows)
         reply: dict[str, Any] = {"status": "accepted", "type": word, "batch_id": result.batch_id}
@@ -133,13 +129,13 @@ def _key(request: Request) -> str:
     return key
 
 
-def _decoder(request: Request, decoders: dict[str, Callable[[bytes], Rows]]) -> Callable[[bytes], Rows]:
+def _layout(request: Request, layouts: dict[str, Layout]) -> Layout:
     content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if content_type in decoders:
-        return decoders[content_type]
+    if content_type in layouts:
+        return layouts[content_type]
     if content_type in ("application/x-www-form-urlencoded", "text/plain"):  # what `curl -d` and sendBeacon say
-        return decoders["application/json"]
-    raise UnsupportedMedia(f"Content-Type {content_type!r} is not known here; send {' or '.join(decoders)}")
+        return layouts["application/json"]
+    raise UnsupportedMedia(f"Content-Type {content_type!r} is not known here; send {' or '.join(layouts)}")
 
 
 def _schema(dataset: Dataset) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from services.core.rows import RowCodec
 from services.ingest_api.bodies import InFlight
 from services.ingest_api.committer import Committer
 from services.ingest_api.disk import DiskFloor
-from services.ingest_api.endpoints import Ingest, collect_router
+from services.ingest_api.endpoints import HEALTH_PATH, Ingest, collect_router
 from services.ingest_api.publisher import MessageCache, SlotPublisher, open_slot_producer
 from services.ingest_api.search_index import SearchIndexer
 from services.ingest_api.service import IngestService
@@ -97,7 +97,7 @@ def create_app(settings: IngestSettings) -> FastAPI:
             await asyncio.to_thread(indexer.stop)
         rows.close()
 
-    return make_app("Ingest API", settings, [collect_router(known)], lifespan, readiness)
+    return make_app("Ingest API", settings, [collect_router(known)], lifespan, readiness, frozenset({HEALTH_PATH}))
 
 
 def _topic_names(known: tuple[Dataset, ...]) -> list[str]:

@@ -38,7 +38,9 @@ from starlette.routing import Route
 from services.local import clickhouse_inserts, clickhouse_rights, confinement, unprivileged
 from services.local.clickhouse_inserts import Insert
 from services.runtime import http, logs
+from services.runtime.settings import ListenSettings
 
+HOST = "127.0.0.1"
 _log = logs.get("clickhouse-shim")
 
 _LOADED_LATE = ("anyio._backends._asyncio", "encodings.idna")
@@ -274,13 +276,15 @@ def make_app(folder: Path) -> Starlette:
         yield
         app.state.engine.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/ping", _ping),
             Route("/", _query, methods=["GET", "POST"]),
         ],
         lifespan=lifespan,
     )
+    http.guard_origins(app, ListenSettings(host=HOST, allowed_origins=""), frozenset({"/ping"}), links=False)
+    return app
 
 
 async def _ping(request: Request) -> Response:
@@ -337,7 +341,7 @@ async def _query(request: Request) -> Response:
 @click.option("--port", type=int, required=True, help="Port on 127.0.0.1.")
 def main(folder: Path, port: int) -> None:
     """Serve the embedded ClickHouse engine by HTTP on 127.0.0.1."""
-    http.serve(make_app(folder.resolve()), "127.0.0.1", port)
+    http.serve(make_app(folder.resolve()), HOST, port)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 A room adds its routes to an APIRouter and says by `access` who may call them.
 """
 
+import asyncio
 import signal
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from http import HTTPStatus
 from typing import Any
 
 import uvicorn
@@ -19,30 +19,34 @@ from fastapi.responses import JSONResponse
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
 from services.core import metric_names
 from services.core.errors import Backpressure, Invalid, LogpipeError
-from services.runtime import logs, metrics
+from services.runtime import connections, logs, metrics
 from services.runtime.auth import Access, Guard
 from services.runtime.health import Readiness
+from services.runtime.origins import OriginGuard
+from services.runtime.problems import problem
 from services.runtime.settings import ListenSettings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 SHUTDOWN_SECONDS = 20  # for requests that are under way at SIGTERM; less than a pod's grace of 30
+OPEN_PATHS = frozenset({"/health", "/healthz", "/readyz", "/metrics"})
+"""Paths of probes and scrapes, which come by any host name."""
+
+_HEADERS = [
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+]
+"""Of every reply: no page of another origin shows it in a frame, or loads it as an image or a script."""
+
 _log = logs.get("http")
-
-
-def problem(
-    status: int, detail: str, title: str = "", headers: dict[str, str] | None = None, **extra: Any
-) -> JSONResponse:
-    """An RFC 9457 reply; `extra` are members of its body beside the standard ones."""
-    title = title or HTTPStatus(status).phrase
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, **extra}
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
 def needs(access: Access) -> Any:
@@ -62,8 +66,14 @@ async def _refuse_repeated_parameters(request: Request) -> None:
 
 
 def make_app(
-    title: str, settings: ListenSettings, routers: list[APIRouter], lifespan: Lifespan, readiness: Readiness
+    title: str,
+    settings: ListenSettings,
+    routers: list[APIRouter],
+    lifespan: Lifespan,
+    readiness: Readiness,
+    open_paths: frozenset[str] = frozenset(),
 ) -> FastAPI:
+    """`open_paths`: paths for probes besides those that every process has."""
     app = FastAPI(title=title, lifespan=lifespan, version="1")
     app.state.guard = Guard(settings)
     app.include_router(_operations(readiness))
@@ -74,8 +84,26 @@ def make_app(
     app.add_exception_handler(RequestValidationError, _on_invalid_parameters)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)
+    guard_origins(app, settings, OPEN_PATHS | open_paths)
     app.add_middleware(_Measured)
+    app.add_middleware(_HeadAsGet)
     return app
+
+
+def guard_origins(
+    app: Starlette, settings: ListenSettings, open_paths: frozenset[str] = frozenset(), *, links: bool = True
+) -> None:
+    """Keep pages of other origins out, but for those that the settings name. See OriginGuard."""
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=["*"],
+        )
+    app.add_middleware(OriginGuard, settings=settings, open_paths=open_paths, links=links)
 
 
 def serve(app: Starlette, host: str, port: int, *, share_port: bool = False) -> None:
@@ -91,6 +119,8 @@ def serve(app: Starlette, host: str, port: int, *, share_port: bool = False) -> 
         access_log=False,
         proxy_headers=False,
         ws="none",
+        http=connections.bounded_protocol(connections.max_connections()),
+        headers=_HEADERS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         backlog=4096,
     )
@@ -130,6 +160,31 @@ def _operations(readiness: Readiness) -> APIRouter:
         return Response(body, media_type=content_type)
 
     return router
+
+
+class _HeadAsGet:
+    """ASGI middleware: HEAD is answered as GET is, without the body. A body in many pieces ends at its first piece."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        ended = False
+
+        async def without_body(message: ASGIMessage) -> None:
+            nonlocal ended
+            if message["type"] != "http.response.body":
+                await send(message)
+            elif not ended:
+                ended = True
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                await asyncio.sleep(0)  # so that a stream, which is cancelled once its reply is complete, can end
+
+        await self._app({**scope, "method": "GET"}, receive, without_body)
 
 
 class _Measured:

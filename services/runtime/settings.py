@@ -3,12 +3,16 @@
 docs/operations.md lists them all.
 """
 
+import re
 from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+
+_HOST_NAME = re.compile(r"[\w.-]+|\[[0-9a-f:.]+\]", re.IGNORECASE)
+_ORIGIN = re.compile(rf"https?://(?:{_HOST_NAME.pattern})(?::[0-9]+)?", re.IGNORECASE)
 
 
 class Settings(BaseSettings):
@@ -48,3 +52,38 @@ class ListenSettings(Settings):
     host: str = Field("127.0.0.1", description="address to listen on")
     token: SecretStr | None = Field(None, description="bearer token; required when listening beyond loopback")
     public_reads: bool = Field(False, description="let reads through without the token")
+    allowed_hosts: str = Field(
+        "", description="host names, comma-separated, that requests may name besides loopback's and the bound address"
+    )
+    allowed_origins: str = Field(
+        "", description="origins, comma-separated, whose web pages may call, such as https://shop.example.org"
+    )
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _names_hosts(cls, text: str) -> str:
+        return _checked(text, _HOST_NAME, "a host name or address without a port")
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _names_origins(cls, text: str) -> str:
+        return _checked(text, _ORIGIN, "an origin: http(s)://host[:port], without a path")
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        return _listed(self.allowed_hosts.lower())
+
+    @property
+    def origins(self) -> frozenset[str]:
+        return _listed(self.allowed_origins.lower())
+
+
+def _checked(text: str, form: re.Pattern[str], description: str) -> str:
+    for name in _listed(text):
+        if not form.fullmatch(name):
+            raise ValueError(f"{name!r} is not {description}")
+    return text
+
+
+def _listed(text: str) -> frozenset[str]:
+    return frozenset(filter(None, map(str.strip, text.split(","))))

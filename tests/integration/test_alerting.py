@@ -600,7 +600,7 @@ async def test_the_api(own_postgres: str, connection: Connection) -> None:
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         body = (await client.get("/api/alerts")).json()
         assert (body["returned_count"], body["limit"]) == (3, 100)

@@ -235,7 +235,7 @@ def test_a_body_cut_in_the_middle_stores_nothing(ingest: httpx.Client, ledger: p
     body = json.dumps([LOG]).encode()
     for length, sent in ((len(body) + 10, body), (len(body), body[:20])):
         with socket.create_connection((ingest.base_url.host, ingest.base_url.port or 80)) as raw:
-            head = f"POST /api/collect/logs HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+            head = f"POST /api/collect/logs HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
             raw.sendall(head.encode() + sent)
             raw.shutdown(socket.SHUT_WR)
             raw.settimeout(10)
@@ -249,7 +249,7 @@ def test_a_content_length_that_is_too_small_is_refused(ingest: httpx.Client, led
     before = total(ledger)
     body = json.dumps([LOG]).encode()
     with socket.create_connection((ingest.base_url.host, ingest.base_url.port or 80)) as raw:
-        head = f"POST /api/collect/logs HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body) - 5}\r\n\r\n"
+        head = f"POST /api/collect/logs HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body) - 5}\r\n\r\n"
         raw.sendall(head.encode() + body)
         raw.settimeout(10)
         assert b" 400 " in raw.recv(4096).split(b"\r\n")[0]

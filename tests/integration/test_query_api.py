@@ -208,7 +208,7 @@ class Api:
 
     def get(self, path: str, **parameters: Any) -> dict[str, Any]:
         async def send() -> httpx.Response:
-            async with httpx.AsyncClient(transport=self._transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=self._transport, base_url="http://localhost") as client:
                 return await client.get(f"/api/query/{path}", params=parameters)
 
         reply = asyncio.run(send())

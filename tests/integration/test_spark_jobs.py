@@ -154,7 +154,7 @@ class Client:
             transport = httpx.ASGITransport(self._app)
             async with (
                 self._app.router.lifespan_context(self._app),
-                httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+                httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
             ):
                 return await client.get(path)
 

@@ -56,7 +56,10 @@ def ingest(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
 @asynccontextmanager
 async def serving(settings: GeneratorSettings) -> AsyncIterator[AsyncClient]:
     app = main.create_app(settings)
-    async with app.router.lifespan_context(app), AsyncClient(transport=ASGITransport(app), base_url="http://g") as http:
+    async with (
+        app.router.lifespan_context(app),
+        AsyncClient(transport=ASGITransport(app), base_url="http://localhost") as http,
+    ):
         yield http
 
 

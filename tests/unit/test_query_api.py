@@ -129,7 +129,7 @@ class Api:
 
     def fetch(self, path: str, **options: Any) -> httpx.Response:
         async def send() -> httpx.Response:
-            async with httpx.AsyncClient(transport=self._transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=self._transport, base_url="http://localhost") as client:
                 return await client.get(path, **options)
 
         return asyncio.run(send())

@@ -1,0 +1,98 @@
+"""From a request body to its rows. A large body is decompressed and decoded off the event loop, a chunk at a time.
+
+Every chunk is a step of its own in one thread, so that requests take turns, other requests are answered meanwhile, and
+no more memory is taken than was claimed before.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+
+import xxhash
+
+from services.core.row_chunks import Decode
+from services.core.rows import Rows
+from services.ingest_api.bodies import CHUNK_BYTES, Claim, chunks_of
+
+INLINE_BYTES = 1 << 20
+"""A decompressed body of at most this size is decoded on the event loop: it takes some milliseconds."""
+
+ROW_BYTES = 300
+"""What a decoded row takes in memory besides its text."""
+
+_THREAD = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How rows lie in a body: `decode` reads a small body, and `decode_chunks` a large one by means of it."""
+
+    decode: Decode
+    decode_chunks: Callable[[Iterator[bytes], Decode], Iterator[tuple[Rows, int]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """`body_hash` is that of the decompressed body, b"" when it was not asked for; `size` is its bytes."""
+
+    rows: Rows
+    size: int
+    body_hash: bytes
+
+
+async def decode(body: bytes, encoding: str, layout: Layout, claim: Claim, limit: int, *, hashed: bool) -> Decoded:
+    """The rows of a body whose bytes `claim` has; afterwards `claim` has what the rows take.
+
+    Raises TooLarge, Malformed, InvalidRow or Backpressure.
+    """
+    hasher = xxhash.xxh3_128() if hashed else None
+    chunks = _hashing(chunks_of(body, encoding, limit), hasher)
+    begun, ended = _begin(body, encoding, chunks, claim)
+    if ended:
+        text = b"".join(begun)
+        rows, size = layout.decode(text), len(text)
+    else:
+        rows, size = await _decode_aside(layout, chain(begun, chunks), claim)
+    claim.resize(size + rows.count * ROW_BYTES)
+    return Decoded(rows, size, hasher.digest() if hasher else b"")
+
+
+def _begin(body: bytes, encoding: str, chunks: Iterator[bytes], claim: Claim) -> tuple[list[bytes], bool]:
+    """The chunks of a small body, and True; else those that were decompressed to find out, and False."""
+    if len(body) > INLINE_BYTES:
+        return [], False
+    if encoding != "identity":
+        claim.take(INLINE_BYTES + CHUNK_BYTES)
+    begun, size = [], 0
+    for chunk in chunks:
+        begun.append(chunk)
+        size += len(chunk)
+        if size > INLINE_BYTES:
+            return begun, False
+    return begun, True
+
+
+async def _decode_aside(layout: Layout, chunks: Iterator[bytes], claim: Claim) -> tuple[Rows, int]:
+    """The rows, and the bytes of their text."""
+    loop = asyncio.get_running_loop()
+    received, rows, size, count = claim.bytes, list[Rows](), 0, 0
+    steps = layout.decode_chunks(chunks, layout.decode)
+    while True:
+        claim.resize(received + size + count * ROW_BYTES + CHUNK_BYTES)
+        step = await loop.run_in_executor(_THREAD, next, steps, None)
+        if step is None:
+            break
+        size += step[1]
+        count += step[0].count
+        if step[0].count:
+            rows.append(step[0])
+    return (await loop.run_in_executor(_THREAD, Rows.joined, rows) if rows else Rows(0, [])), size
+
+
+def _hashing(chunks: Iterator[bytes], hasher: xxhash.xxh3_128 | None) -> Iterator[bytes]:
+    for chunk in chunks:
+        if hasher is not None:
+            hasher.update(chunk)
+        yield chunk

@@ -1,0 +1,112 @@
+"""Bodies of requests: what a small compressed body may cost, and that no chunk is taken before it is claimed."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+
+import pytest
+import zstandard
+
+from services.core import row_chunks
+from services.core.errors import Backpressure, InvalidRow, Malformed, TooLarge
+from services.core.rows import RowCodec
+from services.datasets import find
+from services.ingest_api import bodies, decoding
+from services.ingest_api.bodies import CHUNK_BYTES, Claim, InFlight, chunks_of
+from services.ingest_api.decoding import INLINE_BYTES, ROW_BYTES, Layout, decode
+
+CODEC = RowCodec(find("logs"))
+LINES = Layout(CODEC.decode_lines, row_chunks.decode_lines)
+LINE = json.dumps({"timestamp": "2026-01-31T12:00:00Z", "level": "INFO", "service": "auth"}).encode() + b"\n"
+MANY = LINE * (4 * INLINE_BYTES // len(LINE))
+LIMIT = 64 << 20
+PACK = {"gzip": gzip.compress, "zstd": zstandard.compress, "identity": bytes}
+
+
+@pytest.mark.parametrize("encoding", PACK)
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES])
+def test_a_body_comes_back_in_chunks(encoding: str, size: int) -> None:
+    body = bytes(n * n % 251 for n in range(size))
+    chunks = list(chunks_of(PACK[encoding](body), encoding, LIMIT))
+    assert b"".join(chunks) == body
+    assert max(map(len, chunks), default=0) <= CHUNK_BYTES
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_members_are_read_one_after_the_other_and_a_cut_one_is_refused(encoding: str) -> None:
+    pack = PACK[encoding]
+    members = b"".join(pack(b"%d," % n) for n in range(bodies._MEMBERS))
+    assert list(chunks_of(members, encoding, LIMIT)) == [b"".join(b"%d," % n for n in range(bodies._MEMBERS))]
+    with pytest.raises(Malformed, match="members"):
+        list(chunks_of(members + pack(b"x"), encoding, LIMIT))
+    for cut in (b"", pack(MANY)[:-3], members[:-3]):
+        with pytest.raises(Malformed, match="too early"):
+            list(chunks_of(cut, encoding, LIMIT))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_decompression_ends_at_the_limit(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = PACK[encoding](bytes(64 << 20))
+    made = 0
+    original = bodies._decompressed
+
+    def counted(body: bytes, encoding: str) -> Iterator[bytes]:
+        nonlocal made
+        for chunk in original(body, encoding):
+            made += len(chunk)
+            yield chunk
+
+    monkeypatch.setattr(bodies, "_decompressed", counted)
+    with pytest.raises(TooLarge, match="decompressed"):
+        list(chunks_of(bomb, encoding, 1 << 20))
+    assert made <= (1 << 20) + CHUNK_BYTES
+
+
+class Watched(Claim):
+    """Remembers the most that was claimed."""
+
+    most = 0
+
+    def take(self, count: int) -> None:
+        super().take(count)
+        self.most = max(self.most, self.bytes)
+
+
+async def decoded(body: bytes, encoding: str, claim: Claim, *, hashed: bool = False) -> decoding.Decoded:
+    claim.take(len(body))
+    return await decode(body, encoding, LINES, claim, LIMIT, hashed=hashed)
+
+
+@pytest.mark.parametrize("encoding", PACK)
+@pytest.mark.parametrize("body", [LINE * 3, MANY], ids=["small", "large"])
+async def test_the_claim_ends_as_what_the_rows_take(encoding: str, body: bytes) -> None:
+    claim = Watched(InFlight(LIMIT * 4))
+    found = await decoded(PACK[encoding](body), encoding, claim, hashed=True)
+    assert (found.rows.count, found.size) == (body.count(b"\n"), len(body))
+    assert found.body_hash == (await decoded(body, "identity", Claim(InFlight(LIMIT * 4)), hashed=True)).body_hash
+    assert claim.bytes == len(body) + found.rows.count * ROW_BYTES
+
+
+async def test_a_bomb_beside_others_is_refused_before_it_is_decompressed() -> None:
+    in_flight = InFlight(8 << 20)
+    with in_flight.reserve() as other:
+        other.take(5 << 20)
+        with in_flight.reserve() as claim, pytest.raises(Backpressure):
+            await decoded(gzip.compress(MANY), "gzip", claim)
+        assert claim.bytes == 0
+    in_flight.check(8 << 20)  # all was given back
+
+
+async def test_a_bomb_of_white_space_is_refused_after_the_bytes_of_one_row() -> None:
+    claim = Watched(InFlight(LIMIT * 4))
+    with pytest.raises(InvalidRow):
+        await decoded(gzip.compress(b" " * LIMIT), "gzip", claim)
+    assert claim.most < row_chunks.MAX_WIRE_ROW
+
+
+async def test_an_error_late_in_a_large_body_names_its_row() -> None:
+    body = zlib.compress(MANY + b"{}\n", wbits=31)
+    with pytest.raises(InvalidRow) as refused:
+        await decoded(body, "gzip", Claim(InFlight(LIMIT * 4)))
+    assert refused.value.index == MANY.count(b"\n")
