@@ -11,10 +11,13 @@
     ├── TooLarge                 413
     ├── UnsupportedMedia         415
     ├── Invalid                  422  well-formed, but not acceptable
-    │   └── InvalidRow           422  … and this row and field are why
+    │   ├── InvalidRow           422  … and this row and field are why
+    │   └── ResultTooLarge       422  a query asks for more than one reply may hold
     ├── Backpressure             503  full; come back after `retry_after` seconds
+    │   └── StoreBusy            503  … as many queries of this store run and wait as may
     ├── StoreDown                503  a store (or stream) did not answer
     ├── QueryTimeout             504  a store took longer than a question may; it was told to stop
+    ├── QueryCancelled           503  a query was ended because nobody waits for its result any more
     ├── RowRejected              500  a store refused one row of a block
     ├── Fenced                   500  somebody else owns this slot or partition now; stop
     └── NeedsOperator            500  going on would lose or double rows; the message says what to do
@@ -94,6 +97,10 @@ class InvalidRow(Invalid):
         self.reason = reason
 
 
+class ResultTooLarge(Invalid):
+    title = "Result too large"
+
+
 class Backpressure(LogpipeError):
     status = 503
     title = "Overloaded"
@@ -101,6 +108,14 @@ class Backpressure(LogpipeError):
     def __init__(self, detail: str, retry_after: float = 1.0) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
+
+
+class StoreBusy(Backpressure):
+    """As many queries of `store` run and wait as may."""
+
+    def __init__(self, store: str, detail: str) -> None:
+        super().__init__(f"{store}: {detail}")
+        self.store = store
 
 
 class StoreDown(LogpipeError):
@@ -123,6 +138,11 @@ class QueryTimeout(LogpipeError):
             f"{store}: no answer within {seconds:.3g} s; the query was cancelled: ask for less, or by smaller pages"
         )
         self.store = store
+
+
+class QueryCancelled(LogpipeError):
+    status = 503
+    title = "Query cancelled"
 
 
 class RowRejected(LogpipeError):

@@ -12,6 +12,7 @@ from services.core.errors import RowRejected
 from services.core.ledger import Batch, Part, StorePosition
 from services.core.queries import Answer, Question
 from services.core.rows import Row
+from services.core.stopping import Stop
 
 Progress = Literal["ledger", "sink", "own"]
 """Who knows how far a store has been loaded: `ledger` the rows are written in the ledger's own transaction;
@@ -112,10 +113,14 @@ class StoreReader(Protocol):
     engine: ClassVar[str]
     progress: ClassVar[Progress]
 
-    def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
+    def answer(
+        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
+    ) -> Answer:
         """Answer from the batches up to `as_of` only. Thread-safe.
 
-        Raises StoreDown, Backpressure, or QueryTimeout after `seconds`: the store has then been told to stop.
+        Raises StoreDown, Backpressure, or QueryTimeout after `seconds`: the store no longer works on the query then.
+        Raises ResultTooLarge (see `bounds`) before the result is in memory. `stop` ends the query from another thread;
+        what is raised then does not matter.
         """
 
     def position(self, dataset: Dataset) -> StorePosition:

@@ -97,7 +97,8 @@ Question = ListQuestion | AggregateQuestion | StatsQuestion
 class Answer:
     """`rows`: canonical rows (list); (key, count), (time, count) or (time, key, count) (aggregate); or one (count,).
 
-    `total`: all rows that match a list's filters, None when not asked for. `elapsed_ms`: the store's time alone.
+    `total`: all rows that match a list's filters, None when not asked for. `elapsed_ms`: the store's time alone, or
+    that of the cache; `first_ms` is then the store's time when it gave the answer that the cache kept.
     `scanned`: what the store says it read: "rows", "bytes", "files" of "files_total"; without what it does not say.
     """
 
@@ -106,3 +107,4 @@ class Answer:
     method: Method = "scan"
     total: int | None = None
     scanned: dict[str, Any] = field(default_factory=dict)
+    first_ms: float | None = None

@@ -1,33 +1,42 @@
 """The lake read inside this process, by delta-rs and its engine, DataFusion.
 
-DataFusion cannot be interrupted while it makes its next rows. A question over its time limit is told so at once; its
-work is dropped with the next rows it gives, and keeps one of few places until then, so that such work never piles up.
+DataFusion cannot be interrupted while it makes its next rows. Where queries must end in time, they run in processes
+that can be killed (`processes`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import wait
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
-from threading import BoundedSemaphore
-from typing import ClassVar, Protocol
+from itertools import chain
+from typing import ClassVar
 
 import pyarrow as pa
 from deltalake import QueryBuilder
+from deltalake.exceptions import DeltaError
 
+from services.core.bounds import gathered
 from services.core.dataset import Dataset
-from services.core.errors import Backpressure, Invalid
+from services.core.errors import Invalid, ResultTooLarge
 from services.core.queries import Filters, ListQuestion, StatsQuestion
 from services.core.rows import Row
 from services.lake.reader import Found, LakeReader, Limit
 from services.lake.snapshot import Snapshot
 from services.lake.sql import Dialect, Query
-from services.lake.table import NAME, Result, rejects_uri, started, translated, within_limit
-from services.runtime.settings import LakeSettings
+from services.lake.table import NAME, rejects_uri, translated, within_limit
 
-_PLACES = 8
+_ROWS_AT_ONCE = 256  # made into Python objects: a row may have a quarter of a megabyte
+_ROWS_SORTED = 1000  # with all their columns
+_EXHAUSTED = "Resources exhausted"
 
 
-class _Run(Protocol):
-    def __call__(self, work: Callable[[], Result]) -> Result: ...
+class OutOfMemory(ResultTooLarge):
+    """A query needs more memory than it may use."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"{NAME}: the query needs more memory than it may use: ask for a shorter time range, more filters, or a"
+            " smaller limit and offset"
+        )
 
 
 class DataFusion:
@@ -59,10 +68,6 @@ class EmbeddedReader(LakeReader):
     engine: ClassVar[str] = "embedded"
     label: ClassVar[str] = NAME
 
-    def __init__(self, settings: LakeSettings) -> None:
-        super().__init__(settings)
-        self._places = BoundedSemaphore(_PLACES)
-
     def rejected(self, dataset: Dataset) -> Iterator[tuple[int, int | None, int]]:
         """(batch, id, 1) of each row put aside instead of stored, (batch, None, rows) where no id could be read.
 
@@ -70,17 +75,36 @@ class EmbeddedReader(LakeReader):
         """
         engine = self._table(rejects_uri(self._settings, dataset)).engine()
         query = "SELECT batch_id, id, rows FROM t WHERE batch_id IS NOT NULL"
-        return _ask(engine, query, within_limit) if engine else iter(())
+        return _rows(engine, query) if engine else iter(())
 
     def _dialect(self, snapshot: Snapshot) -> Dialect:
         return DataFusion()
 
     def _find(self, snapshot: Snapshot, query: Query, limit: Limit) -> Found:
-        rows = list(_ask(snapshot.engine, query.text, partial(self._in_time, limit)))
-        return Found(rows, snapshot.files_within(query.bounds))
+        limit.left()
+        engine = snapshot.wide_engine if query.is_wide else snapshot.engine
+        with translated(), _within_memory():
+            batches = pa.RecordBatchReader.from_stream(engine.execute(query.text))
+            return Found(gathered(_parts(batches)), snapshot.files_within(query.bounds))
+
+    def _page(self, snapshot: Snapshot, question: ListQuestion, as_of: int, limit: Limit) -> Found:
+        """The engine keeps many more rows than the page until it is sorted: of a large page, only their places."""
+        if question.offset + question.limit <= _ROWS_SORTED:
+            with suppress(OutOfMemory):  # the rows are long
+                return super()._page(snapshot, question, as_of, limit)
+        sql = partial(self._sql, snapshot, question.dataset)
+        found = self._newest_first(
+            snapshot, question, lambda asked: self._find(snapshot, sql().places(asked, as_of), limit)
+        )
+        if not found.rows:
+            return found
+        rows = self._find(snapshot, sql().between(question, as_of, found.rows[0], found.rows[-1]), limit).rows
+        by = question.dataset.column_names.index(question.order_by)
+        rows.sort(key=lambda row: (row[by], row[0]), reverse=question.descending)
+        return Found(rows[: len(found.rows)], found.files)
 
     def _stream(self, snapshot: Snapshot, query: Query) -> Iterator[Row]:
-        return _ask(snapshot.engine, query.text, within_limit)
+        return _rows(snapshot.engine, query.text)
 
     def _count(self, snapshot: Snapshot, question: ListQuestion | StatsQuestion, as_of: int, limit: Limit) -> Found:
         """The table's log counts all rows: only those that came after `as_of` are read, to leave them out."""
@@ -90,25 +114,26 @@ class EmbeddedReader(LakeReader):
         later = self._find(snapshot, self._sql(snapshot, question.dataset).count_beyond(as_of), limit)
         return Found([(stored - later.rows[0][0],)], later.files, "metadata")
 
-    def _in_time(self, limit: Limit, work: Callable[[], Result]) -> Result:
-        if not self._places.acquire(timeout=limit.left()):
-            raise Backpressure(f"{NAME}: {_PLACES} questions are being worked on, some of them over their time limit")
 
-        def placed() -> Result:
-            try:
-                return work()
-            finally:
-                self._places.release()
-
-        under_way = started(placed)
-        if not wait([under_way], limit.left()).done:
-            raise limit.passed()
-        with translated():
-            return under_way.result()
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    try:
+        yield
+    except (DeltaError, pa.ArrowException) as error:
+        if _EXHAUSTED in str(error):
+            raise OutOfMemory from error
+        raise
 
 
-def _ask(engine: QueryBuilder, query: str, run: _Run) -> Iterator[Row]:
-    """Rows as they are read, a record batch at a time; each piece of the work by `run`."""
-    batches = run(lambda: pa.RecordBatchReader.from_stream(engine.execute(query)))
-    while (batch := run(lambda: next(batches, None))) is not None:
-        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+def _rows(engine: QueryBuilder, query: str) -> Iterator[Row]:
+    """Rows as they are read, a record batch at a time, each within the limit of time."""
+    batches = within_limit(lambda: pa.RecordBatchReader.from_stream(engine.execute(query)))
+    while (batch := within_limit(lambda: next(batches, None))) is not None:
+        yield from chain.from_iterable(_parts([batch]))
+
+
+def _parts(batches: Iterable[pa.RecordBatch]) -> Iterator[list[Row]]:
+    for batch in batches:
+        for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+            columns = batch.slice(start, _ROWS_AT_ONCE).columns
+            yield list(zip(*(column.to_pylist() for column in columns), strict=True))

@@ -2,10 +2,11 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from services.core.bounds import few_groups
 from services.core.dataset import Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import batch_of
@@ -13,12 +14,12 @@ from services.core.ledger import Batch, StorePosition
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import AggregateQuestion, Answer, ListQuestion, Method, Question, StatsQuestion
 from services.core.rows import Row
+from services.core.stopping import Stop
 from services.lake.snapshot import Snapshot
 from services.lake.sql import Dialect, Query, Renderer
 from services.lake.table import NAME, Table, table_uri
 from services.runtime.settings import LakeSettings
 
-_DEEP = 100_000  # an offset for which it pays to count first: all rows before it are sorted in memory
 _WINDOW = 512  # batches counted at once: bounds the ids held
 
 # How many of the newest rows are looked through first for a page of them: for each row of it, one of so many.
@@ -27,9 +28,10 @@ _FEWEST = 100_000  # fewer are read no faster
 
 
 class Limit:
-    """When a question must have been answered."""
+    """When a question must have been answered; `stop` may end it earlier."""
 
-    def __init__(self, store: str, seconds: float) -> None:
+    def __init__(self, store: str, seconds: float, stop: Stop | None = None) -> None:
+        self.stop = stop or Stop()
         self._store = store
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
@@ -48,7 +50,7 @@ class Limit:
 class Found:
     """`files`: how many were read for it."""
 
-    rows: Sequence[Row]
+    rows: list[Row]
     files: int
     method: Method = "scan"
 
@@ -56,7 +58,8 @@ class Found:
 class LakeReader(ABC):
     """StoreReader; opens a table at its first use. An engine says how it writes SQL, and runs it.
 
-    `label`: this engine in what is told to people.
+    `label`: this engine in what is told to people. `memory`: bytes that a query may use in this process, None for no
+    limit.
     """
 
     name: ClassVar[str] = NAME
@@ -66,8 +69,9 @@ class LakeReader(ABC):
     progress: ClassVar[Progress] = "own"
     label: ClassVar[str]
 
-    def __init__(self, settings: LakeSettings) -> None:
+    def __init__(self, settings: LakeSettings, memory: int | None = None) -> None:
         self._settings = settings
+        self._memory = memory
         self._tables: dict[str, Table] = {}
 
     @abstractmethod
@@ -76,21 +80,23 @@ class LakeReader(ABC):
 
     @abstractmethod
     def _find(self, snapshot: Snapshot, query: Query, limit: Limit) -> Found:
-        """All rows at once. Raises StoreDown, Backpressure, or QueryTimeout when the limit has passed."""
+        """All rows at once. Raises StoreDown, ResultTooLarge, or QueryTimeout when the limit has passed."""
 
     @abstractmethod
     def _stream(self, snapshot: Snapshot, query: Query) -> Iterator[Row]:
         """Rows as they are read. Raises StoreDown."""
 
-    def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
-        start, limit = time.perf_counter(), Limit(self.label, seconds)
+    def answer(
+        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
+    ) -> Answer:
+        start, limit = time.perf_counter(), Limit(self.label, seconds, stop)
         snapshot = self._snapshot(question.dataset)
         if snapshot is None:
             return _of_no_table(question, start)
         counted = None
         match question:
             case ListQuestion():
-                if question.count or question.offset >= _DEEP:
+                if question.count:
                     counted = self._count(snapshot, question, as_of, limit)
                 if counted and counted.rows[0][0] <= question.offset:
                     found = Found([], counted.files)
@@ -99,14 +105,15 @@ class LakeReader(ABC):
             case AggregateQuestion():
                 query = self._sql(snapshot, question.dataset).groups(question, as_of)
                 found = self._find(snapshot, query, limit)
+                few_groups(found.rows)
             case StatsQuestion():
                 found = self._count(snapshot, question, as_of, limit)
         parts = [found, counted] if counted else [found]
         return Answer(
-            list(found.rows),
+            found.rows,
             _ms_since(start),
             method=next((part.method for part in parts if part.method != "scan"), "scan"),
-            total=counted.rows[0][0] if counted and isinstance(question, ListQuestion) and question.count else None,
+            total=counted.rows[0][0] if counted else None,
             scanned={"files": max(part.files for part in parts), "files_total": snapshot.files.num_rows},
         )
 
@@ -150,12 +157,19 @@ class LakeReader(ABC):
         self._tables.clear()
 
     def _page(self, snapshot: Snapshot, question: ListQuestion, as_of: int, limit: Limit) -> Found:
+        return self._newest_first(
+            snapshot,
+            question,
+            lambda asked: self._find(snapshot, self._sql(snapshot, asked.dataset).page(asked, as_of), limit),
+        )
+
+    def _newest_first(self, snapshot: Snapshot, question: ListQuestion, find: Callable[[ListQuestion], Found]) -> Found:
         """The newest rows are looked for among the newest first: if these fill the page, no others are read."""
         if recent := _recent(snapshot, question):
-            found = self._find(snapshot, self._sql(snapshot, question.dataset).page(recent, as_of), limit)
+            found = find(recent)
             if len(found.rows) == question.limit:
                 return found
-        return self._find(snapshot, self._sql(snapshot, question.dataset).page(question, as_of), limit)
+        return find(question)
 
     def _count(self, snapshot: Snapshot, question: ListQuestion | StatsQuestion, as_of: int, limit: Limit) -> Found:
         """One row, one value: how many rows match the filters."""
@@ -169,7 +183,7 @@ class LakeReader(ABC):
         return self._table(table_uri(self._settings, dataset.name)).snapshot()
 
     def _table(self, uri: str) -> Table:
-        return self._tables.setdefault(uri, Table(uri))
+        return self._tables.setdefault(uri, Table(uri, self._memory))
 
 
 def _recent(snapshot: Snapshot, question: ListQuestion) -> ListQuestion | None:

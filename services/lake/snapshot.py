@@ -15,26 +15,33 @@ from services.core.dataset import ID
 Bounds = Sequence[tuple[str, int | None, int | None]]
 """All of (column, least, first beyond) of the values asked for; times in microseconds, None where there is no bound."""
 
+_WIDE_ROWS = 256
 _TRUNCATED = 999  # the greatest time of a file is logged in whole milliseconds
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`engine` knows the table as `t`. `files`: a row for each, the least and greatest values as min.* and max.*."""
+    """`files`: a row for each, the least and greatest values as min.* and max.*.
+
+    `engine` and `wide_engine` know the table as `t`. The wide one is for queries that read texts: it reads fewer rows
+    at once, because a row may have a quarter of a megabyte.
+    """
 
     uri: str
     version: int
     engine: QueryBuilder
+    wide_engine: QueryBuilder
     columns: frozenset[str]
     files: pa.Table
 
     @classmethod
-    def of(cls, table: DeltaTable) -> "Snapshot":
-        """Of the handle as it stands; later versions do not change it."""
+    def of(cls, table: DeltaTable, memory: int | None = None) -> "Snapshot":
+        """Of the handle as it stands; later versions do not change it. `memory`: bytes that a query may use."""
         return cls(
             uri=table.table_uri,
             version=table.version(),
-            engine=QueryBuilder().register("t", table),
+            engine=_engine(table, memory),
+            wide_engine=_engine(table, memory, {"datafusion.execution.batch_size": str(_WIDE_ROWS)}),
             columns=frozenset(field.name for field in table.schema().fields),
             files=pa.RecordBatchReader.from_stream(table.get_add_actions(flatten=True)).read_all(),
         )
@@ -77,3 +84,11 @@ class Snapshot:
     def _statistic(self, which: str, column: str) -> pa.ChunkedArray | None:
         name = f"{which}.{column}"
         return self.files[name].cast(pa.int64()) if name in self.files.column_names else None
+
+
+def _engine(table: DeltaTable, memory: int | None, options: dict[str, str] | None = None) -> QueryBuilder:
+    engine = QueryBuilder(options).register("t", table)
+    if memory is not None:
+        for setting in (f"memory_limit = '{memory >> 10}K'", "max_temp_directory_size = '0K'"):
+            pa.RecordBatchReader.from_stream(engine.execute(f"SET datafusion.runtime.{setting}")).read_all()
+    return engine

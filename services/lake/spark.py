@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from threading import Lock
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql.connect.client import DefaultChannelBuilder
 from pyspark.sql.connect.session import SparkSession
 
+from services.core.bounds import gathered
 from services.core.errors import StoreDown
 from services.core.rows import Row
 from services.lake.reader import Found, LakeReader, Limit
@@ -28,6 +30,7 @@ _LABEL = f"{NAME} (spark)"
 _CONNECT_SECONDS = 3.0
 _INTERRUPT_SECONDS = 5.0
 _BETWEEN_SECONDS = 0.05
+_ROWS_AT_ONCE = 100
 
 # Else channels of a process share a connection, and a new one does not try while an older one pauses after a failure.
 _CHANNEL = [("grpc.use_local_subchannel_pool", 1)]
@@ -81,7 +84,7 @@ class SparkReader(LakeReader):
         return SparkSql(snapshot)
 
     def _find(self, snapshot: Snapshot, query: Query, limit: Limit) -> Found:
-        return self._within_session(lambda session: _find(session, query, limit))
+        return self._within_session(lambda session: _find(session, snapshot, query, limit))
 
     def _stream(self, snapshot: Snapshot, query: Query) -> Iterator[Row]:
         frame = self._within_session(lambda session: _frame(session, query))
@@ -123,29 +126,31 @@ class SparkReader(LakeReader):
         started(session.stop)  # which waits for the server
 
 
-def _find(session: SparkSession, query: Query, limit: Limit) -> Found:
+def _find(session: SparkSession, snapshot: Snapshot, query: Query, limit: Limit) -> Found:
     tag = uuid.uuid4().hex
     found = started(partial(_collect, session, query, tag))
-    if wait([found], limit.left()).done:
-        return found.result()
-    if wait([started(partial(_interrupt, session, tag, found))], _INTERRUPT_SECONDS).done:
+    with limit.stop.by(lambda: _end(session, tag, found)):
+        if wait([found], limit.left()).done:
+            return Found(found.result(), snapshot.files_within(query.bounds))
+    if wait([_end(session, tag, found)], _INTERRUPT_SECONDS).done:
         raise limit.passed()
     raise StoreDown(_LABEL, "a question takes too long, and the server does not let itself be told to stop")
 
 
-def _interrupt(session: SparkSession, tag: str, found: Future[Found]) -> None:
+def _end(session: SparkSession, tag: str, found: Future[list[Row]]) -> Future[None]:
+    return started(partial(_interrupt, session, tag, found))
+
+
+def _interrupt(session: SparkSession, tag: str, found: Future[list[Row]]) -> None:
     """A query is several operations, one after the other: it may be between two of them."""
     while not found.done() and not session.interruptTag(tag):
         wait([found], _BETWEEN_SECONDS)
 
 
-def _collect(session: SparkSession, query: Query, tag: str) -> Found:
+def _collect(session: SparkSession, query: Query, tag: str) -> list[Row]:
     session.addTag(tag)  # of this thread
-    frame = _frame(session, query)
-    rows = [tuple(row) for row in frame.collect()]
-    metrics = frame.executionInfo and frame.executionInfo.metrics
-    nodes = metrics.extract_graph()[1].values() if metrics else ()
-    return Found(rows, sum(int(m.value) for node in nodes for m in node.metrics if m.name == "numFiles"))
+    rows = map(tuple, _frame(session, query).toLocalIterator())
+    return gathered(iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), []))
 
 
 def _frame(session: SparkSession, query: Query) -> DataFrame:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from services.core.bounds import MAX_GROUPS
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.ids import ROW_BITS, end_id, first_id, spans
 from services.core.instants import to_datetime
@@ -20,6 +21,10 @@ from services.lake.snapshot import Bounds
 _COUNTS = f"{ID.name} >> {ROW_BITS}, count(*), count(DISTINCT {ID.name})"
 _BY_BATCH = "GROUP BY 1 ORDER BY 1"
 _MOST_SPANS = 50  # of ids in one query
+
+
+Place = tuple[str | int, int]
+"""Where a row stands in an order: its value and its id."""
 
 
 class Dialect(Protocol):
@@ -48,11 +53,12 @@ class Dialect(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """`bounds`: what of it the statistics of files can decide."""
+    """`bounds`: what of it the statistics of files can decide. `is_wide`: it reads texts, which may be long."""
 
     text: str
     parameters: Mapping[str, str]
     bounds: Bounds
+    is_wide: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +70,38 @@ class Renderer:
     dialect: Dialect
 
     def page(self, question: ListQuestion, as_of: int) -> Query:
+        return self._page(question, as_of, self._canonical_columns(), is_wide=True)
+
+    def places(self, question: ListQuestion, as_of: int) -> Query:
+        """(value of `order_by`, id) of each row of the page."""
+        value = self._canonical(self._column(question.order_by))
+        return self._page(question, as_of, f"{value} AS place, {ID.name}", is_wide=bool(question.filters.text))
+
+    def between(self, question: ListQuestion, as_of: int, first: Place, last: Place) -> Query:
+        """The rows from the place `first` to the place `last`, in any order."""
+        step = 1 if question.descending else -1
+        before, behind = (first[0], first[1] + step), (last[0], last[1] - step)
+        where = [
+            self._where(question.filters, as_of),
+            self._after(question.order_by, question.descending, before),
+            self._after(question.order_by, not question.descending, behind),
+        ]
+        bounds = [
+            *self._bounds(question.filters, as_of),
+            *self._beyond(question.order_by, question.descending, before),
+            *self._beyond(question.order_by, not question.descending, behind),
+        ]
+        return self._select(self._canonical_columns(), " AND ".join(where), bounds, is_wide=True)
+
+    def _page(self, question: ListQuestion, as_of: int, what: str, *, is_wide: bool) -> Query:
         where, bounds = self._where(question.filters, as_of), self._bounds(question.filters, as_of)
         if question.after:
-            where += f" AND {self._after(question, question.after)}"
-            last, _ = question.after
-            if isinstance(last, int):
-                others = 0 if question.order_by == ID.name else 1  # rows may have the same value
-                least, beyond = (None, last + others) if question.descending else (last + 1 - others, None)
-                bounds = [*bounds, (question.order_by, least, beyond)]
+            where += f" AND {self._after(question.order_by, question.descending, question.after)}"
+            bounds = [*bounds, *self._beyond(question.order_by, question.descending, question.after)]
         direction = "DESC" if question.descending else "ASC"
         order = ", ".join(f"{self._value(name)} {direction}" for name in dict.fromkeys((question.order_by, ID.name)))
         rest = f"ORDER BY {order} LIMIT {question.limit:d} OFFSET {question.offset:d}"
-        return self._select(self._canonical_columns(), where, bounds, rest)
+        return self._select(what, where, bounds, rest, is_wide=is_wide)
 
     def groups(self, question: AggregateQuestion, as_of: int) -> Query:
         keys = []
@@ -90,11 +116,13 @@ class Renderer:
             ", ".join([*keys, "count(*)"]),
             self._where(question.filters, as_of),
             self._bounds(question.filters, as_of),
-            f"GROUP BY {places} ORDER BY {order}",
+            f"GROUP BY {places} ORDER BY {order} LIMIT {MAX_GROUPS + 1:d}",
+            is_wide=bool(question.filters.text),
         )
 
     def count(self, filters: Filters, as_of: int) -> Query:
-        return self._select("count(*)", self._where(filters, as_of), self._bounds(filters, as_of))
+        where, bounds = self._where(filters, as_of), self._bounds(filters, as_of)
+        return self._select("count(*)", where, bounds, is_wide=bool(filters.text))
 
     def count_beyond(self, as_of: int) -> Query:
         """Of the rows that a question as of this batch must not see."""
@@ -132,9 +160,9 @@ class Renderer:
         where = f"{ID.name} >= {least:d} AND {ID.name} < {beyond:d}"
         return self._select(what, where, [(ID.name, least, beyond)], rest)
 
-    def _select(self, what: str, where: str, bounds: Bounds, rest: str = "") -> Query:
+    def _select(self, what: str, where: str, bounds: Bounds, rest: str = "", *, is_wide: bool = False) -> Query:
         text = f"SELECT {what} FROM {self.dialect.table} WHERE {where} {rest}"
-        return Query(text, self.dialect.parameters, bounds)
+        return Query(text, self.dialect.parameters, bounds, is_wide)
 
     def _bounds(self, filters: Filters, as_of: int) -> Bounds:
         return [(ID.name, None, end_id(as_of)), (self.dataset.time, filters.start, filters.end)]
@@ -155,16 +183,24 @@ class Renderer:
             conditions.append(self.dialect.contains(searched, self.dialect.text(filters.text)))
         return " AND ".join(conditions)
 
-    def _after(self, question: ListQuestion, after: tuple[str | int, int]) -> str:
+    def _after(self, order_by: str, descending: bool, place: Place) -> str:
         """The first condition says nothing more, but it is one that statistics can decide."""
-        last, last_id = after
-        kind = self._column(question.order_by).kind
+        last, last_id = place
+        kind = self._column(order_by).kind
         if isinstance(last, str):
             value = self.dialect.text(last)
         else:
             value = self.dialect.instant(last) if kind == "timestamp" else str(last)
-        column, later = self._value(question.order_by), "<" if question.descending else ">"
+        column, later = self._value(order_by), "<" if descending else ">"
         return f"{column} {later}= {value} AND ({column} {later} {value} OR {ID.name} {later} {last_id:d})"
+
+    def _beyond(self, order_by: str, descending: bool, place: Place) -> Bounds:
+        """What the statistics of files can decide of `_after`."""
+        last, _ = place
+        if not isinstance(last, int):
+            return []
+        others = 0 if order_by == ID.name else 1  # rows may have the same value
+        return [(order_by, None, last + others) if descending else (order_by, last + 1 - others, None)]
 
     def _canonical_columns(self) -> str:
         """All columns, in canonical order and form."""

@@ -78,10 +78,14 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Table:
-    """One Delta table, as of its latest commit at each call. Thread-safe; all raises StoreDown."""
+    """One Delta table, as of its latest commit at each call. Thread-safe; all raises StoreDown.
 
-    def __init__(self, uri: str) -> None:
+    `memory`: bytes that a query of a snapshot may use; None for no limit.
+    """
+
+    def __init__(self, uri: str, memory: int | None = None) -> None:
         self.uri = uri
+        self._memory = memory
         self._lock = RLock()
         self._table: DeltaTable | None = None
         self._position: tuple[int, Position | None] = (-1, None)  # and the version it was found at
@@ -126,7 +130,7 @@ class Table:
             if (table := self._refresh()) is None:
                 return None
             if self._snapshot is None or self._snapshot.version != table.version():
-                self._snapshot = Snapshot.of(table)
+                self._snapshot = Snapshot.of(table, self._memory)
             return self._snapshot
 
     def _engine(self) -> QueryBuilder | None:

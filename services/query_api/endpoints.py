@@ -1,6 +1,7 @@
 """Routes of the query API: three for each dataset, made from its description, and one for all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -8,6 +9,7 @@ from pydantic import BaseModel
 
 from services.core.dataset import Dataset
 from services.core.errors import Invalid
+from services.query_api.leaving import while_connected
 from services.query_api.parameters import (
     CompareParameters,
     OneStoreAggregate,
@@ -35,12 +37,12 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _service(request: Request) -> QueryService:
+async def _service(request: Request) -> QueryService:
     service: QueryService = request.app.state.service
     return service
 
 
-Handler = Callable[..., Response]
+Handler = Callable[..., Awaitable[Response]]
 Service = Annotated[QueryService, Depends(_service)]
 Store = Annotated[str, Path(description="postgres, clickhouse or hdfs")]
 
@@ -54,42 +56,47 @@ def router(datasets: Sequence[Dataset]) -> APIRouter:
             _add_compare(routes, "/compare", dataset)
 
     @routes.get("/{store}/stats", tags=["all datasets"], summary="Rows of each dataset")
-    def stats(store: Store, parameters: Annotated[StatsParameters, Query()], service: Service) -> Response:
-        answers = service.stats(
+    async def stats(
+        request: Request, store: Store, parameters: Annotated[StatsParameters, Query()], service: Service
+    ) -> Response:
+        asking = service.stats(
             store, parameters.as_of, parameters.engine, scan=parameters.scan, use_cache=parameters.use_cache
         )
-        return stats_reply(answers)
+        return stats_reply(await while_connected(request, asking))
 
     for dataset in datasets:
         _add_questions(routes, dataset)
 
     @routes.get("/{store}/{dataset}", include_in_schema=False)
     @routes.get("/{store}/{dataset}/aggregate", include_in_schema=False)
-    def unknown(store: str, dataset: str) -> Response:
+    async def unknown(store: str, dataset: str) -> Response:
         raise Invalid(f"unknown dataset {dataset!r}; there are: {', '.join(d.name for d in datasets)}")
 
     return routes
 
 
 def _add_compare(routes: APIRouter, path: str, dataset: Dataset) -> None:
-    def compare(parameters: CompareParameters, service: Service) -> Response:
+    async def compare(request: Request, parameters: CompareParameters, service: Service) -> Response:
         question, as_of = parameters.compared(dataset)
-        return comparison_reply(service.compare(question, as_of, all_engines=parameters.engines == "all"), question)
+        comparing = service.compare(question, as_of, all_engines=parameters.engines == "all")
+        return comparison_reply(await while_connected(request, comparing), question)
 
     summary = f"The same {dataset.name} from every store, and whether they agree"
     routes.get(path, tags=[dataset.name], summary=summary)(_taking(compare_parameters(dataset), compare))
 
 
 def _add_questions(routes: APIRouter, dataset: Dataset) -> None:
-    def rows(store: Store, parameters: OneStoreList, service: Service) -> Response:
+    async def rows(request: Request, store: Store, parameters: OneStoreList, service: Service) -> Response:
         question, as_of = parameters.listed(dataset)
-        reply = service.ask(store, question, as_of, parameters.engine, use_cache=parameters.use_cache)
-        return rows_reply(reply, question)
+        present = partial(rows_reply, question=question)
+        asking = service.ask(store, question, present, as_of, parameters.engine, use_cache=parameters.use_cache)
+        return await while_connected(request, asking)
 
-    def aggregate(store: Store, parameters: OneStoreAggregate, service: Service) -> Response:
+    async def aggregate(request: Request, store: Store, parameters: OneStoreAggregate, service: Service) -> Response:
         question, as_of = parameters.aggregated(dataset)
-        reply = service.ask(store, question, as_of, parameters.engine, use_cache=parameters.use_cache)
-        return aggregate_reply(reply, question)
+        present = partial(aggregate_reply, question=question)
+        asking = service.ask(store, question, present, as_of, parameters.engine, use_cache=parameters.use_cache)
+        return await while_connected(request, asking)
 
     path = f"/{{store}}/{dataset.name}"
     routes.get(path, tags=[dataset.name], summary=f"Rows of {dataset.name}, the latest first")(

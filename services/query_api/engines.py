@@ -1,35 +1,28 @@
 """The engines of each store: the default one, and others that are asked for by name."""
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from threading import BoundedSemaphore, Lock
-from typing import TypeVar
+from threading import Lock
 
-from services.core.errors import Backpressure, Invalid
+from services.core.errors import Invalid
 from services.core.ports import StoreReader
+from services.query_api.pools import Pool
 
 OpenReader = Callable[[], StoreReader]
 
-_THREADS = 8  # an engine's: as many questions as it is asked at once
-_PLACES = 2 * _THREADS  # of questions under way or waiting: each holds one of the threads that serve requests
-
-Result = TypeVar("Result")
-
 
 class Engine:
-    """One way to read one store. It has threads of its own: when it hangs, it holds up nobody who asks others."""
+    """One way to read one store, with threads of its own: when it hangs, it holds up nobody who asks others."""
 
     def __init__(self, store: StoreReader, other: str = "", open_other: OpenReader | None = None) -> None:
         """The default one, or the `other` one of that name."""
         self.store = store  # whose watermark holds for it: all engines of a store read the same data
         suffix = f"_{other}" if other else ""
         self.source, self.label = store.source + suffix, store.name + suffix
+        self.pool = Pool(self.label)
         self._open = open_other
         self._opening = Lock()
         self._reader = None if open_other else store
-        self._threads = ThreadPoolExecutor(_THREADS, self.label)
-        self._places = BoundedSemaphore(_PLACES)
 
     def reader(self) -> StoreReader:
         """Opened at its first use."""
@@ -39,16 +32,8 @@ class Engine:
                 self._reader = self._open()
             return self._reader
 
-    def begin(self, work: Callable[["Engine"], Result]) -> Future[Result]:
-        """Raises Backpressure when too many are under way."""
-        if not self._places.acquire(blocking=False):
-            raise Backpressure(f"{self.label}: {_PLACES} questions are under way or waiting")
-        future = self._threads.submit(work, self)
-        future.add_done_callback(lambda _: self._places.release())
-        return future
-
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.pool.close()
         if self._reader is not None:
             self._reader.close()
 

@@ -25,7 +25,8 @@ from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuest
 from services.query_api.cursor import Cursor
 
 MAX_LIMIT = 10_000
-MAX_OFFSET = 1_000_000_000
+MAX_OFFSET = 10_000
+"""Stores sort all rows before an offset; a cursor goes on without them."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -53,6 +54,13 @@ def _without_nul(value: str) -> str:
     return value
 
 
+def _shallow(offset: int) -> int:
+    if offset > MAX_OFFSET:
+        raise ValueError(f"at most {MAX_OFFSET}; go on from page to page with cursor, the next_cursor of a reply")
+    return offset
+
+
+_Offset = Annotated[int, Field(ge=0, json_schema_extra={"maximum": MAX_OFFSET}), AfterValidator(_shallow)]
 _Instant = Annotated[
     int,
     BeforeValidator(_microseconds),
@@ -100,7 +108,7 @@ class _Filtered(Parameters):
 
 class ListParameters(_Filtered):
     limit: int = Field(100, ge=1, le=MAX_LIMIT)
-    offset: int = Field(0, ge=0, le=MAX_OFFSET)
+    offset: _Offset = 0
     cursor: str | None = Field(None, description="next_cursor of the page before: a deep page at the cost of the first")
     order_by: str
     order_dir: Literal["desc", "asc"] = "desc"

@@ -1,6 +1,6 @@
 """Routes of the reports: what the jobs found, of a day from the lake, of the last minutes from PostgreSQL."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import date
 from typing import Annotated, Any, NamedTuple
@@ -11,7 +11,13 @@ from pydantic import BeforeValidator
 from starlette.concurrency import run_in_threadpool
 
 from services.core.errors import NotFound
+from services.core.ports import QUESTION_SECONDS
+from services.core.stopping import Stop
+from services.lake.table import NAME as LAKE
 from services.ledger.reading import Ledger
+from services.postgres.connection import NAME as POSTGRES
+from services.query_api.leaving import while_connected
+from services.query_api.pools import Pool
 from services.reports import windows
 from services.reports.tables import SCHEMAS, ReportTable
 from services.runtime.http import needs
@@ -19,11 +25,14 @@ from services.runtime.settings import LakeSettings, PostgresSettings
 
 _COMMANDS = {"daily": "daily-report", "services": "service-analysis"}
 _POINT = ("day", "as_of", "computed_at")  # the same in each row of a report
+_THREADS = 4  # for the reports of a day, and as many for the windows of the last minutes
 
 
 class Reports(NamedTuple):
     tables: Mapping[str, ReportTable]
     ledger: Ledger
+    lake: Pool
+    postgres: Pool
 
     def of(self, name: str, day: date) -> list[dict[str, Any]]:
         """Raises NotFound when it was never made."""
@@ -35,7 +44,7 @@ class Reports(NamedTuple):
         return rows
 
 
-def _reports(request: Request) -> Reports:
+async def _reports(request: Request) -> Reports:
     reports: Reports = request.app.state.reports
     return reports
 
@@ -51,49 +60,73 @@ def router(settings: PostgresSettings) -> APIRouter:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         ledger = Ledger(settings.postgres_url.get_secret_value())
         lake = LakeSettings()
-        app.state.reports = Reports({name: ReportTable(lake, name) for name in SCHEMAS}, ledger)
+        tables = {name: ReportTable(lake, name) for name in SCHEMAS}
+        opened = Reports(tables, ledger, Pool(LAKE, _THREADS), Pool(POSTGRES, _THREADS))
+        app.state.reports = opened
         yield
+        opened.lake.close()
+        opened.postgres.close()
         await run_in_threadpool(ledger.close)
 
     routes = APIRouter(prefix="/api/reports", tags=["reports"], dependencies=[needs("read")], lifespan=lifespan)
 
     @routes.get("", summary="The reports there are, and of which days, the latest first")
-    def names(reports: _Reports) -> Response:
-        return _json({"reports": [{"name": name, "days": table.days()} for name, table in reports.tables.items()]})
+    async def names(request: Request, reports: _Reports) -> Response:
+        def read() -> Response:
+            return _json({"reports": [{"name": name, "days": table.days()} for name, table in reports.tables.items()]})
+
+        return await _from_lake(request, reports, read)
 
     @routes.get("/daily", summary="A day: rows by level and service, error rate, busiest hours, slowest endpoints")
-    def daily(day: _Day, reports: _Reports) -> Response:
-        (report,) = reports.of("daily", day)
-        return _json(report)
+    async def daily(request: Request, day: _Day, reports: _Reports) -> Response:
+        def read() -> Response:
+            (report,) = reports.of("daily", day)
+            return _json(report)
+
+        return await _from_lake(request, reports, read)
 
     @routes.get("/services", summary="A day by service, against the seven days before it")
-    def services(
-        day: _Day, reports: _Reports, service: Annotated[str | None, Query(description="only this one")] = None
+    async def services(
+        request: Request,
+        day: _Day,
+        reports: _Reports,
+        service: Annotated[str | None, Query(description="only this one")] = None,
     ) -> Response:
-        by_service = {row["service"]: row for row in reports.of("services", day)}
-        whole = by_service.pop(None)
-        if service is not None and service not in by_service:
-            raise NotFound(f"no logs of service {service!r} on {day}; there are of: {', '.join(sorted(by_service))}")
-        chosen = [by_service[name] for name in sorted(by_service) if service in (None, name)]
-        return _json(
-            {**{name: whole[name] for name in _POINT}, "all": _body(whole), "services": list(map(_body, chosen))}
-        )
+        return await _from_lake(request, reports, lambda: _by_service(reports, day, service))
 
     @routes.get("/realtime", summary="Rows by level and service in windows of ten seconds, the latest first")
-    def realtime(reports: _Reports, minutes: Annotated[int, Query(ge=1, le=windows.KEPT_MINUTES)] = 5) -> Response:
-        with reports.ledger.connection() as connection:
-            found = windows.latest(connection, minutes)
-        if found is None:
-            raise NotFound("nobody has counted any windows yet. Start it: logpipe realtime-aggregator")
-        return _json(
-            {
-                "minutes": minutes,
-                "window_seconds": windows.WINDOW_SECONDS,
-                "windows": [window._asdict() for window in found],
-            }
-        )
+    async def realtime(
+        request: Request, reports: _Reports, minutes: Annotated[int, Query(ge=1, le=windows.KEPT_MINUTES)] = 5
+    ) -> Response:
+        def read(stop: Stop) -> Response:
+            with reports.ledger.connection() as connection, stop.by(connection.cancel_safe):
+                found = windows.latest(connection, minutes)
+            if found is None:
+                raise NotFound("nobody has counted any windows yet. Start it: logpipe realtime-aggregator")
+            return _json(
+                {
+                    "minutes": minutes,
+                    "window_seconds": windows.WINDOW_SECONDS,
+                    "windows": [window._asdict() for window in found],
+                }
+            )
+
+        return await while_connected(request, reports.postgres.run(read, QUESTION_SECONDS))
 
     return routes
+
+
+async def _from_lake(request: Request, reports: Reports, read: Callable[[], Response]) -> Response:
+    return await while_connected(request, reports.lake.run(lambda _: read(), QUESTION_SECONDS))
+
+
+def _by_service(reports: Reports, day: date, service: str | None) -> Response:
+    by_service = {row["service"]: row for row in reports.of("services", day)}
+    whole = by_service.pop(None)
+    if service is not None and service not in by_service:
+        raise NotFound(f"no logs of service {service!r} on {day}; there are of: {', '.join(sorted(by_service))}")
+    chosen = [by_service[name] for name in sorted(by_service) if service in (None, name)]
+    return _json({**{name: whole[name] for name in _POINT}, "all": _body(whole), "services": list(map(_body, chosen))})
 
 
 def _body(row: Mapping[str, Any]) -> dict[str, Any]:

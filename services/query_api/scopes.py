@@ -40,9 +40,10 @@ class Scopes:
         return scope
 
     def _read(self, reader: StoreReader, dataset: Dataset) -> str:
+        table_id = _table_id(reader, dataset)  # before a connection is borrowed: the store may hang
         with self._ledger.connection() as connection:
             floor = reading.floor(connection, dataset.name)
-            return repr((ledger_id(connection), _table_id(reader, dataset), floor))
+            return repr((ledger_id(connection), table_id, floor))
 
 
 def _table_id(reader: StoreReader, dataset: Dataset) -> str:

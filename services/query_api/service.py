@@ -1,8 +1,8 @@
 """Asks one store or all of them, at a point where what they have loaded is known."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -15,6 +15,7 @@ from services.core.dataset import Dataset
 from services.core.errors import Backpressure, Invalid, LogpipeError, QueryTimeout, StoreDown
 from services.core.ports import QUESTION_SECONDS, StoreReader
 from services.core.queries import Answer, Question, StatsQuestion
+from services.core.stopping import Stop
 from services.ledger.watermark import Watermarks
 from services.query_api.cache import AnswerCache
 from services.query_api.engines import Engine, OpenReader, Store
@@ -90,29 +91,32 @@ class QueryService:
         self._late: Mapping[str, str] = {}
         self._scopes = scopes
 
-    def ask(
+    async def ask(
         self,
         route: str,
         question: Question,
+        present: Callable[[Reply], Result],
         as_of: int | None = None,
         engine: str | None = None,
         *,
         use_cache: bool = True,
-    ) -> Reply:
+    ) -> Result:
         """Ask the store called `route` in URLs, as of its watermark or an earlier point.
 
-        Raises Invalid, StoreDown, Backpressure or QueryTimeout.
+        `present` makes of the reply what is returned, in a thread of the store: large replies take their time. Raises
+        Invalid, StoreDown, Backpressure or QueryTimeout.
         """
         start, asked = time.perf_counter(), self._store(route).engine(engine)
         deadline = time.monotonic() + self._seconds
 
-        def answer(engine: Engine) -> tuple[Answer, int]:
-            point = _point(as_of, self._watermark(engine.store, question.dataset))
-            return self._kept(engine, question, point, deadline, use_cache=use_cache), point
+        def answer(stop: Stop) -> Result:
+            point = _point(as_of, self._watermark(asked.store, question.dataset))
+            answer = self._kept(asked, question, point, deadline, stop, use_cache=use_cache)
+            return present(Reply(asked.source, answer, point, _ms_since(start)))
 
-        return Reply(asked.source, *self._alone(asked, answer), _ms_since(start))
+        return await asked.pool.run(answer, self._seconds, _GRACE_SECONDS)
 
-    def stats(
+    async def stats(
         self,
         route: str,
         as_of: int | None = None,
@@ -125,25 +129,25 @@ class QueryService:
         start, asked = time.perf_counter(), self._store(route).engine(engine)
         deadline = time.monotonic() + self._seconds
 
-        def answer(engine: Engine) -> tuple[dict[str, Answer], int]:
-            point = _point(as_of, min(self._watermark(engine.store, dataset) for dataset in self._datasets))
+        def answer(stop: Stop) -> Stats:
+            point = _point(as_of, min(self._watermark(asked.store, dataset) for dataset in self._datasets))
             answers = {
-                dataset.name: self._kept(engine, StatsQuestion(dataset, scan), point, deadline, use_cache=use_cache)
-                for dataset in self._datasets
+                each.name: self._kept(asked, StatsQuestion(each, scan), point, deadline, stop, use_cache=use_cache)
+                for each in self._datasets
             }
-            return answers, point
+            return Stats(asked.source, answers, point, _ms_since(start))
 
-        return Stats(asked.source, *self._alone(asked, answer), _ms_since(start))
+        return await asked.pool.run(answer, self._seconds, _GRACE_SECONDS)
 
-    def compare(self, question: Question, as_of: int | None = None, *, all_engines: bool = False) -> Comparison:
+    async def compare(self, question: Question, as_of: int | None = None, *, all_engines: bool = False) -> Comparison:
         """Ask all stores at once, as of the lowest of their watermarks or an earlier point.
 
         Raises Invalid, or StoreDown when none answers.
         """
         start = time.perf_counter()
         stores = self._stores.values()
-        marks, away = self._of_each(
-            [store.default for store in stores], lambda engine: self._watermark(engine.store, question.dataset)
+        marks, away = await self._of_each(
+            [store.default for store in stores], lambda engine, stop: self._watermark(engine.store, question.dataset)
         )
         chosen = [e for s in stores for e in (s.default, *(s.engines.values() if all_engines else ()))]
         failed: dict[str, LogpipeError] = {e.source: away[e.store.source] for e in chosen if e.store.source in away}
@@ -151,21 +155,23 @@ class QueryService:
             point = _point(as_of, min(marks.values(), default=0)) if marks else 0
             able = [engine for engine in chosen if engine.store.source in marks]
             deadline = time.monotonic() + self._seconds
-            answer = partial(self._answer, question=question, as_of=point, deadline=deadline)
-            answers, failures = self._of_each(able, answer)
+            found, failures = await self._of_each(
+                able, partial(self._digested, question=question, as_of=point, deadline=deadline)
+            )
             failed.update(failures)
             gone = {e.store.source for e in chosen if isinstance(failures.get(e.source), StoreDown)}
-            gone -= {e.store.source for e in chosen if e.source in answers}
+            gone -= {e.store.source for e in chosen if e.source in found}
             marks = {source: mark for source, mark in marks.items() if source not in gone}
             # A store that went away must not hold the others back at a point that it alone was asked for.
             if as_of is not None or min(marks.values(), default=point) == point:
                 break
-        missing = {source: str(error) for source, error in failed.items() if source not in answers}
-        if not answers:
+        missing = {source: str(error) for source, error in failed.items() if source not in found}
+        if not found:
             if all(isinstance(error, QueryTimeout) for error in failed.values()):
                 raise QueryTimeout("every store", self._seconds)
             raise StoreDown("every store", "; ".join(missing.values()))
-        digests = {name: digest(answer) for name, answer in answers.items()}
+        answers = {source: answer for source, (answer, _) in found.items()}
+        digests = {source: hashed for source, (_, hashed) in found.items()}
         return Comparison(answers, digests, missing, point, _ms_since(start))
 
     def measure(self, late_seconds: float) -> None:
@@ -214,55 +220,50 @@ class QueryService:
                 raise
             return known
 
-    def _kept(self, engine: Engine, question: Question, as_of: int, deadline: float, *, use_cache: bool) -> Answer:
-        ask = partial(self._answer, engine, question, as_of, deadline)
+    def _kept(
+        self, engine: Engine, question: Question, as_of: int, deadline: float, stop: Stop, *, use_cache: bool
+    ) -> Answer:
+        ask = partial(self._answer, engine, stop, question, as_of, deadline)
         if self._cache is None or self._scopes is None or question.scan or not use_cache:
             return ask()
         if (scope := self._scopes.of(engine.store, question.dataset)) is None:
             return ask()
         return self._cache.answer(engine.label, scope, question, as_of, ask)
 
-    def _answer(self, engine: Engine, question: Question, as_of: int, deadline: float) -> Answer:
+    def _answer(self, engine: Engine, stop: Stop, question: Question, as_of: int, deadline: float) -> Answer:
         reader = engine.reader()
         if (left := deadline - time.monotonic()) <= 0:
             raise QueryTimeout(engine.label, self._seconds)
-        answer = reader.answer(question, as_of, left)
+        answer = reader.answer(question, as_of, left, stop)
         kind = _KINDS[type(question).__name__]
         metrics.histogram(metric_names.QUERY_SECONDS, engine.label, question.dataset.name, kind).observe(
             answer.elapsed_ms / 1e3
         )
         return answer
 
-    def _alone(self, engine: Engine, work: Callable[[Engine], Result]) -> Result:
-        return self._result(engine, engine.begin(work), time.monotonic() + self._seconds + _GRACE_SECONDS)
+    def _digested(
+        self, engine: Engine, stop: Stop, question: Question, as_of: int, deadline: float
+    ) -> tuple[Answer, str]:
+        answer = self._answer(engine, stop, question, as_of, deadline)
+        return answer, digest(answer)
 
-    def _of_each(
-        self, engines: Iterable[Engine], work: Callable[[Engine], Result]
+    async def _of_each(
+        self, engines: Iterable[Engine], work: Callable[[Engine, Stop], Result]
     ) -> tuple[dict[str, Result], dict[str, LogpipeError]]:
         """By source: what `work` gave, and why it failed where the store was down, full or too slow. All at once."""
-        deadline = time.monotonic() + self._seconds + _GRACE_SECONDS
         results: dict[str, Result] = {}
         failures: dict[str, LogpipeError] = {}
-        under_way: list[tuple[Engine, Future[Result]]] = []
-        for engine in engines:
+
+        async def run(engine: Engine) -> None:
             try:
-                under_way.append((engine, engine.begin(work)))
-            except Backpressure as error:
-                failures[engine.source] = error
-        for engine, future in under_way:
-            try:
-                results[engine.source] = self._result(engine, future, deadline)
+                results[engine.source] = await engine.pool.run(partial(work, engine), self._seconds, _GRACE_SECONDS)
             except (StoreDown, Backpressure, QueryTimeout) as error:
                 failures[engine.source] = error
-        return results, failures
 
-    def _result(self, engine: Engine, future: Future[Result], deadline: float) -> Result:
-        try:
-            return future.result(max(0.0, deadline - time.monotonic()))
-        except TimeoutError as error:
-            if future.cancel():  # it was never its turn
-                raise QueryTimeout(engine.label, self._seconds) from error
-            raise StoreDown(engine.label, "hangs: it has neither answered nor said that it takes too long") from error
+        refused = await asyncio.gather(*map(run, engines), return_exceptions=True)
+        for error in filter(None, refused):
+            raise error
+        return results, failures
 
 
 def _point(wanted: int | None, latest: int) -> int:

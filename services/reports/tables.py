@@ -11,6 +11,8 @@ from typing import Any
 import pyarrow as pa
 from deltalake import DeltaTable, Schema, write_deltalake
 
+from services.core.bounds import MAX_RESULT_BYTES
+from services.core.errors import ResultTooLarge
 from services.lake.table import Table, table_uri, within_limit
 from services.runtime.settings import LakeSettings
 
@@ -78,16 +80,28 @@ class ReportTable:
         return sorted((date.fromisoformat(str(each["day"])) for each in partitions), reverse=True)
 
     def of(self, day: date) -> list[dict[str, Any]]:
-        """The rows of `day`; none when its report was never made."""
+        """The rows of `day`; none when its report was never made. Raises ResultTooLarge."""
         engine = self._table.engine()
         if engine is None:
             return []
         query = f"SELECT * FROM t WHERE day = {_literal(day)}"  # noqa: S608 - a date
-        rows: list[dict[str, Any]] = within_limit(lambda: pa.table(engine.execute(query).read_all())).to_pylist()
+        rows: list[dict[str, Any]] = within_limit(
+            lambda: _read(pa.RecordBatchReader.from_stream(engine.execute(query)))
+        )
         return rows
 
     def _create(self) -> DeltaTable:
         return DeltaTable.create(self._table.uri, Schema.from_arrow(self._schema), mode="ignore", partition_by=["day"])
+
+
+def _read(batches: pa.RecordBatchReader) -> list[dict[str, Any]]:
+    rows, size = [], 0
+    for batch in batches:
+        size += batch.nbytes
+        if size > MAX_RESULT_BYTES:
+            raise ResultTooLarge(f"the report is larger than {MAX_RESULT_BYTES >> 20} MiB: read its table in the lake")
+        rows += batch.to_pylist()
+    return rows
 
 
 def _literal(day: date) -> str:

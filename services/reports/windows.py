@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.rows import class_row
 
+from services.core.bounds import MAX_GROUPS
+from services.core.errors import ResultTooLarge
 from services.postgres.connection import translated
 
 WINDOW_SECONDS = 10
@@ -57,12 +59,18 @@ def upsert(connection: psycopg.Connection[Any], windows: Sequence[Window]) -> No
 
 
 def latest(connection: psycopg.Connection[Any], minutes: int) -> list[Window] | None:
-    """Those that began in the last `minutes`, the latest first; None when nobody ever counted. Raises StoreDown."""
+    """Those that began in the last `minutes`, the latest first; None when nobody ever counted.
+
+    Raises StoreDown, or ResultTooLarge.
+    """
     with translated(), connection.cursor(row_factory=class_row(Window)) as cursor:
         if connection.execute("SELECT to_regclass('realtime_windows')").fetchone() == (None,):
             return None
-        return cursor.execute(
+        found = cursor.execute(
             "SELECT start, level, service, rows FROM realtime_windows"
-            " WHERE start >= now() - make_interval(mins => %s) ORDER BY start DESC, service, level",
-            [minutes],
+            " WHERE start >= now() - make_interval(mins => %s) ORDER BY start DESC, service, level LIMIT %s",
+            [minutes, MAX_GROUPS + 1],
         ).fetchall()
+    if len(found) > MAX_GROUPS:
+        raise ResultTooLarge(f"there are more than {MAX_GROUPS} windows: ask for fewer minutes")
+    return found

@@ -9,6 +9,7 @@ from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
+from services.core.bounds import MAX_GROUPS
 from services.core.dataset import Dataset
 from services.core.ids import ROW_BITS
 from services.core.queries import AggregateQuestion, Question
@@ -54,7 +55,7 @@ def query(question: Question, as_of: int, time: str) -> tuple[str, dict[str, Any
     counts += [_counts(question, f"id >= {r.first_id:d} AND id < {r.end_id:d}", time, r.times) for r in plan.rows]
     keys, order = ", ".join(questions.keys(question)), ", ".join(questions.order(question))
     columns = ", ".join([*questions.keys(question), "sum(part) AS counted"])
-    grouped = f"GROUP BY {keys} ORDER BY {order}" if keys else ""
+    grouped = f"GROUP BY {keys} ORDER BY {order} LIMIT {MAX_GROUPS + 1}" if keys else ""
     # Names come from dataset descriptions, numbers are ours, and every text is a parameter.
     statement = f"SELECT {columns} FROM ({' UNION ALL '.join(counts)}) {grouped}"  # noqa: S608
     return statement, {f"equals{n}": value for n, (_, value) in enumerate(question.filters.equals)}

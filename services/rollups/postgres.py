@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from services.core.bounds import MAX_GROUPS
 from services.core.dataset import Dataset
 from services.core.instants import DAY, to_datetime
 from services.core.queries import AggregateQuestion, Question
@@ -168,7 +169,7 @@ def counted(
     )
     if groups:
         order = map(sql.SQL, questions.order(question))
-        query += sql.SQL(" GROUP BY {} ORDER BY {}").format(_listed(groups), _listed(order))
+        query += sql.SQL(" GROUP BY {} ORDER BY {} LIMIT {}").format(_listed(groups), _listed(order), MAX_GROUPS + 1)
     return fetch(query, [value for _, value in question.filters.equals] * len(counts))
 
 

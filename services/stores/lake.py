@@ -5,14 +5,14 @@ from datetime import date, timedelta
 
 from services.core.dataset import Dataset
 from services.core.ports import StoreReader
-from services.lake.embedded import EmbeddedReader
 from services.lake.maintenance import TableMaintenance
+from services.lake.processes import ProcessReader
 from services.lake.writer import EmbeddedWriter
 from services.runtime.settings import LakeSettings
 
 
-def open_reader() -> EmbeddedReader:
-    return EmbeddedReader(LakeSettings())
+def open_reader() -> ProcessReader:
+    return ProcessReader(LakeSettings())
 
 
 def _open_spark() -> StoreReader:

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import msgspec
 
+from services.core.bounds import few_groups, gathered
 from services.core.completion import complete
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected
@@ -17,6 +18,7 @@ from services.core.lines import line_check
 from services.core.ports import QUESTION_SECONDS, Block, Progress, joint_token
 from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row
+from services.core.stopping import Stop
 
 _MISSING: dict[str, Any] = {"number": None, "json": "{}"}
 
@@ -60,7 +62,9 @@ class MemoryStore:
     def end_writes(self, dataset: Dataset) -> None:
         """A write ends before anybody else can act."""
 
-    def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
+    def answer(
+        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
+    ) -> Answer:
         dataset = question.dataset
         rows = [
             row for row in self._all(dataset) if row[0] < end_id(as_of) and _matches(dataset, question.filters, row)
@@ -75,9 +79,9 @@ class MemoryStore:
                     later = operator.lt if question.descending else operator.gt
                     rows = [row for row in rows if later((row[by], row[0]), after)]
                 page = rows[question.offset : question.offset + question.limit]
-                return Answer(page, 0.0, total=total, scanned=scanned)
+                return Answer(gathered([page]), 0.0, total=total, scanned=scanned)
             case AggregateQuestion():
-                return Answer(_counted(question, rows), 0.0, scanned=scanned)
+                return Answer(gathered([few_groups(_counted(question, rows))]), 0.0, scanned=scanned)
             case StatsQuestion():
                 return Answer([(len(rows),)], 0.0, scanned=scanned)
 

@@ -6,7 +6,8 @@ The oracle is plain Python over the rows; the memory store is held to it like th
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,22 +17,29 @@ import pytest
 from psycopg import sql
 from psycopg.errors import QueryCanceled
 
+from services.core import bounds
 from services.core.dataset import Column, Dataset
-from services.core.errors import QueryTimeout, StoreDown
+from services.core.errors import LogpipeError, QueryCancelled, QueryTimeout, ResultTooLarge, StoreDown
 from services.core.ids import batch_of, first_id
 from services.core.instants import LAST_INSTANT
 from services.core.ledger import Batch
 from services.core.ports import Block, StoreReader, StoreWriter
 from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row, RowCodec, Rows, checksum
+from services.core.stopping import Stop
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
+from services.lake import embedded
 from services.lake import reader as lake_reader
 from services.lake import sql as lake_sql
 from services.lake.embedded import EmbeddedReader
+from services.lake.processes import ProcessReader
 from services.postgres.connection import connect
+from services.rollups import clickhouse as rollup_clickhouse
+from services.rollups import postgres as rollup_postgres
 from services.runtime.settings import LakeSettings
 from services.stores import clickhouse, postgres
+from services.stores.clickhouse import questions as clickhouse_questions
 from services.stores.clickhouse import reader as clickhouse_reader
 from services.stores.clickhouse.questions import Asked as ClickHouseAsked
 from services.stores.memory import MemoryStore
@@ -170,6 +178,12 @@ def _fill_postgres(url: str) -> None:
                 copy_rows(connection, dataset, rows)
 
 
+def _fill_lake(settings: LakeSettings) -> None:
+    for dataset in DATASETS:
+        for rows in ACCEPTED[dataset.name].values():
+            lake_tables.append(settings, dataset, rows)
+
+
 def copy_rows(connection: Any, dataset: Dataset, rows: Sequence[Row]) -> None:
     _, created, *columns = zip(*rows, strict=True)
     batch = Rows(len(rows), columns)
@@ -179,7 +193,10 @@ def copy_rows(connection: Any, dataset: Dataset, rows: Sequence[Row]) -> None:
             copy.write_row(values)
 
 
-@pytest.fixture(scope="module", params=["memory", "postgres", "postgres, days closed", "clickhouse", "lake"])
+STORES = ["memory", "postgres", "postgres, days closed", "clickhouse", "lake", "lake, long rows"]
+
+
+@pytest.fixture(scope="module", params=STORES)
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreReader]:
     reader: StoreReader
     match request.param:
@@ -205,10 +222,15 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             reader = clickhouse.ClickHouseReader(url)
         case "lake":
             settings = LakeSettings(hdfs_url=tmp_path_factory.mktemp("lake").as_uri())
-            for dataset in DATASETS:
-                for rows in ACCEPTED[dataset.name].values():
-                    lake_tables.append(settings, dataset, rows)
-            reader = EmbeddedReader(settings)
+            _fill_lake(settings)
+            reader = ProcessReader(settings)
+        case "lake, long rows":  # of which the engine sorts only the places
+            settings = LakeSettings(hdfs_url=tmp_path_factory.mktemp("lake").as_uri())
+            _fill_lake(settings)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(embedded, "_ROWS_SORTED", 0)
+                yield EmbeddedReader(settings)
+            return
     yield reader
     reader.close()
 
@@ -331,6 +353,36 @@ def test_every_question(store: StoreReader, as_of: int) -> None:
         assert answer.method == "scan" or not question.scan
 
 
+def test_a_result_that_is_too_large_is_refused(store: StoreReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a store reads in this process; the limits are the same in the lake's processes."""
+    reader = EmbeddedReader(store._settings) if isinstance(store, ProcessReader) else store
+    groups, page = AggregateQuestion(MEASURES, "order"), ListQuestion(MEASURES, order_by="id", limit=1000)
+    count = len(Oracle(groups, LAST).rows())
+    for module in (bounds, rollup_postgres, rollup_clickhouse, clickhouse_questions, questions, lake_sql):
+        if hasattr(module, "MAX_GROUPS"):
+            monkeypatch.setattr(module, "MAX_GROUPS", count)
+    assert len(reader.answer(groups, LAST).rows) == count
+    monkeypatch.setattr(bounds, "MAX_GROUPS", count - 1)
+    with pytest.raises(ResultTooLarge, match=f"more than {count - 1} groups"):
+        reader.answer(groups, LAST)
+    size = sum(sum(len(v) if isinstance(v, str) else 8 for v in row) for row in Oracle(page, LAST).rows())
+    monkeypatch.setattr(bounds, "MAX_RESULT_BYTES", size)
+    assert len(reader.answer(page, LAST).rows) == BATCHES * ROWS
+    monkeypatch.setattr(bounds, "MAX_RESULT_BYTES", size - 1)
+    with pytest.raises(ResultTooLarge, match="smaller limit"):
+        reader.answer(page, LAST)
+    assert len(reader.answer(replace(page, limit=9), LAST).rows) == 9
+
+
+def test_a_query_that_was_stopped_before_does_not_run(store: StoreReader) -> None:
+    stop = Stop()
+    stop.now()
+    if not isinstance(store, MemoryStore | EmbeddedReader) or isinstance(store, ProcessReader):
+        with pytest.raises(QueryCancelled):
+            store.answer(StatsQuestion(MEASURES), LAST, 30.0, stop)
+    assert store.answer(StatsQuestion(MEASURES), LAST).rows == [(BATCHES * ROWS,)]
+
+
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda d: d.name)
 @pytest.mark.parametrize(("first", "last"), [(0, LAST), (3, 5), (4, 4), (LAST, LAST + 9), (LAST + 1, LAST + 9)])
 def test_counts_and_rows_of_a_range(store: StoreReader, dataset: Dataset, first: int, last: int) -> None:
@@ -400,6 +452,54 @@ def test_postgres_is_told_to_stop_in_time(postgres_url: str) -> None:
             asked.fetch(slow, [])
             with pytest.raises(QueryCanceled):  # page and count share one time
                 asked.fetch(slow, [])
+
+
+def test_postgres_is_told_to_stop_by_another_thread(postgres_url: str) -> None:
+    stopped_logs, stop = replace(LOGS, name="reader_stopped"), Stop()
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with closing(postgres.PostgresReader(postgres_url)) as reader, connect(postgres_url) as other:
+        postgres.prepare(other, stopped_logs)
+        with other.transaction(), ThreadPoolExecutor() as threads:
+            other.execute("LOCK TABLE reader_stopped")
+            answer = threads.submit(reader.answer, ListQuestion(stopped_logs), LAST, 60.0, stop)
+            with connect(postgres_url) as watching:
+                until(lambda: watching.execute(waits).fetchone() == (1,))
+                stop.now()
+                with pytest.raises(QueryTimeout):
+                    answer.result(30)
+                assert watching.execute(waits).fetchone() == (0,)
+        assert reader.answer(ListQuestion(stopped_logs), LAST).total == 0
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+
+
+def test_clickhouse_is_told_to_stop_by_another_thread(clickhouse_url: str) -> None:
+    running = "SELECT count() FROM system.processes WHERE query LIKE 'SELECT sleepEachRow%'"
+    stop = Stop()
+    with closing(clickhouse.ClickHouseReader(clickhouse_url)) as reader, ThreadPoolExecutor() as threads:
+        asked = ClickHouseAsked(reader._client, 60.0, stop, scan=True)
+        slow = "SELECT sleepEachRow(0.1) FROM numbers(300) SETTINGS max_block_size = 1"
+        answer = threads.submit(asked.fetch, slow, {})
+        until(lambda: reader._client.query(running).result_rows == [(1,)])
+        stop.now()
+        with pytest.raises(LogpipeError):
+            answer.result(10)
+        until(lambda: reader._client.query(running).result_rows == [(0,)])
+
+
+def test_clickhouse_does_not_send_a_result_that_is_far_too_large(
+    clickhouse_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clickhouse_questions, "_SERVER_BYTES", 100_000)
+    with closing(clickhouse.ClickHouseReader(clickhouse_url)) as reader:
+        asked = ClickHouseAsked(reader._client, 60.0, scan=True)
+        assert len(asked.fetch("SELECT number FROM numbers(10000)", {})) == 10_000
+        with pytest.raises(ResultTooLarge):
+            asked.fetch("SELECT number FROM numbers(100000)", {})
 
 
 def test_clickhouse_is_told_to_stop_in_time(clickhouse_url: str) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.core.dataset import Column
-from services.core.errors import Backpressure, Invalid, QueryTimeout, StoreDown
+from services.core.errors import Invalid, StoreDown
 from services.core.ids import first_id
 from services.core.ledger import StorePosition
 from services.core.ports import Block
@@ -24,7 +24,6 @@ from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuest
 from services.core.rows import Row, RowCodec
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
-from services.lake import embedded
 from services.lake import reader as lake_reader
 from services.lake import table as lake
 from services.lake.embedded import DataFusion, EmbeddedReader
@@ -241,21 +240,6 @@ def test_a_count_of_all_is_answered_by_the_log_but_for_what_came_later(ten_files
         page = reader.answer(ListQuestion(LOGS), as_of)
         assert (page.total, len(page.rows), page.method) == (count, count, "metadata")
         assert reader.answer(ListQuestion(LOGS, scan=True), as_of).method == "scan"
-
-
-def test_a_question_over_its_time(ten_files: LakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told so at once, and keeps its place until the engine has let go of it."""
-    monkeypatch.setattr(embedded, "_PLACES", 2)
-    reader = EmbeddedReader(ten_files)
-    going_on, execute = Event(), QueryBuilder.execute
-    monkeypatch.setattr(QueryBuilder, "execute", lambda engine, sql: going_on.wait(30) and execute(engine, sql))
-    for _ in range(2):
-        with pytest.raises(QueryTimeout, match="lake: no answer within 1 s"):
-            reader.answer(StatsQuestion(LOGS, scan=True), 99, 1.0)
-    with pytest.raises(Backpressure, match="lake"):
-        reader.answer(StatsQuestion(LOGS, scan=True), 99, 1.0)
-    going_on.set()
-    assert reader.answer(StatsQuestion(LOGS, scan=True), 99).rows == [(20,)]
 
 
 def test_a_table_made_anew_is_read_anew(reader: EmbeddedReader, settings: LakeSettings) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from threading import Event
 from typing import Any, cast
 from unittest.mock import Mock
@@ -12,13 +13,15 @@ import pytest
 from fastapi import FastAPI
 
 from services.core.dataset import Choice, Column, Dataset
-from services.core.errors import LogpipeError, QueryTimeout, StoreDown
+from services.core.errors import LogpipeError, QueryCancelled, QueryTimeout, StoreDown
 from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
+from services.core.stopping import Stop
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import watermark as watermark_module
 from services.ledger.watermark import Watermarks
 from services.query_api import cursor as cursors
+from services.query_api import pools
 from services.query_api import service as service_module
 from services.query_api.endpoints import router
 from services.query_api.service import QueryService
@@ -50,7 +53,7 @@ class StubReader:
         self.asked: list[tuple[Question, int]] = []
         self.rows: list[Any] = [LOG_ROW]
 
-    def answer(self, question: Question, as_of: int, seconds: float) -> Answer:
+    def answer(self, question: Question, as_of: int, seconds: float, stop: Stop) -> Answer:
         self.asked.append((question, as_of))
         self.seconds = seconds
         if self.down:
@@ -121,7 +124,13 @@ class Api:
 
         app = make_app("Query API", ListenSettings(**listen), [router(datasets)], _no_lifespan, Readiness())
         app.state.service = service
+        self.app = app
+        self._service = service
         self._transport = httpx.ASGITransport(app)
+
+    def hdfs_pool_places(self) -> int:
+        """How many more queries of the lake would be taken."""
+        return self._service._stores["hdfs"].default.pool._places._value
 
     def open_spark(self) -> StubReader:
         self.opened += 1
@@ -287,7 +296,11 @@ def test_times(api: Api, text: str, microseconds: int) -> None:
         ("oracle/stats", {}, "postgres, hdfs, clickhouse"),
         ("postgres/metrics", {}, "events, logs, toys"),
         ("postgres/metrics/aggregate", {}, "events, logs, toys"),
-        ("postgres/logs", {"offset": 1_000_000_001}, "offset"),
+        (
+            "postgres/logs",
+            {"offset": 10_001},
+            "at most 10000; go on from page to page with cursor",
+        ),
         ("postgres/logs", {"as_of": 13}, "the latest is 12"),
         ("postgres/logs", {"as_of": -1}, "as_of"),
         ("postgres/logs", {"method": "cache"}, "'auto' or 'scan'"),
@@ -455,6 +468,19 @@ def test_reads_need_the_token() -> None:
     Api(token="secret", public_reads=True).get("postgres/logs")
 
 
+def test_a_cached_reply_says_what_it_took_and_what_the_first_took(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Answer([LOG_ROW], 0.25, "cache", total=7, first_ms=1409.0)
+    monkeypatch.setattr(api.postgres, "answer", lambda *_: kept)
+    reply = api.get("postgres/logs")
+    assert (reply["query_time_ms"], reply["first_query_time_ms"], reply["method"]) == (0.25, 1409.0, "cache")
+    monkeypatch.setattr(
+        api.postgres, "answer", lambda asked, *_: replace(kept, rows=[(7,)], first_ms=None if asked.scan else 9.0)
+    )
+    stats = api.get("postgres/stats")
+    assert (stats["query_time_ms"], stats["first_query_time_ms"]) == (0.75, 27.0)
+    assert "first_query_time_ms" not in api.get("postgres/stats", method="scan")
+
+
 def test_question_time_is_measured(api: Api) -> None:
     api.get("postgres/logs")
     text = api.fetch("/metrics").text
@@ -565,19 +591,98 @@ def test_out_of_time(api: Api) -> None:
     api.get("compare", status=504)
 
 
-def test_no_more_questions_wait_for_a_store_than_it_has_places(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def hanging(api: Api, monkeypatch: pytest.MonkeyPatch) -> Event:
+    """The lake hangs until the returned event is set, and counts as down soon."""
     monkeypatch.setattr(service_module, "_GRACE_SECONDS", -6.9)
     released = Event()
     monkeypatch.setattr(api.hdfs, "answer", lambda *_: released.wait())
+    return released
+
+
+def test_no_more_queries_wait_for_a_store_than_it_has_places(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = hanging(api, monkeypatch)
     try:
-        for _ in range(8):
+        for _ in range(pools.THREADS):
             assert "hangs" in api.get("hdfs/logs", status=503)["detail"]
-        for _ in range(8):  # eight threads are busy: it is never the turn of these, and they give their places back
+        for _ in range(pools.PLACES):  # no thread is left for these, and they give their places back
             assert "no answer within" in api.get("hdfs/logs", status=504)["detail"]
         assert "hdfs" in api.get("compare")["missing"]
         assert api.get("postgres/logs")["returned_count"] == 1
     finally:
         released.set()
+
+
+def test_queries_beyond_the_places_of_a_store_are_refused_and_others_answered(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More requests hang than the server has threads for endpoints that block."""
+    monkeypatch.setattr(pools, "PLACES", 60)
+    api = Api()
+    released = Event()
+    monkeypatch.setattr(api.hdfs, "answer", lambda *_: released.wait(20) and Answer([], 0.0, total=0))
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=api._transport, base_url="http://test") as client:
+            waiting = [asyncio.create_task(client.get("/api/query/hdfs/logs")) for _ in range(60)]
+            while api.hdfs_pool_places():  # noqa: ASYNC110 - a thread's semaphore
+                await asyncio.sleep(0)
+            refused = await client.get("/api/query/hdfs/logs")
+            answered = await client.get("/api/query/postgres/logs")
+            released.set()
+            return [refused, answered, *await asyncio.gather(*waiting)]
+
+    refused, answered, *waited = asyncio.run(ask())
+    assert (refused.status_code, refused.json()["store"], refused.headers["retry-after"]) == (503, "hdfs", "1")
+    assert answered.status_code == 200
+    assert {reply.status_code for reply in waited} == {200}
+
+
+def test_a_store_is_told_to_stop_when_the_client_goes_away(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, ended = Event(), Event()
+
+    def answer(question: Question, as_of: int, seconds: float, stop: Stop) -> Answer:
+        with stop.by(ended.set):
+            running.set()
+            ended.wait(20)
+        raise QueryCancelled("ended")
+
+    monkeypatch.setattr(api.hdfs, "answer", answer)
+
+    async def ask() -> bool:
+        path = "/api/query/hdfs/logs"
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "query_string": b"",
+            "headers": [],
+            "http_version": "1.1",
+        }
+
+        async def receive() -> dict[str, Any]:
+            await asyncio.to_thread(running.wait, 20)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None: ...
+
+        await api.app(scope, receive, send)  # type: ignore[arg-type]
+        return await asyncio.to_thread(ended.wait, 20)
+
+    assert asyncio.run(ask())
+
+
+def test_a_store_that_hangs_is_told_to_stop(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "_GRACE_SECONDS", -6.9)
+    ended = Event()
+
+    def answer(question: Question, as_of: int, seconds: float, stop: Stop) -> Answer:
+        with stop.by(ended.set):
+            ended.wait(20)
+        raise QueryCancelled("ended")
+
+    monkeypatch.setattr(api.hdfs, "answer", answer)
+    assert "hangs" in api.get("hdfs/logs", status=503)["detail"]
+    assert ended.wait(20)
 
 
 def test_a_ledger_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -589,9 +694,7 @@ def test_a_ledger_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_store_that_hangs_counts_as_down(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "_GRACE_SECONDS", -6.9)
-    released = Event()
-    monkeypatch.setattr(api.hdfs, "answer", lambda *_: released.wait())
+    released = hanging(api, monkeypatch)
     try:
         assert "hangs" in api.get("hdfs/logs", status=503)["detail"]
         assert "hangs" in api.get("compare")["missing"]["hdfs"]

@@ -16,6 +16,7 @@ _CONNECT_TIMEOUT = 5  # seconds
 
 # Codes of errors.
 TIMEOUT = 159
+TOO_LARGE = 396
 _OVERLOADED = {TIMEOUT, 202, 241, 252, 439}  # … too many queries, memory, too many parts, no thread to be had
 
 

@@ -1,12 +1,15 @@
 """Questions as SQL: names come from dataset descriptions, every value is a parameter, bound by the server."""
 
 import time
+import uuid
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import Error
 
+from services.core.bounds import MAX_GROUPS, MAX_RESULT_BYTES, few_groups, gathered, too_large
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import end_id
@@ -20,18 +23,23 @@ from services.core.queries import (
     like_pattern,
 )
 from services.core.rows import Row
+from services.core.stopping import Stop
 from services.rollups import clickhouse as rollup
-from services.stores.clickhouse.client import NAME, TIMEOUT, translated
+from services.stores.clickhouse.client import NAME, TIMEOUT, TOO_LARGE, translated
 from services.stores.clickhouse.tables import quoted, stored
 
 _RECENT = 10_000_000  # microseconds within which the newest rows are looked for first (ADR 0011)
+# The server counts the memory of its blocks, which is more than the size of the rows: it is to stop what is far too
+# large, and `gathered` decides about the rest as it does for every store.
+_SERVER_BYTES = 4 * MAX_RESULT_BYTES
 
 
 class Asked:
     """The statements of one question: all within its time; what they cost by the server's word, or as measured here."""
 
-    def __init__(self, client: Client, seconds: float, *, scan: bool) -> None:
+    def __init__(self, client: Client, seconds: float, stop: Stop | None = None, *, scan: bool) -> None:
         self._client = client
+        self._stop = stop or Stop()
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
         # The server remembers which parts of a table a condition does not hold for: no scan to compare others with.
@@ -41,26 +49,37 @@ class Asked:
 
     def fetch(self, query: str, parameters: dict[str, Any]) -> list[Row]:
         left = max(0.001, self._deadline - time.monotonic())  # 0 would be no limit
+        query_id = str(uuid.uuid4())
+        settings = {
+            **self._settings,
+            "max_execution_time": f"{left:.3f}",
+            "max_result_bytes": _SERVER_BYTES,
+            "query_id": query_id,
+        }
         start = time.perf_counter()
-        with translated():
+        with translated(), self._stop.by(partial(_kill, self._client, query_id)):
             try:
-                result = self._client.query(
-                    query,
-                    parameters,
-                    settings={**self._settings, "max_execution_time": f"{left:.3f}"},
-                )
+                result = self._client.query(query, parameters, settings=settings)
             except Error as error:
                 if error.code == TIMEOUT:
                     raise QueryTimeout(NAME, self._seconds) from error
+                if error.code == TOO_LARGE:
+                    raise too_large() from error
                 raise
         self._add(result.summary, time.perf_counter() - start)
-        return [tuple(row) for row in result.result_rows]
+        return gathered([[tuple(row) for row in result.result_rows]])
 
     def _add(self, summary: Mapping[str, Any], measured: float) -> None:
         self.milliseconds += int(summary["elapsed_ns"]) / 1e6 if summary.get("elapsed_ns") else measured * 1e3
         for ours, theirs in (("rows", "read_rows"), ("bytes", "read_bytes")):
             if theirs in summary:
                 self.scanned[ours] = self.scanned.get(ours, 0) + int(summary[theirs])
+
+
+def _kill(client: Client, query_id: str) -> None:
+    """The statement returns before the query has ended."""
+    with translated():
+        client.raw_query(f"KILL QUERY WHERE query_id = '{query_id}' ASYNC")
 
 
 def answer(asked: Asked, question: Question, as_of: int) -> Answer:
@@ -78,7 +97,7 @@ def answer(asked: Asked, question: Question, as_of: int) -> Answer:
             if question.count:
                 total = asked.fetch(*counting)[0][0]
         case AggregateQuestion():
-            rows = asked.fetch(*(rolled or (_aggregate(question, where), parameters)))
+            rows = few_groups(asked.fetch(*(rolled or (_aggregate(question, where), parameters))))
         case StatsQuestion():
             rows = asked.fetch(*counting)
     return Answer(rows, asked.milliseconds, "rollup" if rolled else "scan", total, asked.scanned)
@@ -138,7 +157,7 @@ def _aggregate(question: AggregateQuestion, where: str) -> str:
     if question.group_by:
         keys.append(quoted(question.group_by))
     order = [*([] if question.bucket else ["count() DESC"]), *keys]
-    rest = f"GROUP BY {', '.join(keys)} ORDER BY {', '.join(order)}"
+    rest = f"GROUP BY {', '.join(keys)} ORDER BY {', '.join(order)} LIMIT {MAX_GROUPS + 1}"
     return select(", ".join([*keys, "count()"]), question.dataset, where, rest)
 
 

@@ -13,6 +13,7 @@ from services.core.ledger import Batch, StorePosition
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import Answer, Question
 from services.core.rows import Row
+from services.core.stopping import Stop
 from services.stores.clickhouse import questions, tables
 from services.stores.clickhouse.client import NAME, connect, translated
 from services.stores.clickhouse.questions import columns, select
@@ -49,8 +50,10 @@ class ClickHouseReader:
                 self._connected = connect(self._url, _TIMEOUT)
             return self._connected
 
-    def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
-        asked = questions.Asked(self._client, seconds, scan=question.scan)
+    def answer(
+        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
+    ) -> Answer:
+        asked = questions.Asked(self._client, seconds, stop, scan=question.scan)
         return questions.answer(asked, question, as_of)
 
     def position(self, dataset: Dataset) -> StorePosition:

@@ -1,13 +1,16 @@
 """Questions as SQL: names come from dataset descriptions, every value is a parameter."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from psycopg import sql
 
+from services.core.bounds import MAX_GROUPS, few_groups, gathered
 from services.core.dataset import CREATED_AT, ID, Dataset
 from services.core.ids import end_id
 from services.core.instants import DAY, to_datetime
@@ -27,6 +30,7 @@ from services.stores.postgres.closed_days import ClosedDay
 from services.stores.postgres.tables import Connection
 
 _NEWEST_DAYS = 2  # closed days read first, beside those that are not closed
+_ROWS_AT_ONCE = 100  # taken from the server: a row may have a quarter of a megabyte
 
 
 class Asked:
@@ -41,9 +45,14 @@ class Asked:
         left = max(1, int((self._deadline - time.monotonic()) * 1e3))  # milliseconds; 0 would be no limit
         self._connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(left),))
         start = time.perf_counter()
-        rows = self._connection.execute(query, parameters, binary=True).fetchall()
+        rows = gathered(self._parts(query, parameters))
         self.milliseconds += (time.perf_counter() - start) * 1e3
         return rows
+
+    def _parts(self, query: sql.Composed, parameters: Sequence[Any]) -> Iterator[list[Row]]:
+        with closing(self._connection.cursor().stream(query, parameters, binary=True, size=_ROWS_AT_ONCE)) as rows:
+            while part := list(islice(rows, _ROWS_AT_ONCE)):
+                yield part
 
 
 def answer(asked: Asked, question: Question, as_of: int) -> Answer:
@@ -61,7 +70,9 @@ def answer(asked: Asked, question: Question, as_of: int) -> Answer:
             if question.count:
                 total = (counted or asked.fetch(count, parameters))[0][0]
         case AggregateQuestion():
-            rows = asked.fetch(_aggregate(question, table, where), parameters) if counted is None else counted
+            rows = few_groups(
+                asked.fetch(_aggregate(question, table, where), parameters) if counted is None else counted
+            )
         case StatsQuestion():
             rows = counted or asked.fetch(count, parameters)
     return Answer(rows, asked.milliseconds, "scan" if counted is None else "rollup", total)
@@ -137,8 +148,8 @@ def _aggregate(question: AggregateQuestion, table: sql.Identifier, where: sql.Co
         keys.append(sql.Identifier(question.group_by))
     numbers = sql.SQL(", ").join(map(sql.Literal, range(1, len(keys) + 1)))
     order = numbers if question.bucket else sql.SQL("count(*) DESC, ") + numbers
-    return sql.SQL("SELECT {}, count(*) FROM {} WHERE {} GROUP BY {} ORDER BY {}").format(
-        sql.SQL(", ").join(keys), table, where, numbers, order
+    return sql.SQL("SELECT {}, count(*) FROM {} WHERE {} GROUP BY {} ORDER BY {} LIMIT {}").format(
+        sql.SQL(", ").join(keys), table, where, numbers, order, MAX_GROUPS + 1
     )
 
 

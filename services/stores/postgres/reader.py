@@ -20,6 +20,7 @@ from services.core.ledger import Batch, StorePosition
 from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import Answer, Question
 from services.core.rows import Row
+from services.core.stopping import Stop
 from services.postgres.connection import PIPELINE, open_pool, translated
 from services.stores.postgres import closed_days, questions
 from services.stores.postgres.copying import EPOCH
@@ -47,12 +48,15 @@ class PostgresReader:
         options = "-c plan_cache_mode=force_custom_plan -c jit=off"
         self._pool = open_pool(url, max_connections, _POOL_TIMEOUT, _configure, options, session_name)
 
-    def answer(self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS) -> Answer:
+    def answer(
+        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
+    ) -> Answer:
         deadline = time.monotonic() + seconds
         with translated(), self._pool.connection() as connection, connection.transaction():
             asked = questions.Asked(connection, deadline)
             try:
-                return questions.answer(asked, question, as_of)
+                with (stop or Stop()).by(connection.cancel_safe):
+                    return questions.answer(asked, question, as_of)
             except psycopg.errors.QueryCanceled as error:
                 raise QueryTimeout(NAME, seconds) from error
 

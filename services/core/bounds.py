@@ -1,0 +1,50 @@
+"""How large the result of one query may be. Every store checks this while it reads, before the result is in memory."""
+
+from collections.abc import Iterable, Sequence
+
+from services.core.errors import ResultTooLarge
+from services.core.rows import Row
+
+MAX_GROUPS = 50_000
+"""Groups of an aggregate; a store reads at most one more than that."""
+
+MAX_RESULT_BYTES = 16 << 20
+"""Size of a result: a byte for each character of a text, eight for each number and each time."""
+
+_NUMBER_BYTES = 8
+
+
+def gathered(parts: Iterable[Sequence[Row]]) -> list[Row]:
+    """Return the rows of all parts, which are read one after the other. Raises ResultTooLarge."""
+    rows: list[Row] = []
+    size = 0
+    for part in parts:
+        size += sum(map(_size, zip(*part, strict=True)))
+        if size > MAX_RESULT_BYTES:
+            raise too_large()
+        rows += part
+    return rows
+
+
+def too_large() -> ResultTooLarge:
+    return ResultTooLarge(
+        f"the result is larger than {MAX_RESULT_BYTES >> 20} MiB: ask for a smaller limit and go on with next_cursor,"
+        " or for fewer groups"
+    )
+
+
+def few_groups(groups: list[Row]) -> list[Row]:
+    """Return `groups`, of which a store has read at most one too many. Raises ResultTooLarge."""
+    if len(groups) > MAX_GROUPS:
+        raise ResultTooLarge(
+            f"the result has more than {MAX_GROUPS} groups: ask for a longer bucket, a shorter time range, more filters"
+            " or another group_by"
+        )
+    return groups
+
+
+def _size(values: Sequence[object]) -> int:
+    """The size of one column, whose values are all texts, or all numbers or missing."""
+    if isinstance(values[0], str):
+        return sum(map(len, values))  # type: ignore[arg-type]
+    return _NUMBER_BYTES * len(values)

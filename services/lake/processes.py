@@ -1,0 +1,201 @@
+"""The lake's queries in processes that can be killed: DataFusion cannot be interrupted, nor bounded in its memory.
+
+Each process answers one query at a time, with the tables that it has opened before. A process whose query takes too
+long, or is not waited for any more, is killed; the next query starts another one. That takes some 10 ms: it is forked
+from a process that has loaded the engine's code and nothing else.
+"""
+
+import multiprocessing
+import os
+import queue
+import resource
+import signal
+import threading
+import traceback
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import NamedTuple
+
+from services.core.errors import LogpipeError, StoreDown
+from services.core.ports import QUESTION_SECONDS
+from services.core.queries import Answer, Question
+from services.core.stopping import Stop
+from services.lake.embedded import EmbeddedReader, OutOfMemory
+from services.lake.reader import Limit
+from services.lake.table import NAME
+from services.runtime.settings import LakeSettings
+
+PROCESSES = 2
+"""Queries of the lake that run at the same time in one query API; further ones wait."""
+
+ENGINE_BYTES = 192 << 20
+"""Memory that the engine may use for a query, as it counts itself. A query that needs more is refused."""
+
+PROCESS_BYTES = 512 << 20
+"""Memory of one of these processes. Where a query needs more, the process ends and the query is refused.
+
+A process that has needed half of that is replaced: the allocator keeps the memory.
+"""
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["__main__", "services.lake.preloaded"])
+
+_Failure = tuple[type[LogpipeError], tuple[object, ...], dict[str, object]]
+
+
+class _Reply(NamedTuple):
+    """`is_worn`: the process has needed so much memory that it is to be replaced."""
+
+    result: Answer | _Failure
+    is_worn: bool
+
+
+class ProcessReader(EmbeddedReader):
+    """Answers questions in other processes, which are started when they are needed, and reads all else in this one."""
+
+    def __init__(self, settings: LakeSettings) -> None:
+        super().__init__(settings)
+        self._workers = [_Worker(settings) for _ in range(PROCESSES)]
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()  # the last used one has opened the tables
+        for worker in self._workers:
+            self._idle.put(worker)
+
+    def answer(
+        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
+    ) -> Answer:
+        limit = Limit(self.label, seconds, stop)
+        try:
+            worker = self._idle.get(timeout=limit.left())
+        except queue.Empty:
+            raise limit.passed() from None
+        try:
+            return worker.answer(question, as_of, limit)
+        finally:
+            self._idle.put(worker)
+
+    def close(self) -> None:
+        super().close()
+        for worker in self._workers:
+            worker.kill()
+
+
+class _Worker:
+    """One process, seen from the process that asks. Only `kill` may be called by another thread."""
+
+    def __init__(self, settings: LakeSettings) -> None:
+        self._settings = settings
+        self._process: ForkServerProcess | None = None
+        self._connection: Connection | None = None
+
+    def answer(self, question: Question, as_of: int, limit: Limit) -> Answer:
+        connection = self._started()
+        with limit.stop.by(self.kill):
+            try:
+                connection.send((question, as_of, limit.left()))
+                if not connection.poll(limit.left()):
+                    raise limit.passed()
+                reply: _Reply = connection.recv()
+            except (EOFError, OSError) as error:
+                raise self._ended() from error
+            except BaseException:
+                self._end()
+                raise
+        if reply.is_worn:
+            self._end()
+        if isinstance(reply.result, Answer):
+            return reply.result
+        raise _error(reply.result)
+
+    def kill(self) -> None:
+        """End the process at once; whoever waits for its answer notices."""
+        if (process := self._process) is not None:
+            process.kill()
+
+    def _started(self) -> Connection:
+        if self._connection is None or self._process is None or not self._process.is_alive():
+            self._end()
+            self._connection, theirs = _context.Pipe()
+            self._process = _context.Process(
+                target=_serve, args=(theirs, self._settings), name="lake-query", daemon=True
+            )
+            self._process.start()
+            theirs.close()
+        return self._connection
+
+    def _ended(self) -> LogpipeError:
+        code = self._end()
+        if code == -signal.SIGABRT:  # so the engine ends when it gets no memory
+            return OutOfMemory()
+        return StoreDown(NAME, f"the process of the query ended with {code}")
+
+    def _end(self) -> int | None:
+        """Kill the process if it still runs, and return its exit code."""
+        code = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            code = self._process.exitcode
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None
+        return code
+
+
+def _serve(connection: Connection, settings: LakeSettings) -> None:
+    """The process: ends when the process that asks has closed the connection, or has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group
+    requests: queue.SimpleQueue[tuple[Question, int, float]] = queue.SimpleQueue()
+    threading.Thread(target=_answer_all, args=(requests, connection, settings), daemon=True).start()
+    try:
+        while True:
+            requests.put(connection.recv())
+    except EOFError:
+        os._exit(0)  # whatever the other thread does
+
+
+def _answer_all(
+    requests: "queue.SimpleQueue[tuple[Question, int, float]]", connection: Connection, settings: LakeSettings
+) -> None:
+    try:
+        _limit_memory()
+        reader, start = EmbeddedReader(settings, ENGINE_BYTES), _peak_bytes()
+        while True:
+            question, as_of, seconds = requests.get()
+            result = _answered(reader, question, as_of, seconds)
+            connection.send(_Reply(result, _peak_bytes() - start > PROCESS_BYTES // 2))
+    finally:
+        os._exit(1)  # the process that asks would wait for a thread that has ended
+
+
+def _answered(reader: EmbeddedReader, question: Question, as_of: int, seconds: float) -> Answer | _Failure:
+    try:
+        return reader.answer(question, as_of, seconds)
+    except LogpipeError as error:
+        return type(error), error.args, vars(error)
+    except MemoryError:
+        return OutOfMemory, OutOfMemory().args, {}
+    except Exception:  # noqa: BLE001 - whatever it is, the process that asks reports it
+        return LogpipeError, (traceback.format_exc(),), {}
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _limit_memory() -> None:
+    """Beside what the process was forked with, which it does not use: the libraries reserve several 100 MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux
+        (reserved,) = (int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmData"))
+        limit = (reserved << 10) + PROCESS_BYTES
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _error(failure: _Failure) -> LogpipeError:
+    """Constructors take other arguments than those that an error keeps."""
+    kind, arguments, attributes = failure
+    error = kind.__new__(kind)
+    error.args = arguments
+    vars(error).update(attributes)
+    return error

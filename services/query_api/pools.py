@@ -1,0 +1,66 @@
+"""The threads in which the queries of one store run, apart from those of every other store.
+
+A request waits for its query on the event loop, so it holds no thread that another request needs: a store that hangs
+keeps its own threads busy and nothing else.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from threading import BoundedSemaphore
+from typing import TypeVar
+
+from services.core.errors import QueryTimeout, StoreBusy, StoreDown
+from services.core.stopping import Stop
+
+THREADS = 8
+"""Queries of a store that run at the same time."""
+
+PLACES = 64
+"""Queries of a store that run or wait for a thread; one more is refused."""
+
+Result = TypeVar("Result")
+
+
+class Pool:
+    """`store` is named in errors."""
+
+    def __init__(self, store: str, threads: int = THREADS) -> None:
+        self._store = store
+        self._threads = ThreadPoolExecutor(threads, store)
+        self._stopping = ThreadPoolExecutor(1, f"{store}-stop")  # to be told to stop, a store may take long, too
+        self._places = BoundedSemaphore(PLACES)
+
+    async def run(self, work: Callable[[Stop], Result], seconds: float, grace: float = 0.0) -> Result:
+        """Run `work` in one of the threads and wait for its result, at most `seconds` + `grace`.
+
+        `work` is told to stop when the time is over, and when the caller is cancelled. Raises what `work` raises;
+        StoreBusy when there is no place; QueryTimeout when `work` never got a thread; StoreDown when it hangs.
+        """
+        stop = Stop()
+        future = self._submit(partial(work, stop))
+        waiting = asyncio.wrap_future(future)
+        try:
+            await asyncio.wait([waiting], timeout=seconds + grace)
+            if waiting.done():
+                return waiting.result()
+            if future.cancel():
+                raise QueryTimeout(self._store, seconds)
+            raise StoreDown(self._store, "hangs: it has neither answered nor said that it takes too long")
+        finally:
+            if not waiting.done():
+                waiting.cancel()
+                if not future.cancel():
+                    self._stopping.submit(stop.now)
+
+    def close(self) -> None:
+        for threads in (self._threads, self._stopping):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, work: Callable[[], Result]) -> Future[Result]:
+        if not self._places.acquire(blocking=False):
+            raise StoreBusy(self._store, f"{PLACES} queries are running or waiting")
+        future = self._threads.submit(work)
+        future.add_done_callback(lambda _: self._places.release())
+        return future
