@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from services.core.dataset import MAX_CATEGORY_CHARACTERS, Column, Dataset
-from services.core.ids import MAX_BATCH_ROWS
+from services.core.ids import MAX_BATCH_ROWS, first_id
 from services.core.instants import LAST_INSTANT
 
 UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -29,12 +29,35 @@ _Uuid = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a
 _TYPES: dict[str, Any] = {"timestamp": Instant, "number": float, "uuid": _Uuid}
 
 
+class _Identity(msgspec.Struct, gc=False):
+    id: Any = None
+    created_at: Any = None
+
+
+_identities = msgspec.json.Decoder(_Identity)
+
+
 class Checked(NamedTuple):
     """Of each line its id and its time of acceptance, None where it has none; and why some lines are no rows."""
 
     ids: list[int | None]
     created_at: list[int | None]
     problems: dict[int, str]
+
+
+def are_rows_of(value: bytes, lines: int, batch_id: int, created_at: int) -> bool:
+    """Whether each line of a message has an id of the batch, and the batch's time of acceptance.
+
+    Nothing else is looked at. Where it is False, `LineCheck` tells which lines have them. `lines`: how many there are.
+    """
+    try:
+        found = _identities.decode_lines(value)
+    except UNDECODABLE:
+        return False
+    first, end = first_id(batch_id), first_id(batch_id + 1)
+    return len(found) == lines and all(
+        type(row.id) is int and first <= row.id < end and row.created_at == created_at for row in found
+    )
 
 
 class LineCheck:
@@ -84,18 +107,10 @@ def line_check(dataset: Dataset) -> LineCheck:
     return LineCheck(dataset)
 
 
-class _Identity(msgspec.Struct):
-    id: Any = None
-    created_at: Any = None
-
-
-_decode_identity = msgspec.json.Decoder(_Identity).decode
-
-
 def _identity(line: bytes) -> tuple[int | None, int | None]:
     """The id and the time of acceptance of a line that is no row, as far as there are any."""
     try:
-        found = _decode_identity(line)
+        found = _identities.decode(line)
     except UNDECODABLE:
         return None, None
     return _integer(found.id), _integer(found.created_at)

@@ -3,12 +3,13 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected
 from services.core.ids import batch_of
-from services.core.lines import line_check
+from services.core.lines import are_rows_of, line_check
 from services.core.ports import Block, StoreWriter
 from services.stream_to_store.lane import Envelope, Slice
 from services.streams.dead_letters import DeadLetter, DeadLetters
@@ -33,59 +34,72 @@ def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_lette
     own = [[_Own.of(block.dataset, envelope) for envelope in piece.good] for piece, block in pieces]
     letters = [letter for parts in own for part in parts for letter in part.strangers]
     left = [
-        replace(block, rows=sum(len(part.lines) for part in parts), lines=b"".join(part.joined() for part in parts))
+        replace(block, rows=sum(len(part.numbers) for part in parts), lines=b"".join(part.joined() for part in parts))
         for block, parts in zip(blocks, own, strict=True)
     ]
     refusals = writer.complete(left)
-    ends = [list(accumulate(len(part.lines) for part in parts)) for parts in own]
+    ends = [list(accumulate(len(part.numbers) for part in parts)) for parts in own]
     for refusal in refusals:
         row = refusal.row or 0
         at = bisect_right(ends[refusal.block], row)
         part = own[refusal.block][at]
-        letters.append(part.letter(row - ends[refusal.block][at] + len(part.lines), refusal.reason))
+        letters.append(part.letter(row - ends[refusal.block][at] + len(part.numbers), refusal.reason))
     dead_letters.send(letters)
     return sum(block.rows for block in left) - len(refusals)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Own:
-    """The lines of a message that are rows of its batch, their numbers in the message, their ids; and other lines."""
+    """The numbers, within their message, of the lines that are rows of its batch; and letters about the other lines."""
 
+    dataset: Dataset
     envelope: Envelope
-    lines: Sequence[bytes]
     numbers: Sequence[int]
-    ids: Sequence[int | None]
     strangers: Sequence[DeadLetter] = ()
 
     @staticmethod
     def of(dataset: Dataset, envelope: Envelope) -> "_Own":
-        lines = envelope.message.value.split(b"\n")[:-1]
+        batch_id, created_at = envelope.batch_id, envelope.created_at
+        assert batch_id is not None  # without one, the envelope has a problem
+        if are_rows_of(envelope.message.value, envelope.rows, batch_id, created_at):
+            return _Own(dataset, envelope, range(envelope.rows))
+        strangers, numbers = [], []
+        lines = _lines(envelope)
         ids, times, problems = line_check(dataset).check(lines)
-        strangers = []
-        numbers = []
         for number, (row_id, time) in enumerate(zip(ids, times, strict=True)):
-            own_id = row_id if row_id is not None and batch_of(row_id) == envelope.batch_id else None
+            own_id = row_id if row_id is not None and batch_of(row_id) == batch_id else None
             if own_id is None:
-                reason = f"not a row of batch {envelope.batch_id}"
+                reason = f"not a row of batch {batch_id}"
                 if number in problems:
                     reason += f": {problems[number]}"
-            elif time not in (envelope.created_at, None):  # without a time it is no row at all, and refused as such
-                reason = f"its created_at is {time}, and that of its message {envelope.created_at}"
+            elif time not in (created_at, None):  # without a time it is no row at all, and refused as such
+                reason = f"its created_at is {time}, and that of its message {created_at}"
             else:
                 numbers.append(number)
                 continue
             strangers.append(_letter(envelope, number, lines[number], own_id, reason))
-        if strangers:
-            lines, ids = [lines[at] for at in numbers], [ids[at] for at in numbers]
-        return _Own(envelope, lines, numbers, ids, strangers)
+        return _Own(dataset, envelope, numbers, strangers)
 
     def joined(self) -> bytes:
         if not self.strangers:
             return self.envelope.message.value
-        return b"".join([line + b"\n" for line in self.lines])
+        return b"".join([self._lines[number] + b"\n" for number in self.numbers])
 
     def letter(self, at: int, reason: str) -> DeadLetter:
-        return _letter(self.envelope, self.numbers[at], self.lines[at], self.ids[at], reason)
+        number = self.numbers[at]
+        return _letter(self.envelope, number, self._lines[number], self._ids[number], reason)
+
+    @cached_property
+    def _lines(self) -> Sequence[bytes]:
+        return _lines(self.envelope)
+
+    @cached_property
+    def _ids(self) -> Sequence[int | None]:
+        return line_check(self.dataset).check(self._lines).ids
+
+
+def _lines(envelope: Envelope) -> Sequence[bytes]:
+    return envelope.message.value.split(b"\n")[:-1]
 
 
 def _whole(envelope: Envelope) -> DeadLetter:
