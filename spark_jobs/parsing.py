@@ -6,8 +6,8 @@ when it is a JSON object with an id, times, and all that its dataset requires. T
 
 from pyspark.sql import DataFrame
 
-from services.core.dataset import CREATED_AT, ID, Column, Dataset
-from services.core.envelope import COLUMNS
+from services.core.dataset import CREATED_AT, ID, MAX_CATEGORY_CHARACTERS, Column, Dataset
+from services.core.envelope import BATCH_KEY, COLUMNS
 from services.core.ids import MAX_BATCH_ROWS, ROW_BITS
 from services.core.instants import DAY, LAST_INSTANT
 from spark_jobs.schema import line_schema
@@ -80,7 +80,7 @@ _ENVELOPE = (
 )
 _PROBLEM = f"""CASE
     WHEN value IS NULL THEN 'it has no value'
-    WHEN key IS NULL OR NOT key RLIKE '^[0-9]+:[0-9]+$' THEN 'its key is not <batch>:<part>'
+    WHEN key IS NULL OR NOT key RLIKE '{BATCH_KEY}' THEN 'its key is not <batch>:<part>'
     WHEN created_at IS NULL OR announced IS NULL THEN 'a header, created_at or rows, is missing or not a number'
     WHEN NOT created_at BETWEEN 0 AND {LAST_INSTANT - 1} THEN 'its created_at is not between 1970 and 2100'
     WHEN substring(value, -1, 1) != X'0A' THEN 'its last line does not end'
@@ -120,6 +120,12 @@ def _checks(dataset: Dataset) -> dict[str, str]:
         f"{ID.name} is missing or too low": f"r.{ID.name} >= {MAX_BATCH_ROWS}",
         **{f"{name} is not between 1970 and 2100": f"r.`{name}` BETWEEN 0 AND {LAST_INSTANT - 1}" for name in times},
         **{f"{name} is missing": f"r.`{name}` IS NOT NULL" for name in required},
+        **{
+            f"{c.name} has more than {MAX_CATEGORY_CHARACTERS} characters": (
+                f"coalesce(char_length(r.`{c.name}`), 0) <= {MAX_CATEGORY_CHARACTERS}"
+            )
+            for c in dataset.bounded
+        },
     }
 
 

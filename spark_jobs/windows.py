@@ -35,6 +35,9 @@ _FIRST_MINUTES = 10  # of the topic, read by a start without a checkpoint
 # A clock that runs ahead by more would move the watermark with it, and all other rows would come too late for ever.
 _AHEAD = "r.timestamp <= r.created_at + 10000000"
 
+# PostgreSQL's texts, which hold the windows, cannot hold the character NUL; ingest refuses it, other writers may not.
+_STORABLE = "instr(r.level, decode(X'00', 'UTF-8')) = 0 AND instr(r.service, decode(X'00', 'UTF-8')) = 0"
+
 _log = logs.get("realtime_aggregator")
 
 
@@ -134,6 +137,7 @@ def counted(messages: DataFrame, dataset: Dataset) -> DataFrame:
         parsing.lines(messages, dataset)
         .where(parsing.sound(dataset))
         .where(_AHEAD)
+        .where(_STORABLE)
         .selectExpr("timestamp_micros(r.timestamp) AS time", "r.level AS level", "r.service AS service")
         .withWatermark("time", _LATENESS)
         .groupBy(window("time", f"{WINDOW_SECONDS} seconds"), "level", "service")

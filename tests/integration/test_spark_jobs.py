@@ -42,6 +42,7 @@ from spark_jobs import parsing, reports, warm_up, writer
 from spark_jobs.session import open_session
 from spark_jobs.settings import ReportSettings
 from spark_jobs.tables import Tables
+from spark_jobs.windows import counted
 from tests.conftest import running
 from tests.lake_tables import append
 from tests.processes import Process, free_port
@@ -450,6 +451,20 @@ def test_the_lines_of_a_message_do_not_carry_the_message(world: World) -> None:
 
     assert values(sound) == [None] * 250
     assert values(refused) == [sound.value]
+
+
+def test_a_line_with_a_long_category_is_no_row_and_one_with_nul_is_in_no_window(world: World) -> None:
+    sound = warm_up._message(DATASET, 2)
+    services = ("é" * 256, "x" * 257, "a\0b")
+    texts = [
+        json.loads(text) | {"service": name} for text, name in zip(sound.value.splitlines(), services, strict=False)
+    ]
+    value = b"".join(json.dumps(text).encode() + b"\n" for text in texts)
+    messages = from_kafka(world, replace(sound, value=value, headers={**sound.headers, "rows": b"3"}))
+    lines = parsing.lines(messages, DATASET)
+    refused = parsing.rejects(lines.where(f"NOT {parsing.sound(DATASET)}"), DATASET).collect()
+    assert [(row.line, row.reason) for row in refused] == [(1, "service has more than 256 characters")]
+    assert [row.service for row in counted(messages, DATASET).collect()] == ["é" * 256]
 
 
 def from_kafka(world: World, message: Outgoing) -> DataFrame:
