@@ -53,7 +53,6 @@ _ORDINAL_DIGITS = len("2026031")
 _NEITHER = "neither an ISO 8601 time, such as 2026-01-31T12:00:00.123Z, nor a number of seconds since 1970"
 _EXACT = Context(prec=2 * _MAX_LENGTH, rounding=ROUND_FLOOR)
 
-_SECOND_WIDTH = len("2026-01-31T12:00:00")
 _MICROSECOND_WIDTH = len("2026-01-31T12:00:00.123456")
 _FORMS = [b"0000-00-00T00:00:00Z", *(b"0000-00-00T00:00:00." + b"0" * digits + b"Z" for digits in range(1, 10))]
 _UNIFORM = {

@@ -100,9 +100,7 @@ _TAG = (  # "sshd[42]: ", "su(pam_unix): ", "launchd[1] (com.apple.x): ", "Micro
 _COUNT = r"(?:\d{1,6} (?=<))?"  # the length of the message in front of it, by RFC 6587
 _PRI = rf"(?:{_COUNT}<(?P<pri>\d{{1,3}})>)?"
 _HOST = r"(?P<host>(?!\[\w+\]:?(?: |$))\S*[^\s:])"  # neither "[info]" nor "kernel:"
-_OWN_TAG = (
-    r"(?P<service>[^\s:\[\]]++)(?:\[(?P<pid>[^\s\]]*)\])?:(?: (?!%)|$)"  # right after the time; "%": Cisco's host
-)
+_OWN_TAG = r"(?P<service>[^\s:\[\]]++)(?:\[(?P<pid>[^\s\]]*)\])?:(?: (?!%)|$)"  # before "%" is Cisco's host
 _MONTH_DAY = r"[A-Z][a-z]{2} +\d{1,2}"
 _CLOCK = r"\d\d:\d\d:\d\d(?:\.\d{1,9})?"
 
