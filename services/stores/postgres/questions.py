@@ -1,12 +1,12 @@
 """Questions as SQL: names come from dataset descriptions, every value is a parameter."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from psycopg import sql
 
@@ -50,7 +50,8 @@ class Asked:
         return rows
 
     def _parts(self, query: sql.Composed, parameters: Sequence[Any]) -> Iterator[list[Row]]:
-        with closing(self._connection.cursor().stream(query, parameters, binary=True, size=_ROWS_AT_ONCE)) as rows:
+        stream = self._connection.cursor().stream(query, parameters, binary=True, size=_ROWS_AT_ONCE)
+        with closing(cast(Generator[Row, None, None], stream)) as rows:
             while part := list(islice(rows, _ROWS_AT_ONCE)):
                 yield part
 
