@@ -26,7 +26,7 @@ from services.lake.table import NAME, rejects_uri, translated, within_limit
 
 _ROWS_AT_ONCE = 256  # made into Python objects: a row may have a quarter of a megabyte
 _ROWS_SORTED = 1000  # with all their columns
-_EXHAUSTED = "Resources exhausted"
+_EXHAUSTED = ("Resources exhausted", "max_temp_directory_size")  # in the engine's errors; it may put nothing on disk
 
 
 class OutOfMemory(ResultTooLarge):
@@ -120,7 +120,7 @@ def _within_memory() -> Iterator[None]:
     try:
         yield
     except (DeltaError, pa.ArrowException) as error:
-        if _EXHAUSTED in str(error):
+        if any(words in str(error) for words in _EXHAUSTED):
             raise OutOfMemory from error
         raise
 

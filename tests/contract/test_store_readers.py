@@ -368,9 +368,13 @@ def test_a_result_that_is_too_large_is_refused(store: StoreReader, monkeypatch: 
     size = sum(sum(len(v) if isinstance(v, str) else 8 for v in row) for row in Oracle(page, LAST).rows())
     monkeypatch.setattr(bounds, "MAX_RESULT_BYTES", size)
     assert len(reader.answer(page, LAST).rows) == BATCHES * ROWS
+    monkeypatch.setattr(questions, "_ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(embedded, "_ROWS_AT_ONCE", 10)
+    for refused in (size - 1, size // 2, 0):
+        monkeypatch.setattr(bounds, "MAX_RESULT_BYTES", refused)
+        with pytest.raises(ResultTooLarge, match="smaller limit"):
+            reader.answer(page, LAST)
     monkeypatch.setattr(bounds, "MAX_RESULT_BYTES", size - 1)
-    with pytest.raises(ResultTooLarge, match="smaller limit"):
-        reader.answer(page, LAST)
     assert len(reader.answer(replace(page, limit=9), LAST).rows) == 9
 
 

@@ -26,7 +26,7 @@ from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.lake import reader as lake_reader
 from services.lake import table as lake
-from services.lake.embedded import DataFusion, EmbeddedReader
+from services.lake.embedded import DataFusion, EmbeddedReader, OutOfMemory
 from services.lake.table import Position, Table, table_uri
 from services.lake.writer import EmbeddedWriter
 from services.runtime.settings import LakeSettings
@@ -240,6 +240,13 @@ def test_a_count_of_all_is_answered_by_the_log_but_for_what_came_later(ten_files
         page = reader.answer(ListQuestion(LOGS), as_of)
         assert (page.total, len(page.rows), page.method) == (count, count, "metadata")
         assert reader.answer(ListQuestion(LOGS, scan=True), as_of).method == "scan"
+
+
+def test_a_query_that_needs_more_memory_than_it_may_use_is_refused(ten_files: LakeSettings) -> None:
+    reader = EmbeddedReader(ten_files, memory=1 << 10)
+    with pytest.raises(OutOfMemory, match="more memory than it may use"):
+        reader.answer(ListQuestion(LOGS, count=False), 99)
+    assert reader.answer(StatsQuestion(LOGS), 99).rows == [(20,)]
 
 
 def test_a_table_made_anew_is_read_anew(reader: EmbeddedReader, settings: LakeSettings) -> None:

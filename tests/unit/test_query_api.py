@@ -665,7 +665,7 @@ def test_a_store_is_told_to_stop_when_the_client_goes_away(api: Api, monkeypatch
 
         async def send(message: Any) -> None: ...
 
-        await api.app(scope, receive, send)  # type: ignore[arg-type]
+        await api.app(scope, receive, send)
         return await asyncio.to_thread(ended.wait, 20)
 
     assert asyncio.run(ask())

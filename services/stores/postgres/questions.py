@@ -1,12 +1,12 @@
 """Questions as SQL: names come from dataset descriptions, every value is a parameter."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from psycopg import sql
 
@@ -30,7 +30,7 @@ from services.stores.postgres.closed_days import ClosedDay
 from services.stores.postgres.tables import Connection
 
 _NEWEST_DAYS = 2  # closed days read first, beside those that are not closed
-_ROWS_AT_ONCE = 100  # taken from the server: a row may have a quarter of a megabyte
+_ROWS_AT_ONCE = 20  # taken from the server: a row may have a quarter of a megabyte
 
 
 class Asked:
@@ -45,12 +45,14 @@ class Asked:
         left = max(1, int((self._deadline - time.monotonic()) * 1e3))  # milliseconds; 0 would be no limit
         self._connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(left),))
         start = time.perf_counter()
-        rows = gathered(self._parts(query, parameters))
+        with closing(self._parts(query, parameters)) as parts:  # the connection is locked until the stream is closed
+            rows = gathered(parts)
         self.milliseconds += (time.perf_counter() - start) * 1e3
         return rows
 
-    def _parts(self, query: sql.Composed, parameters: Sequence[Any]) -> Iterator[list[Row]]:
-        with closing(self._connection.cursor().stream(query, parameters, binary=True, size=_ROWS_AT_ONCE)) as rows:
+    def _parts(self, query: sql.Composed, parameters: Sequence[Any]) -> Generator[list[Row], None, None]:
+        stream = self._connection.cursor().stream(query, parameters, binary=True, size=_ROWS_AT_ONCE)
+        with closing(cast(Generator[Row, None, None], stream)) as rows:
             while part := list(islice(rows, _ROWS_AT_ONCE)):
                 yield part
 

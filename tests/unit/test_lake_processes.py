@@ -1,0 +1,113 @@
+"""Queries of the lake in processes of their own: kept, killed when their time is over, and replaced."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+
+from services.core.errors import Invalid, LogpipeError, QueryTimeout, StoreDown
+from services.core.ids import first_id
+from services.core.queries import Filters, ListQuestion, StatsQuestion
+from services.core.rows import Row
+from services.core.stopping import Stop
+from services.datasets.logs import DATASET as LOGS
+from services.lake.processes import PROCESSES, ProcessReader
+from services.runtime.settings import LakeSettings
+from tests import lake_tables
+
+CREATED = 1_700_000_000_000_000
+COUNT = StatsQuestion(LOGS, scan=True)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> LakeSettings:
+    settings = LakeSettings(hdfs_url=tmp_path.as_uri())
+    row: Row = (first_id(1), CREATED, CREATED, "INFO", "api", "", "hello", "{}")
+    lake_tables.append(settings, LOGS, [row])
+    return settings
+
+
+@pytest.fixture
+def reader(settings: LakeSettings) -> Iterator[ProcessReader]:
+    with closing(ProcessReader(settings)) as reader:
+        assert reader.answer(COUNT, 9).rows == [(1,)]
+        yield reader
+
+
+def pid(reader: ProcessReader) -> int:
+    """Of the process that answers the next query."""
+    process = reader._workers[-1]._process
+    assert process is not None
+    assert process.pid is not None
+    return process.pid
+
+
+def test_a_process_is_kept_for_the_next_query(reader: ProcessReader) -> None:
+    first = pid(reader)
+    assert reader.answer(COUNT, 9).rows == [(1,)]
+    assert pid(reader) == first
+    assert [worker._process is None for worker in reader._workers] == [True] * (PROCESSES - 1) + [False]
+
+
+def test_a_query_over_its_time_ends_with_its_process(reader: ProcessReader) -> None:
+    stuck = pid(reader)
+    os.kill(stuck, signal.SIGSTOP)
+    with pytest.raises(QueryTimeout, match=r"lake: no answer within 0\.2 s"):
+        reader.answer(COUNT, 9, 0.2)
+    until(lambda: not psutil.pid_exists(stuck))
+    assert reader.answer(COUNT, 9).rows == [(1,)]
+
+
+def test_a_query_that_nobody_waits_for_ends_with_its_process(reader: ProcessReader) -> None:
+    stuck, stop = pid(reader), Stop()
+    os.kill(stuck, signal.SIGSTOP)
+    with ThreadPoolExecutor() as threads:
+        answer = threads.submit(reader.answer, COUNT, 9, 60.0, stop)
+        until(lambda: stop._end is not None)
+        stop.now()
+        with pytest.raises(LogpipeError):
+            answer.result(30)
+    until(lambda: not psutil.pid_exists(stuck))
+    assert reader.answer(COUNT, 9).rows == [(1,)]
+
+
+def test_a_process_that_dies_fails_one_query(reader: ProcessReader) -> None:
+    stuck, stop = pid(reader), Stop()
+    os.kill(stuck, signal.SIGSTOP)
+    with ThreadPoolExecutor() as threads:
+        answer = threads.submit(reader.answer, COUNT, 9, 60.0, stop)
+        until(lambda: stop._end is not None)
+        os.kill(stuck, signal.SIGKILL)
+        with pytest.raises(StoreDown, match="lake: the process of the query ended with -9"):
+            answer.result(30)
+    assert reader.answer(COUNT, 9).rows == [(1,)]
+
+
+def test_errors_come_out_of_the_process_as_they_are(reader: ProcessReader, settings: LakeSettings) -> None:
+    with pytest.raises(Invalid, match="NUL"):
+        reader.answer(ListQuestion(LOGS, Filters(text="\x00")), 9)
+    with (
+        closing(ProcessReader(LakeSettings(hdfs_url="hdfs://127.0.0.1:1"))) as away,
+        pytest.raises(StoreDown) as raised,
+    ):
+        away.answer(COUNT, 9)
+    assert raised.value.store == "lake"
+
+
+def test_closing_ends_the_processes(settings: LakeSettings) -> None:
+    with closing(ProcessReader(settings)) as reader:
+        reader.answer(COUNT, 9)
+        process = pid(reader)
+    until(lambda: not psutil.pid_exists(process))
