@@ -32,6 +32,7 @@ _SETTINGS = {
     "spark.scheduler.mode": "FAIR",
     "spark.sql.streaming.stopTimeout": "5s",
     "spark.ui.showConsoleProgress": "false",
+    "spark.ui.killEnabled": "false",
     "spark.driver.extraJavaOptions": "-XX:+UseParallelGC",
 }
 

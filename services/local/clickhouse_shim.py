@@ -37,6 +37,7 @@ from starlette.routing import Route
 
 from services.local import clickhouse_inserts, clickhouse_rights, confinement, unprivileged
 from services.local.clickhouse_inserts import Insert
+from services.local.supervision import MARK
 from services.runtime import http, logs
 from services.runtime.settings import ListenSettings
 
@@ -46,7 +47,7 @@ _log = logs.get("clickhouse-shim")
 _LOADED_LATE = ("anyio._backends._asyncio", "encodings.idna")
 """Modules that the HTTP server imports when it needs them, which a confined process cannot read."""
 
-# Beside its data: what the engine sizes its threads and its memory by, random numbers, time zones.
+# Beside its data: what the engine sizes and measures its threads and its memory by, random numbers, time zones.
 _ENGINE_READS = tuple(
     map(
         Path,
@@ -54,6 +55,7 @@ _ENGINE_READS = tuple(
             "/dev/urandom",
             "/proc/cpuinfo",
             "/proc/meminfo",
+            "/proc/self/task",
             "/sys/devices/system",
             "/sys/fs/cgroup",
             "/usr/share/zoneinfo",
@@ -270,6 +272,7 @@ def make_app(folder: Path) -> Starlette:
         os.chdir(data)  # the engine looks at its working directory
         # The server has started no thread yet: a thread that runs already would not be confined.
         unprivileged.become()
+        confinement.forget_environment(MARK)
         if not confinement.confine(data, (rights, *_ENGINE_READS)):
             _log.warning("this kernel cannot confine the engine: clients may read the files that its user may read")
         app.state.engine = Engine(data, rights)

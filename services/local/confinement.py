@@ -47,6 +47,20 @@ def confine(writable: Path, readable: tuple[Path, ...]) -> bool:
     return True
 
 
+def forget_environment(kept: str) -> None:
+    """Blank the environment that the process was started with, in which secrets may stand, but for the variable `kept`.
+
+    The kernel shows it as a file of the process. `os.environ` stays as it is.
+    """
+    variables = ctypes.POINTER(ctypes.c_void_p).in_dll(_libc, "environ")
+    index = 0
+    while address := variables[index]:
+        text = ctypes.string_at(address)
+        if not text.startswith(f"{kept}=".encode()):
+            ctypes.memset(address, 0, len(text))
+        index += 1
+
+
 def _allow(ruleset: int, path: Path, access: int) -> None:
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:

@@ -144,10 +144,6 @@ def _web_pages_closed(settings: LocalSettings) -> dict[str, str]:
         "hadoop.http.authentication.ldap.providerurl": "ldap://127.0.0.1:1",
         "hadoop.http.authentication.ldap.basedn": "nobody",
         "hadoop.http.authentication.signature.secret.file": str(passwords.hdfs_file(settings.folder)),
-        "dfs.webhdfs.rest-csrf.enabled": "true",
-        "dfs.webhdfs.rest-csrf.custom-header": f"X-{secrets.token_hex()}",
-        "dfs.webhdfs.rest-csrf.browser-useragents-regex": ".*",
-        "dfs.webhdfs.rest-csrf.methods-to-ignore": "none",
     }
 
 
@@ -176,4 +172,9 @@ def _hdfs_site(settings: LocalSettings) -> dict[str, str]:
         "dfs.datanode.address": f"127.0.0.1:{settings.local_datanode_port}",
         "dfs.datanode.ipc.address": f"127.0.0.1:{settings.local_datanode_ipc_port}",
         "dfs.datanode.http.address": f"127.0.0.1:{settings.local_datanode_http_port}",
+        # See _web_pages_closed. In core-site.xml, the defaults of HDFS would override these.
+        "dfs.webhdfs.rest-csrf.enabled": "true",
+        "dfs.webhdfs.rest-csrf.custom-header": f"X-{secrets.token_hex()}",
+        "dfs.webhdfs.rest-csrf.browser-useragents-regex": ".*",
+        "dfs.webhdfs.rest-csrf.methods-to-ignore": "none",
     }

@@ -23,7 +23,8 @@ from services.local.program import Program, write_private
 
 STOP_SECONDS = 30  # after SIGTERM, before SIGKILL; a process of the pipeline drains within 25
 _SOCKET_PATH_LIMIT = 100
-_MARK = "LOGPIPE_SUPERVISED_IN"
+MARK = "LOGPIPE_SUPERVISED_IN"
+"""The variable in the environment of each program that names its stack's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ class Supervisor:
 
     def _is_ours(self, process: psutil.Process) -> bool:
         try:
-            return bool(process.environ().get(_MARK) == str(self._folder))
+            return bool(process.environ().get(MARK) == str(self._folder))
         except (psutil.Error, OSError):
             return False
 
@@ -176,7 +177,7 @@ class Supervisor:
         return "\n".join(sections)
 
     def _section_of(self, program: Program, inherited: Mapping[str, str]) -> str:
-        environment = {**inherited, **program.environment, _MARK: str(self._folder)}
+        environment = {**inherited, **program.environment, MARK: str(self._folder)}
         return _section(
             f"program:{program.name}",
             command=shlex.join(program.command),

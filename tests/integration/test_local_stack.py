@@ -801,6 +801,16 @@ def test_clients_of_clickhouse_reach_no_files_no_network_and_no_programs(
     assert not Path("/tmp/logpipe-evil").exists()
 
 
+def test_clients_of_clickhouse_do_not_read_the_environment(stack_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGPIPE_TOKEN", "secret-token")
+    with Stack(LocalSettings.on_free_ports(stack_folder), ("clickhouse",)) as stack:
+        url, pid = stack.settings.urls()["LOGPIPE_CLICKHOUSE_URL"], stack.states()["clickhouse"].pid
+        for file in ("/proc/self/environ", "/proc/thread-self/environ", f"/proc/{pid}/task/{pid}/environ"):
+            assert "secret-token" not in httpx.post(url, content=f"SELECT file('{file}')").text
+        assert b"LOGPIPE_SUPERVISED_IN=" in Path(f"/proc/{pid}/environ").read_bytes()
+        assert b"secret-token" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
 def test_a_clickhouse_folder_of_a_former_release_is_opened(stack_folder: Path) -> None:
     """Made by the user who starts the stack, with a default database of another kind."""
     stack = Stack(LocalSettings.on_free_ports(stack_folder), ("clickhouse",))
