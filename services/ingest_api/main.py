@@ -17,8 +17,10 @@ from services.core.ports import Outgoing
 from services.core.rows import RowCodec
 from services.ingest_api.bodies import InFlight
 from services.ingest_api.committer import Committer
+from services.ingest_api.decoding import THREAD
 from services.ingest_api.disk import DiskFloor
 from services.ingest_api.endpoints import HEALTH_PATH, Ingest, collect_router
+from services.ingest_api.memory import Trimmer
 from services.ingest_api.publisher import MessageCache, SlotPublisher, open_slot_producer
 from services.ingest_api.service import IngestService
 from services.ingest_api.settings import IngestSettings
@@ -83,7 +85,11 @@ def create_app(settings: IngestSettings) -> FastAPI:
         service = IngestService(committers, group_rows, settings.ingest_group_wait)
         service.start()
         app.state.ingest = Ingest(
-            service, InFlight(settings.ingest_max_in_flight), disk, settings.ingest_max_body, upkeep.ledger
+            service,
+            InFlight(settings.ingest_max_in_flight, Trimmer(THREAD).request_ended),
+            disk,
+            settings.ingest_max_body,
+            upkeep.ledger,
         )
         yield
         await service.drain()
