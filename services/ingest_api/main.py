@@ -17,7 +17,7 @@ from services.core.ports import Outgoing
 from services.core.rows import RowCodec
 from services.ingest_api.bodies import InFlight
 from services.ingest_api.committer import Committer
-from services.ingest_api.decoding import THREAD
+from services.ingest_api.decoding import Decoder
 from services.ingest_api.disk import DiskFloor
 from services.ingest_api.endpoints import HEALTH_PATH, Ingest, collect_router
 from services.ingest_api.memory import Trimmer
@@ -84,9 +84,11 @@ def create_app(settings: IngestSettings) -> FastAPI:
         ]
         service = IngestService(committers, group_rows, settings.ingest_group_wait)
         service.start()
+        decoder = Decoder()
         app.state.ingest = Ingest(
             service,
-            InFlight(settings.ingest_max_in_flight, Trimmer(THREAD).request_ended),
+            decoder,
+            InFlight(settings.ingest_max_in_flight, Trimmer(decoder.thread).request_ended),
             disk,
             settings.ingest_max_body,
             upkeep.ledger,

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import random
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from services.core.rows import RowCodec
 from services.datasets import find
 from services.ingest_api import bodies, decoding, memory
 from services.ingest_api.bodies import CHUNK_BYTES, Claim, InFlight, chunks_of
-from services.ingest_api.decoding import INLINE_BYTES, ROW_BYTES, Layout, decode
+from services.ingest_api.decoding import INLINE_BYTES, ROW_BYTES, Decoder, Layout
 
 CODEC = RowCodec(find("logs"))
 LINES = Layout(CODEC.decode_lines, row_chunks.decode_lines)
@@ -29,7 +30,7 @@ PACK: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "zstd": zsta
 @pytest.mark.parametrize("encoding", PACK)
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES])
 def test_a_body_comes_back_in_chunks(encoding: str, size: int) -> None:
-    body = bytes(n * n % 251 for n in range(size))
+    body = random.Random(size).randbytes(size)
     chunks = list(chunks_of(PACK[encoding](body), encoding, LIMIT))
     assert b"".join(chunks) == body
     assert max(map(len, chunks), default=0) <= CHUNK_BYTES
@@ -70,7 +71,7 @@ def ignored(most: int) -> None: ...
 
 async def decoded(body: bytes, encoding: str, claim: Claim, *, hashed: bool = False) -> decoding.Decoded:
     claim.take(len(body))
-    return await decode(body, encoding, LINES, claim, LIMIT, hashed=hashed)
+    return await Decoder().decode(body, encoding, LINES, claim, LIMIT, hashed=hashed)
 
 
 @pytest.mark.parametrize("encoding", PACK)
