@@ -57,9 +57,12 @@ class Decoder:
 
         Raises TooLarge, Malformed, InvalidRow or Backpressure.
         """
+        if encoding == "identity" and len(body) <= INLINE_BYTES:  # what most requests are
+            rows = layout.decode(body)
+            claim.take(rows.count * ROW_BYTES)
+            return Decoded(rows, len(body), xxhash.xxh3_128_digest(body) if hashed else b"")
         hasher = xxhash.xxh3_128() if hashed else None
-        plain = encoding == "identity" and len(body) <= INLINE_BYTES
-        chunks = _hashing(iter((body,)) if plain else chunks_of(body, encoding, limit), hasher)
+        chunks = _hashing(chunks_of(body, encoding, limit), hasher)
         begun, ended = _begin(body, encoding, chunks, claim)
         if ended:
             text = b"".join(begun)
@@ -91,11 +94,10 @@ class Decoder:
 
 
 def _begin(body: bytes, encoding: str, chunks: Iterator[bytes], claim: Claim) -> tuple[list[bytes], bool]:
-    """The chunks of a small body, and True; else those that were decompressed to find out, and False."""
-    if len(body) > INLINE_BYTES:
+    """The chunks of a body that is small once it is decompressed, and True; else the first chunks, and False."""
+    if encoding == "identity" or len(body) > INLINE_BYTES:
         return [], False
-    if encoding != "identity":
-        claim.take(INLINE_BYTES + CHUNK_BYTES)
+    claim.take(INLINE_BYTES + CHUNK_BYTES)
     begun, size = [], 0
     for chunk in chunks:
         begun.append(chunk)
