@@ -22,16 +22,23 @@ class Trimmer:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        self._due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._again = False
 
     def request_ended(self, size: int) -> None:
-        if size >= TRIM_BYTES and not self._due:
-            self._due = True
-            asyncio.get_running_loop().call_later(_TRIM_SECONDS, self._run)
+        if size < TRIM_BYTES:
+            return
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_TRIM_SECONDS, self._run)
+        else:
+            self._again = True  # the rows of this request may still be there when the timer ends
 
     def _run(self) -> None:
-        self._due = False
+        self._timer = None
         self._executor.submit(self._give_back)
+        if self._again:
+            self._again = False
+            self.request_ended(TRIM_BYTES)
 
     def _give_back(self) -> None:
         gc.collect()

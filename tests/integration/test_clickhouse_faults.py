@@ -517,6 +517,7 @@ def test_a_write_that_still_runs_is_ended_before_the_table_is_searched(
 def test_a_page_of_another_site_reaches_no_engine(
     engine: Engine, table: str, headers: dict[str, str], status: int
 ) -> None:
+    engine.query(f"CREATE TABLE {table} (a Int8) ENGINE = Memory")
     statement = {"query": f"DROP TABLE {table}"}
     assert httpx.get(engine.url, params=statement, headers=headers).status_code == status
     assert httpx.post(engine.url, params=statement, headers=headers).status_code == status
