@@ -27,16 +27,18 @@ _INPUT_BYTES = 64 << 10  # of a compressed body: what is left of them is copied 
 
 
 class Claim:
-    """The bytes of one request that are in flight."""
+    """The bytes of one request that are in flight, now and at most."""
 
     def __init__(self, in_flight: "InFlight") -> None:
         self._in_flight = in_flight
         self.bytes = 0
+        self.most = 0
 
     def take(self, count: int) -> None:
         """Claim so many bytes more. Raises Backpressure when that would be too many."""
         self._in_flight.change(self, count)
         self.bytes += count
+        self.most = max(self.most, self.bytes)
 
     def resize(self, total: int) -> None:
         """Take what is missing to `total`, or give back what is more."""
@@ -46,8 +48,10 @@ class Claim:
 class InFlight:
     """Counts the bytes being worked on; refuses early and cheaply beyond a bound. All methods belong to one loop."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, ended: Callable[[int], None]) -> None:
+        """`ended` is told of each request the most that it had in flight."""
         self._limit = limit
+        self._ended = ended
         self._bytes = 0
         self._gauge = metrics.gauge(metric_names.BYTES_IN_FLIGHT)
 
@@ -70,6 +74,7 @@ class InFlight:
             yield claim
         finally:
             claim.resize(0)
+            self._ended(claim.most)
 
 
 def encoding_of(request: Request) -> str:

@@ -1,7 +1,7 @@
 """From a request body to its rows. A large body is decompressed and decoded off the event loop, a chunk at a time.
 
-Every chunk is a step of its own in one thread, so that requests take turns, other requests are answered meanwhile, and
-no more memory is taken than was claimed before.
+Every chunk is a step of its own in one thread, so that other requests are answered meanwhile, and no more memory is
+taken than was claimed before.
 """
 
 import asyncio
@@ -19,10 +19,8 @@ from services.ingest_api.bodies import CHUNK_BYTES, Claim, chunks_of
 INLINE_BYTES = 1 << 20
 """A decompressed body of at most this size is decoded on the event loop: it takes some milliseconds."""
 
-ROW_BYTES = 300
-"""What a decoded row takes in memory besides its text."""
-
-_THREAD = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+ROW_BYTES = 160
+"""What a decoded row counts besides its text: a full body of the shortest rows then fits into what may be in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +40,64 @@ class Decoded:
     body_hash: bytes
 
 
-async def decode(body: bytes, encoding: str, layout: Layout, claim: Claim, limit: int, *, hashed: bool) -> Decoded:
-    """The rows of a body whose bytes `claim` has; afterwards `claim` has what the rows take.
+class Decoder:
+    """Decodes one large body after the other in its thread; belongs to one event loop.
 
-    Raises TooLarge, Malformed, InvalidRow or Backpressure.
+    A second large body at the same time would gain nothing, and hold twice the memory for twice the time.
     """
-    hasher = xxhash.xxh3_128() if hashed else None
-    chunks = _hashing(chunks_of(body, encoding, limit), hasher)
-    begun, ended = _begin(body, encoding, chunks, claim)
-    if ended:
-        text = b"".join(begun)
-        rows, size = layout.decode(text), len(text)
-    else:
-        rows, size = await _decode_aside(layout, chain(begun, chunks), claim)
-    claim.resize(size + rows.count * ROW_BYTES)
-    return Decoded(rows, size, hasher.digest() if hasher else b"")
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
+        self._turn = asyncio.Lock()
+
+    async def decode(
+        self, body: bytes, encoding: str, layout: Layout, claim: Claim, limit: int, *, hashed: bool
+    ) -> Decoded:
+        """The rows of a body whose bytes `claim` has; afterwards `claim` has what the rows take.
+
+        Raises TooLarge, Malformed, InvalidRow or Backpressure.
+        """
+        if encoding == "identity" and len(body) <= INLINE_BYTES:  # what most requests are
+            rows = layout.decode(body)
+            claim.take(rows.count * ROW_BYTES)
+            return Decoded(rows, len(body), xxhash.xxh3_128_digest(body) if hashed else b"")
+        hasher = xxhash.xxh3_128() if hashed else None
+        chunks = _hashing(chunks_of(body, encoding, limit), hasher)
+        begun, ended = _begin(body, encoding, chunks, claim)
+        if ended:
+            text = b"".join(begun)
+            rows, size = layout.decode(text), len(text)
+        else:
+            async with self._turn:
+                rows, size = await self._decode_large(layout, chain(begun, chunks), claim)
+        claim.resize(size + rows.count * ROW_BYTES)
+        return Decoded(rows, size, hasher.digest() if hasher else b"")
+
+    async def _decode_large(self, layout: Layout, chunks: Iterator[bytes], claim: Claim) -> tuple[Rows, int]:
+        """The rows, and the bytes of their text."""
+        loop = asyncio.get_running_loop()
+        received, rows, size, count = claim.bytes, list[Rows](), 0, 0
+        steps = layout.decode_chunks(chunks, layout.decode)
+        try:
+            while True:
+                claim.resize(received + size + count * ROW_BYTES + CHUNK_BYTES)
+                step = await loop.run_in_executor(self.thread, next, steps, None)
+                if step is None:
+                    break
+                size += step[1]
+                count += step[0].count
+                if step[0].count:
+                    rows.append(step[0])
+            return (await loop.run_in_executor(self.thread, Rows.joined, rows) if rows else Rows(0, [])), size
+        finally:
+            self.thread.submit(_drop, rows)
 
 
 def _begin(body: bytes, encoding: str, chunks: Iterator[bytes], claim: Claim) -> tuple[list[bytes], bool]:
-    """The chunks of a small body, and True; else those that were decompressed to find out, and False."""
-    if len(body) > INLINE_BYTES:
+    """The chunks of a body that is small once it is decompressed, and True; else the first chunks, and False."""
+    if encoding == "identity" or len(body) > INLINE_BYTES:
         return [], False
-    if encoding != "identity":
-        claim.take(INLINE_BYTES + CHUNK_BYTES)
+    claim.take(INLINE_BYTES + CHUNK_BYTES)
     begun, size = [], 0
     for chunk in chunks:
         begun.append(chunk)
@@ -74,21 +107,10 @@ def _begin(body: bytes, encoding: str, chunks: Iterator[bytes], claim: Claim) ->
     return begun, True
 
 
-async def _decode_aside(layout: Layout, chunks: Iterator[bytes], claim: Claim) -> tuple[Rows, int]:
-    """The rows, and the bytes of their text."""
-    loop = asyncio.get_running_loop()
-    received, rows, size, count = claim.bytes, list[Rows](), 0, 0
-    steps = layout.decode_chunks(chunks, layout.decode)
-    while True:
-        claim.resize(received + size + count * ROW_BYTES + CHUNK_BYTES)
-        step = await loop.run_in_executor(_THREAD, next, steps, None)
-        if step is None:
-            break
-        size += step[1]
-        count += step[0].count
-        if step[0].count:
-            rows.append(step[0])
-    return (await loop.run_in_executor(_THREAD, Rows.joined, rows) if rows else Rows(0, [])), size
+def _drop(rows: list[Rows]) -> None:
+    """Free a chunk after the other: nothing else runs in the process while a million rows are freed at once."""
+    while rows:
+        rows.pop()
 
 
 def _hashing(chunks: Iterator[bytes], hasher: xxhash.xxh3_128 | None) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from services.core.ledger import LEDGER_HEADER
 from services.core.rows import RowCodec
 from services.ingest_api import bodies
 from services.ingest_api.committer import Submission
-from services.ingest_api.decoding import Layout, decode
+from services.ingest_api.decoding import Decoder, Layout
 from services.ingest_api.disk import DiskFloor
 from services.ingest_api.service import IngestService
 from services.runtime import metrics
@@ -40,6 +40,7 @@ class Ingest:
     """What the endpoints need; one per process, in `app.state.ingest`. `ledger`: its id, '' until it has been read."""
 
     service: IngestService
+    decoder: Decoder
     in_flight: bodies.InFlight
     disk: DiskFloor
     max_body: int
@@ -104,7 +105,7 @@ def _endpoint(dataset: Dataset, word: str, layouts: dict[str, Layout]) -> Callab
         ingest.in_flight.check(announced)
         with ingest.in_flight.reserve() as claim:
             body = await bodies.read(request, claim, ingest.max_body)
-            decoded = await decode(body, encoding, layout, claim, ingest.max_body, hashed=bool(key))
+            decoded = await ingest.decoder.decode(body, encoding, layout, claim, ingest.max_body, hashed=bool(key))
             del body  # the rows have all of it; what waits for its commit is held once
             if not decoded.rows.count:
                 raise Invalid("no rows: send at least one")

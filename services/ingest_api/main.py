@@ -17,8 +17,10 @@ from services.core.ports import Outgoing
 from services.core.rows import RowCodec
 from services.ingest_api.bodies import InFlight
 from services.ingest_api.committer import Committer
+from services.ingest_api.decoding import Decoder
 from services.ingest_api.disk import DiskFloor
 from services.ingest_api.endpoints import HEALTH_PATH, Ingest, collect_router
+from services.ingest_api.memory import Trimmer
 from services.ingest_api.publisher import MessageCache, SlotPublisher, open_slot_producer
 from services.ingest_api.search_index import SearchIndexer
 from services.ingest_api.service import IngestService
@@ -86,8 +88,14 @@ def create_app(settings: IngestSettings) -> FastAPI:
         ]
         service = IngestService(committers, group_rows, settings.ingest_group_wait)
         service.start()
+        decoder = Decoder()
         app.state.ingest = Ingest(
-            service, InFlight(settings.ingest_max_in_flight), disk, settings.ingest_max_body, upkeep.ledger
+            service,
+            decoder,
+            InFlight(settings.ingest_max_in_flight, Trimmer(decoder.thread).request_ended),
+            disk,
+            settings.ingest_max_body,
+            upkeep.ledger,
         )
         yield
         await service.drain()

@@ -9,7 +9,9 @@ class IngestSettings(PostgresSettings, KafkaSettings, ListenSettings):
     ingest_group_rows: int = Field(10_000, ge=1, le=131_072, description="rows of a group commit, and of a batch")
     ingest_group_wait: float = Field(0.005, ge=0, description="seconds a request waits for others to travel with")
     ingest_max_body: int = Field(64 << 20, ge=1024, description="bytes of a body, decompressed")
-    ingest_max_in_flight: int = Field(256 << 20, ge=1024, description="body bytes being worked on; beyond it 503")
+    ingest_max_in_flight: int = Field(
+        256 << 20, ge=1024, description="bytes of bodies and decoded rows being worked on; beyond it 503"
+    )
     ingest_disk_path: str = Field(".", description="a path on the disk to watch")
     ingest_disk_floor: int = Field(1 << 30, ge=0, description="free bytes below which ingest answers 503")
     ingest_text_index: bool = Field(True, description="index closed days in PostgreSQL for text search")

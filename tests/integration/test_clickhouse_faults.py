@@ -505,3 +505,23 @@ def test_a_write_that_still_runs_is_ended_before_the_table_is_searched(
     thread.join()
     assert len(failures) == 1
     assert counted(engine) == [(1, 5, 5)]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Origin": "http://evil.example"}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "Host": "evil.example"}, 421),
+    ],
+    ids=["image", "link", "beacon", "rebound name"],
+)
+def test_a_page_of_another_site_reaches_no_engine(
+    engine: Engine, table: str, headers: dict[str, str], status: int
+) -> None:
+    engine.query(f"CREATE TABLE {table} (a Int8) ENGINE = Memory")
+    statement = {"query": f"DROP TABLE {table}"}
+    assert httpx.get(engine.url, params=statement, headers=headers).status_code == status
+    assert httpx.post(engine.url, params=statement, headers=headers).status_code == status
+    assert engine.query(f"EXISTS TABLE {table}") == "1"

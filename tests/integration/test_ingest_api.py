@@ -37,6 +37,7 @@ EVENT: dict[str, Any] = {
 MAX_BODY = 4 << 20
 NDJSON = "application/x-ndjson"
 LINES = b"\n".join(json.dumps({**LOG, "message": f"{n}"}).encode() for n in range(5_000))
+BOMB = (LINES + b"\n") * (MAX_BODY // len(LINES) + 1)
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +168,9 @@ def test_ndjson_gzip_and_zstd_bodies(ingest: httpx.Client, ledger: psycopg.Conne
         ([{**LOG, "timestamp": "2026-01-31T24:00:00Z"}], {}, 422, "hour"),
         ([{**LOG, "timestamp": 1769860800123}], {}, 422, "timestamp"),
         ([LOG] * 50_000, {}, 413, "several requests"),
-        (gzip.compress(b" " * (MAX_BODY + 1)), {"content_encoding": "gzip"}, 413, "decompressed"),
-        (zstandard.compress(b" " * (MAX_BODY + 1)), {"content_encoding": "zstd"}, 413, "decompressed"),
+        (gzip.compress(BOMB), {"content_encoding": "gzip", "content_type": NDJSON}, 413, "decompressed"),
+        (zstandard.compress(BOMB), {"content_encoding": "zstd", "content_type": NDJSON}, 413, "decompressed"),
+        (gzip.compress(b" " * MAX_BODY), {"content_encoding": "gzip"}, 422, "takes more than"),
         (gzip.compress(b"[]")[:-3], {"content_encoding": "gzip"}, 400, "gzip"),
         (gzip.compress(b"") * 1001, {"content_encoding": "gzip"}, 400, "members"),
         (b"[]", {"content_encoding": "zstd"}, 400, "zstd"),
@@ -312,6 +314,53 @@ def test_more_partitions_than_the_topics_have_are_refused_by_the_whole_process(
         assert after[0] - before[0] <= 1
     finally:
         process.stop()
+
+
+@pytest.mark.parametrize(
+    ("host", "headers", "status"),
+    [
+        ("", {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ("", {"Origin": "null", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 403),
+        ("evil.example", {"Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}, 421),
+    ],
+    ids=["beacon", "sandboxed form", "rebound name"],
+)
+def test_a_page_of_another_site_stores_nothing(
+    ingest: httpx.Client, ledger: psycopg.Connection[Any], host: str, headers: dict[str, str], status: int
+) -> None:
+    before = total(ledger)
+    port = ingest.base_url.port
+    if host:
+        headers = {**headers, "Host": f"{host}:{port}"}
+    assert post(ingest, [LOG], content_type="text/plain", **headers).status_code == status
+    assert total(ledger) == before
+    upgrade = {**headers, "Connection": "Upgrade", "Upgrade": "websocket", "Sec-Fetch-Mode": "websocket"}
+    assert ingest.get("/api/collect/logs", headers=upgrade).status_code == status
+
+
+def test_head_and_replies_that_no_page_can_frame(ingest: httpx.Client) -> None:
+    for path in ("/healthz", "/readyz", "/metrics", "/api/collect/health"):
+        head, got = ingest.head(path), ingest.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == got.headers["content-type"]
+        assert got.headers["x-frame-options"] == "DENY"
+        assert got.headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_large_bodies_of_both_layouts_are_stored_whole(ingest: httpx.Client, ledger: psycopg.Connection[Any]) -> None:
+    before = total(ledger)
+    rows = [{**LOG, "message": f"{n} }},{{"} for n in range(12_000)]
+    lines = b"\n".join(json.dumps(row).encode() for row in rows)
+    assert 1 << 20 < len(lines) < MAX_BODY
+    first = post(ingest, gzip.compress(lines), content_type=NDJSON, content_encoding="gzip", idempotency_key="large")
+    assert first.json()["count"] == 12_000
+    again = post(ingest, lines, content_type=NDJSON, idempotency_key="large")
+    assert again.json() == {**first.json(), "duplicate": True}
+    assert post(ingest, rows).json()["count"] == 12_000
+    assert total(ledger) == before + 24_000
+    late = post(ingest, lines + b'\n{"level": "INFO"}', content_type=NDJSON)
+    assert (late.status_code, late.json()["index"]) == (422, 12_000)
+    assert total(ledger) == before + 24_000
 
 
 def test_metrics_health_and_the_page_of_the_api(ingest: httpx.Client) -> None:

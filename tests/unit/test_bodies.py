@@ -1,9 +1,12 @@
 """Bodies of requests: what a small compressed body may cost, and that no chunk is taken before it is claimed."""
 
+import asyncio
 import gzip
 import json
+import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import zstandard
@@ -12,22 +15,22 @@ from services.core import row_chunks
 from services.core.errors import Backpressure, InvalidRow, Malformed, TooLarge
 from services.core.rows import RowCodec
 from services.datasets import find
-from services.ingest_api import bodies, decoding
+from services.ingest_api import bodies, decoding, memory
 from services.ingest_api.bodies import CHUNK_BYTES, Claim, InFlight, chunks_of
-from services.ingest_api.decoding import INLINE_BYTES, ROW_BYTES, Layout, decode
+from services.ingest_api.decoding import INLINE_BYTES, ROW_BYTES, Decoder, Layout
 
 CODEC = RowCodec(find("logs"))
 LINES = Layout(CODEC.decode_lines, row_chunks.decode_lines)
 LINE = json.dumps({"timestamp": "2026-01-31T12:00:00Z", "level": "INFO", "service": "auth"}).encode() + b"\n"
 MANY = LINE * (4 * INLINE_BYTES // len(LINE))
 LIMIT = 64 << 20
-PACK = {"gzip": gzip.compress, "zstd": zstandard.compress, "identity": bytes}
+PACK: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "zstd": zstandard.compress, "identity": bytes}
 
 
 @pytest.mark.parametrize("encoding", PACK)
 @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES])
 def test_a_body_comes_back_in_chunks(encoding: str, size: int) -> None:
-    body = bytes(n * n % 251 for n in range(size))
+    body = random.Random(size).randbytes(size)
     chunks = list(chunks_of(PACK[encoding](body), encoding, LIMIT))
     assert b"".join(chunks) == body
     assert max(map(len, chunks), default=0) <= CHUNK_BYTES
@@ -63,33 +66,28 @@ def test_decompression_ends_at_the_limit(encoding: str, monkeypatch: pytest.Monk
     assert made <= (1 << 20) + CHUNK_BYTES
 
 
-class Watched(Claim):
-    """Remembers the most that was claimed."""
-
-    most = 0
-
-    def take(self, count: int) -> None:
-        super().take(count)
-        self.most = max(self.most, self.bytes)
+def ignored(most: int) -> None: ...
 
 
 async def decoded(body: bytes, encoding: str, claim: Claim, *, hashed: bool = False) -> decoding.Decoded:
     claim.take(len(body))
-    return await decode(body, encoding, LINES, claim, LIMIT, hashed=hashed)
+    return await Decoder().decode(body, encoding, LINES, claim, LIMIT, hashed=hashed)
 
 
 @pytest.mark.parametrize("encoding", PACK)
 @pytest.mark.parametrize("body", [LINE * 3, MANY], ids=["small", "large"])
 async def test_the_claim_ends_as_what_the_rows_take(encoding: str, body: bytes) -> None:
-    claim = Watched(InFlight(LIMIT * 4))
+    claim = Claim(InFlight(LIMIT * 4, ignored))
     found = await decoded(PACK[encoding](body), encoding, claim, hashed=True)
     assert (found.rows.count, found.size) == (body.count(b"\n"), len(body))
-    assert found.body_hash == (await decoded(body, "identity", Claim(InFlight(LIMIT * 4)), hashed=True)).body_hash
+    assert (
+        found.body_hash == (await decoded(body, "identity", Claim(InFlight(LIMIT * 4, ignored)), hashed=True)).body_hash
+    )
     assert claim.bytes == len(body) + found.rows.count * ROW_BYTES
 
 
 async def test_a_bomb_beside_others_is_refused_before_it_is_decompressed() -> None:
-    in_flight = InFlight(8 << 20)
+    in_flight = InFlight(8 << 20, ignored)
     with in_flight.reserve() as other:
         other.take(5 << 20)
         with in_flight.reserve() as claim, pytest.raises(Backpressure):
@@ -99,7 +97,7 @@ async def test_a_bomb_beside_others_is_refused_before_it_is_decompressed() -> No
 
 
 async def test_a_bomb_of_white_space_is_refused_after_the_bytes_of_one_row() -> None:
-    claim = Watched(InFlight(LIMIT * 4))
+    claim = Claim(InFlight(LIMIT * 4, ignored))
     with pytest.raises(InvalidRow):
         await decoded(gzip.compress(b" " * LIMIT), "gzip", claim)
     assert claim.most < row_chunks.MAX_WIRE_ROW
@@ -108,5 +106,32 @@ async def test_a_bomb_of_white_space_is_refused_after_the_bytes_of_one_row() -> 
 async def test_an_error_late_in_a_large_body_names_its_row() -> None:
     body = zlib.compress(MANY + b"{}\n", wbits=31)
     with pytest.raises(InvalidRow) as refused:
-        await decoded(body, "gzip", Claim(InFlight(LIMIT * 4)))
+        await decoded(body, "gzip", Claim(InFlight(LIMIT * 4, ignored)))
     assert refused.value.index == MANY.count(b"\n")
+
+
+async def test_memory_is_given_back_after_large_requests_and_again_after_the_last_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given_back = asyncio.Queue[None]()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(memory, "_TRIM_SECONDS", 0.01)
+    monkeypatch.setattr(
+        memory.Trimmer, "_give_back", lambda self: loop.call_soon_threadsafe(given_back.put_nowait, None)
+    )
+    with ThreadPoolExecutor(1) as thread:
+        in_flight = InFlight(LIMIT, memory.Trimmer(thread).request_ended)
+        for size in (1, memory.TRIM_BYTES - 1):
+            with in_flight.reserve() as claim:
+                claim.take(size)
+        await asyncio.sleep(0.05)
+        assert given_back.empty()
+        for _ in range(3):
+            with in_flight.reserve() as claim:
+                claim.take(memory.TRIM_BYTES)
+                claim.resize(1)
+        async with asyncio.timeout(10):
+            await given_back.get()
+            await given_back.get()
+        await asyncio.sleep(0.05)
+    assert given_back.empty()

@@ -1,6 +1,7 @@
 """A listener's connections, by real sockets: bounded in number, and in the time and the size of a request's head."""
 
 import asyncio
+import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -210,5 +211,5 @@ async def test_a_connection_beyond_those_that_are_all_served_is_closed() -> None
     [(1024, 768), (256, 128), (65536, connections.MAX_CONNECTIONS), (-1, connections.MAX_CONNECTIONS)],
 )
 def test_connections_leave_files_for_the_process(files: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections.resource, "getrlimit", lambda what: (files, files))
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (files, files))
     assert connections.max_connections() == expected

@@ -217,7 +217,7 @@ async def test_pages_of_a_configured_origin_may_call() -> None:
         {"allowed_origins": f"{SHOP}/"},
     ],
 )
-def test_a_setting_that_would_never_match_is_refused(settings: dict[str, str]) -> None:
+def test_a_setting_that_would_never_match_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="is not"):
         ListenSettings(**settings)
 
