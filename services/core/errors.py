@@ -42,6 +42,7 @@ class MalformedLine(Malformed):
     def __init__(self, index: int, reason: str) -> None:
         super().__init__(f"row {index}: {reason}")
         self.index = index
+        self.reason = reason
 
 
 class Unauthorized(LogpipeError):

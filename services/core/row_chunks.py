@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from services.core.errors import InvalidRow, Malformed
+from services.core.errors import InvalidRow, Malformed, MalformedLine
 from services.core.rows import Rows
 
 Decode = Callable[[bytes], Rows]
@@ -84,6 +84,8 @@ def _decode(text: bytes, decode: Decode, done: int, start: int) -> Rows:
         return decode(text)
     except InvalidRow as error:
         raise InvalidRow(done + error.index, error.field, error.reason) from error
+    except MalformedLine as error:
+        raise MalformedLine(done + error.index, error.reason) from error
     except Malformed as error:
         raise Malformed(f"{error}, counted from byte {start} of the body" if start else str(error)) from error
 

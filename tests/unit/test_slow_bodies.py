@@ -10,6 +10,7 @@ from fastapi import Request
 
 from services.core.errors import RequestTimeout
 from services.ingest_api import bodies
+from services.ingest_api.bodies import InFlight
 
 ALLOWED = 0.2  # seconds of a body without bytes, in these tests
 
@@ -30,7 +31,8 @@ def request(pieces: list[bytes], pause: float, paused: list[float]) -> Request:
 
 
 def read(pieces: list[bytes], pause: float, paused: list[float]) -> Any:
-    return asyncio.run(bodies.read(request(pieces, pause, paused), lambda count: None, 1 << 20))
+    with InFlight(1 << 20, lambda most: None).reserve() as claim:
+        return asyncio.run(bodies.read(request(pieces, pause, paused), claim, 1 << 20))
 
 
 def test_a_body_that_keeps_coming_may_take_longer_than_one_that_does_not() -> None:
