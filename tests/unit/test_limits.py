@@ -1,0 +1,166 @@
+"""Each limit of docs/limits.md has the value that the page says, and is tried at the value and one beyond it."""
+
+import asyncio
+import gzip
+import importlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from services.core import bounds, row_chunks
+from services.core.errors import LogpipeError
+from services.core.instants import of_row
+from services.core.rows import RowCodec, Rows
+from services.datasets.logs import DATASET
+from services.ingest_api import bodies, endpoints
+from services.ingest_api.bodies import InFlight
+from services.ingest_api.disk import DiskFloor
+from services.local.settings import LocalSettings
+from services.local.stack import Stack
+from services.query_api import parameters
+from services.query_api.pools import Pool
+from services.streams.dead_letters import MAX_REASON_CHARACTERS, DeadLetter, DeadLetters
+from services.streams.memory import MemoryBroker
+from tests.unit.test_docs import all_settings
+
+TESTS = Path(__file__).parents[1]
+CODEC = RowCodec(DATASET)
+LOG = b'{"timestamp": "2026-01-31T12:00:00Z", "level": "INFO", "service": "%s", "metadata": %s}'
+GIB = 1 << 30
+
+
+def take_bytes(count: int) -> None:
+    in_flight = InFlight(1 << 28, lambda most: None)
+    with in_flight.reserve() as first, in_flight.reserve() as second:
+        first.take(1)
+        second.take(count - 1)
+
+
+def nested(levels: int) -> bytes:
+    """An object in an object, and so on."""
+    return b'{"a": ' * (levels - 1) + b"{}" + b"}" * (levels - 1)
+
+
+def on_disk_with(free: int) -> Any:
+    return patch.object(shutil, "disk_usage", lambda path: SimpleNamespace(total=1 << 50, used=0, free=free))
+
+
+def lack(floor: int, check: Callable[[], Any]) -> Callable[[int], Any]:
+    """A disk that has as many bytes less than `floor` as the size tried is beyond the limit."""
+
+    def probe(count: int) -> None:
+        with on_disk_with(2 * floor - count):
+            check()
+
+    return probe
+
+
+def fill_pool(places: int) -> None:
+    async def run() -> None:
+        pool, released = Pool("store", 1), Event()
+        waiting = [asyncio.ensure_future(pool.run(lambda stop: released.wait(9), 9)) for _ in range(places)]
+        await asyncio.sleep(0)  # each of them takes its place, or is refused
+        released.set()
+        try:
+            await asyncio.gather(*waiting)
+        finally:
+            pool.close()
+
+    asyncio.run(run())
+
+
+PROBES: dict[str, Callable[[int], Any]] = {
+    "LOGPIPE_INGEST_MAX_BODY": lambda n: list(bodies.chunks_of(bytes(n), "identity", 1 << 26)),
+    "LOGPIPE_INGEST_MAX_IN_FLIGHT": take_bytes,
+    "services.ingest_api.bodies._MEMBERS": lambda n: list(bodies.chunks_of(gzip.compress(b"x") * n, "gzip", 1 << 20)),
+    "services.core.row_chunks.MAX_WIRE_ROW": lambda n: list(
+        row_chunks.decode_object([bytes(n)], lambda text: Rows(0, []))
+    ),
+    "services.ingest_api.endpoints.MAX_KEY_LENGTH": lambda n: endpoints._key(
+        SimpleNamespace(headers={"idempotency-key": "k" * n})  # type: ignore[arg-type]
+    ),
+    "LOGPIPE_INGEST_DISK_FLOOR": lack(GIB, lambda: DiskFloor(".", GIB).check()),
+    "services.core.dataset.MAX_CATEGORY_CHARACTERS": lambda n: CODEC.decode_object(LOG % (b"x" * n, b"{}")),
+    "services.core.rows.MAX_JSON_DEPTH": lambda n: CODEC.decode_object(LOG % (b"x", nested(n))),
+    "services.core.instants._MAX_LENGTH": lambda n: of_row(f"2026-01-31T12:00:00.{'1' * (n - 21)}Z"),
+    "services.core.bounds.MAX_GROUPS": lambda n: bounds.few_groups([()] * n),
+    "services.core.bounds.MAX_RESULT_BYTES": lambda n: bounds.gathered([[("x" * n,)]]),
+    "services.query_api.parameters.MAX_LIMIT": lambda n: parameters.ListParameters(order_by="id", limit=n),
+    "services.query_api.parameters.MAX_OFFSET": TypeAdapter(parameters._Offset).validate_python,
+    "services.query_api.pools.PLACES": fill_pool,
+    "services.local.stack._FREE_BYTES": lack(2 * GIB, lambda: Stack(LocalSettings(stack=Path("none")))._check_disk()),
+}
+"""Limit -> what takes or refuses a thing of this size."""
+
+TRIED_IN = {
+    "services.ingest_api.bodies.BODY_SECONDS": "unit/test_slow_bodies.py::test_a_body_that_trickles_is_refused",
+    "LOGPIPE_REQUEST_KEY_HOURS": "integration/test_clock.py::test_keys_are_forgotten_in_pieces_by_postgres",
+    "services.runtime.connections.HEAD_SECONDS": "unit/test_connections.py::test_a_head_that_comes_byte_by_byte_is_cut",
+    "services.runtime.connections.HEAD_BYTES": "unit/test_connections.py::test_a_head_without_end_is_cut",
+    "services.runtime.connections.MAX_CONNECTIONS": "unit/test_connections.py::test_connections_leave_files_for",
+    "services.core.rows.MAX_LINE_BYTES": "unit/test_rows.py::test_a_row_larger_than_a_message_may_be_is_refused",
+    "services.core.envelope.MAX_VALUE_BYTES": "unit/test_envelope.py::test_no_value_is_larger_than_a_broker_takes",
+    "services.streams.dead_letters.MAX_LETTER_BYTES": "unit/test_stream_to_store.py::test_a_foreign_key_of_any_size",
+    "services.streams.dead_letters.MAX_REASON_CHARACTERS": "unit/test_limits.py::test_a_long_reason_is_cut",
+    "services.core.completion.MOST_REFUSED": "unit/test_completion.py::test_a_store_that_refuses_rows_without_end",
+    "LOGPIPE_QUERY_SECONDS": "unit/test_query_api.py::test_out_of_time",
+    "services.lake.processes.ENGINE_BYTES": "unit/test_lake_reader.py::test_a_query_that_needs_more_memory",
+    "services.lake.processes.PROCESS_BYTES": "unit/test_lake_processes.py::test_a_process_that_dies_fails_one_query",
+    "services.query_api.alerts.MAX_LIMIT": "integration/test_alerting.py::test_the_api",
+    "services.send.source.MAX_LINE": "unit/test_send.py::test_an_endless_record_is_cut_and_the_rest_is_rejected",
+    "services.send.chunks.RECORD_BYTES": "unit/test_send.py::test_a_record_of_too_many_parts_is_cut",
+}
+"""Limit -> the test that tries it, by the beginning of its name."""
+
+
+def documented() -> dict[str, str]:
+    return {limit.strip("`"): value for _, limit, value, _ in rows()}
+
+
+def rows() -> list[tuple[str, ...]]:
+    lines = (TESTS.parent / "docs" / "limits.md").read_text().splitlines()
+    cells = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines if "| `" in line]
+    assert cells
+    return cells
+
+
+def value_of(limit: str) -> str:
+    if limit.startswith("LOGPIPE_"):
+        return all_settings()[limit][0].strip("`")
+    module, _, name = limit.rpartition(".")
+    return str(getattr(importlib.import_module(module), name))
+
+
+def test_every_limit_is_documented_as_it_is() -> None:
+    found = documented()
+    assert found == {limit: value_of(limit) for limit in found}
+
+
+def test_every_limit_is_tried() -> None:
+    assert documented().keys() == PROBES.keys() | TRIED_IN.keys()
+    for test in TRIED_IN.values():
+        file, _, name = test.partition("::")
+        assert f"def {name}" in (TESTS / file).read_text(), test
+
+
+@pytest.mark.parametrize("limit", PROBES)
+def test_a_limit_is_reached_and_not_passed(limit: str) -> None:
+    size = int(float(value_of(limit)))
+    PROBES[limit](size)
+    with pytest.raises((LogpipeError, ValidationError, ValueError)):
+        PROBES[limit](size + 1)
+
+
+def test_a_long_reason_is_cut() -> None:
+    letters = DeadLetters(MemoryBroker().producer, "store", DATASET)  # type: ignore[arg-type]
+    for size in (MAX_REASON_CHARACTERS, MAX_REASON_CHARACTERS + 1):
+        value = letters._value(DeadLetter(0, 0, None, None, None, 1, "r" * size, b""))
+        assert len(json.loads(value)["reason"]) == MAX_REASON_CHARACTERS
