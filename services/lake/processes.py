@@ -14,6 +14,7 @@ import threading
 import traceback
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +57,7 @@ class ProcessReader(EmbeddedReader):
 
     def __init__(self, settings: LakeSettings) -> None:
         super().__init__(settings)
+        ensure_running()  # loads the engine's code, which takes about 2 s, while this process goes on
         self._workers = [_Worker(settings) for _ in range(PROCESSES)]
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()  # the last used one has opened the tables
         for worker in self._workers:
