@@ -7,8 +7,8 @@ when it is a JSON object with an id, times, and all that its dataset requires. T
 from pyspark.sql import DataFrame
 
 from services.core.dataset import CREATED_AT, ID, MAX_CATEGORY_CHARACTERS, Column, Dataset
-from services.core.envelope import BATCH_KEY, COLUMNS
-from services.core.ids import MAX_BATCH_ROWS, ROW_BITS
+from services.core.envelope import BATCH_KEY, COLUMNS, MAX_COLUMNS
+from services.core.ids import MAX_BATCH, MAX_BATCH_ROWS, ROW_BITS
 from services.core.instants import DAY, LAST_INSTANT
 from spark_jobs.schema import line_schema
 
@@ -24,13 +24,14 @@ def lines(messages: DataFrame, dataset: Dataset) -> DataFrame:
 
     Fails with NEWER at a message that may hold more than is known here: it would be left out in silence.
     """
-    newer = f"IF({_header(COLUMNS)} > {len(dataset.columns)}, raise_error('{NEWER}'), value) AS value"
-    known = messages.selectExpr(*(newer if name == "value" else name for name in MESSAGE))
+    newer = f"problem IS NULL AND columns BETWEEN {len(dataset.columns) + 1} AND {MAX_COLUMNS}"
+    known = f"IF({newer}, raise_error('{NEWER}'), lines) AS lines"
     from_json = f"from_json(line, '{line_schema(dataset)}, {_CORRUPT} STRING', {_JSON_OPTIONS}) AS r"
     return (
-        known.selectExpr(*_ENVELOPE)
+        messages.selectExpr(*MESSAGE)
+        .selectExpr(*_ENVELOPE)
         .selectExpr(*_CHECKED)
-        .selectExpr(*_KEPT)
+        .selectExpr(*(known if name == "lines" else name for name in _KEPT))
         .selectExpr(*_LINES)
         .selectExpr("*", from_json)
     )
@@ -75,12 +76,14 @@ _ENVELOPE = (
     "value",
     f"{_header('created_at')} AS created_at",
     f"{_header('rows')} AS announced",
+    f"{_header(COLUMNS)} AS columns",
     # What follows the last newline is no line.
     "split(CAST(substring(value, 1, octet_length(value) - 1) AS STRING), '\\n') AS lines",
 )
 _PROBLEM = f"""CASE
     WHEN value IS NULL THEN 'it has no value'
-    WHEN key IS NULL OR NOT key RLIKE '{BATCH_KEY}' THEN 'its key is not <batch>:<part>'
+    WHEN key IS NULL OR NOT key RLIKE '{BATCH_KEY}' OR try_cast(split_part(key, ':', 1) AS BIGINT) > {MAX_BATCH}
+        THEN 'its key is not <batch>:<part>'
     WHEN created_at IS NULL OR announced IS NULL THEN 'a header, created_at or rows, is missing or not a number'
     WHEN NOT created_at BETWEEN 0 AND {LAST_INSTANT - 1} THEN 'its created_at is not between 1970 and 2100'
     WHEN substring(value, -1, 1) != X'0A' THEN 'its last line does not end'
@@ -94,6 +97,7 @@ _CHECKED = (
     "try_cast(split_part(key, ':', 1) AS BIGINT) AS batch_id",
     "lines",
     "size(lines) AS size",
+    "columns",
     f"{_PROBLEM} AS problem",
 )
 # Every line of a message gets a copy of what is beside the lines: with the whole message, 1,000 lines of a large one

@@ -1,18 +1,20 @@
 """Completing a write whose outcome is unknown: look what the store holds, and write what is missing.
 
-The missing rows are written under the first attempt's token. All later writes have tokens that are made of the rows'
-ids and of the number of writes of exactly these rows. The tokens serve three purposes:
+The missing rows are written under the first attempt's token. If the store refuses them, the missing rows of either
+half of the blocks' lines are written, and so on. Where the lines are halved depends on the blocks alone, not on what is
+missing. A later write's token is made of the ids of all rows of its half, and of the number of writes of this half. The
+tokens serve three purposes:
 
 - A former writer that was suspended before its insert reached the store may send the insert at any later time. A store
   that remembers tokens drops the late insert, because the token was used here.
 - A store that wrote down a token but failed to keep the rows drops the rows under this token for ever. A look shows
   that the rows are still missing, and the next attempt has another token.
-- Two writers may complete the same range at the same time, because one was suspended while the other took over. When
-  both write the same rows, both use the same token, and the store drops the second write.
+- Two writers may complete the same range at the same time, because one was suspended while the other took over. Both
+  write by the same halves, under the same tokens, and the store drops the second write of a half. What one of them
+  has seen refused as a whole and halved, the other's store refuses as well, because a refused row is never stored.
 
-Lines that are no rows by our own check (`lines`) are refused without asking the store. The store is asked about the
-others: if it refuses them, then about either half of them, and so on. Of these only a row that is refused alone counts
-as refused.
+Lines that are no rows by our own check (`lines`) are refused without asking the store. Of the others only a row that is
+refused alone counts as refused.
 """
 
 from bisect import bisect_left
@@ -32,8 +34,8 @@ from services.core.ports import Block
 MOST_REFUSED = 1000
 """Rows of one completion that pass our own check and that the store may refuse all the same.
 
-Beyond, the fault is taken to be the store's (a column of another type, a view that throws), and the store counts as
-down: none of the rows becomes a dead letter.
+Beyond, or where the store refuses each of several rows, the fault is taken to be the store's (a column of another type,
+a view that throws), and the store counts as down: none of the rows becomes a dead letter.
 """
 
 _MOST_ATTEMPTS = 1000  # that a store may acknowledge without storing a row
@@ -49,7 +51,7 @@ def complete(
 
     `stored_ids` returns which ids of these batches are in the store, after every former attempt has ended. Raises what
     `stored_ids` and `write` raise except RowRejected, and StoreDown if the store acknowledges rows but does not hold
-    them, or refuses more than MOST_REFUSED rows that pass our own check.
+    them, or refuses too many of the rows that pass our own check (see MOST_REFUSED).
     """
     rows = _Rows(blocks)
     ids, _, problems = line_check(blocks[0].dataset).check(rows.lines)
@@ -62,24 +64,27 @@ def complete(
         missing = [at for at, row_id in enumerate(ids) if row_id not in there and at not in refused]
         if not missing:
             return [rows.rejected(at, refused[at]) for at in sorted(refused)]
-        groups = [missing]
-        while groups:
-            group = groups.pop()
+        halves = [(0, len(ids))]
+        while halves:
+            first, end = halves.pop()
+            group = missing[bisect_left(missing, first) : bisect_left(missing, end)]
+            if not group:
+                continue
             if attempts:
-                digest = _digest(ids[at] for at in group)
+                digest = _digest(ids[first:end])
                 attempt = f"{digest}-{attempts[digest]}"
             attempts[attempt.partition("-")[0]] += 1
             try:
                 write(rows.only(group, attempt))
             except RowRejected as error:
-                if len(group) == 1:
-                    refused[group[0]] = error.reason
-                    by_store += 1
-                    if by_store > MOST_REFUSED:
-                        raise StoreDown(store, f"more than {MOST_REFUSED} rows refused: {error.reason}") from error
-                else:
-                    middle = len(group) // 2
-                    groups += [group[middle:], group[:middle]]
+                if end - first > 1:
+                    middle = (first + end) // 2
+                    halves += [(middle, end), (first, middle)]
+                    continue
+                refused[first] = error.reason
+                by_store += 1
+                if by_store > MOST_REFUSED or 1 < by_store == len(ids) - len(problems):
+                    raise StoreDown(store, f"it refuses {by_store} rows that seem sound: {error.reason}") from error
     raise StoreDown(
         store, f"{len(missing)} rows were acknowledged {attempts.total()} times, and the store does not hold them"
     )

@@ -18,7 +18,8 @@ COLUMNS = "columns"
 BATCH_KEY = "^[0-9]{1,11}:[0-9]{1,9}$"
 """Key of a message, <batch>:<part>: a pattern that Python and Java read alike. `ids.MAX_BATCH` has 11 digits."""
 _SHOWN_BYTES = 100  # of a foreign key or header, in a reason
-_COLUMN_DIGITS = 4  # of the number of columns; a longer one is nobody's
+MAX_COLUMNS = 9999
+"""The largest number of columns that is believed."""
 _is_batch_key = re.compile(BATCH_KEY.encode()).search
 _with_newline = (1).__add__  # a loop in C: this is done for every row
 
@@ -43,7 +44,7 @@ def batch_of_key(key: bytes) -> int:
 def is_newer(headers: Mapping[str, bytes], dataset: Dataset) -> bool:
     """Whether a message may hold columns that this process does not know, and would leave out."""
     known = headers.get(COLUMNS, b"")
-    return len(known) <= _COLUMN_DIGITS and known.isdigit() and int(known) > len(dataset.columns)
+    return len(known) <= len(str(MAX_COLUMNS)) and known.isdigit() and int(known) > len(dataset.columns)
 
 
 def messages(

@@ -94,7 +94,7 @@ def of_row(text: str, zone: tzinfo | None = None) -> int:
 
     Raises ValueError, which says why.
     """
-    return _read(text, zone, needs_second=True)
+    return _in_calendar(text, zone, needs_second=True)
 
 
 def of_bound(text: str) -> int:
@@ -102,7 +102,7 @@ def of_bound(text: str) -> int:
 
     Raises ValueError, which says why.
     """
-    return _read(text, UTC, needs_second=False)
+    return _in_calendar(text, UTC, needs_second=False)
 
 
 def _uniform(values: Sequence[str]) -> list[int] | None:
@@ -130,6 +130,13 @@ def _one(index: int, value: str) -> int:
         return of_row(value)
     except ValueError as error:
         raise InvalidInstant(index, str(error)) from error
+
+
+def _in_calendar(text: str, zone: tzinfo | None, *, needs_second: bool) -> int:
+    try:
+        return _read(text, zone, needs_second=needs_second)
+    except OverflowError as error:
+        raise ValueError(f"{text} is not between the years 1 and 9999, in UTC") from error
 
 
 def _read(text: str, zone: tzinfo | None, *, needs_second: bool) -> int:

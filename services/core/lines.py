@@ -4,6 +4,7 @@ Stores parse the lines of a first write without this check. It is made after a s
 them: to find the bad lines by a store takes a write for each of them.
 """
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
@@ -25,7 +26,7 @@ Instant = Annotated[int, msgspec.Meta(ge=0, lt=LAST_INSTANT)]
 Category = Annotated[str, msgspec.Meta(max_length=MAX_CATEGORY_CHARACTERS)]
 """Types of fields of a line, for readers that need some of its columns only. A category may hold the character NUL."""
 
-_Uuid = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+_Uuid = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\\Z")]
 _TYPES: dict[str, Any] = {"timestamp": Instant, "number": float, "uuid": _Uuid}
 
 
@@ -35,6 +36,7 @@ class _Identity(msgspec.Struct, gc=False):
 
 
 _identities = msgspec.json.Decoder(_Identity)
+_encode_lines = msgspec.json.Encoder().encode_lines
 
 
 class Checked(NamedTuple):
@@ -50,6 +52,8 @@ def are_rows_of(value: bytes, lines: int, batch_id: int, created_at: int) -> boo
 
     Nothing else is looked at. Where it is False, `LineCheck` tells which lines have them. `lines`: how many there are.
     """
+    if not _one_a_line(value.removesuffix(b"\n"), lines):
+        return False
     try:
         found = _identities.decode_lines(value)
     except UNDECODABLE:
@@ -58,6 +62,11 @@ def are_rows_of(value: bytes, lines: int, batch_id: int, created_at: int) -> boo
     return len(found) == lines and all(
         type(row.id) is int and first <= row.id < end and row.created_at == created_at for row in found
     )
+
+
+def _one_a_line(text: bytes, lines: int) -> bool:
+    """False if a line may hold no value, or several. `text` ends without a newline."""
+    return text[:1] == b"{" and text[-1:] == b"}" and text.count(b"}\n{") == lines - 1
 
 
 class LineCheck:
@@ -71,11 +80,12 @@ class LineCheck:
         checked = Checked([], [], {})
         for start in range(0, len(lines), _AT_ONCE):
             some = lines[start : start + _AT_ONCE]
+            text = b"\n".join(some)
             try:
-                rows = self._rows(b"\n".join(some))
+                rows = self._rows(text) if _one_a_line(text, len(some)) else []
             except UNDECODABLE:
                 rows = []
-            if len(rows) == len(some):  # blank lines are no rows
+            if len(rows) == len(some) and _encode_lines(rows) == text + b"\n":  # as `RowCodec` writes them
                 checked.ids.extend([row.id for row in rows])
                 checked.created_at.extend([row.created_at for row in rows])
             else:
@@ -93,8 +103,10 @@ class LineCheck:
         try:
             if len(rows := self._rows(line)) == 1:
                 row_id, created_at = rows[0].id, rows[0].created_at
+                if _names_twice(line):
+                    checked.problems[number] = "a name is given twice"
             else:
-                checked.problems[number] = "the line is empty"
+                checked.problems[number] = "the line is not one object"
         except UNDECODABLE as error:
             checked.problems[number] = str(error)
             row_id, created_at = _identity(line)
@@ -114,6 +126,19 @@ def _identity(line: bytes) -> tuple[int | None, int | None]:
     except UNDECODABLE:
         return None, None
     return _integer(found.id), _integer(found.created_at)
+
+
+def _names_twice(line: bytes) -> bool:
+    """msgspec takes the last value of a name that is given twice; a store may refuse the line."""
+
+    lost = 0
+
+    def count(pairs: list[tuple[str, Any]]) -> None:
+        nonlocal lost
+        lost += len(pairs) - len(dict(pairs))
+
+    json.loads(line, object_pairs_hook=count)
+    return lost > 0
 
 
 def _integer(value: Any) -> int | None:

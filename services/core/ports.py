@@ -100,6 +100,10 @@ class OwnProgressWriter(StoreWriter, Protocol):
     def positions(self, dataset: Dataset, topic_id: str) -> Mapping[int, int]:
         """Partition -> first offset not yet stored. After `prepare`. Raises StoreDown, NeedsOperator."""
 
+    def refusals(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
+        """The rows that `complete` will refuse: its transaction moves the position past them, so they are asked for
+        before."""
+
 
 class StoreReader(Protocol):
     """`name` is the store's name on the command line, `route` in URLs, `source` in replies.

@@ -17,7 +17,10 @@ from services.core.errors import Backpressure, Malformed, RequestTimeout, TooLar
 from services.runtime import metrics
 
 BODY_SECONDS = 30
-"""A body may take this long, and a second more for each BODY_BYTES_PER_SECOND that have arrived."""
+"""A body may take this long, and a second more for each BODY_BYTES_PER_SECOND that have arrived.
+
+No pause may be as long either.
+"""
 BODY_BYTES_PER_SECOND = 1024
 CHUNK_BYTES = 256 << 10
 """A body is decompressed this many bytes at a time."""
@@ -89,11 +92,13 @@ async def read(request: Request, claim: Claim, limit: int) -> bytes:
     """The body as it was sent. Raises TooLarge, RequestTimeout or Backpressure."""
     chunks, size = [], 0
     try:
-        started = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         async with asyncio.timeout(BODY_SECONDS) as deadline:
             async for chunk in request.stream():
                 size += len(chunk)
-                deadline.reschedule(started + BODY_SECONDS + size / BODY_BYTES_PER_SECOND)
+                at_least = started + BODY_SECONDS + size / BODY_BYTES_PER_SECOND
+                deadline.reschedule(min(at_least, loop.time() + BODY_SECONDS))
                 if size > limit:
                     raise TooLarge(f"the body has more than {limit} bytes: send several requests")
                 claim.take(len(chunk))
@@ -101,7 +106,7 @@ async def read(request: Request, claim: Claim, limit: int) -> bytes:
     except TimeoutError as error:
         raise RequestTimeout(
             f"{size} bytes of the body arrived in time; at least {BODY_BYTES_PER_SECOND} a second are expected after"
-            f" the first {BODY_SECONDS} s"
+            f" the first {BODY_SECONDS} s, without a pause of {BODY_SECONDS} s"
         ) from error
     return b"".join(chunks)
 

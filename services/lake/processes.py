@@ -117,12 +117,15 @@ class _Worker:
     def _started(self) -> Connection:
         if self._connection is None or self._process is None or not self._process.is_alive():
             self._end()
-            self._connection, theirs = _context.Pipe()
-            self._process = _context.Process(
-                target=_serve, args=(theirs, self._settings), name="lake-query", daemon=True
-            )
-            self._process.start()
-            theirs.close()
+            ours, theirs = _context.Pipe()
+            with theirs:
+                process = _context.Process(target=_serve, args=(theirs, self._settings), name="lake-query", daemon=True)
+                try:
+                    process.start()
+                except (EOFError, OSError) as error:  # too many open files or processes, too little memory
+                    ours.close()
+                    raise StoreDown(NAME, f"no process for the query can be started: {error}") from error
+            self._process, self._connection = process, ours
         return self._connection
 
     def _ended(self) -> LogpipeError:

@@ -69,14 +69,17 @@ class EmbeddedWriter:
         try:
             self.write(blocks)
         except RowRejected:
-            refused = [
-                RowRejected(row, reason, block=number)
-                for number, block in enumerate(blocks)
-                for row, reason in sorted(self._tables[block.dataset][1].refused(block).items())
-            ]
+            refused = self.refusals(blocks)
             self.write(without(blocks, refused))
             return refused
         return []
+
+    def refusals(self, blocks: Sequence[Block]) -> list[RowRejected]:
+        return [
+            RowRejected(row, reason, block=number)
+            for number, block in enumerate(blocks)
+            for row, reason in sorted(self._tables[block.dataset][1].refused(block).items())
+        ]
 
     def end_writes(self, dataset: Dataset) -> None:
         """A commit, after which writers that have read the position before it are Fenced.

@@ -36,7 +36,7 @@ Point = int | None
 """A batch that the client wants to be answered at, None for the latest."""
 
 
-_LOST_PLUS = re.compile(r"(\S+[Tt ]\S+) (\d\d(?::?\d\d)?)")
+_LOST_PLUS = re.compile(r"([-\dW]+[Tt ][\d:.,]+) (\d\d(?::?\d\d)?)", re.ASCII)
 
 
 def _microseconds(value: str) -> int:

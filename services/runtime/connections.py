@@ -17,7 +17,10 @@ HEAD_SECONDS = 10.0
 """How long a connection may wait for the whole head of its next request."""
 
 HEAD_BYTES = 64 << 10
-"""How long the head of a request may be."""
+"""How long the head of a request may be, and whatever else comes beside bodies: trailers, the next request's head."""
+
+WRITE_SECONDS = 30.0
+"""How long a client may take nothing of a reply that waits for it."""
 
 MAX_CONNECTIONS = 4096
 """Connections of a listener at once; fewer when the process may open fewer files."""
@@ -33,9 +36,12 @@ def max_connections() -> int:
     return min(MAX_CONNECTIONS, max(files - SPARE_FILES, files // 2))
 
 
-def bounded_protocol(limit: int, head_seconds: float = HEAD_SECONDS) -> type["BoundedProtocol"]:
+def bounded_protocol(
+    limit: int, head_seconds: float = HEAD_SECONDS, write_seconds: float = WRITE_SECONDS
+) -> type["BoundedProtocol"]:
     """The protocol of one server."""
-    return type("Bounded", (BoundedProtocol,), {"limit": limit, "head_seconds": head_seconds, "waiting": {}})
+    own = {"limit": limit, "head_seconds": head_seconds, "write_seconds": write_seconds, "waiting": {}}
+    return type("Bounded", (BoundedProtocol,), own)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -47,11 +53,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     limit: ClassVar[int]
     head_seconds: ClassVar[float]
+    write_seconds: ClassVar[float]
     waiting: ClassVar[dict["BoundedProtocol", None]]  # of the server, in the order in which they began to wait
 
     _timer: asyncio.TimerHandle | None = None
-    _head_bytes = 0
-    _in_body = False  # also of a request that was answered before its body had come
+    _write_timer: asyncio.TimerHandle | None = None
+    _beside_bodies = 0  # bytes that have come since the last of a body, or of a request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -63,22 +70,33 @@ class BoundedProtocol(HttpToolsProtocol):
             _count_closed("limit")
 
     def data_received(self, data: bytes) -> None:
-        waited = self in self.waiting
+        self._beside_bodies += len(data)
         super().data_received(data)
-        if waited and self in self.waiting and not self._in_body:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES:
-                self.transport.close()
-                _count_closed("head_size")
+        if self._beside_bodies > HEAD_BYTES and not self.transport.is_closing():
+            self.transport.close()
+            _count_closed("head_size")
 
     def on_headers_complete(self) -> None:
         self._end_waiting()
-        self._in_body = True
+        self._beside_bodies = 0
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._beside_bodies = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
-        self._in_body = False
+        self._beside_bodies = 0
         super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than the reply is made."""
+        super().pause_writing()
+        self._await_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._end_writing()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -87,12 +105,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_waiting()
+        self._end_writing()
         super().connection_lost(exc)
 
     def _wait(self) -> None:
         self._end_waiting()
         self.waiting[self] = None
-        self._head_bytes = 0
         self._timer = self.loop.call_later(self.head_seconds, self._give_up)
 
     def _end_waiting(self) -> None:
@@ -100,6 +118,24 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _await_reading(self) -> None:
+        self._end_writing()
+        left = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(self.write_seconds, self._end_unread, left)
+
+    def _end_unread(self, left: int) -> None:
+        """`left`: bytes that the client had not taken when the time began."""
+        if self.transport.get_write_buffer_size() < left:
+            self._await_reading()
+            return
+        self.transport.abort()
+        _count_closed("unread")
+
+    def _end_writing(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _give_up(self) -> None:
         if not self.transport.is_closing():

@@ -154,7 +154,8 @@ class Journal:
                 progress.options = msgspec.structs.replace(progress.options, origin=origin)
             self.progress = progress
             self._write()
-            following = _begun(self.former_path, progress.options, [])
+            # The file that has the former path now goes on later: its times may be of another year.
+            following = _begun(self.former_path, msgspec.structs.replace(progress.options, year=None), [])
             following.ledger = progress.ledger
             _replace(file, following)
         return progress

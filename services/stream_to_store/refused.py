@@ -10,7 +10,7 @@ from services.core.dataset import Dataset
 from services.core.errors import RowRejected
 from services.core.ids import batch_of
 from services.core.lines import are_rows_of, line_check
-from services.core.ports import Block, StoreWriter
+from services.core.ports import Block, OwnProgressWriter, StoreWriter
 from services.stream_to_store.lane import Envelope, Slice
 from services.streams.dead_letters import DeadLetter, DeadLetters
 
@@ -37,7 +37,8 @@ def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_lette
         replace(block, rows=sum(len(part.numbers) for part in parts), lines=b"".join(part.joined() for part in parts))
         for block, parts in zip(blocks, own, strict=True)
     ]
-    refusals = writer.complete(left)
+    has_own_progress = isinstance(writer, OwnProgressWriter)
+    refusals = writer.refusals(left) if has_own_progress else writer.complete(left)
     ends = [list(accumulate(len(part.numbers) for part in parts)) for parts in own]
     for refusal in refusals:
         row = refusal.row or 0
@@ -45,6 +46,8 @@ def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_lette
         part = own[refusal.block][at]
         letters.append(part.letter(row - ends[refusal.block][at] + len(part.numbers), refusal.reason))
     dead_letters.send(letters)
+    if has_own_progress:  # its transaction counts the letters' lines as stored, so they had to be there before
+        writer.complete(left)
     return sum(block.rows for block in left) - len(refusals)
 
 

@@ -10,12 +10,13 @@ from services.core import completion
 from services.core.completion import complete
 from services.core.errors import RowRejected, StoreDown
 from services.core.ids import batch_of, first_id
+from services.core.lines import are_rows_of
 from services.core.ports import Block, joint_token
 from services.core.rows import RowCodec
 from services.datasets.logs import DATASET
 
 CODEC = RowCodec(DATASET)
-IDS = [first_id(5) + number for number in range(4)]
+IDS = [first_id(5) + number for number in range(8)]
 BAD = IDS[1]
 
 
@@ -51,21 +52,26 @@ def block(own: Sequence[bytes] = (), partition: int = 0) -> Block:
     return Block(DATASET, "topic", partition, 0, 9, 0, len(own), b"".join(line + b"\n" for line in own))
 
 
-@pytest.mark.parametrize("pause", range(1, 5))
-def test_a_consumer_that_is_suspended_while_another_completes_doubles_nothing(pause: int) -> None:
+@pytest.mark.parametrize("pause", range(1, 16))
+@pytest.mark.parametrize("bad", [*((at,) for at in range(5)), (0, 3), (1, 2), (0, 4), (2, 3, 4)])
+@pytest.mark.parametrize("count", [5, 8])
+def test_a_consumer_that_is_suspended_while_another_completes_doubles_nothing(
+    count: int, bad: Sequence[int], pause: int
+) -> None:
     """The consumer is suspended before its write number `pause`; it wakes up when the other one is done."""
-    table, writes = Table(), 0
+    table, writes = Table([IDS[at] for at in bad]), 0
+    own = lines(IDS[:count])
 
     def write(blocks: Sequence[Block]) -> None:
         nonlocal writes
         writes += 1
         if writes == pause:
-            complete("store", [block()], table.ids, table.write)
+            complete("store", [block(own)], table.ids, table.write)
         table.write(blocks)
 
-    (refused,) = complete("store", [block()], table.ids, write)
-    assert refused.row == IDS.index(BAD)
-    assert table.rows == dict.fromkeys([row_id for row_id in IDS if row_id != BAD], 1)
+    refused = complete("store", [block(own)], table.ids, write)
+    assert [each.row for each in refused] == list(bad)
+    assert table.rows == dict.fromkeys([IDS[at] for at in range(count) if at not in bad], 1)
 
 
 def test_a_token_that_was_written_down_without_rows_is_not_used_for_ever() -> None:
@@ -126,6 +132,35 @@ def test_a_store_that_refuses_rows_without_end_is_down(monkeypatch: pytest.Monke
     monkeypatch.setattr(completion, "MOST_REFUSED", 10)
     ids = [first_id(7) + number for number in range(100)]
     table = Table(ids[:11])
-    with pytest.raises(StoreDown, match="more than 10 rows refused: bad"):
+    with pytest.raises(StoreDown, match="refuses 11 rows that seem sound: bad"):
         complete("store", [block(lines(ids))], table.ids, table.write)
     assert len(complete("store", [block(lines(ids[1:]))], table.ids, table.write)) == 10
+
+
+def test_a_store_that_refuses_each_of_several_rows_is_down() -> None:
+    """However few they are: none of them is a bad row then."""
+    with pytest.raises(StoreDown, match="refuses 3 rows that seem sound"):
+        complete("store", [block(lines(IDS[:3]))], (table := Table(IDS)).ids, table.write)
+    assert len(complete("store", [block(lines(IDS[:1]))], table.ids, table.write)) == 1
+
+
+def test_a_line_that_gives_a_name_twice_is_no_row() -> None:
+    table = Table(())
+    first, second = lines(IDS[:2])
+    own = [first.replace(b'"level":"INFO"', b'"level":"INFO","level":"WARN"'), second.replace(b":", b": ")]
+    refused = complete("store", [block(own)], table.ids, table.write)
+    assert [(each.row, each.reason) for each in refused] == [(0, "a name is given twice")]
+
+
+def test_a_line_of_several_values_is_no_row() -> None:
+    table = Table(())
+    (first, second, third) = lines(IDS[:3])
+    own = [first + second, b"", third]
+    assert not are_rows_of(first + second + b"\n\n", 2, 5, 5)
+    assert are_rows_of(first + b"\n" + second + b"\n", 2, 5, 5)
+    refused = complete("store", [block(own)], table.ids, table.write)
+    assert [(each.row, each.reason) for each in refused] == [
+        (0, "the line is not one object"),
+        (1, "the line is not one object"),
+    ]
+    assert table.rows == {IDS[2]: 1}

@@ -4,7 +4,7 @@ import asyncio
 import resource
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import uvicorn
@@ -18,7 +18,9 @@ from services.runtime.connections import HEAD_BYTES, bounded_protocol
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HEAD_SECONDS = 0.5
+WRITE_SECONDS = 1.5
 
+LARGE = 32 << 20  # bytes of a reply, more than the sockets' buffers hold
 Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -31,8 +33,9 @@ class Server:
             Route("/refused", self._hello, methods=["POST"]),
             Route("/held", self._held),
             Route("/stream", self._stream),
+            Route("/large", self._large),
         ]
-        protocol = bounded_protocol(limit, HEAD_SECONDS)
+        protocol = bounded_protocol(limit, HEAD_SECONDS, WRITE_SECONDS)
         config = uvicorn.Config(
             Starlette(routes=routes), http=protocol, ws="none", lifespan="off", log_level="critical"
         )
@@ -73,6 +76,9 @@ class Server:
         self.begun.set()
         await self.go_on.wait()
         return PlainTextResponse("held")
+
+    async def _large(self, request: Request) -> PlainTextResponse:
+        return PlainTextResponse("x" * LARGE)
 
     async def _stream(self, request: Request) -> StreamingResponse:
         async def parts() -> AsyncIterator[bytes]:
@@ -159,6 +165,36 @@ async def test_a_head_without_end_is_cut(server: Server) -> None:
     begun = asyncio.get_running_loop().time()
     assert await is_closed(peer)
     assert asyncio.get_running_loop().time() - begun < HEAD_SECONDS
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [b"POST /upload HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", GET.replace(b" / ", b" /held ")],
+    ids=["trailers", "the next head"],
+)
+async def test_what_comes_beside_bodies_is_bounded(server: Server, begun: bytes) -> None:
+    peer = await server.connect(begun)
+    line = b"X: " + b"a" * 8000 + b"\r\n"
+    with suppress(ConnectionError):
+        if b"/held" in begun:
+            peer[1].write(b"GET / HTTP/1.1\r\n")
+        for _ in range(100):
+            peer[1].write(line)
+            await peer[1].drain()
+            await asyncio.sleep(0)
+    assert await is_closed(peer)
+
+
+async def test_a_reply_that_nobody_reads_ends(server: Server) -> None:
+    """A client that reads, however slowly, gets its reply; one that does not loses its connection."""
+    slow, silent = [await server.connect(GET.replace(b" / ", b" /large ")) for _ in range(2)]
+    async with asyncio.timeout(60):
+        await slow[0].readuntil(b"\r\n\r\n")
+        for _ in range(64):
+            await slow[0].readexactly(LARGE // 64)
+            await asyncio.sleep(2 * WRITE_SECONDS / 64)
+        with pytest.raises(asyncio.IncompleteReadError):
+            await silent[0].readexactly(LARGE)
 
 
 async def test_a_long_head_and_a_body_after_an_early_reply_are_read(server: Server) -> None:

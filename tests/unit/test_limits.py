@@ -105,6 +105,7 @@ TRIED_IN = {
     "LOGPIPE_REQUEST_KEY_HOURS": "integration/test_clock.py::test_keys_are_forgotten_in_pieces_by_postgres",
     "services.runtime.connections.HEAD_SECONDS": "unit/test_connections.py::test_a_head_that_comes_byte_by_byte_is_cut",
     "services.runtime.connections.HEAD_BYTES": "unit/test_connections.py::test_a_head_without_end_is_cut",
+    "services.runtime.connections.WRITE_SECONDS": "unit/test_connections.py::test_a_reply_that_nobody_reads_ends",
     "services.runtime.connections.MAX_CONNECTIONS": "unit/test_connections.py::test_connections_leave_files_for",
     "services.core.rows.MAX_LINE_BYTES": "unit/test_rows.py::test_a_row_larger_than_a_message_may_be_is_refused",
     "services.core.envelope.MAX_VALUE_BYTES": "unit/test_envelope.py::test_no_value_is_larger_than_a_broker_takes",

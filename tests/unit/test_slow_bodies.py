@@ -41,6 +41,11 @@ def test_a_body_that_keeps_coming_may_take_longer_than_one_that_does_not() -> No
     assert sum(paused) > 4 * ALLOWED
 
 
+def test_a_body_that_came_fast_may_not_pause_for_long() -> None:
+    with pytest.raises(RequestTimeout, match="without a pause"):
+        read([b"x" * 10_240, b"x"], ALLOWED * 1.5, [])
+
+
 def test_a_body_that_trickles_is_refused() -> None:
     with pytest.raises(RequestTimeout, match="bytes of the body arrived in time; at least 1024 a second"):
         read([b"x"] * 100, ALLOWED / 4, [])
