@@ -21,7 +21,7 @@ HTTP_SECONDS = Metric(
 CONNECTIONS_CLOSED = Metric(
     "logpipe_http_connections_closed_total",
     "counter",
-    "Connections closed for a reason: too many at once (limit), a head too slow or too long, or a reply that nobody reads.",
+    "Connections closed: too many at once (limit), a head too slow or too long, or a reply that nobody reads.",
     ("reason",),
 )
 DEGRADED = Metric(

@@ -37,8 +37,8 @@ def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_lette
         replace(block, rows=sum(len(part.numbers) for part in parts), lines=b"".join(part.joined() for part in parts))
         for block, parts in zip(blocks, own, strict=True)
     ]
-    has_own_progress = isinstance(writer, OwnProgressWriter)
-    refusals = writer.refusals(left) if has_own_progress else writer.complete(left)
+    own_progress = writer if isinstance(writer, OwnProgressWriter) else None
+    refusals = own_progress.refusals(left) if own_progress else writer.complete(left)
     ends = [list(accumulate(len(part.numbers) for part in parts)) for parts in own]
     for refusal in refusals:
         row = refusal.row or 0
@@ -46,7 +46,7 @@ def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_lette
         part = own[refusal.block][at]
         letters.append(part.letter(row - ends[refusal.block][at] + len(part.numbers), refusal.reason))
     dead_letters.send(letters)
-    if has_own_progress:  # its transaction counts the letters' lines as stored, so they had to be there before
+    if own_progress:  # its transaction counts the letters' lines as stored, so they had to be there before
         writer.complete(left)
     return sum(block.rows for block in left) - len(refusals)
 
