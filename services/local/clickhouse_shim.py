@@ -42,6 +42,7 @@ from services.runtime import http, logs
 from services.runtime.settings import ListenSettings
 
 HOST = "127.0.0.1"
+_MERGES_NICE = 10
 _log = logs.get("clickhouse-shim")
 
 _LOADED_LATE = ("anyio._backends._asyncio", "encodings.idna")
@@ -122,9 +123,10 @@ class Engine:
         """`rights`: the engine's configuration, from `clickhouse_rights.write`."""
         self._folder = str(folder.resolve())
         self._identity = _identity(folder)
-        # The engine stays loaded as long as one session is open. Merges go after what is being answered, where the
-        # process may set priorities (CAP_SYS_NICE); elsewhere the engine leaves them as they are.
-        self._anchor = Session(f"{self._folder}?os_threads_nice_value_merge_mutate=10&config-file={rights}")
+        # Merges go after what is being answered. The engine ends itself when a thread may not go back to its priority.
+        nice = _MERGES_NICE if unprivileged.may_lower_priority() else 0
+        # The engine stays loaded as long as one session is open.
+        self._anchor = Session(f"{self._folder}?os_threads_nice_value_merge_mutate={nice}&config-file={rights}")
         clickhouse_rights.close_default_database(self._anchor)
         self._kept: dict[str, _Kept] = {}
         self._lock = threading.Lock()

@@ -9,8 +9,12 @@ folder of mode 700), the data is kept below /var/lib/logpipe. No folder's mode i
 import errno
 import os
 import pwd
+import resource
 import secrets
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
@@ -18,6 +22,7 @@ from services.core.errors import NeedsOperator
 
 OUTSIDE = Path("/var/lib/logpipe")
 _USER = "nobody"
+_NORMAL_NICE = 20  # 20 minus the nice value 0: so the kernel counts the best priority that a process may ask for
 
 
 class Identity(TypedDict, total=False):
@@ -37,11 +42,33 @@ def identity() -> Identity:
 
 
 def become() -> None:
-    """Make this process one of the user of `identity`."""
+    """Make this process one of the user of `identity`.
+
+    Its threads may go back to the normal priority from a lower one, if that can be had (see `may_lower_priority`).
+    """
     if who := identity():
+        with suppress(ValueError):  # root of a container may not
+            resource.setrlimit(resource.RLIMIT_NICE, (_NORMAL_NICE, _NORMAL_NICE))
         os.setgroups(who["extra_groups"])
         os.setgid(who["group"])
         os.setuid(who["user"])  # the kernel takes all capabilities away with root's user id
+
+
+def may_lower_priority() -> bool:
+    """Whether a thread of this process that lowers its priority may raise it again to what it was."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_lower_and_raise).result()
+
+
+def _lower_and_raise() -> bool:
+    own = threading.get_native_id()
+    before = os.getpriority(os.PRIO_PROCESS, own)
+    os.setpriority(os.PRIO_PROCESS, own, before + 1)
+    try:
+        os.setpriority(os.PRIO_PROCESS, own, before)
+    except PermissionError:
+        return False
+    return True
 
 
 def is_closed(place: Path) -> bool:
