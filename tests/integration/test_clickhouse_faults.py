@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(240)  # the engine is started several times
 DAY = 20_000
 NOON = DAY * 86_400_000_000 + 43_200_000_000
 EVERYTHING = 1 << 30
-ROWS = 1000
+ROWS = 3000
 DATASET = Dataset(
     "faults",
     "fault",
@@ -327,7 +327,7 @@ def test_a_full_disk_is_an_error_and_its_rows_are_completed_when_there_is_room(s
 
 def incompressible(start: int) -> list[Block]:
     chance = random.Random(start)
-    made = [(first_id(start + 1) + n, NOON, NOON + n, chance.randbytes(320).hex()) for n in range(ROWS)]
+    made = [(first_id(start + 1) + n, NOON, NOON + n, chance.randbytes(120).hex()) for n in range(ROWS)]
     lines = b"".join(line + b"\n" for line in RowCodec(DATASET).encode(made))
     return [Block(DATASET, "topic", 0, start, start + 9, DAY, ROWS, lines)]
 

@@ -53,7 +53,9 @@ def _store(name: str) -> MemoryStore:
 
 
 def _app() -> FastAPI:
-    app = make_app("Query API", ListenSettings(), [router((EVENTS, LOGS))], _no_lifespan, Readiness())
+    app = make_app(
+        "Query API", ListenSettings(allowed_hosts="testserver"), [router((EVENTS, LOGS))], _no_lifespan, Readiness()
+    )
     app.state.service = QueryService(
         [_store(name) for name in STORES],
         (EVENTS, LOGS),

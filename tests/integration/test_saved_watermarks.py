@@ -378,8 +378,15 @@ def test_a_ledger_with_batches_gets_its_index_beside_their_use(own_postgres_url:
         assert connection.execute(valid).fetchone() is None
         schema.build_index(connection)
         assert connection.execute(valid).fetchone() == (True,)
-        connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'batches_dataset'::regclass")
-        schema.build_index(connection)  # as after an interrupted build
+        connection.execute("DROP INDEX batches_dataset")
+        connection.execute(
+            "INSERT INTO batches (batch_id, slot, dataset, rows, checksum, xid, created_at)"
+            " VALUES (2, 1, 'logs', 1, 1, '1', 1)"
+        )
+        with pytest.raises(psycopg.errors.UniqueViolation):  # leaves an index as an interrupted build does
+            connection.execute("CREATE UNIQUE INDEX CONCURRENTLY batches_dataset ON batches (dataset)")
+        assert connection.execute(valid).fetchone() == (False,)
+        schema.build_index(connection)
         assert connection.execute(valid).fetchone() == (True,)
 
 
