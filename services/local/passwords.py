@@ -30,8 +30,7 @@ def redis(stack: Path) -> str:
 
 def hdfs(stack: Path) -> str:
     """The secret that signs the cookie for the web pages of HDFS."""
-    hdfs_file(stack)
-    return _kept(stack / FOLDER / "hdfs", str)
+    return _kept(hdfs_file(stack), str)
 
 
 def hdfs_file(stack: Path) -> Path:

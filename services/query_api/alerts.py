@@ -2,49 +2,38 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from services.core.errors import NotFound
-from services.core.ports import QUESTION_SECONDS
-from services.core.stopping import Stop
 from services.ledger import alerts
-from services.ledger.reading import Ledger
-from services.postgres.connection import NAME as POSTGRES
-from services.query_api.leaving import while_connected
-from services.query_api.pools import Pool
+from services.ledger.reading import Connection
+from services.query_api.ledger import LedgerPool
 from services.runtime.http import needs
 from services.runtime.settings import PostgresSettings
 
 MAX_LIMIT = 1000
 _LAST_ID = (1 << 63) - 1
-_CONNECTIONS = 2
+_THREADS = 2
 
 
-class Alerts(NamedTuple):
-    ledger: Ledger
-    pool: Pool
-
-
-async def _alerts(request: Request) -> Alerts:
-    found: Alerts = request.app.state.alerts
+async def _alerts(request: Request) -> LedgerPool:
+    found: LedgerPool = request.app.state.alerts
     return found
 
 
-_Alerts = Annotated[Alerts, Depends(_alerts)]
+_Alerts = Annotated[LedgerPool, Depends(_alerts)]
 
 
 def router(settings: PostgresSettings) -> APIRouter:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        ledger = Ledger(settings.postgres_url.get_secret_value(), max_connections=_CONNECTIONS)
-        app.state.alerts = Alerts(ledger, Pool(POSTGRES, _CONNECTIONS))
+        app.state.alerts = LedgerPool(settings.postgres_url.get_secret_value(), _THREADS)
         yield
-        app.state.alerts.pool.close()
-        await run_in_threadpool(ledger.close)
+        await run_in_threadpool(app.state.alerts.close)
 
     routes = APIRouter(prefix="/api/alerts", tags=["alerts"], dependencies=[needs("read")], lifespan=lifespan)
 
@@ -56,23 +45,21 @@ def router(settings: PostgresSettings) -> APIRouter:
         service: Annotated[str | None, Query(pattern="^[^\\x00]*$", description="only of this service")] = None,
         limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 100,
     ) -> Response:
-        def read(stop: Stop) -> Response:
-            with opened.ledger.connection() as connection, stop.by(connection.cancel_safe):
-                found = alerts.find(connection, state, service, limit)
+        def read(connection: Connection) -> Response:
+            found = alerts.find(connection, state, service, limit)
             return _json({"returned_count": len(found), "limit": limit, "data": found})
 
-        return await while_connected(request, opened.pool.run(read, QUESTION_SECONDS))
+        return await opened.read(request, read)
 
     @routes.get("/{alert_id}", summary="One alert")
     async def get(request: Request, opened: _Alerts, alert_id: Annotated[int, Path(ge=1, le=_LAST_ID)]) -> Response:
-        def read(stop: Stop) -> Response:
-            with opened.ledger.connection() as connection, stop.by(connection.cancel_safe):
-                alert = alerts.get(connection, alert_id)
+        def read(connection: Connection) -> Response:
+            alert = alerts.get(connection, alert_id)
             if alert is None:
                 raise NotFound(f"there is no alert {alert_id}")
             return _json(alert)
 
-        return await while_connected(request, opened.pool.run(read, QUESTION_SECONDS))
+        return await opened.read(request, read)
 
     return routes
 

@@ -45,7 +45,8 @@ def _microseconds(value: str) -> int:
 
 def _with_plus(value: str) -> str:
     """`...T10:00:00 02:00`: in a query string an offset's plus sign reads as a space unless it was escaped."""
-    return _LOST_PLUS.sub(r"\1+\2", value) if _LOST_PLUS.fullmatch(value) else value
+    found = _LOST_PLUS.fullmatch(value)
+    return "+".join(found.groups()) if found else value
 
 
 def _without_nul(value: str) -> str:

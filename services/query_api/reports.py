@@ -12,11 +12,10 @@ from starlette.concurrency import run_in_threadpool
 
 from services.core.errors import NotFound
 from services.core.ports import QUESTION_SECONDS
-from services.core.stopping import Stop
 from services.lake.table import NAME as LAKE
-from services.ledger.reading import Ledger
-from services.postgres.connection import NAME as POSTGRES
+from services.ledger.reading import Connection
 from services.query_api.leaving import while_connected
+from services.query_api.ledger import LedgerPool
 from services.query_api.pools import Pool
 from services.reports import windows
 from services.reports.tables import SCHEMAS, ReportTable
@@ -30,9 +29,8 @@ _THREADS = 4  # for the reports of a day, and as many for the windows of the las
 
 class Reports(NamedTuple):
     tables: Mapping[str, ReportTable]
-    ledger: Ledger
     lake: Pool
-    postgres: Pool
+    ledger: LedgerPool
 
     def of(self, name: str, day: date) -> list[dict[str, Any]]:
         """Raises NotFound when it was never made."""
@@ -58,14 +56,13 @@ _Day = Annotated[
 def router(settings: PostgresSettings) -> APIRouter:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        ledger = Ledger(settings.postgres_url.get_secret_value())
         lake = LakeSettings()
         tables = {name: ReportTable(lake, name) for name in SCHEMAS}
-        opened = Reports(tables, ledger, Pool(LAKE, _THREADS), Pool(POSTGRES, _THREADS))
+        ledger = LedgerPool(settings.postgres_url.get_secret_value(), _THREADS)
+        opened = Reports(tables, Pool(LAKE, _THREADS), ledger)
         app.state.reports = opened
         yield
         opened.lake.close()
-        opened.postgres.close()
         await run_in_threadpool(ledger.close)
 
     routes = APIRouter(prefix="/api/reports", tags=["reports"], dependencies=[needs("read")], lifespan=lifespan)
@@ -98,9 +95,8 @@ def router(settings: PostgresSettings) -> APIRouter:
     async def realtime(
         request: Request, reports: _Reports, minutes: Annotated[int, Query(ge=1, le=windows.KEPT_MINUTES)] = 5
     ) -> Response:
-        def read(stop: Stop) -> Response:
-            with reports.ledger.connection() as connection, stop.by(connection.cancel_safe):
-                found = windows.latest(connection, minutes)
+        def read(connection: Connection) -> Response:
+            found = windows.latest(connection, minutes)
             if found is None:
                 raise NotFound("nobody has counted any windows yet. Start it: logpipe realtime-aggregator")
             return _json(
@@ -111,7 +107,7 @@ def router(settings: PostgresSettings) -> APIRouter:
                 }
             )
 
-        return await while_connected(request, reports.postgres.run(read, QUESTION_SECONDS))
+        return await reports.ledger.read(request, read)
 
     return routes
 

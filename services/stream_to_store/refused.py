@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
+from services.core.completion import without
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected
 from services.core.ids import batch_of
@@ -47,7 +48,7 @@ def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_lette
         letters.append(part.letter(row - ends[refusal.block][at] + len(part.numbers), refusal.reason))
     dead_letters.send(letters)
     if own_progress:  # its transaction counts the letters' lines as stored, so they had to be there before
-        writer.complete(left)
+        own_progress.write(without(left, refusals))
     return sum(block.rows for block in left) - len(refusals)
 
 

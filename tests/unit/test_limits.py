@@ -29,7 +29,7 @@ from services.query_api import parameters
 from services.query_api.pools import Pool
 from services.streams.dead_letters import MAX_REASON_CHARACTERS, DeadLetter, DeadLetters
 from services.streams.memory import MemoryBroker
-from tests.unit.test_docs import all_settings
+from tests.unit.test_docs import all_settings, table
 
 TESTS = Path(__file__).parents[1]
 CODEC = RowCodec(DATASET)
@@ -123,14 +123,7 @@ TRIED_IN = {
 
 
 def documented() -> dict[str, str]:
-    return {limit.strip("`"): value for _, limit, value, _ in rows()}
-
-
-def rows() -> list[tuple[str, ...]]:
-    lines = (TESTS.parent / "docs" / "limits.md").read_text().splitlines()
-    cells = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines if "| `" in line]
-    assert cells
-    return cells
+    return {limit.strip("`"): value for limit, _, value, _ in table("limits.md")}
 
 
 def value_of(limit: str) -> str:

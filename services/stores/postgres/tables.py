@@ -127,8 +127,9 @@ def index_search(connection: Connection, dataset: Dataset, today: int) -> list[s
             return []
         try:
             connection.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
-            closed = sorted(name for name in partitions(connection, dataset) if name < copy_target(dataset, today))
-            return [name for name in reversed(closed) if _index_partition(connection, name, dataset.search)]
+            closed = (name for name in partitions(connection, dataset) if name < copy_target(dataset, today))
+            newest_first = sorted(closed, reverse=True)
+            return [name for name in newest_first if _index_partition(connection, name, dataset.search)]
         finally:
             connection.execute("SELECT pg_advisory_unlock(%s)", (SEARCH_LOCK,))
 

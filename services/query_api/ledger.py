@@ -1,0 +1,37 @@
+"""What routes read from the ledger, with connections and threads of their own."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from fastapi import Request
+
+from services.core.ports import QUESTION_SECONDS
+from services.core.stopping import Stop
+from services.ledger.reading import Connection, Ledger
+from services.postgres.connection import NAME as POSTGRES
+from services.query_api.leaving import while_connected
+from services.query_api.pools import Pool
+
+Result = TypeVar("Result")
+
+
+class LedgerPool:
+    """As many connections as threads."""
+
+    def __init__(self, url: str, threads: int) -> None:
+        self._ledger = Ledger(url, max_connections=threads)
+        self._pool = Pool(POSTGRES, threads)
+
+    async def read(self, request: Request, work: Callable[[Connection], Result]) -> Result:
+        """Run `work` in one of the threads. Its statement is cancelled when the client goes away, or takes too long."""
+
+        def connected(stop: Stop) -> Result:
+            with self._ledger.connection() as connection, stop.by(connection.cancel_safe):
+                return work(connection)
+
+        return await while_connected(request, self._pool.run(connected, QUESTION_SECONDS))
+
+    def close(self) -> None:
+        """Blocks until the connections are closed."""
+        self._pool.close()
+        self._ledger.close()
