@@ -12,6 +12,7 @@
     ├── UnsupportedMedia         415
     ├── Invalid                  422  well-formed, but not acceptable
     │   ├── InvalidRow           422  … and this row and field are why
+    │   ├── KeyReused            422  … the Idempotency-Key was used for another body
     │   └── ResultTooLarge       422  a query asks for more than one reply may hold
     ├── Backpressure             503  full; come back after `retry_after` seconds
     │   └── StoreBusy            503  … as many queries of this store run and wait as may
@@ -96,6 +97,12 @@ class InvalidRow(Invalid):
         self.index = index
         self.field = field
         self.reason = reason
+
+
+class KeyReused(Invalid):
+    """The rows of another body are stored under this Idempotency-Key, and nothing of this one is."""
+
+    title = "Idempotency-Key reused"
 
 
 class ResultTooLarge(Invalid):

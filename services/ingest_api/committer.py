@@ -17,7 +17,7 @@ import psycopg
 from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.envelope import messages
-from services.core.errors import Conflict, Invalid, LogpipeError, OtherLedger, StoreDown
+from services.core.errors import Conflict, Invalid, KeyReused, LogpipeError, OtherLedger, StoreDown
 from services.core.instants import DAY
 from services.core.ledger import Batch
 from services.core.ports import Outgoing
@@ -259,5 +259,5 @@ def _refused(cursor: psycopg.Cursor[Any], group: Sequence[Submission]) -> list[O
 
 def _repeated(known: ledger.Request, dataset: Dataset, submission: Submission) -> Outcome:
     if known.body_hash != submission.body_hash or known.dataset != dataset.name:
-        return Invalid(f"Idempotency-Key {known.key!r} was used for another body")
+        return KeyReused(f"Idempotency-Key {known.key!r} was used for another body")
     return Accepted(known.first_batch, known.rows, duplicate=True)

@@ -54,6 +54,7 @@ class TopicLog:
     def holds(self, batches: Mapping[int, Batch], starts: Mapping[int, int]) -> dict[int, tuple[tuple[Part, ...], int]]:
         """Which of `batches` (by id) lie at or above `starts` (by partition): batch id -> its parts and their rows.
 
+        A message that does not say how many rows it has is somebody else's: whoever loads it refuses it as well.
         Reads to the very end of the log: another slot's open transaction hides what was committed after it began, until
         it has ended, too.
         """
@@ -69,9 +70,10 @@ class TopicLog:
                 )
             for message in self._reader.poll(1.0):
                 batch_id = _batch_id(message.key)
-                if batch_id in batches:
+                announced = message.headers.get("rows", b"")
+                if batch_id in batches and announced.isdigit():
                     parts.setdefault(batch_id, []).append(Part(message.partition, message.offset))
-                    rows[batch_id] = rows.get(batch_id, 0) + int(message.headers["rows"])
+                    rows[batch_id] = rows.get(batch_id, 0) + int(announced)
             if (now := {**reached, **self._reader.reached()}) != reached:
                 reached, moved_at = now, time.monotonic()
         self._reader.assign({})

@@ -189,6 +189,26 @@ def test_a_crash_between_kafkas_commit_and_the_mark_doubles_nothing(
     assert bench.unmarked() == 0
 
 
+def test_a_message_with_the_key_of_a_batch_in_doubt_is_no_part_of_it(
+    bench: Bench, kafka_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = bench.publisher()
+    assert dead.step(bench.connection) == 0
+    own = bench.commit(10)
+    with monkeypatch.context() as patched:
+        patched.setattr(batches, "mark_published", Mock(side_effect=StoreDown("postgres", "gone")))
+        with pytest.raises(StoreDown):
+            dead.step(bench.connection)
+    foreign = Producer({"bootstrap.servers": kafka_url})
+    for headers in ({}, {"rows": b""}, {"rows": b"ten"}):
+        foreign.produce(DATASET.topic, b"{}\n", b"%d:0" % min(own), 0, headers=headers)
+    assert foreign.flush(30) == 0
+    heir = bench.publisher()
+    heir.step(bench.connection)
+    heir.close()
+    assert bench.unmarked() == 0
+
+
 def test_a_zombie_is_fenced_by_the_producer_of_the_next_owner(bench: Bench) -> None:
     """By Kafka alone: both have the slot under the same lease."""
     zombie = bench.publisher()

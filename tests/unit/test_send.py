@@ -20,7 +20,7 @@ import pytest
 import zstandard
 from click.testing import CliRunner, Result
 
-from services.core.errors import InvalidRow
+from services.core.errors import InvalidRow, KeyReused
 from services.core.ledger import LEDGER_HEADER
 from services.core.rows import RowCodec
 from services.datasets import find
@@ -74,7 +74,7 @@ class Ingest(ThreadingHTTPServer):
             if wanted not in (None, self.ledger):
                 return 412, {}, {"detail": f"the rows are meant for ledger {wanted}"}
             if (before := self.stored.get(key)) is not None and before != body:
-                return 422, {}, {"detail": "same key, another body"}
+                return 422, {}, {"title": KeyReused.title, "detail": "same key, another body"}
             try:
                 count = CODEC.decode_lines(body).count
             except InvalidRow as error:
@@ -433,6 +433,21 @@ def test_a_chunk_under_way_is_sent_again_after_a_rotation(ingest: Ingest, monkey
     assert send("app.log", "--resume").exit_code == 0
     assert ingest.messages == messages(1, 15)
     assert {row["service"] for row in ingest.rows} == {"app", "a.B"}
+
+
+def test_a_chunk_under_way_that_an_earlier_release_read_otherwise_counts_as_stored(
+    ingest: Ingest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGPIPE_SEND_PATIENCE", "0")
+    ingest.meddle = lambda number, key, body: "drop"
+    assert send(write(lines(1, 14))).exit_code == 1
+    ingest.meddle = lambda number, key, body: None
+    ingest.stored = {key: body.replace(b"WARN", b"ERROR") for key, body in ingest.stored.items()}
+    assert ingest.stored
+    result = send("app.log", "--resume")
+    assert result.exit_code == 0
+    assert figure(result, "rows acked") == 14
+    assert ingest.messages == messages(1, 14)
 
 
 def test_a_copy_that_is_resumed_first_does_not_double_the_file(ingest: Ingest) -> None:

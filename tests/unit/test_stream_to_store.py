@@ -15,6 +15,7 @@ from services.core.errors import Backpressure, Fenced, LogpipeError, NeedsOperat
 from services.core.ids import first_id
 from services.core.instants import DAY
 from services.core.ledger import Part, Range, SinkPosition
+from services.core.lines import line_check
 from services.core.ports import Block, Outgoing
 from services.core.rows import Row, RowCodec, Rows
 from services.stores.memory import MemoryStore
@@ -540,6 +541,37 @@ def test_bad_rows_leave_their_neighbours_of_the_same_message(world: World) -> No
     assert [letters[n]["id"] for n in (2, 5, 6, 8)] == [None, first_id(99) + 5, None, first_id(99) + 8]
     assert letters[5]["batch_id"] == 99
     assert letters[5]["value"] == lines[5].decode().rstrip()
+
+
+class CountsLettersAsStored(FailingStore):
+    """As the lake does: the transaction with a block's good rows moves the position past the bad ones."""
+
+    wait_seconds = 0.0
+
+    def positions(self, dataset: Dataset, topic_id: str) -> Mapping[int, int]:
+        raise NotImplementedError  # the progress is the world's table
+
+    def refusals(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
+        return [
+            RowRejected(row, reason, block=at)
+            for at, block in enumerate(blocks)
+            for row, reason in line_check(DATASET).check(block.lines.splitlines()).problems.items()
+        ]
+
+
+def test_letters_are_sent_before_the_transaction_that_counts_their_lines_as_stored(world: World) -> None:
+    world.store = CountsLettersAsStored(world.failpoint)
+    good = b'{"id":%d,"created_at":5,"timestamp":5,"name":"n"}\n' % first_id(99)
+    bad = b'{"id":%d,"created_at":5,"name":"n"}\n' % (first_id(99) + 1)
+    world.publish([poison(value=good + bad, headers={"created_at": b"5", "rows": b"2"})])
+    world.failpoint.plan["letter"] = [Crash()]
+    dying = world.consumer()
+    with pytest.raises(Crash):
+        world.run(dying)
+    dying._reader.close()
+    assert world.stored() == []
+    world.run(world.consumer())
+    assert len(world.stored()) == len(world.dead_letters()) == 1
 
 
 class CountsRowsOnly(FailingStore):
