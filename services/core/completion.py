@@ -90,6 +90,13 @@ def complete(
     )
 
 
+def known_refusals(blocks: Sequence[Block]) -> list[RowRejected]:
+    """The rows that our own check refuses, which need no completion to be found."""
+    rows = _Rows(blocks)
+    problems = line_check(blocks[0].dataset).check(rows.lines).problems
+    return [rows.rejected(at, reason) for at, reason in sorted(problems.items())]
+
+
 def without(blocks: Sequence[Block], refused: Collection[RowRejected]) -> list[Block]:
     """Return the same blocks without the rows that are refused."""
     rows = _Rows(blocks)

@@ -18,7 +18,7 @@ from services.core.instants import LAST_INSTANT
 UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not the JSON that a decoder expects."""
 
-_AT_ONCE = 1000  # lines that are decoded in one call; only where one of them is bad, each is decoded by itself
+_AT_ONCE = 1000  # lines that are decoded in one call
 
 _LARGEST = (1 << 63) - 1  # id that a store can hold
 _Id = Annotated[int, msgspec.Meta(ge=MAX_BATCH_ROWS, le=_LARGEST)]
@@ -79,19 +79,25 @@ class LineCheck:
         """`lines` are without newlines."""
         checked = Checked([], [], {})
         for start in range(0, len(lines), _AT_ONCE):
-            some = lines[start : start + _AT_ONCE]
-            text = b"\n".join(some)
-            try:
-                rows = self._rows(text) if _one_a_line(text, len(some)) else []
-            except UNDECODABLE:
-                rows = []
-            if len(rows) == len(some) and _encode_lines(rows) == text + b"\n":  # as `RowCodec` writes them
-                checked.ids.extend([row.id for row in rows])
-                checked.created_at.extend([row.created_at for row in rows])
-            else:
-                for number, line in enumerate(some, start):
-                    self._check_one(checked, number, line)
+            self._check_some(checked, start, lines[start : start + _AT_ONCE])
         return checked
+
+    def _check_some(self, checked: Checked, start: int, lines: Sequence[bytes]) -> None:
+        """Check lines in one call, and each half of them where that fails. `start`: the number of the first line."""
+        text = b"\n".join(lines)
+        try:
+            rows = self._rows(text) if _one_a_line(text, len(lines)) else []
+        except UNDECODABLE:
+            rows = []
+        if len(rows) == len(lines) and _encode_lines(rows) == text + b"\n":  # as `RowCodec` writes them
+            checked.ids.extend([row.id for row in rows])
+            checked.created_at.extend([row.created_at for row in rows])
+        elif len(lines) == 1:
+            self._check_one(checked, start, lines[0])
+        else:
+            middle = len(lines) // 2
+            self._check_some(checked, start, lines[:middle])
+            self._check_some(checked, start + middle, lines[middle:])
 
     def _rows(self, lines: bytes) -> list[Any]:
         if not lines.isascii():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
-from services.core.completion import without
+from services.core.completion import known_refusals, without
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected
 from services.core.ids import batch_of
@@ -39,7 +39,7 @@ def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_lette
         for block, parts in zip(blocks, own, strict=True)
     ]
     own_progress = writer if isinstance(writer, OwnProgressWriter) else None
-    refusals = own_progress.refusals(left) if own_progress else writer.complete(left)
+    refusals = own_progress.refusals(left) if own_progress else _written(writer, left, is_first)
     ends = [list(accumulate(len(part.numbers) for part in parts)) for parts in own]
     for refusal in refusals:
         row = refusal.row or 0
@@ -50,6 +50,22 @@ def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_lette
     if own_progress:  # its transaction counts the letters' lines as stored, so they had to be there before
         own_progress.write(without(left, refusals))
     return sum(block.rows for block in left) - len(refusals)
+
+
+def _written(writer: StoreWriter, blocks: Sequence[Block], is_first: bool) -> Sequence[RowRejected]:
+    """Write the rows that the store takes, and return the others.
+
+    `is_first`: the store has just refused the blocks as a whole, at the first attempt. Then it holds none of the rows,
+    and those that our own check lets pass are written without a look at the store.
+    """
+    if is_first:
+        refusals = known_refusals(blocks)
+        try:
+            writer.write(without(blocks, refusals))
+            return refusals
+        except RowRejected:
+            pass
+    return writer.complete(blocks)
 
 
 @dataclass(frozen=True)
