@@ -20,6 +20,7 @@ from services.core import instants
 from services.core.dataset import MAX_CATEGORY_CHARACTERS, Column, Dataset
 from services.core.errors import InvalidRow, LogpipeError, Malformed, MalformedLine
 from services.core.ids import first_id
+from services.core.lines import UNDECODABLE
 
 Row = tuple[Any, ...]
 
@@ -27,6 +28,7 @@ MAX_LINE_BYTES = 256 * 1024
 MAX_JSON_DEPTH = 200
 CHECKSUM_MASK = (1 << 63) - 1  # so that a checksum fits a signed 64-bit column
 
+_LINES_AT_ONCE = 1000  # of a refused body, that are looked at in one call for lines that are no JSON
 _SUSPECT_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 _AT = re.compile(r"^(?P<reason>.*?)(?: - at `\$(?:\[(?P<index>\d+)\])?(?:\.(?P<field>[^`]*))?`)?$", re.DOTALL)
@@ -156,10 +158,24 @@ class RowCodec:
         return Malformed(f"{refused}; {_NOT_A_LIST}")
 
     def _refused_lines(self, body: bytes, reason: str) -> LogpipeError:
-        for index, line in enumerate(line for line in body.split(b"\n") if line.strip()):
-            if not_json := self._not_json(line):
-                return MalformedLine(index, f"the line is {not_json}")
+        lines = [line for line in body.split(b"\n") if line.strip()]
+        for start in range(0, len(lines), _LINES_AT_ONCE):
+            some = lines[start : start + _LINES_AT_ONCE]
+            if self._are_json(some):
+                continue
+            for index, line in enumerate(some, start):
+                if not_json := self._not_json(line):
+                    return MalformedLine(index, f"the line is {not_json}")
         return self._invalid_row(reason)
+
+    def _are_json(self, lines: Sequence[bytes]) -> bool:
+        """Whether each line is a JSON value. False also where only a look at each line can tell."""
+        text = b"\n".join(lines)
+        try:
+            text.decode()
+            return len(self._any.decode_lines(text)) == len(lines)
+        except UNDECODABLE:
+            return False
 
     def _not_json(self, text: bytes) -> str | None:
         """Why the text is no JSON value; None when it is one."""

@@ -10,6 +10,8 @@ from services.postgres.connection import translated
 _IDS_AT_ONCE = 2_000
 _ATTEMPTS = 50  # of so many ids: a dataset that has fewer than one id in a thousand may get a smaller sample
 
+_FEW = """SELECT batch_id, slot, dataset, rows, checksum, created_at FROM batches
+          WHERE dataset = %s AND batch_id BETWEEN %s AND %s ORDER BY dataset, batch_id LIMIT %s"""
 _BY_IDS = """SELECT batch_id, slot, dataset, rows, checksum, created_at FROM batches
              WHERE batch_id = ANY(%s) AND dataset = %s"""
 
@@ -40,9 +42,13 @@ def choose(
 ) -> list[Batch]:
     """At most `size` batches of the dataset with first <= id <= last, in order; each is as likely as any other.
 
-    Ids are drawn and looked up by the ledger's primary key until enough of them are batches of the dataset. Raises
-    StoreDown.
+    A dataset that has few batches has them listed by the index on (dataset, id). Otherwise ids are drawn, and looked up
+    by the ledger's primary key, until enough of them are batches of the dataset. Raises StoreDown.
     """
+    with translated():
+        few = connection.execute(_FEW, (dataset, first, last, _IDS_AT_ONCE + 1)).fetchall()
+    if len(few) <= _IDS_AT_ONCE:
+        return [Batch(*row) for row in sorted(chance.sample(few, min(size, len(few))))]
     with translated():
         leaps = connection.execute("SELECT after, until FROM id_leaps ORDER BY after").fetchall()
     ids = _Ids(max(first, 1), last, leaps)

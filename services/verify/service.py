@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 from rich.progress import Progress
 
@@ -126,9 +126,7 @@ class Verification:
         self, reader: StoreReader, dataset: Dataset, last: int, request: Request, floor: int, size: int
     ) -> Result:
         mark = self._watermarks.of(reader, dataset)
-        chance = random.Random(f"{request.seed} {dataset.name}")  # noqa: S311 - the same batches in every store
-        with self._ledger.connection() as connection:
-            chosen = sampling.choose(connection, dataset.name, floor, last, size, chance)
+        chosen = self._sample(dataset.name, floor, last, size, request.seed)
         ids = [batch.batch_id for batch in chosen]
         task = self._progress.add_task(
             f"{reader.name}: {len(chosen)} batches of {dataset.name}", total=sum(batch.rows for batch in chosen)
@@ -146,6 +144,12 @@ class Verification:
         if result.missing and (behind := sum(batch_id > mark for batch_id in ids)):
             result.note = f"{behind} batches of the sample were not loaded yet when it was read: try --wait"
         return result
+
+    @cache  # noqa: B019 - once for all stores; a verification lives as long as its command
+    def _sample(self, dataset: str, floor: int, last: int, size: int, seed: int) -> list[Batch]:
+        chance = random.Random(f"{seed} {dataset}")  # noqa: S311 - the same batches whenever the seed is given
+        with self._ledger.connection() as connection:
+            return sampling.choose(connection, dataset, floor, last, size, chance)
 
     def _behind(self, reader: StoreReader, dataset: Dataset, last: int) -> int:
         mark = self._watermarks.of(reader, dataset)

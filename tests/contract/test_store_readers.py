@@ -542,6 +542,33 @@ def test_clickhouse_passes_over_what_cannot_hold_a_text(clickhouse_url: str) -> 
             assert answer.scanned["rows"] == read
 
 
+def test_clickhouse_does_not_ask_all_days_for_the_newest_rows(
+    clickhouse_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aged = replace(LOGS, name="reader_aged")
+    writer = clickhouse.ClickHouseWriter(clickhouse_url)
+    writer.prepare(aged)
+    writer._client.command(  # 200 rows on each of 20 days, the newest row an hour old
+        "INSERT INTO reader_aged (id, created_at_utc, timestamp_utc) SELECT 131072 + number, at, at FROM (SELECT"
+        " number, now64(6) - INTERVAL 1 HOUR - toIntervalDay(intDiv(number, 200)) - toIntervalMillisecond(number) AS at"
+        " FROM numbers(4000))"
+    )
+    fetched: list[dict[str, Any]] = []
+    fetch = ClickHouseAsked.fetch
+
+    def record(self: ClickHouseAsked, query: str, parameters: dict[str, Any]) -> list[Row]:
+        fetched.append(parameters)
+        return fetch(self, query, parameters)
+
+    monkeypatch.setattr(ClickHouseAsked, "fetch", record)
+    with closing(clickhouse.ClickHouseReader(clickhouse_url)) as reader:
+        for limit, is_within_a_day in ((100, True), (300, False)):
+            fetched.clear()
+            answer = reader.answer(ListQuestion(aged, limit=limit, count=False), LAST)
+            assert [row[0] for row in answer.rows] == list(range(131072, 131072 + limit))
+            assert ("since" in fetched[-1]) == is_within_a_day
+
+
 def _exact(rows: Sequence[Row]) -> list[str]:
     """Compares what == does not: types and the sign of zero."""
     return list(map(repr, rows))

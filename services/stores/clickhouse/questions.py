@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from services.core.bounds import MAX_GROUPS, MAX_RESULT_BYTES, few_groups, gathe
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import end_id
+from services.core.instants import DAY
 from services.core.queries import (
     AggregateQuestion,
     Answer,
@@ -28,7 +29,7 @@ from services.rollups import clickhouse as rollup
 from services.stores.clickhouse.client import NAME, TIMEOUT, TOO_LARGE, translated
 from services.stores.clickhouse.tables import quoted, stored
 
-_RECENT = 10_000_000  # microseconds within which the newest rows are looked for first (ADR 0011)
+_RECENT = (10_000_000, DAY)  # microseconds within which the newest rows are looked for before all others (ADR 0011)
 # The server counts the memory of its blocks, which is more than the size of the rows: it is to stop what is far too
 # large, and `gathered` decides about the rest as it does for every store.
 _SERVER_BYTES = 4 * MAX_RESULT_BYTES
@@ -90,10 +91,9 @@ def answer(asked: Asked, question: Question, as_of: int) -> Answer:
     total = None
     match question:
         case ListQuestion():
-            recent = _recent(question, where, parameters)
-            rows = asked.fetch(*recent) if recent else []
-            if len(rows) < question.limit:
-                rows = asked.fetch(*_list(question, where, parameters))
+            for statement in (*_recent(question, where, parameters), _list(question, where, parameters)):
+                if len(rows := asked.fetch(*statement)) == question.limit:
+                    break
             if question.count:
                 total = asked.fetch(*counting)[0][0]
         case AggregateQuestion():
@@ -110,18 +110,22 @@ def select(
     return f"SELECT {what} FROM {quoted(dataset.name)} {clause} {where} {rest}"  # noqa: S608
 
 
-def _recent(question: ListQuestion, where: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The page of the newest rows, of the last seconds only; when they fill it, few parts had to be opened."""
+def _recent(question: ListQuestion, where: str, parameters: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The page of the newest rows, of the last seconds only, and of the last day only.
+
+    Where these rows fill the page, few parts had to be opened: those of all other days were not.
+    """
     dataset, filters = question.dataset, question.filters
     if not question.newest_first:
-        return None
+        return
     now, beyond = time.time_ns() // 1000, question.beyond
-    since = min(now, now if beyond is None else beyond) - _RECENT
-    if filters.start is not None and filters.start >= since:  # the whole question asks for no more
-        return None
-    recent = f"{stored(dataset.by_name[dataset.time])} >= fromUnixTimestamp64Micro({{since:Int64}}, 'UTC')"
-    query, page = _list(question, f"{recent} AND {where}", {**parameters, "since": since})
-    return f"{query} SETTINGS max_threads = 1", page
+    for span in _RECENT:
+        since = min(now, now if beyond is None else beyond) - span
+        if filters.start is not None and filters.start >= since:  # the whole question asks for no more
+            return
+        recent = f"{stored(dataset.by_name[dataset.time])} >= fromUnixTimestamp64Micro({{since:Int64}}, 'UTC')"
+        query, page = _list(question, f"{recent} AND {where}", {**parameters, "since": since})
+        yield f"{query} SETTINGS max_threads = 1", page
 
 
 def _list(question: ListQuestion, where: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
