@@ -1,4 +1,4 @@
-"""The tables of metrics and settings in docs/ say what the code says."""
+"""The tables of metrics and settings in docs/ say what the code says, and every link resolves."""
 
 import importlib
 import pkgutil
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pydantic import SecretStr
 
 import services
@@ -14,7 +15,9 @@ from services.core import metric_names
 from services.core.metric_names import Metric
 from services.runtime.settings import Settings
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def table(page: str) -> list[tuple[str, ...]]:
@@ -59,3 +62,39 @@ def shown(default: Any) -> str:
 def test_every_setting_is_documented_as_it_is() -> None:
     documented = {row[0].strip("`"): row[1:] for row in table("operations.md") if row[0].startswith("`LOGPIPE_")}
     assert documented == all_settings()
+
+
+def prose(page: Path) -> list[str]:
+    """The lines of a page that are not code."""
+    lines, is_code = [], False
+    for line in page.read_text().splitlines():
+        if line.lstrip().startswith("```"):
+            is_code = not is_code
+        elif not is_code:
+            lines.append(line)
+    return lines
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = [line.lstrip("#").strip().lower() for line in prose(page) if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading_that_exist(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", "\n".join(prose(page)))
+    for link in links:
+        if link.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_of_prose_are_at_most_120_characters(page: Path) -> None:
+    by_hand = not page.with_suffix(".json").exists()  # `make bench` writes a page beside each JSON file
+    long = [line for line in prose(page) if len(line) > 120 and not line.startswith("|")]
+    assert not (by_hand and long)
