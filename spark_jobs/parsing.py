@@ -6,15 +6,15 @@ when it is a JSON object with an id, times, and all that its dataset requires. T
 
 from pyspark.sql import DataFrame
 
+from services.core import kafka_value
 from services.core.dataset import CREATED_AT, ID, MAX_CATEGORY_CHARACTERS, Column, Dataset
-from services.core.envelope import BATCH_KEY, COLUMNS, MAX_COLUMNS
 from services.core.ids import MAX_BATCH, MAX_BATCH_ROWS, ROW_BITS
 from services.core.instants import DAY, LAST_INSTANT
 from spark_jobs.schema import line_schema
 
 MESSAGE = ("partition", "offset", "key", "value", "headers")  # the columns needed of Spark's Kafka source
 
-NEWER = "rows with columns that this process does not know"
+NEWER = "messages with columns that this process does not know, or of a newer version"
 
 _CORRUPT = "_corrupt"  # where from_json puts a line of which any part is not of its type
 
@@ -24,7 +24,7 @@ def lines(messages: DataFrame, dataset: Dataset) -> DataFrame:
 
     Fails with NEWER at a message that may hold more than is known here: it would be left out in silence.
     """
-    newer = f"problem IS NULL AND columns BETWEEN {len(dataset.columns) + 1} AND {MAX_COLUMNS}"
+    newer = f"problem IS NULL AND columns BETWEEN {len(dataset.columns) + 1} AND {kafka_value.MAX_NUMBER}"
     known = f"IF({newer}, raise_error('{NEWER}'), lines) AS lines"
     from_json = f"from_json(line, '{line_schema(dataset)}, {_CORRUPT} STRING', {_JSON_OPTIONS}) AS r"
     return (
@@ -74,17 +74,21 @@ _ENVELOPE = (
     "offset",
     "CAST(key AS STRING) AS key",
     "value",
-    f"{_header('created_at')} AS created_at",
-    f"{_header('rows')} AS announced",
-    f"{_header(COLUMNS)} AS columns",
+    f"{_header(kafka_value.CREATED_AT_HEADER)} AS created_at",
+    f"{_header(kafka_value.ROWS_HEADER)} AS announced",
+    f"{_header(kafka_value.COLUMNS_HEADER)} AS columns",
+    f"{_header(kafka_value.VERSION_HEADER)} AS version",
     # What follows the last newline is no line.
     "split(CAST(substring(value, 1, octet_length(value) - 1) AS STRING), '\\n') AS lines",
 )
+_BATCH_ID = f"try_cast(split_part(key, '{kafka_value.KEY_SEPARATOR}', 1) AS BIGINT)"
 _PROBLEM = f"""CASE
     WHEN value IS NULL THEN 'it has no value'
-    WHEN key IS NULL OR NOT key RLIKE '{BATCH_KEY}' OR try_cast(split_part(key, ':', 1) AS BIGINT) > {MAX_BATCH}
+    WHEN key IS NULL OR NOT key RLIKE '{kafka_value.KEY_PATTERN}' OR {_BATCH_ID} > {MAX_BATCH}
         THEN 'its key is not <batch>:<part>'
-    WHEN created_at IS NULL OR announced IS NULL THEN 'a header, created_at or rows, is missing or not a number'
+    WHEN version BETWEEN {kafka_value.VERSION + 1} AND {kafka_value.MAX_NUMBER} THEN raise_error('{NEWER}')
+    WHEN created_at IS NULL OR announced IS NULL
+        THEN 'a header, {kafka_value.CREATED_AT_HEADER} or {kafka_value.ROWS_HEADER}, is missing or not a number'
     WHEN NOT created_at BETWEEN 0 AND {LAST_INSTANT - 1} THEN 'its created_at is not between 1970 and 2100'
     WHEN substring(value, -1, 1) != X'0A' THEN 'its last line does not end'
     WHEN announced != size(lines) THEN 'its header announces another number of lines'
@@ -94,7 +98,7 @@ _CHECKED = (
     "partition",
     "offset",
     "value",
-    "try_cast(split_part(key, ':', 1) AS BIGINT) AS batch_id",
+    f"{_BATCH_ID} AS batch_id",
     "lines",
     "size(lines) AS size",
     "columns",

@@ -15,9 +15,8 @@ from typing import Any
 
 import psycopg
 
-from services.core import metric_names
+from services.core import kafka_value, metric_names
 from services.core.dataset import Dataset
-from services.core.envelope import messages
 from services.core.errors import NeedsOperator
 from services.core.ledger import Batch
 from services.core.ports import Outgoing, PartitionReader, TransactionalProducer
@@ -172,7 +171,7 @@ class SlotPublisher:
                 " columns this one does not know (let a newer one publish it), or its rows were changed: run"
                 " `logpipe verify --store postgres`"
             )
-        return messages(dataset, batch.batch_id, batch.created_at, Rows.of(rows), lines, self._partitions)
+        return kafka_value.encode(dataset, batch.batch_id, batch.created_at, Rows.of(rows), lines, self._partitions)
 
     def _known(self, name: str) -> Dataset:
         if name not in self._datasets:

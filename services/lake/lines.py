@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.json import ParseOptions, ReadOptions, read_json
 
-from services.core import instants
+from services.core import instants, kafka_value
 from services.core.dataset import CREATED_AT, ID, MAX_CATEGORY_CHARACTERS, Dataset
 from services.core.errors import RowRejected
 from services.core.ids import MAX_BATCH_ROWS
@@ -54,7 +54,7 @@ class LineReader:
 
     def refused(self, block: Block) -> dict[int, str]:
         """The rows of `block` that are not sound, and why: by our own check of lines, then by halves of the others."""
-        lines = block.lines.split(b"\n")[:-1]
+        lines = kafka_value.split(block.lines)
         refused = self._check_lines(lines).problems
         groups = [[at for at in range(len(lines)) if at not in refused]]
         while groups:
@@ -69,7 +69,7 @@ class LineReader:
 
     def _problem(self, lines: Sequence[bytes]) -> str:
         try:
-            self._table(b"".join([line + b"\n" for line in lines]), len(lines))
+            self._table(kafka_value.join(lines), len(lines))
         except _Unsound as error:
             return str(error)
         return ""

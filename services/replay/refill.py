@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
 
+from services.core import kafka_value
 from services.core.errors import Backpressure, NeedsOperator, RowRejected, StoreDown
 from services.core.ids import batch_of, first_id
 from services.core.instants import DAY
@@ -178,7 +179,7 @@ class Refill:
         if not known:
             self._replay = self._progress.intend(self._replay, end)
         day = batches[0].created_at // DAY
-        lines = b"".join(line + b"\n" for line in missing.lines)
+        lines = kafka_value.join(missing.lines)
         block = Block(self._codec.dataset, *self._range(end), day, len(missing.lines), lines)
         return len(missing.lines) - self._write(block, missing, known)
 

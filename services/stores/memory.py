@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import msgspec
 
+from services.core import kafka_value
 from services.core.bounds import few_groups, gathered
 from services.core.completion import complete
 from services.core.dataset import Dataset
@@ -50,7 +51,7 @@ class MemoryStore:
         return self._table_ids.get(dataset.name, "")
 
     def write(self, blocks: Sequence[Block]) -> None:
-        dataset, lines = blocks[0].dataset, [line for block in blocks for line in block.lines.split(b"\n")[:-1]]
+        dataset, lines = blocks[0].dataset, [line for block in blocks for line in kafka_value.split(block.lines)]
         if problems := line_check(dataset).check(lines).problems:
             raise RowRejected(None, next(iter(problems.values())))
         rows = [_row(dataset, msgspec.json.decode(line)) for line in lines]

@@ -23,7 +23,7 @@ from services.alerting.book import Policy
 from services.alerting.rules import Rule
 from services.alerting.watcher import Watcher
 from services.alerting.webhook import Poster, Webhooks
-from services.core.envelope import messages
+from services.core import kafka_value
 from services.core.ids import first_id
 from services.core.ledger import Batch
 from services.core.ports import Outgoing
@@ -56,7 +56,7 @@ def errors(service: str, second: float, count: int, *, age: float = 0) -> list[O
     created_at = int(second * 1_000_000)
     row = (created_at - int(age * 1_000_000), "ERROR", service, "host", "it broke", "{}")
     rows = [(first_id(1) + n, created_at, *row) for n in range(count)]
-    made = messages(DATASET, 1, created_at, Rows.of(rows), CODEC.encode(rows), PARTITIONS)
+    made = kafka_value.encode(DATASET, 1, created_at, Rows.of(rows), CODEC.encode(rows), PARTITIONS)
     return [message for message in made if message.topic == TOPIC]
 
 

@@ -15,9 +15,9 @@ from confluent_kafka import Producer
 
 from services import datasets
 from services.core.dataset import Dataset
-from services.core.envelope import batch_of_key
 from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.instants import DAY
+from services.core.kafka_value import batch_of_key
 from services.core.ledger import Batch
 from services.core.rows import RowCodec
 from services.ingest_api.committer import Accepted, Committer, Submission

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sql
 
-from services.core.envelope import messages
+from services.core import kafka_value
 from services.core.errors import StoreDown
 from services.core.ports import Outgoing
 from services.core.rows import Row, RowCodec, Rows
@@ -382,7 +382,7 @@ class Realtime:
         tuples = [(0, 0, int((self.start + after) * 1e6), level, "api", "", "m", "{}") for after, level in rows]
         accepted = Rows.of(tuples)
         lines = RowCodec(DATASET).encode(accepted.tuples(self.batch, created))
-        made = messages(DATASET, self.batch, created, accepted, lines, PARTITIONS)
+        made = kafka_value.encode(DATASET, self.batch, created, accepted, lines, PARTITIONS)
         producer = KafkaProducer(os.environ["LOGPIPE_KAFKA_URL"], "test")
         producer.publish([message for message in made if message.topic == DATASET.topic])
         producer.close()

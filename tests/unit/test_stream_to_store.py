@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
+from services.core import kafka_value
 from services.core.dataset import Column, Dataset
-from services.core.envelope import messages
 from services.core.errors import Backpressure, Fenced, LogpipeError, NeedsOperator, RowRejected, StoreDown
 from services.core.ids import first_id
 from services.core.instants import DAY
@@ -137,7 +137,7 @@ class World:
         made = [(first_id(self._batch) + n, created_at, n, f"name {n % 17}") for n in range(rows)]
         self.accepted += made
         lines = RowCodec(DATASET).encode(made)
-        return self.publish(messages(DATASET, self._batch, created_at, Rows.of(made), lines, PARTITIONS))
+        return self.publish(kafka_value.encode(DATASET, self._batch, created_at, Rows.of(made), lines, PARTITIONS))
 
     def publish(self, outgoing: Sequence[Outgoing]) -> list[Part]:
         return self._producer.publish(outgoing)
