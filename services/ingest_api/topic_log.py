@@ -52,7 +52,7 @@ class TopicLog:
             raise StoreDown("kafka", f"topic {self.dataset.topic} was deleted and made anew: opening it again")
 
     def holds(self, batches: Mapping[int, Batch], starts: Mapping[int, int]) -> dict[int, tuple[tuple[Part, ...], int]]:
-        """Find those of `batches` (by id) that lie at or above `starts` (by partition): batch id -> its parts, its rows.
+        """Find those of `batches` (by id) at or above the offsets `starts` (by partition): batch id -> its parts, rows.
 
         A message that does not announce the number of its rows is foreign, and the stores refuse it, too. Reads to the
         very end of the log. The open transaction of another slot hides the messages that were committed after it began,

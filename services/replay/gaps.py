@@ -1,17 +1,13 @@
 """What a store lacks of some batches, and those rows as PostgreSQL has them."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import islice
 
 from services.core.errors import LogpipeError, NeedsOperator
-from services.core.ids import batch_of
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
-from services.core.rows import CHECKSUM_MASK, RowCodec, checksum
-
-_ENCODED_AT_ONCE = 10_000
+from services.core.read_back import ReadBack
+from services.core.rows import RowCodec
 
 Gaps = Mapping[int, Set[int]]
 """Batch that is not complete -> ids of its rows that are not to be written: they are there, or were put aside."""
@@ -57,15 +53,11 @@ def read(
     ids: list[int] = []
     lines: list[bytes] = []
     size = 0
-    seen: Counter[int] = Counter()
-    sums: Counter[int] = Counter()
-    rows = source.rows_of(codec.dataset, [batch for batch in batches if batch.batch_id in gaps])
-    while some := list(islice(rows, _ENCODED_AT_ONCE)):
-        for row, line in zip(some, codec.encode(some), strict=True):
-            batch_id = batch_of(row[0])
-            seen[batch_id] += 1
-            sums[batch_id] += checksum([line])
-            if row[0] not in gaps[batch_id]:
+    back = ReadBack(codec)
+    for run in back.runs(source.rows_of(codec.dataset, [batch for batch in batches if batch.batch_id in gaps])):
+        settled = gaps[run.batch_id]
+        for row, line in zip(run.rows, run.lines, strict=True):
+            if row[0] not in settled:
                 ids.append(row[0])
                 lines.append(line)
                 size += len(line)
@@ -74,12 +66,12 @@ def read(
     for batch in batches:
         if batch.batch_id not in gaps:
             continue
-        if seen[batch.batch_id] != batch.rows:
+        if back.rows(batch.batch_id) != batch.rows:
             raise NeedsOperator(
                 f"batch {batch.batch_id} of {batch.dataset} has {batch.rows} rows in the ledger and"
-                f" {seen[batch.batch_id]} in {source.name}: run `logpipe verify --store {source.name}`"
+                f" {back.rows(batch.batch_id)} in {source.name}: run `logpipe verify --store {source.name}`"
             )
-        if sums[batch.batch_id] & CHECKSUM_MASK != batch.checksum:
+        if not back.is_as_accepted(batch):
             raise NeedsOperator(
                 f"batch {batch.batch_id} of {batch.dataset} reads differently from {source.name} than it was accepted:"
                 " this process may be older than the ingest API, and not know a column of it: update it; else run"

@@ -1,20 +1,18 @@
 """Compares what one store holds of one dataset with what the ledger says was accepted."""
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from services.core.dataset import Dataset
 from services.core.ids import batch_of, first_id
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
-from services.core.rows import CHECKSUM_MASK, Row, RowCodec, checksum
+from services.core.read_back import ReadBack
+from services.core.rows import Row, RowCodec
 from services.verify.dead_letters import Aside
 
 _CHUNK_ROWS = 2_000_000  # counted by a store in one go
-_ENCODED_AT_ONCE = 10_000
 _EXAMPLES = 5
 
 Advance = Callable[[int], None]
@@ -176,25 +174,18 @@ def _compare(codec: RowCodec, batches: list[Batch], rows: Iterator[Row], result:
     """`rows`: those of `batches` in the store, and possibly of others."""
     if not batches:
         return
-    sums: Counter[int] = Counter()
-    for row, line in encoded(codec, rows):
-        sums[batch_of(row[0])] += checksum([line])
+    back = ReadBack(codec)
+    back.count(rows)
     for batch in batches:
-        compare(batch, sums[batch.batch_id], result)
+        compare(batch, back, result)
 
 
-def compare(batch: Batch, total: int, result: Result) -> None:
-    """`total`: the checksums of the rows of `batch` in the store, added up."""
+def compare(batch: Batch, back: ReadBack, result: Result) -> None:
+    """Add to `result` whether the contents of `batch` in the store are as accepted; `back` has read all its rows."""
     result.compared += 1
-    if total & CHECKSUM_MASK != batch.checksum:
+    if not back.is_as_accepted(batch):
         result.differing += 1
         result.example(f"batch {batch.batch_id} of {batch.rows} rows: contents differ")
-
-
-def encoded(codec: RowCodec, rows: Iterator[Row]) -> Iterator[tuple[Row, bytes]]:
-    """Each row with its canonical line."""
-    while some := list(islice(rows, _ENCODED_AT_ONCE)):
-        yield from zip(some, codec.encode(some), strict=True)
 
 
 class _Sample:
