@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
 
 from services.core import kafka_value
+from services.core.dead_letter import NO_PLACE, DeadLetter
 from services.core.errors import Backpressure, NeedsOperator, RowRejected, StoreDown
 from services.core.ids import batch_of, first_id
 from services.core.instants import DAY
@@ -22,7 +23,7 @@ from services.ledger.reading import Connection, Ledger, TopicNumbers
 from services.ledger.replays import Replay, ReplayProgress
 from services.replay import gaps
 from services.replay.display import Display, Outcome
-from services.streams.dead_letters import DeadLetter, DeadLetters
+from services.streams.dead_letters import DeadLetters
 
 BLOCK_ROWS = 50_000
 _BLOCK_BYTES = 64 << 20
@@ -242,4 +243,4 @@ def cut(batches: Sequence[Batch]) -> Sequence[Batch]:
 
 def _letter(row_id: int, reason: str, line: bytes) -> DeadLetter:
     batch_id = batch_of(row_id)
-    return DeadLetter(-1, -1, row_id - first_id(batch_id), batch_id, row_id, 1, reason, line)
+    return DeadLetter(NO_PLACE, NO_PLACE, row_id - first_id(batch_id), batch_id, row_id, 1, reason, line)

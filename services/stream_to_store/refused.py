@@ -8,13 +8,14 @@ from itertools import accumulate
 
 from services.core.completion import without
 from services.core.dataset import Dataset
+from services.core.dead_letter import DeadLetter
 from services.core.errors import RowRejected
 from services.core.ids import batch_of
 from services.core.kafka_value import Envelope, join, split
 from services.core.lines import are_rows_of, line_check
 from services.core.ports import Block, OwnProgressWriter, StoreWriter
 from services.stream_to_store.lane import Slice
-from services.streams.dead_letters import DeadLetter, DeadLetters
+from services.streams.dead_letters import DeadLetters
 
 
 def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_letters: DeadLetters, is_first: bool) -> int:
