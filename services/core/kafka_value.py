@@ -28,7 +28,7 @@ import numpy as np
 
 from services.core.dataset import Alert, Dataset
 from services.core.ids import MAX_BATCH
-from services.core.instants import LAST_INSTANT
+from services.core.line_fields import INSTANTS
 from services.core.ports import Message, Outgoing
 from services.core.rows import Rows
 
@@ -113,8 +113,8 @@ def decode(message: Message) -> Envelope:
     except ValueError as error:
         return Envelope(message, batch_id, 0, rows, f"a header is not a number: {error}")
     problem = ""
-    if not 0 <= created_at < LAST_INSTANT:
-        problem = f"created_at {created_at} is not between 1970 and 2100"
+    if not INSTANTS.lowest <= created_at <= INSTANTS.highest:
+        problem = f"created_at {created_at} {INSTANTS.problem}"
     elif announced_rows != rows or not message.value.endswith(b"\n"):
         problem = f"the header announces {announced_rows} lines, the value has {rows}"
     return Envelope(message, batch_id, created_at, rows, problem)
