@@ -1,11 +1,13 @@
 """The fields of a line, which is one row of a Kafka value: the rules that every reader's check of lines is made from.
 
 Three readers check lines, each in its own engine: `core.lines` by msgspec, `lake.lines` by pyarrow, and
-`spark_jobs.parsing` by Spark SQL. They differ in speed and in how they name a problem, not in what they refuse. Fields
-beyond these are ignored: a newer description of the dataset has them.
+`spark_jobs.parsing` by Spark SQL. They differ in speed and in how they name a problem. They refuse the same lines, with
+one exception: Spark takes a value of any JSON type for a text. Other fields than these are ignored, because a newer
+description of the dataset may have them.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from services.core.dataset import CREATED_AT, ID, MAX_CATEGORY_CHARACTERS, Column, Dataset
@@ -49,6 +51,7 @@ class LineField:
     pattern: str | None = None
 
 
+@lru_cache
 def line_fields(dataset: Dataset) -> tuple[LineField, ...]:
     """The fields in the canonical order: id, created_at, then the dataset's columns."""
     return (

@@ -1,4 +1,4 @@
-"""What a store lacks of some batches, and those rows as PostgreSQL has them."""
+"""Finds the rows of some batches that a store lacks, and reads them from PostgreSQL."""
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from services.core.read_back import ReadBack
 from services.core.rows import RowCodec
 
 Gaps = Mapping[int, Set[int]]
-"""Batch that is not complete -> ids of its rows that are not to be written: they are there, or were put aside."""
+"""Incomplete batch -> ids of its rows that must not be written: they are in the store, or were dead-lettered."""
 
 
 class TooLarge(LogpipeError):
@@ -19,14 +19,17 @@ class TooLarge(LogpipeError):
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """`ids[i]` is the row of `lines[i]`."""
+    """Rows to write. `ids[i]` is the id of the row of `lines[i]`; the lines have no newlines."""
 
     ids: Sequence[int]
     lines: Sequence[bytes]
 
 
 def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], aside: Gaps) -> Gaps:
-    """`aside`: batch -> ids put aside. Raises as the reader does."""
+    """The gaps of `batches` in the store that `reader` reads. `aside`: batch -> ids of its dead-lettered rows.
+
+    Blocks. Raises what the reader raises.
+    """
     if not batches:
         return {}
     distinct = {batch_id: ids for batch_id, _, ids in reader.counts_of(codec.dataset, batches)}
@@ -36,7 +39,7 @@ def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], aside: 
         settled = aside.get(batch.batch_id, frozenset())
         if found < batch.rows:
             there = reader.rows_of(codec.dataset, [batch]) if found else ()
-            settled = settled | {row[0] for row in there}  # what was put aside may be there all the same
+            settled = settled | {row[0] for row in there}  # the store may hold a dead-lettered row all the same
             if len(settled) < batch.rows:
                 gaps[batch.batch_id] = settled
     return gaps
@@ -45,10 +48,10 @@ def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], aside: 
 def read(
     source: StoreReader, codec: RowCodec, batches: Sequence[Batch], gaps: Gaps, max_bytes: int | None = None
 ) -> Missing:
-    """The rows that close the gaps, those of `batches`, from `source`.
+    """Read the rows that close the gaps of `batches` from `source`. Blocks.
 
-    Raises TooLarge beyond `max_bytes`, StoreDown, and NeedsOperator when `source` has not all rows as
-    they were accepted.
+    Raises TooLarge when the lines take more than `max_bytes`, StoreDown, and NeedsOperator when `source` does not have
+    all rows as they were accepted.
     """
     ids: list[int] = []
     lines: list[bytes] = []

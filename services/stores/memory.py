@@ -15,13 +15,12 @@ from services.core.dataset import Dataset
 from services.core.errors import RowRejected
 from services.core.ids import batch_of, end_id, first_id
 from services.core.ledger import Batch, StorePosition
+from services.core.line_fields import line_fields
 from services.core.lines import line_check
 from services.core.ports import QUESTION_SECONDS, Block, Progress, joint_token
 from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row
 from services.core.stopping import Stop
-
-_MISSING: dict[str, Any] = {"number": None, "json": "{}"}
 
 
 class MemoryStore:
@@ -131,9 +130,8 @@ def _counted(question: AggregateQuestion, rows: list[Row]) -> list[Row]:
 
 
 def _row(dataset: Dataset, line: dict[str, Any]) -> Row:
-    found = ((column, line.get(column.name)) for column in dataset.columns)
-    values = (_MISSING.get(column.kind, "") if value is None else value for column, value in found)
-    return (line["id"], line["created_at"], *values)
+    found = ((field, line.get(field.name)) for field in line_fields(dataset))
+    return tuple(field.missing if value is None else value for field, value in found)
 
 
 def _matches(dataset: Dataset, filters: Filters, row: Row) -> bool:

@@ -1,4 +1,4 @@
-"""Compares a few batches, chosen at random, with what one store holds of them; nothing else is read."""
+"""Compares a few batches, chosen at random, with their rows in one store. It reads no other rows."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,10 @@ _AT_ONCE = 50  # batches of one query: bounds the ids held
 def reconcile(
     reader: StoreReader, dataset: Dataset, chosen: Sequence[Batch], aside: Mapping[int, Aside], advance: Advance
 ) -> Result:
-    """Rows and checksums of the chosen batches. `aside`: batch -> dead-lettered rows. Raises StoreDown."""
+    """Compare the rows and the checksums of the chosen batches. `aside`: batch -> dead-lettered rows.
+
+    Blocks. Raises StoreDown.
+    """
     result = Result(dataset.name, reader.name)
     codec = RowCodec(dataset)
     for start in range(0, len(chosen), _AT_ONCE):

@@ -30,8 +30,9 @@ def test_what_is_encoded_is_decoded_again(letter: DeadLetter) -> None:
     key, value = encode("clickhouse", DATASET, letter)
     place = (letter.partition, letter.offset)
     assert key == b"clickhouse:%s:%d:%d" % (DATASET.topic.encode(), *place)
-    rest = (letter.line, letter.batch_id, letter.id, letter.rows)
-    assert decode(value) == Record("clickhouse", DATASET.name, DATASET.topic, *place, *rest)
+    assert decode(value) == Record(
+        "clickhouse", DATASET.name, DATASET.topic, *place, letter.line, letter.batch_id, letter.id, letter.rows
+    )
     shown: dict[str, Any] = json.loads(value)
     assert (shown["reason"], shown["value_bytes"]) == (letter.reason, len(letter.value))
     assert shown["value"] == letter.value.decode(errors="backslashreplace")
