@@ -602,6 +602,20 @@ def test_a_line_without_a_row_does_not_put_the_blame_on_a_neighbour(world: World
     assert {(letter["partition"], letter["line"]) for letter in world.dead_letters()} == {(0, 1), (2, 0)}
 
 
+@pytest.mark.parametrize("newer", [{"columns": b"3"}, {"version": b"2"}, {"version": b"2", "rows": b"7"}])
+def test_a_message_of_a_newer_release_stops_the_consumer(world: World, newer: Mapping[str, bytes]) -> None:
+    world.publish([poison(key=b"no batch", headers=newer)])
+    world.accept(60)
+    consumer = world.consumer()
+    world.run(consumer)
+    world.check()
+    world.publish([poison(headers={"created_at": b"%d" % NOON, "rows": b"1", **newer})])
+    with pytest.raises(NeedsOperator, match="older than the ingest API"):
+        world.run(consumer)
+    world.check()
+    assert len(world.dead_letters()) == 1
+
+
 def test_retention_overtook_the_consumer(world: World) -> None:
     world.accept(100)
     world.broker.delete_records(DATASET.topic, 0, 1)
