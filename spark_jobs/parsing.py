@@ -1,30 +1,31 @@
 """From Kafka messages to a table's rows, and to its rejects, in Spark SQL.
 
-A message is sound when its key and headers are those of a batch and it has as many lines as it says; a line is sound
-when it is a JSON object with an id, times, and all that its dataset requires. The rest is put aside, with the reason.
+The rules are those of `core.kafka_value` for a message and those of `core.line_fields` for a line; the expressions here
+are made from their constants. A message or a line that does not keep the rules goes to the rejects, with the reason.
 """
 
 from pyspark.sql import DataFrame
 
-from services.core.dataset import CREATED_AT, ID, MAX_CATEGORY_CHARACTERS, Column, Dataset
-from services.core.envelope import BATCH_KEY, COLUMNS, MAX_COLUMNS
-from services.core.ids import MAX_BATCH, MAX_BATCH_ROWS, ROW_BITS
-from services.core.instants import DAY, LAST_INSTANT
+from services.core import kafka_value
+from services.core.dataset import CREATED_AT, ID, Column, Dataset
+from services.core.ids import MAX_BATCH, ROW_BITS
+from services.core.instants import DAY
+from services.core.line_fields import INSTANTS, LineField, line_fields
 from spark_jobs.schema import line_schema
 
-MESSAGE = ("partition", "offset", "key", "value", "headers")  # the columns needed of Spark's Kafka source
+MESSAGE = ("partition", "offset", "key", "value", "headers")  # the columns that are read of Spark's Kafka source
 
-NEWER = "rows with columns that this process does not know"
+NEWER = "messages with columns that this process does not know, or of a newer version"
 
-_CORRUPT = "_corrupt"  # where from_json puts a line of which any part is not of its type
+_CORRUPT = "_corrupt"  # the field in which from_json puts a line with a value of a wrong type
 
 
 def lines(messages: DataFrame, dataset: Dataset) -> DataFrame:
-    """A row a line: where it stood, and `r`, what it says. A message refused as a whole has one line, NULL.
+    """One row for each line: its place in the topic, and its fields in `r`. A refused message has one line, NULL.
 
-    Fails with NEWER at a message that may hold more than is known here: it would be left out in silence.
+    The query fails with NEWER at a message of a newer version or with more columns: they would be left out unnoticed.
     """
-    newer = f"problem IS NULL AND columns BETWEEN {len(dataset.columns) + 1} AND {MAX_COLUMNS}"
+    newer = f"problem IS NULL AND columns BETWEEN {len(dataset.columns) + 1} AND {kafka_value.MAX_NUMBER}"
     known = f"IF({newer}, raise_error('{NEWER}'), lines) AS lines"
     from_json = f"from_json(line, '{line_schema(dataset)}, {_CORRUPT} STRING', {_JSON_OPTIONS}) AS r"
     return (
@@ -38,14 +39,16 @@ def lines(messages: DataFrame, dataset: Dataset) -> DataFrame:
 
 
 def rows(sound: DataFrame, dataset: Dataset) -> DataFrame:
-    """Of sound lines, in the form of the dataset's table."""
-    values = [f"{_value(column)} AS `{column.name}`" for column in (CREATED_AT, *dataset.columns)]
+    """The rows of sound lines, in the form of the dataset's table."""
+    fields = {field.name: field for field in line_fields(dataset)}
+    columns = (CREATED_AT, *dataset.columns)
+    values = [f"{_value(column, fields[column.name])} AS `{column.name}`" for column in columns]
     day = f"date_from_unix_date(CAST(r.{CREATED_AT.name} DIV {DAY} AS INT)) AS day"
     return sound.selectExpr(f"r.{ID.name} AS {ID.name}", *values, day)
 
 
 def rejects(unsound: DataFrame, dataset: Dataset) -> DataFrame:
-    """Of lines that are not sound, in the form of the dataset's rejects."""
+    """The lines that are not sound, in the form of the dataset's table of rejects."""
     checks = (f"WHEN NOT coalesce({condition}, false) THEN '{what}'" for what, condition in _checks(dataset).items())
     return unsound.selectExpr(
         f"'{dataset.topic}' AS topic",
@@ -61,7 +64,7 @@ def rejects(unsound: DataFrame, dataset: Dataset) -> DataFrame:
 
 
 def sound(dataset: Dataset) -> str:
-    """The condition on a line."""
+    """The condition that a line has to meet to become a row."""
     return f"coalesce({' AND '.join(_checks(dataset).values())}, false)"
 
 
@@ -74,18 +77,22 @@ _ENVELOPE = (
     "offset",
     "CAST(key AS STRING) AS key",
     "value",
-    f"{_header('created_at')} AS created_at",
-    f"{_header('rows')} AS announced",
-    f"{_header(COLUMNS)} AS columns",
-    # What follows the last newline is no line.
+    f"{_header(kafka_value.CREATED_AT_HEADER)} AS created_at",
+    f"{_header(kafka_value.ROWS_HEADER)} AS announced",
+    f"{_header(kafka_value.COLUMNS_HEADER)} AS columns",
+    f"{_header(kafka_value.VERSION_HEADER)} AS version",
+    # The last newline ends a line, and none begins after it.
     "split(CAST(substring(value, 1, octet_length(value) - 1) AS STRING), '\\n') AS lines",
 )
+_BATCH_ID = f"try_cast(split_part(key, '{kafka_value.KEY_SEPARATOR}', 1) AS BIGINT)"
 _PROBLEM = f"""CASE
     WHEN value IS NULL THEN 'it has no value'
-    WHEN key IS NULL OR NOT key RLIKE '{BATCH_KEY}' OR try_cast(split_part(key, ':', 1) AS BIGINT) > {MAX_BATCH}
+    WHEN key IS NULL OR NOT key RLIKE '{kafka_value.KEY_PATTERN}' OR {_BATCH_ID} > {MAX_BATCH}
         THEN 'its key is not <batch>:<part>'
-    WHEN created_at IS NULL OR announced IS NULL THEN 'a header, created_at or rows, is missing or not a number'
-    WHEN NOT created_at BETWEEN 0 AND {LAST_INSTANT - 1} THEN 'its created_at is not between 1970 and 2100'
+    WHEN version BETWEEN {kafka_value.VERSION + 1} AND {kafka_value.MAX_NUMBER} THEN raise_error('{NEWER}')
+    WHEN created_at IS NULL OR announced IS NULL
+        THEN 'a header, {kafka_value.CREATED_AT_HEADER} or {kafka_value.ROWS_HEADER}, is missing or not a number'
+    WHEN NOT created_at BETWEEN {INSTANTS.lowest} AND {INSTANTS.highest} THEN 'its created_at {INSTANTS.problem}'
     WHEN substring(value, -1, 1) != X'0A' THEN 'its last line does not end'
     WHEN announced != size(lines) THEN 'its header announces another number of lines'
     WHEN NOT is_valid_utf8(CAST(value AS STRING)) THEN 'it is not valid UTF-8'
@@ -94,7 +101,7 @@ _CHECKED = (
     "partition",
     "offset",
     "value",
-    "try_cast(split_part(key, ':', 1) AS BIGINT) AS batch_id",
+    f"{_BATCH_ID} AS batch_id",
     "lines",
     "size(lines) AS size",
     "columns",
@@ -116,30 +123,28 @@ _JSON_OPTIONS = f"map('columnNameOfCorruptRecord', '{_CORRUPT}')"
 
 
 def _checks(dataset: Dataset) -> dict[str, str]:
-    """What may be wrong with a line -> the condition that must hold."""
-    times = [c.name for c in (CREATED_AT, *dataset.columns) if c.kind == "timestamp"]
-    required = [c.name for c in dataset.columns if c.required and c.name not in times]
-    return {
-        "not a JSON object whose values are of the right types": f"r IS NOT NULL AND r.{_CORRUPT} IS NULL",
-        f"{ID.name} is missing or too low": f"r.{ID.name} >= {MAX_BATCH_ROWS}",
-        **{f"{name} is not between 1970 and 2100": f"r.`{name}` BETWEEN 0 AND {LAST_INSTANT - 1}" for name in times},
-        **{f"{name} is missing": f"r.`{name}` IS NOT NULL" for name in required},
-        **{
-            f"{c.name} has more than {MAX_CATEGORY_CHARACTERS} characters": (
-                f"coalesce(char_length(r.`{c.name}`), 0) <= {MAX_CATEGORY_CHARACTERS}"
-            )
-            for c in dataset.bounded
-        },
-    }
+    """The reason for which a line is refused -> the condition that a line without this fault meets."""
+    fields = line_fields(dataset)
+    checks = {"not a JSON object whose values are of the right types": f"r IS NOT NULL AND r.{_CORRUPT} IS NULL"}
+    for field in fields:
+        name = f"r.`{field.name}`"
+        if field.bounds:
+            lowest, highest, problem = field.bounds
+            checks[f"{field.name} {problem}"] = f"{name} BETWEEN {lowest} AND {highest}"
+        elif field.required:
+            checks[f"{field.name} is missing"] = f"{name} IS NOT NULL"
+    for field in fields:
+        name = f"r.`{field.name}`"
+        if field.max_characters is not None:
+            too_long = f"{field.name} has more than {field.max_characters} characters"
+            checks[too_long] = f"coalesce(char_length({name}), 0) <= {field.max_characters}"
+        if field.pattern is not None:
+            checks[f"{field.name} does not match {field.pattern}"] = f"coalesce({name} RLIKE '{field.pattern}', true)"
+    return checks
 
 
-def _value(column: Column) -> str:
-    name = f"r.`{column.name}`"
-    match column.kind:
-        case "timestamp":
-            return f"timestamp_micros({name})"
-        case "number":
-            return name
-        case "json":
-            return f"coalesce({name}, '{{}}')"
-    return f"coalesce({name}, '')"
+def _value(column: Column, field: LineField) -> str:
+    name = f"r.`{field.name}`"
+    if column.kind == "timestamp":
+        return f"timestamp_micros({name})"
+    return name if field.missing is None else f"coalesce({name}, '{field.missing}')"

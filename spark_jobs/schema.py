@@ -1,15 +1,16 @@
-"""What Spark reads from a line of a dataset, and where it puts those that are not sound."""
+"""What Spark reads from a line of a dataset, and the table that takes the lines that are not sound."""
 
 import pyarrow as pa
 from deltalake import Schema
 
-from services.core.dataset import CREATED_AT, ID, Dataset
+from services.core.dataset import Dataset
+from services.core.line_fields import line_fields
 
-_SPARK_TYPES = {"timestamp": "BIGINT", "number": "DOUBLE"}
+_TYPES = {"integer": "BIGINT", "number": "DOUBLE", "text": "STRING"}
 
 
 def rejects_schema() -> Schema:
-    """`line` is 0-based; where a message is refused as a whole it is null and `rows` says how many lines it had."""
+    """The columns of the table of rejects. `line` counts from 0; it is null for a whole message, of `rows` lines."""
     return Schema.from_arrow(
         pa.schema(
             [
@@ -28,6 +29,5 @@ def rejects_schema() -> Schema:
 
 
 def line_schema(dataset: Dataset) -> str:
-    """Of one line of a Kafka value, as from_json takes it: times are integers there."""
-    types = [f"`{c.name}` {_SPARK_TYPES.get(c.kind, 'STRING')}" for c in (CREATED_AT, *dataset.columns)]
-    return ", ".join([f"{ID.name} BIGINT", *types])
+    """The schema of one line of a Kafka value, as Spark's from_json takes it. Times are integers in a line."""
+    return ", ".join(f"`{field.name}` {_TYPES[field.type]}" for field in line_fields(dataset))

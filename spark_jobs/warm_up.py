@@ -23,8 +23,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sql
 from pyspark.sql.streaming.query import StreamingQuery
 
+from services.core import kafka_value
 from services.core.dataset import Column, Dataset
-from services.core.envelope import messages
 from services.core.errors import LogpipeError
 from services.core.ids import first_id
 from services.core.ports import Outgoing
@@ -186,7 +186,9 @@ def _message(dataset: Dataset, batch_id: int) -> Outgoing:
         (first_id(batch_id) + n, created_at, *(_value(column, dataset, created_at, n) for column in dataset.columns))
         for n in range(_MESSAGE_ROWS)
     ]
-    made = messages(dataset, batch_id, created_at, Rows.of(rows), RowCodec(dataset).encode(rows), partitions=1)
+    made = kafka_value.encode(
+        dataset, batch_id, created_at, Rows.of(rows), RowCodec(dataset).encode(rows), partitions=1
+    )
     return next(message for message in made if message.topic == dataset.topic)
 
 

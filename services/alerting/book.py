@@ -13,7 +13,8 @@ import msgspec
 from services.alerting.episodes import judge
 from services.alerting.rules import Rule
 from services.core import metric_names
-from services.core.envelope import partition_of
+from services.core.errors import NeedsOperator
+from services.core.kafka_value import has_newer_version, partition_of, split
 from services.core.lines import UNDECODABLE, Category, Instant
 from services.core.ports import Message
 from services.ledger import alerts
@@ -84,6 +85,12 @@ class Book:
         return len(self._new)
 
     def count(self, message: Message) -> None:
+        """Count the errors of a message. Raises NeedsOperator for a message of a newer release."""
+        if has_newer_version(message):
+            raise NeedsOperator(
+                f"{message.topic} has messages of a newer version than this process knows: it is older than the ingest"
+                " API, update it; no message was passed over"
+            )
         judged = self.positions[message.partition].judged
         for row in self._read(message):
             # What comes after its second was judged counts in the next one that will be.
@@ -183,7 +190,7 @@ def _decoded(value: bytes) -> tuple[list[_Row], list[str]]:
         rows = _decoder.decode_lines(value)
     except UNDECODABLE:
         rows = []
-        for line in filter(None, value.split(b"\n")):
+        for line in filter(None, split(value)):
             try:
                 rows.append(_decoder.decode(line))
             except UNDECODABLE as error:

@@ -14,6 +14,7 @@ from deltalake import DeltaTable, write_deltalake
 from hdfs_native import Client, WriteOptions
 from psycopg.sql import SQL, Identifier
 
+from services.core import kafka_value
 from services.core.dataset import Dataset
 from services.core.ids import batch_of, first_id
 from services.core.instants import DAY
@@ -95,7 +96,7 @@ def plant_days(postgres_url: str, clickhouse_url: str, lake: LakeSettings, datas
             day, batch_id = history.first_day + number, number * history.batches // history.days + 1
             rows = list(_rows(dataset, batch_id, day))
             encoded = codec.encode(rows)
-            block = Block(dataset, "planted", 0, batch_id, batch_id, day, len(rows), b"\n".join([*encoded, b""]))
+            block = Block(dataset, "planted", 0, batch_id, batch_id, day, len(rows), kafka_value.join(encoded))
             _insert(connection, dataset, rows, day)
             connection.execute(
                 "UPDATE batches SET rows = %s, checksum = %s, created_at = %s WHERE batch_id = %s",

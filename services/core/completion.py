@@ -26,6 +26,7 @@ from itertools import accumulate, chain
 import msgspec
 import xxhash
 
+from services.core import kafka_value
 from services.core.errors import RowRejected, StoreDown
 from services.core.ids import batch_of
 from services.core.lines import line_check
@@ -109,7 +110,7 @@ class _Rows:
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         self._blocks = blocks
-        of_blocks = [block.lines.split(b"\n")[:-1] for block in blocks]
+        of_blocks = [kafka_value.split(block.lines) for block in blocks]
         self.lines = list(chain.from_iterable(of_blocks))
         self._starts = [0, *accumulate(map(len, of_blocks))]
 
@@ -127,7 +128,7 @@ class _Rows:
             own = group[bisect_left(group, self._starts[number]) : bisect_left(group, self._starts[number + 1])]
             lines = block.lines
             if len(own) < block.rows:
-                lines = b"".join([self.lines[at] + b"\n" for at in own])
+                lines = kafka_value.join([self.lines[at] for at in own])
             cut.append(replace(block, rows=len(own), lines=lines, attempt=attempt))
         return cut
 

@@ -1,7 +1,7 @@
-"""The check of lines of Kafka values by ourselves: which are rows of the dataset, and why the others are not.
+"""The validator of lines of Kafka values: which lines are rows of the dataset, and why the others are not.
 
-Stores parse the lines of a first write without this check. It is made after a store has refused lines, or may have lost
-them: to find the bad lines by a store takes a write for each of them.
+Stores parse the lines of a first write without this check. It runs after a store has refused lines, or may have lost
+them, because finding the bad lines by the store takes a write for each of them. `line_fields` has the rules.
 """
 
 import json
@@ -11,23 +11,20 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
-from services.core.dataset import MAX_CATEGORY_CHARACTERS, Column, Dataset
-from services.core.ids import MAX_BATCH_ROWS, first_id
-from services.core.instants import LAST_INSTANT
+from services.core.dataset import MAX_CATEGORY_CHARACTERS, Dataset
+from services.core.ids import first_id
+from services.core.line_fields import IDS, INSTANTS, LineField, line_fields
 
 UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not the JSON that a decoder expects."""
 
 _AT_ONCE = 1000  # lines that are decoded in one call
 
-_LARGEST = (1 << 63) - 1  # id that a store can hold
-_Id = Annotated[int, msgspec.Meta(ge=MAX_BATCH_ROWS, le=_LARGEST)]
-Instant = Annotated[int, msgspec.Meta(ge=0, lt=LAST_INSTANT)]
+Instant = Annotated[int, msgspec.Meta(ge=INSTANTS.lowest, le=INSTANTS.highest)]
 Category = Annotated[str, msgspec.Meta(max_length=MAX_CATEGORY_CHARACTERS)]
-"""Types of fields of a line, for readers that need some of its columns only. A category may hold the character NUL."""
+"""Types of fields, for readers that need some fields of a line only. A category may hold the character NUL."""
 
-_Uuid = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\\Z")]
-_TYPES: dict[str, Any] = {"timestamp": Instant, "number": float, "uuid": _Uuid}
+_TYPES: dict[str, type] = {"integer": int, "number": float, "text": str}
 
 
 class _Identity(msgspec.Struct, gc=False):
@@ -40,7 +37,7 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 
 
 class Checked(NamedTuple):
-    """Of each line its id and its time of acceptance, None where it has none; and why some lines are no rows."""
+    """The id and the time of acceptance of each line, None where it has none. `problems` says why lines are no rows."""
 
     ids: list[int | None]
     created_at: list[int | None]
@@ -50,7 +47,7 @@ class Checked(NamedTuple):
 def are_rows_of(value: bytes, lines: int, batch_id: int, created_at: int) -> bool:
     """Whether each line of a message has an id of the batch, and the batch's time of acceptance.
 
-    Nothing else is looked at. Where it is False, `LineCheck` tells which lines have them. `lines`: how many there are.
+    It looks at nothing else. Where it returns False, `LineCheck` tells which lines have them. `lines` is their number.
     """
     if not _one_a_line(value.removesuffix(b"\n"), lines):
         return False
@@ -70,13 +67,13 @@ def _one_a_line(text: bytes, lines: int) -> bool:
 
 
 class LineCheck:
-    """Of one dataset. Stateless after construction."""
+    """The validator for one dataset. It is stateless after construction, so threads may share it."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._decoder = msgspec.json.Decoder(_row_type(dataset))
 
     def check(self, lines: Sequence[bytes]) -> Checked:
-        """`lines` are without newlines."""
+        """Check lines, which have no newlines."""
         checked = Checked([], [], {})
         for start in range(0, len(lines), _AT_ONCE):
             self._check_some(checked, start, lines[start : start + _AT_ONCE])
@@ -126,7 +123,7 @@ def line_check(dataset: Dataset) -> LineCheck:
 
 
 def _identity(line: bytes) -> tuple[int | None, int | None]:
-    """The id and the time of acceptance of a line that is no row, as far as there are any."""
+    """The id and the time of acceptance of a line that is no row, None where they cannot be read."""
     try:
         found = _identities.decode(line)
     except UNDECODABLE:
@@ -136,7 +133,6 @@ def _identity(line: bytes) -> tuple[int | None, int | None]:
 
 def _names_twice(line: bytes) -> bool:
     """msgspec takes the last value of a name that is given twice; a store may refuse the line."""
-
     lost = 0
 
     def count(pairs: list[tuple[str, Any]]) -> None:
@@ -148,14 +144,18 @@ def _names_twice(line: bytes) -> bool:
 
 
 def _integer(value: Any) -> int | None:
-    return value if type(value) is int and 0 <= value <= _LARGEST else None
+    return value if type(value) is int and 0 <= value <= IDS.highest else None
 
 
 def _row_type(dataset: Dataset) -> type[msgspec.Struct]:
-    fields: list[Any] = [("id", _Id), ("created_at", Instant), *(_field(dataset, c) for c in dataset.columns)]
-    return msgspec.defstruct("Line", fields, kw_only=True, gc=False)
+    return msgspec.defstruct("Line", [_defined(field) for field in line_fields(dataset)], kw_only=True, gc=False)
 
 
-def _field(dataset: Dataset, column: Column) -> Any:
-    kind = Category if column in dataset.bounded else _TYPES.get(column.kind, str)
-    return (column.name, kind) if column.required else (column.name, kind | None, None)
+def _defined(field: LineField) -> Any:
+    """A field as `msgspec.defstruct` takes it."""
+    kind: Any = _TYPES[field.type]
+    if field.bounds:
+        kind = Annotated[kind, msgspec.Meta(ge=field.bounds.lowest, le=field.bounds.highest)]
+    elif field.type == "text":
+        kind = Annotated[kind, msgspec.Meta(max_length=field.max_characters, pattern=field.pattern)]
+    return (field.name, kind) if field.required else (field.name, kind | None, None)

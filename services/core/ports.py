@@ -165,7 +165,7 @@ class StoreReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message to send. `key` is b"<batch_id>:<part>" for a dataset's topic."""
+    """A message to send, made by `kafka_value.encode` or `dead_letter.encode`."""
 
     topic: str
     partition: int

@@ -14,9 +14,8 @@ from typing import Any
 
 import psycopg
 
-from services.core import metric_names
+from services.core import kafka_value, metric_names
 from services.core.dataset import Dataset
-from services.core.envelope import messages
 from services.core.errors import Conflict, Invalid, KeyReused, LogpipeError, OtherLedger, StoreDown
 from services.core.instants import DAY
 from services.core.ledger import Batch
@@ -183,7 +182,7 @@ class Committer:
                 # PostgreSQL works on what was just sent while this process makes the messages.
                 lines = codec.encode(chunk.tuples(batch_id, created_at))
                 record = Batch(batch_id, slot, dataset.name, len(lines), checksum(lines), created_at)
-                made.append((record, messages(dataset, batch_id, created_at, chunk, lines, self._partitions)))
+                made.append((record, kafka_value.encode(dataset, batch_id, created_at, chunk, lines, self._partitions)))
         ledger.insert(cursor, [record for record, _ in made])
         return made
 

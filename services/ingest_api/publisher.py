@@ -15,13 +15,13 @@ from typing import Any
 
 import psycopg
 
-from services.core import metric_names
+from services.core import kafka_value, metric_names
 from services.core.dataset import Dataset
-from services.core.envelope import messages
 from services.core.errors import NeedsOperator
 from services.core.ledger import Batch
 from services.core.ports import Outgoing, PartitionReader, TransactionalProducer
-from services.core.rows import RowCodec, Rows, checksum
+from services.core.read_back import ReadBack
+from services.core.rows import RowCodec, Rows
 from services.ingest_api.topic_log import TopicLog
 from services.ledger import batches as ledger
 from services.ledger.slots import Lease
@@ -165,14 +165,15 @@ class SlotPublisher:
                 f"batch {batch.batch_id} of {batch.dataset} has {batch.rows} rows in the ledger and {len(rows)} in its"
                 " table; it cannot be published: run `logpipe verify --store postgres`"
             )
-        lines = self._codecs[batch.dataset].encode(rows)
-        if checksum(lines) != batch.checksum:
+        back = ReadBack(self._codecs[batch.dataset])
+        lines = [line for run in back.runs(rows) for line in run.lines]
+        if not back.is_as_accepted(batch):
             raise NeedsOperator(
                 f"batch {batch.batch_id} of {batch.dataset} does not read as it was accepted: by a newer process, whose"
                 " columns this one does not know (let a newer one publish it), or its rows were changed: run"
                 " `logpipe verify --store postgres`"
             )
-        return messages(dataset, batch.batch_id, batch.created_at, Rows.of(rows), lines, self._partitions)
+        return kafka_value.encode(dataset, batch.batch_id, batch.created_at, Rows.of(rows), lines, self._partitions)
 
     def _known(self, name: str) -> Dataset:
         if name not in self._datasets:

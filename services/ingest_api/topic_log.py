@@ -7,8 +7,8 @@ from typing import Any
 import psycopg
 
 from services.core.dataset import Dataset
-from services.core.envelope import batch_of_key
 from services.core.errors import NeedsOperator, StoreDown
+from services.core.kafka_value import announced
 from services.core.ledger import Batch, Part
 from services.core.ports import PartitionReader
 from services.ledger import batches as ledger
@@ -52,11 +52,11 @@ class TopicLog:
             raise StoreDown("kafka", f"topic {self.dataset.topic} was deleted and made anew: opening it again")
 
     def holds(self, batches: Mapping[int, Batch], starts: Mapping[int, int]) -> dict[int, tuple[tuple[Part, ...], int]]:
-        """Which of `batches` (by id) lie at or above `starts` (by partition): batch id -> its parts and their rows.
+        """Find those of `batches` (by id) at or above the offsets `starts` (by partition): batch id -> its parts, rows.
 
-        A message that does not say how many rows it has is somebody else's: whoever loads it refuses it as well.
-        Reads to the very end of the log: another slot's open transaction hides what was committed after it began, until
-        it has ended, too.
+        A message that does not announce the number of its rows is foreign, and the stores refuse it, too. Reads to the
+        very end of the log. The open transaction of another slot hides the messages that were committed after it began,
+        until it has ended.
         """
         ends = {partition: end for partition, end in self.ends().items() if partition in starts}
         parts: dict[int, list[Part]] = {}
@@ -69,11 +69,10 @@ class TopicLog:
                     "kafka", f"reading {self.dataset.topic} to its end stands still since {_PATIENCE:.0f} s"
                 )
             for message in self._reader.poll(1.0):
-                batch_id = _batch_id(message.key)
-                announced = message.headers.get("rows", b"")
-                if batch_id in batches and announced.isdigit():
+                batch_id, count = announced(message) or (-1, 0)
+                if batch_id in batches:
                     parts.setdefault(batch_id, []).append(Part(message.partition, message.offset))
-                    rows[batch_id] = rows.get(batch_id, 0) + int(announced)
+                    rows[batch_id] = rows.get(batch_id, 0) + count
             if (now := {**reached, **self._reader.reached()}) != reached:
                 reached, moved_at = now, time.monotonic()
         self._reader.assign({})
@@ -81,10 +80,3 @@ class TopicLog:
 
     def close(self) -> None:
         self._reader.close()
-
-
-def _batch_id(key: bytes) -> int:
-    try:
-        return batch_of_key(key)
-    except ValueError:
-        return -1  # somebody else's message: never one of ours

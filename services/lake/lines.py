@@ -1,6 +1,6 @@
 """From the lines of a block to the columns of its dataset's table, by pyarrow: no row is touched in Python.
 
-A line is sound when it is a JSON object with an id, times, and all that its dataset requires, each of its type.
+A line is sound when it is a JSON object whose fields keep the rules of `core.line_fields`.
 """
 
 from collections.abc import Sequence
@@ -10,38 +10,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.json import ParseOptions, ReadOptions, read_json
 
-from services.core import instants
-from services.core.dataset import CREATED_AT, ID, MAX_CATEGORY_CHARACTERS, Dataset
+from services.core import instants, kafka_value
+from services.core.dataset import CREATED_AT, Dataset
 from services.core.errors import RowRejected
-from services.core.ids import MAX_BATCH_ROWS
+from services.core.line_fields import LineField, line_fields
 from services.core.lines import line_check
 from services.core.ports import Block
 from services.lake.schema import DAY, table_schema
 
 _PARSED_AT_ONCE = 4 << 20  # bytes: the longest line must fit
-_LINE_TYPES = {"timestamp": pa.int64(), "number": pa.float64()}
-_UUID = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+_TYPES = {"integer": pa.int64(), "number": pa.float64(), "text": pa.string()}
 
 
 class LineReader:
-    """Of one dataset. Stateless after construction."""
+    """Reads the lines of one dataset. It is stateless after construction."""
 
     def __init__(self, dataset: Dataset) -> None:
-        columns = (CREATED_AT, *dataset.columns)
         self._check_lines = line_check(dataset).check
-        self._bounded = [column.name for column in dataset.bounded]
+        self._fields = line_fields(dataset)
+        self._missing = {field.name: field.missing for field in self._fields if field.missing is not None}
         self.schema = pa.schema(table_schema(dataset))
-        self._times = [column.name for column in columns if column.kind == "timestamp"]
-        self._required = [ID.name, *self._times, *(column.name for column in columns if column.required)]
-        self._uuids = [column.name for column in columns if column.kind == "uuid"]
-        self._missing = {
-            column.name: "{}" if column.kind == "json" else ""
-            for column in columns
-            if column.kind not in _LINE_TYPES and not column.required
-        }
-        fields = [(column.name, _LINE_TYPES.get(column.kind, pa.string())) for column in columns]
         self._options = ParseOptions(
-            explicit_schema=pa.schema([(ID.name, pa.int64()), *fields]),
+            explicit_schema=pa.schema([(field.name, _TYPES[field.type]) for field in self._fields]),
             unexpected_field_behavior="ignore",  # of a newer description than this process has
         )
 
@@ -53,8 +43,8 @@ class LineReader:
             raise RowRejected(None, str(error)) from error
 
     def refused(self, block: Block) -> dict[int, str]:
-        """The rows of `block` that are not sound, and why: by our own check of lines, then by halves of the others."""
-        lines = block.lines.split(b"\n")[:-1]
+        """The rows of `block` that are not sound, and why: by `core.lines`, then by halving the lines that remain."""
+        lines = kafka_value.split(block.lines)
         refused = self._check_lines(lines).problems
         groups = [[at for at in range(len(lines)) if at not in refused]]
         while groups:
@@ -69,7 +59,7 @@ class LineReader:
 
     def _problem(self, lines: Sequence[bytes]) -> str:
         try:
-            self._table(b"".join([line + b"\n" for line in lines]), len(lines))
+            self._table(kafka_value.join(lines), len(lines))
         except _Unsound as error:
             return str(error)
         return ""
@@ -96,21 +86,23 @@ class LineReader:
             raise _Unsound(str(error)) from error
 
     def _check(self, found: pa.Table) -> None:
-        for name in self._required:
-            if found[name].null_count:
-                raise _Unsound(f"{name} is missing")
-        if pc.min(found[ID.name]).as_py() < MAX_BATCH_ROWS:
-            raise _Unsound(f"{ID.name} is too low")
-        for name in self._times:
-            bounds = pc.min_max(found[name]).as_py()
-            if bounds["min"] < 0 or bounds["max"] >= instants.LAST_INSTANT:
-                raise _Unsound(f"{name} is not between 1970 and 2100")
-        for name in self._bounded:
-            if (pc.max(pc.utf8_length(found[name])).as_py() or 0) > MAX_CATEGORY_CHARACTERS:
-                raise _Unsound(f"{name} has more than {MAX_CATEGORY_CHARACTERS} characters")
-        for name in self._uuids:
-            if not pc.all(pc.match_substring_regex(found[name], _UUID)).as_py():
-                raise _Unsound(f"{name} is not a UUID")
+        for field in self._fields:
+            if field.required and found[field.name].null_count:
+                raise _Unsound(f"{field.name} is missing")
+        for field in self._fields:
+            _check_values(field, found[field.name])
+
+
+def _check_values(field: LineField, values: pa.ChunkedArray) -> None:
+    """Raises _Unsound. A null passes: the field is not required, or its lack was noticed before."""
+    if bounds := field.bounds:
+        found = pc.min_max(values).as_py()
+        if found["min"] < bounds.lowest or found["max"] > bounds.highest:
+            raise _Unsound(f"{field.name} {bounds.problem}")
+    if field.max_characters is not None and (pc.max(pc.utf8_length(values)).as_py() or 0) > field.max_characters:
+        raise _Unsound(f"{field.name} has more than {field.max_characters} characters")
+    if field.pattern is not None and pc.all(pc.match_substring_regex(values, field.pattern)).as_py() is False:
+        raise _Unsound(f"{field.name} does not match {field.pattern}")
 
 
 class _Unsound(Exception):

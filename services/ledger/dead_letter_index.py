@@ -1,7 +1,8 @@
-"""The index of the dead letters in PostgreSQL, so that nobody has to read their topic from its beginning.
+"""The index of the dead letters in PostgreSQL, so that no process has to read their topic from its beginning.
 
-A process that needs the dead letters first brings the index up to date (`update`), from where the index stands; several
-processes may do so at once. Letters of batches below the floor leave the index (`forget`), and then the topic.
+A process that needs the dead letters first updates the index (`update`) with the letters that were sent since the last
+update. Several processes may do so at once. Maintenance deletes the letters of batches below the floor from the index
+(`forget`), and then from the topic.
 """
 
 from collections.abc import Iterator, Sequence
@@ -62,7 +63,7 @@ def update(connection: Connection, topic: PartitionReader) -> None:
 
 
 def rejected(connection: Connection, store: str, dataset: str, batches: Sequence[int] | None = None) -> list[Rejected]:
-    """What the store refused of the dataset, of all indexed batches or of these only."""
+    """The rows of the dataset that the store refused, of all indexed batches or of these only."""
     query = "SELECT batch_id, row_id, rows FROM dead_letters WHERE store = %s AND dataset = %s AND batch_id >= 0"
     with translated():
         if batches is None:
@@ -73,12 +74,12 @@ def rejected(connection: Connection, store: str, dataset: str, batches: Sequence
 
 
 def forget(connection: Connection, dataset: str, floor: int) -> int:
-    """Delete the letters of batches below `floor`, and of no batch that are as old; how many."""
+    """Delete the letters of batches below `floor`, and letters of no batch that are as old. Return how many."""
     return delete_in_pieces(connection, _FORGET, (dataset, floor, dataset), _FORGOTTEN_AT_ONCE)
 
 
 def needed(connection: Connection) -> Needed | None:
-    """None while nothing was indexed."""
+    """The letters that the topic has to keep; None while no letter was indexed."""
     query = "SELECT topic_id, coalesce((SELECT min(letter) FROM dead_letters), next_offset) FROM dead_letter_index"
     with translated():
         row = connection.execute(query).fetchone()
@@ -102,7 +103,7 @@ def _start(connection: Connection, topic_id: str) -> int:
 
 
 def _add(connection: Connection, topic_id: str, letters: Sequence[Letter], end: int) -> None:
-    """Everything below `end` is indexed then. Somebody else may have indexed the same, which changes nothing."""
+    """Index `letters`, which are all letters below `end` that were not indexed. To index a letter twice is harmless."""
     with connection.transaction(), connection.cursor() as cursor:
         cursor.executemany(_INSERT, list(_values(letters)))
         cursor.execute(

@@ -1,20 +1,16 @@
-"""What a store lacks of some batches, and those rows as PostgreSQL has them."""
+"""Finds the rows of some batches that a store lacks, and reads them from PostgreSQL."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import islice
 
 from services.core.errors import LogpipeError, NeedsOperator
-from services.core.ids import batch_of
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
-from services.core.rows import CHECKSUM_MASK, RowCodec, checksum
-
-_ENCODED_AT_ONCE = 10_000
+from services.core.read_back import ReadBack
+from services.core.rows import RowCodec
 
 Gaps = Mapping[int, Set[int]]
-"""Batch that is not complete -> ids of its rows that are not to be written: they are there, or were put aside."""
+"""Incomplete batch -> ids of its rows that must not be written: they are in the store, or were dead-lettered."""
 
 
 class TooLarge(LogpipeError):
@@ -23,14 +19,17 @@ class TooLarge(LogpipeError):
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """`ids[i]` is the row of `lines[i]`."""
+    """Rows to write. `ids[i]` is the id of the row of `lines[i]`; the lines have no newlines."""
 
     ids: Sequence[int]
     lines: Sequence[bytes]
 
 
 def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], aside: Gaps) -> Gaps:
-    """`aside`: batch -> ids put aside. Raises as the reader does."""
+    """The gaps of `batches` in the store that `reader` reads. `aside`: batch -> ids of its dead-lettered rows.
+
+    Blocks. Raises what the reader raises.
+    """
     if not batches:
         return {}
     distinct = {batch_id: ids for batch_id, _, ids in reader.counts_of(codec.dataset, batches)}
@@ -40,7 +39,7 @@ def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], aside: 
         settled = aside.get(batch.batch_id, frozenset())
         if found < batch.rows:
             there = reader.rows_of(codec.dataset, [batch]) if found else ()
-            settled = settled | {row[0] for row in there}  # what was put aside may be there all the same
+            settled = settled | {row[0] for row in there}  # the store may hold a dead-lettered row all the same
             if len(settled) < batch.rows:
                 gaps[batch.batch_id] = settled
     return gaps
@@ -49,23 +48,19 @@ def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], aside: 
 def read(
     source: StoreReader, codec: RowCodec, batches: Sequence[Batch], gaps: Gaps, max_bytes: int | None = None
 ) -> Missing:
-    """The rows that close the gaps, those of `batches`, from `source`.
+    """Read the rows that close the gaps of `batches` from `source`. Blocks.
 
-    Raises TooLarge beyond `max_bytes`, StoreDown, and NeedsOperator when `source` has not all rows as
-    they were accepted.
+    Raises TooLarge when the lines take more than `max_bytes`, StoreDown, and NeedsOperator when `source` does not have
+    all rows as they were accepted.
     """
     ids: list[int] = []
     lines: list[bytes] = []
     size = 0
-    seen: Counter[int] = Counter()
-    sums: Counter[int] = Counter()
-    rows = source.rows_of(codec.dataset, [batch for batch in batches if batch.batch_id in gaps])
-    while some := list(islice(rows, _ENCODED_AT_ONCE)):
-        for row, line in zip(some, codec.encode(some), strict=True):
-            batch_id = batch_of(row[0])
-            seen[batch_id] += 1
-            sums[batch_id] += checksum([line])
-            if row[0] not in gaps[batch_id]:
+    back = ReadBack(codec)
+    for run in back.runs(source.rows_of(codec.dataset, [batch for batch in batches if batch.batch_id in gaps])):
+        settled = gaps[run.batch_id]
+        for row, line in zip(run.rows, run.lines, strict=True):
+            if row[0] not in settled:
                 ids.append(row[0])
                 lines.append(line)
                 size += len(line)
@@ -74,12 +69,12 @@ def read(
     for batch in batches:
         if batch.batch_id not in gaps:
             continue
-        if seen[batch.batch_id] != batch.rows:
+        if back.rows(batch.batch_id) != batch.rows:
             raise NeedsOperator(
                 f"batch {batch.batch_id} of {batch.dataset} has {batch.rows} rows in the ledger and"
-                f" {seen[batch.batch_id]} in {source.name}: run `logpipe verify --store {source.name}`"
+                f" {back.rows(batch.batch_id)} in {source.name}: run `logpipe verify --store {source.name}`"
             )
-        if sums[batch.batch_id] & CHECKSUM_MASK != batch.checksum:
+        if not back.is_as_accepted(batch):
             raise NeedsOperator(
                 f"batch {batch.batch_id} of {batch.dataset} reads differently from {source.name} than it was accepted:"
                 " this process may be older than the ingest API, and not know a column of it: update it; else run"

@@ -10,6 +10,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
 
+from services.core import kafka_value
+from services.core.dead_letter import NO_PLACE, DeadLetter
 from services.core.errors import Backpressure, NeedsOperator, RowRejected, StoreDown
 from services.core.ids import batch_of, first_id
 from services.core.instants import DAY
@@ -21,7 +23,7 @@ from services.ledger.reading import Connection, Ledger, TopicNumbers
 from services.ledger.replays import Replay, ReplayProgress
 from services.replay import gaps
 from services.replay.display import Display, Outcome
-from services.streams.dead_letters import DeadLetter, DeadLetters
+from services.streams.dead_letters import DeadLetters
 
 BLOCK_ROWS = 50_000
 _BLOCK_BYTES = 64 << 20
@@ -178,7 +180,7 @@ class Refill:
         if not known:
             self._replay = self._progress.intend(self._replay, end)
         day = batches[0].created_at // DAY
-        lines = b"".join(line + b"\n" for line in missing.lines)
+        lines = kafka_value.join(missing.lines)
         block = Block(self._codec.dataset, *self._range(end), day, len(missing.lines), lines)
         return len(missing.lines) - self._write(block, missing, known)
 
@@ -241,4 +243,4 @@ def cut(batches: Sequence[Batch]) -> Sequence[Batch]:
 
 def _letter(row_id: int, reason: str, line: bytes) -> DeadLetter:
     batch_id = batch_of(row_id)
-    return DeadLetter(-1, -1, row_id - first_id(batch_id), batch_id, row_id, 1, reason, line)
+    return DeadLetter(NO_PLACE, NO_PLACE, row_id - first_id(batch_id), batch_id, row_id, 1, reason, line)

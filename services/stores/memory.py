@@ -8,19 +8,19 @@ from uuid import uuid4
 
 import msgspec
 
+from services.core import kafka_value
 from services.core.bounds import few_groups, gathered
 from services.core.completion import complete
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected
 from services.core.ids import batch_of, end_id, first_id
 from services.core.ledger import Batch, StorePosition
+from services.core.line_fields import line_fields
 from services.core.lines import line_check
 from services.core.ports import QUESTION_SECONDS, Block, Progress, joint_token
 from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
 from services.core.rows import Row
 from services.core.stopping import Stop
-
-_MISSING: dict[str, Any] = {"number": None, "json": "{}"}
 
 
 class MemoryStore:
@@ -50,7 +50,7 @@ class MemoryStore:
         return self._table_ids.get(dataset.name, "")
 
     def write(self, blocks: Sequence[Block]) -> None:
-        dataset, lines = blocks[0].dataset, [line for block in blocks for line in block.lines.split(b"\n")[:-1]]
+        dataset, lines = blocks[0].dataset, [line for block in blocks for line in kafka_value.split(block.lines)]
         if problems := line_check(dataset).check(lines).problems:
             raise RowRejected(None, next(iter(problems.values())))
         rows = [_row(dataset, msgspec.json.decode(line)) for line in lines]
@@ -130,9 +130,8 @@ def _counted(question: AggregateQuestion, rows: list[Row]) -> list[Row]:
 
 
 def _row(dataset: Dataset, line: dict[str, Any]) -> Row:
-    found = ((column, line.get(column.name)) for column in dataset.columns)
-    values = (_MISSING.get(column.kind, "") if value is None else value for column, value in found)
-    return (line["id"], line["created_at"], *values)
+    found = ((field, line.get(field.name)) for field in line_fields(dataset))
+    return tuple(field.missing if value is None else value for field, value in found)
 
 
 def _matches(dataset: Dataset, filters: Filters, row: Row) -> bool:

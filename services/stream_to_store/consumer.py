@@ -14,14 +14,14 @@ from typing import Protocol
 
 from services.core import metric_names
 from services.core.dataset import Dataset
-from services.core.envelope import is_newer
 from services.core.errors import Backpressure, Fenced, LogpipeError, NeedsOperator, StoreDown
+from services.core.kafka_value import is_newer
 from services.core.ledger import Range, SinkPosition
 from services.core.ports import GroupReader, Message, StoreWriter
 from services.runtime import logs, metrics
 from services.stream_to_store import refused
 from services.stream_to_store.backlog import Backlog, Limits
-from services.stream_to_store.lane import Lane, examine
+from services.stream_to_store.lane import Lane
 from services.streams.dead_letters import DeadLetters
 
 POLL_SECONDS = 0.1
@@ -130,10 +130,10 @@ class Consumer:
     def _take_in(self, backlog: Backlog, messages: Sequence[Message]) -> None:
         now = self._clock()
         for message in messages:
-            if is_newer(message.headers, self.dataset) and not examine(message).problem:
+            if is_newer(message, self.dataset):
                 raise NeedsOperator(
-                    f"{self.dataset.topic} has rows with columns that this process does not know: it is older than the"
-                    " ingest API, update it; nothing was left out"
+                    f"{self.dataset.topic} has messages with columns that this process does not know, or of a newer"
+                    " version: it is older than the ingest API, update it; nothing was left out"
                 )
             backlog.add(message, now)
         backlog.reach(self._reader.reached(), now)

@@ -9,47 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.core.dataset import Dataset
-from services.core.envelope import batch_of_key
-from services.core.instants import DAY, LAST_INSTANT
+from services.core.instants import DAY
+from services.core.kafka_value import Envelope, decode
 from services.core.ledger import Range, SinkPosition
 from services.core.ports import Block, Message
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """A message and what its key and headers say; `problem` is why it can never be loaded, '' if it can."""
-
-    message: Message
-    batch_id: int | None
-    created_at: int
-    rows: int
-    problem: str = ""
-
-    @property
-    def bytes(self) -> int:
-        """What the message takes in memory: a foreign one may have a large key or large headers."""
-        message = self.message
-        return len(message.value) + len(message.key) + sum(map(len, message.headers.values()))
-
-
-def examine(message: Message) -> Envelope:
-    rows = message.value.count(b"\n")
-    try:
-        batch_id = batch_of_key(message.key)
-    except ValueError as error:
-        return Envelope(message, None, 0, rows, str(error))
-    try:
-        created_at, announced = int(message.headers["created_at"]), int(message.headers["rows"])
-    except KeyError as error:
-        return Envelope(message, batch_id, 0, rows, f"there is no header {error}")
-    except ValueError as error:
-        return Envelope(message, batch_id, 0, rows, f"a header is not a number: {error}")
-    problem = ""
-    if not 0 <= created_at < LAST_INSTANT:
-        problem = f"created_at {created_at} is not between 1970 and 2100"
-    elif announced != rows or not message.value.endswith(b"\n"):
-        problem = f"the header announces {announced} lines, the value has {rows}"
-    return Envelope(message, batch_id, created_at, rows, problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +62,7 @@ class Lane:
         """A message is passed over when it is held already, or lies beyond the range that was begun."""
         if message.offset < self.reached or (self._intent and message.offset > self._intent.last):
             return
-        envelope = examine(message)
+        envelope = decode(message)
         self._held.append(envelope)
         self.rows += envelope.rows
         self.bytes += envelope.bytes

@@ -8,12 +8,14 @@ from itertools import accumulate
 
 from services.core.completion import known_refusals, without
 from services.core.dataset import Dataset
+from services.core.dead_letter import DeadLetter
 from services.core.errors import RowRejected
 from services.core.ids import batch_of
+from services.core.kafka_value import Envelope, join, split
 from services.core.lines import are_rows_of, line_check
 from services.core.ports import Block, OwnProgressWriter, StoreWriter
-from services.stream_to_store.lane import Envelope, Slice
-from services.streams.dead_letters import DeadLetter, DeadLetters
+from services.stream_to_store.lane import Slice
+from services.streams.dead_letters import DeadLetters
 
 
 def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_letters: DeadLetters, is_first: bool) -> int:
@@ -84,7 +86,7 @@ class _Own:
         if are_rows_of(envelope.message.value, envelope.rows, batch_id, created_at):
             return _Own(dataset, envelope, range(envelope.rows))
         strangers, numbers = [], []
-        lines = _lines(envelope)
+        lines = split(envelope.message.value)
         ids, times, problems = line_check(dataset).check(lines)
         for number, (row_id, time) in enumerate(zip(ids, times, strict=True)):
             own_id = row_id if row_id is not None and batch_of(row_id) == batch_id else None
@@ -103,7 +105,7 @@ class _Own:
     def joined(self) -> bytes:
         if not self.strangers:
             return self.envelope.message.value
-        return b"".join([self._lines[number] + b"\n" for number in self.numbers])
+        return join([self._lines[number] for number in self.numbers])
 
     def letter(self, at: int, reason: str) -> DeadLetter:
         number = self.numbers[at]
@@ -111,15 +113,11 @@ class _Own:
 
     @cached_property
     def _lines(self) -> Sequence[bytes]:
-        return _lines(self.envelope)
+        return split(self.envelope.message.value)
 
     @cached_property
     def _ids(self) -> Sequence[int | None]:
         return line_check(self.dataset).check(self._lines).ids
-
-
-def _lines(envelope: Envelope) -> Sequence[bytes]:
-    return envelope.message.value.split(b"\n")[:-1]
 
 
 def _whole(envelope: Envelope) -> DeadLetter:

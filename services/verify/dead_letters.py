@@ -17,7 +17,7 @@ Reject = tuple[int, int | None, int]
 
 @dataclass(frozen=True, slots=True)
 class Aside:
-    """Of one batch: the rows with these ids, and some more that could not be told apart."""
+    """The dead-lettered rows of one batch: those with these ids, and a number of rows whose ids could not be read."""
 
     ids: frozenset[int] = frozenset()
     unnamed: int = 0
@@ -27,20 +27,20 @@ class Aside:
         return len(self.ids) + self.unnamed
 
     def __or__(self, other: "Aside") -> "Aside":
-        """What has been put aside in either of two places, or in both."""
+        """The rows that were dead-lettered in either of two places, or in both."""
         return Aside(self.ids | other.ids, max(self.unnamed, other.unnamed))
 
 
 @runtime_checkable
 class KeepsRejects(Protocol):
-    """A store that keeps its own rejects, beside its tables."""
+    """A store that keeps its rejected rows in tables of its own."""
 
     def rejected(self, dataset: Dataset) -> Iterator[Reject]:
-        """Each once. Raises StoreDown."""
+        """Each rejected row once. Blocks. Raises StoreDown."""
 
 
 class DeadLetters:
-    """The index of the dead letters is brought up to date once, when the first store that needs it is asked about."""
+    """Dead-lettered rows by store and dataset. The first call that needs the index of the letters updates it, once."""
 
     def __init__(self, ledger: Ledger, open_topic: OpenStream) -> None:
         self._ledger = ledger
@@ -48,7 +48,7 @@ class DeadLetters:
         self._is_current = False
 
     def of(self, reader: StoreReader, dataset: Dataset, batches: Sequence[int] | None = None) -> Mapping[int, Aside]:
-        """Batch -> rows, of all batches or of these only. Raises StoreDown."""
+        """Batch -> its dead-lettered rows, of all batches or of these only. Blocks. Raises StoreDown."""
         if reader.progress == "ledger":
             return {}
         with self._ledger.connection() as connection:
@@ -58,7 +58,7 @@ class DeadLetters:
             letters = by_batch(dead_letter_index.rejected(connection, reader.name, dataset.name, batches))
         if not isinstance(reader, KeepsRejects):
             return letters
-        # Spark keeps rejects, the embedded writer sends letters; of a table that was rebuilt a row has left both.
+        # Spark keeps rejects, and the embedded writer sends letters. A row of a table that was rebuilt may have both.
         rejects = by_batch(reader.rejected(dataset))
         wanted = letters.keys() | rejects.keys() if batches is None else set(batches)
         both = {batch: letters.get(batch, Aside()) | rejects.get(batch, Aside()) for batch in wanted}
@@ -66,7 +66,7 @@ class DeadLetters:
 
 
 def by_batch(rejects: Iterable[Reject]) -> Mapping[int, Aside]:
-    """`rejects` are of one store and dataset."""
+    """Batch -> its dead-lettered rows. `rejects` are of one store and dataset."""
     ids: defaultdict[int, set[int]] = defaultdict(set)
     unnamed: Counter[int] = Counter()
     for batch_id, row_id, rows in rejects:

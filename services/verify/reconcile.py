@@ -1,20 +1,18 @@
-"""Compares what one store holds of one dataset with what the ledger says was accepted."""
+"""Compares the rows of one dataset in one store with the batches that the ledger says were accepted."""
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from services.core.dataset import Dataset
 from services.core.ids import batch_of, first_id
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
-from services.core.rows import CHECKSUM_MASK, Row, RowCodec, checksum
+from services.core.read_back import ReadBack
+from services.core.rows import Row, RowCodec
 from services.verify.dead_letters import Aside
 
 _CHUNK_ROWS = 2_000_000  # counted by a store in one go
-_ENCODED_AT_ONCE = 10_000
 _EXAMPLES = 5
 
 Advance = Callable[[int], None]
@@ -70,9 +68,9 @@ def reconcile(
     scope: Scope,
     advance: Advance,
 ) -> Result:
-    """`accepted`: the dataset's batches in the ledger within the scope, in order. `aside`: batch -> rows put aside.
+    """Compare `accepted`, the ledger's batches of the dataset within the scope, in order, with the rows in the store.
 
-    Raises StoreDown when the store cannot be read.
+    `aside`: batch -> dead-lettered rows. Blocks. Raises StoreDown when the store cannot be read.
     """
     result = Result(dataset.name, reader.name)
     sample = _Sample(scope.sample or 0, random.Random(scope.seed))  # noqa: S311 -- no secret
@@ -90,7 +88,7 @@ def reconcile(
 
 
 def _chunks(accepted: Iterable[Batch], scope: Scope) -> Iterator[tuple[int, int, list[Batch]]]:
-    """(first id, last id, the batches in between): together they cover the scope, ids without a batch too."""
+    """(first batch id, last batch id, the batches in between). All chunks cover the scope, ids without a batch too."""
     first, rows, batches = scope.first, 0, list[Batch]()
     for batch in accepted:
         batches.append(batch)
@@ -111,7 +109,7 @@ def _count(
     aside: Mapping[int, Aside],
     result: Result,
 ) -> list[Batch]:
-    """Adds to `result`; the batches that are in the store as they were accepted, as far as counting tells."""
+    """Count the rows of `batches`, and add to `result`. Return the batches that seem complete by their counts."""
     stored = {batch_id: (rows, distinct) for batch_id, rows, distinct in reader.counts(dataset, first, last)}
     partial = [batch.batch_id for batch in batches if batch.batch_id in aside]
     ids = _ids(reader, dataset, partial)
@@ -155,7 +153,7 @@ def judge(batch: Batch, rows: int, distinct: int, partial: tuple[set[int], Aside
 
 
 def _ids(reader: StoreReader, dataset: Dataset, batches: Sequence[int]) -> Mapping[int, set[int]]:
-    """Those in the store, of each of these batches, which are in order."""
+    """Batch -> ids of its rows in the store. `batches` are in order."""
     ids: dict[int, set[int]] = {batch_id: set() for batch_id in batches}
     for row in reader.rows(dataset, batches[0], batches[-1]) if batches else ():
         if (batch_id := batch_of(row[0])) in ids:
@@ -164,7 +162,7 @@ def _ids(reader: StoreReader, dataset: Dataset, batches: Sequence[int]) -> Mappi
 
 
 def _differences(batch: Batch, stored: set[int], aside: Aside) -> tuple[int, int]:
-    """(missing, extra). Counted alone, a row that was put aside and stored all the same would hide one that is lost."""
+    """(missing, extra), by the ids: in the counts, a row that was dead-lettered and stored would hide a lost row."""
     start = first_id(batch.batch_id)
     accepted = range(start, start + batch.rows)
     absent = sum(row_id not in stored and row_id not in aside.ids for row_id in accepted)
@@ -173,32 +171,25 @@ def _differences(batch: Batch, stored: set[int], aside: Aside) -> tuple[int, int
 
 
 def _compare(codec: RowCodec, batches: list[Batch], rows: Iterator[Row], result: Result) -> None:
-    """`rows`: those of `batches` in the store, and possibly of others."""
+    """Compare the contents of `batches`. `rows` are their rows in the store, and possibly rows of other batches."""
     if not batches:
         return
-    sums: Counter[int] = Counter()
-    for row, line in encoded(codec, rows):
-        sums[batch_of(row[0])] += checksum([line])
+    back = ReadBack(codec)
+    back.count(rows)
     for batch in batches:
-        compare(batch, sums[batch.batch_id], result)
+        compare(batch, back, result)
 
 
-def compare(batch: Batch, total: int, result: Result) -> None:
-    """`total`: the checksums of the rows of `batch` in the store, added up."""
+def compare(batch: Batch, back: ReadBack, result: Result) -> None:
+    """Add to `result` whether the contents of `batch` in the store are as accepted; `back` has read all its rows."""
     result.compared += 1
-    if total & CHECKSUM_MASK != batch.checksum:
+    if not back.is_as_accepted(batch):
         result.differing += 1
         result.example(f"batch {batch.batch_id} of {batch.rows} rows: contents differ")
 
 
-def encoded(codec: RowCodec, rows: Iterator[Row]) -> Iterator[tuple[Row, bytes]]:
-    """Each row with its canonical line."""
-    while some := list(islice(rows, _ENCODED_AT_ONCE)):
-        yield from zip(some, codec.encode(some), strict=True)
-
-
 class _Sample:
-    """A uniform choice of at most `size` among all the batches offered, however many."""
+    """A uniform choice of at most `size` batches among all that are offered."""
 
     def __init__(self, size: int, chance: random.Random) -> None:
         self._size = size

@@ -23,7 +23,7 @@ from services.alerting.book import Policy
 from services.alerting.rules import Rule
 from services.alerting.watcher import Watcher
 from services.alerting.webhook import Poster, Webhooks
-from services.core.envelope import messages
+from services.core import kafka_value
 from services.core.ids import first_id
 from services.core.ledger import Batch
 from services.core.ports import Outgoing
@@ -56,7 +56,7 @@ def errors(service: str, second: float, count: int, *, age: float = 0) -> list[O
     created_at = int(second * 1_000_000)
     row = (created_at - int(age * 1_000_000), "ERROR", service, "host", "it broke", "{}")
     rows = [(first_id(1) + n, created_at, *row) for n in range(count)]
-    made = messages(DATASET, 1, created_at, Rows.of(rows), CODEC.encode(rows), PARTITIONS)
+    made = kafka_value.encode(DATASET, 1, created_at, Rows.of(rows), CODEC.encode(rows), PARTITIONS)
     return [message for message in made if message.topic == TOPIC]
 
 
@@ -114,7 +114,10 @@ class Scene:
         watcher._drop()
 
     def errors(self, service: str, second: float, count: int, *, age: float = 0) -> None:
-        self._producer.publish(errors(service, second, count, age=age))
+        self.publish(*errors(service, second, count, age=age))
+
+    def publish(self, *messages: Outgoing) -> None:
+        self._producer.publish(messages)
 
     def at(self, second: float, *watchers: Watcher) -> None:
         """All that was accepted some seconds before is judged."""
@@ -308,6 +311,18 @@ def test_a_sample_that_postgresql_cannot_hold_is_changed(scene: Scene, connectio
 
 def refused_lines() -> float:
     return REGISTRY.get_sample_value("logpipe_alerts_lines_refused_total") or 0.0
+
+
+def test_a_message_of_a_newer_version_is_not_passed_over(scene: Scene, connection: Connection) -> None:
+    watcher = scene.watcher()
+    (newer,) = errors("a", START, 10)
+    scene.publish(replace(newer, headers={**newer.headers, "version": b"2"}))
+    scene.now = START + 60
+    for _ in range(4):
+        watcher.step()
+    assert "newer version" in (watcher.problem() or "")
+    assert stored(connection) == []
+    assert connection.execute("SELECT max(next_offset) FROM alert_positions").fetchone() == (0,)
 
 
 def test_a_rule_that_is_gone_leaves_no_alert_open(scene: Scene, connection: Connection) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from services.core.dead_letter import DeadLetter
 from services.core.ports import Message, Outgoing
 from services.datasets.logs import DATASET
 from services.ledger import dead_letter_index, schema
@@ -15,7 +16,7 @@ from services.ledger.reading import Ledger
 from services.postgres.connection import Connection, connect
 from services.stores.memory import MemoryStore
 from services.streams import dead_letters
-from services.streams.dead_letters import DeadLetter, DeadLetters, Letter
+from services.streams.dead_letters import DeadLetters, Letter
 from services.streams.memory import MemoryBroker, MemoryPartitionReader
 from services.verify.dead_letters import Aside
 from services.verify.dead_letters import DeadLetters as Known

@@ -9,7 +9,7 @@ from sys import executable
 
 import pytest
 
-from services.core.envelope import messages
+from services.core import kafka_value
 from services.core.ids import first_id
 from services.core.ports import Outgoing
 from services.core.rows import Row, RowCodec, Rows, checksum
@@ -45,7 +45,7 @@ def batch_rows(batch: int) -> list[Row]:
 
 def batch_messages(batch: int) -> list[Outgoing]:
     rows = batch_rows(batch)
-    own = messages(DATASET, batch, NOON, Rows.of(rows), CODEC.encode(rows), PARTITIONS)
+    own = kafka_value.encode(DATASET, batch, NOON, Rows.of(rows), CODEC.encode(rows), PARTITIONS)
     return [message for message in own if message.topic == DATASET.topic]
 
 

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from services import stores
+from services.core.dead_letter import DeadLetter
 from services.core.errors import NeedsOperator
 from services.core.ids import first_id
 from services.core.ledger import Batch, Part
@@ -30,7 +31,7 @@ from services.runtime.settings import LakeSettings
 from services.stores import postgres
 from services.stores.clickhouse import ClickHouseWriter
 from services.streams import kafka
-from services.streams.dead_letters import TOPIC, DeadLetter, DeadLetters
+from services.streams.dead_letters import TOPIC, DeadLetters
 from tests import lake_tables, marks
 from tests.conftest import database_of
 

@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from fastapi import FastAPI
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as sql
 
-from services.core.envelope import messages
+from services.core import kafka_value
+from services.core.dataset import Dataset
 from services.core.errors import StoreDown
 from services.core.ports import Outgoing
 from services.core.rows import Row, RowCodec, Rows
@@ -45,6 +47,7 @@ from spark_jobs.tables import Tables
 from spark_jobs.windows import counted
 from tests.conftest import running
 from tests.lake_tables import append
+from tests.line_rules import DATASETS, bad, good
 from tests.processes import Process, free_port
 
 pytestmark = [
@@ -382,7 +385,7 @@ class Realtime:
         tuples = [(0, 0, int((self.start + after) * 1e6), level, "api", "", "m", "{}") for after, level in rows]
         accepted = Rows.of(tuples)
         lines = RowCodec(DATASET).encode(accepted.tuples(self.batch, created))
-        made = messages(DATASET, self.batch, created, accepted, lines, PARTITIONS)
+        made = kafka_value.encode(DATASET, self.batch, created, accepted, lines, PARTITIONS)
         producer = KafkaProducer(os.environ["LOGPIPE_KAFKA_URL"], "test")
         producer.publish([message for message in made if message.topic == DATASET.topic])
         producer.close()
@@ -465,6 +468,40 @@ def test_a_line_with_a_long_category_is_no_row_and_one_with_nul_is_in_no_window(
     refused = parsing.rejects(lines.where(f"NOT {parsing.sound(DATASET)}"), DATASET).collect()
     assert [(row.line, row.reason) for row in refused] == [(1, "service has more than 256 characters")]
     assert [row.service for row in counted(messages, DATASET).collect()] == ["é" * 256]
+
+
+@pytest.mark.parametrize("dataset", DATASETS, ids=lambda dataset: dataset.name)
+def test_a_line_that_breaks_one_rule_is_refused_by_spark(world: World, dataset: Dataset) -> None:
+    broken = [
+        (name, line)
+        for name, line in bad(dataset)
+        # Spark takes a value of any JSON type for a text.
+        if line.get(name) is None or isinstance(good(dataset)[name], int | float) or isinstance(line[name], str)
+    ]
+    value = kafka_value.join([json.dumps(line).encode() for line in (good(dataset), *(line for _, line in broken))])
+    headers = {"created_at": b"5", "rows": b"%d" % (len(broken) + 1)}
+    lines = parsing.lines(from_kafka(world, Outgoing(dataset.topic, 0, b"1:0", value, headers)), dataset)
+    refused = {
+        row.line: row.reason for row in parsing.rejects(lines.where(f"NOT {parsing.sound(dataset)}"), dataset).collect()
+    }
+    assert sorted(refused) == list(range(1, len(broken) + 1))
+    for number, (name, line) in enumerate(broken, 1):
+        assert refused[number].startswith((name, "not a JSON object")), (refused[number], name, line)
+    assert len(parsing.rows(lines.where(parsing.sound(dataset)), dataset).collect()) == 1
+
+
+def test_a_message_of_a_newer_release_stops_the_query(world: World) -> None:
+    def problems(message: Outgoing) -> set[str | None]:
+        return {row.problem for row in parsing.lines(from_kafka(world, message), DATASET).select("problem").collect()}
+
+    present = warm_up._message(DATASET, 2)
+    former = {name: value for name, value in present.headers.items() if name not in ("version", "columns")}
+    assert problems(present) == problems(replace(present, headers=former)) == {None}
+    for newer in ({"version": b"2"}, {"version": b"2", "rows": b"1"}, {"columns": b"7"}):
+        with pytest.raises(PySparkException, match=parsing.NEWER):
+            problems(replace(present, headers={**present.headers, **newer}))
+    foreign = replace(present, key=b"foreign", headers={**present.headers, "version": b"2", "columns": b"7"})
+    assert problems(foreign) == {"its key is not <batch>:<part>"}
 
 
 def from_kafka(world: World, message: Outgoing) -> DataFrame:

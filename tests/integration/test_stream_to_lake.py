@@ -20,7 +20,7 @@ from confluent_kafka import Producer
 from deltalake import DeltaTable, QueryBuilder
 from hdfs_native import Client, WriteOptions
 
-from services.core.envelope import messages
+from services.core import kafka_value
 from services.core.ids import first_id
 from services.core.ports import Outgoing
 from services.core.rows import Row, RowCodec, Rows, checksum
@@ -62,7 +62,9 @@ class World:
 
     def batch(self) -> list[Outgoing]:
         """The messages of the next batch."""
-        made = messages(DATASET, self.next_id, CREATED, Rows.of(self.rows), self.codec.encode(self.rows), PARTITIONS)
+        made = kafka_value.encode(
+            DATASET, self.next_id, CREATED, Rows.of(self.rows), self.codec.encode(self.rows), PARTITIONS
+        )
         return [message for message in made if message.topic == DATASET.topic]
 
     @property

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 import pytest
 
-from services.core.envelope import messages
+from services.core import kafka_value
 from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.ids import first_id
 from services.core.ledger import Range, SinkPosition
@@ -289,7 +289,7 @@ def batch_messages(batch: int) -> list[Outgoing]:
         (first_id(batch) + n, NOON, NOON + n, "INFO", f"service-{n % 50}", "worker-1", f"message {n}", '{"a":1}')
         for n in range(BATCH_ROWS)
     ]
-    own = messages(DATASET, batch, NOON, Rows.of(rows), RowCodec(DATASET).encode(rows), PARTITIONS)
+    own = kafka_value.encode(DATASET, batch, NOON, Rows.of(rows), RowCodec(DATASET).encode(rows), PARTITIONS)
     return [message for message in own if message.topic == DATASET.topic]
 
 

@@ -15,7 +15,8 @@ from unittest.mock import patch
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from services.core import bounds, row_chunks
+from services.core import bounds, dead_letter, row_chunks
+from services.core.dead_letter import MAX_REASON_CHARACTERS, DeadLetter
 from services.core.errors import LogpipeError
 from services.core.instants import of_row
 from services.core.rows import RowCodec, Rows
@@ -27,8 +28,6 @@ from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.query_api import parameters
 from services.query_api.pools import Pool
-from services.streams.dead_letters import MAX_REASON_CHARACTERS, DeadLetter, DeadLetters
-from services.streams.memory import MemoryBroker
 from tests.unit.test_docs import all_settings, table
 
 TESTS = Path(__file__).parents[1]
@@ -108,9 +107,9 @@ TRIED_IN = {
     "services.runtime.connections.WRITE_SECONDS": "unit/test_connections.py::test_a_reply_that_nobody_reads_ends",
     "services.runtime.connections.MAX_CONNECTIONS": "unit/test_connections.py::test_connections_leave_files_for",
     "services.core.rows.MAX_LINE_BYTES": "unit/test_rows.py::test_a_row_larger_than_a_message_may_be_is_refused",
-    "services.core.envelope.MAX_VALUE_BYTES": "unit/test_envelope.py::test_no_value_is_larger_than_a_broker_takes",
-    "services.streams.dead_letters.MAX_LETTER_BYTES": "unit/test_stream_to_store.py::test_a_foreign_key_of_any_size",
-    "services.streams.dead_letters.MAX_REASON_CHARACTERS": "unit/test_limits.py::test_a_long_reason_is_cut",
+    "services.core.kafka_value.MAX_VALUE_BYTES": "unit/test_kafka_value.py::test_no_value_is_larger_than_a_broker",
+    "services.core.dead_letter.MAX_LETTER_BYTES": "unit/test_stream_to_store.py::test_a_foreign_key_of_any_size",
+    "services.core.dead_letter.MAX_REASON_CHARACTERS": "unit/test_limits.py::test_a_long_reason_is_cut",
     "services.core.completion.MOST_REFUSED": "unit/test_completion.py::test_a_store_that_refuses_rows_without_end",
     "LOGPIPE_QUERY_SECONDS": "unit/test_query_api.py::test_out_of_time",
     "services.lake.processes.ENGINE_BYTES": "unit/test_lake_reader.py::test_a_query_that_needs_more_memory",
@@ -154,7 +153,6 @@ def test_a_limit_is_reached_and_not_passed(limit: str) -> None:
 
 
 def test_a_long_reason_is_cut() -> None:
-    letters = DeadLetters(MemoryBroker().producer, "store", DATASET)  # type: ignore[arg-type]
     for size in (MAX_REASON_CHARACTERS, MAX_REASON_CHARACTERS + 1):
-        value = letters._value(DeadLetter(0, 0, None, None, None, 1, "r" * size, b""))
+        _, value = dead_letter.encode("store", DATASET, DeadLetter(0, 0, None, None, None, 1, "r" * size, b""))
         assert len(json.loads(value)["reason"]) == MAX_REASON_CHARACTERS

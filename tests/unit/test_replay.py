@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from services.core.dataset import Dataset
+from services.core.dead_letter import DeadLetter
 from services.core.errors import NeedsOperator, RowRejected, StoreDown
 from services.core.ids import first_id
 from services.core.ledger import Batch, Part
@@ -22,7 +23,6 @@ from services.replay import refill
 from services.replay.display import Outcome
 from services.replay.refill import Refill, cut
 from services.stores.memory import MemoryStore
-from services.streams.dead_letters import DeadLetter
 
 CODEC = RowCodec(DATASET)
 DAY = 86_400_000_000

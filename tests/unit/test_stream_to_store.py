@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
+from services.core import kafka_value
 from services.core.dataset import Column, Dataset
-from services.core.envelope import messages
 from services.core.errors import Backpressure, Fenced, LogpipeError, NeedsOperator, RowRejected, StoreDown
 from services.core.ids import first_id
 from services.core.instants import DAY
@@ -137,7 +137,7 @@ class World:
         made = [(first_id(self._batch) + n, created_at, n, f"name {n % 17}") for n in range(rows)]
         self.accepted += made
         lines = RowCodec(DATASET).encode(made)
-        return self.publish(messages(DATASET, self._batch, created_at, Rows.of(made), lines, PARTITIONS))
+        return self.publish(kafka_value.encode(DATASET, self._batch, created_at, Rows.of(made), lines, PARTITIONS))
 
     def publish(self, outgoing: Sequence[Outgoing]) -> list[Part]:
         return self._producer.publish(outgoing)
@@ -600,6 +600,20 @@ def test_a_line_without_a_row_does_not_put_the_blame_on_a_neighbour(world: World
     world.run(world.consumer())
     assert [row[2] for row in world.stored()] == [0, 1, 2, 3, 4, 5]
     assert {(letter["partition"], letter["line"]) for letter in world.dead_letters()} == {(0, 1), (2, 0)}
+
+
+@pytest.mark.parametrize("newer", [{"columns": b"3"}, {"version": b"2"}, {"version": b"2", "rows": b"7"}])
+def test_a_message_of_a_newer_release_stops_the_consumer(world: World, newer: Mapping[str, bytes]) -> None:
+    world.publish([poison(key=b"no batch", headers=newer)])
+    world.accept(60)
+    consumer = world.consumer()
+    world.run(consumer)
+    world.check()
+    world.publish([poison(headers={"created_at": b"%d" % NOON, "rows": b"1", **newer})])
+    with pytest.raises(NeedsOperator, match="older than the ingest API"):
+        world.run(consumer)
+    world.check()
+    assert len(world.dead_letters()) == 1
 
 
 def test_retention_overtook_the_consumer(world: World) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from services import datasets
 from services.core.dataset import Dataset
-from services.core.envelope import batch_of_key
 from services.core.errors import StoreDown
+from services.core.kafka_value import batch_of_key
 from services.core.rows import RowCodec
 from spark_jobs import stream_to_lake, warm_up
 from spark_jobs.settings import StreamToLakeSettings

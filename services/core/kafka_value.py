@@ -1,0 +1,216 @@
+"""The Kafka message of rows: its key, its headers and its value. No other module spells them.
+
+A batch of rows is sent to the topic of its dataset, as one message or several. The rows that match the dataset's alert
+are also sent to the topic of the alert.
+
+- The key is `<batch>:<part>`, two decimal numbers. The parts of a batch are numbered from 0. In the topic of an alert,
+  the key of a message is the key of its rows (for logs: the service).
+- The value is NDJSON: lines as `rows.RowCodec` encodes them, each ended by a newline, MAX_VALUE_BYTES in all.
+- The headers are decimal numbers in ASCII. `created_at` is when the batch was accepted, in microseconds since 1970.
+  `rows` is the number of lines. `columns` is the number of the dataset's columns that the writer knew; messages of an
+  alert do not have it. `version` is the version of this form. A message without it is of version 1.
+
+A reader must not load a message of a newer version, or with more columns than it knows: it would leave something out.
+Every version keeps the key, `created_at` and `rows` as they are here, so that an older publisher can tell which of its
+batches are in the topic (`announced`).
+
+The functions are pure. The ingest API and Spark's warm-up encode; stream-to-store, the publisher and alerting decode.
+Spark decodes by expressions of its own (`spark_jobs/parsing.py`), made of the constants here.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+
+from services.core.dataset import Alert, Dataset
+from services.core.ids import MAX_BATCH
+from services.core.line_fields import INSTANTS
+from services.core.ports import Message, Outgoing
+from services.core.rows import Rows
+
+VERSION = 1
+"""The version that is written here, and the newest one that is read here."""
+
+MAX_VALUE_BYTES = 512 * 1024
+
+CREATED_AT_HEADER = "created_at"
+ROWS_HEADER = "rows"
+COLUMNS_HEADER = "columns"
+VERSION_HEADER = "version"
+
+MAX_NUMBER = 9999
+"""The largest number in the header `columns` or `version` that is believed. A larger one is ignored."""
+
+KEY_PATTERN = "^[0-9]{1,11}:[0-9]{1,9}$"
+"""The keys of a dataset's topic: a pattern that Python and Java read alike. `ids.MAX_BATCH` has 11 digits."""
+KEY_SEPARATOR = ":"
+
+_SHOWN_BYTES = 100  # of a foreign key, in a reason
+_is_batch_key = re.compile(KEY_PATTERN.encode()).search
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A message of a dataset's topic, decoded except for its lines.
+
+    `batch_id` is None when the key is foreign. `created_at` is in microseconds. `rows` is the number of lines of the
+    value. `problem` says why the message can never be loaded; it is '' for a message that can be loaded.
+    """
+
+    message: Message
+    batch_id: int | None
+    created_at: int
+    rows: int
+    problem: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """The memory that the message takes: a foreign message may have a large key or large headers."""
+        message = self.message
+        return len(message.value) + len(message.key) + sum(map(len, message.headers.values()))
+
+
+def encode(
+    dataset: Dataset, batch_id: int, created_at: int, rows: Rows, lines: Sequence[bytes], partitions: int
+) -> list[Outgoing]:
+    """The messages of a batch for the dataset's topic, then those for the topic of its alert.
+
+    `lines[i]` is the line of row i. `created_at` is in microseconds. Each topic has `partitions` partitions.
+    """
+    columns = dict(zip(dataset.by_name, rows.columns, strict=True))
+    keys = columns[dataset.key]
+    partition = {key: partition_of(key, partitions) for key in set(keys)}
+    by_partition: defaultdict[int, list[bytes]] = defaultdict(list)
+    for key, line in zip(keys, lines, strict=True):
+        by_partition[partition[key]].append(line)
+    common = {CREATED_AT_HEADER: b"%d" % created_at, VERSION_HEADER: b"%d" % VERSION}
+    own = {**common, COLUMNS_HEADER: b"%d" % len(dataset.columns)}
+    made: list[Outgoing] = []
+    for number, some in sorted(by_partition.items()):
+        for value, count in _values(some):
+            headers = {**own, ROWS_HEADER: b"%d" % count}
+            made.append(Outgoing(dataset.topic, number, batch_key(batch_id, len(made)), value, headers))
+    if alert := dataset.alert:
+        made += _alerts(alert, common, keys, columns[alert.column], lines, partitions)
+    return made
+
+
+def decode(message: Message) -> Envelope:
+    """Decode a message of a dataset's topic, which somebody else may have written. Does not look into the lines."""
+    rows = message.value.count(b"\n")
+    try:
+        batch_id = batch_of_key(message.key)
+    except ValueError as error:
+        return Envelope(message, None, 0, rows, str(error))
+    try:
+        created_at, announced_rows = (int(message.headers[name]) for name in (CREATED_AT_HEADER, ROWS_HEADER))
+    except KeyError as error:
+        return Envelope(message, batch_id, 0, rows, f"there is no header {error}")
+    except ValueError as error:
+        return Envelope(message, batch_id, 0, rows, f"a header is not a number: {error}")
+    problem = ""
+    if not INSTANTS.lowest <= created_at <= INSTANTS.highest:
+        problem = f"created_at {created_at} {INSTANTS.problem}"
+    elif announced_rows != rows or not message.value.endswith(b"\n"):
+        problem = f"the header announces {announced_rows} lines, the value has {rows}"
+    return Envelope(message, batch_id, created_at, rows, problem)
+
+
+def announced(message: Message) -> tuple[int, int] | None:
+    """The batch of a message and the number of its rows, by the key and a header; None of a foreign message.
+
+    For the publisher, which counts a batch's messages. It holds for messages of newer versions, too.
+    """
+    rows = message.headers.get(ROWS_HEADER, b"")
+    if not rows.isdigit():
+        return None
+    try:
+        return batch_of_key(message.key), int(rows)
+    except ValueError:
+        return None
+
+
+def has_newer_version(message: Message) -> bool:
+    """Whether a message of any of the topics is of a newer version than VERSION."""
+    return _believed(message.headers, VERSION_HEADER) > VERSION
+
+
+def is_newer(message: Message, dataset: Dataset) -> bool:
+    """Whether a message of the dataset's topic is of a newer version, or has more columns than `dataset` has here.
+
+    A foreign message is not newer, whatever its headers say.
+    """
+    if has_newer_version(message):
+        return decode(message).batch_id is not None
+    return _believed(message.headers, COLUMNS_HEADER) > len(dataset.columns) and not decode(message).problem
+
+
+def batch_key(batch_id: int, part: int) -> bytes:
+    return b"%d:%d" % (batch_id, part)
+
+
+def batch_of_key(key: bytes) -> int:
+    """The batch of a message with this key. Raises ValueError for a foreign key."""
+    batch_id = int(key.partition(b":")[0]) if _is_batch_key(key) else -1
+    if not 0 <= batch_id <= MAX_BATCH:
+        raise ValueError(f"the key {key[:_SHOWN_BYTES]!r} is not <batch>:<part>")
+    return batch_id
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """The partition of rows with this key. It never changes, so that rows of one key keep their order."""
+    return crc32(key.encode()) % partitions
+
+
+def join(lines: Sequence[bytes]) -> bytes:
+    """The value of these lines, which have no newlines."""
+    return b"\n".join([*lines, b""])
+
+
+def split(value: bytes) -> list[bytes]:
+    """The lines of a value, without their newlines. A last line that is not ended by a newline is a line, too."""
+    lines = value.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _alerts(
+    alert: Alert,
+    common: Mapping[str, bytes],
+    keys: Sequence[str],
+    tested: Sequence[str],
+    lines: Sequence[bytes],
+    partitions: int,
+) -> Iterable[Outgoing]:
+    by_key: defaultdict[str, list[bytes]] = defaultdict(list)
+    for index in [index for index, value in enumerate(tested) if value == alert.value]:
+        by_key[keys[index]].append(lines[index])
+    for key, own in by_key.items():
+        for value, count in _values(own):
+            headers = {**common, ROWS_HEADER: b"%d" % count}
+            yield Outgoing(alert.topic, partition_of(key, partitions), key.encode(), value, headers)
+
+
+def _values(lines: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Values of as many lines as fit, each with the number of its lines."""
+    if sum(map(len, lines)) + len(lines) <= MAX_VALUE_BYTES:
+        yield join(lines), len(lines)
+        return
+    ends = (np.fromiter(map(len, lines), np.int64, len(lines)) + 1).cumsum()
+    start = 0
+    while start < len(lines):
+        used = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(ends.searchsorted(used + MAX_VALUE_BYTES, "right")))
+        yield join(lines[start:stop]), stop - start
+        start = stop
+
+
+def _believed(headers: Mapping[str, bytes], name: str) -> int:
+    """The number in the header, 0 when there is none that is believed."""
+    text = headers.get(name, b"")
+    return int(text) if len(text) <= len(str(MAX_NUMBER)) and text.isdigit() else 0
