@@ -17,6 +17,8 @@
     ├── Backpressure             503  full; come back after `retry_after` seconds
     │   └── StoreBusy            503  … as many queries of this store run and wait as may
     ├── StoreDown                503  a store (or stream) did not answer
+    │   └── Unreachable          503  … because there was no connection: no byte of the request was sent
+    ├── Undelivered              503  a request was repeated until the client's patience ran out
     ├── QueryTimeout             504  a store took longer than a question may; it was told to stop
     ├── QueryCancelled           503  a query was ended because nobody waits for its result any more
     ├── RowRejected              500  a store refused one row of a block
@@ -135,6 +137,21 @@ class StoreDown(LogpipeError):
     def __init__(self, store: str, detail: str) -> None:
         super().__init__(f"{store}: {detail}")
         self.store = store
+
+
+class Unreachable(StoreDown):
+    """There was no connection to `store`: no byte of the request was sent."""
+
+
+class Undelivered(LogpipeError):
+    """A request was repeated until the client's patience ran out. `in_doubt`: its rows may be stored nevertheless."""
+
+    status = 503
+    title = "Undelivered"
+
+    def __init__(self, detail: str, *, in_doubt: bool) -> None:
+        super().__init__(detail)
+        self.in_doubt = in_doubt
 
 
 class QueryTimeout(LogpipeError):

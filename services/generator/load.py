@@ -15,9 +15,10 @@ from typing import Self
 
 from services.core import metric_names
 from services.core.dataset import Dataset
-from services.generator.client import Fate, IngestClient
+from services.generator.fates import Fate, settle
 from services.generator.schedule import Schedule
 from services.generator.synthesis import Synthesizer, seed_or_clock
+from services.ingest_client.client import IngestClient
 from services.runtime import metrics
 
 MAX_REQUESTS = 32  # in flight
@@ -137,7 +138,8 @@ class Load:
         problem = "cancelled"
         try:
             body = await asyncio.to_thread(self._table.ndjson, first, rows)
-            outcome = await self._client.send(self.dataset, body, str(uuid.uuid5(self._namespace, str(first))))
+            key = str(uuid.uuid5(self._namespace, str(first)))
+            outcome = await settle(self._client, self.dataset, body, key)
             fate, problem = outcome.fate, outcome.detail
             self._latencies.append(time.monotonic() - due)
         finally:

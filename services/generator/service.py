@@ -8,9 +8,9 @@ from typing import Any
 
 from services import datasets
 from services.core import metric_names
-from services.generator.client import IngestClient
 from services.generator.load import Load, Tally
 from services.generator.synthesis import Synthesizer, seed_or_clock
+from services.ingest_client.client import IngestClient
 from services.runtime import logs, metrics
 
 _log = logs.get("generator")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from services.core.errors import LogpipeError
 from services.send.chunks import Reject
 from services.send.transfer import Totals
 
@@ -58,8 +59,9 @@ class View:
         self._task = self._progress.add_task("", total=size)
         self._trouble, self._acked = "", 0
 
-    def retrying(self, reason: str) -> None:
-        """Shown until rows are acked again."""
+    def retrying(self, error: LogpipeError) -> None:
+        """Called by the client before it repeats a request; the reason is shown until rows are acked again."""
+        reason = str(error)
         if not self._trouble and not self._progress.console.is_terminal:
             self._progress.console.print(f"retrying: {reason}")
         self._trouble = f" · retrying: {reason[:120]}"
