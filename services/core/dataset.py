@@ -29,59 +29,6 @@ entry, of which several values may be part), of cursors in URLs.
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
-    """Synthesis: always `value`."""
-
-    value: str | float
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Synthesis: one of `values`, each with its weight (equal weights when none are given)."""
-
-    values: tuple[str | int, ...]
-    weights: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Numbered:
-    """Synthesis: `prefix` + a whole number in first..last, both included; with an empty prefix a number."""
-
-    first: int
-    last: int
-    prefix: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Uuid:
-    """Synthesis: a random version-4 UUID."""
-
-
-@dataclass(frozen=True, slots=True)
-class Now:
-    """Synthesis: the time of the row: `start + index * step` of the table being made."""
-
-
-@dataclass(frozen=True, slots=True)
-class Object:
-    """Synthesis: a JSON object of these fields, in this order."""
-
-    fields: Mapping[str, "Synthesis"]
-
-
-@dataclass(frozen=True, slots=True)
-class By:
-    """Synthesis: depends on the value that the Choice column `column` took in this row; `default` for the rest."""
-
-    column: str
-    cases: Mapping[str, "Synthesis"]
-    default: "Synthesis"
-
-
-Synthesis = Constant | Choice | Numbered | Uuid | Now | Object | By
-
-
-@dataclass(frozen=True, slots=True)
 class Column:
     """One column. `name` is its name in every store and reply, `wire` its name in the HTTP body.
 
@@ -94,7 +41,6 @@ class Column:
 
     name: str
     kind: Kind
-    synthesis: Synthesis = Constant("")
     wire: str = ""
     required: bool = False
     derived_from: tuple[str, str] | None = None

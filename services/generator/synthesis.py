@@ -17,7 +17,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from services.core.dataset import By, Choice, Constant, Dataset, Now, Numbered, Object, Synthesis, Uuid
+from services.core.dataset import Dataset
+from services.generator import invention
+from services.generator.rules import By, Choice, Constant, Now, Numbered, Object, Rule, Uuid
 
 BLOCK_ROWS = 4096  # about 2 MB of work: it stays in a core's cache, and memory is the same for any row count
 _TABLE_SPAN = 1 << 16  # a longer range of numbers is formatted, not looked up
@@ -43,12 +45,23 @@ def seed_or_clock(seed: int) -> int:
 
 
 class Synthesizer:
-    """Rows of one seeded table, whose row i has the time `start_us + i * step_us`. Thread-safe."""
+    """Rows of one seeded table, whose row i has the time `start_us + i * step_us`, in microseconds. Thread-safe.
 
-    def __init__(self, dataset: Dataset, seed: int, start_us: int, step_us: float) -> None:
+    `own_rules`: rules by column, in place of those of the dataset; columns without one get a rule by their kind.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        seed: int,
+        start_us: int,
+        step_us: float,
+        own_rules: Mapping[str, Rule] | None = None,
+    ) -> None:
         self.dataset = dataset
         self.seed = seed
-        compiler = _Compiler(dataset, start_us, step_us)
+        rules = invention.rules_of(dataset) if own_rules is None else invention.complete(dataset, own_rules)
+        compiler = _Compiler(dataset, rules, start_us, step_us)
         self._row = compiler.row()
         self._stride = -(-compiler.words // _COUNTER_WORDS)
         self._key = zlib.crc32(dataset.name.encode()) << 64 | seed
@@ -206,31 +219,27 @@ class _By:
 
 
 class _Compiler:
-    """Turns descriptions into pieces and hands out the words each of them draws from."""
+    """Turns rules into pieces and assigns to each piece the words that it draws from."""
 
-    def __init__(self, dataset: Dataset, start_us: int, step_us: float) -> None:
+    def __init__(self, dataset: Dataset, rules: Mapping[str, Rule], start_us: int, step_us: float) -> None:
         self.words = 0
         self._time = _Time(start_us, step_us)
-        # A column without a description is left off the wire, unless it must be there.
-        self._columns = {c.name: c for c in dataset.wire_columns if c.required or c.synthesis != Constant("")}
+        self._dataset = dataset
+        self._rules = rules
         # First, because a By may name a column that comes after its own.
-        self._chosen = {
-            c.name: _Chosen(self._draw(1), c.synthesis)
-            for c in self._columns.values()
-            if isinstance(c.synthesis, Choice)
-        }
+        self._chosen = {name: _Chosen(self._draw(1), rule) for name, rule in rules.items() if isinstance(rule, Choice)}
 
     def row(self) -> _Sequence:
-        columns = self._columns.values()
-        fields = {c.wire: self._chosen.get(c.name) or self._piece(c.synthesis) for c in columns}
+        wire = {name: self._dataset.by_name[name].wire for name in self._rules}
+        fields = {wire[name]: self._chosen.get(name) or self._piece(rule) for name, rule in self._rules.items()}
         return _Sequence(*_object(fields), _Literal(b"\n"))
 
-    def _piece(self, synthesis: Synthesis) -> _Piece:
-        match synthesis:
+    def _piece(self, rule: Rule) -> _Piece:
+        match rule:
             case Constant(value):
                 return _Literal(msgspec.json.encode(value))
             case Choice():
-                return _Chosen(self._draw(1), synthesis)
+                return _Chosen(self._draw(1), rule)
             case Numbered(first, last, ""):
                 return _Number(self._draw(1), first, last)
             case Numbered(first, last, prefix):
@@ -245,11 +254,11 @@ class _Compiler:
             case By(column, cases, default):
                 return self._by(column, cases, default)
 
-    def _by(self, column: str, cases: Mapping[str, Synthesis], default: Synthesis) -> _Piece:
+    def _by(self, column: str, cases: Mapping[str, Rule], default: Rule) -> _Piece:
         start, end, pieces = self.words, self.words, []
-        for synthesis in (default, *cases.values()):  # a row takes one of them, so they may draw the same words
+        for rule in (default, *cases.values()):  # a row takes one of them, so they may draw the same words
             self.words = start
-            pieces.append(self._piece(synthesis))
+            pieces.append(self._piece(rule))
             end = max(end, self.words)
         self.words = end
         return _By(self._chosen[column], dict(zip(cases, pieces[1:], strict=True)), pieces[0])
