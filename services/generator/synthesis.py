@@ -1,9 +1,9 @@
-"""Makes rows of a dataset: row i of a seeded table from (seed, i) alone, a block of rows at a time.
+"""Makes rows of a dataset by rules, a block of rows at a time. Row i of a seeded table depends on (seed, i) only.
 
-A block is a numpy array of fixed-width fields, one field for each varying or literal piece of a row's JSON, padded
-with NUL. JSON text never holds a NUL, so deleting them from the array's bytes leaves the finished lines. The random
-words come from Philox, a counter-based generator: row i owns the counters from i * stride, so any range of rows can be
-made without those before it, and the same seed gives the same bytes on any machine.
+A block is a numpy array of fixed-width fields, padded with NUL: one field for each varying or literal piece of a row's
+JSON. JSON text never holds a NUL, so that the array's bytes without the NULs are the finished lines. The random words
+come from Philox, a counter-based generator: row i owns the counters from i * stride. Any range of rows can therefore be
+made without the rows before it, and a seed gives the same bytes on any machine.
 """
 
 import time
@@ -21,7 +21,7 @@ from services.core.dataset import Dataset
 from services.generator import invention
 from services.generator.rules import By, Choice, Constant, Now, Numbered, Object, Rule, Uuid
 
-BLOCK_ROWS = 4096  # about 2 MB of work: it stays in a core's cache, and memory is the same for any row count
+BLOCK_ROWS = 4096  # about 2 MB, which fit in a core's cache; memory does not depend on the row count
 _TABLE_SPAN = 1 << 16  # a longer range of numbers is formatted, not looked up
 _COUNTER_WORDS = 8  # 32-bit words of one Philox counter
 
@@ -40,7 +40,7 @@ Text = NDArray[np.bytes_]
 
 
 def seed_or_clock(seed: int) -> int:
-    """`seed`, or one from the clock when it is 0; exact as a JSON number."""
+    """`seed`, or a seed from the clock when `seed` is 0. The seed is exact as a JSON number."""
     return seed or time.time_ns() // 1000
 
 
@@ -96,7 +96,7 @@ class _Piece(Protocol):
     width: int
 
     def render(self, rows: _Rows) -> Text:
-        """One text of at most `width` bytes for each row, or a single one that is the same for all."""
+        """One text of at most `width` bytes for each row, or a single text that all rows have."""
 
 
 class _Literal:
@@ -110,7 +110,7 @@ class _Literal:
 
 
 class _Chosen:
-    """One of `values` by weight, decided by the word `word`."""
+    """One of `values` by weight; the random word `word` decides."""
 
     def __init__(self, word: int, choice: Choice) -> None:
         weights = choice.weights or (1.0,) * len(choice.values)
@@ -124,7 +124,7 @@ class _Chosen:
         self.width = self._texts.itemsize
 
     def pick(self, rows: _Rows) -> NDArray[np.intp]:
-        """Which of `values` each row takes."""
+        """The index in `values` of each row's value."""
         return np.asarray(np.searchsorted(self._bounds, rows.words[self._word], side="right"))
 
     def render(self, rows: _Rows) -> Text:
@@ -151,7 +151,7 @@ class _Number:
 
 
 class _Uuid:
-    """A version-4 UUID from the four words from `word` on."""
+    """A version-4 UUID, made of four random words, of which `word` is the first."""
 
     width = 36
 
@@ -183,7 +183,7 @@ class _Time:
 
 
 class _Sequence:
-    """Pieces one after the other."""
+    """The texts of several pieces, joined."""
 
     def __init__(self, *pieces: _Piece) -> None:
         self._fields = {f"f{i}": piece for i, piece in enumerate(pieces)}
@@ -198,7 +198,7 @@ class _Sequence:
 
 
 class _By:
-    """The piece that belongs to the value another column took."""
+    """The piece for the value that the row has in another column."""
 
     def __init__(self, chosen: _Chosen, cases: Mapping[str, _Piece], default: _Piece) -> None:
         self._chosen = chosen

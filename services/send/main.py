@@ -28,9 +28,9 @@ _HELP = f"""Send a log file (plain, gzip or zstd), or standard input ('-'), into
 Formats (without --format: the one that most of the first 100 lines parse as):
 {_FORMATS}
 
-Levels become ERROR, WARN, INFO or DEBUG; one that was written otherwise stays in metadata.level. A stack trace, and in
-log4j, openstack and klog every line without a time, is added to the message of the row before it, and the parts of a
-line that docker and cri split are put together again, up to 64 KiB a row.
+Levels become ERROR, WARN, INFO or DEBUG; a level with another name is kept in metadata.level. A stack trace, and in
+log4j, openstack and klog every line without a time, is added to the message of the row before it. The parts of a line
+that docker and cri split are joined again, up to 64 KiB a row.
 Other lines that do not parse, and rows that ingest refuses, go to the rejects file as line number, reason and line, and
 the exit code is 2.
 

@@ -1,4 +1,4 @@
-"""What the user sees of a transfer: the progress bar, the rejects file, the table at the end."""
+"""The output of `logpipe send`: the progress bar, the rejects file, and the table at the end."""
 
 import asyncio
 import time
@@ -19,7 +19,7 @@ _REFRESH_SECONDS = 0.2
 
 
 class RejectsFile:
-    """Line number, reason and the line as it stood, separated by tabs. Made when the first one comes."""
+    """Line number, reason and the unchanged line, separated by tabs. The file is made for the first rejected line."""
 
     def __init__(self, path: str, *, append: bool) -> None:
         self.path = Path(path)
@@ -42,7 +42,7 @@ class RejectsFile:
 
 
 class View:
-    """A bar on a terminal, nothing elsewhere. `size`: bytes of the file, None when unknown."""
+    """A progress bar on a terminal; no bar elsewhere. `size`: bytes of the file, None when unknown."""
 
     def __init__(self, console: Console, totals: Totals, size: int | None) -> None:
         self._totals = totals
@@ -73,7 +73,7 @@ class View:
             self._update()
 
     async def keep_up(self) -> None:
-        """Until cancelled."""
+        """Redraw the bar until this task is cancelled."""
         while True:
             self._update()
             await asyncio.sleep(_REFRESH_SECONDS)

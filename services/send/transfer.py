@@ -9,10 +9,10 @@ from services.send.chunks import Chunk, Reject
 from services.send.journal import ANEW, Journal
 
 STALLED_SECONDS = 120
-"""A request is given up when so long nothing of it went out and nothing came back; a slow link may take longer."""
+"""An attempt ends when for this long no byte of it went out and no reply came; on a slow link it may take longer."""
 
 Send = Callable[[bytes, str], Awaitable[bool]]
-"""Sends a body under a key, as `IngestClient.send` does: whether ingest had stored it already."""
+"""Sends a body under a key, as `IngestClient.send` does, and returns whether ingest had stored it already."""
 
 
 @dataclass(slots=True)
