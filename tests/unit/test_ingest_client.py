@@ -1,7 +1,10 @@
 """What replies of the ingest API mean, and which of them the client repeats."""
 
 import asyncio
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -26,7 +29,9 @@ from services.core.errors import (
     Unreachable,
     UnsupportedMedia,
 )
-from services.ingest_client import retrying
+from services.datasets import find
+from services.ingest_client import client, retrying
+from services.ingest_client.client import IngestClient
 from services.ingest_client.replies import error_of, is_duplicate
 from services.ingest_client.retrying import retried
 
@@ -151,3 +156,54 @@ async def test_patience_counts_from_the_first_failure() -> None:
 
     assert await retried(slow, patience=0.2)
     assert len(started) == 2
+
+
+Reader = Callable[[asyncio.StreamReader], Coroutine[Any, Any, None]]
+BODY = b"x" * (2 << 20)
+
+
+@asynccontextmanager
+async def listening(read: Reader, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    """The URL of a server that takes bodies as `read` does, with small buffers between it and the client."""
+    monkeypatch.setattr(client, "_SEND_BUFFER", 16 << 10)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await read(reader)
+        content = b'{"status":"accepted"}'
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content))
+        await writer.drain()
+        writer.close()
+
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 10)
+        listener.bind(("127.0.0.1", 0))
+        server = await asyncio.start_server(serve, sock=listener, limit=32 << 10)
+        async with server:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def test_a_body_that_moves_may_take_longer_than_the_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slowly(reader: asyncio.StreamReader) -> None:
+        for _ in range(64):
+            await asyncio.sleep(0.02)
+            await reader.readexactly(len(BODY) // 64)
+
+    async with listening(slowly, monkeypatch) as url, IngestClient(url, patience=0, stall=0.5) as sender:
+        started = time.monotonic()
+        assert not await sender.send(find("logs"), BODY, "k")
+        assert time.monotonic() - started > 1
+
+
+async def test_a_body_that_moved_and_stands_still_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = asyncio.Event()
+
+    async def in_part(reader: asyncio.StreamReader) -> None:
+        await reader.readexactly(len(BODY) // 2)
+        await held.wait()
+
+    async with listening(in_part, monkeypatch) as url, IngestClient(url, patience=0, stall=0.4) as sender:
+        with pytest.raises(Undelivered, match=r"no progress for 0\.4 s") as given_up:
+            await asyncio.wait_for(sender.send(find("logs"), BODY, "k"), 20)
+        held.set()
+    assert given_up.value.in_doubt
