@@ -93,7 +93,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 
 lock: $(INSTALLED) ## Compile requirements/*.txt anew from pyproject.toml
 	$(COMPILE) requirements/bootstrap.in --output-file requirements/bootstrap.txt
-	$(COMPILE) pyproject.toml --extra local --extra dev --output-file requirements/lock.txt \
+	$(COMPILE) pyproject.toml --all-extras --output-file requirements/lock.txt \
 		--constraint requirements/bootstrap.txt --build-constraint requirements/bootstrap.txt
 	$(COMPILE) kubernetes/airflow/requirements.in --output-file kubernetes/airflow/requirements.txt
 

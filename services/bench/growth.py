@@ -23,8 +23,8 @@ from services.bench.figures import Figure
 from services.bench.planting import History
 from services.core.errors import NeedsOperator
 from services.core.instants import DAY
-from services.generator.client import IngestClient
 from services.generator.load import Load
+from services.ingest_client.client import IngestClient
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.local.verification import verify

@@ -24,8 +24,8 @@ from deltalake import DeltaTable, write_deltalake
 
 from services import datasets
 from services.bench.figures import Figure, Matrix
-from services.generator.client import IngestClient
 from services.generator.load import Load
+from services.ingest_client.client import IngestClient
 from services.lake.schema import layout
 from services.lake.snapshot import Snapshot
 from services.lake.table import table_uri

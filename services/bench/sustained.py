@@ -15,8 +15,8 @@ import httpx
 
 from services import datasets
 from services.bench.figures import Figure
-from services.generator.client import IngestClient
 from services.generator.load import Load, Report
+from services.ingest_client.client import IngestClient
 from services.local import freshness
 from services.local.settings import LakeWriter, LocalSettings
 from services.local.stack import Stack

@@ -1,7 +1,8 @@
 """The one description of a dataset, from which everything else is derived.
 
-A dataset is a name, a Kafka topic and a tuple of columns. Every stored row carries two columns more, the
-same in every store: `id` (see `ids`) and `created_at`, the instant its batch was accepted.
+A dataset is a name, a Kafka topic and a tuple of columns. Every stored row has two more columns, which are the same in
+every store: `id` (see `ids`) and `created_at`, the time at which its batch was accepted. How values are invented for a
+load is not part of the description: see `services/generator/invention`.
 """
 
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["category", "text", "timestamp", "number", "json", "uuid"]
-"""What a column holds, and how it travels once accepted (its canonical form):
+"""The kind of a column's values, and their canonical form, which they have once they are accepted:
 
 category   text with few distinct values; str
 text       str, '' when missing
@@ -29,72 +30,18 @@ entry, of which several values may be part), of cursors in URLs.
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
-    """Synthesis: always `value`."""
-
-    value: str | float
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Synthesis: one of `values`, each with its weight (equal weights when none are given)."""
-
-    values: tuple[str | int, ...]
-    weights: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Numbered:
-    """Synthesis: `prefix` + a whole number in first..last, both included; with an empty prefix a number."""
-
-    first: int
-    last: int
-    prefix: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Uuid:
-    """Synthesis: a random version-4 UUID."""
-
-
-@dataclass(frozen=True, slots=True)
-class Now:
-    """Synthesis: the time of the row: `start + index * step` of the table being made."""
-
-
-@dataclass(frozen=True, slots=True)
-class Object:
-    """Synthesis: a JSON object of these fields, in this order."""
-
-    fields: Mapping[str, "Synthesis"]
-
-
-@dataclass(frozen=True, slots=True)
-class By:
-    """Synthesis: depends on the value that the Choice column `column` took in this row; `default` for the rest."""
-
-    column: str
-    cases: Mapping[str, "Synthesis"]
-    default: "Synthesis"
-
-
-Synthesis = Constant | Choice | Numbered | Uuid | Now | Object | By
-
-
-@dataclass(frozen=True, slots=True)
 class Column:
     """One column. `name` is its name in every store and reply, `wire` its name in the HTTP body.
 
-    `derived_from` = (json column, field): the value is taken from that column's object at ingest ('' when
-    absent) and is not itself on the wire, so every store holds one and the same value.
+    `derived_from` = (json column, field): ingest takes the value from that field of that column's object ('' when the
+    field is absent). The column itself is not on the wire, so that every store holds the same value.
 
-    `added`: the dataset had rows before it had this column. Rows without it are the same as before: a line leaves the
-    column out where its value is missing.
+    `added`: the dataset had rows before it had this column. A line leaves the column out where its value is missing, so
+    that the lines of the older rows stay as they were.
     """
 
     name: str
     kind: Kind
-    synthesis: Synthesis = Constant("")
     wire: str = ""
     required: bool = False
     derived_from: tuple[str, str] | None = None
@@ -113,7 +60,7 @@ ID = Column("id", "number")
 CREATED_AT = Column("created_at", "timestamp")
 SYSTEM_COLUMNS = ("id", "created_at")
 
-# Of other kinds, stores differ: where a missing number stands in an order, how a UUID sorts.
+# Stores differ in other kinds: in where an order places a missing number, and in how they sort UUIDs.
 _USES = {
     "groupings": ("category", "text"),
     "orderings": ("category", "text", "timestamp"),
@@ -132,13 +79,14 @@ class Alert:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """There is one object for each dataset, compared and hashed as such.
+    """A description. There is one object for each dataset, which is compared and hashed by its identity.
 
-    `name` names tables and routes; rows of one `key` keep their order within a publisher's slot.
+    `name` names tables and routes. Rows that have the same value in the column `key` keep their order within a
+    publisher's slot.
 
     `singular` and `plural` are the words of the HTTP contract (`/api/collect/<word>`, reply field "type").
-    `groupings` are the columns an aggregate may group by, and for which rollups are kept; `orderings` those a list may
-    be ordered by; `search` is the text column in which a text may be looked for.
+    `groupings` are the columns that an aggregate may group by, and for which rollups are kept. `orderings` are the
+    columns that a list may be ordered by. `search` is the text column that a text search looks through.
     """
 
     name: str

@@ -1,27 +1,29 @@
-"""Every error the pipeline raises on purpose, with the HTTP status it answers with.
+"""Every error that the pipeline raises on purpose, with the HTTP status of its reply.
 
     LogpipeError                 500
     ├── Malformed                400  the body is not what its content type says
-    │   └── MalformedLine        400  … and this line is why
+    │   └── MalformedLine        400  … because of this line
     ├── Unauthorized             401
-    ├── NotFound                 404  what was asked for is not there
+    ├── NotFound                 404  there is no such resource
     ├── RequestTimeout           408  the body did not arrive in time
     ├── Conflict                 409  the first request with this key still runs
     ├── OtherLedger              412  the rows are meant for a ledger that is not the one here
     ├── TooLarge                 413
     ├── UnsupportedMedia         415
     ├── Invalid                  422  well-formed, but not acceptable
-    │   ├── InvalidRow           422  … and this row and field are why
+    │   ├── InvalidRow           422  … because of this field of this row
     │   ├── KeyReused            422  … the Idempotency-Key was used for another body
-    │   └── ResultTooLarge       422  a query asks for more than one reply may hold
+    │   └── ResultTooLarge       422  the result of a query exceeds the limit of one reply
     ├── Backpressure             503  full; come back after `retry_after` seconds
-    │   └── StoreBusy            503  … as many queries of this store run and wait as may
-    ├── StoreDown                503  a store (or stream) did not answer
-    ├── QueryTimeout             504  a store took longer than a question may; it was told to stop
-    ├── QueryCancelled           503  a query was ended because nobody waits for its result any more
+    │   └── StoreBusy            503  … because the limit of running and waiting queries of this store is reached
+    ├── StoreDown                503  a store (or stream) is unreachable, or failed in a way that a retry may cure
+    │   └── Unreachable          503  … because there was no connection: no byte of the request was sent
+    ├── Undelivered              503  a request was repeated until the client's patience ran out
+    ├── QueryTimeout             504  a query exceeded its time limit and was cancelled in the store
+    ├── QueryCancelled           503  a query was ended because its client has left
     ├── RowRejected              500  a store refused one row of a block
-    ├── Fenced                   500  somebody else owns this slot or partition now; stop
-    └── NeedsOperator            500  going on would lose or double rows; the message says what to do
+    ├── Fenced                   500  another process owns this slot or partition now; stop
+    └── NeedsOperator            500  to go on could lose or double rows; the message says what to do
 
 Adapters translate their driver's errors into these; nothing above an adapter sees a driver's error.
 """
@@ -119,7 +121,7 @@ class Backpressure(LogpipeError):
 
 
 class StoreBusy(Backpressure):
-    """As many queries of `store` run and wait as may."""
+    """The limit of running and waiting queries of `store` is reached."""
 
     def __init__(self, store: str, detail: str) -> None:
         super().__init__(f"{store}: {detail}")
@@ -135,6 +137,21 @@ class StoreDown(LogpipeError):
     def __init__(self, store: str, detail: str) -> None:
         super().__init__(f"{store}: {detail}")
         self.store = store
+
+
+class Unreachable(StoreDown):
+    """There was no connection to `store`: no byte of the request was sent."""
+
+
+class Undelivered(LogpipeError):
+    """A request was repeated until the client's patience ran out. `in_doubt`: its rows may be stored nevertheless."""
+
+    status = 503
+    title = "Undelivered"
+
+    def __init__(self, detail: str, *, in_doubt: bool) -> None:
+        super().__init__(detail)
+        self.in_doubt = in_doubt
 
 
 class QueryTimeout(LogpipeError):

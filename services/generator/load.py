@@ -1,8 +1,8 @@
-"""A load: seeded rows of one dataset sent by an open-loop schedule, with what became of them.
+"""A load: seeded rows of one dataset, sent by an open-loop schedule, and the fates of these rows.
 
-Latencies run from the moment a request was due, not from when it could be sent, so a server that stalls is not
-flattered by the requests it kept from being made. Requests in flight are bounded: at the bound the schedule waits and
-`behind()` tells how long.
+A latency is measured from the time at which the request was due, and not from the time at which it was sent, so that
+the delay of requests that wait behind a stalled server is counted. Requests in flight are bounded: at the bound the
+schedule waits, and `behind()` returns its delay.
 """
 
 import asyncio
@@ -15,9 +15,10 @@ from typing import Self
 
 from services.core import metric_names
 from services.core.dataset import Dataset
-from services.generator.client import Fate, IngestClient
+from services.generator.fates import Fate, settle
 from services.generator.schedule import Schedule
 from services.generator.synthesis import Synthesizer, seed_or_clock
+from services.ingest_client.client import IngestClient
 from services.runtime import metrics
 
 MAX_REQUESTS = 32  # in flight
@@ -33,7 +34,7 @@ class Tally:
     acked: int = 0
     refused: int = 0
     indeterminate: int = 0
-    problem: str = ""  # the newest
+    problem: str = ""  # the newest error
 
     def add(self, fate: Fate, rows: int, problem: str = "") -> None:
         setattr(self, fate, getattr(self, fate) + rows)
@@ -59,8 +60,10 @@ class Report:
 
 
 class Load:
-    """Sends `request_rows` rows each `interval` seconds (0: as fast as they are answered), `rows` in all or until
-    stopped. The schedule starts when the load is made. `tally` and `behind()` may be read at any time."""
+    """Sends `request_rows` rows each `interval` seconds (0: as fast as ingest replies), `rows` in all or until stopped.
+
+    The schedule starts when the load is made. `tally` and `behind()` may be read at any time, on the event loop.
+    """
 
     def __init__(
         self,
@@ -102,7 +105,7 @@ class Load:
         return cls(client, dataset, request_rows, request_rows / rate, round(rate * seconds), seed)
 
     async def run(self) -> Report:
-        """Returns once everything is sent, or `stop` was called, and each row's fate is settled."""
+        """Returns once everything is sent or `stop` was called, and the fate of each row is settled."""
         started = time.monotonic()
         async with asyncio.TaskGroup() as group:
             self._pacing = group.create_task(self._pace(group))
@@ -111,13 +114,13 @@ class Load:
         return self._report(time.monotonic() - started)
 
     def stop(self) -> None:
-        """No more requests from now on."""
+        """Send no more requests; `run` returns when the requests in flight are settled."""
         self._stopped = True
         if self._pacing is not None:
             self._pacing.cancel()
 
     def behind(self) -> float:
-        """Seconds by which the next request is late."""
+        """Seconds by which the next request is late; 0 when nothing runs."""
         pacing = self._pacing is not None and not self._pacing.done()
         return self._schedule.behind() if pacing else 0.0
 
@@ -133,11 +136,12 @@ class Load:
             group.create_task(self._send(first, rows, self._schedule.take(), slots))
 
     async def _send(self, first: int, rows: int, due: float, slots: asyncio.Semaphore) -> None:
-        fate: Fate = "indeterminate"  # if this task is cancelled half-way
+        fate: Fate = "indeterminate"  # when this task is cancelled before the reply
         problem = "cancelled"
         try:
             body = await asyncio.to_thread(self._table.ndjson, first, rows)
-            outcome = await self._client.send(self.dataset, body, str(uuid.uuid5(self._namespace, str(first))))
+            key = str(uuid.uuid5(self._namespace, str(first)))
+            outcome = await settle(self._client, self.dataset, body, key)
             fate, problem = outcome.fate, outcome.detail
             self._latencies.append(time.monotonic() - due)
         finally:

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 import click
 from fastapi import FastAPI
 
-from services.generator.client import IngestClient
 from services.generator.endpoints import router
 from services.generator.service import Generator
 from services.generator.settings import GeneratorSettings
+from services.ingest_client.client import IngestClient
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve

@@ -1,4 +1,4 @@
-"""What the generator's endpoints do: a running load of both datasets, bursts, and samples."""
+"""The work behind the generator's endpoints: a running load of both datasets, bursts, and samples."""
 
 import asyncio
 import time
@@ -8,19 +8,19 @@ from typing import Any
 
 from services import datasets
 from services.core import metric_names
-from services.generator.client import IngestClient
 from services.generator.load import Load, Tally
 from services.generator.synthesis import Synthesizer, seed_or_clock
+from services.ingest_client.client import IngestClient
 from services.runtime import logs, metrics
 
 _log = logs.get("generator")
 
-DATASETS = ("logs", "events")  # what the HTTP contract names
+DATASETS = ("logs", "events")  # the datasets that the HTTP contract names
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """`batch_size` rows of a dataset each `..._interval` seconds."""
+    """Each dataset gets `batch_size` rows every `log_interval` or `event_interval` seconds."""
 
     batch_size: int = 100
     log_interval: float = 5.0
@@ -35,20 +35,23 @@ class Config:
 
 
 class Generator:
-    """One a process; all methods on the event loop. Each load and burst takes the next seed, so no two share rows."""
+    """One for each process; all methods run on the event loop.
+
+    Each load and burst takes the next seed, so that no two of them have the same rows.
+    """
 
     def __init__(self, client: IngestClient, seed: int = 0) -> None:
         self._client = client
         self._next_seed = seed_or_clock(seed)
         self._config = Config()
         self._tallies: dict[str, list[Tally]] = {name: [] for name in DATASETS}
-        self._loads: dict[str, Load] = {}  # those that run
-        self._tasks: set[asyncio.Task[None]] = set()  # also of stopped loads that still settle requests
+        self._loads: dict[str, Load] = {}  # the running loads
+        self._tasks: set[asyncio.Task[None]] = set()  # including stopped loads that still settle requests
         for name in DATASETS:
             metrics.gauge(metric_names.GENERATOR_BEHIND_SECONDS, name).set_function(partial(self.behind, name))
 
     def start(self, config: Config) -> int:
-        """Run by `config` from now on, in place of what ran before; returns the seed of its rows."""
+        """Replace the running load by one with `config`; returns the seed of its rows."""
         self.stop()
         self._config = config
         seed = self._seed()
@@ -59,17 +62,17 @@ class Generator:
             task = asyncio.create_task(_run(load))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        _log.info("started", seed=seed, **asdict(config))
+        _log.info("load started", seed=seed, **asdict(config))
         return seed
 
     def stop(self) -> None:
-        """No new requests; those under way are settled in the background."""
+        """Send no new requests; the requests in flight are settled in the background."""
         for load in self._loads.values():
             load.stop()
         self._loads.clear()
 
     async def close(self, grace: float) -> None:
-        """Stop, and give the requests under way `grace` seconds; what is then open counts as indeterminate."""
+        """Stop, and wait up to `grace` seconds; requests still in flight then count as indeterminate."""
         self.stop()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=grace)
@@ -83,7 +86,7 @@ class Generator:
         return load.behind() if load else 0.0
 
     def status(self) -> dict[str, Any]:
-        """Counts are rows, since the process started; bursts apart."""
+        """Counts are rows since the process started; rows of bursts are not counted."""
         tallies = [tally for name in DATASETS for tally in self._tallies[name]]
         return {
             "running": bool(self._loads),
@@ -99,17 +102,17 @@ class Generator:
         }
 
     async def burst(self, name: str, count: int, batch_size: int) -> dict[str, Any]:
-        """Send `count` rows as fast as they are taken."""
+        """Send `count` rows as fast as ingest replies."""
         load = Load(self._client, datasets.find(name), batch_size, 0.0, count, self._seed())
         report = await load.run()
         errors = report.refused + report.indeterminate
-        _log.info("burst", **asdict(report))
+        _log.info("burst finished", **asdict(report))
         return {"status": "completed", "requested": count, "sent": report.acked, "errors": errors} | {
             key: getattr(report, key) for key in ("refused", "indeterminate", "seconds", "seed", "problem")
         }
 
     def sample(self, name: str, count: int) -> list[bytes]:
-        """JSON objects of rows that are not sent, one a millisecond up to now."""
+        """Rows as JSON objects, which are not sent; one row for each millisecond up to now."""
         start_us = time.time_ns() // 1000 - count * 1000
         return Synthesizer(datasets.find(name), self._seed(), start_us, 1000).lines(0, count)
 
@@ -119,4 +122,4 @@ class Generator:
 
 
 async def _run(load: Load) -> None:
-    _log.info("stopped", **asdict(await load.run()))
+    _log.info("load finished", **asdict(await load.run()))

@@ -1,9 +1,9 @@
-"""Makes rows of a dataset: row i of a seeded table from (seed, i) alone, a block of rows at a time.
+"""Makes rows of a dataset by rules, a block of rows at a time. Row i of a seeded table depends on (seed, i) only.
 
-A block is a numpy array of fixed-width fields, one field for each varying or literal piece of a row's JSON, padded
-with NUL. JSON text never holds a NUL, so deleting them from the array's bytes leaves the finished lines. The random
-words come from Philox, a counter-based generator: row i owns the counters from i * stride, so any range of rows can be
-made without those before it, and the same seed gives the same bytes on any machine.
+A block is a numpy array of fixed-width fields, padded with NUL: one field for each varying or literal piece of a row's
+JSON. JSON text never holds a NUL, so that the array's bytes without the NULs are the finished lines. The random words
+come from Philox, a counter-based generator: row i owns the counters from i * stride. Any range of rows can therefore be
+made without the rows before it, and a seed gives the same bytes on any machine.
 """
 
 import time
@@ -17,9 +17,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from services.core.dataset import By, Choice, Constant, Dataset, Now, Numbered, Object, Synthesis, Uuid
+from services.core.dataset import Dataset
+from services.generator import invention
+from services.generator.rules import By, Choice, Constant, Now, Numbered, Object, Rule, Uuid
 
-BLOCK_ROWS = 4096  # about 2 MB of work: it stays in a core's cache, and memory is the same for any row count
+BLOCK_ROWS = 4096  # about 2 MB, which fit in a core's cache; memory does not depend on the row count
 _TABLE_SPAN = 1 << 16  # a longer range of numbers is formatted, not looked up
 _COUNTER_WORDS = 8  # 32-bit words of one Philox counter
 
@@ -38,17 +40,28 @@ Text = NDArray[np.bytes_]
 
 
 def seed_or_clock(seed: int) -> int:
-    """`seed`, or one from the clock when it is 0; exact as a JSON number."""
+    """`seed`, or a seed from the clock when `seed` is 0. The seed is exact as a JSON number."""
     return seed or time.time_ns() // 1000
 
 
 class Synthesizer:
-    """Rows of one seeded table, whose row i has the time `start_us + i * step_us`. Thread-safe."""
+    """Rows of one seeded table, whose row i has the time `start_us + i * step_us`, in microseconds. Thread-safe.
 
-    def __init__(self, dataset: Dataset, seed: int, start_us: int, step_us: float) -> None:
+    `own_rules`: rules by column, in place of those of the dataset; columns without one get a rule by their kind.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        seed: int,
+        start_us: int,
+        step_us: float,
+        own_rules: Mapping[str, Rule] | None = None,
+    ) -> None:
         self.dataset = dataset
         self.seed = seed
-        compiler = _Compiler(dataset, start_us, step_us)
+        rules = invention.rules_of(dataset) if own_rules is None else invention.complete(dataset, own_rules)
+        compiler = _Compiler(dataset, rules, start_us, step_us)
         self._row = compiler.row()
         self._stride = -(-compiler.words // _COUNTER_WORDS)
         self._key = zlib.crc32(dataset.name.encode()) << 64 | seed
@@ -83,7 +96,7 @@ class _Piece(Protocol):
     width: int
 
     def render(self, rows: _Rows) -> Text:
-        """One text of at most `width` bytes for each row, or a single one that is the same for all."""
+        """One text of at most `width` bytes for each row, or a single text that all rows have."""
 
 
 class _Literal:
@@ -97,7 +110,7 @@ class _Literal:
 
 
 class _Chosen:
-    """One of `values` by weight, decided by the word `word`."""
+    """One of `values` by weight; the random word `word` decides."""
 
     def __init__(self, word: int, choice: Choice) -> None:
         weights = choice.weights or (1.0,) * len(choice.values)
@@ -111,7 +124,7 @@ class _Chosen:
         self.width = self._texts.itemsize
 
     def pick(self, rows: _Rows) -> NDArray[np.intp]:
-        """Which of `values` each row takes."""
+        """The index in `values` of each row's value."""
         return np.asarray(np.searchsorted(self._bounds, rows.words[self._word], side="right"))
 
     def render(self, rows: _Rows) -> Text:
@@ -138,7 +151,7 @@ class _Number:
 
 
 class _Uuid:
-    """A version-4 UUID from the four words from `word` on."""
+    """A version-4 UUID, made of four random words, of which `word` is the first."""
 
     width = 36
 
@@ -170,7 +183,7 @@ class _Time:
 
 
 class _Sequence:
-    """Pieces one after the other."""
+    """The texts of several pieces, joined."""
 
     def __init__(self, *pieces: _Piece) -> None:
         self._fields = {f"f{i}": piece for i, piece in enumerate(pieces)}
@@ -185,7 +198,7 @@ class _Sequence:
 
 
 class _By:
-    """The piece that belongs to the value another column took."""
+    """The piece for the value that the row has in another column."""
 
     def __init__(self, chosen: _Chosen, cases: Mapping[str, _Piece], default: _Piece) -> None:
         self._chosen = chosen
@@ -206,31 +219,27 @@ class _By:
 
 
 class _Compiler:
-    """Turns descriptions into pieces and hands out the words each of them draws from."""
+    """Turns rules into pieces and assigns to each piece the words that it draws from."""
 
-    def __init__(self, dataset: Dataset, start_us: int, step_us: float) -> None:
+    def __init__(self, dataset: Dataset, rules: Mapping[str, Rule], start_us: int, step_us: float) -> None:
         self.words = 0
         self._time = _Time(start_us, step_us)
-        # A column without a description is left off the wire, unless it must be there.
-        self._columns = {c.name: c for c in dataset.wire_columns if c.required or c.synthesis != Constant("")}
+        self._dataset = dataset
+        self._rules = rules
         # First, because a By may name a column that comes after its own.
-        self._chosen = {
-            c.name: _Chosen(self._draw(1), c.synthesis)
-            for c in self._columns.values()
-            if isinstance(c.synthesis, Choice)
-        }
+        self._chosen = {name: _Chosen(self._draw(1), rule) for name, rule in rules.items() if isinstance(rule, Choice)}
 
     def row(self) -> _Sequence:
-        columns = self._columns.values()
-        fields = {c.wire: self._chosen.get(c.name) or self._piece(c.synthesis) for c in columns}
+        wire = {name: self._dataset.by_name[name].wire for name in self._rules}
+        fields = {wire[name]: self._chosen.get(name) or self._piece(rule) for name, rule in self._rules.items()}
         return _Sequence(*_object(fields), _Literal(b"\n"))
 
-    def _piece(self, synthesis: Synthesis) -> _Piece:
-        match synthesis:
+    def _piece(self, rule: Rule) -> _Piece:
+        match rule:
             case Constant(value):
                 return _Literal(msgspec.json.encode(value))
             case Choice():
-                return _Chosen(self._draw(1), synthesis)
+                return _Chosen(self._draw(1), rule)
             case Numbered(first, last, ""):
                 return _Number(self._draw(1), first, last)
             case Numbered(first, last, prefix):
@@ -245,11 +254,11 @@ class _Compiler:
             case By(column, cases, default):
                 return self._by(column, cases, default)
 
-    def _by(self, column: str, cases: Mapping[str, Synthesis], default: Synthesis) -> _Piece:
+    def _by(self, column: str, cases: Mapping[str, Rule], default: Rule) -> _Piece:
         start, end, pieces = self.words, self.words, []
-        for synthesis in (default, *cases.values()):  # a row takes one of them, so they may draw the same words
+        for rule in (default, *cases.values()):  # a row takes one of them, so they may draw the same words
             self.words = start
-            pieces.append(self._piece(synthesis))
+            pieces.append(self._piece(rule))
             end = max(end, self.words)
         self.words = end
         return _By(self._chosen[column], dict(zip(cases, pieces[1:], strict=True)), pieces[0])

@@ -11,9 +11,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import psycopg
 
 from services.core import kafka_value, metric_names
 from services.core.dataset import Dataset
@@ -25,6 +22,7 @@ from services.core.rows import RowCodec, Rows
 from services.ingest_api.topic_log import TopicLog
 from services.ledger import batches as ledger
 from services.ledger.slots import Lease
+from services.postgres.connection import Connection
 from services.runtime import logs, metrics
 from services.stores.postgres import PostgresReader
 from services.streams.kafka import KafkaProducer
@@ -88,7 +86,7 @@ class SlotPublisher:
         self._doubt: list[Batch] | None = None  # may be in the topic; None: what a former owner may have published
         self._advanced = 0.0
 
-    def step(self, connection: psycopg.Connection[Any]) -> int:
+    def step(self, connection: Connection) -> int:
         """Publish and mark the oldest unpublished batches in one Kafka transaction; how many there were.
 
         Raises StoreDown (call again later), Fenced (check the lease first) or NeedsOperator.
@@ -128,7 +126,7 @@ class SlotPublisher:
             self._producer.close()
             self._producer = None
 
-    def _open(self, connection: psycopg.Connection[Any]) -> TransactionalProducer:
+    def _open(self, connection: Connection) -> TransactionalProducer:
         """Fence the slot's former producer, then find out what it and this publisher have left in doubt."""
         producer = self._open_producer(self.lease.slot)
         try:
@@ -183,10 +181,10 @@ class SlotPublisher:
             )
         return self._datasets[name]
 
-    def _mark(self, connection: psycopg.Connection[Any], batches: Sequence[Batch]) -> None:
+    def _mark(self, connection: Connection, batches: Sequence[Batch]) -> None:
         ledger.mark_published(connection, self.lease, batches, {name: log.topic for name, log in self._logs.items()})
 
-    def _advance(self, connection: psycopg.Connection[Any]) -> None:
+    def _advance(self, connection: Connection) -> None:
         """Note where the slot's next messages can be: all of its messages so far are marked.
 
         Raises NeedsOperator if a topic was cut: stores that have not read its lost end would pass over the loss.
@@ -196,7 +194,7 @@ class SlotPublisher:
             ledger.advance_slot(connection, self.lease, name, log.topic, log.uncut_ends(connection))
         self._advanced = time.monotonic()
 
-    def _recover(self, connection: psycopg.Connection[Any], doubt: Sequence[Batch]) -> None:
+    def _recover(self, connection: Connection, doubt: Sequence[Batch]) -> None:
         """Mark those batches that a transaction committed and nobody marked."""
         for name in sorted({batch.dataset for batch in doubt}):
             self._known(name)
@@ -205,7 +203,7 @@ class SlotPublisher:
                 _log.info("found batches published and not marked", lease=self.lease, dataset=name, batches=len(found))
                 self._mark(connection, found)
 
-    def _found(self, connection: psycopg.Connection[Any], log: TopicLog, doubt: Mapping[int, Batch]) -> list[Batch]:
+    def _found(self, connection: Connection, log: TopicLog, doubt: Mapping[int, Batch]) -> list[Batch]:
         """Those of `doubt` that the topic holds. Raises NeedsOperator when that cannot be told."""
         slot, topic = self.lease.slot, log.dataset.topic
         positions = ledger.slot_positions(connection, slot, log.dataset.name)

@@ -2,9 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
-
-import psycopg
 
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator, StoreDown
@@ -13,6 +10,7 @@ from services.core.ledger import Batch, Part
 from services.core.ports import PartitionReader
 from services.ledger import batches as ledger
 from services.ledger import topics
+from services.postgres.connection import Connection
 
 _PATIENCE = 90.0  # seconds without progress: longer than a transaction may stay open
 
@@ -20,7 +18,7 @@ _PATIENCE = 90.0  # seconds without progress: longer than a transaction may stay
 class TopicLog:
     """Registers the present topic of `dataset` in the ledger. Methods raise StoreDown. Not thread-safe."""
 
-    def __init__(self, connection: psycopg.Connection[Any], dataset: Dataset, reader: PartitionReader) -> None:
+    def __init__(self, connection: Connection, dataset: Dataset, reader: PartitionReader) -> None:
         self.dataset = dataset
         self._reader = reader
         self.topic = topics.register(connection, dataset.name, dataset.topic, reader.topic_id(), self.ends())
@@ -29,7 +27,7 @@ class TopicLog:
         """Partition -> end of the log, with the transactions that are still open."""
         return {partition: end for partition, (_, end) in self.bounds().items()}
 
-    def uncut_ends(self, connection: psycopg.Connection[Any]) -> dict[int, int]:
+    def uncut_ends(self, connection: Connection) -> dict[int, int]:
         """The `ends`. Raises NeedsOperator if the topic was cut: if they lie before what the slots have published."""
         published = ledger.published_ends(connection, self.dataset.name, self.topic.topic_id)
         ends = self.ends()  # after the slots' positions, which go on meanwhile

@@ -3,18 +3,21 @@
 import asyncio
 import shlex
 import sys
+from functools import partial
 
-import aiohttp
 import click
 from rich.console import Console
 
 from services.core.errors import LogpipeError, OtherLedger
+from services.datasets import find
+from services.ingest_client.client import IngestClient
+from services.send import transfer
 from services.send.formats import FORMATS
 from services.send.parse import JSON_FORMATS
 from services.send.plan import Given, Plan
 from services.send.report import RejectsFile, View, summary
 from services.send.settings import SendSettings
-from services.send.transfer import TIMEOUT, Ingest, Totals, Transfer, connector
+from services.send.transfer import Totals, Transfer
 
 _ABOUT = JSON_FORMATS | {form.name: form.about for form in FORMATS.values()}
 _FORMATS = "\n".join(f"  {name:<13} {about}" for name, about in _ABOUT.items())
@@ -25,9 +28,9 @@ _HELP = f"""Send a log file (plain, gzip or zstd), or standard input ('-'), into
 Formats (without --format: the one that most of the first 100 lines parse as):
 {_FORMATS}
 
-Levels become ERROR, WARN, INFO or DEBUG; one that was written otherwise stays in metadata.level. A stack trace, and in
-log4j, openstack and klog every line without a time, is added to the message of the row before it, and the parts of a
-line that docker and cri split are put together again, up to 64 KiB a row.
+Levels become ERROR, WARN, INFO or DEBUG; a level with another name is kept in metadata.level. A stack trace, and in
+log4j, openstack and klog every line without a time, is added to the message of the row before it. The parts of a line
+that docker and cri split are joined again, up to 64 KiB a row.
 Other lines that do not parse, and rows that ingest refuses, go to the rejects file as line number, reason and line, and
 the exit code is 2.
 
@@ -109,15 +112,17 @@ def main(path: str, rejects: str | None, resume: bool, **given: str | int | None
 
 
 async def _transfer(settings: SendSettings, plan: Plan, rejects: RejectsFile, view: View, totals: Totals) -> None:
-    headers = {"Authorization": f"Bearer {settings.token.get_secret_value()}"} if settings.token else {}
-    async with aiohttp.ClientSession(headers=headers, timeout=TIMEOUT, connector=connector()) as session:
-        ingest = Ingest(session, settings.ingest_url, settings.send_patience, view.retrying)
-        ledger = await ingest.ledger()
+    token = settings.token.get_secret_value() if settings.token else ""
+    async with IngestClient(
+        settings.ingest_url, token, patience=settings.send_patience, stall=transfer.STALLED_SECONDS
+    ) as client:
+        ledger = await client.ledger(view.retrying)
         if plan.journal:
             plan.journal.bind(ledger)
-        transfer = Transfer(ingest, plan.run, plan.journal, rejects.write, settings.send_in_flight, totals)
+        send = partial(client.send, find("logs"), on_retry=view.retrying)
+        sending = Transfer(send, plan.run, plan.journal, rejects.write, settings.send_in_flight, totals)
         bar = asyncio.create_task(view.keep_up())
         try:
-            await transfer.send(plan.chunks())
+            await sending.run(plan.chunks())
         finally:
             bar.cancel()

@@ -1,4 +1,4 @@
-"""What the user sees of a transfer: the progress bar, the rejects file, the table at the end."""
+"""The output of `logpipe send`: the progress bar, the rejects file, and the table at the end."""
 
 import asyncio
 import time
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from services.core.errors import LogpipeError
 from services.send.chunks import Reject
 from services.send.transfer import Totals
 
@@ -18,7 +19,7 @@ _REFRESH_SECONDS = 0.2
 
 
 class RejectsFile:
-    """Line number, reason and the line as it stood, separated by tabs. Made when the first one comes."""
+    """Line number, reason and the unchanged line, separated by tabs. The file is made for the first rejected line."""
 
     def __init__(self, path: str, *, append: bool) -> None:
         self.path = Path(path)
@@ -41,7 +42,7 @@ class RejectsFile:
 
 
 class View:
-    """A bar on a terminal, nothing elsewhere. `size`: bytes of the file, None when unknown."""
+    """A progress bar on a terminal; no bar elsewhere. `size`: bytes of the file, None when unknown."""
 
     def __init__(self, console: Console, totals: Totals, size: int | None) -> None:
         self._totals = totals
@@ -58,8 +59,9 @@ class View:
         self._task = self._progress.add_task("", total=size)
         self._trouble, self._acked = "", 0
 
-    def retrying(self, reason: str) -> None:
-        """Shown until rows are acked again."""
+    def retrying(self, error: LogpipeError) -> None:
+        """Called by the client before it repeats a request; the reason is shown until rows are acked again."""
+        reason = str(error)
         if not self._trouble and not self._progress.console.is_terminal:
             self._progress.console.print(f"retrying: {reason}")
         self._trouble = f" · retrying: {reason[:120]}"
@@ -71,7 +73,7 @@ class View:
             self._update()
 
     async def keep_up(self) -> None:
-        """Until cancelled."""
+        """Redraw the bar until this task is cancelled."""
         while True:
             self._update()
             await asyncio.sleep(_REFRESH_SECONDS)

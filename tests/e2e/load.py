@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from functools import partial
 
 from services import datasets
-from services.generator.client import IngestClient
 from services.generator.load import Load, Report
+from services.ingest_client.client import IngestClient
 from services.local import verification
 from services.local.stack import Stack
 
@@ -29,7 +29,7 @@ def under_load(url: str, seconds: float, rate: float = RATE * 1.25, request_rows
     async def send() -> list[Report]:
         if task := asyncio.current_task():
             cancel.append(partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel))
-        async with IngestClient(url, timeout=20, deadline=_SETTLE_SECONDS) as client:
+        async with IngestClient(url, stall=20, patience=_SETTLE_SECONDS) as client:
             loads = [
                 Load.at_rate(client, datasets.find("logs"), rate * 0.8, seconds, request_rows),
                 Load.at_rate(client, datasets.find("events"), rate * 0.2, seconds, max(1, request_rows // 5)),

@@ -17,16 +17,16 @@ from services.stores import clickhouse, postgres
 from spark_jobs import schema as spark_schema
 
 DATASET = """
-from services.core.dataset import Choice, Column, Dataset, Now, Numbered, Uuid
+from services.core.dataset import Column, Dataset
 
 DATASET = Dataset(
     name="payments", singular="payment", plural="payments", topic="payments.raw", key="account", time="timestamp",
     columns=(
-        Column("payment_id", "uuid", Uuid(), wire="paymentId", required=True),
-        Column("timestamp", "timestamp", Now(), required=True),
-        Column("account", "text", Numbered(1, 9, prefix="account_"), required=True),
-        Column("currency", "category", Choice(("EUR", "USD"))),
-        Column("amount", "number", Numbered(1, 500)),
+        Column("payment_id", "uuid", wire="paymentId", required=True),
+        Column("timestamp", "timestamp", required=True),
+        Column("account", "text", required=True),
+        Column("currency", "category"),
+        Column("amount", "number"),
     ),
     groupings=("currency",), orderings=("timestamp", "id"), filters=("account",),
 )

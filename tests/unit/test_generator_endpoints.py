@@ -12,9 +12,9 @@ from pydantic import SecretStr
 
 from services import datasets
 from services.core.dataset import Dataset
+from services.core.errors import Invalid
 from services.core.rows import RowCodec
 from services.generator import main
-from services.generator.client import Outcome
 from services.generator.settings import GeneratorSettings
 
 
@@ -35,15 +35,15 @@ class FakeClient:
 
     async def __aexit__(self, *error: object) -> None: ...
 
-    async def send(self, dataset: Dataset, body: bytes, key: str) -> Outcome:
+    async def send(self, dataset: Dataset, body: bytes, key: str, on_retry: object) -> bool:
         if self.refusing:
             self.refused += body.count(b"\n")
-            return Outcome("refused", 1, "422: as told")
+            raise Invalid("as told")
         rows = RowCodec(dataset).decode_lines(body)
         self.rows[dataset.name] += rows.count
         if dataset.name == "events":
             self.ids += rows.columns[0]
-        return Outcome("acked", 1)
+        return False
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from aiohttp.test_utils import TestServer
 
 from services import datasets
 from services.core.rows import RowCodec
-from services.generator.client import IngestClient
+from services.generator.fates import settle
 from services.generator.load import MAX_REQUESTS, Load
+from services.ingest_client.client import IngestClient
 
 LOGS, EVENTS = datasets.find("logs"), datasets.find("events")
 CODECS = {d.plural: RowCodec(d) for d in (LOGS, EVENTS)}
@@ -105,12 +106,12 @@ async def ingest() -> AsyncIterator[FakeIngest]:
 
 @pytest.fixture
 async def client(ingest: FakeIngest) -> AsyncIterator[IngestClient]:
-    async with IngestClient(ingest.url, token="secret", timeout=0.3, deadline=1.0) as client:
+    async with IngestClient(ingest.url, token="secret", stall=0.3, patience=1.0) as client:
         yield client
 
 
 async def test_acked(ingest: FakeIngest, client: IngestClient) -> None:
-    outcome = await client.send(LOGS, BODY, "k1")
+    outcome = await settle(client, LOGS, BODY, "k1")
     assert (outcome.fate, outcome.attempts) == ("acked", 1)
     assert ingest.stored == {"k1": BODY}
     assert ingest.headers[0]["Content-Type"] == "application/x-ndjson"
@@ -120,7 +121,7 @@ async def test_acked(ingest: FakeIngest, client: IngestClient) -> None:
 @pytest.mark.parametrize("status", [400, 401, 413, 422])
 async def test_refused_at_once(ingest: FakeIngest, client: IngestClient, status: int) -> None:
     ingest.script = iter([answer(status)])
-    outcome = await client.send(LOGS, BODY, "k")
+    outcome = await settle(client, LOGS, BODY, "k")
     assert (outcome.fate, outcome.attempts) == ("refused", 1)
     assert outcome.detail.startswith(f"{status}: ")
     assert "as told" in outcome.detail
@@ -131,7 +132,7 @@ async def test_refused_at_once(ingest: FakeIngest, client: IngestClient, status:
 )
 async def test_in_doubt_is_settled_under_the_same_key(ingest: FakeIngest, client: IngestClient, first: Answer) -> None:
     ingest.script = iter([first, first])
-    outcome = await client.send(LOGS, BODY, "k")
+    outcome = await settle(client, LOGS, BODY, "k")
     assert (outcome.fate, outcome.attempts) == ("acked", 3)
     assert [key for key, _ in ingest.requests] == ["k"] * 3
     assert ingest.rows == 1
@@ -139,14 +140,14 @@ async def test_in_doubt_is_settled_under_the_same_key(ingest: FakeIngest, client
 
 async def test_retry_after_is_honoured(ingest: FakeIngest, client: IngestClient) -> None:
     ingest.script = iter([answer(503, **{"Retry-After": "0.4"})])
-    assert (await client.send(LOGS, BODY, "k")).fate == "acked"
+    assert (await settle(client, LOGS, BODY, "k")).fate == "acked"
     (_, first), (_, second) = ingest.requests
     assert 0.4 <= second - first < 0.7
 
 
 async def test_overload_that_lasts_is_refused(ingest: FakeIngest, client: IngestClient) -> None:
     ingest.script = repeat(answer(503, **{"Retry-After": "0"}))
-    outcome = await client.send(LOGS, BODY, "k")
+    outcome = await settle(client, LOGS, BODY, "k")
     assert outcome.fate == "refused"
     assert 5 < outcome.attempts < 25  # not as fast as it can
 
@@ -154,20 +155,20 @@ async def test_overload_that_lasts_is_refused(ingest: FakeIngest, client: Ingest
 @pytest.mark.parametrize("always", [answer(503), answer(409), hang_up, never], ids=lambda a: a.__name__)
 async def test_doubt_that_lasts_is_indeterminate(ingest: FakeIngest, client: IngestClient, always: Answer) -> None:
     ingest.script = repeat(always)
-    assert (await client.send(LOGS, BODY, "k")).fate == "indeterminate"
+    assert (await settle(client, LOGS, BODY, "k")).fate == "indeterminate"
 
 
 async def test_doubt_is_not_forgotten(ingest: FakeIngest, client: IngestClient) -> None:
     overloaded = answer(503, **{"Retry-After": "0.2"})
     ingest.script = iter([store_and_hang_up, *[overloaded] * 20])
-    assert (await client.send(LOGS, BODY, "k")).fate == "indeterminate"
+    assert (await settle(client, LOGS, BODY, "k")).fate == "indeterminate"
 
 
 async def test_nobody_listens() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        async with IngestClient(f"http://127.0.0.1:{taken.getsockname()[1]}", deadline=0.2) as client:
-            outcome = await client.send(LOGS, BODY, "k")
+        async with IngestClient(f"http://127.0.0.1:{taken.getsockname()[1]}", patience=0.2) as client:
+            outcome = await settle(client, LOGS, BODY, "k")
     assert outcome.fate == "refused"
     assert outcome.attempts > 1
 
@@ -177,7 +178,7 @@ async def test_large_bodies(ingest: FakeIngest, client: IngestClient) -> None:
     assert len(body) > 2 << 20
     ingest.script = iter([answer(503)])
     async with IngestClient(client.url) as patient:
-        assert (await patient.send(LOGS, body, "k")).fate == "acked"
+        assert (await settle(patient, LOGS, body, "k")).fate == "acked"
     assert ingest.rows == 40_000
 
 

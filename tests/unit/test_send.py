@@ -24,6 +24,7 @@ from services.core.errors import InvalidRow, KeyReused
 from services.core.ledger import LEDGER_HEADER
 from services.core.rows import RowCodec
 from services.datasets import find
+from services.ingest_client import client
 from services.send import transfer
 from services.send.chunks import Chunker
 from services.send.formats import FORMATS
@@ -475,7 +476,7 @@ def slowly(file: BinaryIO, size: int) -> Iterator[bytes]:
 def test_a_slow_upload_goes_on_while_it_moves(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGPIPE_SEND_PATIENCE", "0")
     monkeypatch.setattr(transfer, "STALLED_SECONDS", 0.7)
-    monkeypatch.setattr(transfer, "_SEND_BUFFER", 16 << 10)
+    monkeypatch.setattr(client, "_SEND_BUFFER", 16 << 10)
     ingest.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 10)
     ingest.pieces = slowly
     started = time.monotonic()

@@ -1,0 +1,1 @@
+"""The one client of the ingest API, used by the generator, by `logpipe send` and by tests."""
