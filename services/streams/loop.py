@@ -68,7 +68,7 @@ class Handler(Protocol):
         """
 
     def take(self, messages: Sequence[Message], read_up_to: Mapping[int, int]) -> None:
-        """Hold these messages. Does no I/O.
+        """Hold these messages. Does no I/O; an error that it raises must stop the loop.
 
         `read_up_to`: partition -> the offset below which every message has been handed over; the offsets without a
         message were control records.
@@ -144,7 +144,7 @@ class GroupLoop(Generic[HandlerT]):
         return Worker(self._name, self._turn, close=self.close, exits_on_bug=True)
 
     def health(self) -> str | None:
-        """Return why no messages are being taken; None if all is well."""
+        """Return why messages are not being taken; None if all is well, or if this member has no partitions."""
         if failure := self._failure:
             return failure.reason
         if self._state is State.STARTING:
@@ -202,8 +202,7 @@ class GroupLoop(Generic[HandlerT]):
             self._read()
             return  # a failure counts as overcome only once a flush has succeeded, too
         if self._assigned:
-            reads_on = self.handler.flush()
-            if not reads_on:
+            if not self.handler.flush():
                 self._pause_reading()
                 self._reload()
             elif self._state is State.PAUSED:
