@@ -1,4 +1,4 @@
-"""The streams of one process, run in a thread until it is told to stop, or until one of them fails."""
+"""The streams of one process, run in a thread until the process stops or one of them fails."""
 
 import asyncio
 import os
@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from threading import Event, Thread
+from threading import Event
 from typing import Protocol
 
 from fastapi import FastAPI
@@ -19,7 +19,7 @@ from services.lake.table import NAME
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
-from services.runtime.patience import until_it_works
+from services.runtime.workers import Worker
 from spark_jobs.session import open_session
 from spark_jobs.settings import SparkSettings, StreamSettings
 
@@ -76,53 +76,58 @@ class Driver:
         self.error: LogpipeError | None = None
         self._prepare = prepare
         self._warm_up = warm_up
-        self._waiting = ""
+        self._is_prepared = self._is_warming_up = False
         self._name = name
         self._settings = settings
         self._streams = streams
         self._stop = Event()
-        self._thread = Thread(target=self._run, name="driver", daemon=True)
+        self._worker = Worker("driver", self._turn)
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
 
     def stop(self) -> None:
-        """Let the batches under way end; what is not done in time is done again by the next process."""
+        """Let the batches under way end; the next process repeats those that do not end in time. Blocks."""
         self._stop.set()
-        self._thread.join()
+        self._worker.stop(None)
 
     def problem(self) -> str | None:
-        """What the streams wait for before they can start; None once they start."""
-        return f"starting: {self._waiting}" if self._waiting else None
+        """Return what the streams wait for before they can start; None once they start."""
+        if self._is_prepared:
+            return "starting: warming up" if self._is_warming_up else None
+        failure = self._worker.health()
+        return f"starting: {failure}" if failure else None
 
-    def _run(self) -> None:
+    def _turn(self) -> None:
+        """The only turn of the thread, unless `prepare` raises StoreDown: then the worker repeats the turn."""
         try:
-            if not until_it_works(self._prepare, self._stop, self._wait_for):
-                return
-            self._waiting = ""
-            spark = open_session(self._name, self._settings)
-            try:
-                if self._warm_up:
-                    self._wait_for("warming up")
-                    self._warm_up(spark, self._stop)
-                    self._waiting = ""
-                if not self._stop.is_set():
-                    self._supervise(spark)
-            finally:
-                deadline = time.monotonic() + _DRAIN_SECONDS
-                for stream in self._streams:
-                    stream.stop(deadline)
-                spark.stop()
+            self._prepare()
+            self._is_prepared = True
+            self._run_streams()
         except LogpipeError as error:
+            if isinstance(error, StoreDown) and not self._is_prepared:
+                raise
             self._fail(error)
         except (Py4JError, OSError) as error:
             self._fail(StoreDown(NAME, f"the JVM of Spark is gone: {error}"))
-        except Exception as error:  # noqa: BLE001 - a thread must not die in silence
-            _log.exception("unexpected error")
+        except Exception as error:  # noqa: BLE001 - a thread must not end unnoticed
+            _log.exception("driver failed")
             self._fail(LogpipeError(f"unexpected error: {error}"))
 
-    def _wait_for(self, reason: str) -> None:
-        self._waiting = reason
+    def _run_streams(self) -> None:
+        spark = open_session(self._name, self._settings)
+        try:
+            if self._warm_up:
+                self._is_warming_up = True
+                self._warm_up(spark, self._stop)
+                self._is_warming_up = False
+            if not self._stop.is_set():
+                self._supervise(spark)
+        finally:
+            deadline = time.monotonic() + _DRAIN_SECONDS
+            for stream in self._streams:
+                stream.stop(deadline)
+            spark.stop()
 
     def _supervise(self, spark: SparkSession) -> None:
         for stream in self._streams:
@@ -137,7 +142,7 @@ class Driver:
 
     def _fail(self, error: LogpipeError) -> None:
         if self._stop.is_set():
-            _log.warning("not stopped in order: the last batch will be repeated", reason=str(error))
+            _log.warning("driver not stopped in order, the last batch is repeated", reason=str(error))
         else:
             self.error = error
             os.kill(os.getpid(), signal.SIGTERM)
@@ -176,4 +181,4 @@ def _report_lag(stream: Stream) -> None:
     try:
         stream.report_lag()
     except StoreDown as error:
-        _log.warning("lag unknown", dataset=stream.dataset.name, reason=str(error))
+        _log.warning("lag not measured", dataset=stream.dataset.name, reason=str(error))

@@ -14,7 +14,8 @@ after the warm-up, and before each start in case a crash left it. The real table
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from threading import Event, Lock, Thread
+from functools import partial
+from threading import Event, Lock
 
 from hdfs_native import Client
 from py4j.protocol import Py4JError  # type: ignore[import-untyped]
@@ -32,6 +33,7 @@ from services.core.rows import RowCodec, Rows
 from services.lake.table import within_limit
 from services.runtime import logs
 from services.runtime.settings import LakeSettings
+from services.runtime.workers import Worker
 from spark_jobs import parsing, writer
 from spark_jobs.checkpoint import CheckpointFolder
 from spark_jobs.tables import Tables
@@ -129,9 +131,9 @@ def _run_one(warm_up: WarmUp, spark: SparkSession, deadline: float, stop: Event)
     with _failure_logged():
         warm_up.start(spark)
         await_finish(warm_up.finished, deadline, stop)
-    ending = Thread(target=_end, args=(warm_up,), daemon=True, name="warm-up")
-    ending.start()
-    await_finish(lambda: not ending.is_alive(), deadline, stop)
+    ended = Event()
+    Worker("warm-up", partial(_end, warm_up), close=ended.set).start()
+    await_finish(ended.is_set, deadline, stop)
 
 
 def _end(warm_up: WarmUp) -> None:

@@ -21,6 +21,7 @@ from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
 from services.runtime.workers import Workers
 from services.streams import kafka, topics
+from services.streams.loop import GroupLoop
 
 STOP_SECONDS = 15
 
@@ -51,9 +52,10 @@ def create_app(settings: AlertingSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         reader = kafka.KafkaGroupReader(settings.kafka_url, topic, "logpipe-alerting")
         watcher = Watcher(DATASET, policy, reader, url, partial(topics.ensure, settings, [topic]))
-        readiness.add("alerts", watcher.problem)
+        loop = GroupLoop("alerts", reader, watcher)
+        readiness.add("alerts", loop.health)
         with httpx.Client(timeout=TIMEOUT_SECONDS) as client:
-            workers = Workers([watcher.run, Poster(url, webhooks, client).run])
+            workers = Workers(loop.worker(), Poster(url, webhooks, client).worker())
             workers.start()
             yield
             await asyncio.to_thread(workers.stop, STOP_SECONDS)

@@ -1,35 +1,31 @@
-"""The loop that reads the topic of errors, and has those seconds judged of which it has seen everything.
+"""Counts the errors of each second, and judges the seconds that are complete. `streams.loop` reads the topic.
 
 A row counts in the second in which it was accepted. A second is complete once every batch accepted in it has been read:
-the ledger says that all of them are in Kafka, and the topic was read to its end after that. So an outage of Kafka or of
-this process delays alerts; it neither hides one nor resolves one too early.
+the ledger says that all of them are in Kafka, and the topic was read to its end after that. Therefore an outage of
+Kafka or of this process delays alerts, but it hides no alert and resolves none too early.
 
 The present second is that of PostgreSQL's clock, which gave the batches their times. An offset counts in the topic with
-the id that it was read with, and is thrown away when the topic has another id before it is written down.
+the id that it was read with. If the topic has another id before the offset is stored, the offset is dropped.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from threading import Event
 from typing import NamedTuple
 
 from services.alerting.book import Book, Policy
 from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError, StoreDown
-from services.core.ports import GroupReader
+from services.core.ports import Message
 from services.ledger import alerts, reading, schema
 from services.postgres.connection import connect
-from services.runtime import logs, metrics
+from services.runtime import metrics
+from services.streams.loop import AfterFailure, TopicView
 
-POLL_SECONDS = 0.2
 LOOK_SECONDS = 1.0  # between two looks at how far the pipeline is
 GRACE_SECONDS = 2  # for a batch that has its time already and is not committed yet
 HOLD_SECONDS = 60  # how long batches that are not in Kafka are waited for; after that they count when they come
 MAX_NEW = 100_000  # counts in memory while catching up
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
-
-_log = logs.get("alerting")
 
 
 class _Target(NamedTuple):
@@ -44,100 +40,89 @@ class _Target(NamedTuple):
 
 
 class Watcher:
-    """`prepare` is called when reading begins, until it succeeds.
+    """The handler of the messages of errors (`streams.loop.Handler`), used by the loop's thread only.
 
-    `run` belongs to one thread; `problem` may be called from others.
+    `prepare_topic` makes or checks the topic. After any failure everything in memory is dropped, and read again from
+    the stored positions. `now` is the present second of PostgreSQL's clock.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         policy: Policy,
-        reader: GroupReader,
+        topic: TopicView,
         postgres_url: str,
-        prepare: Callable[[], None],
+        prepare_topic: Callable[[], None],
         now: Callable[[alerts.Connection], float] = alerts.now,
     ) -> None:
         self._dataset = dataset
         self._policy = policy
-        self._reader = reader
+        self._topic = topic
         self._url = postgres_url
-        self._prepare = prepare
+        self._prepare_topic = prepare_topic
         self._now = now
         self._connection: alerts.Connection | None = None
-        self._prepared = False
-        self._given: Sequence[int] | None = None  # by the group
         self._book: Book | None = None  # None: to be loaded
+        self._read_up_to: Mapping[int, int] = {}
         self._target: _Target | None = None
         self._next_look = 0.0
-        self._wait_until = 0.0
-        self._pause = FIRST_PAUSE
-        self._problem: str | None = "starting"
         self._caught_up = time.monotonic()  # when the last complete second was the present one
         metrics.gauge(metric_names.ALERTS_BEHIND_SECONDS).set_function(lambda: time.monotonic() - self._caught_up)
 
-    def run(self, stop: Event) -> None:
-        try:
-            while not stop.is_set():
-                self.step()
-        finally:
-            self._reader.close()
-            self._drop()
+    def prepare(self) -> None:
+        """Make or check the topic and the tables. Raises StoreDown, NeedsOperator."""
+        self._prepare_topic()
+        schema.prepare(self._connected())
 
-    def problem(self) -> str | None:
-        return self._problem
-
-    def step(self) -> None:
-        """One turn: read what has come, judge what is complete."""
-        try:
-            messages = self._reader.poll(POLL_SECONDS)
-            given = self._reader.rebalanced()
-            if given is not None:
-                _log.info("partitions given", partitions=list(given))
-                self._given, self._book = given, None
-            if time.monotonic() < self._wait_until:
-                return
-            if self._book is None:
-                self._load()
-            else:
-                for message in messages:
-                    self._book.count(message)
-                self._judge(self._book)
-            self._problem = None if self._given is not None else "waiting for the group to share out the partitions"
-            self._pause = FIRST_PAUSE
-        except LogpipeError as error:
-            self._hold(error)
-
-    def _load(self) -> None:
-        if not self._prepared:
-            self._prepare()
-            schema.prepare(self._connected())
-            self._prepared = True
-        if not self._given:
-            return
-        topic_id = self._reader.topic_id()  # before the bounds, so that those of a newer topic are noticed
-        bounds = self._reader.bounds()
-        kept = {partition: bounds[partition] for partition in self._given if partition in bounds}
+    def load(self, assigned: Sequence[int]) -> Mapping[int, int]:
+        """Return where to read on. Raises StoreDown."""
+        topic_id = self._topic.topic_id()  # before the bounds, so that those of a newer topic are noticed
+        bounds = self._topic.bounds()
+        kept = {partition: bounds[partition] for partition in assigned if partition in bounds}
         connection = self._connected()
         self._book = Book(connection, self._policy, topic_id, kept, int(self._now(connection)))
-        self._target = None
-        self._reader.assign({partition: at.next_offset for partition, at in self._book.positions.items()})
+        self._read_up_to = {partition: at.next_offset for partition, at in self._book.positions.items()}
+        return self._read_up_to
+
+    def take(self, messages: Sequence[Message], read_up_to: Mapping[int, int]) -> None:
+        assert self._book is not None
+        for message in messages:
+            self._book.count(message)
+        self._read_up_to = read_up_to
+
+    def flush(self) -> bool:
+        """Judge and store what is complete, once all of it is read. Raises Fenced, StoreDown."""
+        assert self._book is not None
+        self._judge(self._book)
+        return True
+
+    def drop(self) -> None:
+        self._book = self._target = None
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+
+    def after(self, error: LogpipeError) -> AfterFailure:
+        """An error that needs an operator passes, too, once the topic is mended: nothing is lost by a retry."""
+        return AfterFailure.RELOAD
+
+    def close(self) -> None:
+        self.drop()
 
     def _judge(self, book: Book) -> None:
         if self._target is None and time.monotonic() >= self._next_look:
             self._target = self._look(book)
             self._next_look = time.monotonic() + LOOK_SECONDS
-        reached = self._reader.reached()
-        if self._target and all(reached[partition] >= end for partition, end in self._target.ends.items()):
-            self._commit(book, reached, self._target.complete)
+        if self._target and all(self._read_up_to[partition] >= end for partition, end in self._target.ends.items()):
+            self._commit(book, self._target.complete)
             self._caught_up, self._target = self._target.caught_up, None
         elif book.size >= MAX_NEW:
-            self._commit(book, reached, 0)
+            self._commit(book, 0)
 
-    def _commit(self, book: Book, reached: Mapping[int, int], complete: int) -> None:
-        if self._reader.topic_id() != book.topic_id:
+    def _commit(self, book: Book, complete: int) -> None:
+        if self._topic.topic_id() != book.topic_id:
             raise StoreDown("kafka", "the topic of errors was deleted and made anew: it is read again from its start")
-        book.commit(reached, complete)
+        book.commit(self._read_up_to, complete)
 
     def _look(self, book: Book) -> _Target:
         """The ledger is read before the ends: a batch that does not wait there lies before the ends."""
@@ -148,26 +133,11 @@ class Watcher:
         waiting = reading.oldest_unpublished(self._connected(), self._dataset.name)
         if waiting is not None:
             complete = min(complete, max(waiting // 1_000_000, now - HOLD_SECONDS))
-        bounds = self._reader.bounds()
+        bounds = self._topic.bounds()
         if not book.positions.keys() <= bounds.keys():
             raise StoreDown("kafka", "the topic of errors has fewer partitions than before")
         ends = {partition: bounds[partition][1] for partition in book.positions}
         return _Target(complete, ends, time.monotonic() - (now - complete))
-
-    def _hold(self, error: LogpipeError) -> None:
-        """Forget what is not stored, and begin again after a pause; the group is still polled."""
-        _log.warning("waiting", seconds=self._pause, reason=str(error))
-        self._problem = str(error)
-        self._drop()
-        self._reader.assign({})
-        self._wait_until = time.monotonic() + self._pause
-        self._pause = min(self._pause * 2, LONGEST_PAUSE)
-
-    def _drop(self) -> None:
-        self._book = None
-        if self._connection:
-            self._connection.close()
-            self._connection = None
 
     def _connected(self) -> alerts.Connection:
         if self._connection is None:

@@ -1,11 +1,10 @@
-"""Posts what the alerts' transactions left to be posted: at least once, in order for each alert, until it is taken.
+"""Posts the events that the alerts' transactions have stored, at least once and in order for each alert.
 
-A receiver drops repeats by the event's id, which is also the Idempotency-Key. Addresses may be secrets: they are not
-stored, and logged without path and query.
+An event is posted until the receiver answers with success. The receiver drops repeats by the event's id, which is also
+the Idempotency-Key. Addresses may be secrets: they are not stored, and they are logged without path and query.
 """
 
 from collections.abc import Sequence
-from threading import Event
 from typing import Any
 
 import httpx
@@ -14,22 +13,22 @@ from pydantic import SecretStr
 
 from services.alerting.rules import Rule, masked
 from services.core import metric_names
-from services.core.errors import StoreDown
 from services.ledger import alerts
 from services.ledger.alerts import Connection, Post
 from services.postgres.connection import connect
 from services.runtime import logs, metrics
+from services.runtime.workers import Backoff, Worker
 
 IDLE_SECONDS = 0.5
 TIMEOUT_SECONDS = 5.0  # for each step of a request
 LEASE_SECONDS = 30.0  # after which an event whose poster died is posted again
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
+BACKOFF = Backoff(1.0, 300.0)  # of one event whose post failed
 
 _log = logs.get("alerting")
 
 
 class Webhooks:
-    """Where the alerts of a rule go."""
+    """The address that the alerts of a rule are posted to."""
 
     def __init__(self, rules: Sequence[Rule], default: SecretStr | None) -> None:
         self._own = {rule.name: rule.webhook for rule in rules if rule.webhook}
@@ -43,26 +42,34 @@ class Webhooks:
 
 
 class Poster:
-    """`run` belongs to one thread."""
+    """Posts with `client`, in the thread of `worker`. The process that opened `client` closes it."""
 
     def __init__(self, postgres_url: str, webhooks: Webhooks, client: httpx.Client) -> None:
         self._url = postgres_url
         self._webhooks = webhooks
         self._client = client
+        self._connection: Connection | None = None
 
-    def run(self, stop: Event) -> None:
-        while not stop.is_set():
-            try:
-                with connect(self._url) as connection:
-                    while not stop.is_set():
-                        if not self.step(connection):
-                            stop.wait(IDLE_SECONDS)
-            except StoreDown as error:
-                _log.warning("nothing can be posted", reason=str(error))
-                stop.wait(LONGEST_PAUSE / 60)
+    def worker(self) -> Worker:
+        """Return the thread that posts, not started yet."""
+        return Worker("webhook", self._turn, close=self._disconnect)
+
+    def _turn(self) -> float:
+        try:
+            if self._connection is None:
+                self._connection = connect(self._url)
+            return 0.0 if self.step(self._connection) else IDLE_SECONDS
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def step(self, connection: Connection) -> bool:
-        """Post one event; whether there was one. Raises StoreDown: it may have been posted, and will be again."""
+        """Post one event, and return whether there was one. Raises StoreDown: then the event is posted again."""
         post = alerts.claim_post(connection, LEASE_SECONDS)
         if post is None:
             return False
@@ -73,14 +80,16 @@ class Poster:
             alerts.delivered(connection, post)
             metrics.counter(metric_names.ALERTS_POSTED, post.event).inc()
             return True
-        pause = min(FIRST_PAUSE * 2 ** (post.attempts - 1), LONGEST_PAUSE)
-        _log.warning("not posted", alert=post.alert_id, alert_event=post.event, reason=problem, again_in=pause)
+        pause = BACKOFF.pause(post.attempts)
+        _log.warning(
+            "post failed, retrying", alert=post.alert_id, alert_event=post.event, reason=problem, seconds=pause
+        )
         alerts.failed(connection, post, problem, pause)
         metrics.counter(metric_names.ALERT_POST_FAILURES).inc()
         return True
 
     def _send(self, address: SecretStr | None, post: Post, alert: dict[str, Any]) -> str:
-        """'' when it was taken, else why not."""
+        """Return why the post failed, '' if it succeeded."""
         if address is None:
             return f"rule {alert['rule']} has no webhook any more"
         event_id = f"alert-{post.alert_id}-{post.event}"
@@ -95,7 +104,7 @@ class Poster:
 
 
 def _body(event_id: str, post: Post, alert: dict[str, Any]) -> dict[str, Any]:
-    """`text` is what chat systems show."""
+    """Return the body of the post. Chat systems show its `text`."""
     shown = {name: value for name, value in alert.items() if name != "posts"}
     if post.event == "opened":
         text = f"{alert['service']}: {alert['peak']} errors within {alert['window_seconds']} s"

@@ -9,7 +9,6 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -195,18 +194,19 @@ def _newest_under_load(stack: Stack, client: httpx.Client, say: Say) -> list[Fig
     """Newest 100 of a service, asked for while rows come in; p95 of the store's own time."""
     say("newest 100 under load")
     before = _as_of(client)
-    loading = threading.Thread(target=_offer, args=(stack.settings.ingest_port,), daemon=True)
-    loading.start()
     path, parameters = _QUESTIONS["newest 100 of a service"]
-    while _as_of(client) <= before:  # until there are rows of it in every store that is asked
-        time.sleep(_ASK_SECONDS)
     times: dict[str, list[float]] = {"PostgreSQL": [], "ClickHouse": []}
-    while loading.is_alive():
-        for engine, values in times.items():
-            reply = client.get(f"/api/query/{ENGINES[engine][0]}/{path}", params={**parameters, "cache": "off"})
-            reply.raise_for_status()
-            values.append(reply.json()["query_time_ms"])
-        time.sleep(_ASK_SECONDS)
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(_offer, stack.settings.ingest_port)
+        while _as_of(client) <= before:  # until there are rows of it in every store that is asked
+            time.sleep(_ASK_SECONDS)
+        while not loading.done():
+            for engine, values in times.items():
+                reply = client.get(f"/api/query/{ENGINES[engine][0]}/{path}", params={**parameters, "cache": "off"})
+                reply.raise_for_status()
+                values.append(reply.json()["query_time_ms"])
+            time.sleep(_ASK_SECONDS)
+        loading.result()
     return [
         Figure(
             f"newest 100 with filter under {_LOAD_RATE * 60:,.0f} rows/min, p95, {engine}",

@@ -13,6 +13,7 @@ from itertools import count
 from typing import Any
 
 import psycopg
+import stamina
 
 from services.core import kafka_value, metric_names
 from services.core.dataset import Dataset
@@ -28,7 +29,7 @@ from services.postgres.connection import PIPELINE, connect
 from services.runtime import logs, metrics
 from services.stores import postgres
 
-SETTLE_SECONDS = 20  # how long an ambiguous COMMIT is inquired after
+SETTLE_SECONDS = 20  # how long PostgreSQL is asked for the outcome of an ambiguous COMMIT
 _log = logs.get("committer")
 
 
@@ -226,21 +227,29 @@ class Committer:
             self.close()
 
     def _was_committed(self, xid: str, batch: Batch) -> bool:
-        """Settle an ambiguous COMMIT by asking PostgreSQL; raises StoreDown when it stays unknown."""
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while True:
-            try:
-                committed = ledger.committed(self._connected(), xid, batch)
-                if committed is not None:
-                    _log.warning("settled an ambiguous commit", xid=xid, batch=batch.batch_id, committed=committed)
-                    return committed
-            except StoreDown:
-                self.close()
-            if time.monotonic() > deadline:
-                raise StoreDown(
-                    "postgres", "the connection was lost during COMMIT; repeat the request with its Idempotency-Key"
-                )
-            time.sleep(0.2)  # PostgreSQL cannot tell us when it is back
+        """Settle an ambiguous COMMIT by asking PostgreSQL. Raises StoreDown when the outcome stays unknown."""
+        retrying = stamina.RetryingCaller(
+            attempts=None, timeout=SETTLE_SECONDS, wait_initial=0.1, wait_max=0.5, wait_jitter=0.0
+        )
+        try:
+            committed = retrying(StoreDown, self._outcome_of, xid, batch)
+        except StoreDown as error:
+            raise StoreDown(
+                "postgres", "the connection was lost during COMMIT; repeat the request with its Idempotency-Key"
+            ) from error
+        _log.warning("ambiguous commit settled", xid=xid, batch=batch.batch_id, committed=committed)
+        return committed
+
+    def _outcome_of(self, xid: str, batch: Batch) -> bool:
+        """Raises StoreDown while PostgreSQL is unreachable, and while the transaction runs."""
+        try:
+            committed = ledger.committed(self._connected(), xid, batch)
+        except StoreDown:
+            self.close()
+            raise
+        if committed is None:
+            raise StoreDown("postgres", f"transaction {xid} has not ended")
+        return committed
 
 
 def _refused(cursor: psycopg.Cursor[Any], group: Sequence[Submission]) -> list[Outcome | None]:

@@ -32,10 +32,12 @@ from services.ledger.slots import Lease
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
+from services.runtime.workers import Workers
 from services.stores.postgres import PostgresReader
 from services.streams import kafka, topics
 
 DRAIN_SECONDS = 15
+BACKGROUND_SECONDS = 1
 
 
 @click.command()
@@ -59,7 +61,10 @@ def create_app(settings: IngestSettings) -> FastAPI:
     owner_id = uuid4()
     session_name = slots.session_name(owner_id)
     upkeep = Upkeep(url, known, settings.request_key_hours, session_name)
-    indexer = SearchIndexer(url, known)
+    workers = [upkeep.worker()]
+    if settings.ingest_text_index:
+        workers.append(SearchIndexer(url, known).worker())
+    background = Workers(*workers)
     readiness.add("postgres", upkeep.problem)
     readiness.add("partitions", upkeep.degraded, degraded=True)
     message_cache = MessageCache(settings.publisher_cache)
@@ -71,9 +76,7 @@ def create_app(settings: IngestSettings) -> FastAPI:
         owner = SlotOwner(url, owner_id, partial(topics.ensure, settings, _topic_names(known)), opener)
         readiness.add("slots", owner.problem)
         readiness.add("publishing", owner.degraded, degraded=True)
-        upkeep.start()
-        if settings.ingest_text_index:
-            indexer.start()
+        background.start()
         owner.start()
 
         def publish(batch: Batch, outgoing: list[Outgoing]) -> None:
@@ -100,9 +103,7 @@ def create_app(settings: IngestSettings) -> FastAPI:
         yield
         await service.drain()
         await asyncio.to_thread(owner.stop, DRAIN_SECONDS)
-        await asyncio.to_thread(upkeep.stop)
-        if settings.ingest_text_index:
-            await asyncio.to_thread(indexer.stop)
+        await asyncio.to_thread(background.stop, BACKGROUND_SECONDS)
         rows.close()
 
     return make_app("Ingest API", settings, [collect_router(known)], lifespan, readiness, frozenset({HEALTH_PATH}))

@@ -12,11 +12,13 @@ from services.ledger import batches, schema, slots
 from services.ledger.slots import Lease
 from services.postgres.connection import Connection, connect
 from services.runtime import logs, metrics
+from services.runtime.workers import Backoff, Worker
 
-_IDLE_SECONDS = 0.5  # how often the ledger is looked at when nothing was heard of
+_IDLE_SECONDS = 0.5  # how often the ledger is asked for batches when `wake` was not called
 _LINGER_SECONDS = 0.25  # between transactions: each costs the broker a marker in every partition it touched
 _ADOPT_SECONDS = 3.0
 _RETRY_SECONDS = 1.0
+_BACKOFF = Backoff(_RETRY_SECONDS, _RETRY_SECONDS)  # a lease that is not renewed soon is lost
 _MOST_GIVEN_UP = 3  # slots for new batches: if all of these got stuck, another one would get stuck, too
 _log = logs.get("slot_owner")
 
@@ -39,63 +41,69 @@ class SlotOwner:
         self._owner = owner
         self._ensure_topics = ensure_topics
         self._open_publisher = open_publisher
-        self._lock = threading.Lock()  # over what follows: both threads change it
+        self._lock = threading.Lock()  # of the attributes that both threads change
         self._held: set[Lease] = set()
         self._own: Lease | None = None  # of the slot for new batches
         self._used: set[Lease] = set()  # those of the slots that new batches were put under
         self._stuck: dict[Lease, str] = {}  # held, but only an operator can say how to go on
         self._renewed_at = time.monotonic()
-        self._lease_failure = "starting"
-        self._publish_failure = ""
         self._wrong_topics = ""
         self._topics_checked = False
+        self._stop = threading.Event()  # publish what is left, and adopt no slot any more
+        self._abort = threading.Event()  # leave the rest to the next owner
+        self._lease_connection: Connection | None = None  # used by the thread that keeps the leases
+        # The attributes from here on are used by the thread that publishes.
+        self._publish_connection: Connection | None = None
+        self._publishers: dict[Lease, SlotPublisher] = {}
+        self._next_adoption = 0.0
         self._reported: set[int] = set()  # the slots whose gauges may not be 0
-        self._work = threading.Event()
-        self._stop = threading.Event()
-        self._abort = threading.Event()
-        self._leases = threading.Thread(target=self._keep_leases, name="leases", daemon=True)
-        self._publisher = threading.Thread(target=self._publish, name="publisher", daemon=True)
+        self._leases = Worker("leases", self._keep_leases, close=self._disconnect_leases, backoff=_BACKOFF)
+        self._publisher = Worker("publisher", self._publish, close=self._drain, backoff=_BACKOFF)
 
     def start(self) -> None:
-        """Lease a slot as soon as PostgreSQL is there, and publish it; all in the background."""
+        """Lease a slot as soon as PostgreSQL replies, and publish it. Does not block."""
         self._leases.start()
         self._publisher.start()
 
     def slot(self) -> int:
-        """The slot new batches belong to. Raises StoreDown while there is none."""
+        """Return the slot that new batches belong to. Raises StoreDown while there is none."""
         if reason := self._refusal():
             raise StoreDown("kafka", f"nothing is accepted, because nothing can be published: {reason}")
         if self._own is None:
-            raise StoreDown("postgres", f"no slot is leased yet: {self._lease_failure}")
+            raise StoreDown("postgres", f"no slot is leased yet: {self._lease_failure()}")
         return self._own.slot
 
     def problem(self) -> str | None:
-        """Why this process cannot accept rows; None when it can."""
+        """Return why this process cannot accept rows; None if it can."""
         if reason := self._refusal():
             return reason
         if self._own is None:
-            return f"starting: no slot is leased yet: {self._lease_failure}"
+            return f"starting: no slot is leased yet: {self._lease_failure()}"
         if (seconds := time.monotonic() - self._renewed_at) > slots.LEASE_SECONDS:
-            return f"the lease was not renewed for {seconds:.0f} s: {self._lease_failure}"
+            return f"the lease was not renewed for {seconds:.0f} s: {self._lease_failure()}"
         return None
 
     def degraded(self) -> str | None:
-        """Why accepted rows do not come to Kafka, although this process accepts them; None when they do."""
+        """Return why accepted rows are not published, although this process accepts rows; None if they are."""
         stuck = [f"slot {lease.slot}: {reason}" for lease, reason in self._stuck.copy().items()]
-        return "; ".join(filter(None, [*stuck, self._publish_failure])) or None
+        if failure := self._publisher.health():
+            stuck.append(f"publishing stopped: {failure}")
+        return "; ".join(stuck) or None
 
     def wake(self) -> None:
-        """There is something to publish."""
-        self._work.set()
+        """Publish soon, because a batch was committed. Called after each commit, does not block."""
+        self._publisher.wake()
 
     def stop(self, drain_seconds: float) -> None:
-        """Publish what is left, for at most so long; the next owner of the slot publishes the rest."""
+        """Publish what is left, for at most `drain_seconds`; the next owner of the slot publishes the rest. Blocks."""
         self._stop.set()
-        self._work.set()
-        self._publisher.join(drain_seconds)
+        self._publisher.stop(drain_seconds)
         self._abort.set()
-        for thread in (self._publisher, self._leases):
-            thread.join(slots.RENEW_SECONDS + 1)
+        for worker in (self._publisher, self._leases):
+            worker.stop(slots.RENEW_SECONDS + 1)
+
+    def _lease_failure(self) -> str:
+        return self._leases.health() or "PostgreSQL has not replied yet"
 
     def _refusal(self) -> str:
         if self._wrong_topics:
@@ -110,22 +118,22 @@ class SlotOwner:
             return connect(self._url, name=slots.session_name(self._owner))
         return connection
 
-    def _keep_leases(self) -> None:
-        connection = None
-        while not self._abort.is_set():
-            try:
-                connection = self._connected(connection)
-                if self._own is None:
-                    schema.prepare(connection)
-                self._renew(connection)
-                self._lease_if_needed(connection)
-            except Exception as error:  # noqa: BLE001 - this thread must not end: without it the leases run out
-                _log.warning("leases not renewed", error=str(error), kind=type(error).__name__)
-                self._lease_failure = str(error)
-                _close(connection)
-                connection = None
-            self._abort.wait(slots.RENEW_SECONDS if self._own else _RETRY_SECONDS)
-        _close(connection)
+    def _keep_leases(self) -> float:
+        """The turn of the thread that keeps the leases."""
+        try:
+            connection = self._lease_connection = self._connected(self._lease_connection)
+            if self._own is None:
+                schema.prepare(connection)
+            self._renew(connection)
+            self._lease_if_needed(connection)
+        except BaseException:
+            self._disconnect_leases()
+            raise
+        return slots.RENEW_SECONDS if self._own else _RETRY_SECONDS
+
+    def _disconnect_leases(self) -> None:
+        _close(self._lease_connection)
+        self._lease_connection = None
 
     def _renew(self, connection: Connection) -> None:
         with self._lock:
@@ -141,49 +149,47 @@ class SlotOwner:
             if self._refusal() or (self._own in self._held and self._own not in self._stuck):
                 return
             if self._own is not None:
-                _log.warning("the slot for new batches is lost or stuck; leasing another one", slot=self._own.slot)
+                _log.warning("slot for new batches lost or stuck, leasing another one", slot=self._own.slot)
             self._own = slots.acquire(connection, self._owner)
             self._held.add(self._own)
             self._used.add(self._own)
-        _log.info("leased a slot", slot=self._own.slot, epoch=self._own.epoch)
+        _log.info("slot leased", slot=self._own.slot, epoch=self._own.epoch)
 
-    def _publish(self) -> None:
-        connection: Connection | None = None
-        publishers: dict[Lease, SlotPublisher] = {}
-        next_adoption = 0.0
-        while not self._abort.is_set():
-            try:
-                connection = self._connected(connection)
-                self._report_unpublished(connection)
-                self._check_topics()
-                if time.monotonic() >= next_adoption and not self._stop.is_set():
-                    next_adoption = time.monotonic() + _ADOPT_SECONDS
-                    self._adopt(connection)
-                worked = self._round(connection, publishers)
-                self._publish_failure = ""
-                if worked:
-                    self._stop.wait(_LINGER_SECONDS)
-                elif self._stop.is_set():
-                    break
-                elif self._work.wait(_IDLE_SECONDS):
-                    self._work.clear()
-            except Exception as error:  # noqa: BLE001 - this thread must not end: nothing would be published any more
-                self._note_failure(error)
-                if not (isinstance(error, StoreDown) and error.store == "kafka"):
-                    _close(connection)
-                    connection = None
-                if self._stop.is_set():
-                    break
-                self._abort.wait(_RETRY_SECONDS)
-        for publisher in publishers.values():
-            publisher.close()
-        self._release_all(connection)
+    def _publish(self) -> float:
+        """The turn of the thread that publishes."""
+        if not self._publish_once():
+            return _IDLE_SECONDS
+        self._stop.wait(_LINGER_SECONDS)
+        return 0.0
 
-    def _note_failure(self, error: Exception) -> None:
-        expected = isinstance(error, LogpipeError)
-        _log.warning("publishing stopped; trying again", error=str(error), exc_info=None if expected else error)
-        self._publish_failure = f"publishing stopped: {error}"
-        self._topics_checked = False
+    def _publish_once(self) -> int:
+        """Publish the batches that wait in each held slot; return their number. Raises why a slot was not published."""
+        try:
+            connection = self._publish_connection = self._connected(self._publish_connection)
+            self._report_unpublished(connection)
+            self._check_topics()
+            if time.monotonic() >= self._next_adoption and not self._stop.is_set():
+                self._next_adoption = time.monotonic() + _ADOPT_SECONDS
+                self._adopt(connection)
+            return self._round(connection)
+        except BaseException as error:
+            self._topics_checked = False
+            if not (isinstance(error, StoreDown) and error.store == "kafka"):
+                _close(self._publish_connection)
+                self._publish_connection = None
+            raise
+
+    def _drain(self) -> None:
+        """The end of the thread that publishes: publish what is left, until a failure, and release the slots."""
+        try:
+            while not self._abort.is_set() and self._publish_once():
+                pass
+        except LogpipeError as error:
+            _log.warning("last batches not published, the next owner publishes them", reason=str(error))
+        finally:
+            for publisher in self._publishers.values():
+                publisher.close()
+            self._release_all()
 
     def _check_topics(self) -> None:
         """At the start and after a failure. Raises NeedsOperator when no slot can be published, and StoreDown."""
@@ -197,12 +203,12 @@ class SlotOwner:
         self._wrong_topics = ""
         self._topics_checked = True
 
-    def _round(self, connection: Connection, publishers: dict[Lease, SlotPublisher]) -> int:
-        """One Kafka transaction for each slot held; how many batches were published.
+    def _round(self, connection: Connection) -> int:
+        """Publish one Kafka transaction for each held slot; return the number of batches.
 
         A slot that fails does not keep the others waiting: one of them may hold the open transaction it waits for.
         """
-        held, worked = self._held - self._stuck.keys(), 0
+        held, worked, publishers = self._held - self._stuck.keys(), 0, self._publishers
         failed: LogpipeError | None = None
         for lease in publishers.keys() - held:
             publishers.pop(lease).close()
@@ -220,7 +226,7 @@ class SlotOwner:
                 continue
             worked += published
             if not published and lease != self._own:
-                _log.info("an adopted slot is published to its end", slot=lease.slot)
+                _log.info("adopted slot published to its end", slot=lease.slot)
                 publishers.pop(lease).close()
                 self._release(connection, lease)
         if failed is not None:
@@ -237,7 +243,7 @@ class SlotOwner:
 
     def _give_up(self, connection: Connection, lease: Lease, error: NeedsOperator) -> None:
         """Keep the lease, so that no other process tries the same; new batches go on under another slot."""
-        _log.error("a slot cannot be published; an operator must decide", slot=lease.slot, error=str(error))
+        _log.error("slot cannot be published, an operator is needed", slot=lease.slot, reason=str(error))
         with self._lock:
             self._stuck[lease] = str(error)
         slots.give_up(connection, lease, str(error))
@@ -249,7 +255,7 @@ class SlotOwner:
             if lease is None:
                 return
             self._held.add(lease)
-        _log.warning("adopting the slot of an owner that is gone", slot=lease.slot, epoch=lease.epoch)
+        _log.warning("slot of a dead owner adopted", slot=lease.slot, epoch=lease.epoch)
         metrics.counter(metric_names.SLOTS_ADOPTED).inc()
 
     def _release(self, connection: Connection, lease: Lease) -> None:
@@ -257,13 +263,14 @@ class SlotOwner:
             self._held.discard(lease)
             slots.release(connection, lease)
 
-    def _release_all(self, connection: Connection | None) -> None:
+    def _release_all(self) -> None:
+        connection = self._publish_connection
         try:
             connection = self._connected(connection)
             for lease in set(self._held):
                 self._release(connection, lease)
         except StoreDown as error:
-            _log.warning("leases not released; they run out by themselves", error=str(error))
+            _log.warning("leases not released, they expire", reason=str(error))
         _close(connection)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Set
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
-from threading import Event, Thread
 from uuid import UUID, uuid4
 
 import click
@@ -20,6 +19,7 @@ from services.ledger.slots import Lease
 from services.postgres.connection import Connection, connect
 from services.runtime import logs
 from services.runtime.settings import KafkaSettings, PostgresSettings
+from services.runtime.workers import Backoff, Worker
 from services.streams.kafka import KafkaPartitionReader, members, sink_group
 
 
@@ -100,22 +100,22 @@ def _ledger(settings: PostgresSettings) -> Iterator[Connection]:
 
 @contextmanager
 def _leased(connection: Connection, url: str, owner: UUID, slot: int) -> Iterator[Lease]:
-    """The slot, leased and renewed by a thread until the end; then any ingest API can adopt it."""
-    lease, stop = slots.take_over(connection, owner, slot), Event()
+    """Lease the slot, and renew the lease in a thread until the end; then any ingest API can adopt the slot."""
+    lease = slots.take_over(connection, owner, slot)
 
-    def renew() -> None:
-        while not stop.wait(slots.RENEW_SECONDS):
-            with suppress(StoreDown), closing(connect(url)) as own:
-                slots.renew(own, owner)
+    def renew() -> float:
+        with closing(connect(url)) as own:
+            slots.renew(own, owner)
+        return slots.RENEW_SECONDS
 
-    thread = Thread(target=renew, name="lease", daemon=True)
-    thread.start()
+    retry = Backoff(slots.RENEW_SECONDS, slots.RENEW_SECONDS)
+    worker = Worker("lease", renew, backoff=retry, delay=slots.RENEW_SECONDS)
+    worker.start()
     try:
         yield lease
     finally:
-        stop.set()
-        thread.join()
-        with suppress(StoreDown):  # the lease then runs out by itself
+        worker.stop(None)
+        with suppress(StoreDown):  # the lease then expires
             slots.release(connection, lease)
 
 

@@ -1,6 +1,4 @@
-"""Keeps PostgreSQL ready for rows: schema at start, day partitions made ahead, old request keys forgotten."""
-
-import threading
+"""Keeps PostgreSQL ready for rows: schema at start, day partitions made ahead, old request keys deleted."""
 
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
@@ -10,18 +8,17 @@ from services.ledger.identity import ledger_id
 from services.postgres.clock import now_microseconds
 from services.postgres.connection import PIPELINE, Connection, connect
 from services.runtime import logs
+from services.runtime.workers import Backoff, Worker
 from services.stores import postgres
 
 DAYS_AHEAD = 7
 _INTERVAL_SECONDS = 600
-_RETRY_SECONDS = 5
-_START_SECONDS = 1
-_STOP_SECONDS = 1
+_BACKOFF = Backoff(1.0, 5.0)
 _log = logs.get("upkeep")
 
 
 class Upkeep:
-    """One thread, which waits for PostgreSQL when it is away, also at the start of the process."""
+    """One thread, which retries while PostgreSQL is unreachable, also at the start of the process."""
 
     def __init__(
         self,
@@ -34,50 +31,37 @@ class Upkeep:
         self._datasets = datasets
         self._key_hours = key_hours
         self._session_name = session_name
-        self._stop = threading.Event()
         self._prepared = False
-        self._failure = "starting"
         self._kept_keys = ""
         self._ledger = ""
-        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+        self._worker = Worker("upkeep", self._turn, backoff=_BACKOFF)
 
-    def start(self) -> None:
-        """Prepare all tables and keep them, in the background."""
-        self._thread.start()
+    def worker(self) -> Worker:
+        """Return the thread that prepares the tables and keeps them; always the same, not started yet."""
+        return self._worker
 
     def problem(self) -> str | None:
-        """Why the tables are not prepared yet; None when they are."""
-        return None if self._prepared else f"starting: the tables are not prepared yet: {self._failure}"
+        """Return why the tables are not prepared yet; None when they are."""
+        return None if self._prepared else f"starting: the tables are not prepared yet: {self._failure()}"
 
     def degraded(self) -> str | None:
-        """Why partitions could not be made ahead, or old keys not forgotten; None when both were."""
-        return self._failure or self._kept_keys or None
+        """Return why partitions could not be made ahead, or old keys not deleted; None when both were."""
+        return self._failure() or self._kept_keys or None
 
     def ledger(self) -> str:
-        """The id of the ledger; '' until it has been read."""
+        """Return the id of the ledger; '' until it has been read."""
         return self._ledger
 
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(_STOP_SECONDS)
+    def _failure(self) -> str:
+        return self._worker.health() or ("" if self._prepared else "starting")
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                with self._connected() as connection:
-                    if not self._prepared:
-                        self._prepare(connection)
-                    self._once(connection)
-                self._prepared, self._failure = True, ""
-            except Exception as error:  # noqa: BLE001 - this thread must not end: partitions would run out
-                self._failure = str(error)
-                _log.error("day partitions not made ahead", error=str(error), days_ahead=DAYS_AHEAD)
-            self._stop.wait(self._pause())
-
-    def _pause(self) -> float:
-        if not self._prepared:
-            return _START_SECONDS
-        return _RETRY_SECONDS if self._failure else _INTERVAL_SECONDS
+    def _turn(self) -> float:
+        with self._connected() as connection:
+            if not self._prepared:
+                self._prepare(connection)
+            self._once(connection)
+        self._prepared = True
+        return _INTERVAL_SECONDS
 
     def _connected(self) -> Connection:
         return connect(self._url, name=self._session_name)
@@ -101,4 +85,4 @@ class Upkeep:
             self._kept_keys = ""
         except NeedsOperator as error:
             self._kept_keys = f"old idempotency keys are kept: {error}"
-            _log.warning("old idempotency keys not forgotten", reason=str(error))
+            _log.warning("old idempotency keys not deleted", reason=str(error))

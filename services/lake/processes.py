@@ -151,7 +151,8 @@ def _serve(connection: Connection, settings: LakeSettings) -> None:
     """The process: ends when the process that asks has closed the connection, or has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group
     requests: queue.SimpleQueue[tuple[Question, int, float]] = queue.SimpleQueue()
-    threading.Thread(target=_answer_all, args=(requests, connection, settings), daemon=True).start()
+    # Not a Worker: this process imports nothing beside the engine, and ends with this thread.
+    threading.Thread(target=_answer_all, args=(requests, connection, settings), daemon=True).start()  # noqa: TID251
     try:
         while True:
             requests.put(connection.recv())

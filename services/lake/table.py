@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from threading import RLock, Thread
+from threading import RLock, Thread  # noqa: TID251 - one call that may never end is no Worker
 from typing import TypeVar
 
 import msgspec

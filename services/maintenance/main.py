@@ -1,5 +1,6 @@
 """`logpipe maintain`: parses, wires, runs."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,6 +20,9 @@ from services.rollups.keeper import RollupKeeper
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
+from services.runtime.workers import Workers
+
+STOP_SECONDS = 5
 
 
 @click.command()
@@ -62,10 +66,9 @@ def create_app(settings: MaintainSettings, chosen: tuple[Dataset, ...]) -> FastA
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        rounds.start()
-        rollups.start()
+        workers = Workers(rounds.worker(), rollups.worker())
+        workers.start()
         yield
-        rollups.stop()
-        rounds.stop()
+        await asyncio.to_thread(workers.stop, STOP_SECONDS)
 
     return make_app("Maintain", settings, [], lifespan, readiness)

@@ -2,13 +2,12 @@
 
 A thread opens a session every few seconds as long as this process has sessions open. When the server refuses that
 session because it is shutting down, the thread closes this process's idle sessions. A session that is in use is closed
-in a later turn, once it is idle. Who uses a closed session again gets an error and connects anew.
+in a later turn, once it is idle. The next use of a closed session raises an error, and the user connects anew.
 """
 
 import socket
 import struct
 import threading
-import time
 from collections import defaultdict
 from contextlib import suppress
 from typing import Any
@@ -16,6 +15,8 @@ from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.pq import TransactionStatus
+
+from services.runtime.workers import Worker
 
 _TURN_SECONDS = 2.0
 _TIMEOUT_SECONDS = 5
@@ -31,23 +32,22 @@ class Sessions:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._urls: WeakKeyDictionary[Session, str] = WeakKeyDictionary()
-        self._thread: threading.Thread | None = None
+        self._worker: Worker | None = None
 
     def add(self, session: Session, url: str) -> None:
         """`url` opens another session on the same server."""
         with self._lock:
             self._urls[session] = url
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._watch, name="postgres-shutdown", daemon=True)
-                self._thread.start()
+            if self._worker is None:
+                self._worker = Worker("postgres-shutdown", self._watch, delay=_TURN_SECONDS)
+                self._worker.start()  # it ends with the process
 
-    def _watch(self) -> None:
-        while True:
-            time.sleep(_TURN_SECONDS)
-            for url, sessions in self._open().items():
-                if _refuses(url, sessions[0]):
-                    for session in sessions:
-                        _close_if_idle(session)
+    def _watch(self) -> float:
+        for url, sessions in self._open().items():
+            if _refuses(url, sessions[0]):
+                for session in sessions:
+                    _close_if_idle(session)
+        return _TURN_SECONDS
 
     def _open(self) -> dict[str, list[Session]]:
         found = defaultdict(list)

@@ -1,8 +1,8 @@
 """The query API's process."""
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
+from functools import partial
 
 import click
 from fastapi import FastAPI
@@ -23,8 +23,10 @@ from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
 from services.runtime.settings import ListenSettings, Port, PostgresSettings
+from services.runtime.workers import Worker
 
 _MEASURE_SECONDS = 5
+_STOP_SECONDS = 10
 _HELD_SECONDS = 15.0
 
 
@@ -61,11 +63,10 @@ def application(settings: QuerySettings) -> FastAPI:
         readiness.add("ledger", lambda: _problem(watermarks))
         readiness.add("watermark", lambda: _held(watermarks), degraded=True)
         readiness.add("stores", service.late, degraded=True)
-        measuring = asyncio.create_task(_measure(service, settings.query_late_seconds))
+        measuring = Worker("measure", partial(_measure, service, settings.query_late_seconds))
+        measuring.start()
         yield
-        measuring.cancel()
-        with suppress(asyncio.CancelledError):
-            await measuring
+        await run_in_threadpool(measuring.stop, _STOP_SECONDS)
         await run_in_threadpool(service.close)
         if cache is not None:
             cache.close()
@@ -89,10 +90,10 @@ def _held(watermarks: Watermarks) -> str | None:
     return None
 
 
-async def _measure(service: QueryService, late_seconds: float) -> None:
-    while True:
-        await run_in_threadpool(service.measure, late_seconds)
-        await asyncio.sleep(_MEASURE_SECONDS)
+def _measure(service: QueryService, late_seconds: float) -> float:
+    """The turn of a worker: measure once. Returns the seconds until the next time."""
+    service.measure(late_seconds)
+    return _MEASURE_SECONDS
 
 
 @click.command()

@@ -1,6 +1,5 @@
 """Keeps the rollups in PostgreSQL near what has been accepted, in the background of a process."""
 
-import threading
 import time
 from collections.abc import Sequence
 
@@ -9,12 +8,11 @@ from services.core.dataset import Dataset
 from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
 from services.rollups import chunks, postgres
-from services.runtime import logs, metrics
+from services.runtime import metrics
+from services.runtime.workers import Backoff, Worker
 
 _INTERVAL_SECONDS = 2.0
-_RETRY_SECONDS = 10.0
-_STOP_SECONDS = 5.0
-_log = logs.get("rollups")
+_BACKOFF = Backoff(5.0, 10.0)
 
 
 class RollupKeeper:
@@ -25,29 +23,19 @@ class RollupKeeper:
         self._ledger = Ledger(url, max_connections=1)
         self._watermarks = Watermarks(self._ledger)
         self._prepared = set[str]()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="rollups", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
+    def worker(self) -> Worker:
+        """Return the thread that keeps the rollups, not started yet. While it fails, scans answer the queries.
 
-    def stop(self) -> None:
-        """A chunk under way is left: it is not there until it commits."""
-        self._stop.set()
-        self._thread.join(_STOP_SECONDS)
-        self._ledger.close()
+        A chunk under way may be abandoned at the stop: no reader sees it before it commits.
+        """
+        return Worker("rollups", self._turn, close=self._ledger.close, backoff=_BACKOFF)
 
-    def _run(self) -> None:
-        pause = 0.0
-        while not self._stop.wait(pause):
-            started = time.monotonic()
-            try:
-                rows = sum(map(self._keep, self._datasets))
-                # When there is more to catch up with, half of the time is left to what is being accepted.
-                pause = time.monotonic() - started if rows else _INTERVAL_SECONDS
-            except Exception as error:  # noqa: BLE001 - this thread must not end; meanwhile scans answer
-                _log.warning("rollups stand still; to be tried again", reason=str(error))
-                pause = _RETRY_SECONDS
+    def _turn(self) -> float:
+        started = time.monotonic()
+        rows = sum(map(self._keep, self._datasets))
+        # While it catches up, half of the time is left to what is being accepted.
+        return time.monotonic() - started if rows else _INTERVAL_SECONDS
 
     def _keep(self, dataset: Dataset) -> int:
         """Bring one rollup one chunk further, and merge the chunks of one day; how many rows were counted."""

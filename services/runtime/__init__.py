@@ -1,1 +1,1 @@
-"""What every process shares: settings, logging, metrics, the HTTP app, auth, health, shutdown."""
+"""What every process shares: settings, logging, metrics, the HTTP app, auth, health, background threads, shutdown."""

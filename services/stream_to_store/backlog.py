@@ -1,4 +1,4 @@
-"""What has been read of a consumer's partitions and not yet written, and what of it is written next. No I/O."""
+"""The messages of a consumer's partitions that are read and not yet written, and what of them is next. No I/O."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from services.stream_to_store.lane import Lane
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is held is written when it is this much, or when any of it has been held for `seconds`."""
+    """A write is due when this many rows or bytes are held, or when a message has been held for `seconds`."""
 
     rows: int
     bytes: int
@@ -18,7 +18,7 @@ class Limits:
 
 
 class Backlog:
-    """Where something was begun before and not finished, only that is taken in, and written as it was begun."""
+    """While there are pending ranges among the positions, only these ranges are held, and are written as begun."""
 
     def __init__(self, positions: Iterable[SinkPosition], limits: Limits) -> None:
         found = sorted(positions, key=lambda position: position.partition)
@@ -35,19 +35,19 @@ class Backlog:
             self._lanes[partition].reach(offset, now)
 
     def reached(self) -> dict[int, int]:
-        """Partition -> the offset to read on from."""
+        """Return partition -> the offset to read on from."""
         return {partition: lane.reached for partition, lane in self._lanes.items()}
 
     def stored(self) -> dict[int, int]:
-        """Partition -> the offset below which all is stored."""
+        """Return partition -> the offset up to which the store has committed."""
         return {partition: lane.next_offset for partition, lane in self._lanes.items()}
 
     def recovered(self) -> bool:
-        """Whether there was something begun before, and all of it is written now: load the positions again."""
+        """Return whether there were pending ranges, and all of them are written: then load the positions again."""
         return self._recovers and not any(lane.together for lane in self._lanes.values())
 
     def due(self, now: float) -> Sequence[Lane]:
-        """What to write together next, in the order of partitions; empty while there is nothing, or too little."""
+        """Return what one insert has to write now, in the order of partitions; empty while no write is due."""
         pending = self.pending()
         due = (
             any(lane.together or now - lane.since >= self._limits.seconds for lane in pending)
@@ -57,7 +57,7 @@ class Backlog:
         return pending if due else ()
 
     def pending(self) -> Sequence[Lane]:
-        """The same, however little it is: what was begun, or all that was accepted on one day."""
+        """Return what the next insert will write, due or not: a pending group, or what was accepted on one day."""
         begun = [lane for lane in self._lanes.values() if lane.together]
         for lane in begun:
             together = [self._lanes[partition] for partition in lane.together]

@@ -1,22 +1,21 @@
 """How far the consumers of a process are behind their topics, as gauges."""
 
 from collections.abc import Sequence
-from threading import Event
 
 from services.core.errors import LogpipeError
 from services.runtime import logs
 from services.stream_to_store.consumer import Consumer
 
-_SECONDS = 5.0
+SECONDS = 5.0
 
 _log = logs.get("stream_to_store")
 
 
-def report(consumers: Sequence[Consumer], stop: Event) -> None:
-    """Again and again, until `stop` is set."""
-    while not stop.wait(_SECONDS):
-        for consumer in consumers:
-            try:
-                consumer.report_lag()
-            except LogpipeError as error:
-                _log.warning("lag unknown", dataset=consumer.dataset.name, reason=str(error))
+def report(consumers: Sequence[Consumer]) -> float:
+    """The turn of a worker: measure once. Returns the seconds until the next time."""
+    for consumer in consumers:
+        try:
+            consumer.report_lag()
+        except LogpipeError as error:
+            _log.warning("lag not measured", dataset=consumer.dataset.name, reason=str(error))
+    return SECONDS

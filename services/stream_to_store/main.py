@@ -16,14 +16,15 @@ from services.ledger.sink_progress import SinkProgress
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
-from services.runtime.workers import Workers
+from services.runtime.workers import Worker, Workers
 from services.stream_to_store import lag
 from services.stream_to_store.backlog import Limits
-from services.stream_to_store.consumer import Consumer, Progress
+from services.stream_to_store.consumer import Consumer, Progress, Target
 from services.stream_to_store.own_progress import OwnProgress
 from services.stream_to_store.settings import StreamToStoreSettings
 from services.streams import kafka, topics
 from services.streams.dead_letters import TOPIC, DeadLetters
+from services.streams.loop import GroupLoop
 
 DRAIN_SECONDS = 20
 WAIT_SECONDS = 1.0  # for more rows of a block
@@ -37,18 +38,19 @@ def main(store: str, names: tuple[str, ...]) -> None:
     settings = StreamToStoreSettings()
     logs.configure("stream-to-store", settings.log_level)
     chosen = tuple(map(datasets.find, names)) or datasets.all_datasets()
-    consumers = [make_consumer(settings, store, dataset) for dataset in chosen]
-    serve(create_app(settings, consumers), settings.host, settings.stream_to_store_port)
+    loops = [make_loop(settings, store, dataset) for dataset in chosen]
+    serve(create_app(settings, loops), settings.host, settings.stream_to_store_port)
 
 
-def create_app(settings: StreamToStoreSettings, consumers: list[Consumer]) -> FastAPI:
+def create_app(settings: StreamToStoreSettings, loops: list[GroupLoop[Consumer]]) -> FastAPI:
     readiness = Readiness()
-    for consumer in consumers:
-        readiness.add(consumer.dataset.name, consumer.problem)
+    for loop in loops:
+        readiness.add(loop.handler.dataset.name, loop.health)
+    measure = partial(lag.report, [loop.handler for loop in loops])
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        workers = Workers([*(consumer.run for consumer in consumers), partial(lag.report, consumers)])
+        workers = Workers(*(loop.worker() for loop in loops), Worker("lag", measure, delay=lag.SECONDS))
         workers.start()
         yield
         await asyncio.to_thread(workers.stop, DRAIN_SECONDS)
@@ -56,7 +58,7 @@ def create_app(settings: StreamToStoreSettings, consumers: list[Consumer]) -> Fa
     return make_app("Stream to store", settings, [], lifespan, readiness)
 
 
-def make_consumer(settings: StreamToStoreSettings, store: str, dataset: Dataset) -> Consumer:
+def make_loop(settings: StreamToStoreSettings, store: str, dataset: Dataset) -> GroupLoop[Consumer]:
     url, ledger = settings.kafka_url, settings.postgres_url.get_secret_value()
 
     def open_producer() -> TransactionalProducer:
@@ -71,13 +73,12 @@ def make_consumer(settings: StreamToStoreSettings, store: str, dataset: Dataset)
         return SinkProgress(ledger, stores.open_reader(store), dataset, topic_id)
 
     seconds = settings.block_seconds or (own.wait_seconds if own else WAIT_SECONDS)
-    return Consumer(
-        dataset,
-        store,
-        kafka.KafkaGroupReader(url, dataset.topic, kafka.sink_group(store, dataset.name)),
-        writer,
-        DeadLetters(open_producer, store, dataset),
+    reader = kafka.KafkaGroupReader(url, dataset.topic, kafka.sink_group(store, dataset.name))
+    consumer = Consumer(
+        Target(store, dataset, writer, DeadLetters(open_producer, store, dataset)),
+        reader,
         Limits(settings.block_rows, settings.block_bytes, seconds),
         partial(topics.ensure, settings, [dataset.topic, TOPIC]),
         open_progress,
     )
+    return GroupLoop(f"{dataset.name}-{store}", reader, consumer)

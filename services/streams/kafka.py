@@ -1,10 +1,10 @@
 """Kafka, by confluent-kafka: transactional producer, partition reader, consumer-group reader."""
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import stamina
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription  # type: ignore[attr-defined]
@@ -43,6 +43,17 @@ QUEUE_KBYTES = 16 * 1024  # fetched ahead, a reader
 _log = logs.get("kafka")
 
 
+def _is_retriable(error: Exception) -> bool:
+    """Return whether the broker asks for a retry, as it does while it ends a transaction after a take-over."""
+    return isinstance(error, KafkaException) and bool(error.args[0].retriable())
+
+
+def _is_of_new_topic(error: Exception) -> bool:
+    """Return whether the brokers do not agree yet on the leader of a topic that was just made."""
+    cause = error.__cause__
+    return isinstance(cause, KafkaException) and cause.args[0].code() == KafkaError.UNKNOWN_LEADER_EPOCH
+
+
 class KafkaProducer:
     """TransactionalProducer. Opening it fences whoever had `transactional_id` before; raises StoreDown."""
 
@@ -61,15 +72,11 @@ class KafkaProducer:
             )
             self._init_transactions()
 
+    @stamina.retry(
+        on=_is_retriable, attempts=None, timeout=MESSAGE_TIMEOUT, wait_initial=0.1, wait_max=0.5, wait_jitter=0.0
+    )
     def _init_transactions(self) -> None:
-        deadline = time.monotonic() + MESSAGE_TIMEOUT
-        while True:
-            try:
-                return self._producer.init_transactions(REQUEST_TIMEOUT)
-            except KafkaException as error:  # just after a take-over the broker may still be ending a transaction
-                if not error.args[0].retriable() or time.monotonic() > deadline:
-                    raise
-                self._producer.poll(0.1)
+        self._producer.init_transactions(REQUEST_TIMEOUT)
 
     def publish(self, messages: Sequence[Outgoing]) -> list[Part]:
         if not self._usable:
@@ -213,23 +220,17 @@ class KafkaPartitionReader:
             raise StoreDown(STORE, f"there is no topic {self._topic}")
         return described
 
+    @stamina.retry(
+        on=_is_of_new_topic, attempts=None, timeout=REQUEST_TIMEOUT, wait_initial=0.1, wait_max=0.5, wait_jitter=0.0
+    )
     def _offsets(self, partitions: Sequence[TopicPartition], which: OffsetSpec) -> dict[int, int]:
-        deadline = time.monotonic() + REQUEST_TIMEOUT
-        while True:
-            asked = self._admin.list_offsets(
-                dict.fromkeys(partitions, which),
-                isolation_level=IsolationLevel.READ_UNCOMMITTED,
-                request_timeout=REQUEST_TIMEOUT,
-            )
-            try:
-                with translated():
-                    return {partition.partition: future.result().offset for partition, future in asked.items()}
-            except StoreDown as error:  # the brokers may not agree yet on the leader of a topic that was just made
-                cause = error.__cause__
-                is_new = isinstance(cause, KafkaException) and cause.args[0].code() == KafkaError.UNKNOWN_LEADER_EPOCH
-                if not is_new or time.monotonic() > deadline:
-                    raise
-            time.sleep(0.1)
+        asked = self._admin.list_offsets(
+            dict.fromkeys(partitions, which),
+            isolation_level=IsolationLevel.READ_UNCOMMITTED,
+            request_timeout=REQUEST_TIMEOUT,
+        )
+        with translated():
+            return {partition.partition: future.result().offset for partition, future in asked.items()}
 
 
 class KafkaGroupReader(KafkaPartitionReader):

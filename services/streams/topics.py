@@ -4,10 +4,10 @@ A topic that is missing is made by its description. In a topic that is there, va
 nothing; a topic that cannot be published to as configured is refused with what to do.
 """
 
-import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import stamina
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
@@ -135,12 +135,10 @@ def _configuration(admin: AdminClient, name: str) -> dict[str, str]:
     return {entry.name: entry.value for entry in entries.values()}
 
 
+@stamina.retry(on=StoreDown, attempts=None, timeout=MESSAGE_TIMEOUT, wait_initial=0.05, wait_max=0.5, wait_jitter=0.0)
 def _await_leaders(admin: AdminClient, names: list[str]) -> None:
-    deadline = time.monotonic() + MESSAGE_TIMEOUT
-    while not all(_usable(describe(admin, name)) for name in names):
-        if time.monotonic() > deadline:
-            raise StoreDown(STORE, f"topics {', '.join(names)} have no leader")
-        time.sleep(0.05)
+    if leaderless := [name for name in names if not _usable(describe(admin, name))]:
+        raise StoreDown(STORE, f"topics {', '.join(leaderless)} have no leader")
 
 
 def _usable(topic: TopicDescription | None) -> bool:

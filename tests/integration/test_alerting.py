@@ -38,7 +38,9 @@ from services.query_api.alerts import router
 from services.runtime.health import Readiness
 from services.runtime.http import make_app
 from services.runtime.settings import ListenSettings, PostgresSettings
-from services.streams import kafka
+from services.runtime.workers import Backoff
+from services.streams import kafka, loop
+from services.streams.loop import GroupLoop
 from services.streams.memory import MemoryBroker
 from tests.conftest import running
 from tests.processes import Process, free_port
@@ -97,21 +99,22 @@ class Scene:
         self._url = postgres_url
         self._opened = opened
 
-    def watcher(self, *rules: Rule, max_age: int = 3600) -> Watcher:
+    def watcher(self, *rules: Rule, max_age: int = 3600) -> GroupLoop[Watcher]:
         """A member of the group that has its partitions."""
         policy = Policy(rules or (RULE,), lambda rule: self.posted, PARTITIONS, max_age)
         reader = self.broker.group_reader(TOPIC, "alerting")
-        made = Watcher(DATASET, policy, reader, self._url, lambda: None, lambda connection: self.now)
+        handler = Watcher(DATASET, policy, reader, self._url, lambda: None, lambda connection: self.now)
+        made = GroupLoop("alerts", reader, handler)
         self._opened.callback(self.crash, made)
-        assert made.problem()
+        assert made.health()
         made.step()
-        assert made.problem() is None
+        assert made.health() is None
         return made
 
     @staticmethod
-    def crash(watcher: Watcher) -> None:
+    def crash(watcher: GroupLoop[Watcher]) -> None:
         watcher._reader.close()
-        watcher._drop()
+        watcher.handler.drop()
 
     def errors(self, service: str, second: float, count: int, *, age: float = 0) -> None:
         self.publish(*errors(service, second, count, age=age))
@@ -119,13 +122,13 @@ class Scene:
     def publish(self, *messages: Outgoing) -> None:
         self._producer.publish(messages)
 
-    def at(self, second: float, *watchers: Watcher) -> None:
+    def at(self, second: float, *watchers: GroupLoop[Watcher]) -> None:
         """All that was accepted some seconds before is judged."""
         self.now = second + watching.GRACE_SECONDS
         for each in watchers:
             for _ in range(4):
                 each.step()
-            assert each.problem() is None
+            assert each.health() is None
 
 
 @pytest.fixture
@@ -215,7 +218,7 @@ def test_two_members_share_the_services_and_the_slower_one_is_fenced(scene: Scen
     for _ in range(4):
         first.step()
         second.step()
-    assert "no longer at" in f"{first.problem()} {second.problem()}"
+    assert "no longer at" in f"{first.health()} {second.health()}"
 
 
 def test_a_back_fill_alerts_nobody(scene: Scene, connection: Connection) -> None:
@@ -338,21 +341,19 @@ def test_a_rule_that_is_gone_leaves_no_alert_open(scene: Scene, connection: Conn
 def test_postgres_or_kafka_away_delays_alerts_and_loses_none(
     scene: Scene, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "FIRST_PAUSE", 0)
+    monkeypatch.setattr(loop, "BACKOFF", Backoff(0, 0))
     watcher = scene.watcher()
     scene.errors("a", START + 1, 10)
     watcher.step()
-    assert watcher._connection is not None
-    watcher._connection.close()
+    assert watcher.handler._connection is not None
+    watcher.handler._connection.close()
     scene.now = START + 3 + watching.GRACE_SECONDS
     watcher.step()
-    assert "postgres" in (watcher.problem() or "")
+    assert "postgres" in (watcher.health() or "")
     scene.broker.down = True
-    monkeypatch.setattr(watcher, "_wait_until", 0)
     watcher.step()
-    assert "kafka" in (watcher.problem() or "")
+    assert "kafka" in (watcher.health() or "")
     scene.broker.down = False
-    monkeypatch.setattr(watcher, "_wait_until", 0)
     scene.at(START + 3, watcher)
     assert stored(connection) == [("a", 1, None, 10, ["opened"])]
 
@@ -361,7 +362,7 @@ def test_postgres_or_kafka_away_delays_alerts_and_loses_none(
 def test_a_topic_made_anew_under_a_watcher_is_read_from_its_start(
     scene: Scene, connection: Connection, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr(watching, "FIRST_PAUSE", 0)
+    monkeypatch.setattr(loop, "BACKOFF", Backoff(0, 0))
     watcher = scene.watcher()
     for second in range(1, 4):
         scene.errors("a", START + second, 1)
@@ -373,8 +374,7 @@ def test_a_topic_made_anew_under_a_watcher_is_read_from_its_start(
     scene.now = START + 8 + watching.GRACE_SECONDS
     for _ in range(20):
         watcher.step()
-        monkeypatch.setattr(watcher, "_wait_until", 0)
-    assert watcher.problem() is None
+    assert watcher.health() is None
     assert connection.execute("SELECT sum(rows) FROM alert_counts WHERE second >= %s", (START + 6,)).fetchone() == (
         rows * (10 // rows + 1),
     )
@@ -384,15 +384,14 @@ def test_a_topic_made_anew_under_a_watcher_is_read_from_its_start(
 def test_a_clock_that_was_ahead_does_not_silence_alerts(
     scene: Scene, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "FIRST_PAUSE", 0)
+    monkeypatch.setattr(loop, "BACKOFF", Backoff(0, 0))
     watcher = scene.watcher()
     year = 365 * 86_400
     scene.errors("a", START + year, 1)
     scene.at(START + year + 3, watcher)
     scene.now = START + 10
     watcher.step()
-    assert "clock went back" in (watcher.problem() or "")
-    monkeypatch.setattr(watcher, "_wait_until", 0)
+    assert "clock went back" in (watcher.health() or "")
     watcher.step()
     scene.errors("a", START + 11, 10)
     scene.at(START + 13, watcher)

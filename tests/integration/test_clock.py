@@ -130,12 +130,13 @@ def test_keys_are_kept_while_the_clock_of_retention_has_jumped(own_postgres_url:
         upkeep._prepare(connection)
         put_keys(connection, 73, 3)
         connection.execute("INSERT INTO retention_clock (seen_at) VALUES (now() - interval '3 days')")
-        upkeep.start()
+        worker = upkeep.worker()
+        worker.start()
         deadline = time.monotonic() + 20
         while "--trust-clock" not in (upkeep.degraded() or ""):
             assert time.monotonic() < deadline, upkeep.degraded()
             time.sleep(0.05)
-        upkeep.stop()
+        worker.stop(10)
         assert upkeep.problem() is None, "it serves all the same"
         assert partitions(connection)
         with pytest.raises(NeedsOperator, match="--trust-clock"):  # to have looked does not make the clock right

@@ -3,13 +3,11 @@
 The toy dataset comes in two versions; a process knows the one or the other.
 """
 
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from threading import Event
 from typing import Any
 
 import msgspec
@@ -29,9 +27,10 @@ from services.stores import postgres
 from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter
 from services.stores.postgres import PostgresReader
 from services.stream_to_store.backlog import Limits
-from services.stream_to_store.consumer import Consumer
+from services.stream_to_store.consumer import Consumer, Target
 from services.streams import kafka
 from services.streams.dead_letters import DeadLetters
+from services.streams.loop import GroupLoop, State
 from services.verify.reconcile import Scope, reconcile
 from tests import marks
 
@@ -127,27 +126,26 @@ class World:
         kafka.ensure_topics(kafka_url, {"visits": PARTITIONS, "dead-letter": 1}, 1)
         self.ledger = connect(postgres_url)
 
-    def consumer(self, dataset: Dataset) -> Consumer:
-        return Consumer(
-            dataset,
-            "clickhouse",
-            kafka.KafkaGroupReader(self.kafka_url, "visits", "logpipe-clickhouse-visits"),
-            ClickHouseWriter(self.clickhouse_url),
-            DeadLetters(lambda: kafka.KafkaProducer(self.kafka_url, "visits-dead"), "clickhouse", dataset),
+    def loop(self, dataset: Dataset) -> GroupLoop[Consumer]:
+        reader = kafka.KafkaGroupReader(self.kafka_url, "visits", "logpipe-clickhouse-visits")
+        dead_letters = DeadLetters(lambda: kafka.KafkaProducer(self.kafka_url, "visits-dead"), "clickhouse", dataset)
+        consumer = Consumer(
+            Target("clickhouse", dataset, ClickHouseWriter(self.clickhouse_url), dead_letters),
+            reader,
             Limits(1000, 1 << 20, 0.1),
             lambda: None,
             lambda topic_id: SinkProgress(self.postgres_url, self.clickhouse, dataset, topic_id),
         )
+        return GroupLoop("visits", reader, consumer)
 
     def load(self, dataset: Dataset) -> str | None:
-        """Run a consumer until all is loaded, or it gives up; then why."""
-        consumer, stop = self.consumer(dataset), Event()
-        thread = threading.Thread(target=consumer.run, args=(stop,))
-        thread.start()
-        until(lambda: self.loaded() or not thread.is_alive())
-        stop.set()
-        thread.join(30)
-        return None if self.loaded() else consumer.problem()
+        """Run a consumer until all is loaded, or until it stops; return why it stopped."""
+        loop = self.loop(dataset)
+        worker = loop.worker()
+        worker.start()
+        until(lambda: self.loaded() or loop._state is State.STOPPED)
+        worker.stop(30)
+        return None if self.loaded() else loop.health()
 
     def loaded(self) -> bool:
         with closing(kafka.KafkaPartitionReader(self.kafka_url, "visits")) as topic:

@@ -422,7 +422,7 @@ def test_a_rollup_of_an_earlier_release_is_merged(pipeline: Pipeline, monkeypatc
 
 def test_the_keeper_follows(pipeline: Pipeline, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper, "_INTERVAL_SECONDS", 0.05)
-    keeping = RollupKeeper(postgres_url, (pipeline.dataset,))
+    keeping = RollupKeeper(postgres_url, (pipeline.dataset,)).worker()
     keeping.start()
     try:
         pipeline.loaded = pipeline.accept(64).last
@@ -430,7 +430,7 @@ def test_the_keeper_follows(pipeline: Pipeline, postgres_url: str, monkeypatch: 
         while method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) != "rollup":
             assert time.monotonic() < deadline
     finally:
-        keeping.stop()
+        keeping.stop(10)
 
 
 def test_a_database_without_rollups_is_scanned(postgres_url: str) -> None:

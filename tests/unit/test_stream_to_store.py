@@ -20,8 +20,9 @@ from services.core.ports import Block, Outgoing
 from services.core.rows import Row, RowCodec, Rows
 from services.stores.memory import MemoryStore
 from services.stream_to_store.backlog import Limits
-from services.stream_to_store.consumer import Consumer
+from services.stream_to_store.consumer import Consumer, Target
 from services.streams.dead_letters import TOPIC, DeadLetters
+from services.streams.loop import GroupLoop
 from services.streams.memory import MemoryBroker
 
 NOON = 20_000 * DAY + DAY // 2
@@ -146,20 +147,19 @@ class World:
         self.broker.delete_topic(DATASET.topic)
         self.broker.ensure_topics({DATASET.topic: PARTITIONS})
 
-    def consumer(self) -> Consumer:
-        return Consumer(
-            DATASET,
-            "memory",
-            self.broker.group_reader(DATASET.topic, GROUP),
-            self.store,
-            DeadLetters(self._open_dead_letters, "memory", DATASET),
+    def consumer(self) -> GroupLoop[Consumer]:
+        reader = self.broker.group_reader(DATASET.topic, GROUP)
+        handler = Consumer(
+            Target("memory", DATASET, self.store, DeadLetters(self._open_dead_letters, "memory", DATASET)),
+            reader,
             self.limits,
             lambda: self.failpoint("prepare"),
             self._open_progress,
             lambda: self.now,
         )
+        return GroupLoop("things", reader, handler, lambda: self.now)
 
-    def run(self, *consumers: Consumer, until: Callable[[], bool] | None = None) -> None:
+    def run(self, *consumers: GroupLoop[Consumer], until: Callable[[], bool] | None = None) -> None:
         done = until or self.drained
         for _ in range(500):
             for consumer in consumers:
@@ -224,7 +224,7 @@ def test_what_is_accepted_is_stored(world: World) -> None:
 
 def test_a_block_waits_for_rows_or_time(world: World) -> None:
     consumer = world.consumer()
-    world.run(consumer, until=lambda: consumer.problem() is None)
+    world.run(consumer, until=lambda: consumer.health() is None)
     world.accept(30)  # some 10 in each partition
     for _ in range(5):
         consumer.step()
@@ -327,7 +327,7 @@ def test_the_store_is_away_for_long(world: World) -> None:
     world.failpoint.plan["write"] = [StoreDown("memory", "away")] * 9
     world.accept(1000)
     world.run(consumer, until=lambda: world.failpoint.passed["write"] >= 5)
-    assert consumer.problem() == "memory: away"
+    assert consumer.health() == "memory: away"
     held = held_bytes(consumer)
     for _ in range(20):
         world.accept(1000)
@@ -336,11 +336,11 @@ def test_the_store_is_away_for_long(world: World) -> None:
     assert held_bytes(consumer) == held, "it read on though it could not write"
     world.run(consumer)
     world.check()
-    assert consumer.problem() is None
+    assert consumer.health() is None
 
 
-def held_bytes(consumer: Consumer) -> int:
-    return sum(lane.bytes for lane in consumer._backlog._lanes.values()) if consumer._backlog else 0
+def held_bytes(consumer: GroupLoop[Consumer]) -> int:
+    return sum(lane.bytes for lane in consumer.handler._backlog._lanes.values())
 
 
 def test_backpressure_waits_as_long_as_it_says(world: World) -> None:
@@ -364,7 +364,7 @@ def test_the_broker_is_away(world: World) -> None:
     for _ in range(10):
         consumer.step()
         world.now += 1
-    assert "kafka" in str(consumer.problem())
+    assert "kafka" in str(consumer.health())
     world.broker.down = False
     world.run(consumer)
     world.check()
@@ -390,7 +390,7 @@ def test_a_zombie_writes_nothing_twice(world: World) -> None:
     """It stops between intent and write; its heir finishes that range; then it wakes up."""
     zombie = world.consumer()
     world.accept(1000)
-    heir: list[Consumer] = []
+    heir: list[GroupLoop[Consumer]] = []
 
     def sleeps(point: str) -> None:
         if point == "write" and not heir:
@@ -405,7 +405,7 @@ def test_a_zombie_writes_nothing_twice(world: World) -> None:
         zombie.step()
         world.now += 1
     assert heir
-    assert "partition" in str(zombie.problem()) or zombie.problem() in ("begin", "finish", None)
+    assert "partition" in str(zombie.health()) or zombie.health() in ("begin", "finish", None)
     world.check()
     world.accept(100)
     world.run(*heir)
@@ -641,7 +641,7 @@ def test_a_topic_that_is_made_anew_while_the_consumer_waits_needs_an_operator(wo
     world.run(consumer)
     world.failpoint.plan[waiting] = [StoreDown("memory", "away")]
     world.accept(100)
-    world.run(consumer, until=lambda: consumer.problem() == "memory: away")
+    world.run(consumer, until=lambda: consumer.health() == "memory: away")
     stored = world.stored()
     world.make_topic_anew()
     world.accept(1000)
@@ -653,7 +653,7 @@ def test_a_topic_that_is_made_anew_while_the_consumer_waits_needs_an_operator(wo
 
 def test_messages_that_were_read_from_a_topic_made_anew_are_not_written(world: World) -> None:
     consumer = world.consumer()
-    world.run(consumer, until=lambda: consumer.problem() is None)
+    world.run(consumer, until=lambda: consumer.health() is None)
     world.accept(30)
     consumer.step()  # reads, and waits for more rows
     world.make_topic_anew()
@@ -703,14 +703,14 @@ def lag() -> float:
 
 def test_control_records_count_as_loaded(world: World) -> None:
     consumer = world.consumer()
-    world.run(consumer, until=lambda: consumer.problem() is None)
+    world.run(consumer, until=lambda: consumer.health() is None)
     for _ in range(3):
         world.accept(1)
     world.run(consumer)
-    consumer.report_lag()
+    consumer.handler.report_lag()
     assert lag() == 0
     world.accept(1000)
-    consumer.report_lag()
+    consumer.handler.report_lag()
     assert lag() > 3
 
 
@@ -720,10 +720,5 @@ def test_at_the_end_what_is_held_is_written(world: World) -> None:
     for _ in range(3):
         consumer.step()
     assert world.stored() == []
-
-    class Now:
-        def is_set(self) -> bool:
-            return True
-
-    consumer.run(Now())  # type: ignore[arg-type]
+    consumer.close()
     world.check()

@@ -1,11 +1,11 @@
 """The tables' shape: one per dataset, partitioned by the day of acceptance."""
 
-import time
 from collections.abc import Collection
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, LiteralString, NamedTuple
 
 import psycopg
+import stamina
 from psycopg import sql
 
 from services.core.dataset import CREATED_AT, Column, Dataset
@@ -20,7 +20,8 @@ _LOCK = 7_316_002  # advisory lock: one process at a time changes tables
 SEARCH_LOCK = 7_316_003  # … and one makes indexes for text search, which nobody waits for
 SEARCHED_ROWS = 200_000_000
 """The most rows that a day may have to be indexed for text search: an hour of building (ADR 0007)."""
-_ALTER_LOCK_TIMEOUT, _ALTER_PAUSE, _ALTER_PATIENCE = "200ms", 1.0, 60.0  # of an added column; the latter in seconds
+_ALTER_LOCK_TIMEOUT = "200ms"  # of an added column
+_retrying_alter = stamina.RetryingCaller(attempts=None, timeout=60.0, wait_initial=1.0, wait_max=1.0, wait_jitter=0.0)
 
 Connection = psycopg.Connection[Any]
 
@@ -47,18 +48,12 @@ TYPES = {
 def prepare(connection: Connection, dataset: Dataset) -> None:
     """Create the dataset's table, or add the optional columns it lacks; safe from many processes at once.
 
-    Adding one needs the table alone for a moment: whoever writes would queue up behind that, and that behind a long
-    question. So it is tried for a moment only, again and again.
+    An added column needs an exclusive lock of the table. While the change waits for that lock behind a long query, all
+    writers wait behind the change. Therefore the lock has a short timeout, and the change is tried again. Blocks for up
+    to a minute. Raises StoreDown, NeedsOperator.
     """
-    deadline = time.monotonic() + _ALTER_PATIENCE
     with translated():
-        while True:
-            try:
-                return _prepare(connection, dataset)
-            except psycopg.errors.LockNotAvailable:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(_ALTER_PAUSE)
+        _retrying_alter(psycopg.errors.LockNotAvailable, _prepare, connection, dataset)
 
 
 def _prepare(connection: Connection, dataset: Dataset) -> None:
