@@ -11,6 +11,7 @@ COMMANDS = {
     "status": "services.local.main:status",
     "logs": "services.local.main:logs",
     "demo": "services.local.demo:demo",
+    "migrate": "services.migrate.main:main",
     "ingest-api": "services.ingest_api.main:main",
     "slots": "services.ingest_api.slots_command:main",
     "stream-to-store": "services.stream_to_store.main:main",

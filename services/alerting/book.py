@@ -12,13 +12,13 @@ import msgspec
 
 from services.alerting.episodes import judge
 from services.alerting.rules import Rule
+from services.alerts import repository as alerts
+from services.alerts.repository import Alert, Position, Tally
 from services.core import metric_names
 from services.core.envelope import partition_of
 from services.core.lines import UNDECODABLE, Category, Instant
 from services.core.ports import Message
-from services.ledger import alerts
-from services.ledger.alerts import Alert, Position, Tally
-from services.postgres.connection import translated
+from services.postgres.connection import Connection, translated
 from services.runtime import logs, metrics
 
 SAMPLE_CHARACTERS = 500
@@ -61,7 +61,7 @@ class Book:
 
     def __init__(
         self,
-        connection: alerts.Connection,
+        connection: Connection,
         policy: Policy,
         topic_id: str,
         kept: Mapping[int, tuple[int, int]],

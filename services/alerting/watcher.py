@@ -14,12 +14,13 @@ from threading import Event
 from typing import NamedTuple
 
 from services.alerting.book import Book, Policy
+from services.alerts import repository as alerts
 from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError, StoreDown
 from services.core.ports import GroupReader
-from services.ledger import alerts, reading, schema
-from services.postgres.connection import connect
+from services.ledger import reading, schema
+from services.postgres.connection import Connection, connect
 from services.runtime import logs, metrics
 
 POLL_SECONDS = 0.2
@@ -56,7 +57,7 @@ class Watcher:
         reader: GroupReader,
         postgres_url: str,
         prepare: Callable[[], None],
-        now: Callable[[alerts.Connection], float] = alerts.now,
+        now: Callable[[Connection], float] = alerts.now,
     ) -> None:
         self._dataset = dataset
         self._policy = policy
@@ -64,7 +65,7 @@ class Watcher:
         self._url = postgres_url
         self._prepare = prepare
         self._now = now
-        self._connection: alerts.Connection | None = None
+        self._connection: Connection | None = None
         self._prepared = False
         self._given: Sequence[int] | None = None  # by the group
         self._book: Book | None = None  # None: to be loaded
@@ -111,7 +112,8 @@ class Watcher:
     def _load(self) -> None:
         if not self._prepared:
             self._prepare()
-            schema.prepare(self._connected())
+            schema.require(self._connected())
+            alerts.require(self._connected())
             self._prepared = True
         if not self._given:
             return
@@ -169,7 +171,7 @@ class Watcher:
             self._connection.close()
             self._connection = None
 
-    def _connected(self) -> alerts.Connection:
+    def _connected(self) -> Connection:
         if self._connection is None:
             self._connection = connect(self._url)
         return self._connection

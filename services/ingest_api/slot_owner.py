@@ -116,7 +116,7 @@ class SlotOwner:
             try:
                 connection = self._connected(connection)
                 if self._own is None:
-                    schema.prepare(connection)
+                    schema.require(connection)
                 self._renew(connection)
                 self._lease_if_needed(connection)
             except Exception as error:  # noqa: BLE001 - this thread must not end: without it the leases run out

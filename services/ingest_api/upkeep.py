@@ -1,4 +1,4 @@
-"""Keeps PostgreSQL ready for rows: schema at start, day partitions made ahead, old request keys forgotten."""
+"""Keeps PostgreSQL ready for rows: waits for its tables, makes day partitions ahead, forgets old request keys."""
 
 import threading
 
@@ -21,7 +21,7 @@ _log = logs.get("upkeep")
 
 
 class Upkeep:
-    """One thread, which waits for PostgreSQL when it is away, also at the start of the process."""
+    """One thread, which waits while PostgreSQL is unreachable or not migrated, also at the start of the process."""
 
     def __init__(
         self,
@@ -35,22 +35,22 @@ class Upkeep:
         self._key_hours = key_hours
         self._session_name = session_name
         self._stop = threading.Event()
-        self._prepared = False
+        self._ready = False
         self._failure = "starting"
         self._kept_keys = ""
         self._ledger = ""
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
 
     def start(self) -> None:
-        """Prepare all tables and keep them, in the background."""
+        """Wait for the tables and maintain them, in the background."""
         self._thread.start()
 
     def problem(self) -> str | None:
-        """Why the tables are not prepared yet; None when they are."""
-        return None if self._prepared else f"starting: the tables are not prepared yet: {self._failure}"
+        """Why rows cannot be written yet; None once the tables and the partitions were there."""
+        return None if self._ready else f"starting: the tables are not ready yet: {self._failure}"
 
     def degraded(self) -> str | None:
-        """Why partitions could not be made ahead, or old keys not forgotten; None when both were."""
+        """Why partitions were not made ahead, or old request keys were not forgotten; None when both were."""
         return self._failure or self._kept_keys or None
 
     def ledger(self) -> str:
@@ -65,27 +65,27 @@ class Upkeep:
         while not self._stop.is_set():
             try:
                 with self._connected() as connection:
-                    if not self._prepared:
-                        self._prepare(connection)
+                    if not self._ready:
+                        self._require_tables(connection)
                     self._once(connection)
-                self._prepared, self._failure = True, ""
+                self._ready, self._failure = True, ""
             except Exception as error:  # noqa: BLE001 - this thread must not end: partitions would run out
                 self._failure = str(error)
                 _log.error("day partitions not made ahead", error=str(error), days_ahead=DAYS_AHEAD)
             self._stop.wait(self._pause())
 
     def _pause(self) -> float:
-        if not self._prepared:
+        if not self._ready:
             return _START_SECONDS
         return _RETRY_SECONDS if self._failure else _INTERVAL_SECONDS
 
     def _connected(self) -> Connection:
         return connect(self._url, name=self._session_name)
 
-    def _prepare(self, connection: Connection) -> None:
-        schema.prepare(connection)
+    def _require_tables(self, connection: Connection) -> None:
+        schema.require(connection)
         for dataset in self._datasets:
-            postgres.prepare(connection, dataset)
+            postgres.require(connection, dataset)
 
     def _once(self, connection: Connection) -> None:
         today = now_microseconds(connection) // DAY

@@ -6,7 +6,7 @@ from services.postgres.connection import Connection, translated
 
 
 def ledger_id(connection: Connection) -> UUID:
-    """Changes when the ledger is deleted and made anew. Call after `schema.prepare`. Raises StoreDown."""
+    """Changes when the ledger is deleted and made anew. Call after `schema.require`. Raises StoreDown."""
     with translated():
         row = connection.execute("SELECT id FROM ledger").fetchone()
     assert row is not None

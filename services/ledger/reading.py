@@ -1,33 +1,12 @@
 """Reading the ledger: what was accepted, and how far each sink has come."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, LiteralString, NamedTuple, cast
 
-import psycopg
-
 from services.core.errors import StoreDown
 from services.core.ledger import Batch, Part, StorePosition
-from services.postgres.connection import open_pool, translated
-
-Connection = psycopg.Connection[Any]
-
-
-class Ledger:
-    """A few connections to the ledger, shared by threads and renewed when it comes back after a failure."""
-
-    def __init__(self, url: str, max_connections: int = 4, timeout: float = 2.0) -> None:
-        self._pool = open_pool(url, max_connections, timeout)
-
-    @contextmanager
-    def connection(self) -> Iterator[Connection]:
-        """Borrow one; raises StoreDown when none can be had within the timeout."""
-        with translated(), self._pool.connection() as connection:
-            yield connection
-
-    def close(self) -> None:
-        self._pool.close()
+from services.postgres.connection import Connection, translated
 
 
 def batch_ids(connection: Connection, after: int, limit: int) -> list[int]:

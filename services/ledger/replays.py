@@ -33,7 +33,7 @@ class ReplayProgress:
         self._key = {"store": store, "dataset": dataset.name}
         self._connection = connect(postgres_url, closed_when_idle=False)  # its lock must last
         try:
-            schema.prepare(self._connection)
+            schema.require(self._connection)
             with translated():
                 lock = "SELECT pg_try_advisory_lock(hashtextextended('replay:' || %(store)s || ':' || %(dataset)s, 0))"
                 held = self._connection.execute(lock, self._key).fetchone()

@@ -11,7 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from services.ledger import reading
-from services.ledger.reading import Connection, OpenWriter
+from services.ledger.reading import OpenWriter
+from services.postgres.connection import Connection
 
 _PAGE = 10_000  # batch ids read at once
 

@@ -67,7 +67,7 @@ class SinkProgress:
         store, dataset = self._key
         table_id = self._reader.table_id(self._dataset)
         with self._connected() as connection:
-            schema.prepare(connection)
+            schema.require(connection)
             with connection.transaction():
                 self._check_identities(connection, table_id)
                 connection.execute(

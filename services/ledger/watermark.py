@@ -21,9 +21,11 @@ from services.core.ledger import StorePosition
 from services.core.ports import StoreReader
 from services.ledger import reading, saved_watermarks, schema, slots
 from services.ledger.identity import ledger_id
-from services.ledger.reading import Connection, Lag, OpenWriter, Taken, TopicNumbers
+from services.ledger.reading import Lag, OpenWriter, Taken, TopicNumbers
 from services.ledger.saved_watermarks import Saved
 from services.ledger.settled import Look, Settled, look
+from services.postgres.connection import Connection
+from services.postgres.pool import Pool
 
 _PATIENCE = 10.0  # seconds that a query waits for another one's look at the same watermark
 _WALK_SECONDS = 1.0  # after which a watermark that is still rising is given as far as it has come
@@ -53,8 +55,8 @@ class _Mark:
 class Watermarks:
     """The watermarks of all stores, kept between queries. Thread-safe; methods raise StoreDown."""
 
-    def __init__(self, ledger: reading.Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
         self._ledger_id: UUID | None = None
         self._settled: Settled | None = None
         self._look = Look()
@@ -65,7 +67,7 @@ class Watermarks:
 
     def settled(self) -> int:
         """The highest id at or below which no batch can appear any more. Raises StoreDown('postgres')."""
-        with _held(self._settling, "postgres"), self._ledger.connection() as connection:
+        with _held(self._settling, "postgres"), self._pool.connection() as connection:
             self._begin(connection)
             assert self._settled is not None
             self._look = look(connection, self._settled, self._look)
@@ -80,7 +82,7 @@ class Watermarks:
     def _begin(self, connection: Connection) -> None:
         """Start from what the ledger has saved, again when the ledger was made anew: its ids begin at 1 then."""
         if self._settled is None:
-            schema.prepare(connection)
+            schema.require(connection)
         found = ledger_id(connection)
         if found != self._ledger_id:
             self._ledger_id, self._look = found, Look()
@@ -106,14 +108,14 @@ class Watermarks:
             # The order of reading matters. The position must not be older than the saved watermark, or the store would
             # seem to have fallen back; the replay must not be older than the position, which it moves when it begins.
             if reader.progress == "own":
-                with self._ledger.connection() as connection:
+                with self._pool.connection() as connection:
                     _resume(connection, mark, reader.name, dataset.name)
                 position = reader.position(dataset)
-                with self._ledger.connection() as connection:
+                with self._pool.connection() as connection:
                     return self._advance(connection, mark, reader, dataset, position, settled)
             if time.monotonic() - mark.table_seen_at > _TABLE_SECONDS:
                 mark.table_id, mark.table_seen_at = reader.table_id(dataset), time.monotonic()
-            with self._ledger.connection() as connection:
+            with self._pool.connection() as connection:
                 _resume(connection, mark, reader.name, dataset.name)
                 position = reading.sink_position(connection, reader.name, dataset.name)
                 _refuse_another_table(reader.name, dataset.name, mark.table_id, position.table_id)
@@ -137,7 +139,7 @@ class Watermarks:
 
     def lag(self, dataset: Dataset, watermark: int) -> Lag:
         """What of `dataset` lies above `watermark`; batches are counted up to 100,000."""
-        with self._ledger.connection() as connection:
+        with self._pool.connection() as connection:
             return reading.lag(connection, dataset.name, watermark, _MOST_LAG)
 
     def _advance(

@@ -22,7 +22,7 @@ def main() -> None:
     logs.configure("ledger-restored", "ERROR")
     try:
         with closing(connect(PostgresSettings().postgres_url.get_secret_value())) as connection:
-            schema.prepare(connection)
+            schema.require(connection)
             leap = restore.after_restore(connection)
     except LogpipeError as error:
         raise click.ClickException(str(error)) from error

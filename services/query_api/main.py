@@ -12,8 +12,8 @@ from starlette.concurrency import run_in_threadpool
 from services import datasets, stores
 from services.core.errors import StoreDown
 from services.core.ports import QUESTION_SECONDS
-from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
+from services.postgres.pool import Pool
 from services.query_api import alerts, reports
 from services.query_api.cache import CacheSettings, open_cache
 from services.query_api.endpoints import router
@@ -50,7 +50,7 @@ def application(settings: QuerySettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        ledger = Ledger(settings.postgres_url.get_secret_value())
+        ledger = Pool(settings.postgres_url.get_secret_value())
         watermarks = Watermarks(ledger)
         names = stores.readers()
         readers, engines = map(stores.open_reader, names), {name: stores.engines(name) for name in names}

@@ -23,17 +23,18 @@ from services.alerting.book import Policy
 from services.alerting.rules import Rule
 from services.alerting.watcher import Watcher
 from services.alerting.webhook import Poster, Webhooks
+from services.alerts import repository as alerts
+from services.alerts.repository import Alert
 from services.core.envelope import messages
 from services.core.ids import first_id
 from services.core.ledger import Batch
 from services.core.ports import Outgoing
 from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
-from services.ledger import alerts, batches, schema
-from services.ledger.alerts import Alert, Connection
+from services.ledger import batches
 from services.maintenance.settings import MaintainSettings
 from services.maintenance.steps import Steps
-from services.postgres.connection import connect
+from services.postgres.connection import Connection, connect
 from services.query_api.alerts import router
 from services.runtime.health import Readiness
 from services.runtime.http import make_app
@@ -77,7 +78,6 @@ def own_postgres() -> Iterator[str]:
 @pytest.fixture
 def connection(own_postgres: str) -> Iterator[Connection]:
     with connect(own_postgres) as opened:
-        schema.prepare(opened)
         opened.execute("TRUNCATE alerts, alert_posts, alert_positions, alert_counts, batches RESTART IDENTITY")
         yield opened
 
