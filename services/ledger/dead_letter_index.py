@@ -8,16 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
-import psycopg
-
 from services.core.errors import StoreDown
 from services.core.ports import PartitionReader
-from services.postgres.connection import translated
+from services.postgres.connection import Connection, translated
 from services.postgres.deletion import delete_in_pieces
 from services.streams import dead_letters
 from services.streams.dead_letters import Letter
-
-Connection = psycopg.Connection[Any]
 
 _NO_BATCH, _NO_LINE = -1, -1
 _FORGOTTEN_AT_ONCE = 10_000  # a longer transaction would hold up the watermarks

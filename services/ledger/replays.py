@@ -3,15 +3,12 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 from uuid import UUID, uuid4
-
-import psycopg
 
 from services.core.dataset import Dataset
 from services.core.errors import Conflict, Fenced, Invalid
 from services.ledger import schema, sink_repair
-from services.postgres.connection import connect, translated
+from services.postgres.connection import Connection, connect, translated
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +122,6 @@ class ReplayProgress:
             raise Fenced(f"another replay of {'/'.join(self._key.values())} has gone on from batch {replay.next}")
 
     @contextmanager
-    def _transaction(self) -> Iterator[psycopg.Connection[Any]]:
+    def _transaction(self) -> Iterator[Connection]:
         with translated(), self._connection.transaction():
             yield self._connection

@@ -7,9 +7,7 @@ and compared before the position is used.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, LiteralString
-
-import psycopg
+from typing import LiteralString
 
 from services.core.dataset import Dataset
 from services.core.errors import Fenced, NeedsOperator, StoreDown
@@ -18,7 +16,7 @@ from services.core.ledger import Range, SinkPosition
 from services.core.ports import StoreReader
 from services.core.queries import StatsQuestion
 from services.ledger import schema
-from services.postgres.connection import connect, translated
+from services.postgres.connection import Connection, connect, translated
 
 _SELECT = (
     "SELECT partition, next_offset, intent_first, intent_last, intent_together FROM sink_progress"
@@ -56,7 +54,7 @@ class SinkProgress:
         self._key = (reader.name, dataset.name)
         self._topic_id = topic_id
         self._table_id = ""
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: Connection | None = None
 
     def load(self, partitions: Iterable[int]) -> list[SinkPosition]:
         """Return the positions of `partitions`, and of the partitions that were begun together with them.
@@ -125,7 +123,7 @@ class SinkProgress:
                 raise Fenced(f"partitions {list(intents)} of {store}/{dataset} no longer stand where they stood")
         return [value for (value,) in changed]
 
-    def _check_identities(self, connection: psycopg.Connection[Any], table_id: str) -> None:
+    def _check_identities(self, connection: Connection, table_id: str) -> None:
         store, dataset = self._key
         query = "SELECT topic_id, table_id, next_offset FROM sink_progress WHERE store = %s AND dataset = %s"
         rows = connection.execute(query, self._key).fetchall()
@@ -153,7 +151,7 @@ class SinkProgress:
         return int(rows) == 0
 
     @contextmanager
-    def _connected(self) -> Iterator[psycopg.Connection[Any]]:
+    def _connected(self) -> Iterator[Connection]:
         if self._connection is None:
             self._connection = connect(self._url)
         try:

@@ -14,6 +14,7 @@ PIPELINE = "logpipe"
 """The application_name of sessions that have no name of their own."""
 
 Connection = psycopg.Connection[Any]
+Cursor = psycopg.Cursor[Any]
 
 _DEAD_SERVER: dict[str, Any] = {
     "connect_timeout": 5,

@@ -13,6 +13,7 @@ import httpx
 import psycopg
 import pytest
 from click.testing import CliRunner
+from pydantic import SecretStr
 
 from services import datasets
 from services.alerts import repository as alerts
@@ -20,6 +21,8 @@ from services.core.errors import NeedsOperator, StoreDown
 from services.ledger import schema, slots
 from services.ledger.identity import ledger_id
 from services.ledger.watermark import Watermarks
+from services.local.settings import LocalSettings
+from services.local.stack import Stack
 from services.migrate.main import main
 from services.migrate.service import migrate
 from services.postgres import migrations
@@ -245,6 +248,20 @@ def test_the_command_says_what_it_did_and_what_is_wrong(
     assert "table logs: column level is varchar" in failed.output
     monkeypatch.setenv("LOGPIPE_POSTGRES_URL", f"postgresql://logpipe@127.0.0.1:{free_port()}/logpipe")
     assert CliRunner().invoke(main).exit_code == 1
+
+
+def test_up_makes_the_tables_before_the_processes_start(stack_folder: Path) -> None:
+    settings = LocalSettings.on_free_ports(stack_folder)
+    with (
+        Stack(settings, ("postgres", "kafka", "ingest-api")),
+        closing(connect(settings.urls()["LOGPIPE_POSTGRES_URL"])) as opened,
+    ):
+        schema.require(opened)
+        assert "logpipe migrate" not in readiness(settings.ingest_port)
+    elsewhere = settings.model_copy(update={"postgres_url": SecretStr(f"postgresql://127.0.0.1:{free_port()}/logpipe")})
+    with pytest.raises(StoreDown):
+        Stack(elsewhere, ("kafka", "ingest-api")).up()
+    Stack(elsewhere).down()
 
 
 @pytest.mark.parametrize(
