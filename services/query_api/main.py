@@ -10,6 +10,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from services import datasets, stores
+from services.alerts import repository
 from services.core.errors import StoreDown
 from services.core.ports import QUESTION_SECONDS
 from services.ledger.watermark import Watermarks
@@ -59,6 +60,7 @@ def application(settings: QuerySettings) -> FastAPI:
         service = QueryService(list(readers), known, watermarks, engines, settings.query_seconds, cache, scopes)
         app.state.service = service
         readiness.add("ledger", lambda: _problem(watermarks))
+        readiness.add("alerts", lambda: _outdated(ledger))
         readiness.add("watermark", lambda: _held(watermarks), degraded=True)
         readiness.add("stores", service.late, degraded=True)
         measuring = asyncio.create_task(_measure(service, settings.query_late_seconds))
@@ -77,6 +79,16 @@ def application(settings: QuerySettings) -> FastAPI:
 def _problem(watermarks: Watermarks) -> str | None:
     try:
         watermarks.settled()
+    except StoreDown as error:
+        return str(error)
+    return None
+
+
+def _outdated(pool: Pool) -> str | None:
+    """Which command makes the alerts' tables, if they are older than this release."""
+    try:
+        with pool.connection() as connection:
+            repository.require(connection)
     except StoreDown as error:
         return str(error)
     return None
