@@ -200,6 +200,19 @@ def forget_resolved(connection: Connection, before: int) -> int:
     return delete_in_pieces(connection, statement, (before, GIVE_UP_HOURS), _FORGOTTEN_AT_ONCE)
 
 
+def skip_used_ids(connection: Connection) -> None:
+    """Let the ids of new alerts go on above every id that was ever given out. Called after a backup was restored.
+
+    Receivers drop repeated events by the alert's id, and the restored sequence would give out ids that they know. The
+    new ids begin at the number of seconds since 2026: fewer alerts are opened than one each second.
+    """
+    with translated():
+        connection.execute(
+            "SELECT setval(pg_get_serial_sequence('alerts', 'id'), greatest((SELECT max(id) FROM alerts), seconds))"
+            " FROM (SELECT extract(epoch FROM clock_timestamp() - '2026-01-01')::bigint AS seconds) AS clock"
+        )
+
+
 # ---- posting --------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Writing the ledger: batches and requests within the COPY's own transaction, marks once they are published."""
+"""Changes of the ledger: batches and requests in the COPY's own transaction, and marks once batches are published."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from services.postgres.clock import NOW_MICROSECONDS
 from services.postgres.connection import Connection, Cursor, translated
 from services.postgres.deletion import delete_in_pieces
 
-_FORGOTTEN_AT_ONCE = 5_000  # keys of one transaction
-_MOST_COUNTED = 10_000  # unpublished batches: each second one look costs no more, however long Kafka is away
+_FORGOTTEN_AT_ONCE = 5_000  # keys deleted in one transaction
+_MOST_COUNTED = 10_000  # unpublished batches: counting costs no more, however long Kafka is unreachable
 _BEGIN = SQL("SELECT pg_current_xact_id()::text, {}").format(NOW_MICROSECONDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that came with an Idempotency-Key, as it was answered."""
+    """A request that came with an Idempotency-Key, and the batches that its reply named."""
 
     key: str
     body_hash: bytes
@@ -56,6 +56,7 @@ def begin(cursor: Cursor, batches: int) -> Begun:
 
 
 def insert(cursor: Cursor, batches: Sequence[Batch]) -> None:
+    """Add the batches to the ledger, in the transaction that `begin` began."""
     cursor.executemany(
         "INSERT INTO batches (batch_id, slot, dataset, rows, checksum, xid, created_at)"
         " VALUES (%s, %s, %s, %s, %s, pg_current_xact_id(), %s)",
@@ -72,7 +73,7 @@ def lock_keys(cursor: Cursor, keys: Sequence[str]) -> dict[str, bool]:
 
 
 def known_requests(cursor: Cursor, keys: Sequence[str]) -> dict[str, Request]:
-    """The requests already answered under these keys. Ask only for keys whose lock is held."""
+    """The requests already answered under these keys. Call only with keys whose lock is held."""
     rows = cursor.execute(
         "SELECT idempotency_key, body_hash, dataset, first_batch, last_batch, rows FROM requests"
         " WHERE idempotency_key = ANY(%s)",
@@ -82,6 +83,7 @@ def known_requests(cursor: Cursor, keys: Sequence[str]) -> dict[str, Request]:
 
 
 def insert_requests(cursor: Cursor, requests: Sequence[Request]) -> None:
+    """Store the requests, in the transaction that holds their keys."""
     cursor.executemany(
         "INSERT INTO requests (idempotency_key, body_hash, dataset, first_batch, last_batch, rows)"
         " VALUES (%s, %s, %s, %s, %s, %s)",
@@ -90,7 +92,7 @@ def insert_requests(cursor: Cursor, requests: Sequence[Request]) -> None:
 
 
 def forget_requests(connection: Connection, hours: float) -> int:
-    """Delete keys that are surely older than `hours`, a few thousand in each transaction; how many they were.
+    """Delete keys that are surely older than `hours`, a few thousand in each transaction; return how many.
 
     A request that is repeated must find its key. The age is counted from the clock that retention counts from, and a
     jump of that clock makes a key seem older by the longest jump that is not noticed: so keys stay for that much
@@ -106,10 +108,10 @@ def forget_requests(connection: Connection, hours: float) -> int:
 
 
 def committed(connection: Connection, xid: str, batch: Batch) -> bool | None:
-    """Whether transaction `xid` committed, by `batch` which it wrote; None while it is still running.
+    """Whether transaction `xid`, which wrote `batch`, was committed; None while it is still running.
 
-    The ledger row decides. PostgreSQL gives an id out again when a crash took the transaction before it had reached the
-    disk, so the id alone may name somebody else's; until then it is "in the future".
+    The ledger row decides. When a crash ends a transaction before it has reached the disk, PostgreSQL gives its id out
+    again, so the id alone may name another transaction; until then the id is "in the future".
     """
     with translated():
         try:
@@ -173,7 +175,7 @@ def count_unpublished(connection: Connection, slot: int) -> int:
 
 
 def mark_published(connection: Connection, lease: Lease, batches: Sequence[Batch], topics: Mapping[str, Topic]) -> None:
-    """Write where each batch's messages lie. `topics`: dataset -> the topic that has them.
+    """Mark the batches as published, with the offsets of their messages. `topics`: dataset -> the topic that has them.
 
     Marking the same batches again changes nothing. Raises Fenced when the slot was leased by another process.
     """
@@ -228,7 +230,7 @@ def slot_positions(connection: Connection, slot: int, dataset: str) -> dict[str,
 
 
 def published_ends(connection: Connection, dataset: str, topic_id: str) -> dict[int, int]:
-    """Partition -> the offset before which all slots together have published or looked."""
+    """Partition -> the highest offset up to which any slot has published or searched."""
     query = "SELECT partition, max(next_offset) FROM slot_positions WHERE dataset = %s AND topic_id = %s GROUP BY 1"
     with translated():
         return dict(connection.execute(query, (dataset, topic_id)).fetchall())

@@ -1,6 +1,6 @@
-"""The index of the dead letters in PostgreSQL, so that nobody has to read their topic from its beginning.
+"""The index of the dead letters in PostgreSQL, so that no process has to read their topic from its beginning.
 
-A process that needs the dead letters first brings the index up to date (`update`), from where the index stands; several
+A process that needs the dead letters first updates the index (`update`), which reads only new letters. Several
 processes may do so at once. Letters of batches below the floor leave the index (`forget`), and then the topic.
 """
 
@@ -58,7 +58,7 @@ def update(connection: Connection, topic: PartitionReader) -> None:
 
 
 def rejected(connection: Connection, store: str, dataset: str, batches: Sequence[int] | None = None) -> list[Rejected]:
-    """What the store refused of the dataset, of all indexed batches or of these only."""
+    """The rows of the dataset that the store refused, in all indexed batches or in `batches` only."""
     query = "SELECT batch_id, row_id, rows FROM dead_letters WHERE store = %s AND dataset = %s AND batch_id >= 0"
     with translated():
         if batches is None:
@@ -69,12 +69,12 @@ def rejected(connection: Connection, store: str, dataset: str, batches: Sequence
 
 
 def forget(connection: Connection, dataset: str, floor: int) -> int:
-    """Delete the letters of batches below `floor`, and of no batch that are as old; how many."""
+    """Delete the letters of batches below `floor`, and letters without a batch that are as old; return how many."""
     return delete_in_pieces(connection, _FORGET, (dataset, floor, dataset), _FORGOTTEN_AT_ONCE)
 
 
 def needed(connection: Connection) -> Needed | None:
-    """None while nothing was indexed."""
+    """The letters of the topic that are still needed; None while no letter was indexed."""
     query = "SELECT topic_id, coalesce((SELECT min(letter) FROM dead_letters), next_offset) FROM dead_letter_index"
     with translated():
         row = connection.execute(query).fetchone()
@@ -98,7 +98,7 @@ def _start(connection: Connection, topic_id: str) -> int:
 
 
 def _add(connection: Connection, topic_id: str, letters: Sequence[Letter], end: int) -> None:
-    """Everything below `end` is indexed then. Somebody else may have indexed the same, which changes nothing."""
+    """Index the letters below `end`. Another process may have indexed the same letters, which changes nothing."""
     with connection.transaction(), connection.cursor() as cursor:
         cursor.executemany(_INSERT, list(_values(letters)))
         cursor.execute(

@@ -1,4 +1,5 @@
-"""How far each store's sink has come, by compare-and-set: a consumer without its partition is fenced before it writes.
+"""The offsets up to which each store has committed. All changes are compare-and-set: a consumer that lost its partition
+is fenced before it writes.
 
 A position counts offsets of one topic, and vouches for rows in one table. Both identities are stored with the position
 and compared before the position is used.
@@ -44,7 +45,7 @@ _FINISH = """
 
 
 class SinkProgress:
-    """One sink's rows of table sink_progress. Not thread-safe; connects when needed. All methods raise StoreDown."""
+    """The rows of one sink in table sink_progress. Not thread-safe. Connects when needed. Methods raise StoreDown."""
 
     def __init__(self, postgres_url: str, reader: StoreReader, dataset: Dataset, topic_id: str) -> None:
         """`reader` reads the sink's store."""
@@ -89,15 +90,15 @@ class SinkProgress:
             raise made_anew("table", *self._key)
 
     def begin(self, intents: Mapping[int, Range]) -> bool:
-        """Write down the ranges that are about to be written together, by partition; repeating the call is harmless.
+        """Mark ranges that are about to be written together as pending, by partition. Repeating the call is harmless.
 
-        Returns whether they were pending already: then somebody else may have tried to write them. Raises Fenced unless
-        each range begins at its partition's position: load again.
+        Returns whether they were pending already: then another process may have tried to write them. Raises Fenced
+        unless each range begins at its partition's position; the caller then loads the positions again.
         """
         return any(self._put(_BEGIN, intents))
 
     def finish(self, intents: Mapping[int, Range]) -> None:
-        """Mark the ranges as stored. Raises Fenced if they are finished already or were not begun: load again."""
+        """Mark the ranges as stored. Raises Fenced if they are finished already or were not begun."""
         self._put(_FINISH, intents)
 
     def close(self) -> None:
@@ -106,7 +107,7 @@ class SinkProgress:
             self._connection = None
 
     def _put(self, change: LiteralString, intents: Mapping[int, Range]) -> list[bool]:
-        """Make the change in all partitions of `intents`, or in none; what each returns. Raises Fenced."""
+        """Make the change in all partitions of `intents` or in none; return one value for each. Raises Fenced."""
         store, dataset = self._key
         values = {
             "store": store,
@@ -120,7 +121,9 @@ class SinkProgress:
         with self._connected() as connection, connection.transaction():
             changed = connection.execute(change, values).fetchall()
             if len(changed) != len(intents):
-                raise Fenced(f"partitions {list(intents)} of {store}/{dataset} no longer stand where they stood")
+                raise Fenced(
+                    f"partitions {list(intents)} of {store}/{dataset} are no longer at the positions that were loaded"
+                )
         return [value for (value,) in changed]
 
     def _check_identities(self, connection: Connection, table_id: str) -> None:
@@ -146,7 +149,7 @@ class SinkProgress:
             )
 
     def _is_empty(self) -> bool:
-        """Asked once in the life of a table."""
+        """Whether the store's table has no rows. Looked at once in the life of a table."""
         [[rows]] = self._reader.answer(StatsQuestion(self._dataset), as_of=MAX_BATCH).rows
         return int(rows) == 0
 
@@ -170,7 +173,7 @@ def made_anew(what: str, store: str, dataset: str) -> NeedsOperator:
 
 
 def positions(postgres_url: str, store: str, dataset: str) -> dict[int, SinkPosition]:
-    """Every partition's position, for readers. Raises StoreDown."""
+    """The position of every partition, for readers. Raises StoreDown."""
     with connect(postgres_url) as connection, translated():
         return _positions(connection.execute(_SELECT, (store, dataset)))
 

@@ -491,6 +491,14 @@ def test_alerts_resolved_long_ago_are_deleted_in_pieces_with_their_posts(
     assert posts == [(recent,), (is_open,), (undelivered,)]
 
 
+def test_after_a_restore_ids_are_given_out_that_no_receiver_knows(connection: Connection) -> None:
+    alerts.skip_used_ids(connection)
+    first = opened(connection)
+    assert first > 25_000_000  # seconds since 2026
+    alerts.skip_used_ids(connection)
+    assert opened(connection, "b") > first
+
+
 def test_alerts_that_stay_are_not_read_to_find_those_that_go(connection: Connection) -> None:
     connection.execute(
         "INSERT INTO alerts (rule, service, threshold, window_seconds, opened_at, resolved_at, count, peak, sample)"
