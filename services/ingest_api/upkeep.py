@@ -71,7 +71,8 @@ class Upkeep:
                 self._ready, self._failure = True, ""
             except Exception as error:  # noqa: BLE001 - this thread must not end: partitions would run out
                 self._failure = str(error)
-                _log.error("day partitions not made ahead", error=str(error), days_ahead=DAYS_AHEAD)
+                event = "day partitions not made ahead" if self._ready else "waiting for the tables in PostgreSQL"
+                _log.error(event, error=str(error), days_ahead=DAYS_AHEAD)
             self._stop.wait(self._pause())
 
     def _pause(self) -> float:
