@@ -152,6 +152,17 @@ def test_killed_in_the_middle_the_next_one_goes_on(empty_postgres_url: str, conn
     assert migrate(empty_postgres_url) == NAMES[table == "alerts" :]
 
 
+def test_a_table_in_use_is_waited_for_a_moment_at_a_time(empty_postgres_url: str, connection: Connection) -> None:
+    connection.execute((SCHEMAS / "ledger_version_1.sql").read_bytes())
+    with psycopg.connect(empty_postgres_url) as reader:
+        reader.execute("SELECT FROM batches")
+        with command(empty_postgres_url) as migration:
+            until(lambda: waits_for(connection, "batches"))
+            until(lambda: not waits_for(connection, "batches"))  # so that writers go on
+            reader.commit()
+            assert "migration ledger-0001-tables applied" in ended(migration)
+
+
 def waits_for(connection: Connection, table: str) -> bool:
     waiting = "SELECT FROM pg_locks WHERE relation = to_regclass(%s) AND NOT granted"
     return connection.execute(waiting, (table,)).fetchone() is not None
