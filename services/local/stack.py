@@ -119,9 +119,9 @@ class Stack:
             watcher(name, "stopped: its settings have changed")
         given_up = threading.Event()
         ready: dict[str, Future[None]] = {}
+        tables: Future[None] | None = None
         try:
             with ThreadPoolExecutor(len(NAMES) + 1) as pool:
-                tables: Future[None] | None = None
                 for name in self.names:  # needs come first in this order, so their futures exist
                     needs = [ready[need] for need in _PROGRAMS[name].needs if need in ready]
                     if "postgres" in _PROGRAMS[name].needs:
@@ -131,7 +131,8 @@ class Stack:
         except KeyboardInterrupt:
             given_up.set()
             raise
-        errors = [error for future in ready.values() if (error := future.exception()) is not None]
+        steps = [*ready.values(), *([tables] if tables else [])]
+        errors = [error for step in steps if (error := step.exception()) is not None]
         for error in sorted(errors, key=lambda error: isinstance(error, _GivenUp)):
             if not any(state.pid for state in self.states().values()):
                 self.supervisor.shutdown()
