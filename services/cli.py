@@ -26,6 +26,7 @@ COMMANDS = {
     "status": Command("services.local.main:status", "local", "Show what runs, where, and whether it is ready."),
     "logs": Command("services.local.main:logs", "local", "Show the log of one process, or of all."),
     "demo": Command("services.local.demo:demo", "local", "Start everything, send load, verify, show the results."),
+    "migrate": Command("services.migrate.main:main", "server,lake", "Bring the tables in PostgreSQL to this release."),
     "ingest-api": Command("services.ingest_api.main:main", "server", "Accept rows by HTTP and publish them to Kafka."),
     "slots": Command(
         "services.ingest_api.slots_command:main", "server,lake", "List the slots of the ingest processes."

@@ -13,8 +13,8 @@ from services.core.ids import end_id
 from services.core.instants import to_datetime
 from services.lake.table import NAME, table_uri
 from services.ledger import reading
-from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
+from services.postgres.pool import Pool
 from services.runtime.settings import LakeSettings
 from spark_jobs.settings import ReportSettings
 
@@ -67,7 +67,7 @@ def loaded(settings: ReportSettings, day: date) -> Extent:
     dataset = datasets.find(DATASET)
     with (
         closing(stores.open_reader(NAME)) as reader,
-        closing(Ledger(settings.postgres_url.get_secret_value())) as ledger,
+        closing(Pool(settings.postgres_url.get_secret_value())) as ledger,
     ):
         as_of = Watermarks(ledger).of(reader, dataset)
         with ledger.connection() as connection:

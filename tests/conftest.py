@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
+from services.migrate.service import migrate
 
 settings.register_profile("pipeline", deadline=None)  # a busy machine makes no test fail
 settings.load_profile("pipeline")
@@ -42,7 +43,10 @@ def short_folder() -> Iterator[Path]:
 
 @contextmanager
 def running(*names: str) -> Iterator[Stack]:
+    """A stack of these programs. PostgreSQL has all tables, as after `logpipe migrate`."""
     with short_folder() as folder, Stack(LocalSettings.on_free_ports(folder), names) as stack:
+        if "postgres" in names:
+            migrate(stack.settings.urls()["LOGPIPE_POSTGRES_URL"])
         yield stack
 
 
@@ -69,14 +73,24 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture
-def own_postgres_url(postgres_url: str) -> Iterator[str]:
-    """A database of the test's own, in which batch ids begin at 1."""
+def own_postgres_url(empty_postgres_url: str) -> str:
+    """A database of the test's own, with all tables, in which batch ids begin at 1."""
+    migrate(empty_postgres_url)
+    return empty_postgres_url
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_url: str) -> Iterator[str]:
+    """A database of the test's own, without any table."""
     name = f"own_{uuid4().hex}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     yield in_database(postgres_url, name)
     with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        # WITH (FORCE) would be refused while an autovacuum worker, which is the superuser's, is in the database.
+        mine = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND usename = current_user"
+        connection.execute(mine, (name,))
+        connection.execute(f"DROP DATABASE {name}")
 
 
 @pytest.fixture(scope="session")

@@ -12,14 +12,14 @@ import msgspec
 
 from services.alerting.episodes import judge
 from services.alerting.rules import Rule
+from services.alerts import repository as alerts
+from services.alerts.repository import Alert, Position, Tally
 from services.core import metric_names
 from services.core.errors import NeedsOperator
 from services.core.kafka_value import has_newer_version, partition_of, split
 from services.core.lines import UNDECODABLE, Category, Instant
 from services.core.ports import Message
-from services.ledger import alerts
-from services.ledger.alerts import Alert, Position, Tally
-from services.postgres.connection import translated
+from services.postgres.connection import Connection, translated
 from services.runtime import logs, metrics
 
 SAMPLE_CHARACTERS = 500
@@ -62,7 +62,7 @@ class Book:
 
     def __init__(
         self,
-        connection: alerts.Connection,
+        connection: Connection,
         policy: Policy,
         topic_id: str,
         kept: Mapping[int, tuple[int, int]],

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from services.alerting.rules import Rule
-from services.ledger.alerts import Alert, Tally
+from services.alerts.repository import Alert, Tally
 
 _NONE = Tally(0)
 

@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from services.alerting.book import Book, Policy
+from services.alerts import repository as alerts
 from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError, StoreDown
 from services.core.ports import Message
-from services.ledger import alerts, reading, schema
-from services.postgres.connection import connect
+from services.ledger import reading, schema
+from services.postgres.connection import Connection, connect
 from services.runtime import metrics
 from services.streams.loop import AfterFailure, TopicView
 
@@ -53,7 +54,7 @@ class Watcher:
         topic: TopicView,
         postgres_url: str,
         prepare_topic: Callable[[], None],
-        now: Callable[[alerts.Connection], float] = alerts.now,
+        now: Callable[[Connection], float] = alerts.now,
     ) -> None:
         self._dataset = dataset
         self._policy = policy
@@ -61,7 +62,7 @@ class Watcher:
         self._url = postgres_url
         self._prepare_topic = prepare_topic
         self._now = now
-        self._connection: alerts.Connection | None = None
+        self._connection: Connection | None = None
         self._book: Book | None = None  # None: to be loaded
         self._read_up_to: Mapping[int, int] = {}
         self._target: _Target | None = None
@@ -70,9 +71,10 @@ class Watcher:
         metrics.gauge(metric_names.ALERTS_BEHIND_SECONDS).set_function(lambda: time.monotonic() - self._caught_up)
 
     def prepare(self) -> None:
-        """Make or check the topic and the tables. Raises StoreDown, NeedsOperator."""
+        """Make or check the topic, and check the tables. Raises StoreDown, NeedsOperator."""
         self._prepare_topic()
-        schema.prepare(self._connected())
+        schema.require(self._connected())
+        alerts.require(self._connected())
 
     def load(self, assigned: Sequence[int]) -> Mapping[int, int]:
         """Return where to read on. Raises StoreDown."""
@@ -139,7 +141,7 @@ class Watcher:
         ends = {partition: bounds[partition][1] for partition in book.positions}
         return _Target(complete, ends, time.monotonic() - (now - complete))
 
-    def _connected(self) -> alerts.Connection:
+    def _connected(self) -> Connection:
         if self._connection is None:
             self._connection = connect(self._url)
         return self._connection

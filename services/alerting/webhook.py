@@ -12,10 +12,10 @@ import msgspec
 from pydantic import SecretStr
 
 from services.alerting.rules import Rule, masked
+from services.alerts import repository as alerts
+from services.alerts.repository import Post
 from services.core import metric_names
-from services.ledger import alerts
-from services.ledger.alerts import Connection, Post
-from services.postgres.connection import connect
+from services.postgres.connection import Connection, connect
 from services.runtime import logs, metrics
 from services.runtime.workers import Backoff, Worker
 

@@ -123,7 +123,7 @@ class SlotOwner:
         try:
             connection = self._lease_connection = self._connected(self._lease_connection)
             if self._own is None:
-                schema.prepare(connection)
+                schema.require(connection)
             self._renew(connection)
             self._lease_if_needed(connection)
         except BaseException:

@@ -94,7 +94,7 @@ def _say(slot: int, resolved: Resolved, own_progress: Set[str]) -> None:
 @contextmanager
 def _ledger(settings: PostgresSettings) -> Iterator[Connection]:
     with closing(connect(settings.postgres_url.get_secret_value())) as connection:
-        schema.prepare(connection)
+        schema.require(connection)
         yield connection
 
 

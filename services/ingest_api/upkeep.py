@@ -1,4 +1,4 @@
-"""Keeps PostgreSQL ready for rows: schema at start, day partitions made ahead, old request keys deleted."""
+"""Keeps PostgreSQL ready for rows: waits for its tables, makes day partitions ahead, deletes old request keys."""
 
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
@@ -18,7 +18,7 @@ _log = logs.get("upkeep")
 
 
 class Upkeep:
-    """One thread, which retries while PostgreSQL is unreachable, also at the start of the process."""
+    """One thread, which waits while PostgreSQL is unreachable or not migrated, also at the start of the process."""
 
     def __init__(
         self,
@@ -31,18 +31,18 @@ class Upkeep:
         self._datasets = datasets
         self._key_hours = key_hours
         self._session_name = session_name
-        self._prepared = False
+        self._ready = False
         self._kept_keys = ""
         self._ledger = ""
         self._worker = Worker("upkeep", self._turn, backoff=_BACKOFF)
 
     def worker(self) -> Worker:
-        """Return the thread that prepares the tables and keeps them; always the same, not started yet."""
+        """Return the thread that waits for the tables and maintains them; always the same, not started yet."""
         return self._worker
 
     def problem(self) -> str | None:
-        """Return why the tables are not prepared yet; None when they are."""
-        return None if self._prepared else f"starting: the tables are not prepared yet: {self._failure()}"
+        """Return why rows cannot be written yet; None once the tables and the partitions were there."""
+        return None if self._ready else f"starting: the tables are not ready yet: {self._failure()}"
 
     def degraded(self) -> str | None:
         """Return why partitions could not be made ahead, or old keys not deleted; None when both were."""
@@ -53,23 +53,23 @@ class Upkeep:
         return self._ledger
 
     def _failure(self) -> str:
-        return self._worker.health() or ("" if self._prepared else "starting")
+        return self._worker.health() or ("" if self._ready else "starting")
 
     def _turn(self) -> float:
         with self._connected() as connection:
-            if not self._prepared:
-                self._prepare(connection)
+            if not self._ready:
+                self._require_tables(connection)
             self._once(connection)
-        self._prepared = True
+        self._ready = True
         return _INTERVAL_SECONDS
 
     def _connected(self) -> Connection:
         return connect(self._url, name=self._session_name)
 
-    def _prepare(self, connection: Connection) -> None:
-        schema.prepare(connection)
+    def _require_tables(self, connection: Connection) -> None:
+        schema.require(connection)
         for dataset in self._datasets:
-            postgres.prepare(connection, dataset)
+            postgres.require(connection, dataset)
 
     def _once(self, connection: Connection) -> None:
         today = now_microseconds(connection) // DAY

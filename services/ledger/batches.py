@@ -1,8 +1,7 @@
-"""Writing the ledger: batches and requests within the COPY's own transaction, marks once they are published."""
+"""Changes of the ledger: batches and requests in the COPY's own transaction, and marks once batches are published."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import psycopg
@@ -14,17 +13,17 @@ from services.ledger import retention_clock, slots
 from services.ledger.slots import Lease
 from services.ledger.topics import Topic
 from services.postgres.clock import NOW_MICROSECONDS
-from services.postgres.connection import translated
+from services.postgres.connection import Connection, Cursor, translated
 from services.postgres.deletion import delete_in_pieces
 
-_FORGOTTEN_AT_ONCE = 5_000  # keys of one transaction
-_MOST_COUNTED = 10_000  # unpublished batches: each second one look costs no more, however long Kafka is away
+_FORGOTTEN_AT_ONCE = 5_000  # keys deleted in one transaction
+_MOST_COUNTED = 10_000  # unpublished batches: counting costs no more, however long Kafka is unreachable
 _BEGIN = SQL("SELECT pg_current_xact_id()::text, {}").format(NOW_MICROSECONDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that came with an Idempotency-Key, as it was answered."""
+    """A request that came with an Idempotency-Key, and the batches that its reply named."""
 
     key: str
     body_hash: bytes
@@ -43,7 +42,7 @@ class Begun:
     batch_ids: list[int]
 
 
-def begin(cursor: psycopg.Cursor[Any], batches: int) -> Begun:
+def begin(cursor: Cursor, batches: int) -> Begun:
     """Draw this transaction's id, then the ids of the batches that it will hold, all accepted now.
 
     The order matters: a batch id must never be handed out before its transaction has an id of its own, or a reader
@@ -56,7 +55,8 @@ def begin(cursor: psycopg.Cursor[Any], batches: int) -> Begun:
     return Begun(xid, created_at, [batch_id for (batch_id,) in ids])
 
 
-def insert(cursor: psycopg.Cursor[Any], batches: Sequence[Batch]) -> None:
+def insert(cursor: Cursor, batches: Sequence[Batch]) -> None:
+    """Add the batches to the ledger, in the transaction that `begin` began."""
     cursor.executemany(
         "INSERT INTO batches (batch_id, slot, dataset, rows, checksum, xid, created_at)"
         " VALUES (%s, %s, %s, %s, %s, pg_current_xact_id(), %s)",
@@ -64,7 +64,7 @@ def insert(cursor: psycopg.Cursor[Any], batches: Sequence[Batch]) -> None:
     )
 
 
-def lock_keys(cursor: psycopg.Cursor[Any], keys: Sequence[str]) -> dict[str, bool]:
+def lock_keys(cursor: Cursor, keys: Sequence[str]) -> dict[str, bool]:
     """Key -> whether this transaction now holds it. Never waits, so two groups cannot wait for each other."""
     rows = cursor.execute(
         "SELECT key, pg_try_advisory_xact_lock(hashtextextended(key, 0)) FROM unnest(%s::text[]) AS key", (list(keys),)
@@ -72,8 +72,8 @@ def lock_keys(cursor: psycopg.Cursor[Any], keys: Sequence[str]) -> dict[str, boo
     return dict(rows.fetchall())
 
 
-def known_requests(cursor: psycopg.Cursor[Any], keys: Sequence[str]) -> dict[str, Request]:
-    """The requests already answered under these keys. Ask only for keys whose lock is held."""
+def known_requests(cursor: Cursor, keys: Sequence[str]) -> dict[str, Request]:
+    """The requests already answered under these keys. Call only with keys whose lock is held."""
     rows = cursor.execute(
         "SELECT idempotency_key, body_hash, dataset, first_batch, last_batch, rows FROM requests"
         " WHERE idempotency_key = ANY(%s)",
@@ -82,7 +82,8 @@ def known_requests(cursor: psycopg.Cursor[Any], keys: Sequence[str]) -> dict[str
     return {row[0]: Request(*row) for row in rows.fetchall()}
 
 
-def insert_requests(cursor: psycopg.Cursor[Any], requests: Sequence[Request]) -> None:
+def insert_requests(cursor: Cursor, requests: Sequence[Request]) -> None:
+    """Store the requests, in the transaction that holds their keys."""
     cursor.executemany(
         "INSERT INTO requests (idempotency_key, body_hash, dataset, first_batch, last_batch, rows)"
         " VALUES (%s, %s, %s, %s, %s, %s)",
@@ -90,8 +91,8 @@ def insert_requests(cursor: psycopg.Cursor[Any], requests: Sequence[Request]) ->
     )
 
 
-def forget_requests(connection: psycopg.Connection[Any], hours: float) -> int:
-    """Delete keys that are surely older than `hours`, a few thousand in each transaction; how many they were.
+def forget_requests(connection: Connection, hours: float) -> int:
+    """Delete keys that are surely older than `hours`, a few thousand in each transaction; return how many.
 
     A request that is repeated must find its key. The age is counted from the clock that retention counts from, and a
     jump of that clock makes a key seem older by the longest jump that is not noticed: so keys stay for that much
@@ -106,11 +107,11 @@ def forget_requests(connection: psycopg.Connection[Any], hours: float) -> int:
     return delete_in_pieces(connection, statement, (before,), _FORGOTTEN_AT_ONCE)
 
 
-def committed(connection: psycopg.Connection[Any], xid: str, batch: Batch) -> bool | None:
-    """Whether transaction `xid` committed, by `batch` which it wrote; None while it is still running.
+def committed(connection: Connection, xid: str, batch: Batch) -> bool | None:
+    """Whether transaction `xid`, which wrote `batch`, was committed; None while it is still running.
 
-    The ledger row decides. PostgreSQL gives an id out again when a crash took the transaction before it had reached the
-    disk, so the id alone may name somebody else's; until then it is "in the future".
+    The ledger row decides. When a crash ends a transaction before it has reached the disk, PostgreSQL gives its id out
+    again, so the id alone may name another transaction; until then the id is "in the future".
     """
     with translated():
         try:
@@ -127,7 +128,7 @@ def committed(connection: psycopg.Connection[Any], xid: str, batch: Batch) -> bo
         return found.fetchone() is not None
 
 
-def unpublished(connection: psycopg.Connection[Any], lease: Lease, max_rows: int) -> list[Batch]:
+def unpublished(connection: Connection, lease: Lease, max_rows: int) -> list[Batch]:
     """The slot's oldest unpublished batches, about `max_rows` rows of them, at least one if there is one.
 
     None if the slot was leased by another process since.
@@ -147,7 +148,7 @@ def unpublished(connection: psycopg.Connection[Any], lease: Lease, max_rows: int
         return [Batch(*row) for row in rows.fetchall()]
 
 
-def in_doubt(connection: psycopg.Connection[Any], lease: Lease) -> list[Batch]:
+def in_doubt(connection: Connection, lease: Lease) -> list[Batch]:
     """The slot's unmarked batches that a former owner may have published: those accepted before `lease` began."""
     with translated():
         rows = connection.execute(
@@ -162,7 +163,7 @@ def in_doubt(connection: psycopg.Connection[Any], lease: Lease) -> list[Batch]:
         return [Batch(*row) for row in rows.fetchall()]
 
 
-def count_unpublished(connection: psycopg.Connection[Any], slot: int) -> int:
+def count_unpublished(connection: Connection, slot: int) -> int:
     """How many batches of the slot are not marked as published, counted up to 10,000. Raises StoreDown."""
     with translated():
         row = connection.execute(
@@ -173,10 +174,8 @@ def count_unpublished(connection: psycopg.Connection[Any], slot: int) -> int:
     return int(row[0])
 
 
-def mark_published(
-    connection: psycopg.Connection[Any], lease: Lease, batches: Sequence[Batch], topics: Mapping[str, Topic]
-) -> None:
-    """Write where each batch's messages lie. `topics`: dataset -> the topic that has them.
+def mark_published(connection: Connection, lease: Lease, batches: Sequence[Batch], topics: Mapping[str, Topic]) -> None:
+    """Mark the batches as published, with the offsets of their messages. `topics`: dataset -> the topic that has them.
 
     Marking the same batches again changes nothing. Raises Fenced when the slot was leased by another process.
     """
@@ -202,7 +201,7 @@ def mark_published(
 
 
 def advance_slot(
-    connection: psycopg.Connection[Any], lease: Lease, dataset: str, topic: Topic, positions: Mapping[int, int]
+    connection: Connection, lease: Lease, dataset: str, topic: Topic, positions: Mapping[int, int]
 ) -> None:
     """Note that no unmarked message of the slot lies below these offsets, nor in another topic of the dataset.
 
@@ -217,7 +216,7 @@ def advance_slot(
         _advance(cursor, lease.slot, dataset, topic, positions)
 
 
-def slot_positions(connection: psycopg.Connection[Any], slot: int, dataset: str) -> dict[str, dict[int, int]]:
+def slot_positions(connection: Connection, slot: int, dataset: str) -> dict[str, dict[int, int]]:
     """Topic id -> partition -> the first offset at which an unmarked message of the slot can lie.
 
     Positions are written before a slot is first published, so a slot without any has published nothing.
@@ -230,14 +229,14 @@ def slot_positions(connection: psycopg.Connection[Any], slot: int, dataset: str)
     return found
 
 
-def published_ends(connection: psycopg.Connection[Any], dataset: str, topic_id: str) -> dict[int, int]:
-    """Partition -> the offset before which all slots together have published or looked."""
+def published_ends(connection: Connection, dataset: str, topic_id: str) -> dict[int, int]:
+    """Partition -> the highest offset up to which any slot has published or searched."""
     query = "SELECT partition, max(next_offset) FROM slot_positions WHERE dataset = %s AND topic_id = %s GROUP BY 1"
     with translated():
         return dict(connection.execute(query, (dataset, topic_id)).fetchall())
 
 
-def _advance(cursor: psycopg.Cursor[Any], slot: int, dataset: str, topic: Topic, positions: Mapping[int, int]) -> None:
+def _advance(cursor: Cursor, slot: int, dataset: str, topic: Topic, positions: Mapping[int, int]) -> None:
     cursor.execute(
         "INSERT INTO slot_positions (slot, dataset, partition, next_offset, topic_id)"
         " SELECT %s, %s, partition, next_offset, %s FROM unnest(%s::int[], %s::bigint[]) AS at(partition, next_offset)"

@@ -1,24 +1,19 @@
 """The index of the dead letters in PostgreSQL, so that no process has to read their topic from its beginning.
 
-A process that needs the dead letters first updates the index (`update`) with the letters that were sent since the last
-update. Several processes may do so at once. Maintenance deletes the letters of batches below the floor from the index
-(`forget`), and then from the topic.
+A process that needs the dead letters first updates the index (`update`), which reads only new letters. Several
+processes may do so at once. Letters of batches below the floor leave the index (`forget`), and then the topic.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
-import psycopg
-
 from services.core.errors import StoreDown
 from services.core.ports import PartitionReader
-from services.postgres.connection import translated
+from services.postgres.connection import Connection, translated
 from services.postgres.deletion import delete_in_pieces
 from services.streams import dead_letters
 from services.streams.dead_letters import Letter
-
-Connection = psycopg.Connection[Any]
 
 _NO_BATCH, _NO_LINE = -1, -1
 _FORGOTTEN_AT_ONCE = 10_000  # a longer transaction would hold up the watermarks
@@ -63,7 +58,7 @@ def update(connection: Connection, topic: PartitionReader) -> None:
 
 
 def rejected(connection: Connection, store: str, dataset: str, batches: Sequence[int] | None = None) -> list[Rejected]:
-    """The rows of the dataset that the store refused, of all indexed batches or of these only."""
+    """The rows of the dataset that the store refused, in all indexed batches or in `batches` only."""
     query = "SELECT batch_id, row_id, rows FROM dead_letters WHERE store = %s AND dataset = %s AND batch_id >= 0"
     with translated():
         if batches is None:
@@ -74,12 +69,12 @@ def rejected(connection: Connection, store: str, dataset: str, batches: Sequence
 
 
 def forget(connection: Connection, dataset: str, floor: int) -> int:
-    """Delete the letters of batches below `floor`, and letters of no batch that are as old. Return how many."""
+    """Delete the letters of batches below `floor`, and letters without a batch that are as old; return how many."""
     return delete_in_pieces(connection, _FORGET, (dataset, floor, dataset), _FORGOTTEN_AT_ONCE)
 
 
 def needed(connection: Connection) -> Needed | None:
-    """The letters that the topic has to keep; None while no letter was indexed."""
+    """The letters of the topic that are still needed; None while no letter was indexed."""
     query = "SELECT topic_id, coalesce((SELECT min(letter) FROM dead_letters), next_offset) FROM dead_letter_index"
     with translated():
         row = connection.execute(query).fetchone()
@@ -103,7 +98,7 @@ def _start(connection: Connection, topic_id: str) -> int:
 
 
 def _add(connection: Connection, topic_id: str, letters: Sequence[Letter], end: int) -> None:
-    """Index `letters`, which are all letters below `end` that were not indexed. To index a letter twice is harmless."""
+    """Index the letters below `end`. Another process may have indexed the same letters, which changes nothing."""
     with connection.transaction(), connection.cursor() as cursor:
         cursor.executemany(_INSERT, list(_values(letters)))
         cursor.execute(

@@ -1,31 +1,26 @@
 """The floor of a dataset: the lowest batch that retention keeps.
 
-The floor is raised before any row is dropped, and only then do the batches below it leave the ledger. So whoever asks
-for batches from the floor on, before and after, never misses rows that were being dropped.
+The floor is raised before any row is dropped, and the batches below the floor are deleted from the ledger after that.
+So a reader that reads the floor before and after its batches never misses rows that were being dropped.
 """
-
-from typing import Any
-
-import psycopg
 
 from services.core.instants import DAY
 from services.ledger import reading, retention_clock
-from services.postgres.connection import translated
+from services.postgres.connection import Connection, translated
 from services.postgres.deletion import delete_in_pieces
 
 _DELETED_AT_ONCE = 10_000  # batches
 
 
-def today(connection: psycopg.Connection[Any]) -> int:
+def today(connection: Connection) -> int:
     """The day by PostgreSQL's clock, in days since 1970-01-01 UTC, for retention to count from.
 
-    Raises NeedsOperator when the clock has jumped: with a wrong clock, retention would drop days that nobody wants to
-    lose.
+    Raises NeedsOperator when the clock has jumped: with a wrong clock, retention would drop days that are to be kept.
     """
     return retention_clock.now_microseconds(connection) // DAY
 
 
-def raise_to(connection: psycopg.Connection[Any], dataset: str, day: int, settled: int) -> int:
+def raise_to(connection: Connection, dataset: str, day: int, settled: int) -> int:
     """Raise the floor to the lowest batch accepted on `day` or later (days since 1970-01-01 UTC).
 
     Returns the day below which rows can be dropped, where no batch from the floor on was accepted on their day (a
@@ -55,8 +50,8 @@ def raise_to(connection: psycopg.Connection[Any], dataset: str, day: int, settle
     return day
 
 
-def delete_batches(connection: psycopg.Connection[Any], dataset: str) -> int:
-    """Delete the ledger's batches below the floor, a few thousand in each transaction; how many they were."""
+def delete_batches(connection: Connection, dataset: str) -> int:
+    """Delete the ledger's batches below the floor, a few thousand in each transaction; return how many."""
     statement = """
         DELETE FROM batches WHERE batch_id IN (
             SELECT batch_id FROM batches

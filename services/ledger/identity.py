@@ -1,4 +1,4 @@
-"""The identity of the ledger, for whoever keeps a position that counts in it."""
+"""The identity of the ledger, for programs that keep a position in it."""
 
 from uuid import UUID
 
@@ -6,7 +6,7 @@ from services.postgres.connection import Connection, translated
 
 
 def ledger_id(connection: Connection) -> UUID:
-    """Changes when the ledger is deleted and made anew. Call after `schema.prepare`. Raises StoreDown."""
+    """The ledger's id, which changes when the ledger is deleted and made anew. Raises StoreDown."""
     with translated():
         row = connection.execute("SELECT id FROM ledger").fetchone()
     assert row is not None

@@ -1,33 +1,15 @@
-"""Reading the ledger: what was accepted, and how far each sink has come."""
+"""Queries of the ledger: which batches were accepted, and up to where each store has loaded them.
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+All functions take a connection in autocommit mode, block, and raise StoreDown.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, LiteralString, NamedTuple, cast
 
-import psycopg
-
 from services.core.errors import StoreDown
 from services.core.ledger import Batch, Part, StorePosition
-from services.postgres.connection import open_pool, translated
-
-Connection = psycopg.Connection[Any]
-
-
-class Ledger:
-    """A few connections to the ledger, shared by threads and renewed when it comes back after a failure."""
-
-    def __init__(self, url: str, max_connections: int = 4, timeout: float = 2.0) -> None:
-        self._pool = open_pool(url, max_connections, timeout)
-
-    @contextmanager
-    def connection(self) -> Iterator[Connection]:
-        """Borrow one; raises StoreDown when none can be had within the timeout."""
-        with translated(), self._pool.connection() as connection:
-            yield connection
-
-    def close(self) -> None:
-        self._pool.close()
+from services.postgres.connection import Connection, translated
 
 
 def batch_ids(connection: Connection, after: int, limit: int) -> list[int]:
@@ -101,7 +83,7 @@ def count(connection: Connection, dataset: str, after: int, last: int) -> Count:
 
 
 class Lag(NamedTuple):
-    """What a store has not loaded: `batches`, counted up to a bound, and `seconds` since the oldest was accepted."""
+    """The batches that a store has not loaded, counted up to a bound, and the seconds since the oldest was accepted."""
 
     batches: int
     seconds: float
@@ -125,7 +107,7 @@ def last_batch(connection: Connection) -> int:
 def first_since(connection: Connection, instant: int) -> int:
     """The lowest batch id from which on all batches were accepted at or after `instant`, in microseconds since 1970.
 
-    Found by halving: so every batch from then on is among them as long as PostgreSQL's clock was never put back.
+    The id is found by bisection, so the result holds as long as PostgreSQL's clock was never put back.
     """
     query = "SELECT batch_id, created_at FROM batches WHERE batch_id >= %s ORDER BY batch_id LIMIT 1"
     first, end = 0, last_batch(connection) + 1
@@ -147,10 +129,10 @@ def floor(connection: Connection, dataset: str) -> int:
 
 
 def oldest_unpublished(connection: Connection, dataset: str) -> int | None:
-    """When the oldest batch was accepted that is not in Kafka yet, in microseconds; None when all are.
+    """The time of acceptance of the oldest batch that is not in Kafka yet, in microseconds; None when all are.
 
-    Of each slot the lowest batch is looked at: by how much a batch can have waited longer for its transaction's end
-    than a later one of the same slot, the time may be too late.
+    Only the lowest batch of each slot is read. The time is too late when another batch of the slot was accepted earlier
+    and got a higher id, by as much as their transactions differed in length.
     """
     query = """
         WITH RECURSIVE waiting AS (  -- the slots with unpublished batches, each found by one look into the index
@@ -168,14 +150,14 @@ def oldest_unpublished(connection: Connection, dataset: str) -> int | None:
 
 
 def last_dropped(connection: Connection, dataset: str) -> int | None:
-    """When the last of the batches that retention has dropped was accepted, in microseconds; None without any."""
+    """The time of acceptance of the last batch that retention has dropped, in microseconds; None without one."""
     query = "SELECT max(dropped_until) FROM floors WHERE dataset = %s"
     with translated():
         return cast(int | None, _one(connection, query, (dataset,))[0])
 
 
 def sink_position(connection: Connection, store: str, dataset: str) -> StorePosition:
-    """Where the store's sink stands. Raises StoreDown when its partitions stand in different topics or tables."""
+    """The position of the store's sink. Raises StoreDown when its partitions count in different topics or tables."""
     query = "SELECT table_id, topic_id, partition, next_offset FROM sink_progress WHERE store = %s AND dataset = %s"
     with translated():
         rows = connection.execute(query, (store, dataset)).fetchall()
@@ -198,14 +180,14 @@ def sink_offsets(connection: Connection, store: str, dataset: str) -> dict[int, 
 
 
 class Replayed(NamedTuple):
-    """A running replay has come up to `batch_id` in filling the table `table_id`."""
+    """A running replay has written all batches up to `batch_id` into the table `table_id`."""
 
     batch_id: int
     table_id: str
 
 
 def replayed(connection: Connection, store: str, dataset: str) -> Replayed | None:
-    """How far a running replay has come; None without one."""
+    """The progress of the running replay; None when none runs."""
     query = "SELECT next_batch - 1, table_id FROM replays WHERE store = %s AND dataset = %s"
     with translated():
         row = connection.execute(query, (store, dataset)).fetchone()
@@ -243,7 +225,7 @@ def lost_batches(
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What counts as loaded. A batch of topic number `topics.current` is, once `offsets` are beyond all its parts.
+    """Which batches count as loaded. A batch of topic number `topics.current` does, once `offsets` are above its parts.
 
     A batch of another topic, or one that is in no topic any more, can no longer be read by a stream. It counts as
     loaded up to batch `replayed`; beyond that only where `skips_lost`, once the stream reads a later topic than the

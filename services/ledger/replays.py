@@ -1,22 +1,19 @@
-"""Replays under way: how far each has come in filling a store from PostgreSQL. One at a time a store and dataset."""
+"""The progress of running replays, which fill a store from PostgreSQL: one at a time for each store and dataset."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 from uuid import UUID, uuid4
-
-import psycopg
 
 from services.core.dataset import Dataset
 from services.core.errors import Conflict, Fenced, Invalid
 from services.ledger import schema, sink_repair
-from services.postgres.connection import connect, translated
+from services.postgres.connection import Connection, connect, translated
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Batches below `next` are done with, `last` is the last one; `range_last`: next..range_last is being written."""
+    """Batches below `next` are written, and `last` is the last to write; next..range_last are being written."""
 
     id: UUID
     next: int
@@ -28,12 +25,12 @@ class ReplayProgress:
     """One row of table replays, and the lock on it, which ends with the connection. Methods raise StoreDown."""
 
     def __init__(self, postgres_url: str, store: str, dataset: Dataset) -> None:
-        """Raises Conflict when another replay of the same runs."""
+        """Raises Conflict while another replay of this store and dataset runs."""
         self._dataset = dataset
         self._key = {"store": store, "dataset": dataset.name}
         self._connection = connect(postgres_url, closed_when_idle=False)  # its lock must last
         try:
-            schema.prepare(self._connection)
+            schema.require(self._connection)
             with translated():
                 lock = "SELECT pg_try_advisory_lock(hashtextextended('replay:' || %(store)s || ':' || %(dataset)s, 0))"
                 held = self._connection.execute(lock, self._key).fetchone()
@@ -46,12 +43,12 @@ class ReplayProgress:
             raise
 
     def begin(self, topic_id: str, table_id: str, bounds: Mapping[int, tuple[int, int]], first: int | None) -> Replay:
-        """Continue the replay; begin at batch `first` if it is given, at the first batch if none is under way.
+        """Continue the replay; begin at batch `first` if it is given, at the first batch if no replay was interrupted.
 
-        The replay ends with the last batch of now. `bounds`: see `sink_repair.skip`; empty if every position
-        lies within the topic. The positions are bound to the topic and the table in the same transaction, and from then
-        on the store's watermark is held. If the topic or the table was made anew, the replay begins anew. Raises
-        Invalid if `first` is given in that case.
+        The replay ends with the last batch that the ledger has now. `bounds`: see `sink_repair.skip`; empty if every
+        position lies within the topic. One transaction begins the replay and binds the positions to the topic and the
+        table; from then on the replay caps the store's watermark. If the topic or the table was made anew, the replay
+        begins anew. Raises Invalid if `first` is given in that case.
         """
         store, dataset = self._key["store"], self._key["dataset"]
         with self._transaction() as connection:
@@ -84,15 +81,15 @@ class ReplayProgress:
         return Replay(*row)
 
     def intend(self, replay: Replay, range_last: int) -> Replay:
-        """Write down what is about to be written. Raises Fenced when somebody else has gone on."""
+        """Note the range that is about to be written. Raises Fenced when another process has gone on."""
         return self._put(replay, replace(replay, range_last=range_last))
 
     def advance(self, replay: Replay, next_batch: int) -> Replay:
-        """All below `next_batch` is done with. Raises Fenced when somebody else has gone on."""
+        """Note that all batches below `next_batch` are written. Raises Fenced when another process has gone on."""
         return self._put(replay, replace(replay, next=next_batch, range_last=None))
 
     def finish(self, replay: Replay) -> None:
-        """The watermark is held back no longer. Raises Fenced when somebody else has gone on."""
+        """End the replay, which then no longer caps the watermark. Raises Fenced when another process has gone on."""
         with self._transaction() as connection:
             done = connection.execute(
                 "DELETE FROM replays WHERE store = %(store)s AND dataset = %(dataset)s AND id = %(id)s"
@@ -125,6 +122,6 @@ class ReplayProgress:
             raise Fenced(f"another replay of {'/'.join(self._key.values())} has gone on from batch {replay.next}")
 
     @contextmanager
-    def _transaction(self) -> Iterator[psycopg.Connection[Any]]:
+    def _transaction(self) -> Iterator[Connection]:
         with translated(), self._connection.transaction():
             yield self._connection

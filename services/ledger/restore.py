@@ -1,7 +1,7 @@
-"""What has to be changed once in a ledger that was restored from a backup, before any process uses it.
+"""Makes a ledger that was restored from a backup fit for use, once, before any process uses it.
 
-The backup knows nothing of what happened after it was made. Batch ids were given out that the restored sequence would
-give out again, for other rows; stores have loaded rows, and sinks have come further than the restored positions say.
+After the backup was made, batch ids were given out that the restored sequence would give out again, for other rows.
+Stores have loaded rows since, so their sinks are ahead of the restored positions.
 """
 
 from typing import NamedTuple
@@ -15,12 +15,11 @@ _IDS_A_SECOND = 200
 
 # The time decides, not the restored sequence: the same backup may be restored twice.
 _LEAP = """
-    SELECT setval('batch_ids', %(rate)s * seconds), last_value,
-           setval(pg_get_serial_sequence('alerts', 'id'), greatest(coalesce((SELECT max(id) FROM alerts), 0), seconds))
+    SELECT setval('batch_ids', %(rate)s * seconds), last_value
     FROM batch_ids, (SELECT extract(epoch FROM clock_timestamp() - '2026-01-01')::bigint AS seconds) AS clock"""
 
-# What a store had loaded at the backup, it has loaded now: its replay begins there. A replay gets a new id, because the
-# store may remember the tokens of writes that the former one made after the backup.
+# A store still has all rows that it had loaded when the backup was made, so its replay begins after them. A replay gets
+# a new id, because the store may remember the tokens of writes that the former replay made after the backup.
 _BEGIN_REPLAYS = """
     INSERT INTO replays (store, dataset, id, next_batch, last_batch, table_id)
     SELECT store, dataset, gen_random_uuid(), batch_id + 1, batch_id, table_id
@@ -72,6 +71,6 @@ def after_restore(connection: Connection) -> Leap:
         connection.execute("DELETE FROM watermarks WHERE store <> ''")  # which ids are settled is as true as before
         row = connection.execute(_LEAP, {"rate": _IDS_A_SECOND}).fetchone()
         assert row is not None
-        last, before, _ = row
+        last, before = row
         connection.execute("INSERT INTO id_leaps (after, until) VALUES (%s, %s)", (before, last))
     return Leap(before + 1, last)

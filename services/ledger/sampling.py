@@ -4,8 +4,7 @@ import random
 from collections.abc import Iterable
 
 from services.core.ledger import Batch
-from services.ledger.reading import Connection
-from services.postgres.connection import translated
+from services.postgres.connection import Connection, translated
 
 _IDS_AT_ONCE = 2_000
 _ATTEMPTS = 50  # of so many ids: a dataset that has fewer than one id in a thousand may get a smaller sample

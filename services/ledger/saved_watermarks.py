@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from psycopg.types.json import Jsonb
 
 from services.core.ledger import StorePosition
-from services.ledger.reading import Connection
-from services.postgres.connection import translated
+from services.postgres.connection import Connection, translated
 
 
 @dataclass(frozen=True, slots=True)

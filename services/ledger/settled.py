@@ -1,9 +1,9 @@
-"""Which batch ids are settled: each is the id of a committed batch, or of a batch that will never be.
+"""Which batch ids are settled: each is the id of a committed batch, or of a batch that will never be committed.
 
 Batch ids are drawn from one sequence by transactions that end in any order, and some of them roll back. An id that is
 missing among higher ones may still appear, as long as the transaction that drew it is open. PostgreSQL tells which
-transactions those are: each holds a lock on the sequence from its first draw to its end. The transactions of strangers,
-however old, play no part.
+transactions those are: each holds a lock on the sequence from its first draw to its end. Transactions of other
+programs, however old, have no influence.
 """
 
 import time
@@ -11,14 +11,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from services.ledger import reading
-from services.ledger.reading import Connection, OpenWriter
+from services.ledger.reading import OpenWriter
+from services.postgres.connection import Connection
 
 _PAGE = 10_000  # batch ids read at once
 
 
 @dataclass(slots=True)
 class Settled:
-    """Every batch id up to `end` is settled. Pure bookkeeping: `look` reads what it is told."""
+    """Every batch id up to `end` is settled. This class does no I/O: `look` reads what the methods are given."""
 
     end: int = 0
     _highest: int = 0  # the highest committed id that was seen above a missing one
@@ -56,7 +57,7 @@ class Settled:
 
 @dataclass(slots=True)
 class Look:
-    """What `look` found: `held_by` are the transactions that keep ids from being settled, since `held_since`."""
+    """The result of `look`: the transactions that have kept ids from being settled since `held_since`."""
 
     held_by: Sequence[OpenWriter] = field(default_factory=tuple)
     held_since: float | None = None  # monotonic

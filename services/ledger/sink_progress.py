@@ -1,4 +1,5 @@
-"""How far each store's sink has come, by compare-and-set: a consumer without its partition is fenced before it writes.
+"""The offsets up to which each store has committed. All changes are compare-and-set: a consumer that lost its partition
+is fenced before it writes.
 
 A position counts offsets of one topic, and vouches for rows in one table. Both identities are stored with the position
 and compared before the position is used.
@@ -7,9 +8,7 @@ and compared before the position is used.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, LiteralString
-
-import psycopg
+from typing import LiteralString
 
 from services.core.dataset import Dataset
 from services.core.errors import Fenced, NeedsOperator, StoreDown
@@ -18,7 +17,7 @@ from services.core.ledger import Range, SinkPosition
 from services.core.ports import StoreReader
 from services.core.queries import StatsQuestion
 from services.ledger import schema
-from services.postgres.connection import connect, translated
+from services.postgres.connection import Connection, connect, translated
 
 _SELECT = (
     "SELECT partition, next_offset, intent_first, intent_last, intent_together FROM sink_progress"
@@ -46,7 +45,7 @@ _FINISH = """
 
 
 class SinkProgress:
-    """One sink's rows of table sink_progress. Not thread-safe; connects when needed. All methods raise StoreDown."""
+    """The rows of one sink in table sink_progress. Not thread-safe. Connects when needed. Methods raise StoreDown."""
 
     def __init__(self, postgres_url: str, reader: StoreReader, dataset: Dataset, topic_id: str) -> None:
         """`reader` reads the sink's store."""
@@ -56,7 +55,7 @@ class SinkProgress:
         self._key = (reader.name, dataset.name)
         self._topic_id = topic_id
         self._table_id = ""
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: Connection | None = None
 
     def load(self, partitions: Iterable[int]) -> list[SinkPosition]:
         """Return the positions of `partitions`, and of the partitions that were begun together with them.
@@ -67,7 +66,7 @@ class SinkProgress:
         store, dataset = self._key
         table_id = self._reader.table_id(self._dataset)
         with self._connected() as connection:
-            schema.prepare(connection)
+            schema.require(connection)
             with connection.transaction():
                 self._check_identities(connection, table_id)
                 connection.execute(
@@ -91,15 +90,15 @@ class SinkProgress:
             raise made_anew("table", *self._key)
 
     def begin(self, intents: Mapping[int, Range]) -> bool:
-        """Write down the ranges that are about to be written together, by partition; repeating the call is harmless.
+        """Mark ranges that are about to be written together as pending, by partition. Repeating the call is harmless.
 
-        Returns whether they were pending already: then somebody else may have tried to write them. Raises Fenced unless
-        each range begins at its partition's position: load again.
+        Returns whether they were pending already: then another process may have tried to write them. Raises Fenced
+        unless each range begins at its partition's position; the caller then loads the positions again.
         """
         return any(self._put(_BEGIN, intents))
 
     def finish(self, intents: Mapping[int, Range]) -> None:
-        """Mark the ranges as stored. Raises Fenced if they are finished already or were not begun: load again."""
+        """Mark the ranges as stored. Raises Fenced if they are finished already or were not begun."""
         self._put(_FINISH, intents)
 
     def close(self) -> None:
@@ -108,7 +107,7 @@ class SinkProgress:
             self._connection = None
 
     def _put(self, change: LiteralString, intents: Mapping[int, Range]) -> list[bool]:
-        """Make the change in all partitions of `intents`, or in none; what each returns. Raises Fenced."""
+        """Make the change in all partitions of `intents` or in none; return one value for each. Raises Fenced."""
         store, dataset = self._key
         values = {
             "store": store,
@@ -122,10 +121,12 @@ class SinkProgress:
         with self._connected() as connection, connection.transaction():
             changed = connection.execute(change, values).fetchall()
             if len(changed) != len(intents):
-                raise Fenced(f"partitions {list(intents)} of {store}/{dataset} no longer stand where they stood")
+                raise Fenced(
+                    f"partitions {list(intents)} of {store}/{dataset} are no longer at the positions that were loaded"
+                )
         return [value for (value,) in changed]
 
-    def _check_identities(self, connection: psycopg.Connection[Any], table_id: str) -> None:
+    def _check_identities(self, connection: Connection, table_id: str) -> None:
         store, dataset = self._key
         query = "SELECT topic_id, table_id, next_offset FROM sink_progress WHERE store = %s AND dataset = %s"
         rows = connection.execute(query, self._key).fetchall()
@@ -148,12 +149,12 @@ class SinkProgress:
             )
 
     def _is_empty(self) -> bool:
-        """Asked once in the life of a table."""
+        """Whether the store's table has no rows. Looked at once in the life of a table."""
         [[rows]] = self._reader.answer(StatsQuestion(self._dataset), as_of=MAX_BATCH).rows
         return int(rows) == 0
 
     @contextmanager
-    def _connected(self) -> Iterator[psycopg.Connection[Any]]:
+    def _connected(self) -> Iterator[Connection]:
         if self._connection is None:
             self._connection = connect(self._url)
         try:
@@ -172,7 +173,7 @@ def made_anew(what: str, store: str, dataset: str) -> NeedsOperator:
 
 
 def positions(postgres_url: str, store: str, dataset: str) -> dict[int, SinkPosition]:
-    """Every partition's position, for readers. Raises StoreDown."""
+    """The position of every partition, for readers. Raises StoreDown."""
     with connect(postgres_url) as connection, translated():
         return _positions(connection.execute(_SELECT, (store, dataset)))
 

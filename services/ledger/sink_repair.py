@@ -5,11 +5,9 @@ positions is fenced.
 """
 
 from collections.abc import Mapping
-from typing import Any
-
-import psycopg
 
 from services.core.dataset import Dataset
+from services.postgres.connection import Connection
 
 _SKIP = """
     WITH kept AS (
@@ -24,7 +22,7 @@ _SKIP = """
     WHERE store = %(store)s AND dataset = %(dataset)s AND partition = of AND of IN (SELECT of FROM broken)"""
 
 
-def former_topic(connection: psycopg.Connection[Any], store: str, dataset: str, topic_id: str) -> str | None:
+def former_topic(connection: Connection, store: str, dataset: str, topic_id: str) -> str | None:
     """Return the id of the topic that the positions count in, if it is not `topic_id`."""
     row = connection.execute(
         "SELECT topic_id FROM sink_progress WHERE store = %s AND dataset = %s AND topic_id <> %s LIMIT 1",
@@ -33,7 +31,7 @@ def former_topic(connection: psycopg.Connection[Any], store: str, dataset: str, 
     return row[0] if row else None
 
 
-def bind_topic(connection: psycopg.Connection[Any], store: str, dataset: Dataset, former: str, topic_id: str) -> None:
+def bind_topic(connection: Connection, store: str, dataset: Dataset, former: str, topic_id: str) -> None:
     """Drop the positions in the topic `former`. Its number comes first in table `topics`: see `topics`."""
     connection.execute("DELETE FROM sink_progress WHERE store = %s AND dataset = %s", (store, dataset.name))
     for known in (former, topic_id):
@@ -42,7 +40,7 @@ def bind_topic(connection: psycopg.Connection[Any], store: str, dataset: Dataset
         )
 
 
-def bind_table(connection: psycopg.Connection[Any], store: str, dataset: str, table_id: str) -> bool:
+def bind_table(connection: Connection, store: str, dataset: str, table_id: str) -> bool:
     """Bind the positions to the table `table_id`; return whether they were bound to another table.
 
     The table lacks rows that the positions count until the replay has filled it; the replay holds the watermark.
@@ -58,7 +56,7 @@ def bind_table(connection: psycopg.Connection[Any], store: str, dataset: str, ta
 
 
 def skip(
-    connection: psycopg.Connection[Any],
+    connection: Connection,
     store: str,
     dataset: str,
     topic_id: str,

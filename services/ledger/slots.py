@@ -7,14 +7,12 @@ process's producer by the slot's transactional id.
 """
 
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
-import psycopg
 from psycopg.sql import SQL, Composed
 
 from services.core.errors import Conflict, Fenced, NotFound
-from services.postgres.connection import translated
+from services.postgres.connection import Connection, Cursor, translated
 
 LEASE_SECONDS = 10
 RENEW_SECONDS = 2
@@ -52,7 +50,7 @@ def session_name(owner: UUID) -> str:
     return f"{_SESSION}{owner}"
 
 
-def acquire(connection: psycopg.Connection[Any], owner: UUID) -> Lease:
+def acquire(connection: Connection, owner: UUID) -> Lease:
     """Lease the lowest free slot without unpublished batches, or a new slot. Raises StoreDown.
 
     A slot with unpublished batches is left to `adopt_orphan`, so that new batches never wait behind a stuck slot.
@@ -61,12 +59,12 @@ def acquire(connection: psycopg.Connection[Any], owner: UUID) -> Lease:
     return _take(connection, owner, free) or _create(connection, owner)
 
 
-def adopt_orphan(connection: psycopg.Connection[Any], owner: UUID) -> Lease | None:
+def adopt_orphan(connection: Connection, owner: UUID) -> Lease | None:
     """Lease one slot that has unpublished batches and no living owner; None when there is none. Raises StoreDown."""
     return _take(connection, owner, SQL("{} AND {}").format(_LAPSED, _UNFINISHED))
 
 
-def take_over(connection: psycopg.Connection[Any], owner: UUID, slot: int) -> Lease:
+def take_over(connection: Connection, owner: UUID, slot: int) -> Lease:
     """Lease this slot for an operator. Raises NotFound, StoreDown, or Conflict while a living owner publishes it."""
     resolvable = SQL("slot = {} AND (stuck <> '' OR {})").format(slot, _LAPSED)
     if lease := _take(connection, owner, resolvable):
@@ -76,7 +74,7 @@ def take_over(connection: psycopg.Connection[Any], owner: UUID, slot: int) -> Le
     raise Conflict(f"slot {slot} has a living owner that publishes it: nothing is to be resolved")
 
 
-def renew(connection: psycopg.Connection[Any], owner: UUID) -> set[Lease]:
+def renew(connection: Connection, owner: UUID) -> set[Lease]:
     """Prolong all leases of `owner`; those it still holds. Raises StoreDown."""
     with translated():
         rows = connection.execute(
@@ -85,7 +83,7 @@ def renew(connection: psycopg.Connection[Any], owner: UUID) -> set[Lease]:
         return {Lease(*row) for row in rows}
 
 
-def release(connection: psycopg.Connection[Any], lease: Lease) -> None:
+def release(connection: Connection, lease: Lease) -> None:
     """Let others have the slot at once. Raises StoreDown."""
     with translated():
         connection.execute(
@@ -95,7 +93,7 @@ def release(connection: psycopg.Connection[Any], lease: Lease) -> None:
         )
 
 
-def give_up(connection: psycopg.Connection[Any], lease: Lease, reason: str) -> None:
+def give_up(connection: Connection, lease: Lease, reason: str) -> None:
     """Note why the slot cannot be published, for `logpipe slots`. Raises StoreDown."""
     with translated():
         connection.execute(
@@ -103,7 +101,7 @@ def give_up(connection: psycopg.Connection[Any], lease: Lease, reason: str) -> N
         )
 
 
-def every(connection: psycopg.Connection[Any]) -> list[Slot]:
+def every(connection: Connection) -> list[Slot]:
     """All slots, in order. Raises StoreDown."""
     query = SQL("""SELECT slot, NOT {}, coalesce(waiting, 0), stuck
                    FROM slots LEFT JOIN (SELECT slot, count(*) AS waiting FROM batches WHERE published_at IS NULL
@@ -113,7 +111,7 @@ def every(connection: psycopg.Connection[Any]) -> list[Slot]:
         return [Slot(*row) for row in connection.execute(query)]
 
 
-def hold(cursor: psycopg.Cursor[Any], lease: Lease) -> None:
+def hold(cursor: Cursor, lease: Lease) -> None:
     """Keep the slot's lease from changing until the transaction ends. Raises Fenced when it has changed already."""
     found = cursor.execute(
         "SELECT FROM slots WHERE slot = %s AND epoch = %s FOR SHARE", (lease.slot, lease.epoch)
@@ -122,7 +120,7 @@ def hold(cursor: psycopg.Cursor[Any], lease: Lease) -> None:
         raise Fenced(f"slot {lease.slot} was leased by another process")
 
 
-def end_lapsed_sessions(connection: psycopg.Connection[Any]) -> int:
+def end_lapsed_sessions(connection: Connection) -> int:
     """End the database sessions of ingest processes whose lease has lapsed; how many sessions. Raises StoreDown.
 
     A stopped process may hold a transaction open in the middle of a COPY, where no timeout of PostgreSQL applies.
@@ -144,7 +142,7 @@ def end_lapsed_sessions(connection: psycopg.Connection[Any]) -> int:
     return int(row[0])
 
 
-def _take(connection: psycopg.Connection[Any], owner: UUID, condition: Composed) -> Lease | None:
+def _take(connection: Connection, owner: UUID, condition: Composed) -> Lease | None:
     """Lease the lowest slot that fulfils `condition`, once the sessions of its lapsed owner have been ended."""
     query = SQL(
         "SELECT slot AS free, owner IS NOT DISTINCT FROM reader AS by_epoch FROM slots WHERE {} ORDER BY slot LIMIT 1"
@@ -173,7 +171,7 @@ def _take(connection: psycopg.Connection[Any], owner: UUID, condition: Composed)
     return lease
 
 
-def _create(connection: psycopg.Connection[Any], owner: UUID) -> Lease:
+def _create(connection: Connection, owner: UUID) -> Lease:
     with translated(), connection.transaction():
         connection.execute(_ONE_AT_A_TIME)
         row = connection.execute(

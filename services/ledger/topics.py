@@ -2,11 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
-
-from services.postgres.connection import translated
+from services.postgres.connection import Connection, translated
 
 UNKNOWN = "unknown"
 """Stands for the id of a topic that is no more, to which version 1 published without writing its id down."""
@@ -20,9 +17,7 @@ class Topic:
     topic_id: str
 
 
-def register(
-    connection: psycopg.Connection[Any], dataset: str, name: str, topic_id: str, ends: Mapping[int, int]
-) -> Topic:
+def register(connection: Connection, dataset: str, name: str, topic_id: str, ends: Mapping[int, int]) -> Topic:
     """The present topic of `dataset`. `ends`: partition -> end of its log. Raises StoreDown.
 
     Version 1 wrote positions of slots without the topic's id. They are bound to the present topic when it reaches up
@@ -47,7 +42,7 @@ def register(
         return Topic(number(connection, name, topic_id), topic_id)
 
 
-def number(connection: psycopg.Connection[Any], name: str, topic_id: str) -> int:
+def number(connection: Connection, name: str, topic_id: str) -> int:
     """The number of this topic, which it gets when it is first asked for. Raises StoreDown."""
     with translated():
         connection.execute(

@@ -1,8 +1,8 @@
-"""How far each store has come: the highest batch id at or below which every batch is loaded there.
+"""The watermark of each store: the highest batch id at or below which every batch is loaded there.
 
-First it is settled which ids will never be batches (`settled`); then the first batch is looked for that the store has
-not loaded, by the position that the store has confirmed. Both go on from where the last look ended, in this process or
-in another one, so they read only what is new.
+First, `settled` finds out which ids will never be batches. Then the first batch is searched that the store has not
+loaded, by the position that the store has confirmed. Both continue where the last search ended, in this process or in
+another one, so they read only new batches.
 
 A position counts in a topic and vouches for a table. A batch that was published to another topic, or a table that was
 made anew, is never measured by it.
@@ -21,12 +21,14 @@ from services.core.ledger import StorePosition
 from services.core.ports import StoreReader
 from services.ledger import reading, saved_watermarks, schema, slots
 from services.ledger.identity import ledger_id
-from services.ledger.reading import Connection, Lag, OpenWriter, Taken, TopicNumbers
+from services.ledger.reading import Lag, OpenWriter, Taken, TopicNumbers
 from services.ledger.saved_watermarks import Saved
 from services.ledger.settled import Look, Settled, look
+from services.postgres.connection import Connection
+from services.postgres.pool import Pool
 
-_PATIENCE = 10.0  # seconds that a query waits for another one's look at the same watermark
-_WALK_SECONDS = 1.0  # after which a watermark that is still rising is given as far as it has come
+_PATIENCE = 10.0  # seconds that a query waits while another one computes the same watermark
+_WALK_SECONDS = 1.0  # after which a watermark that is still rising is returned as it is
 _PAGE = 100_000  # batch ids looked through at once
 _SAVE_SECONDS = 10.0
 _SAVE_BATCHES = 10_000  # that a watermark has risen by, to be saved at once
@@ -53,8 +55,8 @@ class _Mark:
 class Watermarks:
     """The watermarks of all stores, kept between queries. Thread-safe; methods raise StoreDown."""
 
-    def __init__(self, ledger: reading.Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
         self._ledger_id: UUID | None = None
         self._settled: Settled | None = None
         self._look = Look()
@@ -65,7 +67,7 @@ class Watermarks:
 
     def settled(self) -> int:
         """The highest id at or below which no batch can appear any more. Raises StoreDown('postgres')."""
-        with _held(self._settling, "postgres"), self._ledger.connection() as connection:
+        with _held(self._settling, "postgres"), self._pool.connection() as connection:
             self._begin(connection)
             assert self._settled is not None
             self._look = look(connection, self._settled, self._look)
@@ -80,7 +82,7 @@ class Watermarks:
     def _begin(self, connection: Connection) -> None:
         """Start from what the ledger has saved, again when the ledger was made anew: its ids begin at 1 then."""
         if self._settled is None:
-            schema.prepare(connection)
+            schema.require(connection)
         found = ledger_id(connection)
         if found != self._ledger_id:
             self._ledger_id, self._look = found, Look()
@@ -106,21 +108,21 @@ class Watermarks:
             # The order of reading matters. The position must not be older than the saved watermark, or the store would
             # seem to have fallen back; the replay must not be older than the position, which it moves when it begins.
             if reader.progress == "own":
-                with self._ledger.connection() as connection:
+                with self._pool.connection() as connection:
                     _resume(connection, mark, reader.name, dataset.name)
                 position = reader.position(dataset)
-                with self._ledger.connection() as connection:
+                with self._pool.connection() as connection:
                     return self._advance(connection, mark, reader, dataset, position, settled)
             if time.monotonic() - mark.table_seen_at > _TABLE_SECONDS:
                 mark.table_id, mark.table_seen_at = reader.table_id(dataset), time.monotonic()
-            with self._ledger.connection() as connection:
+            with self._pool.connection() as connection:
                 _resume(connection, mark, reader.name, dataset.name)
                 position = reading.sink_position(connection, reader.name, dataset.name)
                 _refuse_another_table(reader.name, dataset.name, mark.table_id, position.table_id)
                 return self._advance(connection, mark, reader, dataset, position, settled)
 
     def last_known(self, reader: StoreReader, dataset: Dataset) -> int:
-        """The watermark as last computed here: still true, if the ledger cannot be reached.
+        """The watermark that was last computed here, which is still valid while the ledger is unreachable.
 
         0 when it was never computed, or when the store's table was made anew since. Raises StoreDown of the store.
         """
@@ -136,8 +138,8 @@ class Watermarks:
         return mark.saved.batch_id if is_same else 0
 
     def lag(self, dataset: Dataset, watermark: int) -> Lag:
-        """What of `dataset` lies above `watermark`; batches are counted up to 100,000."""
-        with self._ledger.connection() as connection:
+        """The batches of `dataset` above `watermark`, counted up to 100,000."""
+        with self._pool.connection() as connection:
             return reading.lag(connection, dataset.name, watermark, _MOST_LAG)
 
     def _advance(
@@ -149,7 +151,7 @@ class Watermarks:
         position: StorePosition,
         settled: int,
     ) -> int:
-        """Raise the watermark to where the store stands, but no higher than a running replay has come."""
+        """Raise the watermark to the store's position, capped by a running replay."""
         replay = reading.replayed(connection, reader.name, dataset.name)
         if replay is not None:
             _refuse_another_table(reader.name, dataset.name, position.table_id, replay.table_id)
@@ -180,14 +182,14 @@ class Watermarks:
 
 
 def _resume(connection: Connection, mark: _Mark, store: str, dataset: str) -> None:
-    """Go on from the saved watermark where it is higher than the one known here, or was lowered since."""
+    """Continue from the saved watermark if it is higher than the one known here, or was lowered since."""
     saved = saved_watermarks.read(connection, store, dataset)
     if saved.epoch != mark.saved.epoch or saved.batch_id > mark.saved.batch_id:
         mark.saved = replace(saved, batch_id=max(saved.batch_id, reading.floor(connection, dataset) - 1))
 
 
 def _check(connection: Connection, mark: _Mark, store: str, dataset: str, position: StorePosition) -> None:
-    """Lower the watermark when the store no longer stands where the watermark was computed."""
+    """Lower the watermark when the store's position is below the one at which the watermark was computed."""
     if not _stands_beyond(position, mark.saved.position):
         floor = reading.floor(connection, dataset)
         saved_watermarks.replace(connection, store, dataset, position, max(0, floor - 1))
@@ -196,7 +198,7 @@ def _check(connection: Connection, mark: _Mark, store: str, dataset: str, positi
 
 
 def _walk(connection: Connection, dataset: str, after: int, stop: int, taken: Taken) -> int:
-    """The batch up to which all are loaded, as far as `_WALK_SECONDS` lead."""
+    """The batch up to which all are loaded, or the one that was reached after `_WALK_SECONDS`."""
     deadline = time.monotonic() + _WALK_SECONDS
     while after < stop and time.monotonic() < deadline:
         last = min(stop, reading.next_batch(connection, dataset, after, stop) + _PAGE)
@@ -208,7 +210,7 @@ def _walk(connection: Connection, dataset: str, after: int, stop: int, taken: Ta
 
 
 def _stands_beyond(now: StorePosition, then: StorePosition) -> bool:
-    """Whether all that a store held at `then` it holds at `now`. A position of an earlier release names no table."""
+    """Whether the position `now` covers the position `then`. A position of an earlier release names no table."""
     return (
         then.table_id in ("", now.table_id)
         and then.topic_id in ("", now.topic_id)
@@ -217,7 +219,7 @@ def _stands_beyond(now: StorePosition, then: StorePosition) -> bool:
 
 
 def _refuse_another_table(store: str, dataset: str, there: str, filled: str) -> None:
-    """Raises StoreDown unless the table that is there is the one that was filled; '' stands for an unknown one."""
+    """Raise StoreDown unless the table `there` is the table that was `filled`; '' stands for an unknown table."""
     if there and filled and there != filled:
         raise StoreDown(
             store,
@@ -230,7 +232,7 @@ def _refuse_another_table(store: str, dataset: str, there: str, filled: str) -> 
 def _held(lock: Lock, store: str) -> Iterator[None]:
     """Hold `lock`; it has a timeout, so that one stuck caller cannot block the rest."""
     if not lock.acquire(timeout=_PATIENCE):
-        raise StoreDown(store, f"it has not said for {_PATIENCE:.0f} s how far it is")
+        raise StoreDown(store, f"its watermark was not computed within {_PATIENCE:.0f} s")
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ from services.local import clickhouse, hdfs, kafka, passwords, postgres, process
 from services.local.program import Program
 from services.local.settings import LocalSettings
 from services.local.supervision import State, Supervisor
+from services.migrate.service import migrate
 
 READY_SECONDS = 180
 _POLL_SECONDS = 0.1
@@ -118,15 +119,20 @@ class Stack:
             watcher(name, "stopped: its settings have changed")
         given_up = threading.Event()
         ready: dict[str, Future[None]] = {}
+        tables: Future[None] | None = None
         try:
-            with ThreadPoolExecutor(len(NAMES)) as pool:
+            with ThreadPoolExecutor(len(NAMES) + 1) as pool:
                 for name in self.names:  # needs come first in this order, so their futures exist
                     needs = [ready[need] for need in _PROGRAMS[name].needs if need in ready]
+                    if "postgres" in _PROGRAMS[name].needs:
+                        tables = tables or pool.submit(self._migrate, ready.get("postgres"), given_up)
+                        needs.append(tables)
                     ready[name] = pool.submit(self._bring_up, known[name], needs, given_up, watcher)
         except KeyboardInterrupt:
             given_up.set()
             raise
-        errors = [error for future in ready.values() if (error := future.exception()) is not None]
+        steps = [*ready.values(), *([tables] if tables else [])]
+        errors = [error for step in steps if (error := step.exception()) is not None]
         for error in sorted(errors, key=lambda error: isinstance(error, _GivenUp)):
             if not any(state.pid for state in self.states().values()):
                 self.supervisor.shutdown()
@@ -175,6 +181,16 @@ class Stack:
                 self.supervisor.start(program.name)
             self._await_ready(program, given_up)
             watcher(program.name, "ready")
+        except BaseException:
+            given_up.set()
+            raise
+
+    def _migrate(self, postgres: Future[None] | None, given_up: threading.Event) -> None:
+        """Make the tables in PostgreSQL, once it is ready. `postgres` is None when this `up` does not start it."""
+        try:
+            if postgres is not None:
+                postgres.result()
+            migrate(self.settings.urls()["LOGPIPE_POSTGRES_URL"])
         except BaseException:
             given_up.set()
             raise

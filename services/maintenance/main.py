@@ -50,7 +50,7 @@ def main(names: tuple[str, ...], once: bool, trust_clock: bool) -> None:
 def run_once(settings: MaintainSettings, chosen: tuple[Dataset, ...], trust_clock: bool) -> None:
     if trust_clock:
         with connect(settings.postgres_url.get_secret_value()) as connection:
-            schema.prepare(connection)
+            schema.require(connection)
             retention_clock.now_microseconds(connection, trust_clock=True)
     for dataset in chosen:
         for what in Steps(settings, dataset).all():

@@ -4,6 +4,7 @@ from contextlib import closing
 
 import click
 
+from services.alerts import repository as alerts
 from services.core.errors import LogpipeError
 from services.ledger import restore, schema
 from services.postgres.connection import connect
@@ -14,7 +15,7 @@ from services.runtime.settings import PostgresSettings
 @click.command()
 @click.confirmation_option(prompt="Was PostgreSQL restored from a backup? Every position of a store is dropped")
 def main() -> None:
-    """Make a ledger fit for use that was restored from a backup. Run it once, before any other process is started.
+    """Make a ledger that was restored from a backup fit for use. Run it once, before any other process is started.
 
     Batch ids go on above all that were ever given out, and every store that is filled by stream-to-store has to be
     replayed.
@@ -22,8 +23,10 @@ def main() -> None:
     logs.configure("ledger-restored", "ERROR")
     try:
         with closing(connect(PostgresSettings().postgres_url.get_secret_value())) as connection:
-            schema.prepare(connection)
+            schema.require(connection)
+            alerts.require(connection)
             leap = restore.after_restore(connection)
+            alerts.skip_used_ids(connection)
     except LogpipeError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"the ledger has a new identity; its batches go on at {leap.last + 1}")

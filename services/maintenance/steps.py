@@ -6,18 +6,19 @@ from contextlib import closing
 from datetime import date, timedelta
 
 from services import stores
+from services.alerts import repository as alerts
 from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError, NeedsOperator
 from services.core.instants import DAY, to_datetime
 from services.lake.maintenance import TableMaintenance
-from services.ledger import alerts, floors, reading, schema
-from services.ledger.reading import Ledger
+from services.ledger import floors, reading, schema
 from services.ledger.watermark import Watermarks
 from services.maintenance.rejected import RejectedRows
 from services.maintenance.settings import MaintainSettings
 from services.postgres import clock
 from services.postgres.connection import connect
+from services.postgres.pool import Pool
 from services.runtime import metrics
 from services.stores import postgres
 
@@ -82,8 +83,8 @@ class Steps:
         if (retention := self._settings.retention_days) is None:
             return
         url = self._settings.postgres_url.get_secret_value()
-        with connect(url) as connection, closing(Ledger(url, max_connections=1)) as ledger:
-            schema.prepare(connection)
+        with connect(url) as connection, closing(Pool(url, max_connections=1)) as ledger:
+            schema.require(connection)
             wanted = floors.today(connection) - retention
             before = floors.raise_to(connection, self._dataset.name, wanted, Watermarks(ledger).settled())
             keep = postgres.days_with_rows_from(
@@ -113,7 +114,8 @@ class Steps:
         if (retention := self._settings.retention_days) is None or self._dataset.alert is None:
             return
         with connect(self._settings.postgres_url.get_secret_value()) as connection:
-            schema.prepare(connection)
+            schema.require(connection)
+            alerts.require(connection)
             before = floors.today(connection) - retention
             if deleted := alerts.forget_resolved(connection, before * DAY // 1_000_000):
                 yield f"{deleted} alerts deleted that were resolved before {_date(before)}"

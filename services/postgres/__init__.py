@@ -1,1 +1,1 @@
-"""How PostgreSQL is reached: connections, pools, and the translation of its errors."""
+"""How PostgreSQL is reached: connections, pools, migrations, and the translation of its errors."""

@@ -1,11 +1,10 @@
-"""Connections and pools of PostgreSQL, and its errors as the pipeline's."""
+"""Connections to PostgreSQL, the settings of their sessions, and the translation of PostgreSQL's errors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
-from psycopg_pool import ConnectionPool
 
 from services.core.errors import StoreDown
 from services.postgres.shutdown import Sessions
@@ -15,7 +14,7 @@ PIPELINE = "logpipe"
 """The application_name of sessions that have no name of their own."""
 
 Connection = psycopg.Connection[Any]
-Pool = ConnectionPool[Connection]
+Cursor = psycopg.Cursor[Any]
 
 _DEAD_SERVER: dict[str, Any] = {
     "connect_timeout": 5,
@@ -48,49 +47,28 @@ def connect(url: str, *, autocommit: bool = True, name: str = PIPELINE, closed_w
         connection = psycopg.connect(
             url,
             autocommit=autocommit,
-            application_name=name,
-            options=f"-c timezone=UTC -c idle_in_transaction_session_timeout=20s {_DEAD_CLIENT}",
-            **_DEAD_SERVER,
+            **session_settings(name, "-c idle_in_transaction_session_timeout=20s"),
         )
     if closed_when_idle:
-        _sessions.add(connection, url)
+        watch_shutdown(connection, url)
     return connection
 
 
-def open_pool(
-    url: str,
-    max_connections: int,
-    timeout: float,
-    configure: Callable[[Connection], None] | None = None,
-    options: str = "",
-    name: str = PIPELINE,
-) -> Pool:
-    """Open a pool of autocommit connections whose time zone is UTC; it connects in the background.
+def session_settings(name: str, options: str = "") -> dict[str, Any]:
+    """The keyword arguments of `psycopg.connect` that every session of the pipeline has.
 
-    `timeout`: seconds that a caller waits for a connection. `options`: more settings of a session, as `-c name=value`.
-    `name` is shown as the application_name of the sessions.
+    `name` is shown as the session's application_name. `options`: more settings of the session, as `-c name=value`.
     """
+    return {
+        "application_name": name,
+        "options": f"-c timezone=UTC {_DEAD_CLIENT} {options}".rstrip(),
+        **_DEAD_SERVER,
+    }
 
-    def configured(connection: Connection) -> None:
-        _sessions.add(connection, url)
-        if configure:
-            configure(connection)
 
-    return ConnectionPool(
-        url,
-        min_size=1,
-        max_size=max_connections,
-        timeout=timeout,
-        configure=configured,
-        check=ConnectionPool.check_connection,
-        kwargs={
-            "autocommit": True,
-            "application_name": name,
-            "options": f"-c timezone=UTC {_DEAD_CLIENT} {options}".rstrip(),
-            **_DEAD_SERVER,
-        },
-        open=True,
-    )
+def watch_shutdown(connection: Connection, url: str) -> None:
+    """Close `connection` when its server shuts down while the connection is idle. `url` opens another session there."""
+    _sessions.add(connection, url)
 
 
 @contextmanager

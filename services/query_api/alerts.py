@@ -8,9 +8,9 @@ import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from services.alerts import repository as alerts
 from services.core.errors import NotFound
-from services.ledger import alerts
-from services.ledger.reading import Connection
+from services.postgres.connection import Connection
 from services.query_api.ledger import LedgerPool
 from services.runtime.http import needs
 from services.runtime.settings import PostgresSettings

@@ -7,8 +7,9 @@ from fastapi import Request
 
 from services.core.ports import QUESTION_SECONDS
 from services.core.stopping import Stop
-from services.ledger.reading import Connection, Ledger
+from services.postgres import pool
 from services.postgres.connection import NAME as POSTGRES
+from services.postgres.connection import Connection
 from services.query_api.leaving import while_connected
 from services.query_api.pools import Pool
 
@@ -19,7 +20,7 @@ class LedgerPool:
     """As many connections as threads."""
 
     def __init__(self, url: str, threads: int) -> None:
-        self._ledger = Ledger(url, max_connections=threads)
+        self._ledger = pool.Pool(url, max_connections=threads)
         self._pool = Pool(POSTGRES, threads)
 
     async def read(self, request: Request, work: Callable[[Connection], Result]) -> Result:

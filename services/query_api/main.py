@@ -10,10 +10,11 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from services import datasets, stores
+from services.alerts import repository
 from services.core.errors import StoreDown
 from services.core.ports import QUESTION_SECONDS
-from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
+from services.postgres.pool import Pool
 from services.query_api import alerts, reports
 from services.query_api.cache import CacheSettings, open_cache
 from services.query_api.endpoints import router
@@ -52,7 +53,7 @@ def application(settings: QuerySettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        ledger = Ledger(settings.postgres_url.get_secret_value())
+        ledger = Pool(settings.postgres_url.get_secret_value())
         watermarks = Watermarks(ledger)
         names = stores.readers()
         readers, engines = map(stores.open_reader, names), {name: stores.engines(name) for name in names}
@@ -61,6 +62,7 @@ def application(settings: QuerySettings) -> FastAPI:
         service = QueryService(list(readers), known, watermarks, engines, settings.query_seconds, cache, scopes)
         app.state.service = service
         readiness.add("ledger", lambda: _problem(watermarks))
+        readiness.add("alerts", lambda: _outdated(ledger))
         readiness.add("watermark", lambda: _held(watermarks), degraded=True)
         readiness.add("stores", service.late, degraded=True)
         measuring = Worker("measure", partial(_measure, service, settings.query_late_seconds))
@@ -78,6 +80,16 @@ def application(settings: QuerySettings) -> FastAPI:
 def _problem(watermarks: Watermarks) -> str | None:
     try:
         watermarks.settled()
+    except StoreDown as error:
+        return str(error)
+    return None
+
+
+def _outdated(pool: Pool) -> str | None:
+    """Which command makes the alerts' tables, if they are older than this release."""
+    try:
+        with pool.connection() as connection:
+            repository.require(connection)
     except StoreDown as error:
         return str(error)
     return None

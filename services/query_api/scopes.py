@@ -8,7 +8,7 @@ from services.core.errors import StoreDown
 from services.core.ports import StoreReader
 from services.ledger import reading
 from services.ledger.identity import ledger_id
-from services.ledger.reading import Ledger
+from services.postgres.pool import Pool
 
 _SECONDS = 1.0
 
@@ -20,7 +20,7 @@ class Scopes:
     While the ledger or the store is unreachable, the scope last read is used, as the last known watermark is.
     """
 
-    def __init__(self, ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, ledger: Pool, clock: Callable[[], float] = time.monotonic) -> None:
         self._ledger = ledger
         self._clock = clock
         self._known: dict[tuple[str, str], tuple[str, float]] = {}

@@ -19,8 +19,10 @@ from services.core.ledger import Batch
 from services.core.ports import Block, StoreReader, StoreWriter
 from services.core.rows import RowCodec
 from services.ledger import reading
-from services.ledger.reading import Connection, Ledger, TopicNumbers
+from services.ledger.reading import TopicNumbers
 from services.ledger.replays import Replay, ReplayProgress
+from services.postgres.connection import Connection
+from services.postgres.pool import Pool
 from services.replay import gaps
 from services.replay.display import Display, Outcome
 from services.streams.dead_letters import DeadLetters
@@ -45,7 +47,7 @@ class Refill:
     def __init__(
         self,
         codec: RowCodec,
-        ledger: Ledger,
+        ledger: Pool,
         progress: ReplayProgress,
         replay: Replay,
         source: StoreReader,

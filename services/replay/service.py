@@ -11,9 +11,9 @@ from services.core.errors import Conflict, Invalid, StoreDown
 from services.core.ports import PartitionReader, StoreReader, TransactionalProducer
 from services.core.rows import RowCodec
 from services.ledger import dead_letter_index, reading
-from services.ledger.reading import Ledger
 from services.ledger.replays import Replay, ReplayProgress
 from services.ledger.watermark import Watermarks
+from services.postgres.pool import Pool
 from services.replay.display import Display
 from services.replay.gaps import Gaps
 from services.replay.refill import Refill
@@ -37,7 +37,7 @@ class Replays:
         _check(self._reader)
         self._writer = stores.open_writer(store)
         self._source = self._opened.enter_context(closing(stores.open_reader(SOURCE)))
-        self._ledger = self._opened.enter_context(closing(Ledger(self._url)))
+        self._ledger = self._opened.enter_context(closing(Pool(self._url)))
 
     def __enter__(self) -> Self:
         return self
@@ -114,7 +114,7 @@ class Replays:
         return kafka.KafkaProducer(self._kafka_url, f"logpipe-{dead_letters.TOPIC}-{uuid.uuid4()}")
 
 
-def check_first(ledger: Ledger, reader: StoreReader, dataset: Dataset, first: int) -> None:
+def check_first(ledger: Pool, reader: StoreReader, dataset: Dataset, first: int) -> None:
     """Raises Invalid when the store would lack what was accepted before batch `first`."""
     with ledger.connection() as connection:
         last = reading.last_batch(connection)

@@ -6,14 +6,13 @@ counting anew what had been counted already, leaves the table as it was.
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import psycopg
 from psycopg.rows import class_row
 
 from services.core.bounds import MAX_GROUPS
 from services.core.errors import ResultTooLarge
-from services.postgres.connection import translated
+from services.postgres.connection import Connection, translated
 
 WINDOW_SECONDS = 10
 KEPT_MINUTES = 24 * 60
@@ -37,13 +36,13 @@ class Window(NamedTuple):
     rows: int
 
 
-def prepare(connection: psycopg.Connection[Any]) -> None:
+def prepare(connection: Connection) -> None:
     """Create the table if it is missing. Raises StoreDown."""
     with translated():
         connection.execute(_TABLE)
 
 
-def upsert(connection: psycopg.Connection[Any], windows: Sequence[Window]) -> None:
+def upsert(connection: Connection, windows: Sequence[Window]) -> None:
     """In one transaction; drops those too old to be kept. Raises StoreDown."""
     starts, levels, services, rows = zip(*windows, strict=True) if windows else ((), (), (), ())
     with translated(), connection.transaction():
@@ -58,7 +57,7 @@ def upsert(connection: psycopg.Connection[Any], windows: Sequence[Window]) -> No
         )
 
 
-def latest(connection: psycopg.Connection[Any], minutes: int) -> list[Window] | None:
+def latest(connection: Connection, minutes: int) -> list[Window] | None:
     """Those that began in the last `minutes`, the latest first; None when nobody ever counted.
 
     Raises StoreDown, or ResultTooLarge.

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from services.core import metric_names
 from services.core.dataset import Dataset
-from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
+from services.postgres.pool import Pool
 from services.rollups import chunks, postgres
 from services.runtime import metrics
 from services.runtime.workers import Backoff, Worker
@@ -20,7 +20,7 @@ class RollupKeeper:
 
     def __init__(self, url: str, datasets: Sequence[Dataset]) -> None:
         self._datasets = datasets
-        self._ledger = Ledger(url, max_connections=1)
+        self._ledger = Pool(url, max_connections=1)
         self._watermarks = Watermarks(self._ledger)
         self._prepared = set[str]()
 

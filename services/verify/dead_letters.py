@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from services.core.dataset import Dataset
 from services.core.ports import PartitionReader, StoreReader
 from services.ledger import dead_letter_index
-from services.ledger.reading import Ledger
+from services.postgres.pool import Pool
 
 OpenStream = Callable[[], PartitionReader]
 Reject = tuple[int, int | None, int]
@@ -42,7 +42,7 @@ class KeepsRejects(Protocol):
 class DeadLetters:
     """Dead-lettered rows by store and dataset. The first call that needs the index of the letters updates it, once."""
 
-    def __init__(self, ledger: Ledger, open_topic: OpenStream) -> None:
+    def __init__(self, ledger: Pool, open_topic: OpenStream) -> None:
         self._ledger = ledger
         self._open_topic = open_topic
         self._is_current = False

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from services import datasets, stores
 from services.core.errors import LogpipeError
-from services.ledger.reading import Ledger
+from services.postgres.pool import Pool
 from services.runtime import logs
 from services.runtime.settings import KafkaSettings, PostgresSettings
 from services.streams.dead_letters import TOPIC
@@ -71,7 +71,7 @@ def main(
     console = Console(stderr=True)
     try:
         with ExitStack() as open_, Progress(*columns, console=console, transient=True) as progress:
-            ledger = open_.enter_context(closing(Ledger(settings.postgres_url.get_secret_value())))
+            ledger = open_.enter_context(closing(Pool(settings.postgres_url.get_secret_value())))
             readers = [
                 open_.enter_context(closing(stores.open_reader(name))) for name in store_names or stores.readers()
             ]

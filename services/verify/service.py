@@ -14,9 +14,9 @@ from services.core.instants import DAY
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
 from services.ledger import reading, sampling
-from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
 from services.postgres.clock import now_microseconds
+from services.postgres.pool import Pool
 from services.verify import sample
 from services.verify.dead_letters import DeadLetters
 from services.verify.reconcile import Result, Scope, reconcile
@@ -44,7 +44,7 @@ class Request:
 
 
 class Verification:
-    def __init__(self, ledger: Ledger, dead_letters: DeadLetters, progress: Progress) -> None:
+    def __init__(self, ledger: Pool, dead_letters: DeadLetters, progress: Progress) -> None:
         self._ledger = ledger
         self._watermarks = Watermarks(ledger)
         self._dead_letters = dead_letters

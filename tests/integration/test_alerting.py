@@ -23,17 +23,18 @@ from services.alerting.book import Policy
 from services.alerting.rules import Rule
 from services.alerting.watcher import Watcher
 from services.alerting.webhook import Poster, Webhooks
+from services.alerts import repository as alerts
+from services.alerts.repository import Alert
 from services.core import kafka_value
 from services.core.ids import first_id
 from services.core.ledger import Batch
 from services.core.ports import Outgoing
 from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
-from services.ledger import alerts, batches, schema
-from services.ledger.alerts import Alert, Connection
+from services.ledger import batches
 from services.maintenance.settings import MaintainSettings
 from services.maintenance.steps import Steps
-from services.postgres.connection import connect
+from services.postgres.connection import Connection, connect
 from services.query_api.alerts import router
 from services.runtime.health import Readiness
 from services.runtime.http import make_app
@@ -79,7 +80,6 @@ def own_postgres() -> Iterator[str]:
 @pytest.fixture
 def connection(own_postgres: str) -> Iterator[Connection]:
     with connect(own_postgres) as opened:
-        schema.prepare(opened)
         opened.execute("TRUNCATE alerts, alert_posts, alert_positions, alert_counts, batches RESTART IDENTITY")
         yield opened
 
@@ -503,6 +503,14 @@ def test_alerts_resolved_long_ago_are_deleted_in_pieces_with_their_posts(
     assert [alert["id"] for alert in alerts.find(connection, None, None, 100)] == [undelivered, is_open, recent]
     posts = connection.execute("SELECT alert_id FROM alert_posts ORDER BY 1").fetchall()
     assert posts == [(recent,), (is_open,), (undelivered,)]
+
+
+def test_after_a_restore_ids_are_given_out_that_no_receiver_knows(connection: Connection) -> None:
+    alerts.skip_used_ids(connection)
+    first = opened(connection)
+    assert first > 25_000_000  # seconds since 2026
+    alerts.skip_used_ids(connection)
+    assert opened(connection, "b") > first
 
 
 def test_alerts_that_stay_are_not_read_to_find_those_that_go(connection: Connection) -> None:

@@ -19,7 +19,6 @@ from services.core.ports import StoreReader
 from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
 from services.core.stopping import Stop
 from services.datasets.logs import DATASET as LOGS
-from services.ledger import schema
 from services.ledger.watermark import Watermarks
 from services.local.stack import Stack
 from services.postgres.connection import connect
@@ -132,35 +131,33 @@ def test_an_answer_of_another_ledger_table_or_floor_is_not_given(url: str) -> No
 
 def test_a_scope_is_read_once_a_second_and_kept_while_the_ledger_is_away(postgres_url: str) -> None:
     now = [100.0]
-    with connect(postgres_url) as connection:
-        schema.prepare(connection)
-        with connection.transaction(force_rollback=True):
-            reader, ledger = Counting(), MagicMock()
-            ledger.connection.return_value.__enter__.return_value = connection
-            scopes = Scopes(ledger, lambda: now[0])
+    with connect(postgres_url) as connection, connection.transaction(force_rollback=True):
+        reader, ledger = Counting(), MagicMock()
+        ledger.connection.return_value.__enter__.return_value = connection
+        scopes = Scopes(ledger, lambda: now[0])
 
-            last = [scopes.of(reader, LOGS)]
+        last = [scopes.of(reader, LOGS)]
 
-            def changed() -> bool:
-                assert scopes.of(reader, LOGS) == last[0]  # within the second
-                now[0] += 1
-                before, last[0] = last[0], scopes.of(reader, LOGS)
-                return last[0] != before
+        def changed() -> bool:
+            assert scopes.of(reader, LOGS) == last[0]  # within the second
+            now[0] += 1
+            before, last[0] = last[0], scopes.of(reader, LOGS)
+            return last[0] != before
 
-            assert not changed()
-            connection.execute("UPDATE ledger SET id = gen_random_uuid()")
-            assert changed()
-            connection.execute(
-                "INSERT INTO floors (dataset, batch_id) VALUES ('logs', 1 << 30)"
-                " ON CONFLICT (dataset) DO UPDATE SET batch_id = excluded.batch_id"
-            )
-            assert changed()
-            reader.table_id = lambda dataset: "made anew"  # type: ignore[method-assign]
-            assert changed()
-            ledger.connection.side_effect = StoreDown("postgres", "down")
-            assert not changed()
-            assert scopes.of(reader, LOGS) is not None
-            assert Scopes(ledger).of(reader, LOGS) is None
+        assert not changed()
+        connection.execute("UPDATE ledger SET id = gen_random_uuid()")
+        assert changed()
+        connection.execute(
+            "INSERT INTO floors (dataset, batch_id) VALUES ('logs', 1 << 30)"
+            " ON CONFLICT (dataset) DO UPDATE SET batch_id = excluded.batch_id"
+        )
+        assert changed()
+        reader.table_id = lambda dataset: "made anew"  # type: ignore[method-assign]
+        assert changed()
+        ledger.connection.side_effect = StoreDown("postgres", "down")
+        assert not changed()
+        assert scopes.of(reader, LOGS) is not None
+        assert Scopes(ledger).of(reader, LOGS) is None
 
 
 def test_large_and_old_answers_are_not_kept(url: str) -> None:

@@ -15,7 +15,7 @@ from services.core.instants import DAY
 from services.core.rows import RowCodec
 from services.ingest_api.committer import Accepted, Committer, Submission
 from services.ingest_api.upkeep import DAYS_AHEAD, Upkeep
-from services.ledger import batches, floors, retention_clock, schema, slots
+from services.ledger import batches, floors, retention_clock, slots
 from services.maintenance.main import main as maintain
 from services.maintenance.steps import Steps
 from services.postgres.clock import now_microseconds
@@ -51,7 +51,7 @@ def partitions(connection: Connection) -> set[str]:
 @pytest.mark.usefixtures("wrong_clock")
 def test_rows_partitions_and_leases_follow_postgres(postgres_url: str, connection: Connection) -> None:
     upkeep = Upkeep(postgres_url, (DATASET,), 24)
-    upkeep._prepare(connection)
+    upkeep._require_tables(connection)
     for name in partitions(connection):
         connection.execute(f"DROP TABLE {name}")
     before = now_microseconds(connection)
@@ -79,7 +79,7 @@ def test_rows_partitions_and_leases_follow_postgres(postgres_url: str, connectio
 def test_a_lease_from_a_clock_that_was_ahead_before_a_crash_is_lapsed(
     connection: Connection, postgres_url: str
 ) -> None:
-    Upkeep(postgres_url, (DATASET,), 24)._prepare(connection)
+    Upkeep(postgres_url, (DATASET,), 24)._require_tables(connection)
     owner = uuid4()
     lease = slots.acquire(connection, owner)
     connection.execute("UPDATE slots SET renewed_at = now() + interval '1 hour' WHERE slot = %s", (lease.slot,))
@@ -109,7 +109,7 @@ def kept_keys(connection: Connection) -> int:
 def test_keys_are_forgotten_in_pieces_by_postgres(own_postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "_FORGOTTEN_AT_ONCE", 7)
     with closing(connect(own_postgres_url)) as connection:
-        Upkeep(own_postgres_url, (DATASET,), 24)._prepare(connection)
+        Upkeep(own_postgres_url, (DATASET,), 24)._require_tables(connection)
         put_keys(connection, 73, 20)
         put_keys(connection, 71, 5)  # 47 of these hours may be a jump of the clock that nobody noticed
         connection.execute(
@@ -127,7 +127,7 @@ def test_keys_are_forgotten_in_pieces_by_postgres(own_postgres_url: str, monkeyp
 def test_keys_are_kept_while_the_clock_of_retention_has_jumped(own_postgres_url: str) -> None:
     with closing(connect(own_postgres_url)) as connection:
         upkeep = Upkeep(own_postgres_url, (DATASET,), 24)
-        upkeep._prepare(connection)
+        upkeep._require_tables(connection)
         put_keys(connection, 73, 3)
         connection.execute("INSERT INTO retention_clock (seen_at) VALUES (now() - interval '3 days')")
         worker = upkeep.worker()
@@ -151,7 +151,7 @@ def test_keys_are_kept_while_the_clock_of_retention_has_jumped(own_postgres_url:
 def test_before_the_first_look_the_newest_batch_tells_the_time(own_postgres_url: str) -> None:
     with closing(connect(own_postgres_url)) as connection:
         upkeep = Upkeep(own_postgres_url, (DATASET,), 24)
-        upkeep._prepare(connection)
+        upkeep._require_tables(connection)
         put_keys(connection, 73, 3)
         connection.execute(
             "INSERT INTO batches (batch_id, slot, dataset, rows, checksum, xid, created_at) SELECT 1, 0, 'logs', 1, 0,"
@@ -166,7 +166,7 @@ def test_the_ingest_api_keeps_the_last_time_that_was_seen(own_postgres_url: str)
     """Without `maintain`, too, a jump is a jump from the last time that keys were forgotten."""
     with closing(connect(own_postgres_url)) as connection:
         upkeep = Upkeep(own_postgres_url, (DATASET,), 24)
-        upkeep._prepare(connection)
+        upkeep._require_tables(connection)
         upkeep._once(connection)
         seen = connection.execute("SELECT now() - seen_at < interval '1 minute' FROM retention_clock").fetchone()
         assert seen == (True,)
@@ -187,7 +187,6 @@ def test_an_operator_says_that_the_clock_is_right(
     if days:
         monkeypatch.setenv("LOGPIPE_RETENTION_DAYS", days)
     with closing(connect(own_postgres_url)) as connection:
-        schema.prepare(connection)
         connection.execute("INSERT INTO retention_clock (seen_at) VALUES (now() - interval '3 days')")
         refused = CliRunner().invoke(maintain, ["--trust-clock"])
         assert "--once" in refused.output

@@ -10,10 +10,10 @@ import pytest
 from services.core.dead_letter import DeadLetter
 from services.core.ports import Message, Outgoing
 from services.datasets.logs import DATASET
-from services.ledger import dead_letter_index, schema
+from services.ledger import dead_letter_index
 from services.ledger.dead_letter_index import Rejected
-from services.ledger.reading import Ledger
 from services.postgres.connection import Connection, connect
+from services.postgres.pool import Pool
 from services.stores.memory import MemoryStore
 from services.streams import dead_letters
 from services.streams.dead_letters import DeadLetters, Letter
@@ -54,7 +54,6 @@ def letter(
 @pytest.fixture
 def connection(own_postgres_url: str) -> Iterator[Connection]:
     with connect(own_postgres_url) as found:
-        schema.prepare(found)
         yield found
 
 
@@ -78,7 +77,7 @@ def test_a_letter_counts_once_however_often_it_was_sent(
     assert rejected(connection, topic) == found
     assert rejected(connection, topic, "clickhouse") == found[:1]
     assert rejected(connection, topic, batches=[8, 99]) == found[2:3]
-    ledger = Ledger(own_postgres_url)
+    ledger = Pool(own_postgres_url)
     counted = Known(ledger, topic.reader).of(MemoryStore(), DATASET)
     ledger.close()
     assert counted == {7: Aside(frozenset({70, 71})), 8: Aside(unnamed=3), 9: Aside(unnamed=2)}

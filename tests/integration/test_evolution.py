@@ -20,7 +20,7 @@ from services.core.queries import AggregateQuestion, Filters, ListQuestion, Ques
 from services.core.rows import RowCodec
 from services.ingest_api.committer import Accepted, Committer, Submission
 from services.ingest_api.publisher import MessageCache, SlotPublisher
-from services.ledger import reading, schema
+from services.ledger import reading
 from services.ledger.sink_progress import SinkProgress, positions
 from services.postgres.connection import connect
 from services.stores import postgres
@@ -76,7 +76,6 @@ class Ingest:
         self.connection = connect(postgres_url)
         self.rows = PostgresReader(postgres_url, max_connections=2)
         self._kafka_url = kafka_url
-        schema.prepare(self.connection)
         postgres.prepare(self.connection, dataset)
         postgres.ensure_partitions(self.connection, dataset, int(time.time()) // 86_400, 2)
         self.committer = Committer(

@@ -25,7 +25,7 @@ from services.ingest_api import resolution, slots_command
 from services.ingest_api.publisher import SlotPublisher
 from services.ingest_api.slot_owner import SlotOwner
 from services.ingest_api.topic_log import TopicLog
-from services.ledger import batches, reading, schema, slots, topics
+from services.ledger import batches, reading, slots, topics
 from services.ledger.reading import Taken
 from services.ledger.slots import LEASE_SECONDS, Lease
 from services.ledger.topics import Topic
@@ -49,7 +49,6 @@ def bench(postgres_url: str, kafka_url: str) -> Iterator[Bench]:
 @pytest.fixture
 def ledger(postgres_url: str) -> Iterator[psycopg.Connection[Any]]:
     with connect(postgres_url) as connection:
-        schema.prepare(connection)
         yield connection
 
 

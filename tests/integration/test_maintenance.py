@@ -23,7 +23,7 @@ from services.datasets.logs import DATASET
 from services.lake.embedded import EmbeddedReader
 from services.lake.maintenance import TableMaintenance
 from services.lake.table import Position
-from services.ledger import batches, floors, reading, retention_clock, schema
+from services.ledger import batches, floors, reading, retention_clock
 from services.maintenance.settings import MaintainSettings
 from services.maintenance.steps import Steps
 from services.postgres.connection import connect
@@ -71,7 +71,6 @@ def fill(environment: dict[str, str], days: dict[int, int]) -> None:
     writer = ClickHouseWriter(environment["LOGPIPE_CLICKHOUSE_URL"])
     writer.prepare(DATASET)
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
-        schema.prepare(connection)
         postgres.prepare(connection, DATASET)
         postgres.ensure_partitions(connection, DATASET, min(days.values()), TODAY - min(days.values()) + 1)
         for batch, day in days.items():
@@ -197,7 +196,6 @@ def test_retention_refuses_a_clock_that_jumped(environment: dict[str, str]) -> N
 
 def test_the_clock_of_the_process_decides_nothing(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
-        schema.prepare(connection)
         today = floors.today(connection)
         real = time.time
         for days in (-365, 365):

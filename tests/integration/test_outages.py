@@ -15,7 +15,9 @@ import pytest
 from services.core.errors import StoreDown
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
-from services.postgres.connection import connect, open_pool
+from services.migrate.service import migrate
+from services.postgres.connection import connect
+from services.postgres.pool import Pool
 from tests.integration.test_ingest_api import LOG
 from tests.processes import Process, free_port
 
@@ -76,9 +78,10 @@ def post(process: Process) -> int:
 def test_a_smart_shutdown_ends_within_seconds_and_all_serve_again(own_settings: LocalSettings, ingest: Process) -> None:
     url = own_settings.urls()["LOGPIPE_POSTGRES_URL"]
     with Stack(own_settings, ("postgres",)):
+        migrate(url)
         ingest.start()
         assert post(ingest) == 200
-        busy, idle, pool = connect(url, autocommit=False), connect(url), open_pool(url, 2, 5.0)
+        busy, idle, pool = connect(url, autocommit=False), connect(url), Pool(url, 2, 5.0)
         with closing(pool), closing(idle), closing(busy):
             with pool.connection() as pooled:
                 pooled.execute("SELECT 1")
@@ -115,6 +118,9 @@ def test_an_ingest_api_waits_for_postgres_at_its_start(own_settings: LocalSettin
     assert "starting: " in ready(ingest)[1]
     assert post(ingest) == 503
     with Stack(own_settings, ("postgres",)):
+        until(lambda: "logpipe migrate" in ready(ingest)[1])
+        assert post(ingest) == 503
+        migrate(own_settings.urls()["LOGPIPE_POSTGRES_URL"])
         ingest.await_ready()
         assert post(ingest) == 200
         status, said = ready(ingest)

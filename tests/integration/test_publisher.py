@@ -22,7 +22,7 @@ from services.core.ledger import Batch
 from services.core.rows import RowCodec
 from services.ingest_api.committer import Accepted, Committer, Submission
 from services.ingest_api.publisher import MessageCache, SlotPublisher
-from services.ledger import batches, schema
+from services.ledger import batches
 from services.ledger.slots import Lease
 from services.postgres.clock import now_microseconds
 from services.postgres.connection import connect
@@ -46,7 +46,6 @@ class Bench:
         self.rows = postgres.PostgresReader(postgres_url)
         self.cache = MessageCache(1 << 20)
         self.kafka_url = kafka_url
-        schema.prepare(self.connection)
         postgres.prepare(self.connection, DATASET)
         postgres.ensure_partitions(self.connection, DATASET, int(time.time()) // 86_400, 2)
         topics = {dataset.topic: PARTITIONS, "events.activity": PARTITIONS, "alerts.realtime": PARTITIONS}

@@ -23,10 +23,9 @@ from services.core.ports import Block, StoreReader
 from services.core.rows import Row, RowCodec, Rows, checksum
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import batches as ledger_batches
-from services.ledger import schema
-from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
 from services.postgres.connection import connect
+from services.postgres.pool import Pool
 from services.query_api.endpoints import router
 from services.query_api.service import QueryService
 from services.runtime.health import Readiness
@@ -53,7 +52,6 @@ class Pipeline:
         self.writer = clickhouse.ClickHouseWriter(clickhouse_url)
         self.day = time.time_ns() // 1000 // DAY
         self.next_offset = 0
-        schema.prepare(self.connection)
         postgres.prepare(self.connection, dataset)
         postgres.ensure_partitions(self.connection, dataset, self.day, 2)
         self.writer.prepare(dataset)
@@ -119,8 +117,8 @@ def readers(postgres_url: str, clickhouse_url: str) -> Iterator[list[StoreReader
 
 
 @pytest.fixture(scope="module")
-def ledger(postgres_url: str) -> Iterator[Ledger]:
-    with closing(Ledger(postgres_url)) as ledger:
+def ledger(postgres_url: str) -> Iterator[Pool]:
+    with closing(Pool(postgres_url)) as ledger:
         yield ledger
 
 
@@ -133,7 +131,7 @@ def pipeline(request: pytest.FixtureRequest, postgres_url: str, clickhouse_url: 
 
 
 def test_a_batch_still_being_written_holds_the_watermark(
-    pipeline: Pipeline, ledger: Ledger, readers: list[StoreReader], postgres_url: str
+    pipeline: Pipeline, ledger: Pool, readers: list[StoreReader], postgres_url: str
 ) -> None:
     """The writer of the lower batch has the higher transaction id: beyond the snapshot's xmax, and not dead."""
     reader, watermarks = readers[0], Watermarks(ledger)
@@ -157,7 +155,7 @@ def test_a_batch_still_being_written_holds_the_watermark(
     assert watermarks.of(reader, pipeline.dataset) == higher
 
 
-def test_a_rolled_back_batch_does_not(pipeline: Pipeline, ledger: Ledger, readers: list[StoreReader]) -> None:
+def test_a_rolled_back_batch_does_not(pipeline: Pipeline, ledger: Pool, readers: list[StoreReader]) -> None:
     watermarks = Watermarks(ledger)
     with pipeline.connection.transaction(force_rollback=True):
         pipeline.accept()
@@ -166,7 +164,7 @@ def test_a_rolled_back_batch_does_not(pipeline: Pipeline, ledger: Ledger, reader
 
 
 def test_under_concurrent_writers_every_answer_is_whole(
-    pipeline: Pipeline, ledger: Ledger, readers: list[StoreReader], postgres_url: str
+    pipeline: Pipeline, ledger: Pool, readers: list[StoreReader], postgres_url: str
 ) -> None:
     """Asked all the while: as of its watermark, PostgreSQL always holds exactly what the ledger says."""
     reader, watermarks = readers[0], Watermarks(ledger)
@@ -200,7 +198,7 @@ def _ledger_ids(pipeline: Pipeline, last: int) -> set[int]:
 
 
 class Api:
-    def __init__(self, dataset: Dataset, ledger: Ledger, readers: Sequence[StoreReader]) -> None:
+    def __init__(self, dataset: Dataset, ledger: Pool, readers: Sequence[StoreReader]) -> None:
         self.name = dataset.name
         app = make_app("Query API", ListenSettings(), [router([dataset])], _no_lifespan, Readiness())
         app.state.service = QueryService(readers, [dataset], Watermarks(ledger))
@@ -223,7 +221,7 @@ async def _no_lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def test_stores_are_compared_at_the_point_both_have_reached(
-    pipeline: Pipeline, ledger: Ledger, readers: list[StoreReader]
+    pipeline: Pipeline, ledger: Pool, readers: list[StoreReader]
 ) -> None:
     api = Api(pipeline.dataset, ledger, readers)
     loaded = pipeline.fill(3)[-1][0]
@@ -251,7 +249,7 @@ def test_stores_are_compared_at_the_point_both_have_reached(
 
 def verify(
     pipeline: Pipeline,
-    ledger: Ledger,
+    ledger: Pool,
     readers: Sequence[StoreReader],
     wait: float = 0.0,
     sample: int | None = None,
@@ -283,7 +281,7 @@ PLANTED: dict[tuple[str, str], str] = {
 @pytest.mark.parametrize(("store", "kind"), PLANTED)
 def test_verify_finds_what_was_planted(
     pipeline: Pipeline,
-    ledger: Ledger,
+    ledger: Pool,
     readers: list[StoreReader],
     clickhouse_url: str,
     store: str,
@@ -312,7 +310,7 @@ def test_verify_finds_what_was_planted(
 
 
 def test_verify_leaves_out_what_was_accepted_earlier(
-    pipeline: Pipeline, ledger: Ledger, readers: list[StoreReader]
+    pipeline: Pipeline, ledger: Pool, readers: list[StoreReader]
 ) -> None:
     made = pipeline.fill(4)
     old = [batch.batch_id for batch, _ in made[:3]]
@@ -327,7 +325,7 @@ def test_verify_leaves_out_what_was_accepted_earlier(
     assert verify(pipeline, ledger, readers, days=4)["postgres"].missing == 1
 
 
-def test_a_sample_reads_its_own_batches_only(pipeline: Pipeline, ledger: Ledger, readers: list[StoreReader]) -> None:
+def test_a_sample_reads_its_own_batches_only(pipeline: Pipeline, ledger: Pool, readers: list[StoreReader]) -> None:
     class Sampled:
         """Refuses to be read as a whole, and counts what is read."""
 
@@ -350,9 +348,7 @@ def test_a_sample_reads_its_own_batches_only(pipeline: Pipeline, ledger: Ledger,
     assert sampled[0].read.keys() <= made
 
 
-def test_verify_tells_lag_from_loss_and_can_wait(
-    pipeline: Pipeline, ledger: Ledger, readers: list[StoreReader]
-) -> None:
+def test_verify_tells_lag_from_loss_and_can_wait(pipeline: Pipeline, ledger: Pool, readers: list[StoreReader]) -> None:
     pipeline.fill(1)
     batch, rows = pipeline.accept()
     pipeline.publish(batch)

@@ -21,9 +21,9 @@ from services.core.errors import Conflict, StoreDown
 from services.datasets import all_datasets
 from services.datasets.logs import DATASET
 from services.ledger import reading
-from services.ledger.reading import Ledger
 from services.ledger.replays import ReplayProgress
 from services.ledger.watermark import Watermarks
+from services.postgres.pool import Pool
 from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter
 from services.streams.kafka import KafkaPartitionReader
 from tests.conftest import running
@@ -46,7 +46,7 @@ class World:
     def __post_init__(self) -> None:
         self.postgres_url = self.urls["LOGPIPE_POSTGRES_URL"]
         self.reader = ClickHouseReader(self.urls["LOGPIPE_CLICKHOUSE_URL"])
-        self.ledger = Ledger(self.postgres_url)
+        self.ledger = Pool(self.postgres_url)
 
     def post(self, rows: int) -> None:
         row = '{"timestamp": "2026-01-31T12:00:00.%06dZ", "level": "INFO", "service": "s-%d", "message": "m"}'

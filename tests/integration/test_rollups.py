@@ -23,7 +23,6 @@ from services.core.queries import BUCKETS, MINUTE, AggregateQuestion, Filters, L
 from services.core.rows import RowCodec, Rows, checksum
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import batches as ledger_batches
-from services.ledger import schema
 from services.postgres.connection import connect
 from services.rollups import chunks, keeper, questions
 from services.rollups import postgres as rollup
@@ -53,7 +52,6 @@ class Pipeline:
         self.loaded = 0
         self._chance = random.Random(seed)
         self._codec = RowCodec(self.dataset)
-        schema.prepare(self.connection)
         postgres.prepare(self.connection, self.dataset)
         rollup.prepare(self.connection, self.dataset)
 

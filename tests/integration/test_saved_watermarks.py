@@ -14,18 +14,17 @@ from services.core.ledger import StorePosition
 from services.core.ports import Progress, StoreReader
 from services.datasets.logs import DATASET
 from services.ledger import floors, reading, saved_watermarks, schema, slots
-from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
+from services.postgres import migrations
 from services.postgres.connection import connect
+from services.postgres.pool import Pool
 
 STORE = "test"
 
 
 @pytest.fixture
-def ledger(own_postgres_url: str) -> Iterator[Ledger]:
-    with connect(own_postgres_url) as connection:
-        schema.prepare(connection)
-    with closing(Ledger(own_postgres_url, max_connections=1)) as opened:  # whose statistics are then told at once
+def ledger(own_postgres_url: str) -> Iterator[Pool]:
+    with closing(Pool(own_postgres_url, max_connections=1)) as opened:  # whose statistics are then told at once
         yield opened
 
 
@@ -49,7 +48,7 @@ def of(watermarks: Watermarks, reader: Reader) -> int:
     return watermarks.of(cast(StoreReader, reader), DATASET)
 
 
-def accept(ledger: Ledger, batches: int, topic: int | None = None, parts: str | None = "one") -> None:
+def accept(ledger: Pool, batches: int, topic: int | None = None, parts: str | None = "one") -> None:
     """Batches whose ids go on; batch n has its one part at offset n of partition 0, unless `parts` says otherwise."""
     with ledger.connection() as connection:
         connection.execute(
@@ -62,7 +61,7 @@ def accept(ledger: Ledger, batches: int, topic: int | None = None, parts: str | 
         )
 
 
-def add_topic(ledger: Ledger, topic_id: str) -> int:
+def add_topic(ledger: Pool, topic_id: str) -> int:
     with ledger.connection() as connection:
         row = connection.execute(
             "INSERT INTO topics (name, topic_id) VALUES (%s, %s) RETURNING number", (DATASET.topic, topic_id)
@@ -71,7 +70,7 @@ def add_topic(ledger: Ledger, topic_id: str) -> int:
     return int(row[0])
 
 
-def stand(ledger: Ledger, offsets: Mapping[int, int], topic_id: str = "topic", table_id: str = "table") -> None:
+def stand(ledger: Pool, offsets: Mapping[int, int], topic_id: str = "topic", table_id: str = "table") -> None:
     with ledger.connection() as connection:
         connection.execute("DELETE FROM sink_progress")
         for partition, offset in offsets.items():
@@ -82,7 +81,7 @@ def stand(ledger: Ledger, offsets: Mapping[int, int], topic_id: str = "topic", t
             )
 
 
-def rows_read(ledger: Ledger, table: str) -> int:
+def rows_read(ledger: Pool, table: str) -> int:
     """How many rows of a table PostgreSQL has read since its statistics began, by scans and through indexes."""
     with ledger.connection() as connection:
         connection.execute("SELECT pg_stat_force_next_flush()")
@@ -95,7 +94,7 @@ def rows_read(ledger: Ledger, table: str) -> int:
     return int(row[0])
 
 
-def test_a_new_process_reads_only_what_is_new(ledger: Ledger) -> None:
+def test_a_new_process_reads_only_what_is_new(ledger: Pool) -> None:
     accept(ledger, 20_000)
     with ledger.connection() as connection:
         connection.execute("VACUUM ANALYZE batches")  # so that the planner knows the history as it does in production
@@ -108,7 +107,7 @@ def test_a_new_process_reads_only_what_is_new(ledger: Ledger) -> None:
     assert rows_read(ledger, "batches") - before <= 2 * 2 * 100
 
 
-def test_a_batch_that_is_not_published_is_waited_for(ledger: Ledger) -> None:
+def test_a_batch_that_is_not_published_is_waited_for(ledger: Pool) -> None:
     stand(ledger, {0: 100})
     accept(ledger, 2)
     accept(ledger, 1, parts=None)
@@ -120,7 +119,7 @@ def test_a_batch_that_is_not_published_is_waited_for(ledger: Ledger) -> None:
     assert of(watermarks, Reader()) == 5
 
 
-def test_an_offset_is_never_compared_with_that_of_another_topic(ledger: Ledger) -> None:
+def test_an_offset_is_never_compared_with_that_of_another_topic(ledger: Pool) -> None:
     old, new = add_topic(ledger, "old"), add_topic(ledger, "new")
     accept(ledger, 3, old)
     accept(ledger, 3, new)
@@ -132,7 +131,7 @@ def test_an_offset_is_never_compared_with_that_of_another_topic(ledger: Ledger) 
     assert of(Watermarks(ledger), Reader()) == 0
 
 
-def test_batches_of_an_earlier_release_belong_to_the_first_topic(ledger: Ledger) -> None:
+def test_batches_of_an_earlier_release_belong_to_the_first_topic(ledger: Pool) -> None:
     accept(ledger, 3, None)
     stand(ledger, {0: 100}, "old")
     assert of(Watermarks(ledger), Reader()) == 3
@@ -144,7 +143,7 @@ def test_batches_of_an_earlier_release_belong_to_the_first_topic(ledger: Ledger)
     assert of(Watermarks(ledger), Reader()) == 0
 
 
-def test_a_store_with_transactions_of_its_own_passes_what_its_operator_gave_up(ledger: Ledger) -> None:
+def test_a_store_with_transactions_of_its_own_passes_what_its_operator_gave_up(ledger: Pool) -> None:
     old, new = add_topic(ledger, "old"), add_topic(ledger, "new")
     accept(ledger, 3, old)
     accept(ledger, 1, new, parts="[]")
@@ -157,7 +156,7 @@ def test_a_store_with_transactions_of_its_own_passes_what_its_operator_gave_up(l
 
 
 def test_a_table_that_was_made_anew_is_refused_until_it_is_replayed(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ledger: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.ledger.watermark._TABLE_SECONDS", 0.0)
     accept(ledger, 3)
@@ -168,7 +167,7 @@ def test_a_table_that_was_made_anew_is_refused_until_it_is_replayed(
         of(watermarks, Reader(table="another"))
 
 
-def test_a_position_of_an_earlier_release_names_no_table(ledger: Ledger) -> None:
+def test_a_position_of_an_earlier_release_names_no_table(ledger: Pool) -> None:
     accept(ledger, 3)
     stand(ledger, {0: 100}, table_id="")
     watermarks = Watermarks(ledger)
@@ -177,7 +176,7 @@ def test_a_position_of_an_earlier_release_names_no_table(ledger: Ledger) -> None
     assert of(watermarks, Reader()) == 3
 
 
-def test_a_running_replay_caps_the_watermark_and_vouches_for_batches_of_lost_topics(ledger: Ledger) -> None:
+def test_a_running_replay_caps_the_watermark_and_vouches_for_batches_of_lost_topics(ledger: Pool) -> None:
     old, new = add_topic(ledger, "old"), add_topic(ledger, "new")
     accept(ledger, 3, old)
     accept(ledger, 2, new)
@@ -203,7 +202,7 @@ def test_a_running_replay_caps_the_watermark_and_vouches_for_batches_of_lost_top
         StorePosition("table", "another", {0: 2}),
     ],
 )
-def test_a_store_that_fell_back_starts_again(ledger: Ledger, now: StorePosition) -> None:
+def test_a_store_that_fell_back_starts_again(ledger: Pool, now: StorePosition) -> None:
     add_topic(ledger, now.topic_id)
     accept(ledger, 5)
     reader, other = Reader("own"), Watermarks(ledger)
@@ -214,7 +213,7 @@ def test_a_store_that_fell_back_starts_again(ledger: Ledger, now: StorePosition)
     assert of(first, reader) == of(other, reader) == of(Watermarks(ledger), reader) == 1
 
 
-def test_an_older_watermark_is_not_saved_over_one_that_was_lowered(ledger: Ledger) -> None:
+def test_an_older_watermark_is_not_saved_over_one_that_was_lowered(ledger: Pool) -> None:
     position = StorePosition("table", "topic", {0: 100})
     with ledger.connection() as connection:
         saved_watermarks.raise_to(connection, saved_watermarks.Saved(position, 50), STORE, DATASET.name)
@@ -225,7 +224,7 @@ def test_an_older_watermark_is_not_saved_over_one_that_was_lowered(ledger: Ledge
         assert saved_watermarks.read(connection, STORE, DATASET.name).batch_id == 10
 
 
-def test_the_watermark_begins_at_the_floor(ledger: Ledger) -> None:
+def test_the_watermark_begins_at_the_floor(ledger: Pool) -> None:
     accept(ledger, 10)
     stand(ledger, {0: 100})
     with ledger.connection() as connection:
@@ -234,7 +233,7 @@ def test_the_watermark_begins_at_the_floor(ledger: Ledger) -> None:
     assert of(Watermarks(ledger), Reader()) == 10
 
 
-def test_a_transaction_of_a_stranger_holds_nothing(ledger: Ledger, own_postgres_url: str) -> None:
+def test_a_transaction_of_a_stranger_holds_nothing(ledger: Pool, own_postgres_url: str) -> None:
     """A dump or a forgotten psql is open, while an id was drawn by a transaction that was rolled back."""
     with connect(own_postgres_url) as stranger:
         stranger.execute("BEGIN")
@@ -247,7 +246,7 @@ def test_a_transaction_of_a_stranger_holds_nothing(ledger: Ledger, own_postgres_
         assert watermarks.held_by(0) == []
 
 
-def test_who_holds_the_watermark_is_named(ledger: Ledger, own_postgres_url: str) -> None:
+def test_who_holds_the_watermark_is_named(ledger: Pool, own_postgres_url: str) -> None:
     watermarks = Watermarks(ledger)
     with psycopg.connect(own_postgres_url, application_name="a slow writer") as writer:
         writer.execute("SELECT nextval('batch_ids')")
@@ -261,7 +260,7 @@ def test_who_holds_the_watermark_is_named(ledger: Ledger, own_postgres_url: str)
         assert watermarks.held_by(0) == []
 
 
-def test_the_lag_is_counted_up_to_a_bound(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lag_is_counted_up_to_a_bound(ledger: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.ledger.watermark._MOST_LAG", 5)
     accept(ledger, 20_000)
     with ledger.connection() as connection:
@@ -274,7 +273,7 @@ def test_the_lag_is_counted_up_to_a_bound(ledger: Ledger, monkeypatch: pytest.Mo
     assert rows_read(ledger, "batches") - before <= 2 * 5 + 2
 
 
-def test_a_watermark_that_is_far_behind_rises_step_by_step(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watermark_that_is_far_behind_rises_step_by_step(ledger: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A query is not held up by the whole way; the next one goes on where it ended."""
     monkeypatch.setattr("services.ledger.watermark._PAGE", 4)
     ticks = iter(range(10_000))
@@ -295,7 +294,7 @@ def test_a_watermark_that_is_far_behind_rises_step_by_step(ledger: Ledger, monke
     assert len(marks) > 1
 
 
-def test_reading_a_sink_in_two_topics_is_refused(ledger: Ledger) -> None:
+def test_reading_a_sink_in_two_topics_is_refused(ledger: Pool) -> None:
     stand(ledger, {0: 1, 1: 1})
     with ledger.connection() as connection:
         connection.execute("UPDATE sink_progress SET topic_id = 'another' WHERE partition = 1")
@@ -304,7 +303,7 @@ def test_reading_a_sink_in_two_topics_is_refused(ledger: Ledger) -> None:
 
 
 def test_a_stopped_ingest_process_holds_the_watermark_for_seconds_only(
-    ledger: Ledger, own_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    ledger: Pool, own_postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its lease has lapsed, and no other ingest process is alive to end its sessions."""
     owner = uuid4()
@@ -323,7 +322,7 @@ def test_a_stopped_ingest_process_holds_the_watermark_for_seconds_only(
             stopped.execute("SELECT 1")
 
 
-def test_a_ledger_that_was_made_anew_is_read_from_its_start(ledger: Ledger) -> None:
+def test_a_ledger_that_was_made_anew_is_read_from_its_start(ledger: Pool) -> None:
     """A process that knew the former ledger neither answers from it nor saves what it knew in the new one."""
     accept(ledger, 50)
     stand(ledger, {0: 100})
@@ -332,7 +331,7 @@ def test_a_ledger_that_was_made_anew_is_read_from_its_start(ledger: Ledger) -> N
     with ledger.connection() as connection:
         connection.execute("DROP SCHEMA public CASCADE")
         connection.execute("CREATE SCHEMA public")
-        schema.prepare(connection)
+        migrations.apply(connection, schema.MIGRATIONS)
     accept(ledger, 2)
     stand(ledger, {0: 2})
     assert of(watermarks, Reader()) == 1
@@ -340,7 +339,7 @@ def test_a_ledger_that_was_made_anew_is_read_from_its_start(ledger: Ledger) -> N
     assert Watermarks(ledger).settled() == 2
 
 
-def test_a_dataset_without_batches_costs_nothing(ledger: Ledger) -> None:
+def test_a_dataset_without_batches_costs_nothing(ledger: Pool) -> None:
     accept(ledger, 20_000)
     with ledger.connection() as connection:
         connection.execute("VACUUM ANALYZE batches")
@@ -352,7 +351,7 @@ def test_a_dataset_without_batches_costs_nothing(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("progress", ["sink", "own"])
-def test_without_the_ledger_a_table_made_anew_is_not_asked_at_the_old_point(ledger: Ledger, progress: Progress) -> None:
+def test_without_the_ledger_a_table_made_anew_is_not_asked_at_the_old_point(ledger: Pool, progress: Progress) -> None:
     accept(ledger, 3)
     stand(ledger, {0: 100})
     reader, watermarks = Reader(progress), Watermarks(ledger)
@@ -366,15 +365,15 @@ def test_without_the_ledger_a_table_made_anew_is_not_asked_at_the_old_point(ledg
 def test_a_ledger_with_batches_gets_its_index_beside_their_use(own_postgres_url: str) -> None:
     valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('batches_dataset')"
     with connect(own_postgres_url) as connection:
-        schema.prepare(connection)
         assert connection.execute(valid).fetchone() == (True,)
         connection.execute("DROP INDEX batches_dataset")
         connection.execute("DROP TABLE ledger_version")
+        connection.execute("DELETE FROM applied_migrations")
         connection.execute(
             "INSERT INTO batches (batch_id, slot, dataset, rows, checksum, xid, created_at)"
             " VALUES (1, 1, 'logs', 1, 1, '1', 1)"
         )
-        schema.prepare(connection)
+        migrations.apply(connection, schema.MIGRATIONS)
         assert connection.execute(valid).fetchone() is None
         schema.build_index(connection)
         assert connection.execute(valid).fetchone() == (True,)
@@ -390,7 +389,7 @@ def test_a_ledger_with_batches_gets_its_index_beside_their_use(own_postgres_url:
         assert connection.execute(valid).fetchone() == (True,)
 
 
-def test_batches_are_counted_up_to_a_bound(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_counted_up_to_a_bound(ledger: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a progress bar wants the rows: for billions of batches it is not worth minutes."""
     accept(ledger, 5)
     with ledger.connection() as connection:

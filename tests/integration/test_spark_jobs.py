@@ -30,7 +30,6 @@ from services.datasets.logs import DATASET
 from services.generator.synthesis import Synthesizer
 from services.lake.embedded import EmbeddedReader
 from services.lake.table import Position
-from services.ledger import schema
 from services.local import jars
 from services.local.stack import Stack
 from services.postgres.connection import connect
@@ -92,7 +91,6 @@ class World:
     def __post_init__(self) -> None:
         self.postgres_url = self.stack.settings.urls()["LOGPIPE_POSTGRES_URL"]
         self.connection = connect(self.postgres_url)
-        schema.prepare(self.connection)
 
     def accept(self, created_at: int) -> int:
         """A batch published and not loaded."""

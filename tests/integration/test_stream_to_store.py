@@ -23,6 +23,7 @@ from services.ledger.sink_progress import SinkProgress, positions
 from services.ledger.sink_repair import bind_table, skip
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
+from services.migrate.service import migrate
 from services.postgres.connection import connect
 from services.stores.clickhouse import ClickHouseReader
 from services.stores.memory import MemoryStore
@@ -244,6 +245,7 @@ def test_postgres_away_and_back(progress: SinkProgress, postgres_url: str) -> No
 def urls(stack_folder: Path) -> Iterator[dict[str, str]]:
     """A stack of its own: the rows of this test are in no ledger, and would be found superfluous elsewhere."""
     with Stack(LocalSettings.on_free_ports(stack_folder), ("postgres", "kafka", "clickhouse")) as stack:
+        migrate(stack.settings.urls()["LOGPIPE_POSTGRES_URL"])
         yield stack.settings.urls()
 
 

@@ -14,8 +14,8 @@ from services.alerting.main import main
 from services.alerting.rules import DEFAULT_RULES, Rule, load, masked
 from services.alerting.settings import AlertingSettings
 from services.alerting.webhook import Webhooks
+from services.alerts.repository import Alert, Tally
 from services.core.errors import NeedsOperator
-from services.ledger.alerts import Alert, Tally
 
 GOOD = "{name: slow, service: 'pay-*', threshold: 10, window: 5, resolve_after: 20, webhook: 'https://h/x'}"
 RULE = Rule(name="r", threshold=10, window=5, resolve_after=20)

@@ -16,6 +16,7 @@ from services.stores.postgres.tables import (
     ensure_partitions,
     index_search,
     prepare,
+    require,
 )
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "index_search",
     "open_reader",
     "prepare",
+    "require",
 ]
 
 

@@ -21,7 +21,8 @@ from services.core.ports import QUESTION_SECONDS, Progress
 from services.core.queries import Answer, Question
 from services.core.rows import Row
 from services.core.stopping import Stop
-from services.postgres.connection import PIPELINE, open_pool, translated
+from services.postgres.connection import PIPELINE, translated
+from services.postgres.pool import Pool
 from services.stores.postgres import closed_days, questions
 from services.stores.postgres.copying import EPOCH
 from services.stores.postgres.tables import TYPES, Connection, midnight
@@ -46,7 +47,7 @@ class PostgresReader:
     def __init__(self, url: str, max_connections: int = 8, session_name: str = PIPELINE) -> None:
         # A plan must know the limit and the times asked for; compiling it costs more than most queries.
         options = "-c plan_cache_mode=force_custom_plan -c jit=off"
-        self._pool = open_pool(url, max_connections, _POOL_TIMEOUT, _configure, options, session_name)
+        self._pool = Pool(url, max_connections, _POOL_TIMEOUT, _configure, options, session_name)
 
     def answer(
         self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None

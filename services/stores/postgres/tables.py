@@ -1,6 +1,6 @@
 """The tables' shape: one per dataset, partitioned by the day of acceptance."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, LiteralString, NamedTuple
 
@@ -9,10 +9,11 @@ import stamina
 from psycopg import sql
 
 from services.core.dataset import CREATED_AT, Column, Dataset
-from services.core.errors import NeedsOperator
+from services.core.errors import NeedsOperator, StoreDown
 from services.core.ids import first_id
 from services.core.instants import DAY, to_datetime
-from services.postgres.connection import connect, translated
+from services.postgres.connection import NAME, connect, translated
+from services.postgres.migrations import COMMAND
 from services.rollups import postgres as rollup
 from services.runtime.settings import PostgresSettings
 
@@ -46,7 +47,7 @@ TYPES = {
 
 
 def prepare(connection: Connection, dataset: Dataset) -> None:
-    """Create the dataset's table, or add the optional columns it lacks; safe from many processes at once.
+    """Create the dataset's table, or add the optional columns it lacks. Called by `logpipe migrate`; blocks.
 
     An added column needs an exclusive lock of the table. While the change waits for that lock behind a long query, all
     writers wait behind the change. Therefore the lock has a short timeout, and the change is tried again. Blocks for up
@@ -69,21 +70,43 @@ def _prepare(connection: Connection, dataset: Dataset) -> None:
             brin = sql.SQL("CREATE INDEX ON {} USING brin (id) WITH (autosummarize = on)")
             connection.execute(brin.format(table))
             return
-        for column in dataset.columns:
-            if column.name not in found:
-                if not column.added:
-                    raise NeedsOperator(
-                        f"table {dataset.name} has no column {column.name}: say `added=True` in its description, or"
-                        " rows from before would no longer match their checksums"
-                    )
-                connection.execute(f"SET LOCAL lock_timeout = '{_ALTER_LOCK_TIMEOUT}'")
-                add = sql.SQL("ALTER TABLE {} ADD COLUMN {}")
-                connection.execute(add.format(table, _definition(column)))
-            elif found[column.name] != TYPES[column.kind].name:
+        for column in _lacking(dataset, found):
+            connection.execute(f"SET LOCAL lock_timeout = '{_ALTER_LOCK_TIMEOUT}'")
+            add = sql.SQL("ALTER TABLE {} ADD COLUMN {}")
+            connection.execute(add.format(table, _definition(column)))
+
+
+def require(connection: Connection, dataset: Dataset) -> None:
+    """Raise StoreDown, which names `logpipe migrate`, until the table has every column that its description has.
+
+    Called by the ingest API before it writes. Columns of a newer release are accepted. Raises NeedsOperator when the
+    table differs from the description in what `logpipe migrate` cannot add.
+    """
+    with translated():
+        found = _column_types(connection, dataset)
+    if not found:
+        raise StoreDown(NAME, f"table {dataset.name} does not exist: run `{COMMAND}`")
+    if lacking := _lacking(dataset, found):
+        raise StoreDown(NAME, f"table {dataset.name} has no column {lacking[0].name}: run `{COMMAND}`")
+
+
+def _lacking(dataset: Dataset, found: Mapping[str, str]) -> list[Column]:
+    """The columns to be added to a table with the columns `found` (name -> type). Raises NeedsOperator."""
+    lacking = []
+    for column in dataset.columns:
+        if column.name not in found:
+            if not column.added:
                 raise NeedsOperator(
-                    f"table {dataset.name}: column {column.name} is {found[column.name]}, "
-                    f"its description says {TYPES[column.kind].name}"
+                    f"table {dataset.name} has no column {column.name}: say `added=True` in its description, or"
+                    " rows from before would no longer match their checksums"
                 )
+            lacking.append(column)
+        elif found[column.name] != TYPES[column.kind].name:
+            raise NeedsOperator(
+                f"table {dataset.name}: column {column.name} is {found[column.name]}, "
+                f"its description says {TYPES[column.kind].name}"
+            )
+    return lacking
 
 
 def ensure_partitions(connection: Connection, dataset: Dataset, first_day: int, days: int) -> None:

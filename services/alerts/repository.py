@@ -1,48 +1,52 @@
-"""Alerts in PostgreSQL: how far alerting has come, what it has counted, the episodes, and what is to be posted.
+"""All SQL about alerts: alerting's positions, its counts, the episodes, and the events to be posted.
 
-Whoever judges writes all of it in one transaction, `move` first: position and state never differ, and a second process
-at the same partition is fenced. Times are whole seconds since 1970 here.
+Alerting writes the results of one judgement in one transaction, `move` first: the position and the state never differ,
+and a second process at the same partition is fenced. The functions that alerting calls inside that transaction raise
+psycopg's errors, which the caller translates; all others raise StoreDown. Times are whole seconds since 1970.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import psycopg
 from psycopg.rows import dict_row
 
 from services.core.errors import Fenced
+from services.postgres import migrations
 from services.postgres.clock import now_microseconds
-from services.postgres.connection import translated
+from services.postgres.connection import Connection, translated
 from services.postgres.deletion import delete_in_pieces
 
-Connection = psycopg.Connection[Any]
+MIGRATIONS = migrations.Migrations(Path(__file__).with_name("migrations"))
 Event = Literal["opened", "resolved"]
 State = Literal["open", "resolved"]
 
-_AHEAD_SECONDS = 60  # by how much the clocks that rows were accepted by may differ
-_FORGOTTEN_AT_ONCE = 1000  # alerts of one transaction
-GIVE_UP_HOURS = 24  # after which an event that no webhook took is posted no more
+_AHEAD_SECONDS = 60  # the most by which the clocks that rows were accepted by differ
+_FORGOTTEN_AT_ONCE = 1000  # alerts deleted in one transaction
+GIVE_UP_HOURS = 24  # after this time, an event that no webhook has taken is no longer posted
 
 
 class Position(NamedTuple):
-    """All below `next_offset` is counted; every second below `judged` is judged."""
+    """All messages below `next_offset` are counted; all seconds below `judged` are judged."""
 
     next_offset: int
     judged: int
 
 
 class Tally(NamedTuple):
+    """The error rows of a service in one second, with a message of one of them."""
+
     rows: int
     sample: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One episode. `id` is 0 until it is stored.
+    """One episode. `id` is 0 until the alert is stored.
 
-    `count`: rows from the window that opened it on; `peak`: the most in one window. `quiet_since`: the second from
-    which on there were too few, None while there are enough.
+    `count`: the rows since the start of the window that opened the alert. `peak`: the most rows in one window.
+    `quiet_since`: the second since which windows have had fewer rows than `threshold`; None while they have enough.
     """
 
     id: int
@@ -59,7 +63,7 @@ class Alert:
 
 
 class Post(NamedTuple):
-    """`attempts`: this one included."""
+    """An event to be posted. `attempts` includes the present one."""
 
     alert_id: int
     event: Event
@@ -77,6 +81,11 @@ _SHOWN = """SELECT id, rule, service, CASE WHEN resolved_at IS NULL THEN 'open' 
             FROM alerts """
 
 
+def require(connection: Connection) -> None:
+    """Raise StoreDown, which names `logpipe migrate`, while the alerts' tables are older than this release."""
+    migrations.require(connection, MIGRATIONS)
+
+
 # ---- judging --------------------------------------------------------------------------------------------------------
 
 
@@ -88,13 +97,13 @@ def now(connection: Connection) -> float:
 def positions(
     connection: Connection, topic_id: str, kept: Mapping[int, tuple[int, int]], second: int
 ) -> dict[int, Position]:
-    """Where to go on in the partitions of `kept` (first offset still kept, end of the log). `second`: the present one.
+    """The position of each partition in `kept`: partition -> (first offset still kept, end of the log).
 
-    A partition never seen before begins at its end: what happened before anybody watched alerts nobody. A topic that
-    was made anew begins at its start, and messages that retention has deleted are passed over: nothing reconciles them.
+    `second` is the present one. A new partition begins at its end, so that errors from before alerting was started
+    raise no alert. A topic that was made anew begins at its start. Messages that retention has deleted are skipped.
 
-    No position is judged beyond the present second: PostgreSQL's clock was ahead when it was, and has been corrected.
-    What was counted far beyond the present second is forgotten: it was judged when the clock said so.
+    No position is judged beyond the present second: it would come from a time at which PostgreSQL's clock was ahead.
+    Counts far beyond the present second are deleted for the same reason: they were judged while the clock was ahead.
     """
     with translated(), connection.transaction():
         connection.execute("DELETE FROM alert_counts WHERE second > %s", (second + _AHEAD_SECONDS,))
@@ -112,7 +121,7 @@ def positions(
 
 
 def move(connection: Connection, partition: int, topic_id: str, before: Position, after: Position) -> None:
-    """Raises Fenced when somebody else was here."""
+    """Move a partition's position. Raises Fenced when another process has moved it."""
     done = connection.execute(
         "UPDATE alert_positions SET next_offset = %s, judged = %s"
         " WHERE partition = %s AND topic_id = %s AND next_offset = %s AND judged = %s",
@@ -123,7 +132,7 @@ def move(connection: Connection, partition: int, topic_id: str, before: Position
 
 
 def counts(connection: Connection) -> dict[str, dict[int, Tally]]:
-    """Service -> second -> rows."""
+    """All counts: service -> second -> tally."""
     found: dict[str, dict[int, Tally]] = {}
     with translated():
         for service, second, *tally in connection.execute("SELECT service, second, rows, sample FROM alert_counts"):
@@ -132,7 +141,7 @@ def counts(connection: Connection) -> dict[str, dict[int, Tally]]:
 
 
 def add_counts(connection: Connection, more: Mapping[tuple[str, int], Tally]) -> None:
-    """(service, second) -> rows that come to those stored."""
+    """Add to the stored counts: (service, second) -> tally."""
     with connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO alert_counts AS c VALUES (%s, %s, %s, %s) ON CONFLICT (service, second)"
@@ -142,16 +151,18 @@ def add_counts(connection: Connection, more: Mapping[tuple[str, int], Tally]) ->
 
 
 def forget_counts(connection: Connection, service: str, before: int) -> None:
+    """Delete the counts of a service in the seconds below `before`."""
     connection.execute("DELETE FROM alert_counts WHERE service = %s AND second < %s", (service, before))
 
 
 def open_alerts(connection: Connection) -> list[Alert]:
+    """The alerts that are not resolved."""
     with translated():
         return [Alert(*row) for row in connection.execute(_OPEN)]
 
 
 def save(connection: Connection, alert: Alert) -> int:
-    """Store a new alert or a changed one; its id."""
+    """Store a new or a changed alert; return its id."""
     times = (alert.quiet_since, alert.resolved_at)
     if alert.id:
         connection.execute(
@@ -175,10 +186,10 @@ def save(connection: Connection, alert: Alert) -> int:
 
 
 def forget_resolved(connection: Connection, before: int) -> int:
-    """Delete the alerts that were resolved before this second, with their posts; how many alerts.
+    """Delete the alerts that were resolved before second `before`, with their posts; return how many alerts.
 
-    A few are deleted in each transaction. An alert with a post that is still to be delivered stays: alerting may have
-    resolved it long after the second at which the errors stopped. Raises StoreDown.
+    A few are deleted in each transaction. An alert with a post that is still to be delivered is kept: alerting may have
+    resolved the alert long after the second in which the errors stopped.
     """
     statement = """
         DELETE FROM alerts WHERE id = ANY(ARRAY(
@@ -189,18 +200,32 @@ def forget_resolved(connection: Connection, before: int) -> int:
     return delete_in_pieces(connection, statement, (before, GIVE_UP_HOURS), _FORGOTTEN_AT_ONCE)
 
 
+def skip_used_ids(connection: Connection) -> None:
+    """Let the ids of new alerts go on above every id that was ever given out. Called after a backup was restored.
+
+    Receivers drop repeated events by the alert's id, and the restored sequence would give out ids that they know. The
+    new ids begin at the number of seconds since 2026: fewer alerts are opened than one each second.
+    """
+    with translated():
+        connection.execute(
+            "SELECT setval(pg_get_serial_sequence('alerts', 'id'), greatest((SELECT max(id) FROM alerts), seconds))"
+            " FROM (SELECT extract(epoch FROM clock_timestamp() - '2026-01-01')::bigint AS seconds) AS clock"
+        )
+
+
 # ---- posting --------------------------------------------------------------------------------------------------------
 
 
 def add_post(connection: Connection, alert_id: int, event: Event) -> None:
+    """Have an event posted."""
     connection.execute("INSERT INTO alert_posts (alert_id, event) VALUES (%s, %s)", (alert_id, event))
 
 
 def claim_post(connection: Connection, seconds: float) -> Post | None:
-    """The next event to post; nobody else gets it within so many seconds. None when none is due.
+    """The next event to post; no other caller gets it for `seconds`. None when none is due.
 
-    That an alert is resolved is not told before it was told that it opened. What was tried least comes first: a
-    receiver that is away must not hold up the others.
+    The event `resolved` of an alert is not due before its event `opened` was delivered. The event with the fewest
+    attempts comes first, so that an unreachable receiver does not delay the others.
     """
     with translated():
         row = connection.execute(
@@ -221,6 +246,7 @@ def claim_post(connection: Connection, seconds: float) -> Post | None:
 
 
 def delivered(connection: Connection, post: Post) -> None:
+    """Note that a receiver has taken the event."""
     with translated():
         connection.execute(
             "UPDATE alert_posts SET delivered_at = now(), problem = '' WHERE alert_id = %s AND event = %s", post[:2]
@@ -228,7 +254,7 @@ def delivered(connection: Connection, post: Post) -> None:
 
 
 def failed(connection: Connection, post: Post, problem: str, seconds: float) -> None:
-    """To be tried again after so many seconds."""
+    """Note why posting failed, and have it tried again after `seconds`."""
     with translated():
         connection.execute(
             "UPDATE alert_posts SET problem = %s, next_try_at = now() + make_interval(secs => %s)"
@@ -241,7 +267,7 @@ def failed(connection: Connection, post: Post, problem: str, seconds: float) -> 
 
 
 def find(connection: Connection, state: State | None, service: str | None, limit: int) -> list[dict[str, Any]]:
-    """The newest first."""
+    """The alerts in this state and of this service (None: all), the newest first."""
     with translated(), connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(
             f"{_SHOWN} WHERE (%(state)s::text IS NULL OR (resolved_at IS NULL) = (%(state)s = 'open'))"
@@ -251,5 +277,6 @@ def find(connection: Connection, state: State | None, service: str | None, limit
 
 
 def get(connection: Connection, alert_id: int) -> dict[str, Any] | None:
+    """One alert with its posts; None when there is no such alert."""
     with translated(), connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(f"{_SHOWN} WHERE id = %s", (alert_id,)).fetchone()

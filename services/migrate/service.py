@@ -1,0 +1,27 @@
+"""All migrations: those of each room that has tables of its own, and the table of each dataset."""
+
+from contextlib import closing
+
+from services import datasets
+from services.alerts import repository as alerts
+from services.ledger import schema
+from services.postgres import migrations
+from services.postgres.connection import connect
+from services.stores import postgres
+
+ROOMS = (schema.MIGRATIONS, alerts.MIGRATIONS)
+"""In the order in which their migrations are applied. A room that brings migrations has a line here."""
+
+
+def migrate(postgres_url: str) -> list[str]:
+    """Bring all tables to this release; return the names of the migrations that were missing. Blocks.
+
+    Called by `logpipe migrate` and `logpipe up`. Calling it again changes nothing, and of several callers at once one
+    works and the others wait. A caller that was killed leaves whole migrations behind, and the next one goes on there.
+    Raises StoreDown, and NeedsOperator when a table differs from its dataset's description in what cannot be added.
+    """
+    with closing(connect(postgres_url, closed_when_idle=False)) as connection, migrations.exclusive(connection):
+        applied = migrations.apply(connection, *ROOMS)
+        for dataset in datasets.all_datasets():
+            postgres.prepare(connection, dataset)
+    return applied
