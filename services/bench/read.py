@@ -32,8 +32,8 @@ from services.lake.table import table_uri
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.local.verification import verify
-from services.rollups.chunks import CHUNK_ROWS
 from services.runtime.settings import LakeSettings
+from services.stores.postgres.rollup_chunks import CHUNK_ROWS
 
 # Without maintain, which would compact the small files before they are asked.
 _PROGRAMS = (

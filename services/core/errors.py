@@ -17,7 +17,7 @@
     ├── Backpressure             503  full; come back after `retry_after` seconds
     │   └── StoreBusy            503  … as many queries of this store run and wait as may
     ├── StoreDown                503  a store (or stream) did not answer
-    ├── QueryTimeout             504  a store took longer than a question may; it was told to stop
+    ├── QueryTimeout             504  a store took longer than a query may; it was told to stop
     ├── QueryCancelled           503  a query was ended because nobody waits for its result any more
     ├── RowRejected              500  a store refused one row of a block
     ├── Fenced                   500  somebody else owns this slot or partition now; stop

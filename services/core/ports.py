@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected
 from services.core.ledger import Batch, Part, StorePosition
-from services.core.queries import Answer, Question
+from services.core.queries import Query, QueryResult
 from services.core.rows import Row
 from services.core.stopping import Stop
 
@@ -19,8 +19,8 @@ Progress = Literal["ledger", "sink", "own"]
 `sink` table sink_progress of the ledger, kept by stream_to_store; `own` the store's transactions (`position`)."""
 
 
-QUESTION_SECONDS = 30.0
-"""How long a question may take unless its asker says otherwise."""
+DEFAULT_QUERY_SECONDS = 30.0
+"""How long a query may take unless its asker says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +117,10 @@ class StoreReader(Protocol):
     engine: ClassVar[str]
     progress: ClassVar[Progress]
 
-    def answer(
-        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
-    ) -> Answer:
-        """Answer from the batches up to `as_of` only. Thread-safe.
+    def execute(
+        self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
+    ) -> QueryResult:
+        """QueryResult from the batches up to `as_of` only. Thread-safe.
 
         Raises StoreDown, Backpressure, or QueryTimeout after `seconds`: the store no longer works on the query then.
         Raises ResultTooLarge (see `bounds`) before the result is in memory. `stop` ends the query from another thread;

@@ -17,11 +17,11 @@ from deltalake.exceptions import DeltaError
 from services.core.bounds import gathered
 from services.core.dataset import Dataset
 from services.core.errors import Invalid, ResultTooLarge
-from services.core.queries import Filters, ListQuestion, StatsQuestion
+from services.core.queries import Filters, ListQuery, StatsQuery
 from services.core.rows import Row
 from services.lake.reader import Found, LakeReader, Limit
 from services.lake.snapshot import Snapshot
-from services.lake.sql import Dialect, Query
+from services.lake.sql import Dialect, Statement
 from services.lake.table import NAME, rejects_uri, translated, within_limit
 
 _ROWS_AT_ONCE = 256  # made into Python objects: a row may have a quarter of a megabyte
@@ -74,44 +74,44 @@ class EmbeddedReader(LakeReader):
         Raises StoreDown.
         """
         engine = self._table(rejects_uri(self._settings, dataset)).engine()
-        query = "SELECT batch_id, id, rows FROM t WHERE batch_id IS NOT NULL"
-        return _rows(engine, query) if engine else iter(())
+        statement = "SELECT batch_id, id, rows FROM t WHERE batch_id IS NOT NULL"
+        return _rows(engine, statement) if engine else iter(())
 
     def _dialect(self, snapshot: Snapshot) -> Dialect:
         return DataFusion()
 
-    def _find(self, snapshot: Snapshot, query: Query, limit: Limit) -> Found:
+    def _find(self, snapshot: Snapshot, statement: Statement, limit: Limit) -> Found:
         limit.left()
-        engine = snapshot.wide_engine if query.is_wide else snapshot.engine
+        engine = snapshot.wide_engine if statement.is_wide else snapshot.engine
         with translated(), _within_memory():
-            batches = pa.RecordBatchReader.from_stream(engine.execute(query.text))
-            return Found(gathered(_parts(batches)), snapshot.files_within(query.bounds))
+            batches = pa.RecordBatchReader.from_stream(engine.execute(statement.text))
+            return Found(gathered(_parts(batches)), snapshot.files_within(statement.bounds))
 
-    def _page(self, snapshot: Snapshot, question: ListQuestion, as_of: int, limit: Limit) -> Found:
+    def _page(self, snapshot: Snapshot, query: ListQuery, as_of: int, limit: Limit) -> Found:
         """The engine keeps many more rows than the page until it is sorted: of a large page, only their places."""
-        if question.offset + question.limit <= _ROWS_SORTED:
+        if query.offset + query.limit <= _ROWS_SORTED:
             with suppress(OutOfMemory):  # the rows are long
-                return super()._page(snapshot, question, as_of, limit)
-        sql = partial(self._sql, snapshot, question.dataset)
+                return super()._page(snapshot, query, as_of, limit)
+        sql = partial(self._sql, snapshot, query.dataset)
         found = self._newest_first(
-            snapshot, question, lambda asked: self._find(snapshot, sql().places(asked, as_of), limit)
+            snapshot, query, lambda asked: self._find(snapshot, sql().places(asked, as_of), limit)
         )
         if not found.rows:
             return found
-        rows = self._find(snapshot, sql().between(question, as_of, found.rows[0], found.rows[-1]), limit).rows
-        by = question.dataset.column_names.index(question.order_by)
-        rows.sort(key=lambda row: (row[by], row[0]), reverse=question.descending)
+        rows = self._find(snapshot, sql().between(query, as_of, found.rows[0], found.rows[-1]), limit).rows
+        by = query.dataset.column_names.index(query.order_by)
+        rows.sort(key=lambda row: (row[by], row[0]), reverse=query.descending)
         return Found(rows[: len(found.rows)], found.files)
 
-    def _stream(self, snapshot: Snapshot, query: Query) -> Iterator[Row]:
-        return _rows(snapshot.engine, query.text)
+    def _stream(self, snapshot: Snapshot, statement: Statement) -> Iterator[Row]:
+        return _rows(snapshot.engine, statement.text)
 
-    def _count(self, snapshot: Snapshot, question: ListQuestion | StatsQuestion, as_of: int, limit: Limit) -> Found:
+    def _count(self, snapshot: Snapshot, query: ListQuery | StatsQuery, as_of: int, limit: Limit) -> Found:
         """The table's log counts all rows: only those that came after `as_of` are read, to leave them out."""
         stored = snapshot.rows()
-        if question.scan or stored is None or question.filters != Filters():
-            return super()._count(snapshot, question, as_of, limit)
-        later = self._find(snapshot, self._sql(snapshot, question.dataset).count_beyond(as_of), limit)
+        if query.scan or stored is None or query.filters != Filters():
+            return super()._count(snapshot, query, as_of, limit)
+        later = self._find(snapshot, self._sql(snapshot, query.dataset).count_beyond(as_of), limit)
         return Found([(stored - later.rows[0][0],)], later.files, "metadata")
 
 
@@ -125,9 +125,9 @@ def _within_memory() -> Iterator[None]:
         raise
 
 
-def _rows(engine: QueryBuilder, query: str) -> Iterator[Row]:
+def _rows(engine: QueryBuilder, statement: str) -> Iterator[Row]:
     """Rows as they are read, a record batch at a time, each within the limit of time."""
-    batches = within_limit(lambda: pa.RecordBatchReader.from_stream(engine.execute(query)))
+    batches = within_limit(lambda: pa.RecordBatchReader.from_stream(engine.execute(statement)))
     while (batch := within_limit(lambda: next(batches, None))) is not None:
         yield from chain.from_iterable(_parts([batch]))
 

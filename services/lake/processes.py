@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from services.core.errors import LogpipeError, StoreDown
-from services.core.ports import QUESTION_SECONDS
-from services.core.queries import Answer, Question
+from services.core.ports import DEFAULT_QUERY_SECONDS
+from services.core.queries import Query, QueryResult
 from services.core.stopping import Stop
 from services.lake.embedded import EmbeddedReader, OutOfMemory
 from services.lake.reader import Limit
@@ -48,7 +48,7 @@ _Failure = tuple[type[LogpipeError], tuple[object, ...], dict[str, object]]
 class _Reply(NamedTuple):
     """`is_worn`: the process has needed so much memory that it is to be replaced."""
 
-    result: Answer | _Failure
+    result: QueryResult | _Failure
     is_worn: bool
 
 
@@ -63,16 +63,16 @@ class ProcessReader(EmbeddedReader):
         for worker in self._workers:
             self._idle.put(worker)
 
-    def answer(
-        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
-    ) -> Answer:
+    def execute(
+        self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
+    ) -> QueryResult:
         limit = Limit(self.label, seconds, stop)
         try:
             worker = self._idle.get(timeout=limit.left())
         except queue.Empty:
             raise limit.passed() from None
         try:
-            return worker.answer(question, as_of, limit)
+            return worker.execute(query, as_of, limit)
         finally:
             self._idle.put(worker)
 
@@ -90,11 +90,11 @@ class _Worker:
         self._process: ForkServerProcess | None = None
         self._connection: Connection | None = None
 
-    def answer(self, question: Question, as_of: int, limit: Limit) -> Answer:
+    def execute(self, query: Query, as_of: int, limit: Limit) -> QueryResult:
         connection = self._started()
         with limit.stop.by(self.kill):
             try:
-                connection.send((question, as_of, limit.left()))
+                connection.send((query, as_of, limit.left()))
                 if not connection.poll(limit.left()):
                     raise limit.passed()
                 reply: _Reply = connection.recv()
@@ -105,7 +105,7 @@ class _Worker:
                 raise
         if reply.is_worn:
             self._end()
-        if isinstance(reply.result, Answer):
+        if isinstance(reply.result, QueryResult):
             return reply.result
         raise _error(reply.result)
 
@@ -150,7 +150,7 @@ class _Worker:
 def _serve(connection: Connection, settings: LakeSettings) -> None:
     """The process: ends when the process that asks has closed the connection, or has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group
-    requests: queue.SimpleQueue[tuple[Question, int, float]] = queue.SimpleQueue()
+    requests: queue.SimpleQueue[tuple[Query, int, float]] = queue.SimpleQueue()
     threading.Thread(target=_answer_all, args=(requests, connection, settings), daemon=True).start()
     try:
         while True:
@@ -160,22 +160,22 @@ def _serve(connection: Connection, settings: LakeSettings) -> None:
 
 
 def _answer_all(
-    requests: "queue.SimpleQueue[tuple[Question, int, float]]", connection: Connection, settings: LakeSettings
+    requests: "queue.SimpleQueue[tuple[Query, int, float]]", connection: Connection, settings: LakeSettings
 ) -> None:
     try:
         _limit_memory()
         reader, start = EmbeddedReader(settings, ENGINE_BYTES), _peak_bytes()
         while True:
-            question, as_of, seconds = requests.get()
-            result = _answered(reader, question, as_of, seconds)
+            query, as_of, seconds = requests.get()
+            result = _answered(reader, query, as_of, seconds)
             connection.send(_Reply(result, _peak_bytes() - start > PROCESS_BYTES // 2))
     finally:
         os._exit(1)  # the process that asks would wait for a thread that has ended
 
 
-def _answered(reader: EmbeddedReader, question: Question, as_of: int, seconds: float) -> Answer | _Failure:
+def _answered(reader: EmbeddedReader, query: Query, as_of: int, seconds: float) -> QueryResult | _Failure:
     try:
-        return reader.answer(question, as_of, seconds)
+        return reader.execute(query, as_of, seconds)
     except LogpipeError as error:
         return type(error), error.args, vars(error)
     except MemoryError:

@@ -1,4 +1,4 @@
-"""What reading the lake is, whichever engine does it: a question as SQL, asked of one version of a table."""
+"""What reading the lake is, whichever engine does it: a query as SQL, asked of one version of a table."""
 
 import time
 from abc import ABC, abstractmethod
@@ -11,12 +11,12 @@ from services.core.dataset import Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import batch_of
 from services.core.ledger import Batch, StorePosition
-from services.core.ports import QUESTION_SECONDS, Progress
-from services.core.queries import AggregateQuestion, Answer, ListQuestion, Method, Question, StatsQuestion
+from services.core.ports import DEFAULT_QUERY_SECONDS, Progress
+from services.core.queries import AggregateQuery, ListQuery, Method, Query, QueryResult, StatsQuery
 from services.core.rows import Row
 from services.core.stopping import Stop
 from services.lake.snapshot import Snapshot
-from services.lake.sql import Dialect, Query, Renderer
+from services.lake.sql import Dialect, Renderer, Statement
 from services.lake.table import NAME, Table, table_uri
 from services.runtime.settings import LakeSettings
 
@@ -28,7 +28,7 @@ _FEWEST = 100_000  # fewer are read no faster
 
 
 class Limit:
-    """When a question must have been answered; `stop` may end it earlier."""
+    """When a query must have been answered; `stop` may end it earlier."""
 
     def __init__(self, store: str, seconds: float, stop: Stop | None = None) -> None:
         self.stop = stop or Stop()
@@ -79,37 +79,37 @@ class LakeReader(ABC):
         """A new one."""
 
     @abstractmethod
-    def _find(self, snapshot: Snapshot, query: Query, limit: Limit) -> Found:
+    def _find(self, snapshot: Snapshot, statement: Statement, limit: Limit) -> Found:
         """All rows at once. Raises StoreDown, ResultTooLarge, or QueryTimeout when the limit has passed."""
 
     @abstractmethod
-    def _stream(self, snapshot: Snapshot, query: Query) -> Iterator[Row]:
+    def _stream(self, snapshot: Snapshot, statement: Statement) -> Iterator[Row]:
         """Rows as they are read. Raises StoreDown."""
 
-    def answer(
-        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
-    ) -> Answer:
+    def execute(
+        self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
+    ) -> QueryResult:
         start, limit = time.perf_counter(), Limit(self.label, seconds, stop)
-        snapshot = self._snapshot(question.dataset)
+        snapshot = self._snapshot(query.dataset)
         if snapshot is None:
-            return _of_no_table(question, start)
+            return _of_no_table(query, start)
         counted = None
-        match question:
-            case ListQuestion():
-                if question.count:
-                    counted = self._count(snapshot, question, as_of, limit)
-                if counted and counted.rows[0][0] <= question.offset:
+        match query:
+            case ListQuery():
+                if query.count:
+                    counted = self._count(snapshot, query, as_of, limit)
+                if counted and counted.rows[0][0] <= query.offset:
                     found = Found([], counted.files)
                 else:
-                    found = self._page(snapshot, question, as_of, limit)
-            case AggregateQuestion():
-                query = self._sql(snapshot, question.dataset).groups(question, as_of)
-                found = self._find(snapshot, query, limit)
+                    found = self._page(snapshot, query, as_of, limit)
+            case AggregateQuery():
+                statement = self._sql(snapshot, query.dataset).groups(query, as_of)
+                found = self._find(snapshot, statement, limit)
                 few_groups(found.rows)
-            case StatsQuestion():
-                found = self._count(snapshot, question, as_of, limit)
+            case StatsQuery():
+                found = self._count(snapshot, query, as_of, limit)
         parts = [found, counted] if counted else [found]
-        return Answer(
+        return QueryResult(
             found.rows,
             _ms_since(start),
             method=next((part.method for part in parts if part.method != "scan"), "scan"),
@@ -142,38 +142,38 @@ class LakeReader(ABC):
         if (snapshot := self._snapshot(dataset)) is None:
             return
         for at in range(0, len(batches), _WINDOW):
-            query = self._sql(snapshot, dataset).counts_of(batches[at : at + _WINDOW])
-            yield from ((batch_id, rows, ids) for batch_id, rows, ids in self._stream(snapshot, query))
+            statement = self._sql(snapshot, dataset).counts_of(batches[at : at + _WINDOW])
+            yield from ((batch_id, rows, ids) for batch_id, rows, ids in self._stream(snapshot, statement))
 
     def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
         """Only files of these days, and with these ids by their statistics, are opened."""
         if (snapshot := self._snapshot(dataset)) is None:
             return
         for at in range(0, len(batches), _WINDOW):
-            query = self._sql(snapshot, dataset).rows_of(batches[at : at + _WINDOW])
-            yield from self._stream(snapshot, query)
+            statement = self._sql(snapshot, dataset).rows_of(batches[at : at + _WINDOW])
+            yield from self._stream(snapshot, statement)
 
     def close(self) -> None:
         self._tables.clear()
 
-    def _page(self, snapshot: Snapshot, question: ListQuestion, as_of: int, limit: Limit) -> Found:
+    def _page(self, snapshot: Snapshot, query: ListQuery, as_of: int, limit: Limit) -> Found:
         return self._newest_first(
             snapshot,
-            question,
+            query,
             lambda asked: self._find(snapshot, self._sql(snapshot, asked.dataset).page(asked, as_of), limit),
         )
 
-    def _newest_first(self, snapshot: Snapshot, question: ListQuestion, find: Callable[[ListQuestion], Found]) -> Found:
+    def _newest_first(self, snapshot: Snapshot, query: ListQuery, find: Callable[[ListQuery], Found]) -> Found:
         """The newest rows are looked for among the newest first: if these fill the page, no others are read."""
-        if recent := _recent(snapshot, question):
+        if recent := _recent(snapshot, query):
             found = find(recent)
-            if len(found.rows) == question.limit:
+            if len(found.rows) == query.limit:
                 return found
-        return find(question)
+        return find(query)
 
-    def _count(self, snapshot: Snapshot, question: ListQuestion | StatsQuestion, as_of: int, limit: Limit) -> Found:
+    def _count(self, snapshot: Snapshot, query: ListQuery | StatsQuery, as_of: int, limit: Limit) -> Found:
         """One row, one value: how many rows match the filters."""
-        return self._find(snapshot, self._sql(snapshot, question.dataset).count(question.filters, as_of), limit)
+        return self._find(snapshot, self._sql(snapshot, query.dataset).count(query.filters, as_of), limit)
 
     def _sql(self, snapshot: Snapshot, dataset: Dataset) -> Renderer:
         """For one query."""
@@ -186,22 +186,22 @@ class LakeReader(ABC):
         return self._tables.setdefault(uri, Table(uri, self._memory))
 
 
-def _recent(snapshot: Snapshot, question: ListQuestion) -> ListQuestion | None:
+def _recent(snapshot: Snapshot, query: ListQuery) -> ListQuery | None:
     """The same among the newest rows, as many as its page is likely to need; None when it asks for no more."""
-    filters = question.filters
-    if not question.newest_first:
+    filters = query.filters
+    if not query.newest_first:
         return None
-    rows = max(_FEWEST, (question.offset + question.limit) * _ONE_OF)
-    since = snapshot.since(question.dataset.time, question.beyond, rows)
+    rows = max(_FEWEST, (query.offset + query.limit) * _ONE_OF)
+    since = snapshot.since(query.dataset.time, query.before, rows)
     if since is None or (filters.start is not None and filters.start >= since):
         return None
-    return replace(question, filters=replace(filters, start=since))
+    return replace(query, filters=replace(filters, start=since))
 
 
-def _of_no_table(question: Question, start: float) -> Answer:
-    rows: list[Row] = [(0,)] if isinstance(question, StatsQuestion) else []
-    total = 0 if isinstance(question, ListQuestion) and question.count else None
-    return Answer(rows, _ms_since(start), total=total, scanned={"files": 0, "files_total": 0})
+def _of_no_table(query: Query, start: float) -> QueryResult:
+    rows: list[Row] = [(0,)] if isinstance(query, StatsQuery) else []
+    total = 0 if isinstance(query, ListQuery) and query.count else None
+    return QueryResult(rows, _ms_since(start), total=total, scanned={"files": 0, "files_total": 0})
 
 
 def _ms_since(start: float) -> float:

@@ -23,7 +23,7 @@ from services.core.rows import Row
 from services.lake.reader import Found, LakeReader, Limit
 from services.lake.settings import SparkConnectSettings
 from services.lake.snapshot import Snapshot
-from services.lake.sql import Dialect, Query
+from services.lake.sql import Dialect, Statement
 from services.lake.table import NAME, Result, started
 
 _LABEL = f"{NAME} (spark)"
@@ -83,11 +83,11 @@ class SparkReader(LakeReader):
     def _dialect(self, snapshot: Snapshot) -> Dialect:
         return SparkSql(snapshot)
 
-    def _find(self, snapshot: Snapshot, query: Query, limit: Limit) -> Found:
-        return self._within_session(lambda session: _find(session, snapshot, query, limit))
+    def _find(self, snapshot: Snapshot, statement: Statement, limit: Limit) -> Found:
+        return self._within_session(lambda session: _find(session, snapshot, statement, limit))
 
-    def _stream(self, snapshot: Snapshot, query: Query) -> Iterator[Row]:
-        frame = self._within_session(lambda session: _frame(session, query))
+    def _stream(self, snapshot: Snapshot, statement: Statement) -> Iterator[Row]:
+        frame = self._within_session(lambda session: _frame(session, statement))
         with _translated():
             yield from map(tuple, frame.toLocalIterator())
 
@@ -126,12 +126,12 @@ class SparkReader(LakeReader):
         started(session.stop)  # which waits for the server
 
 
-def _find(session: SparkSession, snapshot: Snapshot, query: Query, limit: Limit) -> Found:
+def _find(session: SparkSession, snapshot: Snapshot, statement: Statement, limit: Limit) -> Found:
     tag = uuid.uuid4().hex
-    found = started(partial(_collect, session, query, tag))
+    found = started(partial(_collect, session, statement, tag))
     with limit.stop.by(lambda: _end(session, tag, found)):
         if wait([found], limit.left()).done:
-            return Found(found.result(), snapshot.files_within(query.bounds))
+            return Found(found.result(), snapshot.files_within(statement.bounds))
     if wait([_end(session, tag, found)], _INTERRUPT_SECONDS).done:
         raise limit.passed()
     raise StoreDown(_LABEL, "a question takes too long, and the server does not let itself be told to stop")
@@ -147,14 +147,14 @@ def _interrupt(session: SparkSession, tag: str, found: Future[list[Row]]) -> Non
         wait([found], _BETWEEN_SECONDS)
 
 
-def _collect(session: SparkSession, query: Query, tag: str) -> list[Row]:
+def _collect(session: SparkSession, statement: Statement, tag: str) -> list[Row]:
     session.addTag(tag)  # of this thread
-    rows = map(tuple, _frame(session, query).toLocalIterator())
+    rows = map(tuple, _frame(session, statement).toLocalIterator())
     return gathered(iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), []))
 
 
-def _frame(session: SparkSession, query: Query) -> DataFrame:
-    return session.sql(query.text, args=dict(query.parameters))
+def _frame(session: SparkSession, statement: Statement) -> DataFrame:
+    return session.sql(statement.text, args=dict(statement.parameters))
 
 
 def _reach(endpoint: str) -> None:

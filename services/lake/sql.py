@@ -14,7 +14,7 @@ from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.ids import ROW_BITS, end_id, first_id, spans
 from services.core.instants import to_datetime
 from services.core.ledger import Batch
-from services.core.queries import AggregateQuestion, Filters, ListQuestion
+from services.core.queries import AggregateQuery, Filters, ListQuery
 from services.lake.schema import DAY
 from services.lake.snapshot import Bounds
 
@@ -52,7 +52,7 @@ class Dialect(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class Statement:
     """`bounds`: what of it the statistics of files can decide. `is_wide`: it reads texts, which may be long."""
 
     text: str
@@ -69,84 +69,84 @@ class Renderer:
     columns: frozenset[str]
     dialect: Dialect
 
-    def page(self, question: ListQuestion, as_of: int) -> Query:
-        return self._page(question, as_of, self._canonical_columns(), is_wide=True)
+    def page(self, query: ListQuery, as_of: int) -> Statement:
+        return self._page(query, as_of, self._canonical_columns(), is_wide=True)
 
-    def places(self, question: ListQuestion, as_of: int) -> Query:
+    def places(self, query: ListQuery, as_of: int) -> Statement:
         """(value of `order_by`, id) of each row of the page."""
-        value = self._canonical(self._column(question.order_by))
-        return self._page(question, as_of, f"{value} AS place, {ID.name}", is_wide=bool(question.filters.text))
+        value = self._canonical(self._column(query.order_by))
+        return self._page(query, as_of, f"{value} AS place, {ID.name}", is_wide=bool(query.filters.text))
 
-    def between(self, question: ListQuestion, as_of: int, first: Place, last: Place) -> Query:
+    def between(self, query: ListQuery, as_of: int, first: Place, last: Place) -> Statement:
         """The rows from the place `first` to the place `last`, in any order."""
-        step = 1 if question.descending else -1
+        step = 1 if query.descending else -1
         before, behind = (first[0], first[1] + step), (last[0], last[1] - step)
         where = [
-            self._where(question.filters, as_of),
-            self._after(question.order_by, question.descending, before),
-            self._after(question.order_by, not question.descending, behind),
+            self._where(query.filters, as_of),
+            self._after(query.order_by, query.descending, before),
+            self._after(query.order_by, not query.descending, behind),
         ]
         bounds = [
-            *self._bounds(question.filters, as_of),
-            *self._beyond(question.order_by, question.descending, before),
-            *self._beyond(question.order_by, not question.descending, behind),
+            *self._bounds(query.filters, as_of),
+            *self._beyond(query.order_by, query.descending, before),
+            *self._beyond(query.order_by, not query.descending, behind),
         ]
         return self._select(self._canonical_columns(), " AND ".join(where), bounds, is_wide=True)
 
-    def _page(self, question: ListQuestion, as_of: int, what: str, *, is_wide: bool) -> Query:
-        where, bounds = self._where(question.filters, as_of), self._bounds(question.filters, as_of)
-        if question.after:
-            where += f" AND {self._after(question.order_by, question.descending, question.after)}"
-            bounds = [*bounds, *self._beyond(question.order_by, question.descending, question.after)]
-        direction = "DESC" if question.descending else "ASC"
-        order = ", ".join(f"{self._value(name)} {direction}" for name in dict.fromkeys((question.order_by, ID.name)))
-        rest = f"ORDER BY {order} LIMIT {question.limit:d} OFFSET {question.offset:d}"
+    def _page(self, query: ListQuery, as_of: int, what: str, *, is_wide: bool) -> Statement:
+        where, bounds = self._where(query.filters, as_of), self._bounds(query.filters, as_of)
+        if query.after:
+            where += f" AND {self._after(query.order_by, query.descending, query.after)}"
+            bounds = [*bounds, *self._beyond(query.order_by, query.descending, query.after)]
+        direction = "DESC" if query.descending else "ASC"
+        order = ", ".join(f"{self._value(name)} {direction}" for name in dict.fromkeys((query.order_by, ID.name)))
+        rest = f"ORDER BY {order} LIMIT {query.limit:d} OFFSET {query.offset:d}"
         return self._select(what, where, bounds, rest, is_wide=is_wide)
 
-    def groups(self, question: AggregateQuestion, as_of: int) -> Query:
+    def groups(self, query: AggregateQuery, as_of: int) -> Statement:
         keys = []
-        if question.bucket:
+        if query.bucket:
             time = self.dialect.microseconds(self.dialect.name(self.dataset.time))
-            keys.append(f"{time} - {time} % {question.bucket:d}")
-        if question.group_by:
-            keys.append(self._value(question.group_by))
+            keys.append(f"{time} - {time} % {query.bucket:d}")
+        if query.group_by:
+            keys.append(self._value(query.group_by))
         places = ", ".join(str(place + 1) for place in range(len(keys)))
-        order = places if question.bucket else f"{len(keys) + 1} DESC, {places}"
+        order = places if query.bucket else f"{len(keys) + 1} DESC, {places}"
         return self._select(
             ", ".join([*keys, "count(*)"]),
-            self._where(question.filters, as_of),
-            self._bounds(question.filters, as_of),
+            self._where(query.filters, as_of),
+            self._bounds(query.filters, as_of),
             f"GROUP BY {places} ORDER BY {order} LIMIT {MAX_GROUPS + 1:d}",
-            is_wide=bool(question.filters.text),
+            is_wide=bool(query.filters.text),
         )
 
-    def count(self, filters: Filters, as_of: int) -> Query:
+    def count(self, filters: Filters, as_of: int) -> Statement:
         where, bounds = self._where(filters, as_of), self._bounds(filters, as_of)
         return self._select("count(*)", where, bounds, is_wide=bool(filters.text))
 
-    def count_beyond(self, as_of: int) -> Query:
-        """Of the rows that a question as of this batch must not see."""
+    def count_beyond(self, as_of: int) -> Statement:
+        """Of the rows that a query as of this batch must not see."""
         return self._select("count(*)", f"{ID.name} >= {end_id(as_of):d}", [(ID.name, end_id(as_of), None)])
 
-    def batches(self, first: int, last: int) -> Query:
+    def batches(self, first: int, last: int) -> Statement:
         """(batch, rows, distinct ids) of each."""
         return self._range(_COUNTS, first, last, _BY_BATCH)
 
-    def counts_of(self, batches: Sequence[Batch]) -> Query:
+    def counts_of(self, batches: Sequence[Batch]) -> Statement:
         """(batch, rows, distinct ids) of each."""
         return self._any_of(_COUNTS, batches, _BY_BATCH)
 
-    def lowest(self, first: int, last: int) -> Query:
+    def lowest(self, first: int, last: int) -> Statement:
         """The lowest id within these batches, or NULL."""
         return self._range(f"min({ID.name})", first, last)
 
-    def rows(self, first: int, last: int) -> Query:
+    def rows(self, first: int, last: int) -> Statement:
         return self._range(self._canonical_columns(), first, last)
 
-    def rows_of(self, batches: Sequence[Batch]) -> Query:
+    def rows_of(self, batches: Sequence[Batch]) -> Statement:
         return self._any_of(self._canonical_columns(), batches)
 
-    def _any_of(self, what: str, batches: Sequence[Batch], rest: str = "") -> Query:
+    def _any_of(self, what: str, batches: Sequence[Batch], rest: str = "") -> Statement:
         days = sorted({to_datetime(batch.created_at).date().isoformat() for batch in batches})
         listed = ", ".join(f"DATE '{day}'" for day in days)
         found = spans({batch.batch_id for batch in batches}, _MOST_SPANS)
@@ -155,14 +155,14 @@ class Renderer:
         where = f"{DAY} IN ({listed}) AND ({ids}) AND {ID.name} >> {ROW_BITS} IN ({each})"
         return self._select(what, where, [(ID.name, first_id(found[0][0]), end_id(found[-1][1]))], rest)
 
-    def _range(self, what: str, first: int, last: int, rest: str = "") -> Query:
+    def _range(self, what: str, first: int, last: int, rest: str = "") -> Statement:
         least, beyond = first_id(first), end_id(last)
         where = f"{ID.name} >= {least:d} AND {ID.name} < {beyond:d}"
         return self._select(what, where, [(ID.name, least, beyond)], rest)
 
-    def _select(self, what: str, where: str, bounds: Bounds, rest: str = "", *, is_wide: bool = False) -> Query:
+    def _select(self, what: str, where: str, bounds: Bounds, rest: str = "", *, is_wide: bool = False) -> Statement:
         text = f"SELECT {what} FROM {self.dialect.table} WHERE {where} {rest}"
-        return Query(text, self.dialect.parameters, bounds, is_wide)
+        return Statement(text, self.dialect.parameters, bounds, is_wide)
 
     def _bounds(self, filters: Filters, as_of: int) -> Bounds:
         return [(ID.name, None, end_id(as_of)), (self.dataset.time, filters.start, filters.end)]

@@ -16,7 +16,7 @@ from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.ids import MAX_BATCH
 from services.core.ledger import Range, SinkPosition
 from services.core.ports import StoreReader
-from services.core.queries import StatsQuestion
+from services.core.queries import StatsQuery
 from services.ledger import schema
 from services.postgres.connection import connect, translated
 
@@ -149,7 +149,7 @@ class SinkProgress:
 
     def _is_empty(self) -> bool:
         """Asked once in the life of a table."""
-        [[rows]] = self._reader.answer(StatsQuestion(self._dataset), as_of=MAX_BATCH).rows
+        [[rows]] = self._reader.execute(StatsQuery(self._dataset), as_of=MAX_BATCH).rows
         return int(rows) == 0
 
     @contextmanager

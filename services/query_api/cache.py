@@ -1,4 +1,4 @@
-"""Answers kept in Redis: a question to one engine as of one batch, in one scope (see `scopes`), has one answer.
+"""Answers kept in Redis: a query to one engine as of one batch, in one scope (see `scopes`), has one answer.
 
 Redis is a help, never a need: when it is away or hangs, the store answers, and Redis is left alone for a while. An
 answer with rows that retention was about to drop, given after the floor was raised, is kept until its time is up.
@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from services.core import metric_names
-from services.core.queries import Answer, Question
+from services.core.queries import Query, QueryResult
 from services.runtime import logs, metrics
 from services.runtime.settings import Settings
 
@@ -26,7 +26,7 @@ _TIMEOUT_SECONDS = 0.02
 _REST_SECONDS = 5.0
 
 _log = logs.get("cache")
-_decoder = msgspec.msgpack.Decoder(Answer)
+_decoder = msgspec.msgpack.Decoder(QueryResult)
 
 Result = TypeVar("Result")
 
@@ -39,7 +39,7 @@ class CacheSettings(Settings):
     cache_answer_bytes: int = Field(1 << 20, gt=0, description="a larger answer is not kept")
 
 
-class AnswerCache:
+class ResultCache:
     """Thread-safe. Raises nothing of Redis; each request to it may take 20 ms, and after a failure none for 5 s."""
 
     def __init__(self, url: str, seconds: int, answer_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,11 +54,11 @@ class AnswerCache:
         self._clock = clock
         self._rest_until = 0.0
 
-    def answer(self, engine: str, scope: str, question: Question, as_of: int, ask: Callable[[], Answer]) -> Answer:
+    def answer(self, engine: str, scope: str, query: Query, as_of: int, ask: Callable[[], QueryResult]) -> QueryResult:
         """The answer that is kept, by method "cache"; else that of `ask`."""
         start = time.perf_counter()
-        # The text of a question holds its dataset's whole description: when that changes, so does the key.
-        key = f"logpipe:{xxhash.xxh3_128_hexdigest(repr((engine, scope, question, as_of)).encode())}"
+        # The text of a query holds its dataset's whole description: when that changes, so does the key.
+        key = f"logpipe:{xxhash.xxh3_128_hexdigest(repr((engine, scope, query, as_of)).encode())}"
         found = self._try(lambda: self._redis.get(key))
         if isinstance(found, bytes):
             with suppress(msgspec.DecodeError):  # written by another version
@@ -91,7 +91,7 @@ class AnswerCache:
             return None
 
 
-def open_cache(settings: CacheSettings) -> AnswerCache | None:
+def open_cache(settings: CacheSettings) -> ResultCache | None:
     if settings.redis_url is None:
         return None
-    return AnswerCache(settings.redis_url.get_secret_value(), settings.cache_seconds, settings.cache_answer_bytes)
+    return ResultCache(settings.redis_url.get_secret_value(), settings.cache_seconds, settings.cache_answer_bytes)

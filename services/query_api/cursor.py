@@ -13,7 +13,7 @@ import xxhash
 from services.core.dataset import CREATED_AT, ID, Dataset
 from services.core.errors import Invalid
 from services.core.instants import LAST_INSTANT
-from services.core.queries import Filters, ListQuestion
+from services.core.queries import Filters, ListQuery
 from services.core.rows import Row
 
 _LAST_ID = 1 << 53
@@ -31,18 +31,18 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
     row_id: int
 
     @staticmethod
-    def behind(row: Row, question: ListQuestion, as_of: int) -> "Cursor":
-        dataset, order_by = question.dataset, question.order_by
+    def behind(row: Row, query: ListQuery, as_of: int) -> "Cursor":
+        dataset, order_by = query.dataset, query.order_by
         value = row[dataset.column_names.index(order_by)]
-        filters = _digest(question.filters)
-        return Cursor(dataset.name, filters, order_by, question.descending, as_of, value, row[0])
+        filters = _digest(query.filters)
+        return Cursor(dataset.name, filters, order_by, query.descending, as_of, value, row[0])
 
     def encode(self) -> str:
         return base64.urlsafe_b64encode(msgspec.msgpack.encode(self)).decode().rstrip("=")
 
     @staticmethod
     def decode(token: str, dataset: Dataset, filters: Filters) -> "Cursor":
-        """Raises Invalid when it was not made by us, or for another question."""
+        """Raises Invalid when it was not made by us, or for another query."""
         try:
             text = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
             cursor = msgspec.msgpack.decode(text, type=Cursor)

@@ -32,7 +32,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         (401, "no token, or a wrong one"),
         (422, "not acceptable; the detail says what is"),
         (503, "a store is down or full; `store` names it"),
-        (504, "the question took too long"),
+        (504, "the query took too long"),
     )
 }
 
@@ -77,9 +77,9 @@ def router(datasets: Sequence[Dataset]) -> APIRouter:
 
 def _add_compare(routes: APIRouter, path: str, dataset: Dataset) -> None:
     async def compare(request: Request, parameters: CompareParameters, service: Service) -> Response:
-        question, as_of = parameters.compared(dataset)
-        comparing = service.compare(question, as_of, all_engines=parameters.engines == "all")
-        return comparison_reply(await while_connected(request, comparing), question)
+        query, as_of = parameters.compared(dataset)
+        comparing = service.compare(query, as_of, all_engines=parameters.engines == "all")
+        return comparison_reply(await while_connected(request, comparing), query)
 
     summary = f"The same {dataset.name} from every store, and whether they agree"
     routes.get(path, tags=[dataset.name], summary=summary)(_taking(compare_parameters(dataset), compare))
@@ -87,15 +87,15 @@ def _add_compare(routes: APIRouter, path: str, dataset: Dataset) -> None:
 
 def _add_questions(routes: APIRouter, dataset: Dataset) -> None:
     async def rows(request: Request, store: Store, parameters: OneStoreList, service: Service) -> Response:
-        question, as_of = parameters.listed(dataset)
-        present = partial(rows_reply, question=question)
-        asking = service.ask(store, question, present, as_of, parameters.engine, use_cache=parameters.use_cache)
+        query, as_of = parameters.listed(dataset)
+        present = partial(rows_reply, query=query)
+        asking = service.ask(store, query, present, as_of, parameters.engine, use_cache=parameters.use_cache)
         return await while_connected(request, asking)
 
     async def aggregate(request: Request, store: Store, parameters: OneStoreAggregate, service: Service) -> Response:
-        question, as_of = parameters.aggregated(dataset)
-        present = partial(aggregate_reply, question=question)
-        asking = service.ask(store, question, present, as_of, parameters.engine, use_cache=parameters.use_cache)
+        query, as_of = parameters.aggregated(dataset)
+        present = partial(aggregate_reply, query=query)
+        asking = service.ask(store, query, present, as_of, parameters.engine, use_cache=parameters.use_cache)
         return await while_connected(request, asking)
 
     path = f"/{{store}}/{dataset.name}"

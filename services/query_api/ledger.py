@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from fastapi import Request
 
-from services.core.ports import QUESTION_SECONDS
+from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.core.stopping import Stop
 from services.ledger.reading import Connection, Ledger
 from services.postgres.connection import NAME as POSTGRES
@@ -29,7 +29,7 @@ class LedgerPool:
             with self._ledger.connection() as connection, stop.by(connection.cancel_safe):
                 return work(connection)
 
-        return await while_connected(request, self._pool.run(connected, QUESTION_SECONDS))
+        return await while_connected(request, self._pool.run(connected, DEFAULT_QUERY_SECONDS))
 
     def close(self) -> None:
         """Blocks until the connections are closed."""

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from services import datasets, stores
 from services.core.errors import StoreDown
-from services.core.ports import QUESTION_SECONDS
+from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.ledger.reading import Ledger
 from services.ledger.watermark import Watermarks
 from services.query_api import alerts, reports
@@ -31,7 +31,10 @@ _HELD_SECONDS = 15.0
 class QuerySettings(ListenSettings, PostgresSettings, CacheSettings):
     query_port: Port = Field(30801, description="port of the query API")
     query_seconds: float = Field(
-        QUESTION_SECONDS, gt=0, le=600, description="time a store has for an answer; then it is cancelled there: 504"
+        DEFAULT_QUERY_SECONDS,
+        gt=0,
+        le=600,
+        description="time limit of a query; the store then cancels it: 504",
     )
     query_late_seconds: float = Field(
         300, gt=0, description="age of the oldest batch that a store has not loaded, beyond which /readyz says degraded"

@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 from services.core.dataset import Column, Dataset
 from services.core.errors import Invalid
 from services.core.instants import LAST_INSTANT, of_bound
-from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.queries import BUCKETS, AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.query_api.cursor import Cursor
 
 MAX_LIMIT = 10_000
@@ -72,7 +72,7 @@ _Uuid = Annotated[UUID, AfterValidator(str)]
 
 
 class Parameters(BaseModel):
-    """What every question takes."""
+    """What every query takes."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
 
@@ -115,8 +115,8 @@ class ListParameters(_Filtered):
     order_dir: Literal["desc", "asc"] = "desc"
     count: Literal["exact", "none"] = Field("exact", description="`none` leaves total_count out: it costs a scan")
 
-    def listed(self, dataset: Dataset) -> tuple[ListQuestion, Point]:
-        question = ListQuestion(
+    def listed(self, dataset: Dataset) -> tuple[ListQuery, Point]:
+        query = ListQuery(
             dataset,
             self.filters(dataset),
             _column_name(dataset, self.order_by),
@@ -126,21 +126,21 @@ class ListParameters(_Filtered):
             self.count == "exact",
             scan=self.scan,
         )
-        return (question, self.as_of) if self.cursor is None else self._continued(question, self.cursor)
+        return (query, self.as_of) if self.cursor is None else self._continued(query, self.cursor)
 
-    def _continued(self, question: ListQuestion, token: str) -> tuple[ListQuestion, Point]:
-        cursor = Cursor.decode(token, question.dataset, question.filters)
+    def _continued(self, query: ListQuery, token: str) -> tuple[ListQuery, Point]:
+        cursor = Cursor.decode(token, query.dataset, query.filters)
         pinned = {
-            "order_by": (question.order_by, cursor.order_by),
-            "order_dir": (question.descending, cursor.descending),
-            "offset": (question.offset, 0),
+            "order_by": (query.order_by, cursor.order_by),
+            "order_dir": (query.descending, cursor.descending),
+            "offset": (query.offset, 0),
             "as_of": (self.as_of, cursor.as_of),
         }
         for name, (given, wanted) in pinned.items():
             if name in self.model_fields_set and given != wanted:
                 raise Invalid(f"{name}: the cursor has its own; leave one of them out")
         place = (cursor.value, cursor.row_id)
-        following = replace(question, order_by=cursor.order_by, descending=cursor.descending, after=place)
+        following = replace(query, order_by=cursor.order_by, descending=cursor.descending, after=place)
         return following, cursor.as_of
 
 
@@ -148,11 +148,11 @@ class AggregateParameters(_Filtered):
     group_by: str | None
     bucket: Bucket | None = Field(None, description="count by time, too, or only: then leave group_by out")
 
-    def aggregated(self, dataset: Dataset) -> tuple[AggregateQuestion, Point]:
+    def aggregated(self, dataset: Dataset) -> tuple[AggregateQuery, Point]:
         group_by = self.group_by or (None if self.bucket else dataset.groupings[0])
         column = None if group_by is None else _column_name(dataset, group_by)
         width = BUCKETS[self.bucket] if self.bucket else None
-        return AggregateQuestion(dataset, column, self.filters(dataset), width, self.scan), self.as_of
+        return AggregateQuery(dataset, column, self.filters(dataset), width, self.scan), self.as_of
 
 
 class CompareParameters(ListParameters, AggregateParameters):
@@ -162,7 +162,7 @@ class CompareParameters(ListParameters, AggregateParameters):
         "scan", description="`auto`: let stores answer from what they keep beside rows"
     )
 
-    def compared(self, dataset: Dataset) -> tuple[Question, Point]:
+    def compared(self, dataset: Dataset) -> tuple[Query, Point]:
         kinds: dict[str, type[Parameters]] = {
             "list": ListParameters,
             "aggregate": AggregateParameters,
@@ -179,7 +179,7 @@ class CompareParameters(ListParameters, AggregateParameters):
             case "aggregate":
                 return self.aggregated(dataset)
             case "stats":
-                return StatsQuestion(dataset, self.scan), self.as_of
+                return StatsQuery(dataset, self.scan), self.as_of
 
 
 class _OneStore(Parameters):

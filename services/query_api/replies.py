@@ -8,7 +8,7 @@ from fastapi import Response
 
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.instants import to_datetime
-from services.core.queries import BUCKETS, AggregateQuestion, Answer, ListQuestion, Question
+from services.core.queries import BUCKETS, AggregateQuery, ListQuery, Query, QueryResult
 from services.core.rows import Row
 from services.query_api.cursor import Cursor
 from services.query_api.service import Comparison, Reply, Stats
@@ -16,31 +16,31 @@ from services.query_api.service import Comparison, Reply, Stats
 _BUCKETS = {width: name for name, width in BUCKETS.items()}
 
 
-def rows_reply(reply: Reply, question: ListQuestion) -> Response:
+def rows_reply(reply: Reply, query: ListQuery) -> Response:
     answer = reply.answer
     counted = {} if answer.total is None else {"total_count": answer.total}
     # A full page may have been the last one: only the next can tell.
-    more = len(answer.rows) == question.limit
-    following = {"next_cursor": Cursor.behind(answer.rows[-1], question, reply.as_of).encode()} if more else {}
+    more = len(answer.rows) == query.limit
+    following = {"next_cursor": Cursor.behind(answer.rows[-1], query, reply.as_of).encode()} if more else {}
     return _json(
         {
             **_head(reply),
             **counted,
             "returned_count": len(answer.rows),
-            "limit": question.limit,
-            "offset": question.offset,
+            "limit": query.limit,
+            "offset": query.offset,
             **following,
-            "data": _objects(question.dataset, answer.rows),
+            "data": _objects(query.dataset, answer.rows),
         }
     )
 
 
-def aggregate_reply(reply: Reply, question: AggregateQuestion) -> Response:
-    grouped = question.group_by and question.dataset.by_name[question.group_by].wire
-    names: list[str] = [*(["time"] if question.bucket else []), *(["key"] if grouped else []), "count"]
+def aggregate_reply(reply: Reply, query: AggregateQuery) -> Response:
+    grouped = query.group_by and query.dataset.by_name[query.group_by].wire
+    names: list[str] = [*(["time"] if query.bucket else []), *(["key"] if grouped else []), "count"]
     counts = [dict(zip(names, row, strict=True)) for row in reply.answer.rows]
-    data = [{**count, "time": _iso(count["time"])} for count in counts] if question.bucket else counts
-    bucket = {"bucket": _BUCKETS[question.bucket]} if question.bucket else {}
+    data = [{**count, "time": _iso(count["time"])} for count in counts] if query.bucket else counts
+    bucket = {"bucket": _BUCKETS[query.bucket]} if query.bucket else {}
     return _json({**_head(reply), "group_by": grouped, **bucket, "data": data})
 
 
@@ -59,7 +59,7 @@ def stats_reply(stats: Stats) -> Response:
     )
 
 
-def comparison_reply(comparison: Comparison, question: Question) -> Response:
+def comparison_reply(comparison: Comparison, query: Query) -> Response:
     times = {source: answer.elapsed_ms for source, answer in comparison.answers.items()}
     fastest = sorted(times.values())
     sources = (*comparison.answers, *comparison.missing)
@@ -70,7 +70,7 @@ def comparison_reply(comparison: Comparison, question: Question) -> Response:
                 "faster": min(times, key=times.__getitem__),
                 "difference_ms": round(fastest[1] - fastest[0], 3) if len(fastest) > 1 else None,
             },
-            **{source: _compared(comparison, source, question) for source in sources},
+            **{source: _compared(comparison, source, query) for source in sources},
             "as_of": comparison.as_of,
             "answers_agree": comparison.agree,
             "missing": comparison.missing,
@@ -79,14 +79,14 @@ def comparison_reply(comparison: Comparison, question: Question) -> Response:
     )
 
 
-def _compared(comparison: Comparison, source: str, question: Question) -> dict[str, Any]:
+def _compared(comparison: Comparison, source: str, query: Query) -> dict[str, Any]:
     answer = comparison.answers.get(source)
     if answer is None:
         return {"count": None, "total": None}
     return {
         "count": len(answer.rows),
         # Rows counted, where the answer is made of counts.
-        "total": answer.total if isinstance(question, ListQuestion) else sum(row[-1] for row in answer.rows),
+        "total": answer.total if isinstance(query, ListQuery) else sum(row[-1] for row in answer.rows),
         "digest": comparison.digests[source],
         "method": answer.method,
         "scanned": answer.scanned,
@@ -94,7 +94,7 @@ def _compared(comparison: Comparison, source: str, question: Question) -> dict[s
 
 
 def _head(reply: Reply) -> dict[str, Any]:
-    answer: Answer = reply.answer
+    answer: QueryResult = reply.answer
     return {
         "source": reply.source,
         **_times([answer]),
@@ -105,7 +105,7 @@ def _head(reply: Reply) -> dict[str, Any]:
     }
 
 
-def _times(answers: Sequence[Answer]) -> dict[str, float]:
+def _times(answers: Sequence[QueryResult]) -> dict[str, float]:
     """What this reply took; with an answer from the cache also what it took when the stores gave it."""
     times = {"query_time_ms": round(sum(answer.elapsed_ms for answer in answers), 3)}
     if any(answer.first_ms is not None for answer in answers):

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator
 from starlette.concurrency import run_in_threadpool
 
 from services.core.errors import NotFound
-from services.core.ports import QUESTION_SECONDS
+from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.lake.table import NAME as LAKE
 from services.ledger.reading import Connection
 from services.query_api.leaving import while_connected
@@ -113,7 +113,7 @@ def router(settings: PostgresSettings) -> APIRouter:
 
 
 async def _from_lake(request: Request, reports: Reports, read: Callable[[], Response]) -> Response:
-    return await while_connected(request, reports.lake.run(lambda _: read(), QUESTION_SECONDS))
+    return await while_connected(request, reports.lake.run(lambda _: read(), DEFAULT_QUERY_SECONDS))
 
 
 def _by_service(reports: Reports, day: date, service: str | None) -> Response:

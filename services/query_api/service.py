@@ -13,16 +13,16 @@ import xxhash
 from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import Backpressure, Invalid, LogpipeError, QueryTimeout, StoreDown
-from services.core.ports import QUESTION_SECONDS, StoreReader
-from services.core.queries import Answer, Question, StatsQuestion
+from services.core.ports import DEFAULT_QUERY_SECONDS, StoreReader
+from services.core.queries import Query, QueryResult, StatsQuery
 from services.core.stopping import Stop
 from services.ledger.watermark import Watermarks
-from services.query_api.cache import AnswerCache
+from services.query_api.cache import ResultCache
 from services.query_api.engines import Engine, OpenReader, Store
 from services.query_api.scopes import Scopes
 from services.runtime import metrics
 
-_KINDS = {"ListQuestion": "list", "AggregateQuestion": "aggregate", "StatsQuestion": "stats"}
+_KINDS = {"ListQuery": "list", "AggregateQuery": "aggregate", "StatsQuery": "stats"}
 _GRACE_SECONDS = 5.0  # after its time, a store that has not even said so counts as down
 
 Result = TypeVar("Result")
@@ -33,7 +33,7 @@ class Reply:
     """One store's answer. `total_ms` includes finding the watermark."""
 
     source: str
-    answer: Answer
+    answer: QueryResult
     as_of: int
     total_ms: float
 
@@ -43,7 +43,7 @@ class Stats:
     """One store's answers by name of dataset, all at one point."""
 
     source: str
-    answers: Mapping[str, Answer]
+    answers: Mapping[str, QueryResult]
     as_of: int
     total_ms: float
 
@@ -55,7 +55,7 @@ class Comparison:
     `agree` is None when fewer than two answered.
     """
 
-    answers: Mapping[str, Answer]
+    answers: Mapping[str, QueryResult]
     digests: Mapping[str, str]
     missing: Mapping[str, str]
     as_of: int
@@ -67,7 +67,7 @@ class Comparison:
 
 
 class QueryService:
-    """`engines`: by name of store, its other engines by name. `seconds`: what a question may take.
+    """`engines`: by name of store, its other engines by name. `seconds`: what a query may take.
 
     `cache`: keeps the answers of single stores, unless they are asked for a scan; it is the caller's to close. Answers
     are kept in the scope that `scopes` gives them.
@@ -79,8 +79,8 @@ class QueryService:
         datasets: Sequence[Dataset],
         watermarks: Watermarks,
         engines: Mapping[str, Mapping[str, OpenReader]] | None = None,
-        seconds: float = QUESTION_SECONDS,
-        cache: AnswerCache | None = None,
+        seconds: float = DEFAULT_QUERY_SECONDS,
+        cache: ResultCache | None = None,
         scopes: Scopes | None = None,
     ) -> None:
         self._stores = {reader.route: Store.of(reader, (engines or {}).get(reader.name, {})) for reader in readers}
@@ -94,7 +94,7 @@ class QueryService:
     async def ask(
         self,
         route: str,
-        question: Question,
+        query: Query,
         present: Callable[[Reply], Result],
         as_of: int | None = None,
         engine: str | None = None,
@@ -110,8 +110,8 @@ class QueryService:
         deadline = time.monotonic() + self._seconds
 
         def answer(stop: Stop) -> Result:
-            point = _point(as_of, self._watermark(asked.store, question.dataset))
-            answer = self._kept(asked, question, point, deadline, stop, use_cache=use_cache)
+            point = _point(as_of, self._watermark(asked.store, query.dataset))
+            answer = self._kept(asked, query, point, deadline, stop, use_cache=use_cache)
             return present(Reply(asked.source, answer, point, _ms_since(start)))
 
         return await asked.pool.run(answer, self._seconds, _GRACE_SECONDS)
@@ -132,14 +132,14 @@ class QueryService:
         def answer(stop: Stop) -> Stats:
             point = _point(as_of, min(self._watermark(asked.store, dataset) for dataset in self._datasets))
             answers = {
-                each.name: self._kept(asked, StatsQuestion(each, scan), point, deadline, stop, use_cache=use_cache)
+                each.name: self._kept(asked, StatsQuery(each, scan), point, deadline, stop, use_cache=use_cache)
                 for each in self._datasets
             }
             return Stats(asked.source, answers, point, _ms_since(start))
 
         return await asked.pool.run(answer, self._seconds, _GRACE_SECONDS)
 
-    async def compare(self, question: Question, as_of: int | None = None, *, all_engines: bool = False) -> Comparison:
+    async def compare(self, query: Query, as_of: int | None = None, *, all_engines: bool = False) -> Comparison:
         """Ask all stores at once, as of the lowest of their watermarks or an earlier point.
 
         Raises Invalid, or StoreDown when none answers.
@@ -147,7 +147,7 @@ class QueryService:
         start = time.perf_counter()
         stores = self._stores.values()
         marks, away = await self._of_each(
-            [store.default for store in stores], lambda engine, stop: self._watermark(engine.store, question.dataset)
+            [store.default for store in stores], lambda engine, stop: self._watermark(engine.store, query.dataset)
         )
         chosen = [e for s in stores for e in (s.default, *(s.engines.values() if all_engines else ()))]
         failed: dict[str, LogpipeError] = {e.source: away[e.store.source] for e in chosen if e.store.source in away}
@@ -156,7 +156,7 @@ class QueryService:
             able = [engine for engine in chosen if engine.store.source in marks]
             deadline = time.monotonic() + self._seconds
             found, failures = await self._of_each(
-                able, partial(self._digested, question=question, as_of=point, deadline=deadline)
+                able, partial(self._digested, query=query, as_of=point, deadline=deadline)
             )
             failed.update(failures)
             gone = {e.store.source for e in chosen if isinstance(failures.get(e.source), StoreDown)}
@@ -221,30 +221,30 @@ class QueryService:
             return known
 
     def _kept(
-        self, engine: Engine, question: Question, as_of: int, deadline: float, stop: Stop, *, use_cache: bool
-    ) -> Answer:
-        ask = partial(self._answer, engine, stop, question, as_of, deadline)
-        if self._cache is None or self._scopes is None or question.scan or not use_cache:
+        self, engine: Engine, query: Query, as_of: int, deadline: float, stop: Stop, *, use_cache: bool
+    ) -> QueryResult:
+        ask = partial(self._answer, engine, stop, query, as_of, deadline)
+        if self._cache is None or self._scopes is None or query.scan or not use_cache:
             return ask()
-        if (scope := self._scopes.of(engine.store, question.dataset)) is None:
+        if (scope := self._scopes.of(engine.store, query.dataset)) is None:
             return ask()
-        return self._cache.answer(engine.label, scope, question, as_of, ask)
+        return self._cache.answer(engine.label, scope, query, as_of, ask)
 
-    def _answer(self, engine: Engine, stop: Stop, question: Question, as_of: int, deadline: float) -> Answer:
+    def _answer(self, engine: Engine, stop: Stop, query: Query, as_of: int, deadline: float) -> QueryResult:
         reader = engine.reader()
         if (left := deadline - time.monotonic()) <= 0:
             raise QueryTimeout(engine.label, self._seconds)
-        answer = reader.answer(question, as_of, left, stop)
-        kind = _KINDS[type(question).__name__]
-        metrics.histogram(metric_names.QUERY_SECONDS, engine.label, question.dataset.name, kind).observe(
+        answer = reader.execute(query, as_of, left, stop)
+        kind = _KINDS[type(query).__name__]
+        metrics.histogram(metric_names.QUERY_SECONDS, engine.label, query.dataset.name, kind).observe(
             answer.elapsed_ms / 1e3
         )
         return answer
 
     def _digested(
-        self, engine: Engine, stop: Stop, question: Question, as_of: int, deadline: float
-    ) -> tuple[Answer, str]:
-        answer = self._answer(engine, stop, question, as_of, deadline)
+        self, engine: Engine, stop: Stop, query: Query, as_of: int, deadline: float
+    ) -> tuple[QueryResult, str]:
+        answer = self._answer(engine, stop, query, as_of, deadline)
         return answer, digest(answer)
 
     async def _of_each(
@@ -272,7 +272,7 @@ def _point(wanted: int | None, latest: int) -> int:
     return latest if wanted is None else wanted
 
 
-def digest(answer: Answer) -> str:
+def digest(answer: QueryResult) -> str:
     """Equal for equal rows in equal order and equal totals."""
     return xxhash.xxh3_128_hexdigest(msgspec.json.encode([answer.rows, answer.total]))
 

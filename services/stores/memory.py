@@ -15,8 +15,8 @@ from services.core.errors import RowRejected
 from services.core.ids import batch_of, end_id, first_id
 from services.core.ledger import Batch, StorePosition
 from services.core.lines import line_check
-from services.core.ports import QUESTION_SECONDS, Block, Progress, joint_token
-from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
+from services.core.ports import DEFAULT_QUERY_SECONDS, Block, Progress, joint_token
+from services.core.queries import AggregateQuery, Filters, ListQuery, Query, QueryResult, StatsQuery
 from services.core.rows import Row
 from services.core.stopping import Stop
 
@@ -62,28 +62,26 @@ class MemoryStore:
     def end_writes(self, dataset: Dataset) -> None:
         """A write ends before anybody else can act."""
 
-    def answer(
-        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
-    ) -> Answer:
-        dataset = question.dataset
-        rows = [
-            row for row in self._all(dataset) if row[0] < end_id(as_of) and _matches(dataset, question.filters, row)
-        ]
+    def execute(
+        self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
+    ) -> QueryResult:
+        dataset = query.dataset
+        rows = [row for row in self._all(dataset) if row[0] < end_id(as_of) and _matches(dataset, query.filters, row)]
         scanned = {"rows": sum(1 for _ in self._all(dataset))}
-        match question:
-            case ListQuestion():
-                by = dataset.column_names.index(question.order_by)
-                total = len(rows) if question.count else None
-                rows.sort(key=lambda row: (row[by], row[0]), reverse=question.descending)
-                if after := question.after:
-                    later = operator.lt if question.descending else operator.gt
+        match query:
+            case ListQuery():
+                by = dataset.column_names.index(query.order_by)
+                total = len(rows) if query.count else None
+                rows.sort(key=lambda row: (row[by], row[0]), reverse=query.descending)
+                if after := query.after:
+                    later = operator.lt if query.descending else operator.gt
                     rows = [row for row in rows if later((row[by], row[0]), after)]
-                page = rows[question.offset : question.offset + question.limit]
-                return Answer(gathered([page]), 0.0, total=total, scanned=scanned)
-            case AggregateQuestion():
-                return Answer(gathered([few_groups(_counted(question, rows))]), 0.0, scanned=scanned)
-            case StatsQuestion():
-                return Answer([(len(rows),)], 0.0, scanned=scanned)
+                page = rows[query.offset : query.offset + query.limit]
+                return QueryResult(gathered([page]), 0.0, total=total, scanned=scanned)
+            case AggregateQuery():
+                return QueryResult(gathered([few_groups(_counted(query, rows))]), 0.0, scanned=scanned)
+            case StatsQuery():
+                return QueryResult([(len(rows),)], 0.0, scanned=scanned)
 
     def position(self, dataset: Dataset) -> StorePosition:
         raise NotImplementedError("its progress is in sink_progress")
@@ -117,14 +115,14 @@ def _counts(rows: Iterator[Row]) -> Iterator[tuple[int, int, int]]:
         yield batch_id, len(found), len(set(found))
 
 
-def _counted(question: AggregateQuestion, rows: list[Row]) -> list[Row]:
-    names = question.dataset.column_names
+def _counted(query: AggregateQuery, rows: list[Row]) -> list[Row]:
+    names = query.dataset.column_names
     counts: Counter[tuple[Any, ...]] = Counter()
     for row in rows:
-        time = row[names.index(question.dataset.time)]
-        bucket = [time - time % question.bucket] if question.bucket else []
-        counts[*bucket, *([row[names.index(question.group_by)]] if question.group_by else [])] += 1
-    if question.bucket:
+        time = row[names.index(query.dataset.time)]
+        bucket = [time - time % query.bucket] if query.bucket else []
+        counts[*bucket, *([row[names.index(query.group_by)]] if query.group_by else [])] += 1
+    if query.bucket:
         return sorted((*place, count) for place, count in counts.items())
     return sorted(((key, count) for (key,), count in counts.items()), key=lambda item: (-item[1], item[0]))
 

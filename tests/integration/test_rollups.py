@@ -15,21 +15,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
+from services.core import rollups
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
 from services.core.ledger import Batch
 from services.core.ports import Block, StoreReader
-from services.core.queries import BUCKETS, MINUTE, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.queries import BUCKETS, MINUTE, AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.core.rows import RowCodec, Rows, checksum
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import batches as ledger_batches
 from services.ledger import schema
 from services.postgres.connection import connect
-from services.rollups import chunks, keeper, questions
-from services.rollups import postgres as rollup
-from services.rollups.clickhouse import BUCKET_BITS
+from services.rollups import keeper
 from services.rollups.keeper import RollupKeeper
 from services.stores import clickhouse, postgres
+from services.stores.clickhouse.rollups import BUCKET_BITS
+from services.stores.postgres import rollup_chunks as chunks
+from services.stores.postgres import rollups as rollup
 from services.stores.postgres.tables import midnight
 from tests.conftest import in_database, running
 
@@ -111,17 +113,17 @@ def pipeline(postgres_url: str, clickhouse_url: str, monkeypatch: pytest.MonkeyP
         yield made
 
 
-def compare(reader: StoreReader, question: Question, as_of: int) -> str:
+def compare(reader: StoreReader, query: Query, as_of: int) -> str:
     """The rollup's answer is the scan's; the method of the first."""
-    answer = reader.answer(question, as_of)
-    scanned = reader.answer(replace(question, scan=True), as_of)
+    answer = reader.execute(query, as_of)
+    scanned = reader.execute(replace(query, scan=True), as_of)
     assert scanned.method == "scan"
-    assert (repr(answer.rows), answer.total) == (repr(scanned.rows), scanned.total), (reader.name, question, as_of)
+    assert (repr(answer.rows), answer.total) == (repr(scanned.rows), scanned.total), (reader.name, query, as_of)
     return answer.method
 
 
 def method_of(reader: StoreReader, dataset: Dataset, as_of: int) -> str:
-    return compare(reader, StatsQuestion(dataset), as_of)
+    return compare(reader, StatsQuery(dataset), as_of)
 
 
 instants = st.none() | st.integers(0, SPAN) | st.integers(0, 8).map(lambda n: n * MINUTE)
@@ -137,15 +139,15 @@ shapes = st.one_of(
 )
 
 
-def question_of(pipeline: Pipeline, shape: Any, where: dict[str, str], start: int | None, end: int | None) -> Question:
+def question_of(pipeline: Pipeline, shape: Any, where: dict[str, str], start: int | None, end: int | None) -> Query:
     first, last = (None if at is None else pipeline.start + at for at in (start, end))
     filters = Filters(tuple(where.items()), first, last)
     match shape:
         case "stats":
-            return StatsQuestion(pipeline.dataset)
+            return StatsQuery(pipeline.dataset)
         case "list":
-            return ListQuestion(pipeline.dataset, filters, limit=3)
-    return AggregateQuestion(pipeline.dataset, shape[0], filters, shape[1])
+            return ListQuery(pipeline.dataset, filters, limit=3)
+    return AggregateQuery(pipeline.dataset, shape[0], filters, shape[1])
 
 
 @pytest.mark.timeout(300)
@@ -172,11 +174,11 @@ def test_the_rollup_answers_as_a_scan_does_under_load_crashes_and_retries(pipeli
     @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
     @given(shapes, equals, instants, instants, st.integers(0, 150))
     def ask(shape: Any, where: dict[str, str], start: int | None, end: int | None, behind: int) -> None:
-        question = question_of(pipeline, shape, where, start, end)
+        query = question_of(pipeline, shape, where, start, end)
         asked.release()
         as_of = max(0, pipeline.loaded - behind)
         for reader in pipeline.readers:
-            methods[reader.name].add(compare(reader, question, as_of))
+            methods[reader.name].add(compare(reader, query, as_of))
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -191,8 +193,8 @@ def test_the_rollup_answers_as_a_scan_does_under_load_crashes_and_retries(pipeli
     while pipeline.roll_up():
         pass
     for shape in ("stats", ("level", None), (None, MINUTE), ("service", BUCKETS["1h"])):
-        question = question_of(pipeline, shape, {}, None, None)
-        assert [compare(reader, question, pipeline.loaded) for reader in pipeline.readers] == ["rollup"] * 2
+        query = question_of(pipeline, shape, {}, None, None)
+        assert [compare(reader, query, pipeline.loaded) for reader in pipeline.readers] == ["rollup"] * 2
 
 
 def test_a_total_adds_up_chunks_and_no_counts(pipeline: Pipeline) -> None:
@@ -200,11 +202,11 @@ def test_a_total_adds_up_chunks_and_no_counts(pipeline: Pipeline) -> None:
     pipeline.fill(5)
     while pipeline.roll_up():
         pass
-    reader, question = pipeline.readers[0], StatsQuestion(pipeline.dataset)
-    answer = reader.answer(question, pipeline.loaded)
-    name = sql.Identifier(questions.name(pipeline.dataset))
+    reader, query = pipeline.readers[0], StatsQuery(pipeline.dataset)
+    answer = reader.execute(query, pipeline.loaded)
+    name = sql.Identifier(rollups.name(pipeline.dataset))
     pipeline.connection.execute(sql.SQL("DELETE FROM {}").format(name))
-    assert (answer.method, reader.answer(question, pipeline.loaded).rows) == ("rollup", answer.rows)
+    assert (answer.method, reader.execute(query, pipeline.loaded).rows) == ("rollup", answer.rows)
 
 
 def test_two_processes_roll_up_side_by_side(pipeline: Pipeline, postgres_url: str) -> None:
@@ -252,7 +254,7 @@ def test_days_that_retention_drops(pipeline: Pipeline, rolled_up: bool) -> None:
         pass
     # What was dropped before it was rolled up is not rolled up any more: a scan finds nothing.
     assert method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == ("rollup" if rolled_up else "scan")
-    assert pipeline.readers[0].answer(StatsQuestion(pipeline.dataset), pipeline.loaded).rows == [(0,)]
+    assert pipeline.readers[0].execute(StatsQuery(pipeline.dataset), pipeline.loaded).rows == [(0,)]
 
 
 class History:
@@ -278,19 +280,19 @@ class History:
         """Day, counted from the first, -> how many chunks it has."""
         query = "SELECT day - %s, count(*) FROM rollup_chunks WHERE rollup = %s GROUP BY 1 ORDER BY 1"
         first = midnight(self.first_day).date()
-        name = questions.name(self.pipeline.dataset)
+        name = rollups.name(self.pipeline.dataset)
         return dict(self.pipeline.connection.execute(query, (first, name)).fetchall())
 
     def compare(self, as_of: int) -> None:
         reader, dataset = self.pipeline.readers[0], self.pipeline.dataset
         within = Filters(start=self.pipeline.start - 3 * DAY + 1, end=self.pipeline.start + 5 * MINUTE - 1)
-        for question in (
-            StatsQuestion(dataset),
-            AggregateQuestion(dataset, "level"),
-            AggregateQuestion(dataset, None, within, MINUTE),
-            AggregateQuestion(dataset, "service", Filters((("level", "ERROR"),)), BUCKETS["1h"]),
+        for query in (
+            StatsQuery(dataset),
+            AggregateQuery(dataset, "level"),
+            AggregateQuery(dataset, None, within, MINUTE),
+            AggregateQuery(dataset, "service", Filters((("level", "ERROR"),)), BUCKETS["1h"]),
         ):
-            compare(reader, question, as_of)
+            compare(reader, query, as_of)
 
     def drop(self, days: int) -> None:
         """As retention does: the floor rises, then the first days go."""
@@ -331,7 +333,7 @@ def test_chunks_of_a_clock_that_was_wrong_do_not_hold_up_the_others(pipeline: Pi
     while pipeline.roll_up() or chunks.merge(pipeline.connection, pipeline.dataset):
         pass
     query = "SELECT count(*), sum(row_count) FROM rollup_chunks WHERE rollup = %s AND {} merged"
-    name = questions.name(pipeline.dataset)
+    name = rollups.name(pipeline.dataset)
     unmerged = pipeline.connection.execute(query.format("NOT").encode(), (name,)).fetchone()
     merged = pipeline.connection.execute(query.format("").encode(), (name,)).fetchone()
     assert unmerged is not None
@@ -339,7 +341,7 @@ def test_chunks_of_a_clock_that_was_wrong_do_not_hold_up_the_others(pipeline: Pi
     assert merged[0] == 5 + chunks.UNMERGED_DAYS - 1, "each block of the wrong days is apart"
     assert method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == "rollup"
     for as_of in range(pipeline.loaded - 660, pipeline.loaded, 53):
-        compare(pipeline.readers[0], AggregateQuestion(pipeline.dataset, "level"), max(0, as_of))
+        compare(pipeline.readers[0], AggregateQuery(pipeline.dataset, "level"), max(0, as_of))
 
 
 def test_a_merge_between_the_statements_of_a_query_is_not_seen(
@@ -359,10 +361,10 @@ def test_a_merge_between_the_statements_of_a_query_is_not_seen(
     as_of = history.ends[0] - 10
     with monkeypatch.context() as patch:
         patch.setattr(rollup, "until", merging)
-        answer = pipeline.readers[0].answer(StatsQuestion(pipeline.dataset), as_of)
+        answer = pipeline.readers[0].execute(StatsQuery(pipeline.dataset), as_of)
     assert merged[0] > 1
     assert answer.method == "rollup"
-    assert answer.rows == pipeline.readers[0].answer(StatsQuestion(pipeline.dataset, scan=True), as_of).rows
+    assert answer.rows == pipeline.readers[0].execute(StatsQuery(pipeline.dataset, scan=True), as_of).rows
 
 
 def test_forgotten_days_leave_no_chunks_and_are_not_looked_at_again(
@@ -375,7 +377,7 @@ def test_forgotten_days_leave_no_chunks_and_are_not_looked_at_again(
     history.keep()
     for as_of in (*range(history.ends[4], history.ends[-1], 41), history.ends[-1]):
         history.compare(as_of)
-    connection, name = pipeline.connection, questions.name(pipeline.dataset)
+    connection, name = pipeline.connection, rollups.name(pipeline.dataset)
     connection.execute("SET enable_seqscan = off")  # the tables are small: an index would not pay
 
     def rows_read() -> int:
@@ -457,7 +459,7 @@ def test_rows_that_were_there_before_the_projection(pipeline: Pipeline) -> None:
     while client.query(missing).result_rows != [(0,)]:
         assert time.monotonic() < deadline
     whole = (pipeline.loaded + 1 >> BUCKET_BITS << BUCKET_BITS) - 1
-    read = [pipeline.readers[1].answer(StatsQuestion(pipeline.dataset, scan), whole).scanned for scan in (False, True)]
+    read = [pipeline.readers[1].execute(StatsQuery(pipeline.dataset, scan), whole).scanned for scan in (False, True)]
     assert read[0]["rows"] < read[1]["rows"], "it counts by the projection"
 
 
@@ -465,9 +467,9 @@ def test_deleted_rows_leave_the_counts_too(pipeline: Pipeline) -> None:
     pipeline.fill(5)
     client, table = pipeline.writer._client, pipeline.dataset.name
     client.command(f"DELETE FROM {table} WHERE level = 'ERROR'")
-    level = AggregateQuestion(pipeline.dataset, "level")
+    level = AggregateQuery(pipeline.dataset, "level")
     assert compare(pipeline.readers[1], level, pipeline.loaded) == "rollup"
-    assert "ERROR" not in dict(pipeline.readers[1].answer(level, pipeline.loaded).rows)
+    assert "ERROR" not in dict(pipeline.readers[1].execute(level, pipeline.loaded).rows)
 
 
 @pytest.mark.timeout(300)
@@ -486,5 +488,5 @@ def test_a_block_is_counted_once_also_after_a_restart(postgres_url: str) -> None
             writer.prepare(pipeline.dataset)
             writer.write([block])
             assert method_of(reader, pipeline.dataset, pipeline.loaded) == "rollup"
-            answer = reader.answer(StatsQuestion(pipeline.dataset), pipeline.loaded)
+            answer = reader.execute(StatsQuery(pipeline.dataset), pipeline.loaded)
             assert answer.rows == [(block.rows,)]

@@ -1,7 +1,7 @@
 """Random questions, asked of every store while rows are being loaded: each answers as the store in memory does.
 
 The stores are real and are filled side by side by one loader, which goes on for as long as questions are asked; the
-reference holds the same rows from the start, and `as_of` says which of them a question may see.
+reference holds the same rows from the start, and `as_of` says which of them a query may see.
 """
 
 import random
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from services.core.dataset import Column, Dataset
 from services.core.ids import first_id
 from services.core.ports import Block, StoreReader
-from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.queries import BUCKETS, AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.core.rows import Row, RowCodec, Rows
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
@@ -166,21 +166,21 @@ def filters(draw: st.DrawFn, dataset: Dataset) -> Filters:
 
 
 @st.composite
-def questions(draw: st.DrawFn) -> Question:
+def questions(draw: st.DrawFn) -> Query:
     dataset, scan = draw(st.sampled_from(DATASETS)), draw(st.booleans())
-    kind = draw(st.sampled_from([ListQuestion, ListQuestion, AggregateQuestion, AggregateQuestion, StatsQuestion]))
-    if kind is StatsQuestion:
-        return StatsQuestion(dataset, scan)
+    kind = draw(st.sampled_from([ListQuery, ListQuery, AggregateQuery, AggregateQuery, StatsQuery]))
+    if kind is StatsQuery:
+        return StatsQuery(dataset, scan)
     where = draw(filters(dataset))
-    if kind is AggregateQuestion:
+    if kind is AggregateQuery:
         bucket = draw(st.none() | st.sampled_from(list(BUCKETS.values())))
         grouping = st.sampled_from(dataset.groupings)
-        return AggregateQuestion(dataset, draw(grouping | st.none() if bucket else grouping), where, bucket, scan)
+        return AggregateQuery(dataset, draw(grouping | st.none() if bucket else grouping), where, bucket, scan)
     order_by = draw(st.sampled_from(dataset.orderings))
     after = draw(st.none() | places(dataset, order_by))
     limit, offset = draw(st.integers(1, 200)), draw(st.sampled_from([0, 0, 0, 20, 1_000_000_000]))
     descending, count = draw(st.booleans()), draw(st.booleans())
-    return ListQuestion(dataset, where, order_by, descending, limit, offset, count, after, scan)
+    return ListQuery(dataset, where, order_by, descending, limit, offset, count, after, scan)
 
 
 @st.composite
@@ -201,14 +201,14 @@ def places(draw: st.DrawFn, dataset: Dataset, order_by: str) -> tuple[Any, int]:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(question=questions(), as_of=st.just(BATCHES) | st.integers(0, BATCHES))
+@given(query=questions(), as_of=st.just(BATCHES) | st.integers(0, BATCHES))
 def test_every_store_answers_as_the_reference(
-    reference: MemoryStore, loader: tuple[Loader, Mapping[str, StoreReader]], question: Question, as_of: int
+    reference: MemoryStore, loader: tuple[Loader, Mapping[str, StoreReader]], query: Query, as_of: int
 ) -> None:
     loading, readers = loader
     loading.await_batch(as_of)
-    wanted = reference.answer(question, as_of)
-    event(f"{type(question).__name__}, {'some rows' if wanted.rows else 'no rows'}")
+    wanted = reference.execute(query, as_of)
+    event(f"{type(query).__name__}, {'some rows' if wanted.rows else 'no rows'}")
     for name, reader in readers.items():
-        found = reader.answer(question, as_of)
+        found = reader.execute(query, as_of)
         assert (found.rows, found.total) == (wanted.rows, wanted.total), name

@@ -11,8 +11,9 @@ from services.core.errors import StoreDown
 from services.core.ids import end_id, first_id, spans
 from services.core.ports import Block, joint_range
 from services.stores.clickhouse.client import NAME, translated
-from services.stores.clickhouse.questions import select
-from services.stores.clickhouse.tables import insert_into, quoted, stored
+from services.stores.clickhouse.names import quoted, stored
+from services.stores.clickhouse.queries import select
+from services.stores.clickhouse.tables import insert_into
 
 _MOST_SPANS = 100  # of ids in one query
 

@@ -17,7 +17,7 @@ _CONNECT_TIMEOUT = 5  # seconds
 # Codes of errors.
 TIMEOUT = 159
 TOO_LARGE = 396
-_OVERLOADED = {TIMEOUT, 202, 241, 252, 439}  # … too many queries, memory, too many parts, no thread to be had
+_OVERLOADED = {TIMEOUT, 202, 241, 252, 439}  # too slow, too many queries, memory, too many parts, no free thread
 
 
 @contextmanager
@@ -42,6 +42,6 @@ def connect(url: str, timeout: int) -> Client:
             dsn=url,
             connect_timeout=_CONNECT_TIMEOUT,
             send_receive_timeout=timeout,
-            autogenerate_session_id=False,  # a session would let only one question through at a time
+            autogenerate_session_id=False,  # a session would run only one query at a time
             dedicated_pool=True,
         )

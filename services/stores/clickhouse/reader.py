@@ -10,16 +10,16 @@ from services.core.dataset import CREATED_AT, Dataset
 from services.core.ids import ROW_BITS, end_id, first_id, spans
 from services.core.instants import to_datetime
 from services.core.ledger import Batch, StorePosition
-from services.core.ports import QUESTION_SECONDS, Progress
-from services.core.queries import Answer, Question
+from services.core.ports import DEFAULT_QUERY_SECONDS, Progress
+from services.core.queries import Query, QueryResult
 from services.core.rows import Row
 from services.core.stopping import Stop
-from services.stores.clickhouse import questions, tables
+from services.stores.clickhouse import queries, tables
 from services.stores.clickhouse.client import NAME, connect, translated
-from services.stores.clickhouse.questions import columns, select
-from services.stores.clickhouse.tables import stored
+from services.stores.clickhouse.names import stored
+from services.stores.clickhouse.queries import columns, select
 
-_TIMEOUT = 660  # seconds, longer than any question may take: the server ends those
+_TIMEOUT = 660  # seconds, longer than any query may take: the server ends those
 
 _BATCHES = "id >= {start:Int64} AND id < {end:Int64}"
 _BATCH = f"bitShiftRight(id, {ROW_BITS})"
@@ -50,11 +50,10 @@ class ClickHouseReader:
                 self._connected = connect(self._url, _TIMEOUT)
             return self._connected
 
-    def answer(
-        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
-    ) -> Answer:
-        asked = questions.Asked(self._client, seconds, stop, scan=question.scan)
-        return questions.answer(asked, question, as_of)
+    def execute(
+        self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
+    ) -> QueryResult:
+        return queries.run(queries.Execution(self._client, seconds, stop, scan=query.scan), query, as_of)
 
     def position(self, dataset: Dataset) -> StorePosition:
         raise NotImplementedError("ClickHouse's progress is in sink_progress")
@@ -80,11 +79,11 @@ class ClickHouseReader:
         if self._connected is not None:
             self._connected.close()
 
-    def _range(self, query: str, first: int, last: int) -> Iterator[Row]:
-        return self._stream(query, {"start": first_id(first), "end": end_id(last)})
+    def _range(self, statement: str, first: int, last: int) -> Iterator[Row]:
+        return self._stream(statement, {"start": first_id(first), "end": end_id(last)})
 
-    def _stream(self, query: str, parameters: dict[str, int]) -> Iterator[Row]:
-        with translated(), self._client.query_rows_stream(query, parameters) as rows:
+    def _stream(self, statement: str, parameters: dict[str, int]) -> Iterator[Row]:
+        with translated(), self._client.query_rows_stream(statement, parameters) as rows:
             for row in rows:
                 yield tuple(row)
 

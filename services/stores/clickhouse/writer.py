@@ -13,6 +13,7 @@ from services.core.errors import RowRejected, StoreDown
 from services.core.ports import Block, joint_token
 from services.stores.clickhouse import attempts, tables
 from services.stores.clickhouse.client import NAME, connect, translated
+from services.stores.clickhouse.names import quoted
 
 _TIMEOUT = 60  # seconds
 
@@ -56,7 +57,7 @@ class ClickHouseWriter:
             "query_id": attempts.query_id(blocks),
         }
         dataset, lines = blocks[0].dataset, b"".join(block.lines for block in blocks)
-        insert = f"{tables.insert_into(dataset)}{', '.join(map(tables.quoted, dataset.column_names))})"
+        insert = f"{tables.insert_into(dataset)}{', '.join(map(quoted, dataset.column_names))})"
         try:
             with translated():
                 # `raw_insert` is not used: it sends the rows again after a lost connection, without a look.

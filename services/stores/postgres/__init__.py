@@ -9,10 +9,10 @@ from services.runtime.settings import PostgresSettings
 from services.stores.postgres.closed_days import close as close_days
 from services.stores.postgres.copying import copy_rows, copy_statement, copy_types
 from services.stores.postgres.reader import NAME, PostgresReader
+from services.stores.postgres.retention import drop_days
 from services.stores.postgres.tables import (
     copy_target,
     days_with_rows_from,
-    drop_days,
     ensure_partitions,
     index_search,
     prepare,

@@ -17,12 +17,12 @@ from services.core.errors import QueryTimeout
 from services.core.ids import ROW_BITS, end_id, first_id, spans
 from services.core.instants import DAY
 from services.core.ledger import Batch, StorePosition
-from services.core.ports import QUESTION_SECONDS, Progress
-from services.core.queries import Answer, Question
+from services.core.ports import DEFAULT_QUERY_SECONDS, Progress
+from services.core.queries import Query, QueryResult
 from services.core.rows import Row
 from services.core.stopping import Stop
 from services.postgres.connection import PIPELINE, open_pool, translated
-from services.stores.postgres import closed_days, questions
+from services.stores.postgres import closed_days, queries
 from services.stores.postgres.copying import EPOCH
 from services.stores.postgres.tables import TYPES, Connection, midnight
 
@@ -31,7 +31,7 @@ NAME = "postgres"
 _AT_ONCE = 1000  # batches of one query, whose text names each of them
 _MOST_SPANS = 50  # of ids in one query
 _COUNTS = sql.SQL("SELECT id >> {}, count(*), count(DISTINCT id) FROM {} WHERE {} GROUP BY 1 ORDER BY 1")
-_POOL_TIMEOUT = 5.0  # seconds a question waits for a connection before the store counts as down
+_POOL_TIMEOUT = 5.0  # seconds a query waits for a connection before the store counts as down
 
 
 class PostgresReader:
@@ -48,15 +48,14 @@ class PostgresReader:
         options = "-c plan_cache_mode=force_custom_plan -c jit=off"
         self._pool = open_pool(url, max_connections, _POOL_TIMEOUT, _configure, options, session_name)
 
-    def answer(
-        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
-    ) -> Answer:
+    def execute(
+        self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
+    ) -> QueryResult:
         deadline = time.monotonic() + seconds
         with translated(), self._pool.connection() as connection, connection.transaction():
-            asked = questions.Asked(connection, deadline)
             try:
                 with (stop or Stop()).by(connection.cancel_safe):
-                    return questions.answer(asked, question, as_of)
+                    return queries.run(queries.Execution(connection, deadline), query, as_of)
             except psycopg.errors.QueryCanceled as error:
                 raise QueryTimeout(NAME, seconds) from error
 
@@ -117,11 +116,11 @@ def _counts(connection: Connection, dataset: Dataset, where: sql.Composed) -> li
 
 
 def _copy(connection: Connection, dataset: Dataset, where: sql.Composed) -> Iterator[Row]:
-    query = sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT (FORMAT binary)").format(
-        questions.columns(dataset), sql.Identifier(dataset.name), where
+    statement = sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT (FORMAT binary)").format(
+        queries.columns(dataset), sql.Identifier(dataset.name), where
     )
     types = ["int8", *(TYPES[column.kind].name for column in (CREATED_AT, *dataset.columns))]
-    with connection.cursor().copy(query) as copy:
+    with connection.cursor().copy(statement) as copy:
         copy.set_types(types)
         yield from copy.rows()
 

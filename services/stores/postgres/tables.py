@@ -1,7 +1,6 @@
 """The tables' shape: one per dataset, partitioned by the day of acceptance."""
 
 import time
-from collections.abc import Collection
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, LiteralString, NamedTuple
 
@@ -12,9 +11,7 @@ from services.core.dataset import CREATED_AT, Column, Dataset
 from services.core.errors import NeedsOperator
 from services.core.ids import first_id
 from services.core.instants import DAY, to_datetime
-from services.postgres.connection import connect, translated
-from services.rollups import postgres as rollup
-from services.runtime.settings import PostgresSettings
+from services.postgres.connection import translated
 
 _LOCK = 7_316_002  # advisory lock: one process at a time changes tables
 SEARCH_LOCK = 7_316_003  # … and one makes indexes for text search, which nobody waits for
@@ -160,42 +157,6 @@ def days_with_rows_from(connection: Connection, dataset: Dataset, before: int, b
                 if connection.execute(query.format(sql.Identifier(name), first_id(batch_id))).fetchone() is not None:
                     found.append(day_of(name))
     return found
-
-
-def drop_days(dataset: Dataset, before: int, keep: Collection[int] = ()) -> int:
-    """Drop the partitions of all days below `before`, except those in `keep`; how many. Raises StoreDown.
-
-    Days are counted from 1970-01-01 UTC. Each partition is detached first, which neither waits for running queries nor
-    holds any up, and which a later call completes when it was interrupted.
-    """
-    dropped = 0
-    kept = {copy_target(dataset, day) for day in keep}
-    names = {"names": rf"^{dataset.name}_y\d{{4}}m\d{{2}}d\d{{2}}$"}
-    with connect(PostgresSettings().postgres_url.get_secret_value()) as connection, translated():
-        rollup.forget(connection, dataset, before, keep)
-        for name, pending in connection.execute(_DAYS, names).fetchall():
-            if name >= copy_target(dataset, before) or name in kept:
-                continue
-            leaf = sql.Identifier(name)
-            _forget_note(connection, dataset, day_of(name))
-            if pending is not None:
-                how = sql.SQL("FINALIZE" if pending else "CONCURRENTLY")
-                detach = sql.SQL("ALTER TABLE {} DETACH PARTITION {} {}")
-                connection.execute(detach.format(sql.Identifier(dataset.name), leaf, how))
-            connection.execute(sql.SQL("DROP TABLE {}").format(leaf))
-            dropped += 1
-    return dropped
-
-
-def _forget_note(connection: Connection, dataset: Dataset, day: int) -> None:
-    """A partition that was made anew would have no trigger to do this (see `closed_days`)."""
-    if connection.execute("SELECT to_regclass('closed_days')").fetchone() != (None,):
-        connection.execute("DELETE FROM closed_days WHERE dataset = %s AND day = %s", (dataset.name, day))
-
-
-# With what a drop that was killed left: a partition half detached (true), or detached (null).
-_DAYS = """SELECT relname, inhdetachpending FROM pg_class LEFT JOIN pg_inherits ON inhrelid = pg_class.oid
-           WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace AND relname ~ %(names)s"""
 
 
 def midnight(day: int) -> datetime:

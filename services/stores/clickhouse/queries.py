@@ -1,4 +1,7 @@
-"""Questions as SQL: names come from dataset descriptions, every value is a parameter, bound by the server."""
+"""Queries as SQL, and their execution.
+
+Names in statements come from dataset descriptions. Every value is a parameter, which the server binds.
+"""
 
 import time
 import uuid
@@ -14,40 +17,47 @@ from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import end_id
 from services.core.queries import (
-    AggregateQuestion,
-    Answer,
+    AggregateQuery,
     Filters,
-    ListQuestion,
-    Question,
-    StatsQuestion,
+    ListQuery,
+    Query,
+    QueryResult,
+    StatsQuery,
     like_pattern,
 )
 from services.core.rows import Row
 from services.core.stopping import Stop
-from services.rollups import clickhouse as rollup
+from services.stores.clickhouse import rollups
 from services.stores.clickhouse.client import NAME, TIMEOUT, TOO_LARGE, translated
-from services.stores.clickhouse.tables import quoted, stored
+from services.stores.clickhouse.names import quoted, stored
 
 _RECENT = 10_000_000  # microseconds within which the newest rows are looked for first (ADR 0011)
-# The server counts the memory of its blocks, which is more than the size of the rows: it is to stop what is far too
-# large, and `gathered` decides about the rest as it does for every store.
+# The server counts the memory of its blocks, which is more than the size of the rows. So the server stops only results
+# that are far too large, and `gathered` decides about the others, as it does for every store.
 _SERVER_BYTES = 4 * MAX_RESULT_BYTES
 
 
-class Asked:
-    """The statements of one question: all within its time; what they cost by the server's word, or as measured here."""
+Statement = tuple[str, dict[str, Any]]
+"""SQL, and the values of its parameters."""
+
+
+class Execution:
+    """Runs the statements of one query, all within the query's time, and adds up what they cost.
+
+    `milliseconds` is the time that the server reports, or the time measured here where the server reports none.
+    """
 
     def __init__(self, client: Client, seconds: float, stop: Stop | None = None, *, scan: bool) -> None:
         self._client = client
         self._stop = stop or Stop()
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
-        # The server remembers which parts of a table a condition does not hold for: no scan to compare others with.
+        # The server caches which parts of a table a condition excludes. A scan for comparison must read these parts.
         self._settings = {"use_query_condition_cache": 0} if scan else {}
         self.milliseconds = 0.0
         self.scanned: dict[str, Any] = {}
 
-    def fetch(self, query: str, parameters: dict[str, Any]) -> list[Row]:
+    def fetch(self, statement: str, parameters: dict[str, Any]) -> list[Row]:
         left = max(0.001, self._deadline - time.monotonic())  # 0 would be no limit
         query_id = str(uuid.uuid4())
         settings = {
@@ -59,7 +69,7 @@ class Asked:
         start = time.perf_counter()
         with translated(), self._stop.by(partial(_kill, self._client, query_id)):
             try:
-                result = self._client.query(query, parameters, settings=settings)
+                result = self._client.query(statement, parameters, settings=settings)
             except Error as error:
                 if error.code == TIMEOUT:
                     raise QueryTimeout(NAME, self._seconds) from error
@@ -82,25 +92,21 @@ def _kill(client: Client, query_id: str) -> None:
         client.raw_query(f"KILL QUERY WHERE query_id = '{query_id}' ASYNC")
 
 
-def answer(asked: Asked, question: Question, as_of: int) -> Answer:
-    dataset = question.dataset
-    where, parameters = _where(dataset, question.filters, as_of)
-    rolled = rollup.query(question, as_of, stored(dataset.by_name[dataset.time]))
-    counting = rolled or (select("count()", dataset, where), parameters)
+def run(execution: Execution, query: Query, as_of: int) -> QueryResult:
+    """Return the query's result as of batch `as_of`. Raises as `StoreReader.execute` does."""
+    plan = rollups.plan(query, as_of)
+    counting = rollups.statement(plan) if plan else None
     total = None
-    match question:
-        case ListQuestion():
-            recent = _recent(question, where, parameters)
-            rows = asked.fetch(*recent) if recent else []
-            if len(rows) < question.limit:
-                rows = asked.fetch(*_list(question, where, parameters))
-            if question.count:
-                total = asked.fetch(*counting)[0][0]
-        case AggregateQuestion():
-            rows = few_groups(asked.fetch(*(rolled or (_aggregate(question, where), parameters))))
-        case StatsQuestion():
-            rows = asked.fetch(*counting)
-    return Answer(rows, asked.milliseconds, "rollup" if rolled else "scan", total, asked.scanned)
+    match query:
+        case ListQuery():
+            rows = _page(execution, query, as_of)
+            if query.count:
+                total = execution.fetch(*(counting or _count(query, as_of)))[0][0]
+        case AggregateQuery():
+            rows = few_groups(execution.fetch(*(counting or _aggregate(query, as_of))))
+        case StatsQuery():
+            rows = execution.fetch(*(counting or _count(query, as_of)))
+    return QueryResult(rows, execution.milliseconds, "rollup" if plan else "scan", total, execution.scanned)
 
 
 def select(
@@ -110,37 +116,47 @@ def select(
     return f"SELECT {what} FROM {quoted(dataset.name)} {clause} {where} {rest}"  # noqa: S608
 
 
-def _recent(question: ListQuestion, where: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The page of the newest rows, of the last seconds only; when they fill it, few parts had to be opened."""
-    dataset, filters = question.dataset, question.filters
-    if not question.newest_first:
-        return None
-    now, beyond = time.time_ns() // 1000, question.beyond
-    since = min(now, now if beyond is None else beyond) - _RECENT
-    if filters.start is not None and filters.start >= since:  # the whole question asks for no more
-        return None
-    recent = f"{stored(dataset.by_name[dataset.time])} >= fromUnixTimestamp64Micro({{since:Int64}}, 'UTC')"
-    query, page = _list(question, f"{recent} AND {where}", {**parameters, "since": since})
-    return f"{query} SETTINGS max_threads = 1", page
+def _page(execution: Execution, query: ListQuery, as_of: int) -> list[Row]:
+    """Return the rows of a list. For the newest rows, the last seconds alone are read first: few parts are opened."""
+    where, parameters = _where(query.dataset, query.filters, as_of)
+    if (since := _recent(query)) is not None:
+        recent = (
+            f"{stored(query.dataset.by_name[query.dataset.time])} >= fromUnixTimestamp64Micro({{since:Int64}}, 'UTC')"
+        )
+        text, values = _list(query, f"{recent} AND {where}", {**parameters, "since": since})
+        rows = execution.fetch(f"{text} SETTINGS max_threads = 1", values)
+        if len(rows) == query.limit:
+            return rows
+    return execution.fetch(*_list(query, where, parameters))
 
 
-def _list(question: ListQuestion, where: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    dataset = question.dataset
+def _recent(query: ListQuery) -> int | None:
+    """Return the time from which rows are looked for first; None when the query asks for no older rows anyway."""
+    if not query.newest_first:
+        return None
+    now, before = time.time_ns() // 1000, query.before
+    since = min(now, now if before is None else before) - _RECENT
+    start = query.filters.start
+    return None if start is not None and start >= since else since
+
+
+def _list(query: ListQuery, where: str, parameters: Mapping[str, Any]) -> Statement:
+    dataset = query.dataset
     by_name = {column.name: column for column in (ID, CREATED_AT, *dataset.columns)}
-    names = dict.fromkeys((question.order_by, ID.name))
-    direction = "DESC" if question.descending else "ASC"
+    names = dict.fromkeys((query.order_by, ID.name))
+    direction = "DESC" if query.descending else "ASC"
     order = ", ".join(f"{stored(by_name[name])} {direction}" for name in names)
-    page = {**parameters, "limit": question.limit, "offset": question.offset}
-    if question.after:
-        where += f" AND {_after(by_name[question.order_by], '<' if question.descending else '>')}"
-        page |= {"after": question.after[0], "after_id": question.after[1]}
+    page = {**parameters, "limit": query.limit, "offset": query.offset}
+    if query.after:
+        where += f" AND {_after(by_name[query.order_by], '<' if query.descending else '>')}"
+        page |= {"after": query.after[0], "after_id": query.after[1]}
     rest = f"ORDER BY {order} LIMIT {{limit:UInt64}} OFFSET {{offset:UInt64}}"
-    # Little is read: to plan what of it to read first, as WHERE would, takes longer.
+    # A page reads little: planning which columns to read first, as WHERE does, would take longer than reading.
     return select(columns(dataset), dataset, where, rest, "PREWHERE"), page
 
 
 def _after(column: Column, operator: str) -> str:
-    """What comes later than (`after`, `after_id`); written so that the first part alone can use the table's order."""
+    """Return the condition for rows beyond (`after`, `after_id`). Its first part alone can use the table's order."""
     if column is ID:
         return f"id {operator} {{after_id:Int64}}"
     name, value = stored(column), "{after:String}"
@@ -149,20 +165,26 @@ def _after(column: Column, operator: str) -> str:
     return f"{name} {operator}= {value} AND ({name} {operator} {value} OR id {operator} {{after_id:Int64}})"
 
 
-def _aggregate(question: AggregateQuestion, where: str) -> str:
+def _count(query: Query, as_of: int) -> Statement:
+    where, parameters = _where(query.dataset, query.filters, as_of)
+    return select("count()", query.dataset, where), parameters
+
+
+def _aggregate(query: AggregateQuery, as_of: int) -> Statement:
+    where, parameters = _where(query.dataset, query.filters, as_of)
     keys = []
-    if question.bucket:
-        time = _canonical(question.dataset.by_name[question.dataset.time])
-        keys.append(f"{time} - {time} % {question.bucket:d}")
-    if question.group_by:
-        keys.append(quoted(question.group_by))
-    order = [*([] if question.bucket else ["count() DESC"]), *keys]
+    if query.bucket:
+        time = _canonical(query.dataset.by_name[query.dataset.time])
+        keys.append(f"{time} - {time} % {query.bucket:d}")
+    if query.group_by:
+        keys.append(quoted(query.group_by))
+    order = [*([] if query.bucket else ["count() DESC"]), *keys]
     rest = f"GROUP BY {', '.join(keys)} ORDER BY {', '.join(order)} LIMIT {MAX_GROUPS + 1}"
-    return select(", ".join([*keys, "count()"]), question.dataset, where, rest)
+    return select(", ".join([*keys, "count()"]), query.dataset, where, rest), parameters
 
 
 def columns(dataset: Dataset) -> str:
-    """All columns, in canonical order and form."""
+    """Return the expressions that select all columns in canonical order and form."""
     return ", ".join(map(_canonical, (ID, CREATED_AT, *dataset.columns)))
 
 
@@ -175,7 +197,7 @@ def _canonical(column: Column) -> str:
     return stored(column)
 
 
-def _where(dataset: Dataset, filters: Filters, as_of: int) -> tuple[str, dict[str, Any]]:
+def _where(dataset: Dataset, filters: Filters, as_of: int) -> Statement:
     conditions: list[str] = ["id < {end_id:Int64}"]
     parameters: dict[str, Any] = {"end_id": end_id(as_of)}
     for index, (name, value) in enumerate(filters.equals):
