@@ -19,10 +19,11 @@ from services.core.dataset import Dataset
 from services.core.errors import Invalid, ResultTooLarge
 from services.core.queries import Filters, ListQuery, StatsQuery
 from services.core.rows import Row
+from services.lake import NAME
 from services.lake.reader import Found, LakeReader, Limit
 from services.lake.snapshot import Snapshot
 from services.lake.sql import Dialect, Statement
-from services.lake.table import NAME, rejects_uri, translated, within_limit
+from services.lake.table import rejects_uri, translated, within_limit
 
 _ROWS_AT_ONCE = 256  # made into Python objects: a row may have a quarter of a megabyte
 _ROWS_SORTED = 1000  # with all their columns
@@ -64,8 +65,6 @@ class DataFusion:
 
 
 class EmbeddedReader(LakeReader):
-    source: ClassVar[str] = "hdfs"
-    engine: ClassVar[str] = "embedded"
     label: ClassVar[str] = NAME
 
     def rejected(self, dataset: Dataset) -> Iterator[tuple[int, int | None, int]]:

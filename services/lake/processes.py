@@ -22,9 +22,9 @@ from services.core.errors import LogpipeError, StoreDown
 from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.core.queries import Query, QueryResult
 from services.core.stopping import Stop
+from services.lake import NAME
 from services.lake.embedded import EmbeddedReader, OutOfMemory
 from services.lake.reader import Limit
-from services.lake.table import NAME
 from services.runtime.settings import LakeSettings
 
 PROCESSES = 2

@@ -4,20 +4,21 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from services.core.bounds import few_groups
 from services.core.dataset import Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import batch_of
 from services.core.ledger import Batch, StorePosition
-from services.core.ports import DEFAULT_QUERY_SECONDS, Progress
+from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.core.queries import AggregateQuery, ListQuery, Method, Query, QueryResult, StatsQuery
 from services.core.rows import Row
 from services.core.stopping import Stop
+from services.lake import NAME
 from services.lake.snapshot import Snapshot
 from services.lake.sql import Dialect, Renderer, Statement
-from services.lake.table import NAME, Table, table_uri
+from services.lake.table import Table, table_uri
 from services.runtime.settings import LakeSettings
 
 _WINDOW = 512  # batches counted at once: bounds the ids held
@@ -56,17 +57,13 @@ class Found:
 
 
 class LakeReader(ABC):
-    """StoreReader; opens a table at its first use. An engine says how it writes SQL, and runs it.
+    """An OwnProgressReader, which opens a table at its first use. A subclass for each engine renders and runs the SQL.
 
-    `label`: this engine in what is told to people. `memory`: bytes that a query may use in this process, None for no
-    limit.
+    `label`: the engine in texts for people. `memory`: bytes that a query may use in this process, None for no limit.
     """
 
     name: ClassVar[str] = NAME
-    route: ClassVar[str] = "hdfs"
-    source: ClassVar[str]
-    engine: ClassVar[str]
-    progress: ClassVar[Progress] = "own"
+    progress: ClassVar[Literal["own"]] = "own"
     label: ClassVar[str]
 
     def __init__(self, settings: LakeSettings, memory: int | None = None) -> None:
@@ -119,9 +116,6 @@ class LakeReader(ABC):
 
     def position(self, dataset: Dataset) -> StorePosition:
         return self._table(table_uri(self._settings, dataset.name)).own_position()
-
-    def table_id(self, dataset: Dataset) -> str:
-        raise NotImplementedError("the lake's position names its table")
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         snapshot = self._snapshot(dataset)

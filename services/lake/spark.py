@@ -20,11 +20,12 @@ from pyspark.sql.connect.session import SparkSession
 from services.core.bounds import gathered
 from services.core.errors import StoreDown
 from services.core.rows import Row
+from services.lake import NAME
 from services.lake.reader import Found, LakeReader, Limit
 from services.lake.settings import SparkConnectSettings
 from services.lake.snapshot import Snapshot
 from services.lake.sql import Dialect, Statement
-from services.lake.table import NAME, Result, started
+from services.lake.table import Result, started
 
 _LABEL = f"{NAME} (spark)"
 _CONNECT_SECONDS = 3.0
@@ -64,8 +65,6 @@ class SparkSql:
 
 
 class SparkReader(LakeReader):
-    source: ClassVar[str] = "hdfs_spark"
-    engine: ClassVar[str] = "spark"
     label: ClassVar[str] = _LABEL
 
     def __init__(self, settings: SparkConnectSettings) -> None:

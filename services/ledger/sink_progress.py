@@ -15,7 +15,7 @@ from services.core.dataset import Dataset
 from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.ids import MAX_BATCH
 from services.core.ledger import Range, SinkPosition
-from services.core.ports import StoreReader
+from services.core.ports import SinkReader
 from services.core.queries import StatsQuery
 from services.ledger import schema
 from services.postgres.connection import connect, translated
@@ -48,7 +48,7 @@ _FINISH = """
 class SinkProgress:
     """One sink's rows of table sink_progress. Not thread-safe; connects when needed. All methods raise StoreDown."""
 
-    def __init__(self, postgres_url: str, reader: StoreReader, dataset: Dataset, topic_id: str) -> None:
+    def __init__(self, postgres_url: str, reader: SinkReader, dataset: Dataset, topic_id: str) -> None:
         """`reader` reads the sink's store."""
         self._url = postgres_url
         self._reader = reader

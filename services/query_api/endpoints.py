@@ -44,7 +44,7 @@ async def _service(request: Request) -> QueryService:
 
 Handler = Callable[..., Awaitable[Response]]
 Service = Annotated[QueryService, Depends(_service)]
-Store = Annotated[str, Path(description="postgres, clickhouse or hdfs")]
+Store = Annotated[str, Path(description="the store's word in URLs; an unknown one is refused with those that exist")]
 
 
 def router(datasets: Sequence[Dataset]) -> APIRouter:

@@ -37,13 +37,13 @@ class QuerySettings(ListenSettings, PostgresSettings, CacheSettings):
         description="time limit of a query; the store then cancels it: 504",
     )
     query_late_seconds: float = Field(
-        300, gt=0, description="age of the oldest batch that a store has not loaded, beyond which /readyz says degraded"
+        300, gt=0, description="age of the oldest batch that a store has not loaded; beyond it /readyz reports degraded"
     )
 
 
 def application(settings: QuerySettings) -> FastAPI:
     known = datasets.all_datasets()
-    # One line each: a router opens and closes what it needs in a lifespan of its own (`APIRouter(lifespan=...)`).
+    # Each router opens and closes what it needs in a lifespan of its own (`APIRouter(lifespan=...)`).
     routers = [
         router(known),
         reports.router(settings),
@@ -55,11 +55,9 @@ def application(settings: QuerySettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         ledger = Ledger(settings.postgres_url.get_secret_value())
         watermarks = Watermarks(ledger)
-        names = stores.readers()
-        readers, engines = map(stores.open_reader, names), {name: stores.engines(name) for name in names}
+        readable = [store for store in stores.all_stores() if store.open_reader]
         cache = open_cache(settings)
-        scopes = Scopes(ledger)
-        service = QueryService(list(readers), known, watermarks, engines, settings.query_seconds, cache, scopes)
+        service = QueryService(readable, known, watermarks, settings.query_seconds, cache, Scopes(ledger))
         app.state.service = service
         readiness.add("ledger", lambda: _problem(watermarks))
         readiness.add("watermark", lambda: _held(watermarks), degraded=True)
@@ -86,7 +84,7 @@ def _problem(watermarks: Watermarks) -> str | None:
 
 
 def _held(watermarks: Watermarks) -> str | None:
-    """Who has kept all watermarks from rising for longer than a transaction of an ingest API takes."""
+    """Return the writers whose open transactions keep all watermarks from rising, when that lasts too long."""
     if holders := watermarks.held_by(_HELD_SECONDS):
         return "a batch is still being written by " + "; ".join(map(str, holders))
     return None

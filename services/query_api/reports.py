@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from services.core.errors import NotFound
 from services.core.ports import DEFAULT_QUERY_SECONDS
-from services.lake.table import NAME as LAKE
+from services.lake import NAME as LAKE
 from services.ledger.reading import Connection
 from services.query_api.leaving import while_connected
 from services.query_api.ledger import LedgerPool

@@ -1,9 +1,9 @@
-"""A store in memory for tests, writer and reader in one; the contract suite holds it to the real ones."""
+"""A store in memory for tests, both writer and reader. The contract suites hold it to the same rules as real stores."""
 
 import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
 import msgspec
@@ -13,9 +13,9 @@ from services.core.completion import complete
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected
 from services.core.ids import batch_of, end_id, first_id
-from services.core.ledger import Batch, StorePosition
+from services.core.ledger import Batch
 from services.core.lines import line_check
-from services.core.ports import DEFAULT_QUERY_SECONDS, Block, Progress, joint_token
+from services.core.ports import DEFAULT_QUERY_SECONDS, Block, joint_token
 from services.core.queries import AggregateQuery, Filters, ListQuery, Query, QueryResult, StatsQuery
 from services.core.rows import Row
 from services.core.stopping import Stop
@@ -25,10 +25,7 @@ _MISSING: dict[str, Any] = {"number": None, "json": "{}"}
 
 class MemoryStore:
     name: ClassVar[str] = "memory"
-    route: ClassVar[str] = "memory"
-    source: ClassVar[str] = "memory"
-    engine: ClassVar[str] = ""
-    progress: ClassVar[Progress] = "sink"
+    progress: ClassVar[Literal["sink"]] = "sink"
 
     def __init__(self) -> None:
         self._written: dict[str, dict[str, list[Row]]] = {}
@@ -39,7 +36,7 @@ class MemoryStore:
         self._table_ids.setdefault(dataset.name, str(uuid4()))
 
     def drop(self, dataset: Dataset) -> None:
-        """Lose the dataset's table, as a database does whose disk was replaced."""
+        """Lose the dataset's table, as a database with a new disk does."""
         del self._written[dataset.name], self._table_ids[dataset.name]
 
     def forget_rows(self, dataset: Dataset) -> None:
@@ -60,7 +57,7 @@ class MemoryStore:
         return complete(self.name, blocks, lambda _: {row[0] for row in self._all(blocks[0].dataset)}, self.write)
 
     def end_writes(self, dataset: Dataset) -> None:
-        """A write ends before anybody else can act."""
+        """Nothing to do: a write ends before another thread can act."""
 
     def execute(
         self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
@@ -82,9 +79,6 @@ class MemoryStore:
                 return QueryResult(gathered([few_groups(_counted(query, rows))]), 0.0, scanned=scanned)
             case StatsQuery():
                 return QueryResult([(len(rows),)], 0.0, scanned=scanned)
-
-    def position(self, dataset: Dataset) -> StorePosition:
-        raise NotImplementedError("its progress is in sink_progress")
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         return _counts(self.rows(dataset, first, last))

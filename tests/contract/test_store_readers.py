@@ -36,11 +36,14 @@ from services.lake.embedded import EmbeddedReader
 from services.lake.processes import ProcessReader
 from services.postgres.connection import connect
 from services.runtime.settings import LakeSettings
-from services.stores import clickhouse, postgres
+from services.stores import postgres
 from services.stores.clickhouse import queries as clickhouse_queries
 from services.stores.clickhouse import reader as clickhouse_reader
 from services.stores.clickhouse import rollups as clickhouse_rollups
 from services.stores.clickhouse.queries import Execution as ClickHouseExecution
+from services.stores.clickhouse.reader import ClickHouseReader
+from services.stores.clickhouse.tables import create_table
+from services.stores.clickhouse.writer import ClickHouseWriter
 from services.stores.memory import MemoryStore
 from services.stores.postgres import queries
 from services.stores.postgres import reader as postgres_reader
@@ -218,8 +221,8 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             return
         case "clickhouse":
             url = request.getfixturevalue("clickhouse_url")
-            _fill(clickhouse.ClickHouseWriter(url))
-            reader = clickhouse.ClickHouseReader(url)
+            _fill(ClickHouseWriter(url))
+            reader = ClickHouseReader(url)
         case "lake":
             settings = LakeSettings(hdfs_url=tmp_path_factory.mktemp("lake").as_uri())
             _fill_lake(settings)
@@ -430,7 +433,7 @@ def test_a_reader_that_is_left_early_can_be_asked_again(store: StoreReader) -> N
     assert len(list(store.rows(MEASURES, 0, LAST))) == BATCHES * ROWS
 
 
-@pytest.mark.parametrize("reader_type", [postgres.PostgresReader, clickhouse.ClickHouseReader])
+@pytest.mark.parametrize("reader_type", [postgres.PostgresReader, ClickHouseReader])
 def test_a_store_that_is_away_says_so(reader_type: Any, unused_tcp_port: int) -> None:
     scheme = "postgresql://x@" if reader_type is postgres.PostgresReader else "http://"
     reader = reader_type(f"{scheme}127.0.0.1:{unused_tcp_port}")
@@ -484,7 +487,7 @@ def until(holds: Callable[[], bool]) -> None:
 def test_clickhouse_is_told_to_stop_by_another_thread(clickhouse_url: str) -> None:
     running = "SELECT count() FROM system.processes WHERE query LIKE 'SELECT sleepEachRow%'"
     stop = Stop()
-    with closing(clickhouse.ClickHouseReader(clickhouse_url)) as reader, ThreadPoolExecutor() as threads:
+    with closing(ClickHouseReader(clickhouse_url)) as reader, ThreadPoolExecutor() as threads:
         asked = ClickHouseExecution(reader._client, 60.0, stop, scan=True)
         slow = "SELECT sleepEachRow(0.1) FROM numbers(300) SETTINGS max_block_size = 1"
         answer = threads.submit(asked.fetch, slow, {})
@@ -499,7 +502,7 @@ def test_clickhouse_does_not_send_a_result_that_is_far_too_large(
     clickhouse_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clickhouse_queries, "_SERVER_BYTES", 100_000)
-    with closing(clickhouse.ClickHouseReader(clickhouse_url)) as reader:
+    with closing(ClickHouseReader(clickhouse_url)) as reader:
         asked = ClickHouseExecution(reader._client, 60.0, scan=True)
         assert len(asked.fetch("SELECT number FROM numbers(10000)", {})) == 10_000
         with pytest.raises(ResultTooLarge):
@@ -508,13 +511,13 @@ def test_clickhouse_does_not_send_a_result_that_is_far_too_large(
 
 def test_clickhouse_is_told_to_stop_in_time(clickhouse_url: str) -> None:
     many = replace(LOGS, name="reader_many")
-    writer = clickhouse.ClickHouseWriter(clickhouse_url)
+    writer = ClickHouseWriter(clickhouse_url)
     writer.prepare(many)
     writer._client.command(
         "INSERT INTO reader_many (id, created_at_utc, message) SELECT 131072 + number, toDateTime64(0, 6, 'UTC'),"
         " hex(sipHash64(number)) FROM numbers(1000000)"
     )
-    with closing(clickhouse.ClickHouseReader(clickhouse_url)) as reader:
+    with closing(ClickHouseReader(clickhouse_url)) as reader:
         with pytest.raises(QueryTimeout, match=r"clickhouse: no answer within 0\.002 s"):
             reader.execute(AggregateQuery(many, "level", Filters(text="1")), LAST, seconds=0.002)
         assert reader.execute(AggregateQuery(many, "level"), LAST + 9).rows == [("", 1_000_000)]
@@ -527,15 +530,15 @@ def test_clickhouse_is_told_to_stop_in_time(clickhouse_url: str) -> None:
 
 def test_clickhouse_passes_over_what_cannot_hold_a_text(clickhouse_url: str) -> None:
     indexed = replace(LOGS, name="reader_indexed")
-    writer = clickhouse.ClickHouseWriter(clickhouse_url)
-    writer._client.command(clickhouse.create_table(indexed))  # as it was made before there was an index
+    writer = ClickHouseWriter(clickhouse_url)
+    writer._client.command(create_table(indexed))  # as it was made before there was an index
     for _ in range(2):
         writer.prepare(indexed)
     writer._client.command(
         "INSERT INTO reader_indexed (id, created_at_utc, message) SELECT 131072 + number, toDateTime64(0, 6, 'UTC'),"
         " if(number = 70000, 'a zebra crossing', 'Request processed') FROM numbers(100000)"
     )
-    with closing(clickhouse.ClickHouseReader(clickhouse_url)) as reader:
+    with closing(ClickHouseReader(clickhouse_url)) as reader:
         for text, found, read in (("zebra", 1, 8192), ("zebu crossing", 0, 0), ("Request", 99_999, 100_000)):
             answer = reader.execute(AggregateQuery(indexed, None, Filters(text=text), 60_000_000, scan=True), LAST)
             assert sum(row[-1] for row in answer.rows) == found

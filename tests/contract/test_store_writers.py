@@ -17,7 +17,8 @@ from services.core.rows import Row, RowCodec
 from services.lake.embedded import EmbeddedReader
 from services.lake.writer import EmbeddedWriter
 from services.runtime.settings import LakeSettings
-from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter
+from services.stores.clickhouse.reader import ClickHouseReader
+from services.stores.clickhouse.writer import ClickHouseWriter
 from services.stores.memory import MemoryStore
 
 DAY = 20_000

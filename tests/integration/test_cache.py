@@ -13,6 +13,7 @@ from unittest.mock import MagicMock
 import pytest
 from pydantic import SecretStr
 
+from services.core import stores as description
 from services.core.dataset import Column, Dataset
 from services.core.errors import StoreDown
 from services.core.ports import StoreReader
@@ -36,12 +37,16 @@ QUESTION = AggregateQuery(LOGS, "level", Filters((("service", "api"),), start=5)
 class Counting(MemoryStore):
     """Counts how often it is asked."""
 
-    route = source = name = "counting"
+    name = "counting"
     asked = 0
 
     def execute(self, query: Query, as_of: int, seconds: float = 30.0, stop: Stop | None = None) -> QueryResult:
         self.asked += 1
         return super().execute(query, as_of, seconds)
+
+
+def described(reader: Counting) -> description.Store:
+    return description.Store("counting", "counting", "counting", "counting", open_reader=lambda: reader)
 
 
 class Settled:
@@ -77,9 +82,9 @@ def url(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_kept_answer_is_the_same_but_for_its_method_and_times(url: str) -> None:
     store = Store()
     with closing(ResultCache(url, 60, 10_000)) as cache:
-        first = cache.answer("same", "scope", QUESTION, 9, store.ask)
+        first = cache.result("same", "scope", QUESTION, 9, store.ask)
         assert (first.method, first.rows[0][0]) == ("rollup", 1)
-        kept = cache.answer("same", "scope", QUESTION, 9, store.ask)
+        kept = cache.result("same", "scope", QUESTION, 9, store.ask)
     assert 0 < kept.elapsed_ms != first.elapsed_ms
     assert repr(kept) == repr(replace(first, method="cache", elapsed_ms=kept.elapsed_ms, first_ms=12.5))
 
@@ -109,18 +114,20 @@ def test_whatever_differs_has_an_answer_of_its_own(url: str) -> None:
     store = Store()
     with closing(ResultCache(url, 60, 10_000)) as cache:
         for engine, query, as_of in [("postgres", QUESTION, 9), *OTHERS]:
-            assert cache.answer(engine, "scope", query, as_of, store.ask).method == "rollup"
+            assert cache.result(engine, "scope", query, as_of, store.ask).method == "rollup"
         for engine, query, as_of in [("postgres", QUESTION, 9), *OTHERS]:
-            assert cache.answer(engine, "scope", query, as_of, store.ask).method == "cache"
+            assert cache.result(engine, "scope", query, as_of, store.ask).method == "cache"
 
 
 def test_an_answer_of_another_ledger_table_or_floor_is_not_given(url: str) -> None:
     reader, scopes = Counting(), OneScope()
     with closing(ResultCache(url, 60, 10_000)) as cache:
-        service = QueryService([reader], [LOGS], cast(Watermarks, Settled()), cache=cache, scopes=cast(Scopes, scopes))
+        service = QueryService(
+            [described(reader)], [LOGS], cast(Watermarks, Settled()), cache=cache, scopes=cast(Scopes, scopes)
+        )
 
         def method() -> str:
-            return asyncio.run(service.ask("counting", AggregateQuery(LOGS, "host"), lambda r: r.answer.method, 3))
+            return asyncio.run(service.ask("counting", AggregateQuery(LOGS, "host"), lambda r: r.result.method, 3))
 
         assert [method(), method()] == ["scan", "cache"]
         scopes.scope = "another"
@@ -166,22 +173,22 @@ def test_a_scope_is_read_once_a_second_and_kept_while_the_ledger_is_away(postgre
 def test_large_and_old_answers_are_not_kept(url: str) -> None:
     store = Store()
     with closing(ResultCache(url, 60, 20)) as cache:
-        assert [cache.answer("large", "scope", QUESTION, 9, store.ask).method for _ in range(2)] == ["rollup", "rollup"]
+        assert [cache.result("large", "scope", QUESTION, 9, store.ask).method for _ in range(2)] == ["rollup", "rollup"]
     with closing(ResultCache(url, 1, 10_000)) as cache:
-        cache.answer("old", "scope", QUESTION, 9, store.ask)
+        cache.result("old", "scope", QUESTION, 9, store.ask)
         deadline = time.monotonic() + 30
-        while cache.answer("old", "scope", QUESTION, 9, store.ask).method == "cache":
+        while cache.result("old", "scope", QUESTION, 9, store.ask).method == "cache":
             assert time.monotonic() < deadline
 
 
 def test_what_another_version_wrote_is_not_an_answer(url: str) -> None:
     store = Store()
     with closing(ResultCache(url, 60, 10_000)) as cache:
-        cache.answer("version", "scope", QUESTION, 9, store.ask)
+        cache.result("version", "scope", QUESTION, 9, store.ask)
         for key in cache._redis.scan_iter("logpipe:*"):
             cache._redis.set(key, b"\xc1")
-        assert cache.answer("version", "scope", QUESTION, 9, store.ask).rows[0][0] == 2
-        assert cache.answer("version", "scope", QUESTION, 9, store.ask).method == "cache"
+        assert cache.result("version", "scope", QUESTION, 9, store.ask).rows[0][0] == 2
+        assert cache.result("version", "scope", QUESTION, 9, store.ask).method == "cache"
 
 
 def test_a_redis_that_went_away_is_left_alone_and_found_again(stack: Stack, url: str) -> None:
@@ -189,7 +196,7 @@ def test_a_redis_that_went_away_is_left_alone_and_found_again(stack: Stack, url:
     with closing(ResultCache(url, 60, 10_000, lambda: now[0])) as cache:
 
         def ask() -> tuple[int, str]:
-            answer = cache.answer("away", "scope", QUESTION, 9, store.ask)
+            answer = cache.result("away", "scope", QUESTION, 9, store.ask)
             return answer.rows[0][0], answer.method
 
         assert [ask(), ask()] == [(1, "rollup"), (1, "cache")]
@@ -213,7 +220,7 @@ def test_a_redis_that_hangs_costs_next_to_nothing_and_that_once() -> None:
         times = []
         for _ in range(20):
             start = time.perf_counter()
-            assert cache.answer("hangs", "scope", QUESTION, 9, store.ask).method == "rollup"
+            assert cache.result("hangs", "scope", QUESTION, 9, store.ask).method == "rollup"
             times.append(time.perf_counter() - start)
     assert times[0] >= module._TIMEOUT_SECONDS
     assert sorted(times)[-2] < module._TIMEOUT_SECONDS
@@ -232,19 +239,19 @@ def test_the_service_leaves_scans_and_comparisons_alone(url: str) -> None:
     reader = Counting()
     with closing(ResultCache(url, 60, 10_000)) as cache:
         service = QueryService(
-            [reader], [LOGS], cast(Watermarks, Settled()), cache=cache, scopes=cast(Scopes, OneScope())
+            [described(reader)], [LOGS], cast(Watermarks, Settled()), cache=cache, scopes=cast(Scopes, OneScope())
         )
         query = StatsQuery(LOGS)
 
         def asked(**options: Any) -> tuple[str, int]:
-            given = {"query": query, "as_of": 3, "present": lambda reply: reply.answer.method, **options}
+            given = {"query": query, "as_of": 3, "present": lambda reply: reply.result.method, **options}
             return asyncio.run(service.ask("counting", **given)), reader.asked
 
         assert asked() == ("scan", 1)
         assert asked() == ("cache", 1)
         assert asked(use_cache=False) == ("scan", 2)
         assert asked(query=StatsQuery(LOGS, scan=True)) == ("scan", 3)
-        assert asyncio.run(service.stats("counting", 3)).answers["logs"].method == "cache"
-        assert asyncio.run(service.stats("counting", 3, use_cache=False)).answers["logs"].method == "scan"
-        assert asyncio.run(service.compare(query, 3)).answers["counting"].method == "scan"
+        assert asyncio.run(service.stats("counting", 3)).results["logs"].method == "cache"
+        assert asyncio.run(service.stats("counting", 3, use_cache=False)).results["logs"].method == "scan"
+        assert asyncio.run(service.compare(query, 3)).results["counting"].method == "scan"
         service.close()

@@ -19,7 +19,7 @@ from services.core.rows import Row
 from services.datasets.logs import DATASET
 from services.postgres.connection import connect
 from services.stores import postgres
-from services.stores.postgres import closed_days, queries
+from services.stores.postgres import closed_days, queries, retention
 from services.stores.postgres import reader as reader_module
 from services.stores.postgres.tables import midnight
 
@@ -234,7 +234,7 @@ def test_the_note_of_a_dropped_day_is_dropped(
 ) -> None:
     monkeypatch.setenv("LOGPIPE_POSTGRES_URL", own_postgres_url)
     postgres.close_days(connection, DATASET)
-    assert postgres.drop_days(DATASET, TODAY - 20) == DAYS - 20
+    assert retention.drop_days(DATASET, TODAY - 20) == DAYS - 20
     assert connection.execute("SELECT min(day) FROM closed_days").fetchone() == (TODAY - 20,)
 
 

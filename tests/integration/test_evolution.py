@@ -26,7 +26,8 @@ from services.ledger import reading, schema
 from services.ledger.sink_progress import SinkProgress, positions
 from services.postgres.connection import connect
 from services.stores import postgres
-from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter
+from services.stores.clickhouse.reader import ClickHouseReader
+from services.stores.clickhouse.writer import ClickHouseWriter
 from services.stores.postgres import PostgresReader
 from services.stream_to_store.backlog import Limits
 from services.stream_to_store.consumer import Consumer

@@ -28,8 +28,11 @@ from services.ledger import schema
 from services.postgres.connection import connect
 from services.rollups import keeper
 from services.rollups.keeper import RollupKeeper
-from services.stores import clickhouse, postgres
+from services.stores import postgres
+from services.stores.clickhouse.reader import ClickHouseReader
 from services.stores.clickhouse.rollups import BUCKET_BITS
+from services.stores.clickhouse.tables import create_table
+from services.stores.clickhouse.writer import ClickHouseWriter
 from services.stores.postgres import rollup_chunks as chunks
 from services.stores.postgres import rollups as rollup
 from services.stores.postgres.tables import midnight
@@ -46,10 +49,10 @@ class Pipeline:
     def __init__(self, postgres_url: str, clickhouse_url: str, seed: int = 4) -> None:
         self.dataset = replace(LOGS, name=f"rolled_{uuid4().hex[:12]}")
         self.connection = connect(postgres_url)
-        self.writer = clickhouse.ClickHouseWriter(clickhouse_url)
+        self.writer = ClickHouseWriter(clickhouse_url)
         self.readers: list[StoreReader] = [
             postgres.PostgresReader(postgres_url),
-            clickhouse.ClickHouseReader(clickhouse_url),
+            ClickHouseReader(clickhouse_url),
         ]
         self.start = time.time_ns() // 1000 // MINUTE * MINUTE
         self.loaded = 0
@@ -370,7 +373,7 @@ def test_a_merge_between_the_statements_of_a_query_is_not_seen(
 def test_forgotten_days_leave_no_chunks_and_are_not_looked_at_again(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollup, "_FORGOTTEN_AT_ONCE", 2)
+    monkeypatch.setattr(rollup, "_DELETED_AT_ONCE", 2)
     history = History(pipeline, 9)
     history.drop(5)
     assert list(history.chunks()) == [5, 6, 7, 8]
@@ -449,7 +452,7 @@ def test_a_database_without_rollups_is_scanned(postgres_url: str) -> None:
 
 def test_rows_that_were_there_before_the_projection(pipeline: Pipeline) -> None:
     client, table = pipeline.writer._client, pipeline.dataset.name
-    client.command(clickhouse.create_table(pipeline.dataset))
+    client.command(create_table(pipeline.dataset))
     for _ in range(5):
         pipeline.load(pipeline.accept(16))
     pipeline.fill(1)
@@ -483,7 +486,7 @@ def test_a_block_is_counted_once_also_after_a_restart(postgres_url: str) -> None
             pipeline.load(block)
         stack.down()
         stack.up()
-        writer, reader = clickhouse.ClickHouseWriter(url), clickhouse.ClickHouseReader(url)
+        writer, reader = ClickHouseWriter(url), ClickHouseReader(url)
         with closing(reader):
             writer.prepare(pipeline.dataset)
             writer.write([block])

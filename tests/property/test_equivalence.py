@@ -26,7 +26,9 @@ from services.datasets.logs import DATASET as LOGS
 from services.lake.embedded import EmbeddedReader
 from services.postgres.connection import connect
 from services.runtime.settings import LakeSettings
-from services.stores import clickhouse, postgres
+from services.stores import postgres
+from services.stores.clickhouse.reader import ClickHouseReader
+from services.stores.clickhouse.writer import ClickHouseWriter
 from services.stores.memory import MemoryStore
 from tests import lake_tables
 
@@ -74,7 +76,7 @@ class Loader:
 
     def __init__(self, postgres_url: str, clickhouse_url: str, lake: LakeSettings) -> None:
         self._connection = connect(postgres_url)
-        self._writer = clickhouse.ClickHouseWriter(clickhouse_url)
+        self._writer = ClickHouseWriter(clickhouse_url)
         self._lake = lake
         self._reached = 0
         self._changed = threading.Condition()
@@ -147,7 +149,7 @@ def loader(
     lake = LakeSettings(hdfs_url=tmp_path_factory.mktemp("lake").as_uri())
     readers: list[StoreReader] = [
         postgres.PostgresReader(postgres_url),
-        clickhouse.ClickHouseReader(clickhouse_url),
+        ClickHouseReader(clickhouse_url),
         EmbeddedReader(lake),
     ]
     with ExitStack() as stack:

@@ -13,7 +13,8 @@ from services.core.rows import RowCodec
 from services.datasets.logs import DATASET as LOGS
 from services.generator.synthesis import Synthesizer
 from services.ingest_api.endpoints import collect_router
-from services.stores import clickhouse, postgres
+from services.stores import postgres
+from services.stores.clickhouse.tables import create_table
 from spark_jobs import schema as spark_schema
 
 DATASET = """
@@ -33,13 +34,14 @@ DATASET = Dataset(
 """
 
 STORE = """
+from services.core.stores import Store
 from services.stores.memory import MemoryStore
 
 class ToyStore(MemoryStore):
-    name = route = source = "toy"
+    name = "toy"
 
 
-open_reader = open_writer = ToyStore
+STORE = Store("toy", "toys", "toy", "Toy", open_reader=ToyStore, open_writer=ToyStore)
 """
 
 
@@ -62,7 +64,7 @@ def test_a_dataset_of_one_file_is_known_everywhere() -> None:
     rows = RowCodec(dataset).decode_lines(b"\n".join(lines))
     assert rows.count == 100
     assert len(next(iter(postgres.copy_rows(dataset, rows, 1, 0)))) == len(postgres.copy_types(dataset)) == 7
-    assert "payment_id" in clickhouse.create_table(dataset)
+    assert "payment_id" in create_table(dataset)
     assert all(name in spark_schema.line_schema(dataset) for name in dataset.column_names)
 
 
@@ -70,7 +72,8 @@ def test_a_dataset_of_one_file_is_known_everywhere() -> None:
 def test_a_store_of_one_file_is_known_everywhere() -> None:
     assert "toy" in stores.readers()
     assert "toy" in stores.writers()
-    assert stores.open_reader("toy").route == "toy"
+    assert stores.open_reader("toy").name == "toy"
+    assert [store.route for store in stores.all_stores() if store.name == "toy"] == ["toys"]
 
 
 def test_without_the_files_neither_is_known() -> None:

@@ -16,6 +16,7 @@ from services.core.dataset import Choice, Column, Dataset
 from services.core.errors import LogpipeError, QueryCancelled, QueryTimeout, StoreDown
 from services.core.queries import AggregateQuery, Filters, ListQuery, Query, QueryResult, StatsQuery
 from services.core.stopping import Stop
+from services.core.stores import Store
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import watermark as watermark_module
@@ -42,9 +43,8 @@ async def _no_lifespan(app: FastAPI) -> AsyncIterator[None]:
 class StubReader:
     progress = "ledger"
 
-    def __init__(self, route: str, source: str, watermark: int, elapsed_ms: float, engine: str = "") -> None:
-        self.engine = engine
-        self.name = self.route = route
+    def __init__(self, name: str, source: str, watermark: int, elapsed_ms: float) -> None:
+        self.name = name
         self.source = source
         self.watermark = watermark
         self.elapsed_ms = elapsed_ms
@@ -107,18 +107,17 @@ TOY = Dataset(
 class Api:
     def __init__(self, **listen: Any) -> None:
         self.postgres = StubReader("postgres", "postgresql", 12, 4.0)
-        self.hdfs = StubReader("hdfs", "hdfs", 10, 9.0, "embedded")
-        self.spark = StubReader("hdfs", "hdfs", 10, 30.0, "spark")
+        self.hdfs = StubReader("hdfs", "hdfs", 10, 9.0)
+        self.spark = StubReader("hdfs", "hdfs", 10, 30.0)
         self.opened = 0
         self.clickhouse = StubReader("clickhouse", "clickhouse", 11, 2.5)
         self.stores = [self.postgres, self.hdfs, self.clickhouse]
         self.watermarks = StubWatermarks()
         datasets = (EVENTS, LOGS, TOY)
         service = QueryService(
-            self.stores,  # type: ignore[arg-type]
+            [self._described(reader) for reader in self.stores],
             datasets,
             self.watermarks,  # type: ignore[arg-type]
-            {"hdfs": {"spark": self.open_spark}},  # type: ignore[dict-item]
             seconds=7.0,
         )
 
@@ -127,6 +126,13 @@ class Api:
         self.app = app
         self._service = service
         self._transport = httpx.ASGITransport(app)
+
+    def _described(self, reader: StubReader) -> Store:
+        engines: Any = (
+            {"engine": "embedded", "other_engines": {"spark": self.open_spark}} if reader is self.hdfs else {}
+        )
+        open_reader: Any = lambda: reader  # noqa: E731
+        return Store(reader.name, reader.name, reader.source, reader.name, open_reader=open_reader, **engines)
 
     def hdfs_pool_places(self) -> int:
         """How many more queries of the lake would be taken."""

@@ -9,8 +9,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 from urllib3.exceptions import HTTPError
 
 from services.core.errors import Backpressure, LogpipeError, StoreDown
-
-NAME = "clickhouse"
+from services.stores.clickhouse import STORE
 
 _CONNECT_TIMEOUT = 5  # seconds
 
@@ -32,8 +31,8 @@ def _translate(error: Exception) -> LogpipeError:
     code = error.code if isinstance(error, Error) else None
     detail = str(error).strip()[:500]
     if code in _OVERLOADED:
-        return Backpressure(f"{NAME}: {detail}", retry_after=1.0)
-    return StoreDown(NAME, detail)
+        return Backpressure(f"{STORE.name}: {detail}", retry_after=1.0)
+    return StoreDown(STORE.name, detail)
 
 
 def connect(url: str, timeout: int) -> Client:

@@ -27,8 +27,8 @@ from services.core.queries import (
 )
 from services.core.rows import Row
 from services.core.stopping import Stop
-from services.stores.clickhouse import rollups
-from services.stores.clickhouse.client import NAME, TIMEOUT, TOO_LARGE, translated
+from services.stores.clickhouse import STORE, rollups
+from services.stores.clickhouse.client import TIMEOUT, TOO_LARGE, translated
 from services.stores.clickhouse.names import quoted, stored
 
 _RECENT = 10_000_000  # microseconds within which the newest rows are looked for first (ADR 0011)
@@ -72,7 +72,7 @@ class Execution:
                 result = self._client.query(statement, parameters, settings=settings)
             except Error as error:
                 if error.code == TIMEOUT:
-                    raise QueryTimeout(NAME, self._seconds) from error
+                    raise QueryTimeout(STORE.name, self._seconds) from error
                 if error.code == TOO_LARGE:
                     raise too_large() from error
                 raise

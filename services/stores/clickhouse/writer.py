@@ -11,8 +11,8 @@ from services.core.completion import complete
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected, StoreDown
 from services.core.ports import Block, joint_token
-from services.stores.clickhouse import attempts, tables
-from services.stores.clickhouse.client import NAME, connect, translated
+from services.stores.clickhouse import STORE, attempts, tables
+from services.stores.clickhouse.client import connect, translated
 from services.stores.clickhouse.names import quoted
 
 _TIMEOUT = 60  # seconds
@@ -36,7 +36,7 @@ _BAD_ROW = {6, 25, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 306, 349, 376, 
 
 
 class ClickHouseWriter:
-    """StoreWriter; connects at its first use."""
+    """A StoreWriter, which connects at its first use."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -68,14 +68,14 @@ class ClickHouseWriter:
                 raise RowRejected(None, str(cause)[:500]) from error
             raise
         if reply and not isinstance(reply, QuerySummary):  # an error that follows the headers of a 200
-            raise StoreDown(NAME, str(reply)[:500])
+            raise StoreDown(STORE.name, str(reply)[:500])
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
         def stored_ids(batches: Set[int]) -> Set[int]:
             attempts.end(self._client, blocks)
             return attempts.stored_ids(self._client, blocks, batches)
 
-        return complete(NAME, blocks, stored_ids, self.write)
+        return complete(STORE.name, blocks, stored_ids, self.write)
 
     def end_writes(self, dataset: Dataset) -> None:
         attempts.end_all(self._client, dataset)
