@@ -53,7 +53,7 @@ class _Reply(NamedTuple):
 
 
 class ProcessReader(EmbeddedReader):
-    """Answers questions in other processes, which are started when they are needed, and reads all else in this one."""
+    """Runs queries in other processes, which are started when needed, and reads everything else in this process."""
 
     def __init__(self, settings: LakeSettings) -> None:
         super().__init__(settings)
@@ -110,7 +110,7 @@ class _Worker:
         raise _error(reply.result)
 
     def kill(self) -> None:
-        """End the process at once; whoever waits for its answer notices."""
+        """End the process at once. The thread that waits for its result notices."""
         if (process := self._process) is not None:
             process.kill()
 
@@ -151,7 +151,7 @@ def _serve(connection: Connection, settings: LakeSettings) -> None:
     """The process: ends when the process that asks has closed the connection, or has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group
     requests: queue.SimpleQueue[tuple[Query, int, float]] = queue.SimpleQueue()
-    threading.Thread(target=_answer_all, args=(requests, connection, settings), daemon=True).start()
+    threading.Thread(target=_serve_all, args=(requests, connection, settings), daemon=True).start()
     try:
         while True:
             requests.put(connection.recv())
@@ -159,7 +159,7 @@ def _serve(connection: Connection, settings: LakeSettings) -> None:
         os._exit(0)  # whatever the other thread does
 
 
-def _answer_all(
+def _serve_all(
     requests: "queue.SimpleQueue[tuple[Query, int, float]]", connection: Connection, settings: LakeSettings
 ) -> None:
     try:
@@ -167,13 +167,13 @@ def _answer_all(
         reader, start = EmbeddedReader(settings, ENGINE_BYTES), _peak_bytes()
         while True:
             query, as_of, seconds = requests.get()
-            result = _answered(reader, query, as_of, seconds)
+            result = _executed(reader, query, as_of, seconds)
             connection.send(_Reply(result, _peak_bytes() - start > PROCESS_BYTES // 2))
     finally:
         os._exit(1)  # the process that asks would wait for a thread that has ended
 
 
-def _answered(reader: EmbeddedReader, query: Query, as_of: int, seconds: float) -> QueryResult | _Failure:
+def _executed(reader: EmbeddedReader, query: Query, as_of: int, seconds: float) -> QueryResult | _Failure:
     try:
         return reader.execute(query, as_of, seconds)
     except LogpipeError as error:

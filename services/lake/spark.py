@@ -40,7 +40,7 @@ _DETAILS = re.compile(r'details = "(.*)"')  # of gRPC's error, which is a page
 
 
 class SparkSql:
-    """Spark's dialect. It names the version, so that all queries of a question see the same."""
+    """Spark's dialect. It names the version, so that all statements of a query see the same rows."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.table = f"delta.{self.name(snapshot.uri)} VERSION AS OF {snapshot.version:d}"
@@ -102,7 +102,7 @@ class SparkReader(LakeReader):
                 self._forget(session)
                 if is_new:
                     raise
-            # It was kept from an earlier question, and the server has ended it or been started anew since.
+            # The session is from an earlier query, and the server has ended it or was restarted since.
             session, _ = self._open()
             return work(session)
 
@@ -133,7 +133,7 @@ def _find(session: SparkSession, snapshot: Snapshot, statement: Statement, limit
             return Found(found.result(), snapshot.files_within(statement.bounds))
     if wait([_end(session, tag, found)], _INTERRUPT_SECONDS).done:
         raise limit.passed()
-    raise StoreDown(_LABEL, "a question takes too long, and the server does not let itself be told to stop")
+    raise StoreDown(_LABEL, "a query takes too long, and the server did not stop it")
 
 
 def _end(session: SparkSession, tag: str, found: Future[list[Row]]) -> Future[None]:

@@ -1,4 +1,4 @@
-"""Routes of the query API: three for each dataset, made from its description, and one for all."""
+"""The routes of the query API: three for each dataset, made from its description, and one for all datasets."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -31,7 +31,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, description in (
         (401, "no token, or a wrong one"),
         (422, "not acceptable; the detail says what is"),
-        (503, "a store is down or full; `store` names it"),
+        (503, "a store is down or overloaded; `store` names it"),
         (504, "the query took too long"),
     )
 }
@@ -48,7 +48,7 @@ Store = Annotated[str, Path(description="the store's word in URLs; an unknown on
 
 
 def router(datasets: Sequence[Dataset]) -> APIRouter:
-    """All routes; whatever `store` or `dataset` does not exist is answered with those that do."""
+    """Return all routes. A request with an unknown store or dataset is refused with those that exist."""
     routes = APIRouter(prefix="/api/query", dependencies=[needs("read")], responses=_PROBLEMS)
     for dataset in datasets:
         _add_compare(routes, f"/compare/{dataset.name}", dataset)
@@ -65,7 +65,7 @@ def router(datasets: Sequence[Dataset]) -> APIRouter:
         return stats_reply(await while_connected(request, asking))
 
     for dataset in datasets:
-        _add_questions(routes, dataset)
+        _add_queries(routes, dataset)
 
     @routes.get("/{store}/{dataset}", include_in_schema=False)
     @routes.get("/{store}/{dataset}/aggregate", include_in_schema=False)
@@ -81,11 +81,11 @@ def _add_compare(routes: APIRouter, path: str, dataset: Dataset) -> None:
         comparing = service.compare(query, as_of, all_engines=parameters.engines == "all")
         return comparison_reply(await while_connected(request, comparing), query)
 
-    summary = f"The same {dataset.name} from every store, and whether they agree"
+    summary = f"The same query about {dataset.name} to every store, and whether the results agree"
     routes.get(path, tags=[dataset.name], summary=summary)(_taking(compare_parameters(dataset), compare))
 
 
-def _add_questions(routes: APIRouter, dataset: Dataset) -> None:
+def _add_queries(routes: APIRouter, dataset: Dataset) -> None:
     async def rows(request: Request, store: Store, parameters: OneStoreList, service: Service) -> Response:
         query, as_of = parameters.listed(dataset)
         present = partial(rows_reply, query=query)
@@ -105,11 +105,11 @@ def _add_questions(routes: APIRouter, dataset: Dataset) -> None:
     routes.get(
         f"{path}/aggregate",
         tags=[dataset.name],
-        summary="How many rows have each value, or fall in each minute, hour or day",
+        summary="The number of rows by value, or by minute, hour or day",
     )(_taking(aggregate_parameters(dataset), aggregate))
 
 
 def _taking(parameters: type[BaseModel], handler: Handler) -> Handler:
-    """The handler, its argument `parameters` read from the query string as this dataset's own model."""
+    """Return the handler; its argument `parameters` is read from the query string as the model of this dataset."""
     handler.__annotations__["parameters"] = Annotated[parameters, Query()]
     return handler

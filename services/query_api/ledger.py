@@ -1,4 +1,4 @@
-"""What routes read from the ledger, with connections and threads of their own."""
+"""Reads the ledger for routes, with connections and threads of its own."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,14 +16,14 @@ Result = TypeVar("Result")
 
 
 class LedgerPool:
-    """As many connections as threads."""
+    """A pool of threads, with a connection to the ledger for each thread."""
 
     def __init__(self, url: str, threads: int) -> None:
         self._ledger = Ledger(url, max_connections=threads)
         self._pool = Pool(POSTGRES, threads)
 
     async def read(self, request: Request, work: Callable[[Connection], Result]) -> Result:
-        """Run `work` in one of the threads. Its statement is cancelled when the client goes away, or takes too long."""
+        """Run `work` in one of the threads. Its statement is cancelled when the client disconnects, or after 30 s."""
 
         def connected(stop: Stop) -> Result:
             with self._ledger.connection() as connection, stop.by(connection.cancel_safe):

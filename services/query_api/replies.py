@@ -21,7 +21,7 @@ def rows_reply(reply: Reply, query: ListQuery) -> Response:
     counted = {} if result.total is None else {"total_count": result.total}
     # A full page may be the last one; only the next page shows that.
     more = len(result.rows) == query.limit
-    following = {"next_cursor": Cursor.behind(result.rows[-1], query, reply.as_of).encode()} if more else {}
+    following = {"next_cursor": Cursor.after(result.rows[-1], query, reply.as_of).encode()} if more else {}
     return _json(
         {
             **_head(reply),

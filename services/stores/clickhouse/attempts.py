@@ -1,4 +1,4 @@
-"""What became of former attempts at an insert: they are ended, then the table is searched for their rows."""
+"""Resolves former attempts at an insert: ends them, and then searches the table for their rows."""
 
 import hashlib
 from collections.abc import Sequence, Set

@@ -1,4 +1,4 @@
-"""Writes blocks. The NDJSON of the blocks goes to the server unchanged; blocks that come together become one part."""
+"""Writes blocks. The NDJSON of the blocks goes to the server unchanged. Blocks of one write become one data part."""
 
 from collections.abc import Sequence, Set
 from functools import cached_property
@@ -17,7 +17,7 @@ from services.stores.clickhouse.names import quoted
 
 _TIMEOUT = 60  # seconds
 
-# Changed between two attempts, these would cut the same block differently and store it twice.
+# If these changed between two attempts, the server would split the same block differently and store it twice.
 _INSERT_SETTINGS = {
     "async_insert": 0,
     "insert_deduplicate": 1,
@@ -30,8 +30,8 @@ _INSERT_SETTINGS = {
     "input_format_json_read_objects_as_strings": 0,
 }
 
-# The codes by which ClickHouse refuses a row: those of parsers, too deep a nesting (306), a violated CHECK (469). Rows
-# that raise others, as an operator's view may, can be stored later.
+# The codes with which ClickHouse refuses a row: parsers' codes, too deep nesting (306), a violated CHECK (469). A row
+# that causes another error, for instance in an operator's view, can be stored later.
 _BAD_ROW = {6, 25, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 306, 349, 376, 441, 469}
 
 
@@ -60,14 +60,14 @@ class ClickHouseWriter:
         insert = f"{tables.insert_into(dataset)}{', '.join(map(quoted, dataset.column_names))})"
         try:
             with translated():
-                # `raw_insert` is not used: it sends the rows again after a lost connection, without a look.
+                # `raw_insert` is not used, because it sends the rows again after a lost connection without searching.
                 reply = self._client.command(f"{insert} FORMAT JSONEachRow", data=lines, settings=settings)
         except StoreDown as error:
             cause = error.__cause__
             if isinstance(cause, Error) and cause.code in _BAD_ROW:
                 raise RowRejected(None, str(cause)[:500]) from error
             raise
-        if reply and not isinstance(reply, QuerySummary):  # an error that follows the headers of a 200
+        if reply and not isinstance(reply, QuerySummary):  # an error after the headers of a reply with status 200
             raise StoreDown(STORE.name, str(reply)[:500])
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:

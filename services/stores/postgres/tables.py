@@ -1,4 +1,4 @@
-"""The tables' shape: one per dataset, partitioned by the day of acceptance."""
+"""The tables: one per dataset, partitioned by the day of acceptance."""
 
 import time
 from datetime import UTC, date, datetime, timedelta
@@ -13,17 +13,17 @@ from services.core.ids import first_id
 from services.core.instants import DAY, to_datetime
 from services.postgres.connection import translated
 
-_LOCK = 7_316_002  # advisory lock: one process at a time changes tables
-SEARCH_LOCK = 7_316_003  # … and one makes indexes for text search, which nobody waits for
+_LOCK = 7_316_002  # advisory lock of the process that changes tables
+SEARCH_LOCK = 7_316_003  # advisory lock of the process that builds indexes for text search; others do not wait for it
 SEARCHED_ROWS = 200_000_000
-"""The most rows that a day may have to be indexed for text search: an hour of building (ADR 0007)."""
-_ALTER_LOCK_TIMEOUT, _ALTER_PAUSE, _ALTER_PATIENCE = "200ms", 1.0, 60.0  # of an added column; the latter in seconds
+"""A day with more rows gets no index for text search, whose building would take more than an hour (ADR 0007)."""
+_ALTER_LOCK_TIMEOUT, _ALTER_PAUSE, _ALTER_PATIENCE = "200ms", 1.0, 60.0  # for adding a column; the last two in seconds
 
 Connection = psycopg.Connection[Any]
 
 
 class StoredType(NamedTuple):
-    """How a kind is stored, and the type whose binary form equals a value as ingest already has it."""
+    """The type in which a kind is stored, and the type whose binary form equals the value that ingest has decoded."""
 
     name: str
     copied_as: str
@@ -42,10 +42,10 @@ TYPES = {
 
 
 def prepare(connection: Connection, dataset: Dataset) -> None:
-    """Create the dataset's table, or add the optional columns it lacks; safe from many processes at once.
+    """Create the dataset's table, or add missing optional columns. Several processes may call this at once.
 
-    Adding one needs the table alone for a moment: whoever writes would queue up behind that, and that behind a long
-    question. So it is tried for a moment only, again and again.
+    Adding a column needs an exclusive lock, which waits for running queries and blocks all writers meanwhile. So the
+    lock has a short timeout, and is tried again until it succeeds. Raises NeedsOperator or StoreDown.
     """
     deadline = time.monotonic() + _ALTER_PATIENCE
     with translated():
@@ -89,9 +89,9 @@ def _prepare(connection: Connection, dataset: Dataset) -> None:
 
 
 def ensure_partitions(connection: Connection, dataset: Dataset, first_day: int, days: int) -> None:
-    """Make the partitions of `days` days from `first_day` (days since 1970-01-01 UTC) that are not there yet.
+    """Create the missing partitions of `days` days from `first_day` on (days since 1970-01-01 UTC).
 
-    Made beside the table and then attached, which neither waits for running queries nor holds any up.
+    A partition is created beside the table and then attached, which neither waits for running queries nor blocks any.
     """
     wanted = {copy_target(dataset, day): day for day in range(first_day, first_day + days)}
     with translated(), connection.transaction():
@@ -109,10 +109,10 @@ def ensure_partitions(connection: Connection, dataset: Dataset, first_day: int, 
 
 
 def index_search(connection: Connection, dataset: Dataset, today: int) -> list[str]:
-    """Index the days before `today` for text search, where PostgreSQL has pg_trgm; the partitions that got an index.
+    """Index the days before `today` for text search, where PostgreSQL has pg_trgm, and return the indexed partitions.
 
-    The newest day comes first. The day being written has no index: it would make COPY an order of magnitude dearer
-    (ADR 0007). A day of more than SEARCHED_ROWS rows gets none either.
+    The newest day comes first. The current day has no index, which would make COPY ten times slower (ADR 0007). A day
+    with more than SEARCHED_ROWS rows has none either.
     """
     if dataset.search is None:
         return []
@@ -132,7 +132,7 @@ def index_search(connection: Connection, dataset: Dataset, today: int) -> list[s
 
 
 def _index_partition(connection: Connection, partition: str, column: str) -> bool:
-    """False when it is there already, or when the partition has too many rows, as PostgreSQL estimates them."""
+    """Return False when the index exists, or when PostgreSQL estimates that the partition has too many rows."""
     index = f"{partition}_{column}_trgm"
     if connection.execute("SELECT to_regclass(%s)", (f'"{index}"',)).fetchone() != (None,):
         return False
@@ -145,7 +145,7 @@ def _index_partition(connection: Connection, partition: str, column: str) -> boo
 
 
 def days_with_rows_from(connection: Connection, dataset: Dataset, before: int, batch_id: int) -> list[int]:
-    """The days of acceptance below `before` on which batch `batch_id` or a later one was accepted.
+    """Return the days of acceptance below `before` on which batch `batch_id` or a later batch was accepted.
 
     Days are counted from 1970-01-01 UTC. Raises StoreDown.
     """
@@ -181,10 +181,10 @@ def partitions(connection: Connection, dataset: Dataset) -> set[str]:
 
 
 def copy_target(dataset: Dataset, day: int) -> str:
-    """The partition that holds the rows accepted on `day` (days since 1970-01-01 UTC)."""
+    """Return the partition of the rows that were accepted on `day` (days since 1970-01-01 UTC)."""
     return f"{dataset.name}_{midnight(day):y%Ym%md%d}"
 
 
 def day_of(partition: str) -> int:
-    """The day whose rows a partition holds: the inverse of `copy_target`."""
+    """Return the day whose rows a partition holds: the inverse of `copy_target`."""
     return (datetime.strptime(partition[-11:], "y%Ym%md%d").replace(tzinfo=UTC).date() - date(1970, 1, 1)).days
