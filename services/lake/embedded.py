@@ -1,4 +1,4 @@
-"""The lake read inside this process, by delta-rs and its engine, DataFusion.
+"""Reads the lake inside this process, by delta-rs and its engine, DataFusion.
 
 DataFusion cannot be interrupted while it makes its next rows. Where queries must end in time, they run in processes
 that can be killed (`processes`).
@@ -25,9 +25,9 @@ from services.lake.snapshot import Snapshot
 from services.lake.sql import Dialect, Statement
 from services.lake.table import rejects_uri, translated, within_limit
 
-_ROWS_AT_ONCE = 256  # made into Python objects: a row may have a quarter of a megabyte
-_ROWS_SORTED = 1000  # with all their columns
-_EXHAUSTED = ("Resources exhausted", "max_temp_directory_size")  # in the engine's errors; it may put nothing on disk
+_ROWS_AT_ONCE = 256  # that become Python objects at once: a row may have a quarter of a megabyte
+_ROWS_SORTED = 1000  # that are sorted with all their columns
+_EXHAUSTED = ("Resources exhausted", "max_temp_directory_size")  # in errors of the engine, which must not use the disk
 
 
 class OutOfMemory(ResultTooLarge):
@@ -41,7 +41,7 @@ class OutOfMemory(ResultTooLarge):
 
 
 class DataFusion:
-    """Its dialect of SQL. It has no parameters."""
+    """DataFusion's dialect, which has no parameters."""
 
     table = "t"
     parameters: Mapping[str, str] = {}
@@ -68,7 +68,7 @@ class EmbeddedReader(LakeReader):
     label: ClassVar[str] = NAME
 
     def rejected(self, dataset: Dataset) -> Iterator[tuple[int, int | None, int]]:
-        """(batch, id, 1) of each row put aside instead of stored, (batch, None, rows) where no id could be read.
+        """Yield (batch, id, 1) of each rejected row, and (batch, None, rows) where no id could be read.
 
         Raises StoreDown.
         """
@@ -87,7 +87,7 @@ class EmbeddedReader(LakeReader):
             return Found(gathered(_parts(batches)), snapshot.files_within(statement.bounds))
 
     def _page(self, snapshot: Snapshot, query: ListQuery, as_of: int, limit: Limit) -> Found:
-        """The engine keeps many more rows than the page until it is sorted: of a large page, only their places."""
+        """Sort a large page by its places only: the engine holds many more rows than the page while it sorts."""
         if query.offset + query.limit <= _ROWS_SORTED:
             with suppress(OutOfMemory):  # the rows are long
                 return super()._page(snapshot, query, as_of, limit)
@@ -106,7 +106,7 @@ class EmbeddedReader(LakeReader):
         return _rows(snapshot.engine, statement.text)
 
     def _count(self, snapshot: Snapshot, query: ListQuery | StatsQuery, as_of: int, limit: Limit) -> Found:
-        """The table's log counts all rows: only those that came after `as_of` are read, to leave them out."""
+        """Take the number of all rows from the table's log, and subtract the rows after `as_of`, which are counted."""
         stored = snapshot.rows()
         if query.scan or stored is None or query.filters != Filters():
             return super()._count(snapshot, query, as_of, limit)
@@ -125,7 +125,7 @@ def _within_memory() -> Iterator[None]:
 
 
 def _rows(engine: QueryBuilder, statement: str) -> Iterator[Row]:
-    """Rows as they are read, a record batch at a time, each within the limit of time."""
+    """Yield the rows as they are read, one record batch at a time, each within the time limit."""
     batches = within_limit(lambda: pa.RecordBatchReader.from_stream(engine.execute(statement)))
     while (batch := within_limit(lambda: next(batches, None))) is not None:
         yield from chain.from_iterable(_parts([batch]))

@@ -1,4 +1,4 @@
-"""What reading the lake is, whichever engine does it: a query as SQL, asked of one version of a table."""
+"""Reads the lake by any engine: renders a query as SQL, and runs it on one version of a table."""
 
 import time
 from abc import ABC, abstractmethod
@@ -21,15 +21,15 @@ from services.lake.sql import Dialect, Renderer, Statement
 from services.lake.table import Table, table_uri
 from services.runtime.settings import LakeSettings
 
-_WINDOW = 512  # batches counted at once: bounds the ids held
+_WINDOW = 512  # batches that are counted at once, which bounds the number of ids in memory
 
-# How many of the newest rows are looked through first for a page of them: for each row of it, one of so many.
+# For a page of the newest rows, this many rows for each row of the page are read first.
 _ONE_OF = 100
-_FEWEST = 100_000  # fewer are read no faster
+_FEWEST = 100_000  # reading fewer rows is no faster
 
 
 class Limit:
-    """When a query must have been answered; `stop` may end it earlier."""
+    """The time limit of a query. `stop` may end the query earlier."""
 
     def __init__(self, store: str, seconds: float, stop: Stop | None = None) -> None:
         self.stop = stop or Stop()
@@ -38,7 +38,7 @@ class Limit:
         self._deadline = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds, more than none. Raises QueryTimeout."""
+        """Return the seconds that are left, more than 0. Raises QueryTimeout."""
         if (left := self._deadline - time.monotonic()) <= 0:
             raise self.passed()
         return left
@@ -49,7 +49,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """`files`: how many were read for it."""
+    """The rows that a statement found. `files`: the number of files that it read."""
 
     rows: list[Row]
     files: int
@@ -73,15 +73,15 @@ class LakeReader(ABC):
 
     @abstractmethod
     def _dialect(self, snapshot: Snapshot) -> Dialect:
-        """A new one."""
+        """Return a new dialect, for one statement."""
 
     @abstractmethod
     def _find(self, snapshot: Snapshot, statement: Statement, limit: Limit) -> Found:
-        """All rows at once. Raises StoreDown, ResultTooLarge, or QueryTimeout when the limit has passed."""
+        """Return all rows at once. Raises StoreDown, ResultTooLarge, or QueryTimeout when the limit has passed."""
 
     @abstractmethod
     def _stream(self, snapshot: Snapshot, statement: Statement) -> Iterator[Row]:
-        """Rows as they are read. Raises StoreDown."""
+        """Yield the rows as they are read. Raises StoreDown."""
 
     def execute(
         self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
@@ -140,7 +140,7 @@ class LakeReader(ABC):
             yield from ((batch_id, rows, ids) for batch_id, rows, ids in self._stream(snapshot, statement))
 
     def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
-        """Only files of these days, and with these ids by their statistics, are opened."""
+        """Opens only the files of these days whose statistics allow these ids."""
         if (snapshot := self._snapshot(dataset)) is None:
             return
         for at in range(0, len(batches), _WINDOW):
@@ -158,7 +158,7 @@ class LakeReader(ABC):
         )
 
     def _newest_first(self, snapshot: Snapshot, query: ListQuery, find: Callable[[ListQuery], Found]) -> Found:
-        """The newest rows are looked for among the newest first: if these fill the page, no others are read."""
+        """Look for the page among the newest rows first. If they fill the page, no other rows are read."""
         if recent := _recent(snapshot, query):
             found = find(recent)
             if len(found.rows) == query.limit:
@@ -166,11 +166,11 @@ class LakeReader(ABC):
         return find(query)
 
     def _count(self, snapshot: Snapshot, query: ListQuery | StatsQuery, as_of: int, limit: Limit) -> Found:
-        """One row, one value: how many rows match the filters."""
+        """Return one row with one value, the number of rows that match the filters."""
         return self._find(snapshot, self._sql(snapshot, query.dataset).count(query.filters, as_of), limit)
 
     def _sql(self, snapshot: Snapshot, dataset: Dataset) -> Renderer:
-        """For one query."""
+        """Return a renderer for one statement."""
         return Renderer(dataset, snapshot.columns, self._dialect(snapshot))
 
     def _snapshot(self, dataset: Dataset) -> Snapshot | None:
@@ -181,7 +181,7 @@ class LakeReader(ABC):
 
 
 def _recent(snapshot: Snapshot, query: ListQuery) -> ListQuery | None:
-    """The same among the newest rows, as many as its page is likely to need; None when it asks for no more."""
+    """Return the same query of the newest rows only, as many as its page is likely to need; None if that is no less."""
     filters = query.filters
     if not query.newest_first:
         return None

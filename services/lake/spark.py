@@ -1,4 +1,4 @@
-"""The lake read by a Spark Connect server, the cluster's engine."""
+"""Reads the lake by a Spark Connect server, the cluster's engine."""
 
 import re
 import socket
@@ -33,10 +33,10 @@ _INTERRUPT_SECONDS = 5.0
 _BETWEEN_SECONDS = 0.05
 _ROWS_AT_ONCE = 100
 
-# Else channels of a process share a connection, and a new one does not try while an older one pauses after a failure.
+# Otherwise the channels of a process share a connection, and a new one waits while an older one pauses after an error.
 _CHANNEL = [("grpc.use_local_subchannel_pool", 1)]
 
-_DETAILS = re.compile(r'details = "(.*)"')  # of gRPC's error, which is a page
+_DETAILS = re.compile(r'details = "(.*)"')  # in gRPC's error, which is a page long
 
 
 class SparkSql:
@@ -91,7 +91,7 @@ class SparkReader(LakeReader):
             yield from map(tuple, frame.toLocalIterator())
 
     def _within_session(self, work: Callable[[SparkSession], Result]) -> Result:
-        """Raises StoreDown."""
+        """Run `work` with the session, once more with a new session if the kept one is lost. Raises StoreDown."""
         with _translated():
             session, is_new = self._open()
             try:
@@ -107,14 +107,14 @@ class SparkReader(LakeReader):
             return work(session)
 
     def _open(self) -> tuple[SparkSession, bool]:
-        """The session, and whether it is new."""
+        """Return the session, and whether it is new."""
         with self._lock:
             if self._session is not None:
                 return self._session, False
             channel = DefaultChannelBuilder(self._url, _CHANNEL)
             _reach(channel.endpoint)
             self._session = SparkSession(channel)
-            self._session.client.set_retry_policies([])  # they would hide for minutes that the server is away
+            self._session.client.set_retry_policies([])  # retries would hide for minutes that the server is unreachable
             self._session.client.disable_reattachable_execute()
             return self._session, True
 
@@ -141,7 +141,7 @@ def _end(session: SparkSession, tag: str, found: Future[list[Row]]) -> Future[No
 
 
 def _interrupt(session: SparkSession, tag: str, found: Future[list[Row]]) -> None:
-    """A query is several operations, one after the other: it may be between two of them."""
+    """Interrupt the query, again and again: between two of its operations an interrupt has no effect."""
     while not found.done() and not session.interruptTag(tag):
         wait([found], _BETWEEN_SECONDS)
 
@@ -157,13 +157,13 @@ def _frame(session: SparkSession, statement: Statement) -> DataFrame:
 
 
 def _reach(endpoint: str) -> None:
-    """Fail at once where nothing listens: by itself the client waits long for a host that does not answer."""
+    """Fail at once where nothing listens, because the client waits long for an unreachable host."""
     host, _, port = endpoint.rpartition(":")
     socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
 
 
 def _is_lost(session: SparkSession, error: PySparkException) -> bool:
-    """Whether nothing more can be asked of it; else the query was at fault."""
+    """Return whether the session is unusable; otherwise the query was at fault."""
     condition = error.getCondition() or ""
     connection_broke = isinstance(error, SparkConnectGrpcException) and not condition
     return session.client.is_closed or connection_broke or condition.startswith("INVALID_HANDLE.SESSION")

@@ -1,7 +1,7 @@
-"""Questions as SQL, the same for every engine of the lake; how each writes a few things differently is its `Dialect`.
+"""Queries as SQL, which is the same for every engine of the lake except for the engine's `Dialect`.
 
-Names come from dataset descriptions, text goes through `Dialect.text`; all else is integers. A column that was added
-later reads NULL in older files, or is not yet in the table at all: both mean the same as a missing value.
+Names come from dataset descriptions, text goes through `Dialect.text`, and all else is integers. A column that was
+added later reads NULL in older files, or is not yet in the table; both mean the same as a missing value.
 """
 # ruff: noqa: S608 - see above
 
@@ -20,15 +20,15 @@ from services.lake.snapshot import Bounds
 
 _COUNTS = f"{ID.name} >> {ROW_BITS}, count(*), count(DISTINCT {ID.name})"
 _BY_BATCH = "GROUP BY 1 ORDER BY 1"
-_MOST_SPANS = 50  # of ids in one query
+_MOST_SPANS = 50  # of ids in one statement
 
 
 Place = tuple[str | int, int]
-"""Where a row stands in an order: its value and its id."""
+"""The place of a row in a sort order: its value and its id."""
 
 
 class Dialect(Protocol):
-    """Made anew for each query. `table`: what stands after FROM. `parameters`: those that `text` has made."""
+    """How an engine spells SQL; a new one for each statement. `table` follows FROM. `text` collects `parameters`."""
 
     @property
     def table(self) -> str: ...
@@ -37,23 +37,23 @@ class Dialect(Protocol):
     def parameters(self) -> Mapping[str, str]: ...
 
     def name(self, name: str) -> str:
-        """As an identifier."""
+        """Return a name as an identifier."""
 
     def text(self, value: str) -> str:
-        """A value: as a literal, or as a parameter that goes with the query."""
+        """Return a value as a literal, or as a parameter of the statement."""
 
     def instant(self, microseconds: int) -> str:
-        """A time from microseconds since 1970."""
+        """Return the time that is this many microseconds after 1970."""
 
     def microseconds(self, time: str) -> str:
-        """And back."""
+        """Return the microseconds from 1970 to a time."""
 
     def contains(self, text: str, part: str) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """`bounds`: what of it the statistics of files can decide. `is_wide`: it reads texts, which may be long."""
+    """`bounds`: the conditions that files' statistics can decide. `is_wide`: it reads texts, which may be long."""
 
     text: str
     parameters: Mapping[str, str]
@@ -63,7 +63,7 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Renderer:
-    """Renders one query about `dataset`, to a table that has `columns`."""
+    """Renders one statement about `dataset`, for a table that has `columns`."""
 
     dataset: Dataset
     columns: frozenset[str]
@@ -73,12 +73,12 @@ class Renderer:
         return self._page(query, as_of, self._canonical_columns(), is_wide=True)
 
     def places(self, query: ListQuery, as_of: int) -> Statement:
-        """(value of `order_by`, id) of each row of the page."""
+        """Select (value of `order_by`, id) of each row of the page."""
         value = self._canonical(self._column(query.order_by))
         return self._page(query, as_of, f"{value} AS place, {ID.name}", is_wide=bool(query.filters.text))
 
     def between(self, query: ListQuery, as_of: int, first: Place, last: Place) -> Statement:
-        """The rows from the place `first` to the place `last`, in any order."""
+        """Select the rows from the place `first` to the place `last`, in any order."""
         step = 1 if query.descending else -1
         before, behind = (first[0], first[1] + step), (last[0], last[1] - step)
         where = [
@@ -125,19 +125,19 @@ class Renderer:
         return self._select("count(*)", where, bounds, is_wide=bool(filters.text))
 
     def count_beyond(self, as_of: int) -> Statement:
-        """Of the rows that a query as of this batch must not see."""
+        """Count the rows that a query as of this batch must not see."""
         return self._select("count(*)", f"{ID.name} >= {end_id(as_of):d}", [(ID.name, end_id(as_of), None)])
 
     def batches(self, first: int, last: int) -> Statement:
-        """(batch, rows, distinct ids) of each."""
+        """Select (batch, rows, distinct ids) of each batch that is found."""
         return self._range(_COUNTS, first, last, _BY_BATCH)
 
     def counts_of(self, batches: Sequence[Batch]) -> Statement:
-        """(batch, rows, distinct ids) of each."""
+        """Select (batch, rows, distinct ids) of each batch that is found."""
         return self._any_of(_COUNTS, batches, _BY_BATCH)
 
     def lowest(self, first: int, last: int) -> Statement:
-        """The lowest id within these batches, or NULL."""
+        """Select the lowest id within these batches, or NULL."""
         return self._range(f"min({ID.name})", first, last)
 
     def rows(self, first: int, last: int) -> Statement:
@@ -170,7 +170,7 @@ class Renderer:
     def _where(self, filters: Filters, as_of: int) -> str:
         conditions = [f"{ID.name} < {end_id(as_of):d}"]
         for name, value in filters.equals:
-            # Without coalesce the files' statistics and dictionaries can be used; only '' may stand for NULL.
+            # Without coalesce the engine can use the files' statistics and dictionaries. Only '' can mean NULL.
             left = self._value(name) if value == "" or name not in self.columns else self.dialect.name(name)
             conditions.append(f"{left} = {self.dialect.text(value)}")
         time = self.dialect.name(self.dataset.time)
@@ -184,7 +184,7 @@ class Renderer:
         return " AND ".join(conditions)
 
     def _after(self, order_by: str, descending: bool, place: Place) -> str:
-        """The first condition says nothing more, but it is one that statistics can decide."""
+        """Return the condition for rows beyond a place. Its first part is redundant, but statistics can decide it."""
         last, last_id = place
         kind = self._column(order_by).kind
         if isinstance(last, str):
@@ -195,7 +195,7 @@ class Renderer:
         return f"{column} {later}= {value} AND ({column} {later} {value} OR {ID.name} {later} {last_id:d})"
 
     def _beyond(self, order_by: str, descending: bool, place: Place) -> Bounds:
-        """What the statistics of files can decide of `_after`."""
+        """Return the bounds in `_after` that the statistics of files can decide."""
         last, _ = place
         if not isinstance(last, int):
             return []
@@ -203,7 +203,7 @@ class Renderer:
         return [(order_by, None, last + others) if descending else (order_by, last + 1 - others, None)]
 
     def _canonical_columns(self) -> str:
-        """All columns, in canonical order and form."""
+        """Return the expressions that select all columns in canonical order and form."""
         return ", ".join(map(self._canonical, (ID, CREATED_AT, *self.dataset.columns)))
 
     def _canonical(self, column: Column) -> str:

@@ -30,7 +30,6 @@ from services.stores.postgres.tables import Connection
 _NEWEST_DAYS = 2  # closed days that are read first, with the days that are not closed
 _ROWS_AT_ONCE = 20  # fetched from the server: a row may have a quarter of a megabyte
 
-
 Statement = tuple[sql.Composed, list[Any]]
 """SQL, and the values of its placeholders."""
 
@@ -50,9 +49,7 @@ class Execution:
         left = max(1, int((self._deadline - time.monotonic()) * 1e3))  # milliseconds; 0 would be no limit
         self._connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(left),))
         start = time.perf_counter()
-        with closing(
-            self._parts(statement, parameters)
-        ) as parts:  # the connection is locked until the stream is closed
+        with closing(self._parts(statement, parameters)) as parts:  # an open stream would block the connection
             rows = gathered(parts)
         self.milliseconds += (time.perf_counter() - start) * 1e3
         return rows
