@@ -59,7 +59,7 @@ def measure(folder: Path, batches: int, days: int, log_files: int, runs: int, sa
     ):
         planting.reserve_ids(urls["LOGPIPE_POSTGRES_URL"], batches)
         _load(settings)
-        routes = {store.label: store.route for store in stores.all_stores() if store.open_reader}
+        routes = {store.label: store.route for store in stores.readable()}
         empty = {store: _newest(client, route, runs) for store, route in routes.items()}
         for name in _RESTARTED:
             stack.supervisor.stop(name)

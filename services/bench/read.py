@@ -180,9 +180,7 @@ def _ask_all(client: httpx.Client, title: str, runs: int, say: Say) -> Matrix:
 def _engines() -> Mapping[str, tuple[str, Mapping[str, str]]]:
     """Return for each engine of each store the store's route, and the query parameters that choose the engine."""
     found: dict[str, tuple[str, Mapping[str, str]]] = {}
-    for store in stores.all_stores():
-        if store.open_reader is None:
-            continue
+    for store in stores.readable():
         if not store.engine:
             found[store.label] = (store.route, {})
         for name in filter(None, (store.engine, *store.other_engines)):

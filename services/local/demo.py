@@ -16,7 +16,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from services import stores
-from services.core.stores import Store
 from services.local import freshness, view
 from services.local.freshness import Freshness
 from services.local.main import Command
@@ -106,7 +105,7 @@ def _stores_table(report: Mapping[str, Any], fresh: Mapping[str, Freshness], row
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("fresh p50 / p99", justify="right", no_wrap=True)
     table.add_column("rows/min", justify="right")
-    for store in _stores():
+    for store in stores.readable():
         if store.name in report["unchecked"]:
             table.add_row(store.label, f"[red]not checked: {report['unchecked'][store.name]}[/]")
             continue
@@ -126,12 +125,6 @@ def _stores_table(report: Mapping[str, Any], fresh: Mapping[str, Freshness], row
     return table
 
 
-def _stores() -> list[Store]:
-    """Return the stores that can be read: first the one that ingest fills, then those that are filled from Kafka."""
-    readable = (store for store in stores.all_stores() if store.open_reader)
-    return sorted(readable, key=lambda store: store.open_writer is not None)
-
-
 def _fault(rows: int) -> str:
     return f"[red]{rows:,}[/]" if rows else "0"
 
@@ -139,8 +132,8 @@ def _fault(rows: int) -> str:
 def _answers_table(client: httpx.Client, settings: LocalSettings) -> Table:
     table = Table(title="The same question to every store", title_justify="left")
     table.add_column("question")
-    routes = [store.route for store in _stores()]
-    for store in _stores():
+    routes = [store.route for store in stores.readable()]
+    for store in stores.readable():
         table.add_column(store.label, justify="right")
     table.add_column("answers")
     for question, path in _QUESTIONS.items():

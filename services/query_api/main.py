@@ -55,9 +55,8 @@ def application(settings: QuerySettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         ledger = Ledger(settings.postgres_url.get_secret_value())
         watermarks = Watermarks(ledger)
-        readable = [store for store in stores.all_stores() if store.open_reader]
         cache = open_cache(settings)
-        service = QueryService(readable, known, watermarks, settings.query_seconds, cache, Scopes(ledger))
+        service = QueryService(stores.readable(), known, watermarks, settings.query_seconds, cache, Scopes(ledger))
         app.state.service = service
         readiness.add("ledger", lambda: _problem(watermarks))
         readiness.add("watermark", lambda: _held(watermarks), degraded=True)

@@ -25,6 +25,12 @@ def all_stores() -> tuple[Store, ...]:
     return tuple(map(_described, names()))
 
 
+def readable() -> tuple[Store, ...]:
+    """Return the stores that can be queried, in the order in which rows reach them: first the one that ingest fills."""
+    stores = (store for store in all_stores() if store.open_reader)
+    return tuple(sorted(stores, key=lambda store: store.open_writer is not None))
+
+
 def readers() -> tuple[str, ...]:
     """Return the names of the stores that can be queried and verified."""
     return tuple(store.name for store in all_stores() if store.open_reader)
