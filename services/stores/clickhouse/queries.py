@@ -36,7 +36,6 @@ _RECENT = 10_000_000  # microseconds within which the newest rows are looked for
 # that are far too large, and `gathered` decides about the others, as it does for every store.
 _SERVER_BYTES = 4 * MAX_RESULT_BYTES
 
-
 Statement = tuple[str, dict[str, Any]]
 """SQL, and the values of its parameters."""
 
@@ -87,7 +86,7 @@ class Execution:
 
 
 def _kill(client: Client, query_id: str) -> None:
-    """The statement returns before the query has ended."""
+    """Ask the server to end a statement. Returns before the statement has ended."""
     with translated():
         client.raw_query(f"KILL QUERY WHERE query_id = '{query_id}' ASYNC")
 
@@ -112,7 +111,7 @@ def run(execution: Execution, query: Query, as_of: int) -> QueryResult:
 def select(
     what: str, dataset: Dataset, where: str, rest: str = "", clause: Literal["WHERE", "PREWHERE"] = "WHERE"
 ) -> str:
-    """Names come from dataset descriptions; every value is a parameter, bound by the server."""
+    """Return a SELECT from the dataset's table. Names come from descriptions, and every value is a parameter."""
     return f"SELECT {what} FROM {quoted(dataset.name)} {clause} {where} {rest}"  # noqa: S608
 
 
