@@ -19,7 +19,8 @@ from hdfs_native import Client
 
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
-from services.lake.table import EMBEDDED, NAME, Position, within_limit
+from services.lake import NAME
+from services.lake.table import EMBEDDED, Position, within_limit
 from services.runtime.settings import LakeSettings
 
 Offsets = Mapping[int, int]

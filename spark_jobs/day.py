@@ -11,7 +11,8 @@ from services import datasets, stores
 from services.core.errors import Invalid, StoreDown
 from services.core.ids import end_id
 from services.core.instants import to_datetime
-from services.lake.table import NAME, table_uri
+from services.lake import NAME
+from services.lake.table import table_uri
 from services.ledger import reading
 from services.ledger.watermark import Watermarks
 from services.postgres.pool import Pool

@@ -15,7 +15,7 @@ from pyspark.sql import SparkSession
 
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError, StoreDown
-from services.lake.table import NAME
+from services.lake import NAME
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve

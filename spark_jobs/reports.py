@@ -11,7 +11,7 @@ from rich.console import Console
 
 from services import datasets
 from services.core.errors import LogpipeError, StoreDown
-from services.lake.table import NAME
+from services.lake import NAME
 from services.reports.tables import Report, ReportTable
 from services.runtime import logs
 from services.runtime.settings import LakeSettings

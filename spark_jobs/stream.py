@@ -19,7 +19,8 @@ from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError, NeedsOperator, StoreDown
 from services.core.ports import PartitionReader
-from services.lake.table import NAME, Position
+from services.lake import NAME
+from services.lake.table import Position
 from services.runtime import logs, metrics
 from spark_jobs import parsing, writer
 from spark_jobs.checkpoint import CheckpointFolder, Offsets, starting_offsets, ways_out, without_meaning

@@ -8,7 +8,8 @@ from pyspark.sql import functions as sql
 
 from services.core.dataset import Dataset
 from services.core.errors import StoreDown
-from services.lake.table import NAME, started
+from services.lake import NAME
+from services.lake.table import started
 from spark_jobs import parsing
 
 _METRICS_SECONDS = 60.0

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from services import datasets
+from services import datasets, stores
 from services.bench import planting
 from services.bench.figures import Figure
 from services.bench.planting import History
@@ -37,7 +37,6 @@ _PROGRAMS = (
     *("ingest-api", "stream-to-store", "stream-to-lake", "query-api"),
 )
 _RESTARTED = ("ingest-api", "query-api", "stream-to-store", "stream-to-lake")
-_STORES = {"PostgreSQL": "postgres", "ClickHouse": "clickhouse", "lake": "hdfs"}
 _BYTES = 600  # on disk, of a batch in the ledger while it is planted, its indexes and the write-ahead log included
 _ROWS = 200_000
 _REQUEST_ROWS = 10_000
@@ -60,7 +59,8 @@ def measure(folder: Path, batches: int, days: int, log_files: int, runs: int, sa
     ):
         planting.reserve_ids(urls["LOGPIPE_POSTGRES_URL"], batches)
         _load(settings)
-        empty = {store: _newest(client, route, runs) for store, route in _STORES.items()}
+        routes = {store.label: store.route for store in stores.readable()}
+        empty = {store: _newest(client, route, runs) for store, route in routes.items()}
         for name in _RESTARTED:
             stack.supervisor.stop(name)
         say(f"planting {batches:,} batches, {days} days and {log_files:,} log files")
@@ -75,8 +75,8 @@ def measure(folder: Path, batches: int, days: int, log_files: int, runs: int, sa
             while postgres.close_days(connection, dataset):  # each round of `maintain` closes some of them
                 pass
         starts = {name: _seconds(Stack(settings, (name,)).up) for name in _RESTARTED}
-        first = {store: _seconds(lambda route=route: _ask(client, route)) for store, route in _STORES.items()}  # type: ignore[misc]
-        full = {store: _newest(client, route, runs) for store, route in _STORES.items()}
+        first = {store: _seconds(lambda route=route: _ask(client, route)) for store, route in routes.items()}  # type: ignore[misc]
+        full = {store: _newest(client, route, runs) for store, route in routes.items()}
         report: dict[str, Any] = {}
         sample = _seconds(lambda: report.update(verify(settings, 0, "--sample", str(_SAMPLE))))
         if not report["ok"]:
@@ -86,7 +86,7 @@ def measure(folder: Path, batches: int, days: int, log_files: int, runs: int, sa
         *(_at_most(f"start of {name} until it is ready", "s", [s], _START_SECONDS, note) for name, s in starts.items()),
         *(_at_most(f"first query of {store} after it", "s", [s], _FIRST_SECONDS, note) for store, s in first.items()),
         _at_most(f"verify --sample {_SAMPLE}", "s", [sample], _VERIFY_SECONDS, note),
-        *(_against_empty(store, empty[store], full[store]) for store in _STORES),
+        *(_against_empty(store, empty[store], full[store]) for store in routes),
     ]
 
 

@@ -27,7 +27,7 @@ from services.lake.table import Table, table_uri
 from services.postgres.connection import Connection, connect
 from services.runtime.settings import LakeSettings
 from services.stores import postgres
-from services.stores.clickhouse import ClickHouseWriter
+from services.stores.clickhouse.writer import ClickHouseWriter
 
 DAY_ROWS = 200
 _CHUNK = 1_000_000  # batches of one statement

@@ -21,7 +21,7 @@ import psycopg
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
 
-from services import datasets
+from services import datasets, stores
 from services.bench.figures import Figure, Matrix
 from services.generator.load import Load
 from services.ingest_client.client import IngestClient
@@ -31,8 +31,9 @@ from services.lake.table import table_uri
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.local.verification import verify
-from services.rollups.chunks import CHUNK_ROWS
 from services.runtime.settings import LakeSettings
+from services.stores import clickhouse, lake, postgres
+from services.stores.postgres.rollup_chunks import CHUNK_ROWS
 
 # Without maintain, which would compact the small files before they are asked.
 _PROGRAMS = (
@@ -47,12 +48,6 @@ _LOAD_SECONDS = 60
 _ASK_SECONDS = 0.2
 _ROLLUP_SECONDS = 600
 
-ENGINES = {
-    "PostgreSQL": ("postgres", {}),
-    "ClickHouse": ("clickhouse", {}),
-    "lake, embedded": ("hdfs", {"engine": "embedded"}),
-    "lake, Spark": ("hdfs", {"engine": "spark"}),
-}
 _QUESTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "count": ("stats", {}),
     "group by level": ("logs/aggregate", {"group_by": "level"}),
@@ -91,8 +86,10 @@ def measure(folder: Path, rows: int, runs: int, say: Say) -> tuple[list[Figure],
                 9,
                 9,
             )
-            for engine in ENGINES
-            if engine.startswith("lake") and ("count", engine) in before.cells and ("count", engine) in after.cells
+            for engine in _engines()
+            if engine.startswith(lake.STORE.label)
+            and ("count", engine) in before.cells
+            and ("count", engine) in after.cells
         ]
         say("keeping the lake and the rollups from now on")
         Stack(settings, ("maintain",)).up()
@@ -160,7 +157,7 @@ def _ask_all(client: httpx.Client, title: str, runs: int, say: Say) -> Matrix:
     for question, (path, parameters) in _QUESTIONS.items():
         answers: dict[str, Any] = {}
         for run in range(runs + 1):  # the first warms caches and is not counted
-            for engine, (route, chosen) in ENGINES.items():
+            for engine, (route, chosen) in _engines().items():
                 wanted = {**parameters, **chosen, "as_of": str(as_of), "method": "scan", "cache": "off"}
                 reply = client.get(f"/api/query/{route}/{path}", params=wanted)
                 if reply.status_code != 200:
@@ -179,9 +176,20 @@ def _ask_all(client: httpx.Client, title: str, runs: int, say: Say) -> Matrix:
     return matrix
 
 
+def _engines() -> Mapping[str, tuple[str, Mapping[str, str]]]:
+    """Return for each engine of each store the store's route, and the query parameters that choose the engine."""
+    found: dict[str, tuple[str, Mapping[str, str]]] = {}
+    for store in stores.readable():
+        if not store.engine:
+            found[store.label] = (store.route, {})
+        for name in filter(None, (store.engine, *store.other_engines)):
+            found[f"{store.label}, {name}"] = (store.route, {"engine": name})
+    return found
+
+
 def _as_of(client: httpx.Client) -> int:
     """The last batch that every store has."""
-    return min(int(client.get(f"/api/query/{route}/stats").json()["as_of"]) for route, _ in ENGINES.values())
+    return min(int(client.get(f"/api/query/{route}/stats").json()["as_of"]) for route, _ in _engines().values())
 
 
 def _read(scanned: Mapping[str, int]) -> str:
@@ -195,29 +203,31 @@ def _newest_under_load(stack: Stack, client: httpx.Client, say: Say) -> list[Fig
     say("newest 100 under load")
     before = _as_of(client)
     path, parameters = _QUESTIONS["newest 100 of a service"]
-    times: dict[str, list[float]] = {"PostgreSQL": [], "ClickHouse": []}
+    goals = ((postgres.STORE, 5), (clickhouse.STORE, 20))
+    times: dict[str, list[float]] = {store.name: [] for store, _ in goals}
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(_offer, stack.settings.ingest_port)
         while _as_of(client) <= before:  # until there are rows of it in every store that is asked
             time.sleep(_ASK_SECONDS)
         while not loading.done():
-            for engine, values in times.items():
-                reply = client.get(f"/api/query/{ENGINES[engine][0]}/{path}", params={**parameters, "cache": "off"})
+            for store, _ in goals:
+                reply = client.get(f"/api/query/{store.route}/{path}", params={**parameters, "cache": "off"})
                 reply.raise_for_status()
-                values.append(reply.json()["query_time_ms"])
+                times[store.name].append(reply.json()["query_time_ms"])
             time.sleep(_ASK_SECONDS)
         loading.result()
     return [
         Figure(
-            f"newest 100 with filter under {_LOAD_RATE * 60:,.0f} rows/min, p95, {engine}",
+            f"newest 100 with filter under {_LOAD_RATE * 60:,.0f} rows/min, p95, {store.label}",
             "ms",
             [sorted(values)[int(len(values) * 0.95)]],
             20,
-            5 if engine == "PostgreSQL" else 20,
+            goal,
             better="less",
             notes=[f"{len(values)} times asked, p50 {statistics.median(values):.1f} ms, slowest {max(values):.1f} ms"],
         )
-        for engine, values in times.items()
+        for store, goal in goals
+        for values in [times[store.name]]
     ]
 
 

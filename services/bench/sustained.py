@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from services import datasets
+from services import datasets, stores
 from services.bench.figures import Figure
 from services.generator.load import Load, Report
 from services.ingest_client.client import IngestClient
@@ -21,6 +21,7 @@ from services.local import freshness
 from services.local.settings import LakeWriter, LocalSettings
 from services.local.stack import Stack
 from services.local.verification import verify
+from services.stores import clickhouse, lake, postgres
 
 _DRAIN_SECONDS = 30.0
 _BEHIND_MS = 1000.0  # a generator later than this did not offer the rate it says
@@ -69,7 +70,7 @@ def measure(folder: Path, writer: LakeWriter, rates: list[int], seconds: int, sa
                 break
             held = rate * 60.0
         checked = verify(stack.settings, 300, "--all")
-        rows = sum(result["expected"] for result in checked["results"] if result["store"] == "postgres")
+        rows = sum(result["expected"] for result in checked["results"] if result["store"] == postgres.STORE.name)
         notes.append(
             f"checksums of all {rows:,} rows in every store afterwards: {'equal' if checked['ok'] else checked}"
         )
@@ -83,7 +84,7 @@ def measure(folder: Path, writer: LakeWriter, rates: list[int], seconds: int, sa
 def _latency(stack: Stack, writer: LakeWriter, seconds: int, say: Say) -> tuple[Figure, list[Figure]]:
     """Of the replies, and until the rows are in the stores."""
     values = []
-    seen: dict[str, list[float]] = {"clickhouse": [], "lake": []}
+    seen: dict[str, list[float]] = {name: [] for name in stores.writers()}
     for run in range(3):
         with httpx.Client(timeout=60, trust_env=False) as client:
             before = freshness.read(client, stack.settings)
@@ -95,14 +96,20 @@ def _latency(stack: Stack, writer: LakeWriter, seconds: int, say: Say) -> tuple[
             quantiles.append(after[store].since(before[store]).quantile(0.99) or 0.0)
         say(
             f"run {run + 1}: p50 {logs.p50_ms} ms, p99 {logs.p99_ms} ms at {_LATENCY_RATE:,} rows/s; visible after"
-            f" (p99): ClickHouse {seen['clickhouse'][-1]:.1f} s, lake {seen['lake'][-1]:.1f} s"
+            f" (p99): {', '.join(f'{store} {quantiles[-1]:.1f} s' for store, quantiles in seen.items())}"
         )
     notes = [
         f"{_LATENCY_RATE * 60:,} rows/min in 1,000-row requests, all stores loading; from the time a request was due"
     ]
     return Figure("ingest p99", "ms", values, 100, 30, better="less", notes=notes), [
-        Figure("freshness p99, ClickHouse", "s", seen["clickhouse"], 5, 2, better="less"),
-        Figure(f"freshness p99, lake by {writer}", "s", seen["lake"], *_BARS[writer].lake, better="less"),
+        Figure(f"freshness p99, {clickhouse.STORE.label}", "s", seen[clickhouse.STORE.name], 5, 2, better="less"),
+        Figure(
+            f"freshness p99, {lake.STORE.label} by {writer}",
+            "s",
+            seen[lake.STORE.name],
+            *_BARS[writer].lake,
+            better="less",
+        ),
     ]
 
 

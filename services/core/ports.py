@@ -1,6 +1,6 @@
-"""The ports that everything hangs on. Adapters live in `stores/` and `streams/`, one file each.
+"""The ports between the pipeline and its stores and streams. Adapters live in `stores/`, `lake/` and `streams/`.
 
-All methods block; async callers run them in a thread. No adapter lets its driver's errors out (see `errors`).
+All methods block; async callers run them in a thread. An adapter translates its driver's errors (see `errors`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,17 +10,12 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected
 from services.core.ledger import Batch, Part, StorePosition
-from services.core.queries import Answer, Question
+from services.core.queries import Query, QueryResult
 from services.core.rows import Row
 from services.core.stopping import Stop
 
-Progress = Literal["ledger", "sink", "own"]
-"""Who knows how far a store has been loaded: `ledger` the rows are written in the ledger's own transaction;
-`sink` table sink_progress of the ledger, kept by stream_to_store; `own` the store's transactions (`position`)."""
-
-
-QUESTION_SECONDS = 30.0
-"""How long a question may take unless its asker says otherwise."""
+DEFAULT_QUERY_SECONDS = 30.0
+"""The time limit of a query whose caller sets none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +84,7 @@ class StoreWriter(Protocol):
 
 @runtime_checkable
 class OwnProgressWriter(StoreWriter, Protocol):
-    """A StoreWriter whose own transactions say how far it has come: that of a store whose progress is `own`.
+    """A StoreWriter whose own transactions keep the store's position. The store's reader is an OwnProgressReader.
 
     A transaction takes long, so blocks come after `wait_seconds`. `write` and `complete` raise NeedsOperator, too, and
     Fenced when a block does not follow what is stored: load the positions again.
@@ -105,35 +100,22 @@ class OwnProgressWriter(StoreWriter, Protocol):
         before."""
 
 
-class StoreReader(Protocol):
-    """`name` is the store's name on the command line, `route` in URLs, `source` in replies.
+class BaseReader(Protocol):
+    """What every reader of a store offers. `name` is the store's name (see `stores.Store`).
 
-    `engine`: what reads the store's data, where more than one can (`stores.engines`); '' where there is but one.
+    Called by the query API, `verify`, `replay` and `slots resolve`, by several threads at once.
     """
 
     name: ClassVar[str]
-    route: ClassVar[str]
-    source: ClassVar[str]
-    engine: ClassVar[str]
-    progress: ClassVar[Progress]
 
-    def answer(
-        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
-    ) -> Answer:
-        """Answer from the batches up to `as_of` only. Thread-safe.
+    def execute(
+        self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
+    ) -> QueryResult:
+        """Return the query's result from the batches up to `as_of` only. Thread-safe.
 
         Raises StoreDown, Backpressure, or QueryTimeout after `seconds`: the store no longer works on the query then.
         Raises ResultTooLarge (see `bounds`) before the result is in memory. `stop` ends the query from another thread;
-        what is raised then does not matter.
-        """
-
-    def position(self, dataset: Dataset) -> StorePosition:
-        """How far the store has come, according to its own transactions. Only for progress `own`. Raises StoreDown."""
-
-    def table_id(self, dataset: Dataset) -> str:
-        """The identity of the dataset's table, '' where there is none. Only for progress `sink`. Raises StoreDown.
-
-        A table that was made anew has another identity, so a position that was kept for the old one no longer counts.
+        the error that is raised then does not matter.
         """
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
@@ -161,6 +143,37 @@ class StoreReader(Protocol):
         """
 
     def close(self) -> None: ...
+
+
+class LedgerReader(BaseReader, Protocol):
+    """Of the store whose rows are written in the ledger's own transaction."""
+
+    progress: ClassVar[Literal["ledger"]]
+
+
+class SinkReader(BaseReader, Protocol):
+    """Of a store that stream_to_store fills, and whose position the ledger keeps (table sink_progress)."""
+
+    progress: ClassVar[Literal["sink"]]
+
+    def table_id(self, dataset: Dataset) -> str:
+        """The identity of the dataset's table, '' where there is none. Raises StoreDown.
+
+        A new table has another identity, so the position that was kept for the former table no longer counts.
+        """
+
+
+class OwnProgressReader(BaseReader, Protocol):
+    """Of a store whose own transactions keep its position. Its writer is an OwnProgressWriter."""
+
+    progress: ClassVar[Literal["own"]]
+
+    def position(self, dataset: Dataset) -> StorePosition:
+        """The position up to which the store has committed the topic. Raises StoreDown."""
+
+
+StoreReader = LedgerReader | SinkReader | OwnProgressReader
+"""`progress` tells the three kinds apart, by who keeps the store's position. mypy narrows the type by it."""
 
 
 @dataclass(frozen=True, slots=True)

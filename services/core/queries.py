@@ -1,7 +1,7 @@
-"""Named questions, as values made from a dataset's description, and the shape of their answers.
+"""Queries, as values made from a dataset's description, and the form of their results.
 
-A store renders a question once, in its own language. Questions never hold SQL text. `scan`: the rows themselves must be
-read, so that times can be compared; otherwise a store may answer from what it keeps beside them (`Answer.method`).
+A store renders a query in its own language; a query never holds SQL text. With `scan` the store must read the rows
+themselves, so that times can be compared. Otherwise it may answer from data kept beside them (`QueryResult.method`).
 """
 
 import re
@@ -19,9 +19,10 @@ Method = Literal["scan", "metadata", "rollup", "cache"]
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """All must hold. `equals`: (column name, value) pairs. Times in microseconds: start <= time < end.
+    """Conditions, all of which must hold. `equals`: pairs of column name and value.
 
-    `text` stands somewhere in the dataset's `search` column, by code point; '' holds always.
+    Times are in microseconds: start <= time < end. `text` is contained in the dataset's `search` column, compared by
+    code point; '' always matches.
     """
 
     equals: tuple[tuple[str, str], ...] = ()
@@ -31,15 +32,15 @@ class Filters:
 
 
 def like_pattern(text: str) -> str:
-    """What LIKE must match for `text` to stand in a value; LIKE's escape is the backslash, as it is by default."""
+    """Return the LIKE pattern of values that contain `text`. The escape character is the backslash, LIKE's default."""
     return "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
 
 
 @dataclass(frozen=True, slots=True)
-class ListQuestion:
-    """Rows in order of (`order_by`, id), both in the same direction; text by code point.
+class ListQuery:
+    """Rows sorted by (`order_by`, id), both in the same direction; text sorts by code point.
 
-    `after`: only rows that come later in that order than this (value of `order_by`, id); a deep page without an offset.
+    `after`: only rows that are sorted after this pair (value of `order_by`, id), for a deep page without an offset.
     """
 
     dataset: Dataset
@@ -57,18 +58,18 @@ class ListQuestion:
         return self.descending and self.order_by == self.dataset.time
 
     @property
-    def beyond(self) -> int | None:
-        """Of a list newest first: the time, in microseconds, that all its rows are older than; None for no bound."""
+    def before(self) -> int | None:
+        """Of a list newest first: the exclusive upper bound of the rows' time, in microseconds; None for no bound."""
         bounds = (self.filters.end, int(self.after[0]) + 1 if self.after else None)
         return min((bound for bound in bounds if bound is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
-class AggregateQuestion:
-    """How many rows for each value of `group_by`, for each bucket of time, or both; at least one of them.
+class AggregateQuery:
+    """The number of rows for each value of `group_by`, for each time bucket, or for both; at least one is given.
 
-    `bucket`: microseconds, one of BUCKETS; buckets begin at multiples of it since 1970 UTC; empty ones are left out.
-    Without a bucket by count descending, then key; with one by time, then key.
+    `bucket`: microseconds, one of BUCKETS. Buckets start at multiples of it since 1970 UTC; empty ones are left out.
+    Without a bucket, groups are sorted by count descending, then by value; with a bucket by time, then by value.
     """
 
     dataset: Dataset
@@ -79,8 +80,8 @@ class AggregateQuestion:
 
 
 @dataclass(frozen=True, slots=True)
-class StatsQuestion:
-    """How many rows `dataset` has."""
+class StatsQuery:
+    """The number of all rows of `dataset`."""
 
     dataset: Dataset
     scan: bool = False
@@ -90,16 +91,16 @@ class StatsQuestion:
         return Filters()
 
 
-Question = ListQuestion | AggregateQuestion | StatsQuestion
+Query = ListQuery | AggregateQuery | StatsQuery
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """`rows`: canonical rows (list); (key, count), (time, count) or (time, key, count) (aggregate); or one (count,).
+class QueryResult:
+    """`rows`: canonical rows (list); (value, count), (time, count) or (time, value, count) (aggregate); one (count,).
 
-    `total`: all rows that match a list's filters, None when not asked for. `elapsed_ms`: the store's time alone, or
-    that of the cache; `first_ms` is then the store's time when it gave the answer that the cache kept.
-    `scanned`: what the store says it read: "rows", "bytes", "files" of "files_total"; without what it does not say.
+    `total`: the number of all rows that match a list's filters, None when it was not wanted. `elapsed_ms`: the time of
+    the store, or of the cache; `first_ms` is then the store's time when it gave the result that the cache kept.
+    `scanned`: what the store reports as read: "rows", "bytes", "files" of "files_total"; a store may omit any of them.
     """
 
     rows: list[Row]

@@ -1,4 +1,4 @@
-"""The lake read inside this process, by delta-rs and its engine, DataFusion.
+"""Reads the lake inside this process, by delta-rs and its engine, DataFusion.
 
 DataFusion cannot be interrupted while it makes its next rows. Where queries must end in time, they run in processes
 that can be killed (`processes`).
@@ -17,16 +17,17 @@ from deltalake.exceptions import DeltaError
 from services.core.bounds import gathered
 from services.core.dataset import Dataset
 from services.core.errors import Invalid, ResultTooLarge
-from services.core.queries import Filters, ListQuestion, StatsQuestion
+from services.core.queries import Filters, ListQuery, StatsQuery
 from services.core.rows import Row
+from services.lake import NAME
 from services.lake.reader import Found, LakeReader, Limit
 from services.lake.snapshot import Snapshot
-from services.lake.sql import Dialect, Query
-from services.lake.table import NAME, rejects_uri, translated, within_limit
+from services.lake.sql import Dialect, Statement
+from services.lake.table import rejects_uri, translated, within_limit
 
-_ROWS_AT_ONCE = 256  # made into Python objects: a row may have a quarter of a megabyte
-_ROWS_SORTED = 1000  # with all their columns
-_EXHAUSTED = ("Resources exhausted", "max_temp_directory_size")  # in the engine's errors; it may put nothing on disk
+_ROWS_AT_ONCE = 256  # that become Python objects at once: a row may have a quarter of a megabyte
+_ROWS_SORTED = 1000  # that are sorted with all their columns
+_EXHAUSTED = ("Resources exhausted", "max_temp_directory_size")  # in errors of the engine, which must not use the disk
 
 
 class OutOfMemory(ResultTooLarge):
@@ -40,7 +41,7 @@ class OutOfMemory(ResultTooLarge):
 
 
 class DataFusion:
-    """Its dialect of SQL. It has no parameters."""
+    """DataFusion's dialect, which has no parameters."""
 
     table = "t"
     parameters: Mapping[str, str] = {}
@@ -64,54 +65,52 @@ class DataFusion:
 
 
 class EmbeddedReader(LakeReader):
-    source: ClassVar[str] = "hdfs"
-    engine: ClassVar[str] = "embedded"
     label: ClassVar[str] = NAME
 
     def rejected(self, dataset: Dataset) -> Iterator[tuple[int, int | None, int]]:
-        """(batch, id, 1) of each row put aside instead of stored, (batch, None, rows) where no id could be read.
+        """Yield (batch, id, 1) of each rejected row, and (batch, None, rows) where no id could be read.
 
         Raises StoreDown.
         """
         engine = self._table(rejects_uri(self._settings, dataset)).engine()
-        query = "SELECT batch_id, id, rows FROM t WHERE batch_id IS NOT NULL"
-        return _rows(engine, query) if engine else iter(())
+        statement = "SELECT batch_id, id, rows FROM t WHERE batch_id IS NOT NULL"
+        return _rows(engine, statement) if engine else iter(())
 
     def _dialect(self, snapshot: Snapshot) -> Dialect:
         return DataFusion()
 
-    def _find(self, snapshot: Snapshot, query: Query, limit: Limit) -> Found:
+    def _find(self, snapshot: Snapshot, statement: Statement, limit: Limit) -> Found:
         limit.left()
-        engine = snapshot.wide_engine if query.is_wide else snapshot.engine
+        engine = snapshot.wide_engine if statement.is_wide else snapshot.engine
         with translated(), _within_memory():
-            batches = pa.RecordBatchReader.from_stream(engine.execute(query.text))
-            return Found(gathered(_parts(batches)), snapshot.files_within(query.bounds))
+            batches = pa.RecordBatchReader.from_stream(engine.execute(statement.text))
+            return Found(gathered(_parts(batches)), snapshot.files_within(statement.bounds))
 
-    def _page(self, snapshot: Snapshot, question: ListQuestion, as_of: int, limit: Limit) -> Found:
-        """The engine keeps many more rows than the page until it is sorted: of a large page, only their places."""
-        if question.offset + question.limit <= _ROWS_SORTED:
+    def _page(self, snapshot: Snapshot, query: ListQuery, as_of: int, limit: Limit) -> Found:
+        """Sort a large page by its places only: the engine holds many more rows than the page while it sorts."""
+        if query.offset + query.limit <= _ROWS_SORTED:
             with suppress(OutOfMemory):  # the rows are long
-                return super()._page(snapshot, question, as_of, limit)
-        sql = partial(self._sql, snapshot, question.dataset)
+                return super()._page(snapshot, query, as_of, limit)
+        sql = partial(self._sql, snapshot, query.dataset)
         found = self._newest_first(
-            snapshot, question, lambda asked: self._find(snapshot, sql().places(asked, as_of), limit)
+            snapshot, query, lambda asked: self._find(snapshot, sql().places(asked, as_of), limit)
         )
         if not found.rows:
             return found
-        rows = self._find(snapshot, sql().between(question, as_of, found.rows[0], found.rows[-1]), limit).rows
-        by = question.dataset.column_names.index(question.order_by)
-        rows.sort(key=lambda row: (row[by], row[0]), reverse=question.descending)
+        rows = self._find(snapshot, sql().between(query, as_of, found.rows[0], found.rows[-1]), limit).rows
+        by = query.dataset.column_names.index(query.order_by)
+        rows.sort(key=lambda row: (row[by], row[0]), reverse=query.descending)
         return Found(rows[: len(found.rows)], found.files)
 
-    def _stream(self, snapshot: Snapshot, query: Query) -> Iterator[Row]:
-        return _rows(snapshot.engine, query.text)
+    def _stream(self, snapshot: Snapshot, statement: Statement) -> Iterator[Row]:
+        return _rows(snapshot.engine, statement.text)
 
-    def _count(self, snapshot: Snapshot, question: ListQuestion | StatsQuestion, as_of: int, limit: Limit) -> Found:
-        """The table's log counts all rows: only those that came after `as_of` are read, to leave them out."""
+    def _count(self, snapshot: Snapshot, query: ListQuery | StatsQuery, as_of: int, limit: Limit) -> Found:
+        """Take the number of all rows from the table's log, and subtract the rows after `as_of`, which are counted."""
         stored = snapshot.rows()
-        if question.scan or stored is None or question.filters != Filters():
-            return super()._count(snapshot, question, as_of, limit)
-        later = self._find(snapshot, self._sql(snapshot, question.dataset).count_beyond(as_of), limit)
+        if query.scan or stored is None or query.filters != Filters():
+            return super()._count(snapshot, query, as_of, limit)
+        later = self._find(snapshot, self._sql(snapshot, query.dataset).count_beyond(as_of), limit)
         return Found([(stored - later.rows[0][0],)], later.files, "metadata")
 
 
@@ -125,9 +124,9 @@ def _within_memory() -> Iterator[None]:
         raise
 
 
-def _rows(engine: QueryBuilder, query: str) -> Iterator[Row]:
-    """Rows as they are read, a record batch at a time, each within the limit of time."""
-    batches = within_limit(lambda: pa.RecordBatchReader.from_stream(engine.execute(query)))
+def _rows(engine: QueryBuilder, statement: str) -> Iterator[Row]:
+    """Yield the rows as they are read, one record batch at a time, each within the time limit."""
+    batches = within_limit(lambda: pa.RecordBatchReader.from_stream(engine.execute(statement)))
     while (batch := within_limit(lambda: next(batches, None))) is not None:
         yield from chain.from_iterable(_parts([batch]))
 

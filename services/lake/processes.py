@@ -1,8 +1,8 @@
-"""The lake's queries in processes that can be killed: DataFusion cannot be interrupted, nor bounded in its memory.
+"""Runs the lake's queries in processes that can be killed: DataFusion cannot be interrupted or limited in memory.
 
-Each process answers one query at a time, with the tables that it has opened before. A process whose query takes too
-long, or is not waited for any more, is killed; the next query starts another one. That takes some 10 ms: it is forked
-from a process that has loaded the engine's code and nothing else.
+Each process runs one query at a time, and keeps the tables that it has opened. A process whose query takes too long, or
+has no caller any more, is killed. The next query starts another process, which takes some 10 ms: it is forked from a
+process that has loaded the engine's code and nothing else.
 """
 
 import multiprocessing
@@ -19,19 +19,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from services.core.errors import LogpipeError, StoreDown
-from services.core.ports import QUESTION_SECONDS
-from services.core.queries import Answer, Question
+from services.core.ports import DEFAULT_QUERY_SECONDS
+from services.core.queries import Query, QueryResult
 from services.core.stopping import Stop
+from services.lake import NAME
 from services.lake.embedded import EmbeddedReader, OutOfMemory
 from services.lake.reader import Limit
-from services.lake.table import NAME
 from services.runtime.settings import LakeSettings
 
 PROCESSES = 2
-"""Queries of the lake that run at the same time in one query API; further ones wait."""
+"""The number of queries of the lake that run at the same time in one query API. Further queries wait."""
 
 ENGINE_BYTES = 192 << 20
-"""Memory that the engine may use for a query, as it counts itself. A query that needs more is refused."""
+"""Memory that the engine may use for a query, by its own count. A query that needs more is refused."""
 
 PROCESS_BYTES = 512 << 20
 """Memory of one of these processes. Where a query needs more, the process ends and the query is refused.
@@ -46,33 +46,33 @@ _Failure = tuple[type[LogpipeError], tuple[object, ...], dict[str, object]]
 
 
 class _Reply(NamedTuple):
-    """`is_worn`: the process has needed so much memory that it is to be replaced."""
+    """`is_worn`: the process has used so much memory that it must be replaced."""
 
-    result: Answer | _Failure
+    result: QueryResult | _Failure
     is_worn: bool
 
 
 class ProcessReader(EmbeddedReader):
-    """Answers questions in other processes, which are started when they are needed, and reads all else in this one."""
+    """Runs queries in other processes, which are started when needed, and reads everything else in this process."""
 
     def __init__(self, settings: LakeSettings) -> None:
         super().__init__(settings)
-        ensure_running()  # loads the engine's code, which takes about 2 s, while this process goes on
+        ensure_running()  # loads the engine's code in about 2 s, while this process continues
         self._workers = [_Worker(settings) for _ in range(PROCESSES)]
-        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()  # the last used one has opened the tables
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()  # the process used last has opened the tables
         for worker in self._workers:
             self._idle.put(worker)
 
-    def answer(
-        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
-    ) -> Answer:
+    def execute(
+        self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
+    ) -> QueryResult:
         limit = Limit(self.label, seconds, stop)
         try:
             worker = self._idle.get(timeout=limit.left())
         except queue.Empty:
             raise limit.passed() from None
         try:
-            return worker.answer(question, as_of, limit)
+            return worker.execute(query, as_of, limit)
         finally:
             self._idle.put(worker)
 
@@ -83,18 +83,18 @@ class ProcessReader(EmbeddedReader):
 
 
 class _Worker:
-    """One process, seen from the process that asks. Only `kill` may be called by another thread."""
+    """One process, seen from the calling process. Only `kill` may be called by another thread."""
 
     def __init__(self, settings: LakeSettings) -> None:
         self._settings = settings
         self._process: ForkServerProcess | None = None
         self._connection: Connection | None = None
 
-    def answer(self, question: Question, as_of: int, limit: Limit) -> Answer:
+    def execute(self, query: Query, as_of: int, limit: Limit) -> QueryResult:
         connection = self._started()
         with limit.stop.by(self.kill):
             try:
-                connection.send((question, as_of, limit.left()))
+                connection.send((query, as_of, limit.left()))
                 if not connection.poll(limit.left()):
                     raise limit.passed()
                 reply: _Reply = connection.recv()
@@ -105,12 +105,12 @@ class _Worker:
                 raise
         if reply.is_worn:
             self._end()
-        if isinstance(reply.result, Answer):
+        if isinstance(reply.result, QueryResult):
             return reply.result
         raise _error(reply.result)
 
     def kill(self) -> None:
-        """End the process at once; whoever waits for its answer notices."""
+        """End the process at once. The thread that waits for its result notices."""
         if (process := self._process) is not None:
             process.kill()
 
@@ -130,7 +130,7 @@ class _Worker:
 
     def _ended(self) -> LogpipeError:
         code = self._end()
-        if code == -signal.SIGABRT:  # so the engine ends when it gets no memory
+        if code == -signal.SIGABRT:  # the engine aborts when it gets no memory
             return OutOfMemory()
         return StoreDown(NAME, f"the process of the query ended with {code}")
 
@@ -148,40 +148,40 @@ class _Worker:
 
 
 def _serve(connection: Connection, settings: LakeSettings) -> None:
-    """The process: ends when the process that asks has closed the connection, or has ended."""
+    """The main function of the process, which ends when the calling process closes the connection or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group
-    requests: queue.SimpleQueue[tuple[Question, int, float]] = queue.SimpleQueue()
+    requests: queue.SimpleQueue[tuple[Query, int, float]] = queue.SimpleQueue()
     # Not a Worker: this process imports nothing beside the engine, and ends with this thread.
-    threading.Thread(target=_answer_all, args=(requests, connection, settings), daemon=True).start()  # noqa: TID251
+    threading.Thread(target=_serve_all, args=(requests, connection, settings), daemon=True).start()  # noqa: TID251
     try:
         while True:
             requests.put(connection.recv())
     except EOFError:
-        os._exit(0)  # whatever the other thread does
+        os._exit(0)  # even while the other thread runs a query
 
 
-def _answer_all(
-    requests: "queue.SimpleQueue[tuple[Question, int, float]]", connection: Connection, settings: LakeSettings
+def _serve_all(
+    requests: "queue.SimpleQueue[tuple[Query, int, float]]", connection: Connection, settings: LakeSettings
 ) -> None:
     try:
         _limit_memory()
         reader, start = EmbeddedReader(settings, ENGINE_BYTES), _peak_bytes()
         while True:
-            question, as_of, seconds = requests.get()
-            result = _answered(reader, question, as_of, seconds)
+            query, as_of, seconds = requests.get()
+            result = _executed(reader, query, as_of, seconds)
             connection.send(_Reply(result, _peak_bytes() - start > PROCESS_BYTES // 2))
     finally:
-        os._exit(1)  # the process that asks would wait for a thread that has ended
+        os._exit(1)  # otherwise the calling process would wait for a thread that has ended
 
 
-def _answered(reader: EmbeddedReader, question: Question, as_of: int, seconds: float) -> Answer | _Failure:
+def _executed(reader: EmbeddedReader, query: Query, as_of: int, seconds: float) -> QueryResult | _Failure:
     try:
-        return reader.answer(question, as_of, seconds)
+        return reader.execute(query, as_of, seconds)
     except LogpipeError as error:
         return type(error), error.args, vars(error)
     except MemoryError:
         return OutOfMemory, OutOfMemory().args, {}
-    except Exception:  # noqa: BLE001 - whatever it is, the process that asks reports it
+    except Exception:  # noqa: BLE001 - the calling process reports any error
         return LogpipeError, (traceback.format_exc(),), {}
 
 
@@ -190,7 +190,7 @@ def _peak_bytes() -> int:
 
 
 def _limit_memory() -> None:
-    """Beside what the process was forked with, which it does not use: the libraries reserve several 100 MB."""
+    """Limit the memory beyond that of the fork: the libraries have reserved several 100 MB without using it."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux
         (reserved,) = (int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmData"))
@@ -199,7 +199,7 @@ def _limit_memory() -> None:
 
 
 def _error(failure: _Failure) -> LogpipeError:
-    """Constructors take other arguments than those that an error keeps."""
+    """Rebuild an error without its constructor, whose arguments differ from those that the error keeps."""
     kind, arguments, attributes = failure
     error = kind.__new__(kind)
     error.args = arguments

@@ -1,34 +1,35 @@
-"""What reading the lake is, whichever engine does it: a question as SQL, asked of one version of a table."""
+"""Reads the lake by any engine: renders a query as SQL, and runs it on one version of a table."""
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from services.core.bounds import few_groups
 from services.core.dataset import Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import batch_of
 from services.core.ledger import Batch, StorePosition
-from services.core.ports import QUESTION_SECONDS, Progress
-from services.core.queries import AggregateQuestion, Answer, ListQuestion, Method, Question, StatsQuestion
+from services.core.ports import DEFAULT_QUERY_SECONDS
+from services.core.queries import AggregateQuery, ListQuery, Method, Query, QueryResult, StatsQuery
 from services.core.rows import Row
 from services.core.stopping import Stop
+from services.lake import NAME
 from services.lake.snapshot import Snapshot
-from services.lake.sql import Dialect, Query, Renderer
-from services.lake.table import NAME, Table, table_uri
+from services.lake.sql import Dialect, Renderer, Statement
+from services.lake.table import Table, table_uri
 from services.runtime.settings import LakeSettings
 
-_WINDOW = 512  # batches counted at once: bounds the ids held
+_WINDOW = 512  # batches that are counted at once, which bounds the number of ids in memory
 
-# How many of the newest rows are looked through first for a page of them: for each row of it, one of so many.
+# For a page of the newest rows, this many rows for each row of the page are read first.
 _ONE_OF = 100
-_FEWEST = 100_000  # fewer are read no faster
+_FEWEST = 100_000  # reading fewer rows is no faster
 
 
 class Limit:
-    """When a question must have been answered; `stop` may end it earlier."""
+    """The time limit of a query. `stop` may end the query earlier."""
 
     def __init__(self, store: str, seconds: float, stop: Stop | None = None) -> None:
         self.stop = stop or Stop()
@@ -37,7 +38,7 @@ class Limit:
         self._deadline = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds, more than none. Raises QueryTimeout."""
+        """Return the seconds that are left, more than 0. Raises QueryTimeout."""
         if (left := self._deadline - time.monotonic()) <= 0:
             raise self.passed()
         return left
@@ -48,7 +49,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """`files`: how many were read for it."""
+    """The rows that a statement found. `files`: the number of files that it read."""
 
     rows: list[Row]
     files: int
@@ -56,17 +57,13 @@ class Found:
 
 
 class LakeReader(ABC):
-    """StoreReader; opens a table at its first use. An engine says how it writes SQL, and runs it.
+    """An OwnProgressReader, which opens a table at its first use. A subclass for each engine renders and runs the SQL.
 
-    `label`: this engine in what is told to people. `memory`: bytes that a query may use in this process, None for no
-    limit.
+    `label`: the engine in texts for people. `memory`: bytes that a query may use in this process, None for no limit.
     """
 
     name: ClassVar[str] = NAME
-    route: ClassVar[str] = "hdfs"
-    source: ClassVar[str]
-    engine: ClassVar[str]
-    progress: ClassVar[Progress] = "own"
+    progress: ClassVar[Literal["own"]] = "own"
     label: ClassVar[str]
 
     def __init__(self, settings: LakeSettings, memory: int | None = None) -> None:
@@ -76,40 +73,40 @@ class LakeReader(ABC):
 
     @abstractmethod
     def _dialect(self, snapshot: Snapshot) -> Dialect:
-        """A new one."""
+        """Return a new dialect, for one statement."""
 
     @abstractmethod
-    def _find(self, snapshot: Snapshot, query: Query, limit: Limit) -> Found:
-        """All rows at once. Raises StoreDown, ResultTooLarge, or QueryTimeout when the limit has passed."""
+    def _find(self, snapshot: Snapshot, statement: Statement, limit: Limit) -> Found:
+        """Return all rows at once. Raises StoreDown, ResultTooLarge, or QueryTimeout when the limit has passed."""
 
     @abstractmethod
-    def _stream(self, snapshot: Snapshot, query: Query) -> Iterator[Row]:
-        """Rows as they are read. Raises StoreDown."""
+    def _stream(self, snapshot: Snapshot, statement: Statement) -> Iterator[Row]:
+        """Yield the rows as they are read. Raises StoreDown."""
 
-    def answer(
-        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
-    ) -> Answer:
+    def execute(
+        self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
+    ) -> QueryResult:
         start, limit = time.perf_counter(), Limit(self.label, seconds, stop)
-        snapshot = self._snapshot(question.dataset)
+        snapshot = self._snapshot(query.dataset)
         if snapshot is None:
-            return _of_no_table(question, start)
+            return _of_no_table(query, start)
         counted = None
-        match question:
-            case ListQuestion():
-                if question.count:
-                    counted = self._count(snapshot, question, as_of, limit)
-                if counted and counted.rows[0][0] <= question.offset:
+        match query:
+            case ListQuery():
+                if query.count:
+                    counted = self._count(snapshot, query, as_of, limit)
+                if counted and counted.rows[0][0] <= query.offset:
                     found = Found([], counted.files)
                 else:
-                    found = self._page(snapshot, question, as_of, limit)
-            case AggregateQuestion():
-                query = self._sql(snapshot, question.dataset).groups(question, as_of)
-                found = self._find(snapshot, query, limit)
+                    found = self._page(snapshot, query, as_of, limit)
+            case AggregateQuery():
+                statement = self._sql(snapshot, query.dataset).groups(query, as_of)
+                found = self._find(snapshot, statement, limit)
                 few_groups(found.rows)
-            case StatsQuestion():
-                found = self._count(snapshot, question, as_of, limit)
+            case StatsQuery():
+                found = self._count(snapshot, query, as_of, limit)
         parts = [found, counted] if counted else [found]
-        return Answer(
+        return QueryResult(
             found.rows,
             _ms_since(start),
             method=next((part.method for part in parts if part.method != "scan"), "scan"),
@@ -119,9 +116,6 @@ class LakeReader(ABC):
 
     def position(self, dataset: Dataset) -> StorePosition:
         return self._table(table_uri(self._settings, dataset.name)).own_position()
-
-    def table_id(self, dataset: Dataset) -> str:
-        raise NotImplementedError("the lake's position names its table")
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         snapshot = self._snapshot(dataset)
@@ -142,41 +136,41 @@ class LakeReader(ABC):
         if (snapshot := self._snapshot(dataset)) is None:
             return
         for at in range(0, len(batches), _WINDOW):
-            query = self._sql(snapshot, dataset).counts_of(batches[at : at + _WINDOW])
-            yield from ((batch_id, rows, ids) for batch_id, rows, ids in self._stream(snapshot, query))
+            statement = self._sql(snapshot, dataset).counts_of(batches[at : at + _WINDOW])
+            yield from ((batch_id, rows, ids) for batch_id, rows, ids in self._stream(snapshot, statement))
 
     def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
-        """Only files of these days, and with these ids by their statistics, are opened."""
+        """Opens only the files of these days whose statistics allow these ids."""
         if (snapshot := self._snapshot(dataset)) is None:
             return
         for at in range(0, len(batches), _WINDOW):
-            query = self._sql(snapshot, dataset).rows_of(batches[at : at + _WINDOW])
-            yield from self._stream(snapshot, query)
+            statement = self._sql(snapshot, dataset).rows_of(batches[at : at + _WINDOW])
+            yield from self._stream(snapshot, statement)
 
     def close(self) -> None:
         self._tables.clear()
 
-    def _page(self, snapshot: Snapshot, question: ListQuestion, as_of: int, limit: Limit) -> Found:
+    def _page(self, snapshot: Snapshot, query: ListQuery, as_of: int, limit: Limit) -> Found:
         return self._newest_first(
             snapshot,
-            question,
+            query,
             lambda asked: self._find(snapshot, self._sql(snapshot, asked.dataset).page(asked, as_of), limit),
         )
 
-    def _newest_first(self, snapshot: Snapshot, question: ListQuestion, find: Callable[[ListQuestion], Found]) -> Found:
-        """The newest rows are looked for among the newest first: if these fill the page, no others are read."""
-        if recent := _recent(snapshot, question):
+    def _newest_first(self, snapshot: Snapshot, query: ListQuery, find: Callable[[ListQuery], Found]) -> Found:
+        """Look for the page among the newest rows first. If they fill the page, no other rows are read."""
+        if recent := _recent(snapshot, query):
             found = find(recent)
-            if len(found.rows) == question.limit:
+            if len(found.rows) == query.limit:
                 return found
-        return find(question)
+        return find(query)
 
-    def _count(self, snapshot: Snapshot, question: ListQuestion | StatsQuestion, as_of: int, limit: Limit) -> Found:
-        """One row, one value: how many rows match the filters."""
-        return self._find(snapshot, self._sql(snapshot, question.dataset).count(question.filters, as_of), limit)
+    def _count(self, snapshot: Snapshot, query: ListQuery | StatsQuery, as_of: int, limit: Limit) -> Found:
+        """Return one row with one value, the number of rows that match the filters."""
+        return self._find(snapshot, self._sql(snapshot, query.dataset).count(query.filters, as_of), limit)
 
     def _sql(self, snapshot: Snapshot, dataset: Dataset) -> Renderer:
-        """For one query."""
+        """Return a renderer for one statement."""
         return Renderer(dataset, snapshot.columns, self._dialect(snapshot))
 
     def _snapshot(self, dataset: Dataset) -> Snapshot | None:
@@ -186,22 +180,22 @@ class LakeReader(ABC):
         return self._tables.setdefault(uri, Table(uri, self._memory))
 
 
-def _recent(snapshot: Snapshot, question: ListQuestion) -> ListQuestion | None:
-    """The same among the newest rows, as many as its page is likely to need; None when it asks for no more."""
-    filters = question.filters
-    if not question.newest_first:
+def _recent(snapshot: Snapshot, query: ListQuery) -> ListQuery | None:
+    """Return the same query of the newest rows only, as many as its page is likely to need; None if that is no less."""
+    filters = query.filters
+    if not query.newest_first:
         return None
-    rows = max(_FEWEST, (question.offset + question.limit) * _ONE_OF)
-    since = snapshot.since(question.dataset.time, question.beyond, rows)
+    rows = max(_FEWEST, (query.offset + query.limit) * _ONE_OF)
+    since = snapshot.since(query.dataset.time, query.before, rows)
     if since is None or (filters.start is not None and filters.start >= since):
         return None
-    return replace(question, filters=replace(filters, start=since))
+    return replace(query, filters=replace(filters, start=since))
 
 
-def _of_no_table(question: Question, start: float) -> Answer:
-    rows: list[Row] = [(0,)] if isinstance(question, StatsQuestion) else []
-    total = 0 if isinstance(question, ListQuestion) and question.count else None
-    return Answer(rows, _ms_since(start), total=total, scanned={"files": 0, "files_total": 0})
+def _of_no_table(query: Query, start: float) -> QueryResult:
+    rows: list[Row] = [(0,)] if isinstance(query, StatsQuery) else []
+    total = 0 if isinstance(query, ListQuery) and query.count else None
+    return QueryResult(rows, _ms_since(start), total=total, scanned={"files": 0, "files_total": 0})
 
 
 def _ms_since(start: float) -> float:

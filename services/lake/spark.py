@@ -1,4 +1,4 @@
-"""The lake read by a Spark Connect server, the cluster's engine."""
+"""Reads the lake by a Spark Connect server, the cluster's engine."""
 
 import re
 import socket
@@ -20,11 +20,12 @@ from pyspark.sql.connect.session import SparkSession
 from services.core.bounds import gathered
 from services.core.errors import StoreDown
 from services.core.rows import Row
+from services.lake import NAME
 from services.lake.reader import Found, LakeReader, Limit
 from services.lake.settings import SparkConnectSettings
 from services.lake.snapshot import Snapshot
-from services.lake.sql import Dialect, Query
-from services.lake.table import NAME, Result, started
+from services.lake.sql import Dialect, Statement
+from services.lake.table import Result, started
 
 _LABEL = f"{NAME} (spark)"
 _CONNECT_SECONDS = 3.0
@@ -32,14 +33,14 @@ _INTERRUPT_SECONDS = 5.0
 _BETWEEN_SECONDS = 0.05
 _ROWS_AT_ONCE = 100
 
-# Else channels of a process share a connection, and a new one does not try while an older one pauses after a failure.
+# Otherwise the channels of a process share a connection, and a new one waits while an older one pauses after an error.
 _CHANNEL = [("grpc.use_local_subchannel_pool", 1)]
 
-_DETAILS = re.compile(r'details = "(.*)"')  # of gRPC's error, which is a page
+_DETAILS = re.compile(r'details = "(.*)"')  # in gRPC's error, which is a page long
 
 
 class SparkSql:
-    """Spark's dialect. It names the version, so that all queries of a question see the same."""
+    """Spark's dialect. It names the version, so that all statements of a query see the same rows."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.table = f"delta.{self.name(snapshot.uri)} VERSION AS OF {snapshot.version:d}"
@@ -64,8 +65,6 @@ class SparkSql:
 
 
 class SparkReader(LakeReader):
-    source: ClassVar[str] = "hdfs_spark"
-    engine: ClassVar[str] = "spark"
     label: ClassVar[str] = _LABEL
 
     def __init__(self, settings: SparkConnectSettings) -> None:
@@ -83,16 +82,16 @@ class SparkReader(LakeReader):
     def _dialect(self, snapshot: Snapshot) -> Dialect:
         return SparkSql(snapshot)
 
-    def _find(self, snapshot: Snapshot, query: Query, limit: Limit) -> Found:
-        return self._within_session(lambda session: _find(session, snapshot, query, limit))
+    def _find(self, snapshot: Snapshot, statement: Statement, limit: Limit) -> Found:
+        return self._within_session(lambda session: _find(session, snapshot, statement, limit))
 
-    def _stream(self, snapshot: Snapshot, query: Query) -> Iterator[Row]:
-        frame = self._within_session(lambda session: _frame(session, query))
+    def _stream(self, snapshot: Snapshot, statement: Statement) -> Iterator[Row]:
+        frame = self._within_session(lambda session: _frame(session, statement))
         with _translated():
             yield from map(tuple, frame.toLocalIterator())
 
     def _within_session(self, work: Callable[[SparkSession], Result]) -> Result:
-        """Raises StoreDown."""
+        """Run `work` with the session, once more with a new session if the kept one is lost. Raises StoreDown."""
         with _translated():
             session, is_new = self._open()
             try:
@@ -103,19 +102,19 @@ class SparkReader(LakeReader):
                 self._forget(session)
                 if is_new:
                     raise
-            # It was kept from an earlier question, and the server has ended it or been started anew since.
+            # The session is from an earlier query, and the server has ended it or was restarted since.
             session, _ = self._open()
             return work(session)
 
     def _open(self) -> tuple[SparkSession, bool]:
-        """The session, and whether it is new."""
+        """Return the session, and whether it is new."""
         with self._lock:
             if self._session is not None:
                 return self._session, False
             channel = DefaultChannelBuilder(self._url, _CHANNEL)
             _reach(channel.endpoint)
             self._session = SparkSession(channel)
-            self._session.client.set_retry_policies([])  # they would hide for minutes that the server is away
+            self._session.client.set_retry_policies([])  # retries would hide for minutes that the server is unreachable
             self._session.client.disable_reattachable_execute()
             return self._session, True
 
@@ -126,15 +125,15 @@ class SparkReader(LakeReader):
         started(session.stop)  # which waits for the server
 
 
-def _find(session: SparkSession, snapshot: Snapshot, query: Query, limit: Limit) -> Found:
+def _find(session: SparkSession, snapshot: Snapshot, statement: Statement, limit: Limit) -> Found:
     tag = uuid.uuid4().hex
-    found = started(partial(_collect, session, query, tag))
+    found = started(partial(_collect, session, statement, tag))
     with limit.stop.by(lambda: _end(session, tag, found)):
         if wait([found], limit.left()).done:
-            return Found(found.result(), snapshot.files_within(query.bounds))
+            return Found(found.result(), snapshot.files_within(statement.bounds))
     if wait([_end(session, tag, found)], _INTERRUPT_SECONDS).done:
         raise limit.passed()
-    raise StoreDown(_LABEL, "a question takes too long, and the server does not let itself be told to stop")
+    raise StoreDown(_LABEL, "a query takes too long, and the server did not stop it")
 
 
 def _end(session: SparkSession, tag: str, found: Future[list[Row]]) -> Future[None]:
@@ -142,29 +141,29 @@ def _end(session: SparkSession, tag: str, found: Future[list[Row]]) -> Future[No
 
 
 def _interrupt(session: SparkSession, tag: str, found: Future[list[Row]]) -> None:
-    """A query is several operations, one after the other: it may be between two of them."""
+    """Interrupt the query, again and again: between two of its operations an interrupt has no effect."""
     while not found.done() and not session.interruptTag(tag):
         wait([found], _BETWEEN_SECONDS)
 
 
-def _collect(session: SparkSession, query: Query, tag: str) -> list[Row]:
+def _collect(session: SparkSession, statement: Statement, tag: str) -> list[Row]:
     session.addTag(tag)  # of this thread
-    rows = map(tuple, _frame(session, query).toLocalIterator())
+    rows = map(tuple, _frame(session, statement).toLocalIterator())
     return gathered(iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), []))
 
 
-def _frame(session: SparkSession, query: Query) -> DataFrame:
-    return session.sql(query.text, args=dict(query.parameters))
+def _frame(session: SparkSession, statement: Statement) -> DataFrame:
+    return session.sql(statement.text, args=dict(statement.parameters))
 
 
 def _reach(endpoint: str) -> None:
-    """Fail at once where nothing listens: by itself the client waits long for a host that does not answer."""
+    """Fail at once where nothing listens, because the client waits long for an unreachable host."""
     host, _, port = endpoint.rpartition(":")
     socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
 
 
 def _is_lost(session: SparkSession, error: PySparkException) -> bool:
-    """Whether nothing more can be asked of it; else the query was at fault."""
+    """Return whether the session is unusable; otherwise the query was at fault."""
     condition = error.getCondition() or ""
     connection_broke = isinstance(error, SparkConnectGrpcException) and not condition
     return session.client.is_closed or connection_broke or condition.startswith("INVALID_HANDLE.SESSION")

@@ -1,7 +1,7 @@
-"""Questions as SQL, the same for every engine of the lake; how each writes a few things differently is its `Dialect`.
+"""Queries as SQL, which is the same for every engine of the lake except for the engine's `Dialect`.
 
-Names come from dataset descriptions, text goes through `Dialect.text`; all else is integers. A column that was added
-later reads NULL in older files, or is not yet in the table at all: both mean the same as a missing value.
+Names come from dataset descriptions, text goes through `Dialect.text`, and all else is integers. A column that was
+added later reads NULL in older files, or is not yet in the table; both mean the same as a missing value.
 """
 # ruff: noqa: S608 - see above
 
@@ -14,21 +14,21 @@ from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.ids import ROW_BITS, end_id, first_id, spans
 from services.core.instants import to_datetime
 from services.core.ledger import Batch
-from services.core.queries import AggregateQuestion, Filters, ListQuestion
+from services.core.queries import AggregateQuery, Filters, ListQuery
 from services.lake.schema import DAY
 from services.lake.snapshot import Bounds
 
 _COUNTS = f"{ID.name} >> {ROW_BITS}, count(*), count(DISTINCT {ID.name})"
 _BY_BATCH = "GROUP BY 1 ORDER BY 1"
-_MOST_SPANS = 50  # of ids in one query
+_MOST_SPANS = 50  # of ids in one statement
 
 
 Place = tuple[str | int, int]
-"""Where a row stands in an order: its value and its id."""
+"""The place of a row in a sort order: its value and its id."""
 
 
 class Dialect(Protocol):
-    """Made anew for each query. `table`: what stands after FROM. `parameters`: those that `text` has made."""
+    """How an engine spells SQL; a new one for each statement. `table` follows FROM. `text` collects `parameters`."""
 
     @property
     def table(self) -> str: ...
@@ -37,23 +37,23 @@ class Dialect(Protocol):
     def parameters(self) -> Mapping[str, str]: ...
 
     def name(self, name: str) -> str:
-        """As an identifier."""
+        """Return a name as an identifier."""
 
     def text(self, value: str) -> str:
-        """A value: as a literal, or as a parameter that goes with the query."""
+        """Return a value as a literal, or as a parameter of the statement."""
 
     def instant(self, microseconds: int) -> str:
-        """A time from microseconds since 1970."""
+        """Return the time that is this many microseconds after 1970."""
 
     def microseconds(self, time: str) -> str:
-        """And back."""
+        """Return the microseconds from 1970 to a time."""
 
     def contains(self, text: str, part: str) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
-    """`bounds`: what of it the statistics of files can decide. `is_wide`: it reads texts, which may be long."""
+class Statement:
+    """`bounds`: the conditions that files' statistics can decide. `is_wide`: it reads texts, which may be long."""
 
     text: str
     parameters: Mapping[str, str]
@@ -63,90 +63,90 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Renderer:
-    """Renders one query about `dataset`, to a table that has `columns`."""
+    """Renders one statement about `dataset`, for a table that has `columns`."""
 
     dataset: Dataset
     columns: frozenset[str]
     dialect: Dialect
 
-    def page(self, question: ListQuestion, as_of: int) -> Query:
-        return self._page(question, as_of, self._canonical_columns(), is_wide=True)
+    def page(self, query: ListQuery, as_of: int) -> Statement:
+        return self._page(query, as_of, self._canonical_columns(), is_wide=True)
 
-    def places(self, question: ListQuestion, as_of: int) -> Query:
-        """(value of `order_by`, id) of each row of the page."""
-        value = self._canonical(self._column(question.order_by))
-        return self._page(question, as_of, f"{value} AS place, {ID.name}", is_wide=bool(question.filters.text))
+    def places(self, query: ListQuery, as_of: int) -> Statement:
+        """Select (value of `order_by`, id) of each row of the page."""
+        value = self._canonical(self._column(query.order_by))
+        return self._page(query, as_of, f"{value} AS place, {ID.name}", is_wide=bool(query.filters.text))
 
-    def between(self, question: ListQuestion, as_of: int, first: Place, last: Place) -> Query:
-        """The rows from the place `first` to the place `last`, in any order."""
-        step = 1 if question.descending else -1
+    def between(self, query: ListQuery, as_of: int, first: Place, last: Place) -> Statement:
+        """Select the rows from the place `first` to the place `last`, in any order."""
+        step = 1 if query.descending else -1
         before, behind = (first[0], first[1] + step), (last[0], last[1] - step)
         where = [
-            self._where(question.filters, as_of),
-            self._after(question.order_by, question.descending, before),
-            self._after(question.order_by, not question.descending, behind),
+            self._where(query.filters, as_of),
+            self._after(query.order_by, query.descending, before),
+            self._after(query.order_by, not query.descending, behind),
         ]
         bounds = [
-            *self._bounds(question.filters, as_of),
-            *self._beyond(question.order_by, question.descending, before),
-            *self._beyond(question.order_by, not question.descending, behind),
+            *self._bounds(query.filters, as_of),
+            *self._beyond(query.order_by, query.descending, before),
+            *self._beyond(query.order_by, not query.descending, behind),
         ]
         return self._select(self._canonical_columns(), " AND ".join(where), bounds, is_wide=True)
 
-    def _page(self, question: ListQuestion, as_of: int, what: str, *, is_wide: bool) -> Query:
-        where, bounds = self._where(question.filters, as_of), self._bounds(question.filters, as_of)
-        if question.after:
-            where += f" AND {self._after(question.order_by, question.descending, question.after)}"
-            bounds = [*bounds, *self._beyond(question.order_by, question.descending, question.after)]
-        direction = "DESC" if question.descending else "ASC"
-        order = ", ".join(f"{self._value(name)} {direction}" for name in dict.fromkeys((question.order_by, ID.name)))
-        rest = f"ORDER BY {order} LIMIT {question.limit:d} OFFSET {question.offset:d}"
+    def _page(self, query: ListQuery, as_of: int, what: str, *, is_wide: bool) -> Statement:
+        where, bounds = self._where(query.filters, as_of), self._bounds(query.filters, as_of)
+        if query.after:
+            where += f" AND {self._after(query.order_by, query.descending, query.after)}"
+            bounds = [*bounds, *self._beyond(query.order_by, query.descending, query.after)]
+        direction = "DESC" if query.descending else "ASC"
+        order = ", ".join(f"{self._value(name)} {direction}" for name in dict.fromkeys((query.order_by, ID.name)))
+        rest = f"ORDER BY {order} LIMIT {query.limit:d} OFFSET {query.offset:d}"
         return self._select(what, where, bounds, rest, is_wide=is_wide)
 
-    def groups(self, question: AggregateQuestion, as_of: int) -> Query:
+    def groups(self, query: AggregateQuery, as_of: int) -> Statement:
         keys = []
-        if question.bucket:
+        if query.bucket:
             time = self.dialect.microseconds(self.dialect.name(self.dataset.time))
-            keys.append(f"{time} - {time} % {question.bucket:d}")
-        if question.group_by:
-            keys.append(self._value(question.group_by))
+            keys.append(f"{time} - {time} % {query.bucket:d}")
+        if query.group_by:
+            keys.append(self._value(query.group_by))
         places = ", ".join(str(place + 1) for place in range(len(keys)))
-        order = places if question.bucket else f"{len(keys) + 1} DESC, {places}"
+        order = places if query.bucket else f"{len(keys) + 1} DESC, {places}"
         return self._select(
             ", ".join([*keys, "count(*)"]),
-            self._where(question.filters, as_of),
-            self._bounds(question.filters, as_of),
+            self._where(query.filters, as_of),
+            self._bounds(query.filters, as_of),
             f"GROUP BY {places} ORDER BY {order} LIMIT {MAX_GROUPS + 1:d}",
-            is_wide=bool(question.filters.text),
+            is_wide=bool(query.filters.text),
         )
 
-    def count(self, filters: Filters, as_of: int) -> Query:
+    def count(self, filters: Filters, as_of: int) -> Statement:
         where, bounds = self._where(filters, as_of), self._bounds(filters, as_of)
         return self._select("count(*)", where, bounds, is_wide=bool(filters.text))
 
-    def count_beyond(self, as_of: int) -> Query:
-        """Of the rows that a question as of this batch must not see."""
+    def count_beyond(self, as_of: int) -> Statement:
+        """Count the rows that a query as of this batch must not see."""
         return self._select("count(*)", f"{ID.name} >= {end_id(as_of):d}", [(ID.name, end_id(as_of), None)])
 
-    def batches(self, first: int, last: int) -> Query:
-        """(batch, rows, distinct ids) of each."""
+    def batches(self, first: int, last: int) -> Statement:
+        """Select (batch, rows, distinct ids) of each batch that is found."""
         return self._range(_COUNTS, first, last, _BY_BATCH)
 
-    def counts_of(self, batches: Sequence[Batch]) -> Query:
-        """(batch, rows, distinct ids) of each."""
+    def counts_of(self, batches: Sequence[Batch]) -> Statement:
+        """Select (batch, rows, distinct ids) of each batch that is found."""
         return self._any_of(_COUNTS, batches, _BY_BATCH)
 
-    def lowest(self, first: int, last: int) -> Query:
-        """The lowest id within these batches, or NULL."""
+    def lowest(self, first: int, last: int) -> Statement:
+        """Select the lowest id within these batches, or NULL."""
         return self._range(f"min({ID.name})", first, last)
 
-    def rows(self, first: int, last: int) -> Query:
+    def rows(self, first: int, last: int) -> Statement:
         return self._range(self._canonical_columns(), first, last)
 
-    def rows_of(self, batches: Sequence[Batch]) -> Query:
+    def rows_of(self, batches: Sequence[Batch]) -> Statement:
         return self._any_of(self._canonical_columns(), batches)
 
-    def _any_of(self, what: str, batches: Sequence[Batch], rest: str = "") -> Query:
+    def _any_of(self, what: str, batches: Sequence[Batch], rest: str = "") -> Statement:
         days = sorted({to_datetime(batch.created_at).date().isoformat() for batch in batches})
         listed = ", ".join(f"DATE '{day}'" for day in days)
         found = spans({batch.batch_id for batch in batches}, _MOST_SPANS)
@@ -155,14 +155,14 @@ class Renderer:
         where = f"{DAY} IN ({listed}) AND ({ids}) AND {ID.name} >> {ROW_BITS} IN ({each})"
         return self._select(what, where, [(ID.name, first_id(found[0][0]), end_id(found[-1][1]))], rest)
 
-    def _range(self, what: str, first: int, last: int, rest: str = "") -> Query:
+    def _range(self, what: str, first: int, last: int, rest: str = "") -> Statement:
         least, beyond = first_id(first), end_id(last)
         where = f"{ID.name} >= {least:d} AND {ID.name} < {beyond:d}"
         return self._select(what, where, [(ID.name, least, beyond)], rest)
 
-    def _select(self, what: str, where: str, bounds: Bounds, rest: str = "", *, is_wide: bool = False) -> Query:
+    def _select(self, what: str, where: str, bounds: Bounds, rest: str = "", *, is_wide: bool = False) -> Statement:
         text = f"SELECT {what} FROM {self.dialect.table} WHERE {where} {rest}"
-        return Query(text, self.dialect.parameters, bounds, is_wide)
+        return Statement(text, self.dialect.parameters, bounds, is_wide)
 
     def _bounds(self, filters: Filters, as_of: int) -> Bounds:
         return [(ID.name, None, end_id(as_of)), (self.dataset.time, filters.start, filters.end)]
@@ -170,7 +170,7 @@ class Renderer:
     def _where(self, filters: Filters, as_of: int) -> str:
         conditions = [f"{ID.name} < {end_id(as_of):d}"]
         for name, value in filters.equals:
-            # Without coalesce the files' statistics and dictionaries can be used; only '' may stand for NULL.
+            # Without coalesce the engine can use the files' statistics and dictionaries. Only '' can mean NULL.
             left = self._value(name) if value == "" or name not in self.columns else self.dialect.name(name)
             conditions.append(f"{left} = {self.dialect.text(value)}")
         time = self.dialect.name(self.dataset.time)
@@ -184,7 +184,7 @@ class Renderer:
         return " AND ".join(conditions)
 
     def _after(self, order_by: str, descending: bool, place: Place) -> str:
-        """The first condition says nothing more, but it is one that statistics can decide."""
+        """Return the condition for rows beyond a place. Its first part is redundant, but statistics can decide it."""
         last, last_id = place
         kind = self._column(order_by).kind
         if isinstance(last, str):
@@ -195,7 +195,7 @@ class Renderer:
         return f"{column} {later}= {value} AND ({column} {later} {value} OR {ID.name} {later} {last_id:d})"
 
     def _beyond(self, order_by: str, descending: bool, place: Place) -> Bounds:
-        """What the statistics of files can decide of `_after`."""
+        """Return the bounds in `_after` that the statistics of files can decide."""
         last, _ = place
         if not isinstance(last, int):
             return []
@@ -203,7 +203,7 @@ class Renderer:
         return [(order_by, None, last + others) if descending else (order_by, last + 1 - others, None)]
 
     def _canonical_columns(self) -> str:
-        """All columns, in canonical order and form."""
+        """Return the expressions that select all columns in canonical order and form."""
         return ", ".join(map(self._canonical, (ID, CREATED_AT, *self.dataset.columns)))
 
     def _canonical(self, column: Column) -> str:

@@ -20,10 +20,10 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from services.core.dataset import Dataset
 from services.core.errors import StoreDown
 from services.core.ledger import StorePosition
+from services.lake import NAME
 from services.lake.snapshot import Snapshot
 from services.runtime.settings import LakeSettings
 
-NAME = "lake"
 EMBEDDED = "embedded"
 CLAIMED = "spark"
 """The `query` of a position: that the embedded writer left; that Spark claimed before its first batch. No id of a

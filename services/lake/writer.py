@@ -18,9 +18,9 @@ from services.core.completion import without
 from services.core.dataset import Dataset
 from services.core.errors import Fenced, NeedsOperator, RowRejected, StoreDown
 from services.core.ports import Block
-from services.lake import schema
+from services.lake import NAME, schema
 from services.lake.lines import LineReader
-from services.lake.table import EMBEDDED, NAME, Position, Table, table_uri, within_limit
+from services.lake.table import EMBEDDED, Position, Table, table_uri, within_limit
 from services.runtime.settings import LakeSettings
 
 _ATTEMPTS = 5  # of a commit: only maintenance comes in between, and not often

@@ -14,8 +14,8 @@ from services.core.dataset import Dataset
 from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.ids import MAX_BATCH
 from services.core.ledger import Range, SinkPosition
-from services.core.ports import StoreReader
-from services.core.queries import StatsQuestion
+from services.core.ports import SinkReader
+from services.core.queries import StatsQuery
 from services.ledger import schema
 from services.postgres.connection import Connection, connect, translated
 
@@ -47,7 +47,7 @@ _FINISH = """
 class SinkProgress:
     """The rows of one sink in table sink_progress. Not thread-safe. Connects when needed. Methods raise StoreDown."""
 
-    def __init__(self, postgres_url: str, reader: StoreReader, dataset: Dataset, topic_id: str) -> None:
+    def __init__(self, postgres_url: str, reader: SinkReader, dataset: Dataset, topic_id: str) -> None:
         """`reader` reads the sink's store."""
         self._url = postgres_url
         self._reader = reader
@@ -150,7 +150,7 @@ class SinkProgress:
 
     def _is_empty(self) -> bool:
         """Whether the store's table has no rows. Looked at once in the life of a table."""
-        [[rows]] = self._reader.answer(StatsQuestion(self._dataset), as_of=MAX_BATCH).rows
+        [[rows]] = self._reader.execute(StatsQuery(self._dataset), as_of=MAX_BATCH).rows
         return int(rows) == 0
 
     @contextmanager

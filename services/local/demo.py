@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from services import stores
 from services.local import freshness, view
 from services.local.freshness import Freshness
 from services.local.main import Command
@@ -26,8 +27,6 @@ _REQUEST_ROWS = 1000
 _EVENT_SHARE = 0.1
 _DRAIN_SECONDS = 120
 _PLAIN_WIDTH = 118  # where the output goes to a file
-_STORES = {"postgres": "PostgreSQL", "clickhouse": "ClickHouse", "lake": "lake on HDFS"}
-_ROUTES = {"postgres": "postgres", "clickhouse": "clickhouse", "lake": "hdfs"}
 _QUESTIONS = {
     "stats": "stats?method=scan",
     "logs by level": "logs/aggregate?group_by=level&method=scan",
@@ -106,21 +105,21 @@ def _stores_table(report: Mapping[str, Any], fresh: Mapping[str, Freshness], row
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("fresh p50 / p99", justify="right", no_wrap=True)
     table.add_column("rows/min", justify="right")
-    for store, title in _STORES.items():
-        if store in report["unchecked"]:
-            table.add_row(title, f"[red]not checked: {report['unchecked'][store]}[/]")
+    for store in stores.readable():
+        if store.name in report["unchecked"]:
+            table.add_row(store.label, f"[red]not checked: {report['unchecked'][store.name]}[/]")
             continue
         sums = Counter[str]()
         for result in report["results"]:
-            if result["store"] == store:
+            if result["store"] == store.name:
                 sums.update({name: count for name, count in result.items() if type(count) is int})
         table.add_row(
-            title,
+            store.label,
             f"{sums['expected']:,}",
             f"{sums['found']:,}",
             *(_fault(sums[name]) for name in ("missing", "duplicated", "extra", "dead_lettered")),
             f"{sums['compared'] - sums['differing']:,}/{sums['compared']:,}",
-            _seconds(fresh[store]) if store in fresh else "at once",
+            _seconds(fresh[store.name]) if store.name in fresh else "at once",
             f"{rows_per_minute:,.0f}",
         )
     return table
@@ -133,12 +132,13 @@ def _fault(rows: int) -> str:
 def _answers_table(client: httpx.Client, settings: LocalSettings) -> Table:
     table = Table(title="The same question to every store", title_justify="left")
     table.add_column("question")
-    for store in _STORES.values():
-        table.add_column(store, justify="right")
+    routes = [store.route for store in stores.readable()]
+    for store in stores.readable():
+        table.add_column(store.label, justify="right")
     table.add_column("answers")
     for question, path in _QUESTIONS.items():
         cells, answers = [], []
-        for route in _ROUTES.values():
+        for route in routes:
             reply = client.get(f"http://127.0.0.1:{settings.query_port}/api/query/{route}/{path}")
             if reply.status_code != 200:
                 cells.append(f"[red]{reply.json()['detail']}[/]")
@@ -146,7 +146,7 @@ def _answers_table(client: httpx.Client, settings: LocalSettings) -> Table:
             body = reply.json()
             cells.append(f"{body['query_time_ms']:,.1f} ms")
             answers.append(body.get("data") or {key: body[key] for key in ("logs_count", "events_count")})
-        agree = len(answers) == len(_ROUTES) and all(answer == answers[0] for answer in answers)
+        agree = len(answers) == len(routes) and all(answer == answers[0] for answer in answers)
         table.add_row(question, *cells, f"{_summary(answers[0])}" if agree else "[bold red]differ[/]")
     return table
 

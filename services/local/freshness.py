@@ -1,4 +1,4 @@
-"""How long rows took from acceptance until a store had them, from the histograms that the loading processes serve."""
+"""The time from the acceptance of rows until a store holds them, from the histograms of the loading processes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from typing import Self
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from services import stores
 from services.core.metric_names import FRESHNESS_SECONDS
 from services.local.settings import LocalSettings
 
@@ -34,8 +35,8 @@ class Freshness:
 
 
 def read(client: httpx.Client, settings: LocalSettings) -> dict[str, Freshness]:
-    """By store, of all datasets, since its process began."""
-    found: dict[str, dict[float, float]] = {"clickhouse": {}, "lake": {}}
+    """Return the freshness of each store that is loaded, over all datasets, since the loading process started."""
+    found: dict[str, dict[float, float]] = {name: {} for name in stores.writers()}
     for port in (settings.stream_to_store_port, settings.stream_to_lake_port):
         text = client.get(f"http://127.0.0.1:{port}/metrics").text
         for family in text_string_to_metric_families(text):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from services.local import jars
 from services.local.program import Program, http_ready
 from services.local.settings import LocalSettings
+from services.stores import clickhouse, lake
 
 _KEEP_FREED_BLOCKS = {
     # A body is a large block, and glibc would give each back to the kernel and ask for it again, page by page.
@@ -37,7 +38,7 @@ def stream_to_store(settings: LocalSettings) -> Program:
         "stream-to-store",
         "LOGPIPE_STREAM_TO_STORE_PORT",
         settings.stream_to_store_port,
-        arguments=("--store", "clickhouse"),
+        arguments=("--store", clickhouse.STORE.name),
     )
 
 
@@ -48,7 +49,7 @@ def stream_to_lake(settings: LocalSettings) -> Program:
             "stream-to-store",
             "LOGPIPE_STREAM_TO_STORE_PORT",
             settings.stream_to_lake_port,
-            arguments=("--store", "lake"),
+            arguments=("--store", lake.STORE.name),
             name="stream-to-lake",
         )
     else:

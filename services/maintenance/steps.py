@@ -96,14 +96,16 @@ class Steps:
                 days = ", ".join(str(_date(day)) for day in keep)
                 yield f"kept until the floor has passed them: {days}, on which later batches were accepted, too"
             errors: list[LogpipeError] = []
-            for store in stores.names():
+            for store in stores.all_stores():
+                if store.drop_days is None:
+                    continue
                 try:
-                    days_dropped = stores.drop_days(store, self._dataset, before, keep)
+                    days_dropped = store.drop_days(self._dataset, before, keep)
                 except LogpipeError as error:
                     errors.append(error)
                     continue
                 if days_dropped:
-                    yield f"{days_dropped} days before {_date(before)} dropped from {store}"
+                    yield f"{days_dropped} days before {_date(before)} dropped from {store.name}"
             if deleted := floors.delete_batches(connection, self._dataset.name):
                 yield f"{deleted} batches below the floor deleted from the ledger"
         if errors:

@@ -1,1 +1,1 @@
-"""The query API: the same question to every store, and whether they gave the same answer at the same point."""
+"""The query API: runs the same query on every store, and compares the results as of the same batch."""

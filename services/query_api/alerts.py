@@ -1,4 +1,4 @@
-"""Routes of the alerts: which are open, which have been."""
+"""The routes of the alerts, both open and resolved."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,7 +1,8 @@
-"""Answers kept in Redis: a question to one engine as of one batch, in one scope (see `scopes`), has one answer.
+"""Results cached in Redis. A query to one engine as of one batch, in one scope (see `scopes`), has one result.
 
-Redis is a help, never a need: when it is away or hangs, the store answers, and Redis is left alone for a while. An
-answer with rows that retention was about to drop, given after the floor was raised, is kept until its time is up.
+Redis is optional: while it is unreachable or hangs, the stores run the queries, and Redis is not asked for a while. A
+result that was computed after the floor was raised, and before retention dropped the rows, stays cached until it
+expires.
 """
 
 import time
@@ -18,31 +19,31 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from services.core import metric_names
-from services.core.queries import Answer, Question
+from services.core.queries import Query, QueryResult
 from services.runtime import logs, metrics
 from services.runtime.settings import Settings
 
 _TIMEOUT_SECONDS = 0.02
-_REST_SECONDS = 5.0
+_PAUSE_SECONDS = 5.0
 
 _log = logs.get("cache")
-_decoder = msgspec.msgpack.Decoder(Answer)
+_decoder = msgspec.msgpack.Decoder(QueryResult)
 
 Result = TypeVar("Result")
 
 
 class CacheSettings(Settings):
     redis_url: SecretStr | None = Field(
-        None, description="where answers are kept: redis://host:port/database, of this pipeline alone"
+        None, description="where results are cached: redis://host:port/database, used by this pipeline only"
     )
-    cache_seconds: int = Field(300, gt=0, description="how long an answer is kept")
-    cache_answer_bytes: int = Field(1 << 20, gt=0, description="a larger answer is not kept")
+    cache_seconds: int = Field(300, gt=0, description="time until a cached result expires")
+    cache_answer_bytes: int = Field(1 << 20, gt=0, description="a larger result is not cached")
 
 
-class AnswerCache:
-    """Thread-safe. Raises nothing of Redis; each request to it may take 20 ms, and after a failure none for 5 s."""
+class ResultCache:
+    """Thread-safe. Raises no error of Redis. A request takes 20 ms at most, and a failure pauses requests for 5 s."""
 
-    def __init__(self, url: str, seconds: int, answer_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, url: str, seconds: int, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._redis = redis.Redis.from_url(
             url,
             socket_timeout=_TIMEOUT_SECONDS,
@@ -50,48 +51,50 @@ class AnswerCache:
             retry=Retry(NoBackoff(), 0),
         )
         self._seconds = seconds
-        self._answer_bytes = answer_bytes
+        self._max_bytes = max_bytes
         self._clock = clock
-        self._rest_until = 0.0
+        self._paused_until = 0.0
 
-    def answer(self, engine: str, scope: str, question: Question, as_of: int, ask: Callable[[], Answer]) -> Answer:
-        """The answer that is kept, by method "cache"; else that of `ask`."""
+    def result(
+        self, engine: str, scope: str, query: Query, as_of: int, execute: Callable[[], QueryResult]
+    ) -> QueryResult:
+        """Return the cached result, with the method "cache"; else the result of `execute`. Blocks."""
         start = time.perf_counter()
-        # The text of a question holds its dataset's whole description: when that changes, so does the key.
-        key = f"logpipe:{xxhash.xxh3_128_hexdigest(repr((engine, scope, question, as_of)).encode())}"
+        # The text of a query contains its dataset's whole description, so the key changes with the description.
+        key = f"logpipe:{xxhash.xxh3_128_hexdigest(repr((engine, scope, query, as_of)).encode())}"
         found = self._try(lambda: self._redis.get(key))
         if isinstance(found, bytes):
             with suppress(msgspec.DecodeError):  # written by another version
-                answer = _decoder.decode(found)
+                result = _decoder.decode(found)
                 metrics.counter(metric_names.CACHE_LOOKUPS, "hit").inc()
                 took = (time.perf_counter() - start) * 1e3
-                return replace(answer, method="cache", elapsed_ms=took, first_ms=answer.elapsed_ms)
-        metrics.counter(metric_names.CACHE_LOOKUPS, "away" if self._resting else "miss").inc()
-        answer = ask()
-        value = msgspec.msgpack.encode(answer)
-        if len(value) <= self._answer_bytes:
+                return replace(result, method="cache", elapsed_ms=took, first_ms=result.elapsed_ms)
+        metrics.counter(metric_names.CACHE_LOOKUPS, "away" if self._paused else "miss").inc()
+        result = execute()
+        value = msgspec.msgpack.encode(result)
+        if len(value) <= self._max_bytes:
             self._try(lambda: self._redis.set(key, value, ex=self._seconds))
-        return answer
+        return result
 
     def close(self) -> None:
         self._redis.close()
 
     @property
-    def _resting(self) -> bool:
-        return self._clock() < self._rest_until
+    def _paused(self) -> bool:
+        return self._clock() < self._paused_until
 
     def _try(self, work: Callable[[], Result]) -> Result | None:
-        if self._resting:
+        if self._paused:
             return None
         try:
             return work()
         except redis.RedisError as error:
-            self._rest_until = self._clock() + _REST_SECONDS
-            _log.warning("Redis does not answer; stores do", seconds=_REST_SECONDS, error=str(error))
+            self._paused_until = self._clock() + _PAUSE_SECONDS
+            _log.warning("Redis request failed, cache paused", seconds=_PAUSE_SECONDS, error=str(error))
             return None
 
 
-def open_cache(settings: CacheSettings) -> AnswerCache | None:
+def open_cache(settings: CacheSettings) -> ResultCache | None:
     if settings.redis_url is None:
         return None
-    return AnswerCache(settings.redis_url.get_secret_value(), settings.cache_seconds, settings.cache_answer_bytes)
+    return ResultCache(settings.redis_url.get_secret_value(), settings.cache_seconds, settings.cache_answer_bytes)

@@ -1,7 +1,7 @@
-"""The opaque token by which a list goes on where its last page ended.
+"""The opaque token by which a list continues where its last page ended.
 
-It holds the order and the point of the first page, so that rows which arrive meanwhile neither shift nor double
-anything, and knows whether it is used with the filters it was made for.
+A cursor holds the order and the `as_of` batch of the first page, so that rows which arrive later neither shift nor
+repeat rows. It also holds a digest of the filters, and is refused with other filters.
 """
 
 import base64
@@ -13,14 +13,14 @@ import xxhash
 from services.core.dataset import CREATED_AT, ID, Dataset
 from services.core.errors import Invalid
 from services.core.instants import LAST_INSTANT
-from services.core.queries import Filters, ListQuestion
+from services.core.queries import Filters, ListQuery
 from services.core.rows import Row
 
 _LAST_ID = 1 << 53
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
-    """After the row of `row_id`, whose `order_by` is `value`."""
+    """The place after the row `row_id`, whose value of `order_by` is `value`."""
 
     dataset: str
     filters: int
@@ -31,18 +31,18 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
     row_id: int
 
     @staticmethod
-    def behind(row: Row, question: ListQuestion, as_of: int) -> "Cursor":
-        dataset, order_by = question.dataset, question.order_by
+    def after(row: Row, query: ListQuery, as_of: int) -> "Cursor":
+        dataset, order_by = query.dataset, query.order_by
         value = row[dataset.column_names.index(order_by)]
-        filters = _digest(question.filters)
-        return Cursor(dataset.name, filters, order_by, question.descending, as_of, value, row[0])
+        filters = _digest(query.filters)
+        return Cursor(dataset.name, filters, order_by, query.descending, as_of, value, row[0])
 
     def encode(self) -> str:
         return base64.urlsafe_b64encode(msgspec.msgpack.encode(self)).decode().rstrip("=")
 
     @staticmethod
     def decode(token: str, dataset: Dataset, filters: Filters) -> "Cursor":
-        """Raises Invalid when it was not made by us, or for another question."""
+        """Decode a token. Raises Invalid when the query API did not make it, or made it for another query."""
         try:
             text = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
             cursor = msgspec.msgpack.decode(text, type=Cursor)
@@ -55,7 +55,7 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
         return cursor
 
     def _possible(self, dataset: Dataset) -> bool:
-        """Whether there could be such a place: anybody may send anything."""
+        """Return whether a row can have this place. Tokens are not signed, so a client may send any values."""
         if self.order_by not in dataset.orderings or not 0 <= self.row_id < _LAST_ID or self.as_of < 0:
             return False
         value: Any = self.value

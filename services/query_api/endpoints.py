@@ -1,11 +1,10 @@
-"""Routes of the query API: three for each dataset, made from its description, and one for all."""
+"""The routes of the query API: three for each dataset, made from its description, and one for all datasets."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import BaseModel
 
 from services.core.dataset import Dataset
 from services.core.errors import Invalid
@@ -31,8 +30,8 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, description in (
         (401, "no token, or a wrong one"),
         (422, "not acceptable; the detail says what is"),
-        (503, "a store is down or full; `store` names it"),
-        (504, "the question took too long"),
+        (503, "a store is down or overloaded; `store` names it"),
+        (504, "the query took too long"),
     )
 }
 
@@ -42,13 +41,12 @@ async def _service(request: Request) -> QueryService:
     return service
 
 
-Handler = Callable[..., Awaitable[Response]]
 Service = Annotated[QueryService, Depends(_service)]
-Store = Annotated[str, Path(description="postgres, clickhouse or hdfs")]
+Store = Annotated[str, Path(description="the store's word in URLs; an unknown one is refused with those that exist")]
 
 
 def router(datasets: Sequence[Dataset]) -> APIRouter:
-    """All routes; whatever `store` or `dataset` does not exist is answered with those that do."""
+    """Return all routes. A request with an unknown store or dataset is refused with those that exist."""
     routes = APIRouter(prefix="/api/query", dependencies=[needs("read")], responses=_PROBLEMS)
     for dataset in datasets:
         _add_compare(routes, f"/compare/{dataset.name}", dataset)
@@ -65,7 +63,7 @@ def router(datasets: Sequence[Dataset]) -> APIRouter:
         return stats_reply(await while_connected(request, asking))
 
     for dataset in datasets:
-        _add_questions(routes, dataset)
+        _add_queries(routes, dataset)
 
     @routes.get("/{store}/{dataset}", include_in_schema=False)
     @routes.get("/{store}/{dataset}/aggregate", include_in_schema=False)
@@ -76,40 +74,51 @@ def router(datasets: Sequence[Dataset]) -> APIRouter:
 
 
 def _add_compare(routes: APIRouter, path: str, dataset: Dataset) -> None:
-    async def compare(request: Request, parameters: CompareParameters, service: Service) -> Response:
-        question, as_of = parameters.compared(dataset)
-        comparing = service.compare(question, as_of, all_engines=parameters.engines == "all")
-        return comparison_reply(await while_connected(request, comparing), question)
+    model = compare_parameters(dataset)
 
-    summary = f"The same {dataset.name} from every store, and whether they agree"
-    routes.get(path, tags=[dataset.name], summary=summary)(_taking(compare_parameters(dataset), compare))
-
-
-def _add_questions(routes: APIRouter, dataset: Dataset) -> None:
-    async def rows(request: Request, store: Store, parameters: OneStoreList, service: Service) -> Response:
-        question, as_of = parameters.listed(dataset)
-        present = partial(rows_reply, question=question)
-        asking = service.ask(store, question, present, as_of, parameters.engine, use_cache=parameters.use_cache)
-        return await while_connected(request, asking)
-
-    async def aggregate(request: Request, store: Store, parameters: OneStoreAggregate, service: Service) -> Response:
-        question, as_of = parameters.aggregated(dataset)
-        present = partial(aggregate_reply, question=question)
-        asking = service.ask(store, question, present, as_of, parameters.engine, use_cache=parameters.use_cache)
-        return await while_connected(request, asking)
-
-    path = f"/{{store}}/{dataset.name}"
-    routes.get(path, tags=[dataset.name], summary=f"Rows of {dataset.name}, the latest first")(
-        _taking(list_parameters(dataset), rows)
+    @routes.get(
+        path, tags=[dataset.name], summary=f"The same query about {dataset.name} to every store, and whether all agree"
     )
-    routes.get(
-        f"{path}/aggregate",
+    async def compare(
+        request: Request,
+        parameters: Annotated[model, Query()],  # type: ignore[valid-type]
+        service: Service,
+    ) -> Response:
+        given: CompareParameters = parameters
+        query, as_of = given.compared(dataset)
+        comparing = service.compare(query, as_of, all_engines=given.engines == "all")
+        return comparison_reply(await while_connected(request, comparing), query)
+
+
+def _add_queries(routes: APIRouter, dataset: Dataset) -> None:
+    list_model, aggregate_model = list_parameters(dataset), aggregate_parameters(dataset)
+
+    @routes.get(f"/{{store}}/{dataset.name}", tags=[dataset.name], summary=f"Rows of {dataset.name}, the latest first")
+    async def rows(
+        request: Request,
+        store: Store,
+        parameters: Annotated[list_model, Query()],  # type: ignore[valid-type]
+        service: Service,
+    ) -> Response:
+        given: OneStoreList = parameters
+        query, as_of = given.listed(dataset)
+        present = partial(rows_reply, query=query)
+        asking = service.ask(store, query, present, as_of, given.engine, use_cache=given.use_cache)
+        return await while_connected(request, asking)
+
+    @routes.get(
+        f"/{{store}}/{dataset.name}/aggregate",
         tags=[dataset.name],
-        summary="How many rows have each value, or fall in each minute, hour or day",
-    )(_taking(aggregate_parameters(dataset), aggregate))
-
-
-def _taking(parameters: type[BaseModel], handler: Handler) -> Handler:
-    """The handler, its argument `parameters` read from the query string as this dataset's own model."""
-    handler.__annotations__["parameters"] = Annotated[parameters, Query()]
-    return handler
+        summary="The number of rows by value, or by minute, hour or day",
+    )
+    async def aggregate(
+        request: Request,
+        store: Store,
+        parameters: Annotated[aggregate_model, Query()],  # type: ignore[valid-type]
+        service: Service,
+    ) -> Response:
+        given: OneStoreAggregate = parameters
+        query, as_of = given.aggregated(dataset)
+        present = partial(aggregate_reply, query=query)
+        asking = service.ask(store, query, present, as_of, given.engine, use_cache=given.use_cache)
+        return await while_connected(request, asking)

@@ -1,31 +1,34 @@
-"""The engines of each store: the default one, and others that are asked for by name."""
+"""The engines of each store: the default one, and others that a request asks for by name."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from threading import Lock
 
 from services.core.errors import Invalid
 from services.core.ports import StoreReader
+from services.core.stores import OpenReader, Store
 from services.query_api.pools import Pool
-
-OpenReader = Callable[[], StoreReader]
 
 
 class Engine:
-    """One way to read one store, with threads of its own: when it hangs, it holds up nobody who asks others."""
+    """One way to read one store. An engine has threads of its own, so one that hangs blocks no other engine.
 
-    def __init__(self, store: StoreReader, other: str = "", open_other: OpenReader | None = None) -> None:
-        """The default one, or the `other` one of that name."""
-        self.store = store  # whose watermark holds for it: all engines of a store read the same data
+    `source` is its name in replies, `label` its name in errors and metrics. `main` is the reader of the store's default
+    engine, whose watermark holds for all engines, because they read the same data.
+    """
+
+    def __init__(self, store: Store, main: StoreReader, other: str = "", open_other: OpenReader | None = None) -> None:
+        """The default engine; or the one called `other`, which `open_other` opens at its first use."""
         suffix = f"_{other}" if other else ""
+        self.store, self.main = store, main
         self.source, self.label = store.source + suffix, store.name + suffix
         self.pool = Pool(self.label)
         self._open = open_other
         self._opening = Lock()
-        self._reader = None if open_other else store
+        self._reader = None if open_other else main
 
     def reader(self) -> StoreReader:
-        """Opened at its first use."""
+        """Return the reader, opened at its first use. Raises StoreDown."""
         with self._opening:
             if self._reader is None:
                 assert self._open is not None
@@ -39,22 +42,30 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
-    """A store as it is asked: by its default engine, or by another one that is asked for by name."""
+class OpenedStore:
+    """A store with its engines."""
 
-    reader: StoreReader
+    store: Store
     default: Engine
-    engines: Mapping[str, Engine] = field(default_factory=dict)
+    others: Mapping[str, Engine]
 
     @classmethod
-    def of(cls, reader: StoreReader, others: Mapping[str, OpenReader]) -> "Store":
-        return cls(reader, Engine(reader), {name: Engine(reader, name, opened) for name, opened in others.items()})
+    def of(cls, store: Store) -> "OpenedStore":
+        """Open the default engine of a store that can be read."""
+        assert store.open_reader is not None
+        main = store.open_reader()
+        others = {name: Engine(store, main, name, opened) for name, opened in store.other_engines.items()}
+        return cls(store, Engine(store, main), others)
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        return (self.default, *self.others.values())
 
     def engine(self, name: str | None) -> Engine:
-        """Raises Invalid, naming those there are."""
-        if name is None or (name and name == self.reader.engine):
+        """Return the engine that is asked for, None for the default one. Raises Invalid, naming those that exist."""
+        if name is None or (name and name == self.store.engine):
             return self.default
-        if name not in self.engines:
-            there = ", ".join(filter(None, [self.reader.engine, *self.engines])) or "none to choose from"
-            raise Invalid(f"unknown engine {name!r} of {self.reader.route}; there are: {there}")
-        return self.engines[name]
+        if name not in self.others:
+            there = ", ".join(filter(None, [self.store.engine, *self.others])) or "none to choose from"
+            raise Invalid(f"unknown engine {name!r} of {self.store.route}; there are: {there}")
+        return self.others[name]

@@ -1,4 +1,4 @@
-"""Notices clients that go away before they have their reply."""
+"""Notices clients that disconnect before they have their reply."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -11,18 +11,18 @@ Result = TypeVar("Result")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Return the result of `work`; cancel it and raise ClientDisconnect when the client goes away."""
-    working, leaving = asyncio.create_task(work), asyncio.create_task(_until_gone(request))
+    """Return the result of `work`; cancel it and raise ClientDisconnect when the client disconnects."""
+    working, disconnecting = asyncio.create_task(work), asyncio.create_task(_until_disconnected(request))
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((working, disconnecting), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientDisconnect
         return working.result()
     finally:
-        leaving.cancel()
+        disconnecting.cancel()
         working.cancel()
 
 
-async def _until_gone(request: Request) -> None:
+async def _until_disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,11 +1,11 @@
-"""What routes read from the ledger, with connections and threads of their own."""
+"""Reads the ledger for routes, with connections and threads of its own."""
 
 from collections.abc import Callable
 from typing import TypeVar
 
 from fastapi import Request
 
-from services.core.ports import QUESTION_SECONDS
+from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.core.stopping import Stop
 from services.postgres import pool
 from services.postgres.connection import NAME as POSTGRES
@@ -17,20 +17,20 @@ Result = TypeVar("Result")
 
 
 class LedgerPool:
-    """As many connections as threads."""
+    """A pool of threads, with a connection to the ledger for each thread."""
 
     def __init__(self, url: str, threads: int) -> None:
         self._ledger = pool.Pool(url, max_connections=threads)
         self._pool = Pool(POSTGRES, threads)
 
     async def read(self, request: Request, work: Callable[[Connection], Result]) -> Result:
-        """Run `work` in one of the threads. Its statement is cancelled when the client goes away, or takes too long."""
+        """Run `work` in one of the threads. Its statement is cancelled when the client disconnects, or after 30 s."""
 
         def connected(stop: Stop) -> Result:
             with self._ledger.connection() as connection, stop.by(connection.cancel_safe):
                 return work(connection)
 
-        return await while_connected(request, self._pool.run(connected, QUESTION_SECONDS))
+        return await while_connected(request, self._pool.run(connected, DEFAULT_QUERY_SECONDS))
 
     def close(self) -> None:
         """Blocks until the connections are closed."""

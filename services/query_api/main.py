@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from services import datasets, stores
 from services.alerts import repository
 from services.core.errors import StoreDown
-from services.core.ports import QUESTION_SECONDS
+from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.ledger.watermark import Watermarks
 from services.postgres.pool import Pool
 from services.query_api import alerts, reports
@@ -34,16 +34,19 @@ _HELD_SECONDS = 15.0
 class QuerySettings(ListenSettings, PostgresSettings, CacheSettings):
     query_port: Port = Field(30801, description="port of the query API")
     query_seconds: float = Field(
-        QUESTION_SECONDS, gt=0, le=600, description="time a store has for an answer; then it is cancelled there: 504"
+        DEFAULT_QUERY_SECONDS,
+        gt=0,
+        le=600,
+        description="time limit of a query; the store then cancels it: 504",
     )
     query_late_seconds: float = Field(
-        300, gt=0, description="age of the oldest batch that a store has not loaded, beyond which /readyz says degraded"
+        300, gt=0, description="age of the oldest batch that a store has not loaded; beyond it /readyz reports degraded"
     )
 
 
 def application(settings: QuerySettings) -> FastAPI:
     known = datasets.all_datasets()
-    # One line each: a router opens and closes what it needs in a lifespan of its own (`APIRouter(lifespan=...)`).
+    # Each router opens and closes what it needs in a lifespan of its own (`APIRouter(lifespan=...)`).
     routers = [
         router(known),
         reports.router(settings),
@@ -55,11 +58,8 @@ def application(settings: QuerySettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         ledger = Pool(settings.postgres_url.get_secret_value())
         watermarks = Watermarks(ledger)
-        names = stores.readers()
-        readers, engines = map(stores.open_reader, names), {name: stores.engines(name) for name in names}
         cache = open_cache(settings)
-        scopes = Scopes(ledger)
-        service = QueryService(list(readers), known, watermarks, engines, settings.query_seconds, cache, scopes)
+        service = QueryService(stores.readable(), known, watermarks, settings.query_seconds, cache, Scopes(ledger))
         app.state.service = service
         readiness.add("ledger", lambda: _problem(watermarks))
         readiness.add("alerts", lambda: _outdated(ledger))
@@ -96,7 +96,7 @@ def _outdated(pool: Pool) -> str | None:
 
 
 def _held(watermarks: Watermarks) -> str | None:
-    """Who has kept all watermarks from rising for longer than a transaction of an ingest API takes."""
+    """Return the writers whose open transactions keep all watermarks from rising, when that lasts too long."""
     if holders := watermarks.held_by(_HELD_SECONDS):
         return "a batch is still being written by " + "; ".join(map(str, holders))
     return None

@@ -1,4 +1,4 @@
-"""Query parameters of one dataset, made from its description, and the questions they ask."""
+"""The URL parameters of one dataset, made from its description, and the queries that they describe."""
 
 import re
 from collections.abc import Mapping
@@ -21,19 +21,19 @@ from pydantic_core import PydanticCustomError
 from services.core.dataset import Column, Dataset
 from services.core.errors import Invalid
 from services.core.instants import LAST_INSTANT, of_bound
-from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.queries import BUCKETS, AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.query_api.cursor import Cursor
 
 MAX_LIMIT = 10_000
 MAX_OFFSET = 10_000
-"""Stores sort all rows before an offset; a cursor goes on without them."""
+"""A store sorts all rows before an offset; a cursor continues without sorting them."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
 _TEXT = "q"
 Bucket = Literal["1m", "1h", "1d"]
-Point = int | None
-"""A batch that the client wants to be answered at, None for the latest."""
+AsOf = int | None
+"""The batch as of which the client wants the result, None for the latest."""
 
 
 _LOST_PLUS = re.compile(r"([-\dW]+[Tt ][\d:.,]+) (\d\d(?::?\d\d)?)", re.ASCII)
@@ -44,7 +44,7 @@ def _microseconds(value: str) -> int:
 
 
 def _with_plus(value: str) -> str:
-    """`...T10:00:00 02:00`: in a query string an offset's plus sign reads as a space unless it was escaped."""
+    """Put back the plus sign of `...T10:00:00 02:00`: an unescaped plus sign in a query string is read as a space."""
     found = _LOST_PLUS.fullmatch(value)
     return "+".join(found.groups()) if found else value
 
@@ -72,14 +72,14 @@ _Uuid = Annotated[UUID, AfterValidator(str)]
 
 
 class Parameters(BaseModel):
-    """What every question takes."""
+    """The parameters of every query."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
 
-    as_of: int | None = Field(
-        None, ge=0, description="answer from the batches up to this one; else the latest there is"
+    as_of: int | None = Field(None, ge=0, description="query the batches up to this one; default: up to the latest")
+    method: Literal["auto", "scan"] = Field(
+        "auto", description="`scan`: read the rows themselves, so that times can be compared"
     )
-    method: Literal["auto", "scan"] = Field("auto", description="`scan`: read the rows, so that times can be compared")
 
     @model_validator(mode="before")
     @classmethod
@@ -110,13 +110,15 @@ class _Filtered(Parameters):
 class ListParameters(_Filtered):
     limit: int = Field(100, ge=1, le=MAX_LIMIT)
     offset: _Offset = 0
-    cursor: str | None = Field(None, description="next_cursor of the page before: a deep page at the cost of the first")
+    cursor: str | None = Field(
+        None, description="next_cursor of the previous page: a deep page costs as much as the first"
+    )
     order_by: str
     order_dir: Literal["desc", "asc"] = "desc"
-    count: Literal["exact", "none"] = Field("exact", description="`none` leaves total_count out: it costs a scan")
+    count: Literal["exact", "none"] = Field("exact", description="`none` leaves out total_count, which costs a scan")
 
-    def listed(self, dataset: Dataset) -> tuple[ListQuestion, Point]:
-        question = ListQuestion(
+    def listed(self, dataset: Dataset) -> tuple[ListQuery, AsOf]:
+        query = ListQuery(
             dataset,
             self.filters(dataset),
             _column_name(dataset, self.order_by),
@@ -126,43 +128,47 @@ class ListParameters(_Filtered):
             self.count == "exact",
             scan=self.scan,
         )
-        return (question, self.as_of) if self.cursor is None else self._continued(question, self.cursor)
+        return (query, self.as_of) if self.cursor is None else self._continued(query, self.cursor)
 
-    def _continued(self, question: ListQuestion, token: str) -> tuple[ListQuestion, Point]:
-        cursor = Cursor.decode(token, question.dataset, question.filters)
+    def _continued(self, query: ListQuery, token: str) -> tuple[ListQuery, AsOf]:
+        cursor = Cursor.decode(token, query.dataset, query.filters)
         pinned = {
-            "order_by": (question.order_by, cursor.order_by),
-            "order_dir": (question.descending, cursor.descending),
-            "offset": (question.offset, 0),
+            "order_by": (query.order_by, cursor.order_by),
+            "order_dir": (query.descending, cursor.descending),
+            "offset": (query.offset, 0),
             "as_of": (self.as_of, cursor.as_of),
         }
         for name, (given, wanted) in pinned.items():
             if name in self.model_fields_set and given != wanted:
                 raise Invalid(f"{name}: the cursor has its own; leave one of them out")
         place = (cursor.value, cursor.row_id)
-        following = replace(question, order_by=cursor.order_by, descending=cursor.descending, after=place)
+        following = replace(query, order_by=cursor.order_by, descending=cursor.descending, after=place)
         return following, cursor.as_of
 
 
 class AggregateParameters(_Filtered):
     group_by: str | None
-    bucket: Bucket | None = Field(None, description="count by time, too, or only: then leave group_by out")
+    bucket: Bucket | None = Field(None, description="count by time, too; without group_by by time only")
 
-    def aggregated(self, dataset: Dataset) -> tuple[AggregateQuestion, Point]:
+    def aggregated(self, dataset: Dataset) -> tuple[AggregateQuery, AsOf]:
         group_by = self.group_by or (None if self.bucket else dataset.groupings[0])
         column = None if group_by is None else _column_name(dataset, group_by)
         width = BUCKETS[self.bucket] if self.bucket else None
-        return AggregateQuestion(dataset, column, self.filters(dataset), width, self.scan), self.as_of
+        return AggregateQuery(dataset, column, self.filters(dataset), width, self.scan), self.as_of
 
 
 class CompareParameters(ListParameters, AggregateParameters):
-    question: Literal["list", "aggregate", "stats"] = Field("list", description="… with that question's parameters")
-    engines: Literal["default", "all"] = Field("default", description="`all`: a store by each engine that can read it")
+    question: Literal["list", "aggregate", "stats"] = Field(
+        "list", description="the kind of query, which takes the parameters of its kind"
+    )
+    engines: Literal["default", "all"] = Field(
+        "default", description="`all`: each store by every engine that can read it"
+    )
     method: Literal["auto", "scan"] = Field(
-        "scan", description="`auto`: let stores answer from what they keep beside rows"
+        "scan", description="`auto`: stores may use data that they keep beside the rows"
     )
 
-    def compared(self, dataset: Dataset) -> tuple[Question, Point]:
+    def compared(self, dataset: Dataset) -> tuple[Query, AsOf]:
         kinds: dict[str, type[Parameters]] = {
             "list": ListParameters,
             "aggregate": AggregateParameters,
@@ -179,12 +185,14 @@ class CompareParameters(ListParameters, AggregateParameters):
             case "aggregate":
                 return self.aggregated(dataset)
             case "stats":
-                return StatsQuestion(dataset, self.scan), self.as_of
+                return StatsQuery(dataset, self.scan), self.as_of
 
 
 class _OneStore(Parameters):
-    engine: str | None = Field(None, description="what reads the store, where there are several: compare?engines=all")
-    cache: Literal["on", "off"] = Field("on", description="`off`: take no answer that was kept, and keep none")
+    engine: str | None = Field(
+        None, description="the engine that reads the store, where there are several: see compare?engines=all"
+    )
+    cache: Literal["on", "off"] = Field("on", description="`off`: neither return a cached result nor cache the result")
 
     @property
     def use_cache(self) -> bool:
@@ -234,7 +242,7 @@ def _filter_fields(dataset: Dataset) -> dict[str, Any]:
     fields = {name: _filter_field(dataset.by_name[name]) for name in dataset.filters}
     if dataset.search:
         wire = dataset.by_name[dataset.search].wire
-        fields[_TEXT] = (_Text | None, Field(None, description=f"only rows in whose {wire} this text stands, as it is"))
+        fields[_TEXT] = (_Text | None, Field(None, description=f"only rows whose {wire} contains exactly this text"))
     return fields
 
 
@@ -247,7 +255,7 @@ def _filter_field(column: Column) -> Any:
 
 
 def _one_of(dataset: Dataset, names: tuple[str, ...]) -> Any:
-    """A type that takes these columns by their wire name or their own."""
+    """Return a type that accepts these columns by their wire name or by their own name."""
     wires = [dataset.by_name[name].wire if name in dataset.by_name else name for name in names]
     return Literal[tuple(dict.fromkeys((*wires, *names)))]
 
@@ -257,5 +265,5 @@ def _column_name(dataset: Dataset, name: str) -> str:
 
 
 def _within(instant: int | None) -> int | None:
-    """Moved into the range of accepted event times, which changes no answer and fits every store's type."""
+    """Move an instant into the range of accepted event times. Results stay the same, and it fits every store."""
     return None if instant is None else min(max(instant, 0), LAST_INSTANT)

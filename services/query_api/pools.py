@@ -1,7 +1,7 @@
-"""The threads in which the queries of one store run, apart from those of every other store.
+"""The threads in which the queries of one store run, separate from the threads of every other store.
 
-A request waits for its query on the event loop, so it holds no thread that another request needs: a store that hangs
-keeps its own threads busy and nothing else.
+A request waits for its query on the event loop, so it occupies no thread that another request needs. A store that hangs
+occupies its own threads only.
 """
 
 import asyncio
@@ -15,10 +15,10 @@ from services.core.errors import QueryTimeout, StoreBusy, StoreDown
 from services.core.stopping import Stop
 
 THREADS = 8
-"""Queries of a store that run at the same time."""
+"""The number of queries of a store that run at the same time."""
 
 PLACES = 64
-"""Queries of a store that run or wait for a thread; one more is refused."""
+"""The number of queries of a store that run or wait for a thread. A further query is refused."""
 
 Result = TypeVar("Result")
 
@@ -29,14 +29,14 @@ class Pool:
     def __init__(self, store: str, threads: int = THREADS) -> None:
         self._store = store
         self._threads = ThreadPoolExecutor(threads, store)
-        self._stopping = ThreadPoolExecutor(1, f"{store}-stop")  # to be told to stop, a store may take long, too
+        self._stopping = ThreadPoolExecutor(1, f"{store}-stop")  # telling a store to stop may take long, too
         self._places = BoundedSemaphore(PLACES)
 
     async def run(self, work: Callable[[Stop], Result], seconds: float, grace: float = 0.0) -> Result:
-        """Run `work` in one of the threads and wait for its result, at most `seconds` + `grace`.
+        """Run `work` in one of the threads, and wait at most `seconds` + `grace` for its result.
 
         `work` is told to stop when the time is over, and when the caller is cancelled. Raises what `work` raises;
-        StoreBusy when there is no place; QueryTimeout when `work` never got a thread; StoreDown when it hangs.
+        StoreBusy when there is no place; QueryTimeout when `work` never got a thread; StoreDown when `work` hangs.
         """
         stop = Stop()
         future = self._submit(partial(work, stop))
@@ -47,7 +47,7 @@ class Pool:
                 return waiting.result()
             if future.cancel():
                 raise QueryTimeout(self._store, seconds)
-            raise StoreDown(self._store, "hangs: it has neither answered nor said that it takes too long")
+            raise StoreDown(self._store, "hangs: the query neither ended nor reported that it takes too long")
         finally:
             if not waiting.done():
                 waiting.cancel()

@@ -1,4 +1,4 @@
-"""The bodies of replies, by the HTTP contract: wire names, times and JSON columns as clients expect them."""
+"""The bodies of replies, with the names, times and JSON columns of the HTTP contract."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from fastapi import Response
 
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.instants import to_datetime
-from services.core.queries import BUCKETS, AggregateQuestion, Answer, ListQuestion, Question
+from services.core.queries import BUCKETS, AggregateQuery, ListQuery, Query, QueryResult
 from services.core.rows import Row
 from services.query_api.cursor import Cursor
 from services.query_api.service import Comparison, Reply, Stats
@@ -16,53 +16,53 @@ from services.query_api.service import Comparison, Reply, Stats
 _BUCKETS = {width: name for name, width in BUCKETS.items()}
 
 
-def rows_reply(reply: Reply, question: ListQuestion) -> Response:
-    answer = reply.answer
-    counted = {} if answer.total is None else {"total_count": answer.total}
-    # A full page may have been the last one: only the next can tell.
-    more = len(answer.rows) == question.limit
-    following = {"next_cursor": Cursor.behind(answer.rows[-1], question, reply.as_of).encode()} if more else {}
+def rows_reply(reply: Reply, query: ListQuery) -> Response:
+    result = reply.result
+    counted = {} if result.total is None else {"total_count": result.total}
+    # A full page may be the last one; only the next page shows that.
+    more = len(result.rows) == query.limit
+    following = {"next_cursor": Cursor.after(result.rows[-1], query, reply.as_of).encode()} if more else {}
     return _json(
         {
             **_head(reply),
             **counted,
-            "returned_count": len(answer.rows),
-            "limit": question.limit,
-            "offset": question.offset,
+            "returned_count": len(result.rows),
+            "limit": query.limit,
+            "offset": query.offset,
             **following,
-            "data": _objects(question.dataset, answer.rows),
+            "data": _objects(query.dataset, result.rows),
         }
     )
 
 
-def aggregate_reply(reply: Reply, question: AggregateQuestion) -> Response:
-    grouped = question.group_by and question.dataset.by_name[question.group_by].wire
-    names: list[str] = [*(["time"] if question.bucket else []), *(["key"] if grouped else []), "count"]
-    counts = [dict(zip(names, row, strict=True)) for row in reply.answer.rows]
-    data = [{**count, "time": _iso(count["time"])} for count in counts] if question.bucket else counts
-    bucket = {"bucket": _BUCKETS[question.bucket]} if question.bucket else {}
+def aggregate_reply(reply: Reply, query: AggregateQuery) -> Response:
+    grouped = query.group_by and query.dataset.by_name[query.group_by].wire
+    names: list[str] = [*(["time"] if query.bucket else []), *(["key"] if grouped else []), "count"]
+    counts = [dict(zip(names, row, strict=True)) for row in reply.result.rows]
+    data = [{**count, "time": _iso(count["time"])} for count in counts] if query.bucket else counts
+    bucket = {"bucket": _BUCKETS[query.bucket]} if query.bucket else {}
     return _json({**_head(reply), "group_by": grouped, **bucket, "data": data})
 
 
 def stats_reply(stats: Stats) -> Response:
-    answers = stats.answers.values()
+    results = stats.results.values()
     return _json(
         {
             "source": stats.source,
-            **_times(list(answers)),
-            **{f"{name}_count": answer.rows[0][0] for name, answer in stats.answers.items()},
+            **_times(list(results)),
+            **{f"{name}_count": result.rows[0][0] for name, result in stats.results.items()},
             "as_of": stats.as_of,
-            "method": "+".join(sorted({a.method for a in answers})),
-            "scanned": {name: answer.scanned for name, answer in stats.answers.items()},
+            "method": "+".join(sorted({result.method for result in results})),
+            "scanned": {name: result.scanned for name, result in stats.results.items()},
             "total_ms": round(stats.total_ms, 3),
         }
     )
 
 
-def comparison_reply(comparison: Comparison, question: Question) -> Response:
-    times = {source: answer.elapsed_ms for source, answer in comparison.answers.items()}
+def comparison_reply(comparison: Comparison, query: Query) -> Response:
+    times = {source: result.elapsed_ms for source, result in comparison.results.items()}
     fastest = sorted(times.values())
-    sources = (*comparison.answers, *comparison.missing)
+    sources = (*comparison.results, *comparison.missing)
     return _json(
         {
             "comparison": {
@@ -70,7 +70,7 @@ def comparison_reply(comparison: Comparison, question: Question) -> Response:
                 "faster": min(times, key=times.__getitem__),
                 "difference_ms": round(fastest[1] - fastest[0], 3) if len(fastest) > 1 else None,
             },
-            **{source: _compared(comparison, source, question) for source in sources},
+            **{source: _compared(comparison, source, query) for source in sources},
             "as_of": comparison.as_of,
             "answers_agree": comparison.agree,
             "missing": comparison.missing,
@@ -79,44 +79,44 @@ def comparison_reply(comparison: Comparison, question: Question) -> Response:
     )
 
 
-def _compared(comparison: Comparison, source: str, question: Question) -> dict[str, Any]:
-    answer = comparison.answers.get(source)
-    if answer is None:
+def _compared(comparison: Comparison, source: str, query: Query) -> dict[str, Any]:
+    result = comparison.results.get(source)
+    if result is None:
         return {"count": None, "total": None}
     return {
-        "count": len(answer.rows),
-        # Rows counted, where the answer is made of counts.
-        "total": answer.total if isinstance(question, ListQuestion) else sum(row[-1] for row in answer.rows),
+        "count": len(result.rows),
+        # The sum of the counts, where the result consists of counts.
+        "total": result.total if isinstance(query, ListQuery) else sum(row[-1] for row in result.rows),
         "digest": comparison.digests[source],
-        "method": answer.method,
-        "scanned": answer.scanned,
+        "method": result.method,
+        "scanned": result.scanned,
     }
 
 
 def _head(reply: Reply) -> dict[str, Any]:
-    answer: Answer = reply.answer
+    result: QueryResult = reply.result
     return {
         "source": reply.source,
-        **_times([answer]),
+        **_times([result]),
         "as_of": reply.as_of,
-        "method": answer.method,
-        "scanned": answer.scanned,
+        "method": result.method,
+        "scanned": result.scanned,
         "total_ms": round(reply.total_ms, 3),
     }
 
 
-def _times(answers: Sequence[Answer]) -> dict[str, float]:
-    """What this reply took; with an answer from the cache also what it took when the stores gave it."""
-    times = {"query_time_ms": round(sum(answer.elapsed_ms for answer in answers), 3)}
-    if any(answer.first_ms is not None for answer in answers):
-        first = sum(answer.elapsed_ms if answer.first_ms is None else answer.first_ms for answer in answers)
+def _times(results: Sequence[QueryResult]) -> dict[str, float]:
+    """Return the time that this reply took and, for cached results, the time that the store took to compute them."""
+    times = {"query_time_ms": round(sum(result.elapsed_ms for result in results), 3)}
+    if any(result.first_ms is not None for result in results):
+        first = sum(result.elapsed_ms if result.first_ms is None else result.first_ms for result in results)
         times["first_query_time_ms"] = round(first, 3)
     return times
 
 
 def _objects(dataset: Dataset, rows: Sequence[Row]) -> list[dict[str, Any]]:
     columns = (ID, *dataset.columns, CREATED_AT)
-    # Stored rows are id, created_at, columns; the contract has created_at last.
+    # A stored row is id, created_at, columns; the contract has created_at last.
     position = {name: index for index, name in enumerate(dataset.column_names)}
     made = [(c.wire, position[c.name], _presented(c)) for c in columns]
     return [{wire: present(row[index]) for wire, index, present in made} for row in rows]

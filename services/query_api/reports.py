@@ -1,4 +1,4 @@
-"""Routes of the reports: what the jobs found, of a day from the lake, of the last minutes from PostgreSQL."""
+"""The routes of the reports: those of a day come from the lake, those of the last minutes from PostgreSQL."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -11,8 +11,8 @@ from pydantic import BeforeValidator
 from starlette.concurrency import run_in_threadpool
 
 from services.core.errors import NotFound
-from services.core.ports import QUESTION_SECONDS
-from services.lake.table import NAME as LAKE
+from services.core.ports import DEFAULT_QUERY_SECONDS
+from services.lake import NAME as LAKE
 from services.postgres.connection import Connection
 from services.query_api.leaving import while_connected
 from services.query_api.ledger import LedgerPool
@@ -23,8 +23,8 @@ from services.runtime.http import needs
 from services.runtime.settings import LakeSettings, PostgresSettings
 
 _COMMANDS = {"daily": "daily-report", "services": "service-analysis"}
-_POINT = ("day", "as_of", "computed_at")  # the same in each row of a report
-_THREADS = 4  # for the reports of a day, and as many for the windows of the last minutes
+_COMMON = ("day", "as_of", "computed_at")  # columns with the same value in each row of a report
+_THREADS = 4  # for the reports of a day, and the same number for the windows of the last minutes
 
 
 class Reports(NamedTuple):
@@ -33,12 +33,12 @@ class Reports(NamedTuple):
     ledger: LedgerPool
 
     def of(self, name: str, day: date) -> list[dict[str, Any]]:
-        """Raises NotFound when it was never made."""
+        """Return the rows of the report `name` of a day. Raises NotFound when the report was never made."""
         rows = self.tables[name].of(day)
         if not rows:
             days = self.tables[name].days()
-            there = f"the latest is of {days[0]}, the first of {days[-1]}" if days else "there is none yet"
-            raise NotFound(f"no report {name} of {day}: {there}. Make it: logpipe {_COMMANDS[name]} --day {day}")
+            existing = f"the latest is of {days[0]}, the first of {days[-1]}" if days else "there is none yet"
+            raise NotFound(f"no report {name} of {day}: {existing}. Make it: logpipe {_COMMANDS[name]} --day {day}")
         return rows
 
 
@@ -67,7 +67,7 @@ def router(settings: PostgresSettings) -> APIRouter:
 
     routes = APIRouter(prefix="/api/reports", tags=["reports"], dependencies=[needs("read")], lifespan=lifespan)
 
-    @routes.get("", summary="The reports there are, and of which days, the latest first")
+    @routes.get("", summary="The existing reports and their days, the latest first")
     async def names(request: Request, reports: _Reports) -> Response:
         def read() -> Response:
             return _json({"reports": [{"name": name, "days": table.days()} for name, table in reports.tables.items()]})
@@ -82,12 +82,12 @@ def router(settings: PostgresSettings) -> APIRouter:
 
         return await _from_lake(request, reports, read)
 
-    @routes.get("/services", summary="A day by service, against the seven days before it")
+    @routes.get("/services", summary="A report of a day by service, compared with the seven days before it")
     async def services(
         request: Request,
         day: _Day,
         reports: _Reports,
-        service: Annotated[str | None, Query(description="only this one")] = None,
+        service: Annotated[str | None, Query(description="only this service")] = None,
     ) -> Response:
         return await _from_lake(request, reports, lambda: _by_service(reports, day, service))
 
@@ -98,7 +98,7 @@ def router(settings: PostgresSettings) -> APIRouter:
         def read(connection: Connection) -> Response:
             found = windows.latest(connection, minutes)
             if found is None:
-                raise NotFound("nobody has counted any windows yet. Start it: logpipe realtime-aggregator")
+                raise NotFound("no windows were counted yet. Start the job: logpipe realtime-aggregator")
             return _json(
                 {
                     "minutes": minutes,
@@ -113,7 +113,7 @@ def router(settings: PostgresSettings) -> APIRouter:
 
 
 async def _from_lake(request: Request, reports: Reports, read: Callable[[], Response]) -> Response:
-    return await while_connected(request, reports.lake.run(lambda _: read(), QUESTION_SECONDS))
+    return await while_connected(request, reports.lake.run(lambda _: read(), DEFAULT_QUERY_SECONDS))
 
 
 def _by_service(reports: Reports, day: date, service: str | None) -> Response:
@@ -122,11 +122,11 @@ def _by_service(reports: Reports, day: date, service: str | None) -> Response:
     if service is not None and service not in by_service:
         raise NotFound(f"no logs of service {service!r} on {day}; there are of: {', '.join(sorted(by_service))}")
     chosen = [by_service[name] for name in sorted(by_service) if service in (None, name)]
-    return _json({**{name: whole[name] for name in _POINT}, "all": _body(whole), "services": list(map(_body, chosen))})
+    return _json({**{name: whole[name] for name in _COMMON}, "all": _body(whole), "services": list(map(_body, chosen))})
 
 
 def _body(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in _POINT}
+    return {name: value for name, value in row.items() if name not in _COMMON}
 
 
 def _json(body: Mapping[str, Any]) -> Response:

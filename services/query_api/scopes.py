@@ -1,4 +1,7 @@
-"""What a kept answer counts in: the same batch number in another ledger, table or span of days has another answer."""
+"""The scope of a cached result: the ledger, the table and the floor for which it is valid.
+
+The same batch number in another ledger, in another table or above another floor has another result.
+"""
 
 import time
 from collections.abc import Callable
@@ -14,10 +17,11 @@ _SECONDS = 1.0
 
 
 class Scopes:
-    """Read at most once a second for each store and dataset. Thread-safe.
+    """Reads each scope at most once a second for each store and dataset. Thread-safe.
 
-    So for a second after the ledger was wiped, a table rebuilt or a day dropped, an answer may still be the old one.
-    While the ledger or the store is unreachable, the scope last read is used, as the last known watermark is.
+    So for one second after the ledger was wiped, a table was rebuilt or a day was dropped, a result may still be the
+    former one. While the ledger or the store is unreachable, the scope that was read last is used, as the last known
+    watermark is.
     """
 
     def __init__(self, ledger: Pool, clock: Callable[[], float] = time.monotonic) -> None:
@@ -26,7 +30,7 @@ class Scopes:
         self._known: dict[tuple[str, str], tuple[str, float]] = {}
 
     def of(self, reader: StoreReader, dataset: Dataset) -> str | None:
-        """None when it is not known: then no answer may be kept."""
+        """Return the scope, or None when it is unknown: then no result may be cached. Blocks."""
         scope, until = self._known.get((reader.name, dataset.name), (None, 0.0))
         now = self._clock()
         if scope is not None and now < until:
@@ -40,14 +44,14 @@ class Scopes:
         return scope
 
     def _read(self, reader: StoreReader, dataset: Dataset) -> str:
-        table_id = _table_id(reader, dataset)  # before a connection is borrowed: the store may hang
+        table_id = _table_id(reader, dataset)  # before a connection is borrowed, because the store may hang
         with self._ledger.connection() as connection:
             floor = reading.floor(connection, dataset.name)
             return repr((ledger_id(connection), table_id, floor))
 
 
 def _table_id(reader: StoreReader, dataset: Dataset) -> str:
-    """'' for the store whose tables are beside the ledger."""
+    """Return the identity of the store's table, '' for the store whose tables belong to the ledger's database."""
     match reader.progress:
         case "own":
             return reader.position(dataset).table_id

@@ -1,4 +1,4 @@
-"""Asks one store or all of them, at a point where what they have loaded is known."""
+"""Runs queries on one store or on all of them, as of a batch up to which each store is known to be loaded."""
 
 import asyncio
 import time
@@ -13,49 +13,50 @@ import xxhash
 from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import Backpressure, Invalid, LogpipeError, QueryTimeout, StoreDown
-from services.core.ports import QUESTION_SECONDS, StoreReader
-from services.core.queries import Answer, Question, StatsQuestion
+from services.core.ports import DEFAULT_QUERY_SECONDS, StoreReader
+from services.core.queries import AggregateQuery, ListQuery, Query, QueryResult, StatsQuery
 from services.core.stopping import Stop
+from services.core.stores import Store
 from services.ledger.watermark import Watermarks
-from services.query_api.cache import AnswerCache
-from services.query_api.engines import Engine, OpenReader, Store
+from services.query_api.cache import ResultCache
+from services.query_api.engines import Engine, OpenedStore
 from services.query_api.scopes import Scopes
 from services.runtime import metrics
 
-_KINDS = {"ListQuestion": "list", "AggregateQuestion": "aggregate", "StatsQuestion": "stats"}
-_GRACE_SECONDS = 5.0  # after its time, a store that has not even said so counts as down
+_KINDS = {ListQuery: "list", AggregateQuery: "aggregate", StatsQuery: "stats"}
+_GRACE_SECONDS = 5.0  # a store that does not even report the end of a query's time within this counts as down
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One store's answer. `total_ms` includes finding the watermark."""
+    """The result of one engine, as of a batch. `total_ms` includes the time to find the watermark."""
 
     source: str
-    answer: Answer
+    result: QueryResult
     as_of: int
     total_ms: float
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """One store's answers by name of dataset, all at one point."""
+    """The results of one engine by name of dataset, all as of the same batch."""
 
     source: str
-    answers: Mapping[str, Answer]
+    results: Mapping[str, QueryResult]
     as_of: int
     total_ms: float
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The answers of those engines that gave one, by `source`, and why the `missing` ones did not.
+    """The results by `source` of the engines that returned one, and the reasons why the `missing` engines did not.
 
-    `agree` is None when fewer than two answered.
+    `agree` is None when fewer than two engines returned a result.
     """
 
-    answers: Mapping[str, Answer]
+    results: Mapping[str, QueryResult]
     digests: Mapping[str, str]
     missing: Mapping[str, str]
     as_of: int
@@ -67,23 +68,23 @@ class Comparison:
 
 
 class QueryService:
-    """`engines`: by name of store, its other engines by name. `seconds`: what a question may take.
+    """Opens the stores and runs queries on them. `seconds` is the time limit of a query.
 
-    `cache`: keeps the answers of single stores, unless they are asked for a scan; it is the caller's to close. Answers
-    are kept in the scope that `scopes` gives them.
+    `cache` keeps the results of single stores, except of queries that insist on a scan; its owner closes it. Results
+    are cached in the scope that `scopes` gives them.
     """
 
     def __init__(
         self,
-        readers: Sequence[StoreReader],
+        stores: Sequence[Store],
         datasets: Sequence[Dataset],
         watermarks: Watermarks,
-        engines: Mapping[str, Mapping[str, OpenReader]] | None = None,
-        seconds: float = QUESTION_SECONDS,
-        cache: AnswerCache | None = None,
+        seconds: float = DEFAULT_QUERY_SECONDS,
+        cache: ResultCache | None = None,
         scopes: Scopes | None = None,
     ) -> None:
-        self._stores = {reader.route: Store.of(reader, (engines or {}).get(reader.name, {})) for reader in readers}
+        """`stores`: those that can be read."""
+        self._stores = {store.route: OpenedStore.of(store) for store in stores}
         self._datasets = datasets
         self._watermarks = watermarks
         self._seconds = seconds
@@ -94,27 +95,27 @@ class QueryService:
     async def ask(
         self,
         route: str,
-        question: Question,
+        query: Query,
         present: Callable[[Reply], Result],
         as_of: int | None = None,
         engine: str | None = None,
         *,
         use_cache: bool = True,
     ) -> Result:
-        """Ask the store called `route` in URLs, as of its watermark or an earlier point.
+        """Query the store called `route` in URLs, as of its watermark or of an earlier batch.
 
-        `present` makes of the reply what is returned, in a thread of the store: large replies take their time. Raises
-        Invalid, StoreDown, Backpressure or QueryTimeout.
+        `present` makes the return value from the reply, in a thread of the store, because a large reply takes time.
+        Raises Invalid, StoreDown, Backpressure or QueryTimeout.
         """
-        start, asked = time.perf_counter(), self._store(route).engine(engine)
+        start, chosen = time.perf_counter(), self._store(route).engine(engine)
         deadline = time.monotonic() + self._seconds
 
-        def answer(stop: Stop) -> Result:
-            point = _point(as_of, self._watermark(asked.store, question.dataset))
-            answer = self._kept(asked, question, point, deadline, stop, use_cache=use_cache)
-            return present(Reply(asked.source, answer, point, _ms_since(start)))
+        def work(stop: Stop) -> Result:
+            batch = _as_of(as_of, self._watermark(chosen.main, query.dataset))
+            result = self._cached(chosen, query, batch, deadline, stop, use_cache=use_cache)
+            return present(Reply(chosen.source, result, batch, _ms_since(start)))
 
-        return await asked.pool.run(answer, self._seconds, _GRACE_SECONDS)
+        return await chosen.pool.run(work, self._seconds, _GRACE_SECONDS)
 
     async def stats(
         self,
@@ -125,62 +126,64 @@ class QueryService:
         scan: bool = False,
         use_cache: bool = True,
     ) -> Stats:
-        """How many rows each dataset has in one store. Raises as `ask` does."""
-        start, asked = time.perf_counter(), self._store(route).engine(engine)
+        """Count the rows of each dataset in one store. Raises as `ask` does."""
+        start, chosen = time.perf_counter(), self._store(route).engine(engine)
         deadline = time.monotonic() + self._seconds
 
-        def answer(stop: Stop) -> Stats:
-            point = _point(as_of, min(self._watermark(asked.store, dataset) for dataset in self._datasets))
-            answers = {
-                each.name: self._kept(asked, StatsQuestion(each, scan), point, deadline, stop, use_cache=use_cache)
+        def work(stop: Stop) -> Stats:
+            batch = _as_of(as_of, min(self._watermark(chosen.main, dataset) for dataset in self._datasets))
+            results = {
+                each.name: self._cached(chosen, StatsQuery(each, scan), batch, deadline, stop, use_cache=use_cache)
                 for each in self._datasets
             }
-            return Stats(asked.source, answers, point, _ms_since(start))
+            return Stats(chosen.source, results, batch, _ms_since(start))
 
-        return await asked.pool.run(answer, self._seconds, _GRACE_SECONDS)
+        return await chosen.pool.run(work, self._seconds, _GRACE_SECONDS)
 
-    async def compare(self, question: Question, as_of: int | None = None, *, all_engines: bool = False) -> Comparison:
-        """Ask all stores at once, as of the lowest of their watermarks or an earlier point.
+    async def compare(self, query: Query, as_of: int | None = None, *, all_engines: bool = False) -> Comparison:
+        """Query all stores at once, as of the lowest of their watermarks or of an earlier batch.
 
-        Raises Invalid, or StoreDown when none answers.
+        Raises Invalid, or StoreDown when no store returns a result.
         """
         start = time.perf_counter()
         stores = self._stores.values()
-        marks, away = await self._of_each(
-            [store.default for store in stores], lambda engine, stop: self._watermark(engine.store, question.dataset)
+        marks, unreachable = await self._of_each(
+            [store.default for store in stores], lambda engine, stop: self._watermark(engine.main, query.dataset)
         )
-        chosen = [e for s in stores for e in (s.default, *(s.engines.values() if all_engines else ()))]
-        failed: dict[str, LogpipeError] = {e.source: away[e.store.source] for e in chosen if e.store.source in away}
+        chosen = [e for s in stores for e in (s.engines if all_engines else (s.default,))]
+        failed: dict[str, LogpipeError] = {
+            e.source: unreachable[e.store.source] for e in chosen if e.store.source in unreachable
+        }
         while True:
-            point = _point(as_of, min(marks.values(), default=0)) if marks else 0
-            able = [engine for engine in chosen if engine.store.source in marks]
+            batch = _as_of(as_of, min(marks.values(), default=0)) if marks else 0
+            reachable = [engine for engine in chosen if engine.store.source in marks]
             deadline = time.monotonic() + self._seconds
             found, failures = await self._of_each(
-                able, partial(self._digested, question=question, as_of=point, deadline=deadline)
+                reachable, partial(self._digested, query=query, as_of=batch, deadline=deadline)
             )
             failed.update(failures)
-            gone = {e.store.source for e in chosen if isinstance(failures.get(e.source), StoreDown)}
-            gone -= {e.store.source for e in chosen if e.source in found}
-            marks = {source: mark for source, mark in marks.items() if source not in gone}
-            # A store that went away must not hold the others back at a point that it alone was asked for.
-            if as_of is not None or min(marks.values(), default=point) == point:
+            dropped = {e.store.source for e in chosen if isinstance(failures.get(e.source), StoreDown)}
+            dropped -= {e.store.source for e in chosen if e.source in found}
+            marks = {source: mark for source, mark in marks.items() if source not in dropped}
+            # A store that failed must not hold the others at a batch that it alone required.
+            if as_of is not None or min(marks.values(), default=batch) == batch:
                 break
         missing = {source: str(error) for source, error in failed.items() if source not in found}
         if not found:
             if all(isinstance(error, QueryTimeout) for error in failed.values()):
                 raise QueryTimeout("every store", self._seconds)
             raise StoreDown("every store", "; ".join(missing.values()))
-        answers = {source: answer for source, (answer, _) in found.items()}
+        results = {source: result for source, (result, _) in found.items()}
         digests = {source: hashed for source, (_, hashed) in found.items()}
-        return Comparison(answers, digests, missing, point, _ms_since(start))
+        return Comparison(results, digests, missing, batch, _ms_since(start))
 
     def measure(self, late_seconds: float) -> None:
-        """Set the gauges of every store's watermark and lag; a store that cannot be reached keeps its last values.
+        """Set the gauges of every store's watermark and lag. Those of an unreachable store keep their last values.
 
-        A store whose oldest batch above the watermark is older than `late_seconds` counts as late.
+        A store is late when its oldest batch above the watermark is older than `late_seconds`. Blocks.
         """
         late: dict[str, str] = {}
-        for reader in (store.reader for store in self._stores.values()):
+        for reader in (store.default.main for store in self._stores.values()):
             for dataset in self._datasets:
                 name = f"{reader.name}/{dataset.name}"
                 try:
@@ -197,15 +200,15 @@ class QueryService:
         self._late = late
 
     def late(self) -> str | None:
-        """The stores that were late when they were measured last, or could not be measured, each with its reason."""
+        """Return the stores that were late or unreachable when they were last measured, each with its reason."""
         return "; ".join(f"{name}: {reason}" for name, reason in self._late.items()) or None
 
     def close(self) -> None:
         for store in self._stores.values():
-            for engine in (store.default, *store.engines.values()):
+            for engine in store.engines:
                 engine.close()
 
-    def _store(self, route: str) -> Store:
+    def _store(self, route: str) -> OpenedStore:
         if route not in self._stores:
             raise Invalid(f"unknown store {route!r}; there are: {', '.join(self._stores)}")
         return self._stores[route]
@@ -214,43 +217,45 @@ class QueryService:
         try:
             return self._watermarks.of(reader, dataset)
         except StoreDown as error:
-            # Without the ledger the other stores still answer, as of the last point that was known.
+            # Without the ledger the other stores still return results, as of their last known watermark.
             known = self._watermarks.last_known(reader, dataset)
             if error.store == reader.name or not known:
                 raise
             return known
 
-    def _kept(
-        self, engine: Engine, question: Question, as_of: int, deadline: float, stop: Stop, *, use_cache: bool
-    ) -> Answer:
-        ask = partial(self._answer, engine, stop, question, as_of, deadline)
-        if self._cache is None or self._scopes is None or question.scan or not use_cache:
-            return ask()
-        if (scope := self._scopes.of(engine.store, question.dataset)) is None:
-            return ask()
-        return self._cache.answer(engine.label, scope, question, as_of, ask)
+    def _cached(
+        self, engine: Engine, query: Query, as_of: int, deadline: float, stop: Stop, *, use_cache: bool
+    ) -> QueryResult:
+        execute = partial(self._execute, engine, stop, query, as_of, deadline)
+        if self._cache is None or self._scopes is None or query.scan or not use_cache:
+            return execute()
+        if (scope := self._scopes.of(engine.main, query.dataset)) is None:
+            return execute()
+        return self._cache.result(engine.label, scope, query, as_of, execute)
 
-    def _answer(self, engine: Engine, stop: Stop, question: Question, as_of: int, deadline: float) -> Answer:
+    def _execute(self, engine: Engine, stop: Stop, query: Query, as_of: int, deadline: float) -> QueryResult:
         reader = engine.reader()
         if (left := deadline - time.monotonic()) <= 0:
             raise QueryTimeout(engine.label, self._seconds)
-        answer = reader.answer(question, as_of, left, stop)
-        kind = _KINDS[type(question).__name__]
-        metrics.histogram(metric_names.QUERY_SECONDS, engine.label, question.dataset.name, kind).observe(
-            answer.elapsed_ms / 1e3
+        result = reader.execute(query, as_of, left, stop)
+        metrics.histogram(metric_names.QUERY_SECONDS, engine.label, query.dataset.name, _KINDS[type(query)]).observe(
+            result.elapsed_ms / 1e3
         )
-        return answer
+        return result
 
     def _digested(
-        self, engine: Engine, stop: Stop, question: Question, as_of: int, deadline: float
-    ) -> tuple[Answer, str]:
-        answer = self._answer(engine, stop, question, as_of, deadline)
-        return answer, digest(answer)
+        self, engine: Engine, stop: Stop, query: Query, as_of: int, deadline: float
+    ) -> tuple[QueryResult, str]:
+        result = self._execute(engine, stop, query, as_of, deadline)
+        return result, digest(result)
 
     async def _of_each(
         self, engines: Iterable[Engine], work: Callable[[Engine, Stop], Result]
     ) -> tuple[dict[str, Result], dict[str, LogpipeError]]:
-        """By source: what `work` gave, and why it failed where the store was down, full or too slow. All at once."""
+        """Run `work` for all engines at once. Return by source the results, and the errors of stores that failed.
+
+        A store fails when it is down, overloaded or too slow. Raises any other error.
+        """
         results: dict[str, Result] = {}
         failures: dict[str, LogpipeError] = {}
 
@@ -260,21 +265,22 @@ class QueryService:
             except (StoreDown, Backpressure, QueryTimeout) as error:
                 failures[engine.source] = error
 
-        refused = await asyncio.gather(*map(run, engines), return_exceptions=True)
-        for error in filter(None, refused):
+        raised = await asyncio.gather(*map(run, engines), return_exceptions=True)
+        for error in filter(None, raised):
             raise error
         return results, failures
 
 
-def _point(wanted: int | None, latest: int) -> int:
+def _as_of(wanted: int | None, latest: int) -> int:
+    """Return the batch as of which a query runs. Raises Invalid when the wanted batch is not loaded yet."""
     if wanted is not None and wanted > latest:
         raise Invalid(f"as_of: {wanted} is not reached yet, the latest is {latest}")
     return latest if wanted is None else wanted
 
 
-def digest(answer: Answer) -> str:
-    """Equal for equal rows in equal order and equal totals."""
-    return xxhash.xxh3_128_hexdigest(msgspec.json.encode([answer.rows, answer.total]))
+def digest(result: QueryResult) -> str:
+    """Return a hash that is equal for equal rows in equal order and equal totals."""
+    return xxhash.xxh3_128_hexdigest(msgspec.json.encode([result.rows, result.total]))
 
 
 def _ms_since(start: float) -> float:

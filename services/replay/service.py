@@ -8,7 +8,7 @@ from typing import Self
 from services import stores
 from services.core.dataset import Dataset
 from services.core.errors import Conflict, Invalid, StoreDown
-from services.core.ports import PartitionReader, StoreReader, TransactionalProducer
+from services.core.ports import PartitionReader, SinkReader, StoreReader, TransactionalProducer
 from services.core.rows import RowCodec
 from services.ledger import dead_letter_index, reading
 from services.ledger.replays import Replay, ReplayProgress
@@ -18,10 +18,9 @@ from services.replay.display import Display
 from services.replay.gaps import Gaps
 from services.replay.refill import Refill
 from services.replay.settings import ReplaySettings
+from services.stores import postgres
 from services.streams import dead_letters, kafka, topics
 from services.streams.dead_letters import DeadLetters
-
-SOURCE = "postgres"
 
 
 class Replays:
@@ -33,10 +32,9 @@ class Replays:
         self._url = settings.postgres_url.get_secret_value()
         self._kafka_url = settings.kafka_url
         self._opened = ExitStack()
-        self._reader = self._opened.enter_context(closing(stores.open_reader(store)))
-        _check(self._reader)
+        self._reader = _refillable(self._opened.enter_context(closing(stores.open_reader(store))))
         self._writer = stores.open_writer(store)
-        self._source = self._opened.enter_context(closing(stores.open_reader(SOURCE)))
+        self._source = self._opened.enter_context(closing(stores.open_reader(postgres.STORE.name)))
         self._ledger = self._opened.enter_context(closing(Pool(self._url)))
 
     def __enter__(self) -> Self:
@@ -128,7 +126,8 @@ def check_first(ledger: Pool, reader: StoreReader, dataset: Dataset, first: int)
         )
 
 
-def _check(reader: StoreReader) -> None:
+def _refillable(reader: StoreReader) -> SinkReader:
+    """Return `reader`. Raises Invalid for a store that cannot be replayed into."""
     if reader.progress == "ledger":
         raise Invalid(f"{reader.name} is what stores are replayed from: restore it from a backup of its own")
     if reader.progress == "own":
@@ -137,3 +136,4 @@ def _check(reader: StoreReader) -> None:
             " rows from there only. `logpipe stream-to-lake --resume DATASET` goes on with what the topic still has;"
             " `--rebuild DATASET --yes` deletes the rows and reads again all that the topic still has"
         )
+    return reader

@@ -1,5 +1,4 @@
-"""Rollups: exact counts by minute and by a dataset's groupings, kept beside the rows by the stores that can.
+"""Maintenance of the rollups that are not kept up to date by their store: those in PostgreSQL.
 
-`questions` says what they can answer. In PostgreSQL the `keeper` counts what has been accepted, chunk by chunk; in
-ClickHouse each part of a table carries the counts of its own rows.
+`services/core/rollups.py` plans queries; `services/stores/postgres` and `services/stores/clickhouse` hold the SQL.
 """

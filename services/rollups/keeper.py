@@ -7,9 +7,9 @@ from services.core import metric_names
 from services.core.dataset import Dataset
 from services.ledger.watermark import Watermarks
 from services.postgres.pool import Pool
-from services.rollups import chunks, postgres
 from services.runtime import metrics
 from services.runtime.workers import Backoff, Worker
+from services.stores.postgres import rollup_chunks, rollups
 
 _INTERVAL_SECONDS = 2.0
 _BACKOFF = Backoff(5.0, 10.0)
@@ -42,9 +42,9 @@ class RollupKeeper:
         settled = self._watermarks.settled()
         with self._ledger.connection() as connection:
             if dataset.name not in self._prepared:
-                postgres.prepare(connection, dataset)
+                rollups.prepare(connection, dataset)
                 self._prepared.add(dataset.name)
-            rows = chunks.roll_up(connection, dataset, settled)
-            chunks.merge(connection, dataset)
+            rows = rollup_chunks.roll_up(connection, dataset, settled)
+            rollup_chunks.merge(connection, dataset)
         metrics.counter(metric_names.ROLLUP_ROWS, dataset.name).inc(rows)
         return rows

@@ -1,65 +1,64 @@
-"""One file, or one package, = one store, found by scanning the folder; its name is the store's name.
+"""One file, or one package, describes one store. The folder is scanned, so a new store is a new file.
 
-What a store exports is what it can do: `open_reader() -> StoreReader`, `open_writer() -> StoreWriter`, or both, each
-reading its own settings from the environment. A store that several engines can read also exports the others by name,
-`ENGINES: Mapping[str, Callable[[], StoreReader]]`; `open_reader` gives the usual one. A store's driver is imported when
-that store is opened, not before. `memory` is the tests' fake and is not offered.
+Each exports `STORE`, its description (`services.core.stores.Store`), whose name is the name of the file. Importing a
+description imports no driver: a driver is imported when its store is opened. `memory` is the tests' fake, and is not
+offered.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Collection, Mapping
-from types import ModuleType
-from typing import cast
 
-from services.core.dataset import Dataset
 from services.core.errors import Invalid
 from services.core.ports import StoreReader, StoreWriter
+from services.core.stores import Store
 
 _FAKES = {"memory"}
 
 
 def names() -> tuple[str, ...]:
+    """Return the names of all stores, sorted."""
     return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _FAKES))
 
 
+def all_stores() -> tuple[Store, ...]:
+    """Return the descriptions of all stores, sorted by name."""
+    return tuple(map(_described, names()))
+
+
+def readable() -> tuple[Store, ...]:
+    """Return the stores that can be queried, in the order in which rows reach them: first the one that ingest fills."""
+    stores = (store for store in all_stores() if store.open_reader)
+    return tuple(sorted(stores, key=lambda store: store.open_writer is not None))
+
+
 def readers() -> tuple[str, ...]:
-    """The stores that answer questions."""
-    return tuple(name for name in names() if hasattr(_module(name), "open_reader"))
+    """Return the names of the stores that can be queried and verified."""
+    return tuple(store.name for store in all_stores() if store.open_reader)
 
 
 def writers() -> tuple[str, ...]:
-    """The stores that stream_to_store can fill."""
-    return tuple(name for name in names() if hasattr(_module(name), "open_writer"))
+    """Return the names of the stores that stream_to_store can fill."""
+    return tuple(store.name for store in all_stores() if store.open_writer)
 
 
 def open_reader(name: str) -> StoreReader:
-    """Raises Invalid, naming those there are."""
-    if name not in names() or not hasattr(_module(name), "open_reader"):
+    """Open a reader of a store. Raises Invalid, naming the stores that there are."""
+    store = _described(name) if name in names() else None
+    if store is None or store.open_reader is None:
         raise Invalid(f"no store {name!r} to read from; there are: {', '.join(readers())}")
-    return cast(StoreReader, _module(name).open_reader())
-
-
-def engines(name: str) -> Mapping[str, Callable[[], StoreReader]]:
-    """The other engines that can read this store, by name; none for most."""
-    return cast(Mapping[str, Callable[[], StoreReader]], getattr(_module(name), "ENGINES", {}))
+    return store.open_reader()
 
 
 def open_writer(name: str) -> StoreWriter:
-    """Raises Invalid, naming those there are."""
-    if name not in names() or not hasattr(_module(name), "open_writer"):
+    """Open a writer of a store. Raises Invalid, naming the stores that there are."""
+    store = _described(name) if name in names() else None
+    if store is None or store.open_writer is None:
         raise Invalid(f"no store {name!r} to write to; there are: {', '.join(writers())}")
-    return cast(StoreWriter, _module(name).open_writer())
+    return store.open_writer()
 
 
-def drop_days(name: str, dataset: Dataset, before: int, keep: Collection[int]) -> int:
-    """Drop what a store has of all days of acceptance below `before`, except those in `keep`; how many days.
-
-    Days are counted from 1970-01-01 UTC. Nothing happens for a store that does not export `drop_days`.
-    """
-    drop = getattr(_module(name), "drop_days", None)
-    return drop(dataset, before, keep) if drop else 0
-
-
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{name}")
+def _described(name: str) -> Store:
+    store: Store = importlib.import_module(f"{__name__}.{name}").STORE
+    if store.name != name:
+        raise ValueError(f"the store of the file {name} is called {store.name}: give both the same name")
+    return store

@@ -1,41 +1,52 @@
-"""The lake: a Delta table per dataset on HDFS; what reads and writes it is in services/lake."""
+"""The lake: a Delta table per dataset on HDFS. The room `services/lake` reads and writes it."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from datetime import date, timedelta
 
 from services.core.dataset import Dataset
-from services.core.ports import StoreReader
-from services.lake.maintenance import TableMaintenance
-from services.lake.processes import ProcessReader
-from services.lake.writer import EmbeddedWriter
+from services.core.ports import StoreReader, StoreWriter
+from services.core.stores import Store
+from services.lake import NAME
 from services.runtime.settings import LakeSettings
 
 
-def open_reader() -> ProcessReader:
+def _open_reader() -> StoreReader:
+    from services.lake.processes import ProcessReader
+
     return ProcessReader(LakeSettings())
 
 
-def _open_spark() -> StoreReader:
+def _open_spark_reader() -> StoreReader:
     from services.lake.settings import SparkConnectSettings
     from services.lake.spark import SparkReader
 
     return SparkReader(SparkConnectSettings())
 
 
-ENGINES: Mapping[str, Callable[[], StoreReader]] = {"spark": _open_spark}
+def _open_writer() -> StoreWriter:
+    from services.lake.writer import EmbeddedWriter
 
-
-def open_writer() -> EmbeddedWriter:
     return EmbeddedWriter(LakeSettings())
 
 
-def drop_days(dataset: Dataset, before: int, keep: Collection[int] = ()) -> int:
-    """Remove all days below `before` from the table, except those in `keep`; how many. Raises StoreDown.
+def _drop_days(dataset: Dataset, before: int, keep: Collection[int]) -> int:
+    from services.lake.maintenance import TableMaintenance
 
-    Days are counted from 1970-01-01 UTC.
-    """
     return TableMaintenance(LakeSettings(), dataset).drop_days(_date(before), [_date(day) for day in keep])
 
 
 def _date(day: int) -> date:
     return date(1970, 1, 1) + timedelta(days=day)
+
+
+STORE = Store(
+    name=NAME,
+    route="hdfs",
+    source="hdfs",
+    label="lake",
+    open_reader=_open_reader,
+    open_writer=_open_writer,
+    drop_days=_drop_days,
+    engine="embedded",
+    other_engines={"spark": _open_spark_reader},
+)

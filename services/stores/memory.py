@@ -1,9 +1,9 @@
-"""A store in memory for tests, writer and reader in one; the contract suite holds it to the real ones."""
+"""A store in memory for tests, both writer and reader. The contract suites hold it to the same rules as real stores."""
 
 import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
 import msgspec
@@ -14,21 +14,18 @@ from services.core.completion import complete
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected
 from services.core.ids import batch_of, end_id, first_id
-from services.core.ledger import Batch, StorePosition
+from services.core.ledger import Batch
 from services.core.line_fields import line_fields
 from services.core.lines import line_check
-from services.core.ports import QUESTION_SECONDS, Block, Progress, joint_token
-from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
+from services.core.ports import DEFAULT_QUERY_SECONDS, Block, joint_token
+from services.core.queries import AggregateQuery, Filters, ListQuery, Query, QueryResult, StatsQuery
 from services.core.rows import Row
 from services.core.stopping import Stop
 
 
 class MemoryStore:
     name: ClassVar[str] = "memory"
-    route: ClassVar[str] = "memory"
-    source: ClassVar[str] = "memory"
-    engine: ClassVar[str] = ""
-    progress: ClassVar[Progress] = "sink"
+    progress: ClassVar[Literal["sink"]] = "sink"
 
     def __init__(self) -> None:
         self._written: dict[str, dict[str, list[Row]]] = {}
@@ -39,7 +36,7 @@ class MemoryStore:
         self._table_ids.setdefault(dataset.name, str(uuid4()))
 
     def drop(self, dataset: Dataset) -> None:
-        """Lose the dataset's table, as a database does whose disk was replaced."""
+        """Lose the dataset's table, as a database with a new disk does."""
         del self._written[dataset.name], self._table_ids[dataset.name]
 
     def forget_rows(self, dataset: Dataset) -> None:
@@ -60,33 +57,28 @@ class MemoryStore:
         return complete(self.name, blocks, lambda _: {row[0] for row in self._all(blocks[0].dataset)}, self.write)
 
     def end_writes(self, dataset: Dataset) -> None:
-        """A write ends before anybody else can act."""
+        """Nothing to do: a write ends before another thread can act."""
 
-    def answer(
-        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
-    ) -> Answer:
-        dataset = question.dataset
-        rows = [
-            row for row in self._all(dataset) if row[0] < end_id(as_of) and _matches(dataset, question.filters, row)
-        ]
+    def execute(
+        self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
+    ) -> QueryResult:
+        dataset = query.dataset
+        rows = [row for row in self._all(dataset) if row[0] < end_id(as_of) and _matches(dataset, query.filters, row)]
         scanned = {"rows": sum(1 for _ in self._all(dataset))}
-        match question:
-            case ListQuestion():
-                by = dataset.column_names.index(question.order_by)
-                total = len(rows) if question.count else None
-                rows.sort(key=lambda row: (row[by], row[0]), reverse=question.descending)
-                if after := question.after:
-                    later = operator.lt if question.descending else operator.gt
+        match query:
+            case ListQuery():
+                by = dataset.column_names.index(query.order_by)
+                total = len(rows) if query.count else None
+                rows.sort(key=lambda row: (row[by], row[0]), reverse=query.descending)
+                if after := query.after:
+                    later = operator.lt if query.descending else operator.gt
                     rows = [row for row in rows if later((row[by], row[0]), after)]
-                page = rows[question.offset : question.offset + question.limit]
-                return Answer(gathered([page]), 0.0, total=total, scanned=scanned)
-            case AggregateQuestion():
-                return Answer(gathered([few_groups(_counted(question, rows))]), 0.0, scanned=scanned)
-            case StatsQuestion():
-                return Answer([(len(rows),)], 0.0, scanned=scanned)
-
-    def position(self, dataset: Dataset) -> StorePosition:
-        raise NotImplementedError("its progress is in sink_progress")
+                page = rows[query.offset : query.offset + query.limit]
+                return QueryResult(gathered([page]), 0.0, total=total, scanned=scanned)
+            case AggregateQuery():
+                return QueryResult(gathered([few_groups(_counted(query, rows))]), 0.0, scanned=scanned)
+            case StatsQuery():
+                return QueryResult([(len(rows),)], 0.0, scanned=scanned)
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         return _counts(self.rows(dataset, first, last))
@@ -117,14 +109,14 @@ def _counts(rows: Iterator[Row]) -> Iterator[tuple[int, int, int]]:
         yield batch_id, len(found), len(set(found))
 
 
-def _counted(question: AggregateQuestion, rows: list[Row]) -> list[Row]:
-    names = question.dataset.column_names
+def _counted(query: AggregateQuery, rows: list[Row]) -> list[Row]:
+    names = query.dataset.column_names
     counts: Counter[tuple[Any, ...]] = Counter()
     for row in rows:
-        time = row[names.index(question.dataset.time)]
-        bucket = [time - time % question.bucket] if question.bucket else []
-        counts[*bucket, *([row[names.index(question.group_by)]] if question.group_by else [])] += 1
-    if question.bucket:
+        time = row[names.index(query.dataset.time)]
+        bucket = [time - time % query.bucket] if query.bucket else []
+        counts[*bucket, *([row[names.index(query.group_by)]] if query.group_by else [])] += 1
+    if query.bucket:
         return sorted((*place, count) for place, count in counts.items())
     return sorted(((key, count) for (key,), count in counts.items()), key=lambda item: (-item[1], item[0]))
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from services import datasets, stores
 from services.core.dataset import Dataset
+from services.core.errors import Invalid
 from services.core.ports import OwnProgressWriter, TransactionalProducer
 from services.ledger.sink_progress import SinkProgress
 from services.runtime import logs
@@ -70,7 +71,12 @@ def make_loop(settings: StreamToStoreSettings, store: str, dataset: Dataset) -> 
     def open_progress(topic_id: str) -> Progress:
         if own:
             return OwnProgress(own, dataset, topic_id)
-        return SinkProgress(ledger, stores.open_reader(store), dataset, topic_id)
+        reader = stores.open_reader(store)
+        if reader.progress != "sink":
+            raise Invalid(
+                f"{store} is filled from Kafka, so its reader must have the identity of its tables (SinkReader)"
+            )
+        return SinkProgress(ledger, reader, dataset, topic_id)
 
     seconds = settings.block_seconds or (own.wait_seconds if own else WAIT_SECONDS)
     reader = kafka.KafkaGroupReader(url, dataset.topic, kafka.sink_group(store, dataset.name))

@@ -24,7 +24,7 @@ from services.core.ids import batch_of, first_id
 from services.core.instants import LAST_INSTANT
 from services.core.ledger import Batch
 from services.core.ports import Block, StoreReader, StoreWriter
-from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.queries import BUCKETS, AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.core.rows import Row, RowCodec, Rows, checksum
 from services.core.stopping import Stop
 from services.datasets.events import DATASET as EVENTS
@@ -35,17 +35,20 @@ from services.lake import sql as lake_sql
 from services.lake.embedded import EmbeddedReader
 from services.lake.processes import ProcessReader
 from services.postgres.connection import connect
-from services.rollups import clickhouse as rollup_clickhouse
-from services.rollups import postgres as rollup_postgres
 from services.runtime.settings import LakeSettings
-from services.stores import clickhouse, postgres
-from services.stores.clickhouse import questions as clickhouse_questions
+from services.stores import postgres
+from services.stores.clickhouse import queries as clickhouse_queries
 from services.stores.clickhouse import reader as clickhouse_reader
-from services.stores.clickhouse.questions import Asked as ClickHouseAsked
+from services.stores.clickhouse import rollups as clickhouse_rollups
+from services.stores.clickhouse.queries import Execution as ClickHouseExecution
+from services.stores.clickhouse.reader import ClickHouseReader
+from services.stores.clickhouse.tables import create_table
+from services.stores.clickhouse.writer import ClickHouseWriter
 from services.stores.memory import MemoryStore
-from services.stores.postgres import questions
+from services.stores.postgres import queries
 from services.stores.postgres import reader as postgres_reader
-from services.stores.postgres.questions import Asked as PostgresAsked
+from services.stores.postgres import rollups as postgres_rollups
+from services.stores.postgres.queries import Execution as PostgresExecution
 from tests import lake_tables
 
 DAY = 86_400_000_000
@@ -211,15 +214,15 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             url = request.getfixturevalue("postgres_url")
             with connect(url) as connection, pytest.MonkeyPatch.context() as patch:
                 assert [postgres.close_days(connection, dataset) for dataset in DATASETS] == [2, 2, 2]
-                patch.setattr(questions, "_NEWEST_DAYS", 1)
+                patch.setattr(queries, "_NEWEST_DAYS", 1)
                 reader = postgres.PostgresReader(url)
                 yield reader
                 reader.close()
             return
         case "clickhouse":
             url = request.getfixturevalue("clickhouse_url")
-            _fill(clickhouse.ClickHouseWriter(url))
-            reader = clickhouse.ClickHouseReader(url)
+            _fill(ClickHouseWriter(url))
+            reader = ClickHouseReader(url)
         case "lake":
             settings = LakeSettings(hdfs_url=tmp_path_factory.mktemp("lake").as_uri())
             _fill_lake(settings)
@@ -237,12 +240,12 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @dataclass(frozen=True)
 class Oracle:
-    question: Question
+    query: Query
     as_of: int
 
     def matching(self) -> list[Row]:
-        dataset = self.question.dataset
-        filters = Filters() if isinstance(self.question, StatsQuestion) else self.question.filters
+        dataset = self.query.dataset
+        filters = Filters() if isinstance(self.query, StatsQuery) else self.query.filters
         found = []
         for row in (row for rows in ACCEPTED[dataset.name].values() for row in rows):
             value = dict(zip(dataset.column_names, row, strict=True))
@@ -259,14 +262,14 @@ class Oracle:
 
     def rows(self) -> list[Row]:
         rows = self.matching()
-        match self.question:
-            case ListQuestion() as q:
+        match self.query:
+            case ListQuery() as q:
                 by = q.dataset.column_names.index(q.order_by)
                 rows.sort(key=lambda row: (row[by], row[0]), reverse=q.descending)
                 if q.after:
                     rows = [row for row in rows if (row[by], row[0]) != q.after and _in_order(q, (row[by], row[0]))]
                 return rows[q.offset : q.offset + q.limit]
-            case AggregateQuestion() as q:
+            case AggregateQuery() as q:
                 time = q.dataset.column_names.index(q.dataset.time)
                 counts = Counter(
                     (
@@ -280,13 +283,13 @@ class Oracle:
         return [(len(rows),)]
 
 
-def _in_order(question: ListQuestion, place: tuple[Any, int]) -> bool:
-    """Whether `place` comes no earlier than where the question goes on."""
-    assert question.after is not None
-    return sorted([place, question.after], reverse=question.descending)[-1] == place
+def _in_order(query: ListQuery, place: tuple[Any, int]) -> bool:
+    """Whether `place` comes no earlier than where the query goes on."""
+    assert query.after is not None
+    return sorted([place, query.after], reverse=query.descending)[-1] == place
 
 
-def _questions() -> Iterator[Question]:
+def _questions() -> Iterator[Query]:
     for dataset in DATASETS:
         first = dataset.filters[0]
         some = [
@@ -299,29 +302,29 @@ def _questions() -> Iterator[Question]:
             Filters(((first, ""),), start=0, end=LAST_INSTANT),
             Filters(tuple((name, "a") for name in dataset.filters if dataset.by_name[name].kind != "uuid")),
         ]
-        yield from (StatsQuestion(dataset, scan=scan) for scan in (False, True))
-        yield ListQuestion(dataset, order_by=dataset.time, scan=True)
+        yield from (StatsQuery(dataset, scan=scan) for scan in (False, True))
+        yield ListQuery(dataset, order_by=dataset.time, scan=True)
         for filters in some:
-            yield ListQuestion(dataset, filters, order_by=dataset.time)
-            yield from (AggregateQuestion(dataset, name, filters) for name in dataset.groupings)
+            yield ListQuery(dataset, filters, order_by=dataset.time)
+            yield from (AggregateQuery(dataset, name, filters) for name in dataset.groupings)
         for order_by in dataset.orderings:
             for descending in (True, False):
-                yield ListQuestion(dataset, Filters(), order_by, descending, limit=1000)
-                yield ListQuestion(dataset, Filters(), order_by, descending, limit=7, offset=30, count=False)
+                yield ListQuery(dataset, Filters(), order_by, descending, limit=1000)
+                yield ListQuery(dataset, Filters(), order_by, descending, limit=7, offset=30, count=False)
                 yield from (
-                    ListQuestion(dataset, Filters(), order_by, descending, limit=20, count=False, after=after)
+                    ListQuery(dataset, Filters(), order_by, descending, limit=20, count=False, after=after)
                     for after in _places(dataset, order_by)
                 )
-        yield ListQuestion(dataset, order_by=dataset.time, offset=10_000)
+        yield ListQuery(dataset, order_by=dataset.time, offset=10_000)
         for text in SOUGHT:
             filters = Filters(text=text)
-            yield ListQuestion(dataset, filters, order_by="id", limit=1000)
+            yield ListQuery(dataset, filters, order_by="id", limit=1000)
         for bucket in BUCKETS.values():
             for filters in (Filters(), Filters(text="a", start=1, end=CREATED)):
-                yield AggregateQuestion(dataset, None, filters, bucket)
-                yield from (AggregateQuestion(dataset, name, filters, bucket) for name in dataset.groupings)
+                yield AggregateQuery(dataset, None, filters, bucket)
+                yield from (AggregateQuery(dataset, name, filters, bucket) for name in dataset.groupings)
     serial = ACCEPTED[MEASURES.name][1][0][MEASURES.column_names.index("serial")]
-    yield ListQuestion(MEASURES, Filters((("serial", serial),)), order_by="id")
+    yield ListQuery(MEASURES, Filters((("serial", serial),)), order_by="id")
 
 
 def _places(dataset: Dataset, order_by: str) -> Iterator[tuple[Any, int]]:
@@ -335,47 +338,47 @@ def _places(dataset: Dataset, order_by: str) -> Iterator[tuple[Any, int]]:
 
 def test_before_the_first_batch_there_is_nothing(store: StoreReader) -> None:
     for dataset in DATASETS:
-        assert store.answer(StatsQuestion(dataset), 0).rows == [(0,)]
-        listed = store.answer(ListQuestion(dataset, order_by="id"), 0)
+        assert store.execute(StatsQuery(dataset), 0).rows == [(0,)]
+        listed = store.execute(ListQuery(dataset, order_by="id"), 0)
         assert (listed.rows, listed.total) == ([], 0)
-        assert store.answer(AggregateQuestion(dataset, dataset.groupings[0]), 0).rows == []
+        assert store.execute(AggregateQuery(dataset, dataset.groupings[0]), 0).rows == []
 
 
 @pytest.mark.parametrize("as_of", [6, LAST + 100])
 def test_every_question(store: StoreReader, as_of: int) -> None:
-    for question in _questions():
-        oracle = Oracle(question, as_of)
-        answer = store.answer(question, as_of)
-        assert _exact(answer.rows) == _exact(oracle.rows()), question
-        wants_total = isinstance(question, ListQuestion) and question.count
-        assert answer.total == (len(oracle.matching()) if wants_total else None), question
+    for query in _questions():
+        oracle = Oracle(query, as_of)
+        answer = store.execute(query, as_of)
+        assert _exact(answer.rows) == _exact(oracle.rows()), query
+        wants_total = isinstance(query, ListQuery) and query.count
+        assert answer.total == (len(oracle.matching()) if wants_total else None), query
         assert answer.elapsed_ms >= 0
-        assert answer.method == "scan" or not question.scan
+        assert answer.method == "scan" or not query.scan
 
 
 def test_a_result_that_is_too_large_is_refused(store: StoreReader, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a store reads in this process; the limits are the same in the lake's processes."""
     reader = EmbeddedReader(store._settings) if isinstance(store, ProcessReader) else store
-    groups, page = AggregateQuestion(MEASURES, "order"), ListQuestion(MEASURES, order_by="id", limit=1000)
+    groups, page = AggregateQuery(MEASURES, "order"), ListQuery(MEASURES, order_by="id", limit=1000)
     count = len(Oracle(groups, LAST).rows())
-    for module in (bounds, rollup_postgres, rollup_clickhouse, clickhouse_questions, questions, lake_sql):
+    for module in (bounds, postgres_rollups, clickhouse_rollups, clickhouse_queries, queries, lake_sql):
         if hasattr(module, "MAX_GROUPS"):
             monkeypatch.setattr(module, "MAX_GROUPS", count)
-    assert len(reader.answer(groups, LAST).rows) == count
+    assert len(reader.execute(groups, LAST).rows) == count
     monkeypatch.setattr(bounds, "MAX_GROUPS", count - 1)
     with pytest.raises(ResultTooLarge, match=f"more than {count - 1} groups"):
-        reader.answer(groups, LAST)
+        reader.execute(groups, LAST)
     size = sum(sum(len(v) if isinstance(v, str) else 8 for v in row) for row in Oracle(page, LAST).rows())
     monkeypatch.setattr(bounds, "MAX_RESULT_BYTES", size)
-    assert len(reader.answer(page, LAST).rows) == BATCHES * ROWS
-    monkeypatch.setattr(questions, "_ROWS_AT_ONCE", 10)
+    assert len(reader.execute(page, LAST).rows) == BATCHES * ROWS
+    monkeypatch.setattr(queries, "_ROWS_AT_ONCE", 10)
     monkeypatch.setattr(embedded, "_ROWS_AT_ONCE", 10)
     for refused in (size - 1, size // 2, 0):
         monkeypatch.setattr(bounds, "MAX_RESULT_BYTES", refused)
         with pytest.raises(ResultTooLarge, match="smaller limit"):
-            reader.answer(page, LAST)
+            reader.execute(page, LAST)
     monkeypatch.setattr(bounds, "MAX_RESULT_BYTES", size - 1)
-    assert len(reader.answer(replace(page, limit=9), LAST).rows) == 9
+    assert len(reader.execute(replace(page, limit=9), LAST).rows) == 9
 
 
 def test_a_query_that_was_stopped_before_does_not_run(store: StoreReader) -> None:
@@ -383,8 +386,8 @@ def test_a_query_that_was_stopped_before_does_not_run(store: StoreReader) -> Non
     stop.now()
     if not isinstance(store, MemoryStore | EmbeddedReader) or isinstance(store, ProcessReader):
         with pytest.raises(QueryCancelled):
-            store.answer(StatsQuestion(MEASURES), LAST, 30.0, stop)
-    assert store.answer(StatsQuestion(MEASURES), LAST).rows == [(BATCHES * ROWS,)]
+            store.execute(StatsQuery(MEASURES), LAST, 30.0, stop)
+    assert store.execute(StatsQuery(MEASURES), LAST).rows == [(BATCHES * ROWS,)]
 
 
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda d: d.name)
@@ -430,12 +433,12 @@ def test_a_reader_that_is_left_early_can_be_asked_again(store: StoreReader) -> N
     assert len(list(store.rows(MEASURES, 0, LAST))) == BATCHES * ROWS
 
 
-@pytest.mark.parametrize("reader_type", [postgres.PostgresReader, clickhouse.ClickHouseReader])
+@pytest.mark.parametrize("reader_type", [postgres.PostgresReader, ClickHouseReader])
 def test_a_store_that_is_away_says_so(reader_type: Any, unused_tcp_port: int) -> None:
     scheme = "postgresql://x@" if reader_type is postgres.PostgresReader else "http://"
     reader = reader_type(f"{scheme}127.0.0.1:{unused_tcp_port}")
     with pytest.raises(StoreDown, match=reader.name):
-        reader.answer(StatsQuestion(LOGS), 1)
+        reader.execute(StatsQuery(LOGS), 1)
     reader.close()
 
 
@@ -446,12 +449,12 @@ def test_postgres_is_told_to_stop_in_time(postgres_url: str) -> None:
         with other.transaction():
             other.execute("LOCK TABLE reader_slow")
             with pytest.raises(QueryTimeout, match=r"postgres: no answer within 0\.2 s"):
-                reader.answer(ListQuestion(slow_logs), LAST, seconds=0.2)
+                reader.execute(ListQuery(slow_logs), LAST, seconds=0.2)
             waiting = other.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchone()
             assert waiting == (0,)
-        assert reader.answer(ListQuestion(slow_logs), LAST).total == 0
+        assert reader.execute(ListQuery(slow_logs), LAST).total == 0
         with reader._pool.connection() as connection, connection.transaction():
-            asked = PostgresAsked(connection, time.monotonic() + 1.0)
+            asked = PostgresExecution(connection, time.monotonic() + 1.0)
             slow = sql.SQL("SELECT pg_sleep(0.6)").format()
             asked.fetch(slow, [])
             with pytest.raises(QueryCanceled):  # page and count share one time
@@ -465,14 +468,14 @@ def test_postgres_is_told_to_stop_by_another_thread(postgres_url: str) -> None:
         postgres.prepare(other, stopped_logs)
         with other.transaction(), ThreadPoolExecutor() as threads:
             other.execute("LOCK TABLE reader_stopped")
-            answer = threads.submit(reader.answer, ListQuestion(stopped_logs), LAST, 60.0, stop)
+            answer = threads.submit(reader.execute, ListQuery(stopped_logs), LAST, 60.0, stop)
             with connect(postgres_url) as watching:
                 until(lambda: watching.execute(waits).fetchone() == (1,))
                 stop.now()
                 with pytest.raises(QueryTimeout):
                     answer.result(30)
                 assert watching.execute(waits).fetchone() == (0,)
-        assert reader.answer(ListQuestion(stopped_logs), LAST).total == 0
+        assert reader.execute(ListQuery(stopped_logs), LAST).total == 0
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -484,8 +487,8 @@ def until(holds: Callable[[], bool]) -> None:
 def test_clickhouse_is_told_to_stop_by_another_thread(clickhouse_url: str) -> None:
     running = "SELECT count() FROM system.processes WHERE query LIKE 'SELECT sleepEachRow%'"
     stop = Stop()
-    with closing(clickhouse.ClickHouseReader(clickhouse_url)) as reader, ThreadPoolExecutor() as threads:
-        asked = ClickHouseAsked(reader._client, 60.0, stop, scan=True)
+    with closing(ClickHouseReader(clickhouse_url)) as reader, ThreadPoolExecutor() as threads:
+        asked = ClickHouseExecution(reader._client, 60.0, stop, scan=True)
         slow = "SELECT sleepEachRow(0.1) FROM numbers(300) SETTINGS max_block_size = 1"
         answer = threads.submit(asked.fetch, slow, {})
         until(lambda: reader._client.query(running).result_rows == [(1,)])
@@ -498,9 +501,9 @@ def test_clickhouse_is_told_to_stop_by_another_thread(clickhouse_url: str) -> No
 def test_clickhouse_does_not_send_a_result_that_is_far_too_large(
     clickhouse_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clickhouse_questions, "_SERVER_BYTES", 100_000)
-    with closing(clickhouse.ClickHouseReader(clickhouse_url)) as reader:
-        asked = ClickHouseAsked(reader._client, 60.0, scan=True)
+    monkeypatch.setattr(clickhouse_queries, "_SERVER_BYTES", 100_000)
+    with closing(ClickHouseReader(clickhouse_url)) as reader:
+        asked = ClickHouseExecution(reader._client, 60.0, scan=True)
         assert len(asked.fetch("SELECT number FROM numbers(10000)", {})) == 10_000
         with pytest.raises(ResultTooLarge):
             asked.fetch("SELECT number FROM numbers(100000)", {})
@@ -508,17 +511,17 @@ def test_clickhouse_does_not_send_a_result_that_is_far_too_large(
 
 def test_clickhouse_is_told_to_stop_in_time(clickhouse_url: str) -> None:
     many = replace(LOGS, name="reader_many")
-    writer = clickhouse.ClickHouseWriter(clickhouse_url)
+    writer = ClickHouseWriter(clickhouse_url)
     writer.prepare(many)
     writer._client.command(
         "INSERT INTO reader_many (id, created_at_utc, message) SELECT 131072 + number, toDateTime64(0, 6, 'UTC'),"
         " hex(sipHash64(number)) FROM numbers(1000000)"
     )
-    with closing(clickhouse.ClickHouseReader(clickhouse_url)) as reader:
+    with closing(ClickHouseReader(clickhouse_url)) as reader:
         with pytest.raises(QueryTimeout, match=r"clickhouse: no answer within 0\.002 s"):
-            reader.answer(AggregateQuestion(many, "level", Filters(text="1")), LAST, seconds=0.002)
-        assert reader.answer(AggregateQuestion(many, "level"), LAST + 9).rows == [("", 1_000_000)]
-        asked = ClickHouseAsked(reader._client, 1.0, scan=True)
+            reader.execute(AggregateQuery(many, "level", Filters(text="1")), LAST, seconds=0.002)
+        assert reader.execute(AggregateQuery(many, "level"), LAST + 9).rows == [("", 1_000_000)]
+        asked = ClickHouseExecution(reader._client, 1.0, scan=True)
         slow = "SELECT sleepEachRow(0.1) FROM numbers(6) SETTINGS max_block_size = 1"
         asked.fetch(slow, {})
         with pytest.raises(QueryTimeout):  # page and count share one time
@@ -527,17 +530,17 @@ def test_clickhouse_is_told_to_stop_in_time(clickhouse_url: str) -> None:
 
 def test_clickhouse_passes_over_what_cannot_hold_a_text(clickhouse_url: str) -> None:
     indexed = replace(LOGS, name="reader_indexed")
-    writer = clickhouse.ClickHouseWriter(clickhouse_url)
-    writer._client.command(clickhouse.create_table(indexed))  # as it was made before there was an index
+    writer = ClickHouseWriter(clickhouse_url)
+    writer._client.command(create_table(indexed))  # as it was made before there was an index
     for _ in range(2):
         writer.prepare(indexed)
     writer._client.command(
         "INSERT INTO reader_indexed (id, created_at_utc, message) SELECT 131072 + number, toDateTime64(0, 6, 'UTC'),"
         " if(number = 70000, 'a zebra crossing', 'Request processed') FROM numbers(100000)"
     )
-    with closing(clickhouse.ClickHouseReader(clickhouse_url)) as reader:
+    with closing(ClickHouseReader(clickhouse_url)) as reader:
         for text, found, read in (("zebra", 1, 8192), ("zebu crossing", 0, 0), ("Request", 99_999, 100_000)):
-            answer = reader.answer(AggregateQuestion(indexed, None, Filters(text=text), 60_000_000, scan=True), LAST)
+            answer = reader.execute(AggregateQuery(indexed, None, Filters(text=text), 60_000_000, scan=True), LAST)
             assert sum(row[-1] for row in answer.rows) == found
             assert answer.scanned["rows"] == read
 
@@ -546,7 +549,7 @@ def test_clickhouse_does_not_ask_all_days_for_the_newest_rows(
     clickhouse_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aged = replace(LOGS, name="reader_aged")
-    writer = clickhouse.ClickHouseWriter(clickhouse_url)
+    writer = ClickHouseWriter(clickhouse_url)
     writer.prepare(aged)
     writer._client.command(  # 200 rows on each of 20 days, the newest row an hour old
         "INSERT INTO reader_aged (id, created_at_utc, timestamp_utc) SELECT 131072 + number, at, at FROM (SELECT"
@@ -554,18 +557,18 @@ def test_clickhouse_does_not_ask_all_days_for_the_newest_rows(
         " FROM numbers(4000))"
     )
     fetched: list[dict[str, Any]] = []
-    fetch = ClickHouseAsked.fetch
+    fetch = ClickHouseExecution.fetch
 
-    def record(self: ClickHouseAsked, query: str, parameters: dict[str, Any]) -> list[Row]:
+    def record(self: ClickHouseExecution, sql: str, parameters: dict[str, Any]) -> list[Row]:
         fetched.append(parameters)
-        return fetch(self, query, parameters)
+        return fetch(self, sql, parameters)
 
-    monkeypatch.setattr(ClickHouseAsked, "fetch", record)
-    with closing(clickhouse.ClickHouseReader(clickhouse_url)) as reader:
+    monkeypatch.setattr(ClickHouseExecution, "fetch", record)
+    with closing(ClickHouseReader(clickhouse_url)) as reader:
         for limit, is_within_a_day in ((100, True), (300, False)):
             fetched.clear()
-            answer = reader.answer(ListQuestion(aged, limit=limit, count=False), LAST)
-            assert [row[0] for row in answer.rows] == list(range(131072, 131072 + limit))
+            result = reader.execute(ListQuery(aged, limit=limit, count=False), LAST)
+            assert [row[0] for row in result.rows] == list(range(131072, 131072 + limit))
             assert ("since" in fetched[-1]) == is_within_a_day
 
 

@@ -12,12 +12,13 @@ from services.core.dataset import Column, Dataset
 from services.core.errors import NeedsOperator, RowRejected, StoreDown
 from services.core.ids import first_id
 from services.core.ports import Block, StoreReader, StoreWriter
-from services.core.queries import StatsQuestion
+from services.core.queries import StatsQuery
 from services.core.rows import Row, RowCodec
 from services.lake.embedded import EmbeddedReader
 from services.lake.writer import EmbeddedWriter
 from services.runtime.settings import LakeSettings
-from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter
+from services.stores.clickhouse.reader import ClickHouseReader
+from services.stores.clickhouse.writer import ClickHouseWriter
 from services.stores.memory import MemoryStore
 
 DAY = 20_000
@@ -306,7 +307,7 @@ def test_batches_are_counted_by_really_reading(store: Store, dataset: Dataset) -
 def test_an_unreachable_clickhouse_is_down(dataset: Dataset) -> None:
     reader, writer = ClickHouseReader("http://127.0.0.1:1"), ClickHouseWriter("http://127.0.0.1:1")
     with pytest.raises(StoreDown):
-        reader.answer(StatsQuestion(dataset), 1)
+        reader.execute(StatsQuery(dataset), 1)
     with pytest.raises(StoreDown):
         writer.prepare(dataset)
     with pytest.raises(StoreDown):

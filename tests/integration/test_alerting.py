@@ -323,7 +323,7 @@ def test_a_message_of_a_newer_version_is_not_passed_over(scene: Scene, connectio
     scene.now = START + 60
     for _ in range(4):
         watcher.step()
-    assert "newer version" in (watcher.problem() or "")
+    assert "newer version" in (watcher.health() or "")
     assert stored(connection) == []
     assert connection.execute("SELECT max(next_offset) FROM alert_positions").fetchone() == (0,)
 

@@ -13,34 +13,39 @@ from unittest.mock import MagicMock
 import pytest
 from pydantic import SecretStr
 
+from services.core import stores as description
 from services.core.dataset import Column, Dataset
 from services.core.errors import StoreDown
 from services.core.ports import StoreReader
-from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
+from services.core.queries import AggregateQuery, Filters, ListQuery, Query, QueryResult, StatsQuery
 from services.core.stopping import Stop
 from services.datasets.logs import DATASET as LOGS
 from services.ledger.watermark import Watermarks
 from services.local.stack import Stack
 from services.postgres.connection import connect
 from services.query_api import cache as module
-from services.query_api.cache import AnswerCache, CacheSettings, open_cache
+from services.query_api.cache import CacheSettings, ResultCache, open_cache
 from services.query_api.scopes import Scopes
 from services.query_api.service import QueryService
 from services.stores.memory import MemoryStore
 from tests.conftest import running
 
-QUESTION = AggregateQuestion(LOGS, "level", Filters((("service", "api"),), start=5))
+QUESTION = AggregateQuery(LOGS, "level", Filters((("service", "api"),), start=5))
 
 
 class Counting(MemoryStore):
     """Counts how often it is asked."""
 
-    route = source = name = "counting"
+    name = "counting"
     asked = 0
 
-    def answer(self, question: Question, as_of: int, seconds: float = 30.0, stop: Stop | None = None) -> Answer:
+    def execute(self, query: Query, as_of: int, seconds: float = 30.0, stop: Stop | None = None) -> QueryResult:
         self.asked += 1
-        return super().answer(question, as_of, seconds)
+        return super().execute(query, as_of, seconds)
+
+
+def described(reader: Counting) -> description.Store:
+    return description.Store("counting", "counting", "counting", "counting", open_reader=lambda: reader)
 
 
 class Settled:
@@ -56,9 +61,9 @@ class Store:
     def __init__(self) -> None:
         self._count = count(1)
 
-    def ask(self) -> Answer:
+    def ask(self) -> QueryResult:
         row = (next(self._count), -0.0, None, "é\x00\ud7ff", 1 << 52)
-        return Answer([row, ()], 12.5, "rollup", total=7, scanned={"rows": 3})
+        return QueryResult([row, ()], 12.5, "rollup", total=7, scanned={"rows": 3})
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +80,10 @@ def url(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_kept_answer_is_the_same_but_for_its_method_and_times(url: str) -> None:
     store = Store()
-    with closing(AnswerCache(url, 60, 10_000)) as cache:
-        first = cache.answer("same", "scope", QUESTION, 9, store.ask)
+    with closing(ResultCache(url, 60, 10_000)) as cache:
+        first = cache.result("same", "scope", QUESTION, 9, store.ask)
         assert (first.method, first.rows[0][0]) == ("rollup", 1)
-        kept = cache.answer("same", "scope", QUESTION, 9, store.ask)
+        kept = cache.result("same", "scope", QUESTION, 9, store.ask)
     assert 0 < kept.elapsed_ms != first.elapsed_ms
     assert repr(kept) == repr(replace(first, method="cache", elapsed_ms=kept.elapsed_ms, first_ms=12.5))
 
@@ -92,34 +97,36 @@ class OneScope:
         return self.scope
 
 
-OTHERS: list[tuple[str, Question, int]] = [
+OTHERS: list[tuple[str, Query, int]] = [
     ("postgres_x", QUESTION, 9),
     ("postgres", QUESTION, 10),
     ("postgres", replace(QUESTION, group_by="host"), 9),
     ("postgres", replace(QUESTION, bucket=60_000_000), 9),
     ("postgres", replace(QUESTION, filters=Filters((("service", "api"),), start=5, text="x")), 9),
-    ("postgres", ListQuestion(LOGS), 9),
-    ("postgres", StatsQuestion(LOGS), 9),
+    ("postgres", ListQuery(LOGS), 9),
+    ("postgres", StatsQuery(LOGS), 9),
     ("postgres", replace(QUESTION, dataset=replace(LOGS, columns=(*LOGS.columns, Column("new", "text")))), 9),
 ]
 
 
 def test_whatever_differs_has_an_answer_of_its_own(url: str) -> None:
     store = Store()
-    with closing(AnswerCache(url, 60, 10_000)) as cache:
-        for engine, question, as_of in [("postgres", QUESTION, 9), *OTHERS]:
-            assert cache.answer(engine, "scope", question, as_of, store.ask).method == "rollup"
-        for engine, question, as_of in [("postgres", QUESTION, 9), *OTHERS]:
-            assert cache.answer(engine, "scope", question, as_of, store.ask).method == "cache"
+    with closing(ResultCache(url, 60, 10_000)) as cache:
+        for engine, query, as_of in [("postgres", QUESTION, 9), *OTHERS]:
+            assert cache.result(engine, "scope", query, as_of, store.ask).method == "rollup"
+        for engine, query, as_of in [("postgres", QUESTION, 9), *OTHERS]:
+            assert cache.result(engine, "scope", query, as_of, store.ask).method == "cache"
 
 
 def test_an_answer_of_another_ledger_table_or_floor_is_not_given(url: str) -> None:
     reader, scopes = Counting(), OneScope()
-    with closing(AnswerCache(url, 60, 10_000)) as cache:
-        service = QueryService([reader], [LOGS], cast(Watermarks, Settled()), cache=cache, scopes=cast(Scopes, scopes))
+    with closing(ResultCache(url, 60, 10_000)) as cache:
+        service = QueryService(
+            [described(reader)], [LOGS], cast(Watermarks, Settled()), cache=cache, scopes=cast(Scopes, scopes)
+        )
 
         def method() -> str:
-            return asyncio.run(service.ask("counting", AggregateQuestion(LOGS, "host"), lambda r: r.answer.method, 3))
+            return asyncio.run(service.ask("counting", AggregateQuery(LOGS, "host"), lambda r: r.result.method, 3))
 
         assert [method(), method()] == ["scan", "cache"]
         scopes.scope = "another"
@@ -162,31 +169,31 @@ def test_a_scope_is_read_once_a_second_and_kept_while_the_ledger_is_away(postgre
 
 def test_large_and_old_answers_are_not_kept(url: str) -> None:
     store = Store()
-    with closing(AnswerCache(url, 60, 20)) as cache:
-        assert [cache.answer("large", "scope", QUESTION, 9, store.ask).method for _ in range(2)] == ["rollup", "rollup"]
-    with closing(AnswerCache(url, 1, 10_000)) as cache:
-        cache.answer("old", "scope", QUESTION, 9, store.ask)
+    with closing(ResultCache(url, 60, 20)) as cache:
+        assert [cache.result("large", "scope", QUESTION, 9, store.ask).method for _ in range(2)] == ["rollup", "rollup"]
+    with closing(ResultCache(url, 1, 10_000)) as cache:
+        cache.result("old", "scope", QUESTION, 9, store.ask)
         deadline = time.monotonic() + 30
-        while cache.answer("old", "scope", QUESTION, 9, store.ask).method == "cache":
+        while cache.result("old", "scope", QUESTION, 9, store.ask).method == "cache":
             assert time.monotonic() < deadline
 
 
 def test_what_another_version_wrote_is_not_an_answer(url: str) -> None:
     store = Store()
-    with closing(AnswerCache(url, 60, 10_000)) as cache:
-        cache.answer("version", "scope", QUESTION, 9, store.ask)
+    with closing(ResultCache(url, 60, 10_000)) as cache:
+        cache.result("version", "scope", QUESTION, 9, store.ask)
         for key in cache._redis.scan_iter("logpipe:*"):
             cache._redis.set(key, b"\xc1")
-        assert cache.answer("version", "scope", QUESTION, 9, store.ask).rows[0][0] == 2
-        assert cache.answer("version", "scope", QUESTION, 9, store.ask).method == "cache"
+        assert cache.result("version", "scope", QUESTION, 9, store.ask).rows[0][0] == 2
+        assert cache.result("version", "scope", QUESTION, 9, store.ask).method == "cache"
 
 
 def test_a_redis_that_went_away_is_left_alone_and_found_again(stack: Stack, url: str) -> None:
     store, now = Store(), [100.0]
-    with closing(AnswerCache(url, 60, 10_000, lambda: now[0])) as cache:
+    with closing(ResultCache(url, 60, 10_000, lambda: now[0])) as cache:
 
         def ask() -> tuple[int, str]:
-            answer = cache.answer("away", "scope", QUESTION, 9, store.ask)
+            answer = cache.result("away", "scope", QUESTION, 9, store.ask)
             return answer.rows[0][0], answer.method
 
         assert [ask(), ask()] == [(1, "rollup"), (1, "cache")]
@@ -205,12 +212,12 @@ def test_a_redis_that_hangs_costs_next_to_nothing_and_that_once() -> None:
     store = Store()
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
-        closing(AnswerCache(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", 60, 10_000)) as cache,
+        closing(ResultCache(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", 60, 10_000)) as cache,
     ):
         times = []
         for _ in range(20):
             start = time.perf_counter()
-            assert cache.answer("hangs", "scope", QUESTION, 9, store.ask).method == "rollup"
+            assert cache.result("hangs", "scope", QUESTION, 9, store.ask).method == "rollup"
             times.append(time.perf_counter() - start)
     assert times[0] >= module._TIMEOUT_SECONDS
     assert sorted(times)[-2] < module._TIMEOUT_SECONDS
@@ -227,21 +234,21 @@ def test_no_cache_without_a_url(url: str) -> None:
 
 def test_the_service_leaves_scans_and_comparisons_alone(url: str) -> None:
     reader = Counting()
-    with closing(AnswerCache(url, 60, 10_000)) as cache:
+    with closing(ResultCache(url, 60, 10_000)) as cache:
         service = QueryService(
-            [reader], [LOGS], cast(Watermarks, Settled()), cache=cache, scopes=cast(Scopes, OneScope())
+            [described(reader)], [LOGS], cast(Watermarks, Settled()), cache=cache, scopes=cast(Scopes, OneScope())
         )
-        question = StatsQuestion(LOGS)
+        query = StatsQuery(LOGS)
 
         def asked(**options: Any) -> tuple[str, int]:
-            given = {"question": question, "as_of": 3, "present": lambda reply: reply.answer.method, **options}
+            given = {"query": query, "as_of": 3, "present": lambda reply: reply.result.method, **options}
             return asyncio.run(service.ask("counting", **given)), reader.asked
 
         assert asked() == ("scan", 1)
         assert asked() == ("cache", 1)
         assert asked(use_cache=False) == ("scan", 2)
-        assert asked(question=StatsQuestion(LOGS, scan=True)) == ("scan", 3)
-        assert asyncio.run(service.stats("counting", 3)).answers["logs"].method == "cache"
-        assert asyncio.run(service.stats("counting", 3, use_cache=False)).answers["logs"].method == "scan"
-        assert asyncio.run(service.compare(question, 3)).answers["counting"].method == "scan"
+        assert asked(query=StatsQuery(LOGS, scan=True)) == ("scan", 3)
+        assert asyncio.run(service.stats("counting", 3)).results["logs"].method == "cache"
+        assert asyncio.run(service.stats("counting", 3, use_cache=False)).results["logs"].method == "scan"
+        assert asyncio.run(service.compare(query, 3)).results["counting"].method == "scan"
         service.close()

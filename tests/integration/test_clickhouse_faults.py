@@ -24,7 +24,9 @@ from services.core.errors import LogpipeError, StoreDown
 from services.core.ids import first_id
 from services.core.ports import Block
 from services.core.rows import RowCodec
-from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter, create_table
+from services.stores.clickhouse.reader import ClickHouseReader
+from services.stores.clickhouse.tables import create_table
+from services.stores.clickhouse.writer import ClickHouseWriter
 from tests.conftest import short_folder
 from tests.processes import free_port
 

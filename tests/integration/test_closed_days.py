@@ -14,12 +14,12 @@ from psycopg import sql
 from services.core.dataset import Dataset
 from services.core.instants import DAY
 from services.core.ledger import Batch
-from services.core.queries import AggregateQuestion, Filters, ListQuestion, Question
+from services.core.queries import AggregateQuery, Filters, ListQuery, Query
 from services.core.rows import Row
 from services.datasets.logs import DATASET
 from services.postgres.connection import connect
 from services.stores import postgres
-from services.stores.postgres import closed_days, questions
+from services.stores.postgres import closed_days, queries, retention
 from services.stores.postgres import reader as reader_module
 from services.stores.postgres.tables import midnight
 
@@ -50,7 +50,7 @@ def insert(connection: Any, day: int, batch: int, hours: int = 0) -> None:
     )
 
 
-class Planned(questions.Asked):
+class Planned(queries.Execution):
     """Counts the day partitions that each statement's plan names."""
 
     def __init__(self, connection: Any) -> None:
@@ -64,17 +64,17 @@ class Planned(questions.Asked):
         return super().fetch(query, parameters)
 
 
-def ask(own_postgres_url: str, question: Question) -> tuple[list[Row], int]:
+def ask(own_postgres_url: str, query: Query) -> tuple[list[Row], int]:
     """The rows, and the most partitions that a statement was planned for."""
     reader = postgres.PostgresReader(own_postgres_url)
     with reader._pool.connection() as connection, connection.transaction():
         asked = Planned(connection)
-        answer = questions.answer(asked, question, AS_OF)
+        answer = queries.run(asked, query, AS_OF)
     reader.close()
     return answer.rows, max(asked.partitions)
 
 
-NEWEST = ListQuestion(DATASET, limit=15, count=False)
+NEWEST = ListQuery(DATASET, limit=15, count=False)
 
 
 def of(number: int) -> int:
@@ -83,25 +83,25 @@ def of(number: int) -> int:
 
 
 ONE_DAY = Filters(start=of(5), end=of(6))
-ASKED: list[tuple[Question, int]] = [
+ASKED: list[tuple[Query, int]] = [
     (NEWEST, 3),
-    (ListQuestion(DATASET, order_by="created_at", limit=15, count=False), 3),
-    (ListQuestion(DATASET, ONE_DAY), 2),
-    (ListQuestion(DATASET, Filters(end=of(10)), limit=15, count=False), 3),
-    (ListQuestion(DATASET, limit=5, count=False, after=(of(20), 20 << 17)), 3),
-    (AggregateQuestion(DATASET, "level", ONE_DAY), 2),
-    (ListQuestion(DATASET, limit=35, count=False), 5),
-    (ListQuestion(DATASET, Filters((("service", "nobody"),)), limit=15, count=False), DAYS + 1),
+    (ListQuery(DATASET, order_by="created_at", limit=15, count=False), 3),
+    (ListQuery(DATASET, ONE_DAY), 2),
+    (ListQuery(DATASET, Filters(end=of(10)), limit=15, count=False), 3),
+    (ListQuery(DATASET, limit=5, count=False, after=(of(20), 20 << 17)), 3),
+    (AggregateQuery(DATASET, "level", ONE_DAY), 2),
+    (ListQuery(DATASET, limit=35, count=False), 5),
+    (ListQuery(DATASET, Filters((("service", "nobody"),)), limit=15, count=False), DAYS + 1),
 ]
 
 
-@pytest.mark.parametrize(("question", "most"), ASKED, ids=range(len(ASKED)))
-def test_few_partitions_are_planned(connection: Any, own_postgres_url: str, question: Question, most: int) -> None:
-    before, planned = ask(own_postgres_url, question)
+@pytest.mark.parametrize(("query", "most"), ASKED, ids=range(len(ASKED)))
+def test_few_partitions_are_planned(connection: Any, own_postgres_url: str, query: Query, most: int) -> None:
+    before, planned = ask(own_postgres_url, query)
     assert planned == DAYS + 1
     assert postgres.close_days(connection, DATASET) == DAYS
     assert postgres.close_days(connection, DATASET) == 0
-    after, planned = ask(own_postgres_url, question)
+    after, planned = ask(own_postgres_url, query)
     assert after == before
     assert planned <= most or len(before) > 30
 
@@ -225,7 +225,7 @@ def test_a_writer_that_has_not_committed_keeps_its_day_open(
 def test_a_day_without_rows_is_left_out(connection: Any, own_postgres_url: str) -> None:
     connection.execute("DELETE FROM logs WHERE created_at < %s", (midnight(TODAY - 10),))
     assert postgres.close_days(connection, DATASET) == DAYS
-    found, planned = ask(own_postgres_url, ListQuestion(DATASET, Filters(start=0), limit=1000, count=False))
+    found, planned = ask(own_postgres_url, ListQuery(DATASET, Filters(start=0), limit=1000, count=False))
     assert (len(found), planned) == (110, 11)
 
 
@@ -234,7 +234,7 @@ def test_the_note_of_a_dropped_day_is_dropped(
 ) -> None:
     monkeypatch.setenv("LOGPIPE_POSTGRES_URL", own_postgres_url)
     postgres.close_days(connection, DATASET)
-    assert postgres.drop_days(DATASET, TODAY - 20) == DAYS - 20
+    assert retention.drop_days(DATASET, TODAY - 20) == DAYS - 20
     assert connection.execute("SELECT min(day) FROM closed_days").fetchone() == (TODAY - 20,)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from services.core.dataset import Column, Dataset
 from services.core.errors import NeedsOperator
-from services.core.queries import AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.queries import AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.core.rows import RowCodec
 from services.ingest_api.committer import Accepted, Committer, Submission
 from services.ingest_api.publisher import MessageCache, SlotPublisher
@@ -24,7 +24,8 @@ from services.ledger import reading
 from services.ledger.sink_progress import SinkProgress, positions
 from services.postgres.connection import connect
 from services.stores import postgres
-from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter
+from services.stores.clickhouse.reader import ClickHouseReader
+from services.stores.clickhouse.writer import ClickHouseWriter
 from services.stores.postgres import PostgresReader
 from services.stream_to_store.backlog import Limits
 from services.stream_to_store.consumer import Consumer, Target
@@ -164,9 +165,9 @@ class World:
             found[reader.name] = result.examples
         return found
 
-    def answers(self, question: Question) -> list[Any]:
+    def answers(self, query: Query) -> list[Any]:
         last = reading.last_batch(self.ledger)
-        ours, theirs = (reader.answer(question, last).rows for reader in (self.postgres, self.clickhouse))
+        ours, theirs = (reader.execute(query, last).rows for reader in (self.postgres, self.clickhouse))
         assert ours == theirs
         return ours
 
@@ -222,14 +223,14 @@ def test_a_column_reaches_every_store_without_downtime(world: World) -> None:
             assert world.load(NEW) is None
             assert world.differences(NEW) == {"postgres": [], "clickhouse": []}
 
-            by_region = AggregateQuestion(NEW, "region")
+            by_region = AggregateQuery(NEW, "region")
             assert world.answers(by_region) == [("", 4 * ROWS), ("eu", 2 * ROWS), ("us", ROWS)]
-            scored = world.answers(ListQuestion(NEW, Filters((("region", "eu"),)), order_by="id", descending=False))
+            scored = world.answers(ListQuery(NEW, Filters((("region", "eu"),)), order_by="id", descending=False))
             assert [row[-3:] for row in scored] == [("eu", 1.5, '{"a":1}')] * ROWS + [("eu", None, "{}")] * ROWS
 
 
 def test_nobody_who_writes_waits_for_who_reads(world: World) -> None:
-    """Adding a column needs the table for a moment; behind a long question, all writers would queue up."""
+    """Adding a column needs the table for a moment; behind a long query, all writers would queue up."""
     newest = version(*NEW.columns[3:], Column("colour", "category", added=True))
     with (
         closing(Ingest(*world.urls, NEW, world.slots)) as old,
@@ -244,8 +245,8 @@ def test_nobody_who_writes_waits_for_who_reads(world: World) -> None:
         assert not adding.done()
         reader.commit()
         adding.result(60).close()
-    old_rows = world.postgres.answer(StatsQuestion(newest), 1 << 40).rows
-    assert old_rows == world.postgres.answer(StatsQuestion(OLD), 1 << 40).rows
+    old_rows = world.postgres.execute(StatsQuery(newest), 1 << 40).rows
+    assert old_rows == world.postgres.execute(StatsQuery(OLD), 1 << 40).rows
 
 
 def test_a_column_must_be_declared_as_added(world: World) -> None:

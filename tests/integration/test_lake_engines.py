@@ -16,7 +16,7 @@ from services.core.errors import QueryTimeout, StoreDown
 from services.core.ids import first_id
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
-from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.queries import BUCKETS, AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.core.rows import Row
 from services.datasets.logs import DATASET as LOGS
 from services.lake.embedded import EmbeddedReader
@@ -69,30 +69,30 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
         engines.spark.close()
 
 
-def questions() -> Iterator[Question]:
+def questions() -> Iterator[Query]:
     hour = Filters(start=2 * HOUR, end=3 * HOUR)
-    yield StatsQuestion(LOGS, scan=True)
-    yield AggregateQuestion(LOGS, "level")
-    yield AggregateQuestion(LOGS, "service", hour)
-    yield AggregateQuestion(LOGS, None, bucket=BUCKETS["1h"])
-    yield AggregateQuestion(LOGS, "host", Filters(text="a", start=HOUR + 1), bucket=BUCKETS["1m"])
-    yield ListQuestion(LOGS, hour, count=True, limit=1000, scan=True)
-    yield ListQuestion(LOGS, order_by="level", limit=1000, count=False)
-    yield ListQuestion(LOGS, order_by="service", descending=False, limit=7, offset=30, count=False)
-    yield ListQuestion(LOGS, order_by="level", after=("a'b", 1), limit=50, count=False)
-    yield ListQuestion(LOGS, after=(3 * HOUR, first_id(99)), limit=1000, count=False)
-    yield ListQuestion(LOGS, offset=10**9, count=False)
+    yield StatsQuery(LOGS, scan=True)
+    yield AggregateQuery(LOGS, "level")
+    yield AggregateQuery(LOGS, "service", hour)
+    yield AggregateQuery(LOGS, None, bucket=BUCKETS["1h"])
+    yield AggregateQuery(LOGS, "host", Filters(text="a", start=HOUR + 1), bucket=BUCKETS["1m"])
+    yield ListQuery(LOGS, hour, count=True, limit=1000, scan=True)
+    yield ListQuery(LOGS, order_by="level", limit=1000, count=False)
+    yield ListQuery(LOGS, order_by="service", descending=False, limit=7, offset=30, count=False)
+    yield ListQuery(LOGS, order_by="level", after=("a'b", 1), limit=50, count=False)
+    yield ListQuery(LOGS, after=(3 * HOUR, first_id(99)), limit=1000, count=False)
+    yield ListQuery(LOGS, offset=10**9, count=False)
     for text in ("'", ":p0", "`", "\\", "😀"):
-        yield AggregateQuestion(LOGS, "level", Filters((("host", text),), text=text))
+        yield AggregateQuery(LOGS, "level", Filters((("host", text),), text=text))
 
 
 def test_both_engines_give_the_same_answer_and_read_the_same_files(engines: Engines) -> None:
-    for question in questions():
-        embedded, spark = (each.answer(question, AS_OF, SECONDS) for each in (engines.embedded, engines.spark))
-        assert list(map(repr, spark.rows)) == list(map(repr, embedded.rows)), question
-        assert (spark.total, spark.method) == (embedded.total, "scan"), question
+    for query in questions():
+        embedded, spark = (each.execute(query, AS_OF, SECONDS) for each in (engines.embedded, engines.spark))
+        assert list(map(repr, spark.rows)) == list(map(repr, embedded.rows)), query
+        assert (spark.total, spark.method) == (embedded.total, "scan"), query
         if embedded.method == "scan":  # it can count from the table's log, and need not open what lies before an offset
-            assert spark.scanned == embedded.scanned, question
+            assert spark.scanned == embedded.scanned, query
 
 
 def test_both_engines_read_the_same_rows_and_know_the_same_position(engines: Engines) -> None:
@@ -108,30 +108,30 @@ def test_both_engines_read_the_same_rows_and_know_the_same_position(engines: Eng
 
 def test_a_question_over_its_time_is_stopped_in_the_server(engines: Engines) -> None:
     reader: StoreReader = engines.spark
-    reader.answer(StatsQuestion(LOGS), AS_OF, SECONDS)
+    reader.execute(StatsQuery(LOGS), AS_OF, SECONDS)
     with pytest.raises(QueryTimeout, match=r"lake \(spark\)"):
-        reader.answer(AggregateQuestion(LOGS, "message"), AS_OF, 0.02)
-    assert reader.answer(StatsQuestion(LOGS), AS_OF, SECONDS).rows == [(5 * ROWS,)]
+        reader.execute(AggregateQuery(LOGS, "message"), AS_OF, 0.02)
+    assert reader.execute(StatsQuery(LOGS), AS_OF, SECONDS).rows == [(5 * ROWS,)]
 
 
 def test_a_server_that_was_started_anew_is_found_again_and_one_that_is_away_is_named(engines: Engines) -> None:
-    assert engines.spark.answer(StatsQuestion(LOGS), AS_OF, SECONDS).rows == [(5 * ROWS,)]
+    assert engines.spark.execute(StatsQuery(LOGS), AS_OF, SECONDS).rows == [(5 * ROWS,)]
     other = SparkSession(engines.settings.spark_connect_url)  # whose pauses between its tries are its own
     other.client.set_retry_policies([])
     engines.stack.supervisor.stop("spark-connect")
     start = time.monotonic()
     with pytest.raises(StoreDown, match=r"lake \(spark\)"):
-        engines.spark.answer(StatsQuestion(LOGS), AS_OF, SECONDS)
+        engines.spark.execute(StatsQuery(LOGS), AS_OF, SECONDS)
     assert time.monotonic() - start < 5
     with pytest.raises(SparkConnectGrpcException, match="failed to connect"):
         other.sql("SELECT 1")
     engines.stack.up()
-    assert engines.spark.answer(StatsQuestion(LOGS), AS_OF, SECONDS).rows == [(5 * ROWS,)]
+    assert engines.spark.execute(StatsQuery(LOGS), AS_OF, SECONDS).rows == [(5 * ROWS,)]
     other.stop()
 
 
 def test_an_absent_table_is_not_asked_of_the_server(tmp_path: Path, unused_tcp_port: int) -> None:
     url = f"sc://127.0.0.1:{unused_tcp_port}"
     reader = SparkReader(SparkConnectSettings(hdfs_url=tmp_path.as_uri(), spark_connect_url=url))
-    assert reader.answer(StatsQuestion(LOGS), AS_OF).rows == [(0,)]
+    assert reader.execute(StatsQuery(LOGS), AS_OF).rows == [(0,)]
     reader.close()

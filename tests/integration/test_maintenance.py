@@ -29,7 +29,7 @@ from services.maintenance.steps import Steps
 from services.postgres.connection import connect
 from services.runtime.settings import LakeSettings
 from services.stores import postgres
-from services.stores.clickhouse import ClickHouseWriter
+from services.stores.clickhouse.writer import ClickHouseWriter
 from services.streams import kafka
 from services.streams.dead_letters import TOPIC, DeadLetters
 from tests import lake_tables, marks

@@ -200,7 +200,8 @@ def test_a_message_with_the_key_of_a_batch_in_doubt_is_no_part_of_it(
         with pytest.raises(StoreDown):
             dead.step(bench.connection)
     foreign = Producer({"bootstrap.servers": kafka_url})
-    for headers in ({}, {"rows": b""}, {"rows": b"ten"}):
+    unannounced: list[dict[str, str | bytes | None]] = [{}, {"rows": b""}, {"rows": b"ten"}]
+    for headers in unannounced:
         foreign.produce(DATASET.topic, b"{}\n", b"%d:0" % min(own), 0, headers=headers)
     assert foreign.flush(30) == 0
     heir = bench.publisher()

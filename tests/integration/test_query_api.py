@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from services.core.ids import batch_of
 from services.core.ledger import Batch, Part
 from services.core.ports import Block, StoreReader
 from services.core.rows import Row, RowCodec, Rows, checksum
+from services.core.stores import Store
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import batches as ledger_batches
 from services.ledger.watermark import Watermarks
@@ -32,6 +34,8 @@ from services.runtime.health import Readiness
 from services.runtime.http import make_app
 from services.runtime.settings import ListenSettings
 from services.stores import clickhouse, postgres
+from services.stores.clickhouse.reader import ClickHouseReader
+from services.stores.clickhouse.writer import ClickHouseWriter
 from services.verify.dead_letters import DeadLetters
 from services.verify.reconcile import Result
 from services.verify.service import Request, Verification
@@ -49,7 +53,7 @@ class Pipeline:
         self.dataset = dataset
         self.codec = RowCodec(dataset)
         self.connection = connect(postgres_url)
-        self.writer = clickhouse.ClickHouseWriter(clickhouse_url)
+        self.writer = ClickHouseWriter(clickhouse_url)
         self.day = time.time_ns() // 1000 // DAY
         self.next_offset = 0
         postgres.prepare(self.connection, dataset)
@@ -93,7 +97,7 @@ class Pipeline:
         self.connection.execute(
             "INSERT INTO sink_progress (store, dataset, topic_id, partition, next_offset) VALUES (%s, %s, 't', 0, %s)"
             " ON CONFLICT (store, dataset, partition) DO UPDATE SET next_offset = excluded.next_offset",
-            (clickhouse.NAME, self.dataset.name, self.next_offset),
+            (clickhouse.STORE.name, self.dataset.name, self.next_offset),
         )
 
     def insert(self, offset: int, day: int, rows: Sequence[Row]) -> None:
@@ -110,7 +114,7 @@ class Pipeline:
 
 @pytest.fixture(scope="module")
 def readers(postgres_url: str, clickhouse_url: str) -> Iterator[list[StoreReader]]:
-    made: list[StoreReader] = [postgres.PostgresReader(postgres_url), clickhouse.ClickHouseReader(clickhouse_url)]
+    made: list[StoreReader] = [postgres.PostgresReader(postgres_url), ClickHouseReader(clickhouse_url)]
     yield made
     for reader in made:
         reader.close()
@@ -197,11 +201,20 @@ def _ledger_ids(pipeline: Pipeline, last: int) -> set[int]:
     return {batch_id for (batch_id,) in pipeline.connection.execute(query, (pipeline.dataset.name, last))}
 
 
+def described(readers: Sequence[StoreReader]) -> list[Store]:
+    """The stores' descriptions, whose readers are these."""
+    opened = {reader.name: reader for reader in readers}
+    return [
+        replace(store, open_reader=partial(opened.__getitem__, store.name))
+        for store in (postgres.STORE, clickhouse.STORE)
+    ]
+
+
 class Api:
     def __init__(self, dataset: Dataset, ledger: Pool, readers: Sequence[StoreReader]) -> None:
         self.name = dataset.name
         app = make_app("Query API", ListenSettings(), [router([dataset])], _no_lifespan, Readiness())
-        app.state.service = QueryService(readers, [dataset], Watermarks(ledger))
+        app.state.service = QueryService(described(readers), [dataset], Watermarks(ledger))
         self._transport = httpx.ASGITransport(app)
 
     def get(self, path: str, **parameters: Any) -> dict[str, Any]:
@@ -330,7 +343,7 @@ def test_a_sample_reads_its_own_batches_only(pipeline: Pipeline, ledger: Pool, r
         """Refuses to be read as a whole, and counts what is read."""
 
         def __init__(self, reader: StoreReader) -> None:
-            self.name, self.progress, self.table_id = reader.name, reader.progress, reader.table_id
+            self.name, self.progress, self.table_id = reader.name, reader.progress, getattr(reader, "table_id", None)
             self._reader = reader
             self.read = Counter[int]()
 

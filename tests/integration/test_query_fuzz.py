@@ -16,6 +16,7 @@ from services.core.dataset import Dataset
 from services.core.ids import first_id
 from services.core.ports import Block, StoreReader
 from services.core.rows import RowCodec
+from services.core.stores import Store
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.query_api.endpoints import router
@@ -42,14 +43,14 @@ async def _no_lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
 
 
-def _store(name: str) -> MemoryStore:
-    store: MemoryStore = type(name, (MemoryStore,), {"name": name, "route": name, "source": name})()
+def _store(name: str) -> Store:
+    store: MemoryStore = type(name, (MemoryStore,), {"name": name})()
     for dataset, values in ROWS.items():
         store.prepare(dataset)
         rows = [(first_id(batch_id), 1_800_000_000_000_000 + batch_id, *values) for batch_id in range(1, 9)]
         lines = b"".join(line + b"\n" for line in RowCodec(dataset).encode(rows))
         store.write([Block(dataset, "topic", 0, 1, 1, 20_833, len(rows), lines)])
-    return store
+    return Store(name, name, name, name, open_reader=lambda: store)
 
 
 def _app() -> FastAPI:

@@ -24,7 +24,8 @@ from services.ledger import reading
 from services.ledger.replays import ReplayProgress
 from services.ledger.watermark import Watermarks
 from services.postgres.pool import Pool
-from services.stores.clickhouse import ClickHouseReader, ClickHouseWriter
+from services.stores.clickhouse.reader import ClickHouseReader
+from services.stores.clickhouse.writer import ClickHouseWriter
 from services.streams.kafka import KafkaPartitionReader
 from tests.conftest import running
 from tests.processes import Process, free_port

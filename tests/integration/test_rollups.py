@@ -15,20 +15,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
+from services.core import rollups
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
 from services.core.ledger import Batch
 from services.core.ports import Block, StoreReader
-from services.core.queries import BUCKETS, MINUTE, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.queries import BUCKETS, MINUTE, AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.core.rows import RowCodec, Rows, checksum
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import batches as ledger_batches
 from services.postgres.connection import connect
-from services.rollups import chunks, keeper, questions
-from services.rollups import postgres as rollup
-from services.rollups.clickhouse import BUCKET_BITS
+from services.rollups import keeper
 from services.rollups.keeper import RollupKeeper
-from services.stores import clickhouse, postgres
+from services.stores import postgres
+from services.stores.clickhouse.reader import ClickHouseReader
+from services.stores.clickhouse.rollups import BUCKET_BITS
+from services.stores.clickhouse.tables import create_table
+from services.stores.clickhouse.writer import ClickHouseWriter
+from services.stores.postgres import rollup_chunks as chunks
+from services.stores.postgres import rollups as rollup
 from services.stores.postgres.tables import midnight
 from tests.conftest import in_database, running
 
@@ -43,10 +48,10 @@ class Pipeline:
     def __init__(self, postgres_url: str, clickhouse_url: str, seed: int = 4) -> None:
         self.dataset = replace(LOGS, name=f"rolled_{uuid4().hex[:12]}")
         self.connection = connect(postgres_url)
-        self.writer = clickhouse.ClickHouseWriter(clickhouse_url)
+        self.writer = ClickHouseWriter(clickhouse_url)
         self.readers: list[StoreReader] = [
             postgres.PostgresReader(postgres_url),
-            clickhouse.ClickHouseReader(clickhouse_url),
+            ClickHouseReader(clickhouse_url),
         ]
         self.start = time.time_ns() // 1000 // MINUTE * MINUTE
         self.loaded = 0
@@ -109,17 +114,17 @@ def pipeline(postgres_url: str, clickhouse_url: str, monkeypatch: pytest.MonkeyP
         yield made
 
 
-def compare(reader: StoreReader, question: Question, as_of: int) -> str:
+def compare(reader: StoreReader, query: Query, as_of: int) -> str:
     """The rollup's answer is the scan's; the method of the first."""
-    answer = reader.answer(question, as_of)
-    scanned = reader.answer(replace(question, scan=True), as_of)
+    answer = reader.execute(query, as_of)
+    scanned = reader.execute(replace(query, scan=True), as_of)
     assert scanned.method == "scan"
-    assert (repr(answer.rows), answer.total) == (repr(scanned.rows), scanned.total), (reader.name, question, as_of)
+    assert (repr(answer.rows), answer.total) == (repr(scanned.rows), scanned.total), (reader.name, query, as_of)
     return answer.method
 
 
 def method_of(reader: StoreReader, dataset: Dataset, as_of: int) -> str:
-    return compare(reader, StatsQuestion(dataset), as_of)
+    return compare(reader, StatsQuery(dataset), as_of)
 
 
 instants = st.none() | st.integers(0, SPAN) | st.integers(0, 8).map(lambda n: n * MINUTE)
@@ -135,15 +140,15 @@ shapes = st.one_of(
 )
 
 
-def question_of(pipeline: Pipeline, shape: Any, where: dict[str, str], start: int | None, end: int | None) -> Question:
+def question_of(pipeline: Pipeline, shape: Any, where: dict[str, str], start: int | None, end: int | None) -> Query:
     first, last = (None if at is None else pipeline.start + at for at in (start, end))
     filters = Filters(tuple(where.items()), first, last)
     match shape:
         case "stats":
-            return StatsQuestion(pipeline.dataset)
+            return StatsQuery(pipeline.dataset)
         case "list":
-            return ListQuestion(pipeline.dataset, filters, limit=3)
-    return AggregateQuestion(pipeline.dataset, shape[0], filters, shape[1])
+            return ListQuery(pipeline.dataset, filters, limit=3)
+    return AggregateQuery(pipeline.dataset, shape[0], filters, shape[1])
 
 
 @pytest.mark.timeout(300)
@@ -170,11 +175,11 @@ def test_the_rollup_answers_as_a_scan_does_under_load_crashes_and_retries(pipeli
     @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
     @given(shapes, equals, instants, instants, st.integers(0, 150))
     def ask(shape: Any, where: dict[str, str], start: int | None, end: int | None, behind: int) -> None:
-        question = question_of(pipeline, shape, where, start, end)
+        query = question_of(pipeline, shape, where, start, end)
         asked.release()
         as_of = max(0, pipeline.loaded - behind)
         for reader in pipeline.readers:
-            methods[reader.name].add(compare(reader, question, as_of))
+            methods[reader.name].add(compare(reader, query, as_of))
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -189,8 +194,8 @@ def test_the_rollup_answers_as_a_scan_does_under_load_crashes_and_retries(pipeli
     while pipeline.roll_up():
         pass
     for shape in ("stats", ("level", None), (None, MINUTE), ("service", BUCKETS["1h"])):
-        question = question_of(pipeline, shape, {}, None, None)
-        assert [compare(reader, question, pipeline.loaded) for reader in pipeline.readers] == ["rollup"] * 2
+        query = question_of(pipeline, shape, {}, None, None)
+        assert [compare(reader, query, pipeline.loaded) for reader in pipeline.readers] == ["rollup"] * 2
 
 
 def test_a_total_adds_up_chunks_and_no_counts(pipeline: Pipeline) -> None:
@@ -198,11 +203,11 @@ def test_a_total_adds_up_chunks_and_no_counts(pipeline: Pipeline) -> None:
     pipeline.fill(5)
     while pipeline.roll_up():
         pass
-    reader, question = pipeline.readers[0], StatsQuestion(pipeline.dataset)
-    answer = reader.answer(question, pipeline.loaded)
-    name = sql.Identifier(questions.name(pipeline.dataset))
+    reader, query = pipeline.readers[0], StatsQuery(pipeline.dataset)
+    answer = reader.execute(query, pipeline.loaded)
+    name = sql.Identifier(rollups.name(pipeline.dataset))
     pipeline.connection.execute(sql.SQL("DELETE FROM {}").format(name))
-    assert (answer.method, reader.answer(question, pipeline.loaded).rows) == ("rollup", answer.rows)
+    assert (answer.method, reader.execute(query, pipeline.loaded).rows) == ("rollup", answer.rows)
 
 
 def test_two_processes_roll_up_side_by_side(pipeline: Pipeline, postgres_url: str) -> None:
@@ -250,7 +255,7 @@ def test_days_that_retention_drops(pipeline: Pipeline, rolled_up: bool) -> None:
         pass
     # What was dropped before it was rolled up is not rolled up any more: a scan finds nothing.
     assert method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == ("rollup" if rolled_up else "scan")
-    assert pipeline.readers[0].answer(StatsQuestion(pipeline.dataset), pipeline.loaded).rows == [(0,)]
+    assert pipeline.readers[0].execute(StatsQuery(pipeline.dataset), pipeline.loaded).rows == [(0,)]
 
 
 class History:
@@ -276,19 +281,19 @@ class History:
         """Day, counted from the first, -> how many chunks it has."""
         query = "SELECT day - %s, count(*) FROM rollup_chunks WHERE rollup = %s GROUP BY 1 ORDER BY 1"
         first = midnight(self.first_day).date()
-        name = questions.name(self.pipeline.dataset)
+        name = rollups.name(self.pipeline.dataset)
         return dict(self.pipeline.connection.execute(query, (first, name)).fetchall())
 
     def compare(self, as_of: int) -> None:
         reader, dataset = self.pipeline.readers[0], self.pipeline.dataset
         within = Filters(start=self.pipeline.start - 3 * DAY + 1, end=self.pipeline.start + 5 * MINUTE - 1)
-        for question in (
-            StatsQuestion(dataset),
-            AggregateQuestion(dataset, "level"),
-            AggregateQuestion(dataset, None, within, MINUTE),
-            AggregateQuestion(dataset, "service", Filters((("level", "ERROR"),)), BUCKETS["1h"]),
+        for query in (
+            StatsQuery(dataset),
+            AggregateQuery(dataset, "level"),
+            AggregateQuery(dataset, None, within, MINUTE),
+            AggregateQuery(dataset, "service", Filters((("level", "ERROR"),)), BUCKETS["1h"]),
         ):
-            compare(reader, question, as_of)
+            compare(reader, query, as_of)
 
     def drop(self, days: int) -> None:
         """As retention does: the floor rises, then the first days go."""
@@ -329,7 +334,7 @@ def test_chunks_of_a_clock_that_was_wrong_do_not_hold_up_the_others(pipeline: Pi
     while pipeline.roll_up() or chunks.merge(pipeline.connection, pipeline.dataset):
         pass
     query = "SELECT count(*), sum(row_count) FROM rollup_chunks WHERE rollup = %s AND {} merged"
-    name = questions.name(pipeline.dataset)
+    name = rollups.name(pipeline.dataset)
     unmerged = pipeline.connection.execute(query.format("NOT").encode(), (name,)).fetchone()
     merged = pipeline.connection.execute(query.format("").encode(), (name,)).fetchone()
     assert unmerged is not None
@@ -337,7 +342,7 @@ def test_chunks_of_a_clock_that_was_wrong_do_not_hold_up_the_others(pipeline: Pi
     assert merged[0] == 5 + chunks.UNMERGED_DAYS - 1, "each block of the wrong days is apart"
     assert method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == "rollup"
     for as_of in range(pipeline.loaded - 660, pipeline.loaded, 53):
-        compare(pipeline.readers[0], AggregateQuestion(pipeline.dataset, "level"), max(0, as_of))
+        compare(pipeline.readers[0], AggregateQuery(pipeline.dataset, "level"), max(0, as_of))
 
 
 def test_a_merge_between_the_statements_of_a_query_is_not_seen(
@@ -357,23 +362,23 @@ def test_a_merge_between_the_statements_of_a_query_is_not_seen(
     as_of = history.ends[0] - 10
     with monkeypatch.context() as patch:
         patch.setattr(rollup, "until", merging)
-        answer = pipeline.readers[0].answer(StatsQuestion(pipeline.dataset), as_of)
+        answer = pipeline.readers[0].execute(StatsQuery(pipeline.dataset), as_of)
     assert merged[0] > 1
     assert answer.method == "rollup"
-    assert answer.rows == pipeline.readers[0].answer(StatsQuestion(pipeline.dataset, scan=True), as_of).rows
+    assert answer.rows == pipeline.readers[0].execute(StatsQuery(pipeline.dataset, scan=True), as_of).rows
 
 
 def test_forgotten_days_leave_no_chunks_and_are_not_looked_at_again(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollup, "_FORGOTTEN_AT_ONCE", 2)
+    monkeypatch.setattr(rollup, "_DELETED_AT_ONCE", 2)
     history = History(pipeline, 9)
     history.drop(5)
     assert list(history.chunks()) == [5, 6, 7, 8]
     history.keep()
     for as_of in (*range(history.ends[4], history.ends[-1], 41), history.ends[-1]):
         history.compare(as_of)
-    connection, name = pipeline.connection, questions.name(pipeline.dataset)
+    connection, name = pipeline.connection, rollups.name(pipeline.dataset)
     connection.execute("SET enable_seqscan = off")  # the tables are small: an index would not pay
 
     def rows_read() -> int:
@@ -445,7 +450,7 @@ def test_a_database_without_rollups_is_scanned(postgres_url: str) -> None:
 
 def test_rows_that_were_there_before_the_projection(pipeline: Pipeline) -> None:
     client, table = pipeline.writer._client, pipeline.dataset.name
-    client.command(clickhouse.create_table(pipeline.dataset))
+    client.command(create_table(pipeline.dataset))
     for _ in range(5):
         pipeline.load(pipeline.accept(16))
     pipeline.fill(1)
@@ -455,7 +460,7 @@ def test_rows_that_were_there_before_the_projection(pipeline: Pipeline) -> None:
     while client.query(missing).result_rows != [(0,)]:
         assert time.monotonic() < deadline
     whole = (pipeline.loaded + 1 >> BUCKET_BITS << BUCKET_BITS) - 1
-    read = [pipeline.readers[1].answer(StatsQuestion(pipeline.dataset, scan), whole).scanned for scan in (False, True)]
+    read = [pipeline.readers[1].execute(StatsQuery(pipeline.dataset, scan), whole).scanned for scan in (False, True)]
     assert read[0]["rows"] < read[1]["rows"], "it counts by the projection"
 
 
@@ -463,9 +468,9 @@ def test_deleted_rows_leave_the_counts_too(pipeline: Pipeline) -> None:
     pipeline.fill(5)
     client, table = pipeline.writer._client, pipeline.dataset.name
     client.command(f"DELETE FROM {table} WHERE level = 'ERROR'")
-    level = AggregateQuestion(pipeline.dataset, "level")
+    level = AggregateQuery(pipeline.dataset, "level")
     assert compare(pipeline.readers[1], level, pipeline.loaded) == "rollup"
-    assert "ERROR" not in dict(pipeline.readers[1].answer(level, pipeline.loaded).rows)
+    assert "ERROR" not in dict(pipeline.readers[1].execute(level, pipeline.loaded).rows)
 
 
 @pytest.mark.timeout(300)
@@ -479,10 +484,10 @@ def test_a_block_is_counted_once_also_after_a_restart(postgres_url: str) -> None
             pipeline.load(block)
         stack.down()
         stack.up()
-        writer, reader = clickhouse.ClickHouseWriter(url), clickhouse.ClickHouseReader(url)
+        writer, reader = ClickHouseWriter(url), ClickHouseReader(url)
         with closing(reader):
             writer.prepare(pipeline.dataset)
             writer.write([block])
             assert method_of(reader, pipeline.dataset, pipeline.loaded) == "rollup"
-            answer = reader.answer(StatsQuestion(pipeline.dataset), pipeline.loaded)
+            answer = reader.execute(StatsQuery(pipeline.dataset), pipeline.loaded)
             assert answer.rows == [(block.rows,)]

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from services.ledger import sampling, schema
+from services.ledger import sampling
 from services.postgres.connection import Connection, connect
 
 _FAR = 10**9
@@ -15,7 +15,6 @@ _FAR = 10**9
 def ledger(own_postgres_url: str) -> Iterator[Connection]:
     """3,000 batches of logs, a leap of the ids, 3,000 more, and 3 batches of events."""
     with connect(own_postgres_url) as connection:
-        schema.prepare(connection)
         connection.execute("INSERT INTO id_leaps (after, until) VALUES (3000, %s)", (_FAR,))
         for dataset, first, last in (
             ("logs", 1, 3000),

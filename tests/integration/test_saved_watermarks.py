@@ -11,7 +11,7 @@ import pytest
 
 from services.core.errors import StoreDown
 from services.core.ledger import StorePosition
-from services.core.ports import Progress, StoreReader
+from services.core.ports import StoreReader
 from services.datasets.logs import DATASET
 from services.ledger import floors, reading, saved_watermarks, schema, slots
 from services.ledger.watermark import Watermarks
@@ -31,7 +31,7 @@ def ledger(own_postgres_url: str) -> Iterator[Pool]:
 class Reader:
     """As much of a StoreReader as a watermark needs."""
 
-    def __init__(self, progress: Progress = "sink", table: str = "table") -> None:
+    def __init__(self, progress: str = "sink", table: str = "table") -> None:
         self.name = STORE
         self.progress = progress
         self.table = table
@@ -351,7 +351,7 @@ def test_a_dataset_without_batches_costs_nothing(ledger: Pool) -> None:
 
 
 @pytest.mark.parametrize("progress", ["sink", "own"])
-def test_without_the_ledger_a_table_made_anew_is_not_asked_at_the_old_point(ledger: Pool, progress: Progress) -> None:
+def test_without_the_ledger_a_table_made_anew_is_not_asked_at_the_old_point(ledger: Pool, progress: str) -> None:
     accept(ledger, 3)
     stand(ledger, {0: 100})
     reader, watermarks = Reader(progress), Watermarks(ledger)

@@ -25,7 +25,7 @@ from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.migrate.service import migrate
 from services.postgres.connection import connect
-from services.stores.clickhouse import ClickHouseReader
+from services.stores.clickhouse.reader import ClickHouseReader
 from services.stores.memory import MemoryStore
 from services.streams import kafka
 from tests.processes import Process, free_port

@@ -1,7 +1,7 @@
 """Random questions, asked of every store while rows are being loaded: each answers as the store in memory does.
 
 The stores are real and are filled side by side by one loader, which goes on for as long as questions are asked; the
-reference holds the same rows from the start, and `as_of` says which of them a question may see.
+reference holds the same rows from the start, and `as_of` says which of them a query may see.
 """
 
 import random
@@ -19,14 +19,16 @@ from hypothesis import strategies as st
 from services.core.dataset import Column, Dataset
 from services.core.ids import first_id
 from services.core.ports import Block, StoreReader
-from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.queries import BUCKETS, AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.core.rows import Row, RowCodec, Rows
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.lake.embedded import EmbeddedReader
 from services.postgres.connection import connect
 from services.runtime.settings import LakeSettings
-from services.stores import clickhouse, postgres
+from services.stores import postgres
+from services.stores.clickhouse.reader import ClickHouseReader
+from services.stores.clickhouse.writer import ClickHouseWriter
 from services.stores.memory import MemoryStore
 from tests import lake_tables
 
@@ -74,7 +76,7 @@ class Loader:
 
     def __init__(self, postgres_url: str, clickhouse_url: str, lake: LakeSettings) -> None:
         self._connection = connect(postgres_url)
-        self._writer = clickhouse.ClickHouseWriter(clickhouse_url)
+        self._writer = ClickHouseWriter(clickhouse_url)
         self._lake = lake
         self._reached = 0
         self._changed = threading.Condition()
@@ -147,7 +149,7 @@ def loader(
     lake = LakeSettings(hdfs_url=tmp_path_factory.mktemp("lake").as_uri())
     readers: list[StoreReader] = [
         postgres.PostgresReader(postgres_url),
-        clickhouse.ClickHouseReader(clickhouse_url),
+        ClickHouseReader(clickhouse_url),
         EmbeddedReader(lake),
     ]
     with ExitStack() as stack:
@@ -166,21 +168,21 @@ def filters(draw: st.DrawFn, dataset: Dataset) -> Filters:
 
 
 @st.composite
-def questions(draw: st.DrawFn) -> Question:
+def questions(draw: st.DrawFn) -> Query:
     dataset, scan = draw(st.sampled_from(DATASETS)), draw(st.booleans())
-    kind = draw(st.sampled_from([ListQuestion, ListQuestion, AggregateQuestion, AggregateQuestion, StatsQuestion]))
-    if kind is StatsQuestion:
-        return StatsQuestion(dataset, scan)
+    kind = draw(st.sampled_from([ListQuery, ListQuery, AggregateQuery, AggregateQuery, StatsQuery]))
+    if kind is StatsQuery:
+        return StatsQuery(dataset, scan)
     where = draw(filters(dataset))
-    if kind is AggregateQuestion:
+    if kind is AggregateQuery:
         bucket = draw(st.none() | st.sampled_from(list(BUCKETS.values())))
         grouping = st.sampled_from(dataset.groupings)
-        return AggregateQuestion(dataset, draw(grouping | st.none() if bucket else grouping), where, bucket, scan)
+        return AggregateQuery(dataset, draw(grouping | st.none() if bucket else grouping), where, bucket, scan)
     order_by = draw(st.sampled_from(dataset.orderings))
     after = draw(st.none() | places(dataset, order_by))
     limit, offset = draw(st.integers(1, 200)), draw(st.sampled_from([0, 0, 0, 20, 1_000_000_000]))
     descending, count = draw(st.booleans()), draw(st.booleans())
-    return ListQuestion(dataset, where, order_by, descending, limit, offset, count, after, scan)
+    return ListQuery(dataset, where, order_by, descending, limit, offset, count, after, scan)
 
 
 @st.composite
@@ -201,14 +203,14 @@ def places(draw: st.DrawFn, dataset: Dataset, order_by: str) -> tuple[Any, int]:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(question=questions(), as_of=st.just(BATCHES) | st.integers(0, BATCHES))
+@given(query=questions(), as_of=st.just(BATCHES) | st.integers(0, BATCHES))
 def test_every_store_answers_as_the_reference(
-    reference: MemoryStore, loader: tuple[Loader, Mapping[str, StoreReader]], question: Question, as_of: int
+    reference: MemoryStore, loader: tuple[Loader, Mapping[str, StoreReader]], query: Query, as_of: int
 ) -> None:
     loading, readers = loader
     loading.await_batch(as_of)
-    wanted = reference.answer(question, as_of)
-    event(f"{type(question).__name__}, {'some rows' if wanted.rows else 'no rows'}")
+    wanted = reference.execute(query, as_of)
+    event(f"{type(query).__name__}, {'some rows' if wanted.rows else 'no rows'}")
     for name, reader in readers.items():
-        found = reader.answer(question, as_of)
+        found = reader.execute(query, as_of)
         assert (found.rows, found.total) == (wanted.rows, wanted.total), name

@@ -1,5 +1,8 @@
 """A new dataset is one file, a new store is one file: both dropped in here, and found everywhere."""
 
+import importlib
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +16,8 @@ from services.core.rows import RowCodec
 from services.datasets.logs import DATASET as LOGS
 from services.generator.synthesis import Synthesizer
 from services.ingest_api.endpoints import collect_router
-from services.stores import clickhouse, postgres
+from services.stores import postgres
+from services.stores.clickhouse.tables import create_table
 from spark_jobs import schema as spark_schema
 
 DATASET = """
@@ -33,13 +37,14 @@ DATASET = Dataset(
 """
 
 STORE = """
+from services.core.stores import Store
 from services.stores.memory import MemoryStore
 
 class ToyStore(MemoryStore):
-    name = route = source = "toy"
+    name = "toy"
 
 
-open_reader = open_writer = ToyStore
+STORE = Store("toy", "toys", "toy", "Toy", open_reader=ToyStore, open_writer=ToyStore)
 """
 
 
@@ -62,7 +67,7 @@ def test_a_dataset_of_one_file_is_known_everywhere() -> None:
     rows = RowCodec(dataset).decode_lines(b"\n".join(lines))
     assert rows.count == 100
     assert len(next(iter(postgres.copy_rows(dataset, rows, 1, 0)))) == len(postgres.copy_types(dataset)) == 7
-    assert "payment_id" in clickhouse.create_table(dataset)
+    assert "payment_id" in create_table(dataset)
     assert all(name in spark_schema.line_schema(dataset) for name in dataset.column_names)
 
 
@@ -70,7 +75,28 @@ def test_a_dataset_of_one_file_is_known_everywhere() -> None:
 def test_a_store_of_one_file_is_known_everywhere() -> None:
     assert "toy" in stores.readers()
     assert "toy" in stores.writers()
-    assert stores.open_reader("toy").route == "toy"
+    assert stores.open_reader("toy").name == "toy"
+    assert [store.route for store in stores.all_stores() if store.name == "toy"] == ["toys"]
+
+
+@pytest.mark.usefixtures("dropped_in")
+def test_a_store_whose_name_is_not_that_of_its_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = importlib.import_module("services.stores.toy")
+    monkeypatch.setattr(toy, "STORE", replace(toy.STORE, name="other"))
+    with pytest.raises(ValueError, match="other"):
+        stores.all_stores()
+
+
+def test_no_two_stores_share_a_name() -> None:
+    described = stores.all_stores()
+    for names in ([s.name for s in described], [s.route for s in described], [s.source for s in described]):
+        assert len(set(names)) == len(names)
+
+
+def test_a_description_can_be_read_without_drivers() -> None:
+    drivers = {"chdb", "clickhouse_connect", "deltalake", "pyarrow", "pyspark"}
+    read = f"import sys; from services import stores; stores.all_stores(); print(*{drivers} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", read], check=True, capture_output=True, text=True).stdout == "\n"
 
 
 def test_without_the_files_neither_is_known() -> None:

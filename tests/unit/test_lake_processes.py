@@ -13,7 +13,7 @@ import pytest
 
 from services.core.errors import Invalid, LogpipeError, QueryTimeout, StoreDown
 from services.core.ids import first_id
-from services.core.queries import Filters, ListQuestion, StatsQuestion
+from services.core.queries import Filters, ListQuery, StatsQuery
 from services.core.rows import Row
 from services.core.stopping import Stop
 from services.datasets.logs import DATASET as LOGS
@@ -22,7 +22,7 @@ from services.runtime.settings import LakeSettings
 from tests import lake_tables
 
 CREATED = 1_700_000_000_000_000
-COUNT = StatsQuestion(LOGS, scan=True)
+COUNT = StatsQuery(LOGS, scan=True)
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -42,7 +42,7 @@ def settings(tmp_path: Path) -> LakeSettings:
 @pytest.fixture
 def reader(settings: LakeSettings) -> Iterator[ProcessReader]:
     with closing(ProcessReader(settings)) as reader:
-        assert reader.answer(COUNT, 9).rows == [(1,)]
+        assert reader.execute(COUNT, 9).rows == [(1,)]
         yield reader
 
 
@@ -56,7 +56,7 @@ def pid(reader: ProcessReader) -> int:
 
 def test_a_process_is_kept_for_the_next_query(reader: ProcessReader) -> None:
     first = pid(reader)
-    assert reader.answer(COUNT, 9).rows == [(1,)]
+    assert reader.execute(COUNT, 9).rows == [(1,)]
     assert pid(reader) == first
     assert [worker._process is None for worker in reader._workers] == [True] * (PROCESSES - 1) + [False]
 
@@ -65,49 +65,49 @@ def test_a_query_over_its_time_ends_with_its_process(reader: ProcessReader) -> N
     stuck = pid(reader)
     os.kill(stuck, signal.SIGSTOP)
     with pytest.raises(QueryTimeout, match=r"lake: no answer within 0\.2 s"):
-        reader.answer(COUNT, 9, 0.2)
+        reader.execute(COUNT, 9, 0.2)
     until(lambda: not psutil.pid_exists(stuck))
-    assert reader.answer(COUNT, 9).rows == [(1,)]
+    assert reader.execute(COUNT, 9).rows == [(1,)]
 
 
 def test_a_query_that_nobody_waits_for_ends_with_its_process(reader: ProcessReader) -> None:
     stuck, stop = pid(reader), Stop()
     os.kill(stuck, signal.SIGSTOP)
     with ThreadPoolExecutor() as threads:
-        answer = threads.submit(reader.answer, COUNT, 9, 60.0, stop)
+        answer = threads.submit(reader.execute, COUNT, 9, 60.0, stop)
         until(lambda: stop._end is not None)
         stop.now()
         with pytest.raises(LogpipeError):
             answer.result(30)
     until(lambda: not psutil.pid_exists(stuck))
-    assert reader.answer(COUNT, 9).rows == [(1,)]
+    assert reader.execute(COUNT, 9).rows == [(1,)]
 
 
 def test_a_process_that_dies_fails_one_query(reader: ProcessReader) -> None:
     stuck, stop = pid(reader), Stop()
     os.kill(stuck, signal.SIGSTOP)
     with ThreadPoolExecutor() as threads:
-        answer = threads.submit(reader.answer, COUNT, 9, 60.0, stop)
+        answer = threads.submit(reader.execute, COUNT, 9, 60.0, stop)
         until(lambda: stop._end is not None)
         os.kill(stuck, signal.SIGKILL)
         with pytest.raises(StoreDown, match="lake: the process of the query ended with -9"):
             answer.result(30)
-    assert reader.answer(COUNT, 9).rows == [(1,)]
+    assert reader.execute(COUNT, 9).rows == [(1,)]
 
 
 def test_errors_come_out_of_the_process_as_they_are(reader: ProcessReader, settings: LakeSettings) -> None:
     with pytest.raises(Invalid, match="NUL"):
-        reader.answer(ListQuestion(LOGS, Filters(text="\x00")), 9)
+        reader.execute(ListQuery(LOGS, Filters(text="\x00")), 9)
     with (
         closing(ProcessReader(LakeSettings(hdfs_url="hdfs://127.0.0.1:1"))) as away,
         pytest.raises(StoreDown) as raised,
     ):
-        away.answer(COUNT, 9)
+        away.execute(COUNT, 9)
     assert raised.value.store == "lake"
 
 
 def test_closing_ends_the_processes(settings: LakeSettings) -> None:
     with closing(ProcessReader(settings)) as reader:
-        reader.answer(COUNT, 9)
+        reader.execute(COUNT, 9)
         process = pid(reader)
     until(lambda: not psutil.pid_exists(process))

@@ -20,7 +20,7 @@ from services.core.errors import Invalid, StoreDown
 from services.core.ids import first_id
 from services.core.ledger import StorePosition
 from services.core.ports import Block
-from services.core.queries import BUCKETS, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.queries import BUCKETS, AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.core.rows import Row, RowCodec
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
@@ -52,10 +52,10 @@ def reader(settings: LakeSettings) -> EmbeddedReader:
 
 
 def test_a_table_that_is_absent_has_no_rows(reader: EmbeddedReader) -> None:
-    assert reader.answer(StatsQuestion(LOGS), 9).rows == [(0,)]
-    found = reader.answer(ListQuestion(LOGS), 9)
+    assert reader.execute(StatsQuery(LOGS), 9).rows == [(0,)]
+    found = reader.execute(ListQuery(LOGS), 9)
     assert (found.rows, found.total) == ([], 0)
-    assert reader.answer(AggregateQuestion(LOGS, "level"), 9).rows == []
+    assert reader.execute(AggregateQuery(LOGS, "level"), 9).rows == []
     assert reader.position(LOGS).offsets == {}
     assert list(reader.counts(LOGS, 0, 9)) == list(reader.rows(LOGS, 0, 9)) == []
     assert list(reader.rejected(LOGS)) == []
@@ -63,7 +63,7 @@ def test_a_table_that_is_absent_has_no_rows(reader: EmbeddedReader) -> None:
 
 def test_a_table_that_is_empty_has_no_rows(reader: EmbeddedReader, settings: LakeSettings) -> None:
     Tables(settings, LOGS).prepare()
-    assert reader.answer(StatsQuestion(LOGS), 9).rows == [(0,)]
+    assert reader.execute(StatsQuery(LOGS), 9).rows == [(0,)]
     assert list(reader.counts(LOGS, 0, 9)) == []
     assert list(reader.rejected(LOGS)) == []
 
@@ -71,7 +71,7 @@ def test_a_table_that_is_empty_has_no_rows(reader: EmbeddedReader, settings: Lak
 def test_a_reader_sees_each_commit_at_once(reader: EmbeddedReader, settings: LakeSettings) -> None:
     for batch_id in (1, 2, 3):
         lake_tables.append(settings, LOGS, [log(batch_id)])
-        assert reader.answer(StatsQuestion(LOGS), 9).rows == [(batch_id,)]
+        assert reader.execute(StatsQuery(LOGS), 9).rows == [(batch_id,)]
 
 
 def test_the_position_is_that_of_the_last_batch_behind_any_maintenance(
@@ -113,9 +113,9 @@ def test_a_column_that_is_added_later_reads_as_missing(reader: EmbeddedReader, s
         (first_id(1), CREATED, CREATED, "INFO", "", "", "", "{}"),
         log(2),
     ]
-    assert reader.answer(AggregateQuestion(LOGS, "service"), 9).rows == [("", 1), ("api", 1)]
-    no_service = ListQuestion(LOGS, Filters((("service", ""),)))
-    assert [row[0] for row in reader.answer(no_service, 9).rows] == [first_id(1)]
+    assert reader.execute(AggregateQuery(LOGS, "service"), 9).rows == [("", 1), ("api", 1)]
+    no_service = ListQuery(LOGS, Filters((("service", ""),)))
+    assert [row[0] for row in reader.execute(no_service, 9).rows] == [first_id(1)]
 
 
 def test_a_column_that_no_file_and_no_schema_has_yet_reads_as_missing(
@@ -124,10 +124,10 @@ def test_a_column_that_no_file_and_no_schema_has_yet_reads_as_missing(
     lake_tables.append(settings, LOGS, [log(1)])
     newer = replace(LOGS, columns=(*LOGS.columns, Column("zone", "text"), Column("size", "number")), search="zone")
     assert list(reader.rows(newer, 0, 9)) == [(*log(1), "", None)]
-    assert reader.answer(ListQuestion(newer, Filters((("zone", ""),))), 9).total == 1
-    assert reader.answer(ListQuestion(newer, Filters((("zone", "a"),))), 9).total == 0
-    assert reader.answer(ListQuestion(newer, Filters(text="a"), order_by="zone"), 9).total == 0
-    assert reader.answer(AggregateQuestion(newer, "zone"), 9).rows == [("", 1)]
+    assert reader.execute(ListQuery(newer, Filters((("zone", ""),))), 9).total == 1
+    assert reader.execute(ListQuery(newer, Filters((("zone", "a"),))), 9).total == 0
+    assert reader.execute(ListQuery(newer, Filters(text="a"), order_by="zone"), 9).total == 0
+    assert reader.execute(AggregateQuery(newer, "zone"), 9).rows == [("", 1)]
 
 
 @pytest.fixture
@@ -139,24 +139,24 @@ def ten_files(settings: LakeSettings) -> LakeSettings:
     return settings
 
 
-QUESTIONS: list[tuple[Question, int, int]] = [
-    (ListQuestion(LOGS, Filters(start=5 * HOUR, end=6 * HOUR)), 99, 1),
-    (AggregateQuestion(LOGS, "level", Filters(start=5 * HOUR, end=6 * HOUR)), 99, 1),
-    (ListQuestion(LOGS, Filters(start=5 * HOUR + 101, end=6 * HOUR)), 99, 1),
-    (ListQuestion(LOGS, Filters(start=5 * HOUR + 2000, end=6 * HOUR)), 99, 0),
-    (ListQuestion(LOGS, Filters(start=0, end=3 * HOUR)), 3, 2),
-    (ListQuestion(LOGS, Filters(text="hell"), descending=False, count=False), 99, 10),
-    (ListQuestion(LOGS, count=False, after=(3 * HOUR, first_id(99))), 99, 4),  # one by its rounded time alone
-    (ListQuestion(LOGS, count=False, descending=False, after=(7 * HOUR, 0)), 99, 3),
-    (ListQuestion(LOGS, count=False, order_by="id", after=(first_id(4), first_id(4))), 99, 2),
-    (AggregateQuestion(LOGS, None, bucket=BUCKETS["1h"]), 5, 3),
-    (StatsQuestion(LOGS, scan=True), 99, 10),
+QUESTIONS: list[tuple[Query, int, int]] = [
+    (ListQuery(LOGS, Filters(start=5 * HOUR, end=6 * HOUR)), 99, 1),
+    (AggregateQuery(LOGS, "level", Filters(start=5 * HOUR, end=6 * HOUR)), 99, 1),
+    (ListQuery(LOGS, Filters(start=5 * HOUR + 101, end=6 * HOUR)), 99, 1),
+    (ListQuery(LOGS, Filters(start=5 * HOUR + 2000, end=6 * HOUR)), 99, 0),
+    (ListQuery(LOGS, Filters(start=0, end=3 * HOUR)), 3, 2),
+    (ListQuery(LOGS, Filters(text="hell"), descending=False, count=False), 99, 10),
+    (ListQuery(LOGS, count=False, after=(3 * HOUR, first_id(99))), 99, 4),  # one by its rounded time alone
+    (ListQuery(LOGS, count=False, descending=False, after=(7 * HOUR, 0)), 99, 3),
+    (ListQuery(LOGS, count=False, order_by="id", after=(first_id(4), first_id(4))), 99, 2),
+    (AggregateQuery(LOGS, None, bucket=BUCKETS["1h"]), 5, 3),
+    (StatsQuery(LOGS, scan=True), 99, 10),
 ]
 
 
-@pytest.mark.parametrize(("question", "as_of", "files"), QUESTIONS)
+@pytest.mark.parametrize(("query", "as_of", "files"), QUESTIONS)
 def test_files_are_left_out_by_their_statistics_and_counted_as_opened(
-    ten_files: LakeSettings, monkeypatch: pytest.MonkeyPatch, question: Question, as_of: int, files: int
+    ten_files: LakeSettings, monkeypatch: pytest.MonkeyPatch, query: Query, as_of: int, files: int
 ) -> None:
     asked: list[str] = []
     execute = QueryBuilder.execute
@@ -166,7 +166,7 @@ def test_files_are_left_out_by_their_statistics_and_counted_as_opened(
         return execute(engine, query)
 
     monkeypatch.setattr(QueryBuilder, "execute", noted)
-    answer = EmbeddedReader(ten_files).answer(question, as_of)
+    answer = EmbeddedReader(ten_files).execute(query, as_of)
     assert answer.scanned == {"files": files, "files_total": 10}
     assert answer.method == "scan"
     engine = Table(table_uri(ten_files, LOGS.name)).engine()
@@ -184,7 +184,7 @@ def test_the_newest_rows_are_looked_for_in_the_newest_files_first(
     reader = EmbeddedReader(ten_files)
 
     def asked(**of_page: Any) -> tuple[list[int], int]:
-        answer = reader.answer(ListQuestion(LOGS, count=False, **of_page), 99)
+        answer = reader.execute(ListQuery(LOGS, count=False, **of_page), 99)
         return [row[2] // HOUR for row in answer.rows], answer.scanned["files"]
 
     assert asked(limit=2) == ([9, 9], 1)
@@ -210,7 +210,7 @@ def test_a_page_is_the_same_wherever_its_rows_are_looked_for_first(
     ]
     for file in rows:
         lake_tables.append(settings, LOGS, file)
-    question = ListQuestion(
+    query = ListQuery(
         LOGS,
         Filters(
             equals=data.draw(st.sampled_from([(), (("service", "a"),)])),
@@ -223,30 +223,30 @@ def test_a_page_is_the_same_wherever_its_rows_are_looked_for_first(
         count=False,
     )
     reader = EmbeddedReader(settings)
-    whole = reader.answer(question, 3).rows
+    whole = reader.execute(query, 3).rows
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lake_reader, "_FEWEST", 1)
         patch.setattr(lake_reader, "_ONE_OF", 1)
-        assert reader.answer(question, 3).rows == whole
+        assert reader.execute(query, 3).rows == whole
 
 
 def test_a_count_of_all_is_answered_by_the_log_but_for_what_came_later(ten_files: LakeSettings) -> None:
     reader = EmbeddedReader(ten_files)
     for as_of, count, files in [(99, 20, 0), (19, 20, 0), (18, 19, 1), (4, 5, 8), (0, 1, 10)]:
-        answer = reader.answer(StatsQuestion(LOGS), as_of)
+        answer = reader.execute(StatsQuery(LOGS), as_of)
         assert (answer.rows, answer.method, answer.scanned["files"]) == ([(count,)], "metadata", files)
-        scanned = reader.answer(StatsQuestion(LOGS, scan=True), as_of)
+        scanned = reader.execute(StatsQuery(LOGS, scan=True), as_of)
         assert (scanned.rows, scanned.method) == ([(count,)], "scan")
-        page = reader.answer(ListQuestion(LOGS), as_of)
+        page = reader.execute(ListQuery(LOGS), as_of)
         assert (page.total, len(page.rows), page.method) == (count, count, "metadata")
-        assert reader.answer(ListQuestion(LOGS, scan=True), as_of).method == "scan"
+        assert reader.execute(ListQuery(LOGS, scan=True), as_of).method == "scan"
 
 
 def test_a_query_that_needs_more_memory_than_it_may_use_is_refused(ten_files: LakeSettings) -> None:
     reader = EmbeddedReader(ten_files, memory=1 << 10)
     with pytest.raises(OutOfMemory, match="more memory than it may use"):
-        reader.answer(ListQuestion(LOGS, count=False), 99)
-    assert reader.answer(StatsQuestion(LOGS), 99).rows == [(20,)]
+        reader.execute(ListQuery(LOGS, count=False), 99)
+    assert reader.execute(StatsQuery(LOGS), 99).rows == [(20,)]
 
 
 def test_a_table_made_anew_is_read_anew(reader: EmbeddedReader, settings: LakeSettings) -> None:
@@ -254,7 +254,7 @@ def test_a_table_made_anew_is_read_anew(reader: EmbeddedReader, settings: LakeSe
     assert reader.position(LOGS).offsets == {0: 9}
     tables = Tables(settings, LOGS)
     tables.empty(Position.first(), ())
-    assert reader.answer(StatsQuestion(LOGS), 9).rows == [(0,)]
+    assert reader.execute(StatsQuery(LOGS), 9).rows == [(0,)]
     assert reader.position(LOGS).offsets == {}
     assert tables.is_empty()
 
@@ -290,7 +290,7 @@ def test_a_table_that_was_deleted_and_made_anew_under_a_reader_has_another_ident
 
     fill("t", 4)
     before = reader.position(LOGS)
-    assert reader.answer(StatsQuestion(LOGS), 99).rows == [(4,)]
+    assert reader.execute(StatsQuery(LOGS), 99).rows == [(4,)]
     shutil.rmtree(settings.hdfs_url.removeprefix("file://") + settings.lake_path)
     fill("u", batches)
     with suppress(StoreDown):  # once, when the log has become shorter
@@ -298,13 +298,13 @@ def test_a_table_that_was_deleted_and_made_anew_under_a_reader_has_another_ident
     after = reader.position(LOGS)
     assert after.table_id != before.table_id
     assert (after.topic_id, after.offsets) == ("u", {0: batches})
-    assert reader.answer(StatsQuestion(LOGS), 99).rows == [(batches,)]
+    assert reader.execute(StatsQuery(LOGS), 99).rows == [(batches,)]
 
 
 def test_a_server_that_is_away(unused_tcp_port: int) -> None:
     reader = EmbeddedReader(LakeSettings(hdfs_url=f"hdfs://127.0.0.1:{unused_tcp_port}"))
     with pytest.raises(StoreDown, match="lake"):
-        reader.answer(StatsQuestion(LOGS), 1)
+        reader.execute(StatsQuery(LOGS), 1)
     with pytest.raises(StoreDown, match="lake"):
         reader.position(LOGS)
 

@@ -11,7 +11,7 @@ import pytest
 from deltalake import DeltaTable
 
 from services.core.ids import first_id
-from services.core.queries import Filters, ListQuestion
+from services.core.queries import Filters, ListQuery
 from services.core.rows import Row, RowCodec, checksum
 from services.datasets.logs import DATASET
 from services.lake import maintenance
@@ -71,13 +71,13 @@ def test_small_files_of_a_day_become_one_and_nothing_else_changes(
 ) -> None:
     fill(settings, 12, days=2)
     before = content(reader)
-    newest = ListQuestion(DATASET, Filters((("service", "s1"),)), limit=5)
-    page = reader.answer(newest, 99).rows
+    newest = ListQuery(DATASET, Filters((("service", "s1"),)), limit=5)
+    page = reader.execute(newest, 99).rows
     assert table.small_files() == {FIRST: 6, FIRST + timedelta(days=1): 6}
     assert table.compact(FIRST) == 6
     assert table.small_files() == {FIRST: 1, FIRST + timedelta(days=1): 6}
     assert content(reader) == before
-    assert reader.answer(newest, 99).rows == page
+    assert reader.execute(newest, 99).rows == page
     assert reader.position(DATASET).offsets == {0: 12}
 
 

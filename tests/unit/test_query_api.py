@@ -14,8 +14,9 @@ from fastapi import FastAPI
 
 from services.core.dataset import Column, Dataset
 from services.core.errors import LogpipeError, QueryCancelled, QueryTimeout, StoreDown
-from services.core.queries import AggregateQuestion, Answer, Filters, ListQuestion, Question, StatsQuestion
+from services.core.queries import AggregateQuery, Filters, ListQuery, Query, QueryResult, StatsQuery
 from services.core.stopping import Stop
+from services.core.stores import Store
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import watermark as watermark_module
@@ -42,35 +43,34 @@ async def _no_lifespan(app: FastAPI) -> AsyncIterator[None]:
 class StubReader:
     progress = "ledger"
 
-    def __init__(self, route: str, source: str, watermark: int, elapsed_ms: float, engine: str = "") -> None:
-        self.engine = engine
-        self.name = self.route = route
+    def __init__(self, name: str, source: str, watermark: int, elapsed_ms: float) -> None:
+        self.name = name
         self.source = source
         self.watermark = watermark
         self.elapsed_ms = elapsed_ms
         self.down: LogpipeError | None = None
         self.seconds: float | None = None
-        self.asked: list[tuple[Question, int]] = []
+        self.asked: list[tuple[Query, int]] = []
         self.rows: list[Any] = [LOG_ROW]
 
-    def answer(self, question: Question, as_of: int, seconds: float, stop: Stop) -> Answer:
-        self.asked.append((question, as_of))
+    def execute(self, query: Query, as_of: int, seconds: float, stop: Stop) -> QueryResult:
+        self.asked.append((query, as_of))
         self.seconds = seconds
         if self.down:
             raise self.down
-        match question:
-            case ListQuestion():
-                return Answer(self.rows, self.elapsed_ms, total=7 if question.count else None)
-            case AggregateQuestion():
-                return Answer(_counts(question), self.elapsed_ms)
-        return Answer([(7,)], self.elapsed_ms)
+        match query:
+            case ListQuery():
+                return QueryResult(self.rows, self.elapsed_ms, total=7 if query.count else None)
+            case AggregateQuery():
+                return QueryResult(_counts(query), self.elapsed_ms)
+        return QueryResult([(7,)], self.elapsed_ms)
 
     def close(self) -> None: ...
 
 
-def _counts(question: AggregateQuestion) -> list[Any]:
-    times = [(CREATED,), (CREATED + 1,)] if question.bucket else [(), ()]
-    keys = [("INFO",), ("ERROR",)] if question.group_by else [(), ()]
+def _counts(query: AggregateQuery) -> list[Any]:
+    times = [(CREATED,), (CREATED + 1,)] if query.bucket else [(), ()]
+    keys = [("INFO",), ("ERROR",)] if query.group_by else [(), ()]
     return [(*time, *key, count) for time, key, count in zip(times, keys, (5, 2), strict=True)]
 
 
@@ -107,18 +107,17 @@ TOY = Dataset(
 class Api:
     def __init__(self, **listen: Any) -> None:
         self.postgres = StubReader("postgres", "postgresql", 12, 4.0)
-        self.hdfs = StubReader("hdfs", "hdfs", 10, 9.0, "embedded")
-        self.spark = StubReader("hdfs", "hdfs", 10, 30.0, "spark")
+        self.hdfs = StubReader("hdfs", "hdfs", 10, 9.0)
+        self.spark = StubReader("hdfs", "hdfs", 10, 30.0)
         self.opened = 0
         self.clickhouse = StubReader("clickhouse", "clickhouse", 11, 2.5)
         self.stores = [self.postgres, self.hdfs, self.clickhouse]
         self.watermarks = StubWatermarks()
         datasets = (EVENTS, LOGS, TOY)
         service = QueryService(
-            self.stores,  # type: ignore[arg-type]
+            [self._described(reader) for reader in self.stores],
             datasets,
             self.watermarks,  # type: ignore[arg-type]
-            {"hdfs": {"spark": self.open_spark}},  # type: ignore[dict-item]
             seconds=7.0,
         )
 
@@ -127,6 +126,13 @@ class Api:
         self.app = app
         self._service = service
         self._transport = httpx.ASGITransport(app)
+
+    def _described(self, reader: StubReader) -> Store:
+        engines: Any = (
+            {"engine": "embedded", "other_engines": {"spark": self.open_spark}} if reader is self.hdfs else {}
+        )
+        open_reader: Any = lambda: reader  # noqa: E731
+        return Store(reader.name, reader.name, reader.source, reader.name, open_reader=open_reader, **engines)
 
     def hdfs_pool_places(self) -> int:
         """How many more queries of the lake would be taken."""
@@ -172,7 +178,7 @@ def test_a_list_by_contract(api: Api) -> None:
         "scanned": {},
         "total_ms": reply["total_ms"],
     }
-    assert api.postgres.asked == [(ListQuestion(LOGS), 12)]
+    assert api.postgres.asked == [(ListQuery(LOGS), 12)]
     (row,) = reply["data"]
     assert list(row) == ["id", "timestamp", "level", "service", "host", "message", "metadata", "created_at"]
     assert row["timestamp"] == 1_763_700_009.999001
@@ -203,8 +209,8 @@ def test_every_parameter_reaches_the_question(api: Api) -> None:
     )
     equals = (("level", "ERROR"), ("service", "api"), ("host", ""))
     filters = Filters(equals, 1_763_700_000_500_000, 1_795_255_200_000_001, "50% ü")
-    question = ListQuestion(LOGS, filters, "service", False, 10000, 3, False, scan=True)
-    assert api.clickhouse.asked == [(question, 9)]
+    query = ListQuery(LOGS, filters, "service", False, 10000, 3, False, scan=True)
+    assert api.clickhouse.asked == [(query, 9)]
     assert api.clickhouse.seconds == pytest.approx(7.0, abs=0.5)
 
 
@@ -230,9 +236,9 @@ def test_a_parameter_given_twice_is_refused(api: Api, path: str, query: str, nam
 
 def test_levels_are_compared_as_they_were_sent_and_the_page_says_so(api: Api) -> None:
     api.get("postgres/logs", level="error")
-    question = api.postgres.asked[0][0]
-    assert isinstance(question, ListQuestion)
-    assert question.filters.equals == (("level", "error"),)
+    query = api.postgres.asked[0][0]
+    assert isinstance(query, ListQuery)
+    assert query.filters.equals == (("level", "error"),)
     parameters = api.fetch("/openapi.json").json()["paths"]["/api/query/{store}/logs"]["get"]["parameters"]
     [described] = [parameter["description"] for parameter in parameters if parameter["name"] == "level"]
     assert "as it was sent" in described
@@ -267,9 +273,9 @@ def test_no_count_leaves_total_count_out(api: Api) -> None:
 )
 def test_times(api: Api, text: str, microseconds: int) -> None:
     api.get("postgres/logs", end_time=text)
-    question = api.postgres.asked[0][0]
-    assert isinstance(question, ListQuestion)
-    assert question.filters.end == microseconds
+    query = api.postgres.asked[0][0]
+    assert isinstance(query, ListQuery)
+    assert query.filters.end == microseconds
 
 
 @pytest.mark.parametrize(
@@ -338,31 +344,31 @@ def test_an_aggregate_by_contract(api: Api) -> None:
     reply = api.get("hdfs/logs/aggregate", group_by="level", service="api", start_time=5)
     assert reply["group_by"] == "level"
     assert reply["data"] == [{"key": "INFO", "count": 5}, {"key": "ERROR", "count": 2}]
-    assert api.hdfs.asked == [(AggregateQuestion(LOGS, "level", Filters((("service", "api"),), 5_000_000)), 10)]
+    assert api.hdfs.asked == [(AggregateQuery(LOGS, "level", Filters((("service", "api"),), 5_000_000)), 10)]
 
 
 @pytest.mark.parametrize(
-    ("parameters", "question", "data"),
+    ("parameters", "query", "data"),
     [
         (
             {"bucket": "1h"},
-            AggregateQuestion(LOGS, None, bucket=3_600_000_000),
+            AggregateQuery(LOGS, None, bucket=3_600_000_000),
             [{"time": CREATED_ISO, "count": 5}, {"time": LATER_ISO, "count": 2}],
         ),
         (
             {"bucket": "1d", "group_by": "host"},
-            AggregateQuestion(LOGS, "host", bucket=86_400_000_000),
+            AggregateQuery(LOGS, "host", bucket=86_400_000_000),
             [{"time": CREATED_ISO, "key": "INFO", "count": 5}, {"time": LATER_ISO, "key": "ERROR", "count": 2}],
         ),
-        ({}, AggregateQuestion(LOGS, "level"), [{"key": "INFO", "count": 5}, {"key": "ERROR", "count": 2}]),
+        ({}, AggregateQuery(LOGS, "level"), [{"key": "INFO", "count": 5}, {"key": "ERROR", "count": 2}]),
     ],
 )
 def test_an_aggregate_by_time(
-    api: Api, parameters: dict[str, Any], question: AggregateQuestion, data: list[dict[str, Any]]
+    api: Api, parameters: dict[str, Any], query: AggregateQuery, data: list[dict[str, Any]]
 ) -> None:
     reply = api.get("postgres/logs/aggregate", **parameters)
-    assert api.postgres.asked == [(question, 12)]
-    assert (reply["group_by"], reply.get("bucket")) == (question.group_by, parameters.get("bucket"))
+    assert api.postgres.asked == [(query, 12)]
+    assert (reply["group_by"], reply.get("bucket")) == (query.group_by, parameters.get("bucket"))
     assert reply["data"] == data
 
 
@@ -372,9 +378,9 @@ def test_wire_and_column_names_are_both_taken(api: Api, name: str) -> None:
     assert api.get("postgres/events/aggregate", group_by=name)["group_by"] == "eventType"
     parameters: dict[str, Any] = {name: "CLICK", "order_by": name}
     api.get("postgres/events", **parameters)
-    aggregate, listed = (question for question, _ in api.postgres.asked)
-    assert aggregate == AggregateQuestion(EVENTS, "event_type")
-    assert listed == ListQuestion(EVENTS, Filters((("event_type", "CLICK"),)), "event_type")
+    aggregate, listed = (query for query, _ in api.postgres.asked)
+    assert aggregate == AggregateQuery(EVENTS, "event_type")
+    assert listed == ListQuery(EVENTS, Filters((("event_type", "CLICK"),)), "event_type")
 
 
 def test_events_answer_with_wire_names(api: Api) -> None:
@@ -390,10 +396,8 @@ def test_a_new_dataset_has_its_routes(api: Api) -> None:
     api.postgres.rows = [(131_072, CREATED, 5_000_000, "a", "00000000-0000-0000-0000-000000000001")]
     (row,) = api.get("postgres/toys", serial="00000000-0000-0000-0000-00000000000A")["data"]
     assert row["soldAt"] == "1970-01-01T00:00:05.000000+00:00"
-    (question, _) = api.postgres.asked[0]
-    assert question == ListQuestion(
-        TOY, Filters((("serial", "00000000-0000-0000-0000-00000000000a"),)), order_by="sold_at"
-    )
+    (query, _) = api.postgres.asked[0]
+    assert query == ListQuery(TOY, Filters((("serial", "00000000-0000-0000-0000-00000000000a"),)), order_by="sold_at")
     assert "/api/query/{store}/toys/aggregate" in api.fetch("/openapi.json").json()["paths"]
 
 
@@ -407,7 +411,7 @@ def test_the_openapi_page_names_each_parameter(api: Api) -> None:
 def test_stats_by_contract(api: Api) -> None:
     reply = api.get("clickhouse/stats")
     assert (reply["source"], reply["logs_count"], reply["events_count"], reply["as_of"]) == ("clickhouse", 7, 7, 11)
-    assert [question for question, _ in api.clickhouse.asked] == [StatsQuestion(d) for d in (EVENTS, LOGS, TOY)]
+    assert [query for query, _ in api.clickhouse.asked] == [StatsQuery(d) for d in (EVENTS, LOGS, TOY)]
 
 
 def test_compare_asks_all_at_the_lowest_watermark(api: Api) -> None:
@@ -420,7 +424,7 @@ def test_compare_asks_all_at_the_lowest_watermark(api: Api) -> None:
         "difference_ms": 1.5,
     }
     for store in api.stores:
-        assert store.asked == [(ListQuestion(LOGS, Filters((("level", "ERROR"),)), limit=5, scan=True), 10)]
+        assert store.asked == [(ListQuery(LOGS, Filters((("level", "ERROR"),)), limit=5, scan=True), 10)]
         assert (reply[store.source]["count"], reply[store.source]["total"]) == (1, 7)
     assert (reply["as_of"], reply["answers_agree"], reply["missing"]) == (10, True, {})
 
@@ -469,12 +473,12 @@ def test_reads_need_the_token() -> None:
 
 
 def test_a_cached_reply_says_what_it_took_and_what_the_first_took(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Answer([LOG_ROW], 0.25, "cache", total=7, first_ms=1409.0)
-    monkeypatch.setattr(api.postgres, "answer", lambda *_: kept)
+    kept = QueryResult([LOG_ROW], 0.25, "cache", total=7, first_ms=1409.0)
+    monkeypatch.setattr(api.postgres, "execute", lambda *_: kept)
     reply = api.get("postgres/logs")
     assert (reply["query_time_ms"], reply["first_query_time_ms"], reply["method"]) == (0.25, 1409.0, "cache")
     monkeypatch.setattr(
-        api.postgres, "answer", lambda asked, *_: replace(kept, rows=[(7,)], first_ms=None if asked.scan else 9.0)
+        api.postgres, "execute", lambda asked, *_: replace(kept, rows=[(7,)], first_ms=None if asked.scan else 9.0)
     )
     stats = api.get("postgres/stats")
     assert (stats["query_time_ms"], stats["first_query_time_ms"]) == (0.75, 27.0)
@@ -492,9 +496,9 @@ def test_pages_by_cursor_keep_order_and_point(api: Api) -> None:
     api.postgres.watermark = 20
     parameters = {"cursor": first["next_cursor"], "level": "ERROR", "q": "ü"}
     second = api.get("postgres/logs", limit=1, **parameters)
-    question, as_of = api.postgres.asked[1]
+    query, as_of = api.postgres.asked[1]
     filters = Filters((("level", "ERROR"),), text="ü")
-    assert question == ListQuestion(LOGS, filters, "level", False, 1, after=("ERROR", LOG_ROW[0]))
+    assert query == ListQuery(LOGS, filters, "level", False, 1, after=("ERROR", LOG_ROW[0]))
     assert as_of == second["as_of"] == 12
     assert api.get("postgres/logs", order_by="level", as_of=12, **parameters).keys() & {"next_cursor"} == set()
 
@@ -560,7 +564,7 @@ def test_compare_by_all_engines(api: Api) -> None:
     reply = api.get("compare", engines="all")
     assert reply["comparison"]["hdfs_spark_ms"] == 30.0
     assert reply["hdfs_spark"] == {**reply["hdfs"]}
-    assert api.spark.asked == [(ListQuestion(LOGS, scan=True), 10)]
+    assert api.spark.asked == [(ListQuery(LOGS, scan=True), 10)]
     api.spark.down = StoreDown("lake (spark)", "connection refused")
     reply = api.get("compare", engines="all")
     assert reply["missing"] == {"hdfs_spark": "lake (spark): connection refused"}
@@ -573,8 +577,8 @@ def test_compare_any_question(api: Api) -> None:
     stats = api.get("compare/events", question="stats", as_of=4)
     assert (stats["postgresql"]["count"], stats["postgresql"]["total"], stats["as_of"]) == (1, 7, 4)
     assert api.hdfs.asked == [
-        (AggregateQuestion(LOGS, "service", Filters((("level", "ERROR"),))), 10),
-        (StatsQuestion(EVENTS, scan=True), 4),
+        (AggregateQuery(LOGS, "service", Filters((("level", "ERROR"),))), 10),
+        (StatsQuery(EVENTS, scan=True), 4),
     ]
 
 
@@ -595,7 +599,7 @@ def hanging(api: Api, monkeypatch: pytest.MonkeyPatch) -> Event:
     """The lake hangs until the returned event is set, and counts as down soon."""
     monkeypatch.setattr(service_module, "_GRACE_SECONDS", -6.9)
     released = Event()
-    monkeypatch.setattr(api.hdfs, "answer", lambda *_: released.wait())
+    monkeypatch.setattr(api.hdfs, "execute", lambda *_: released.wait())
     return released
 
 
@@ -619,7 +623,7 @@ def test_queries_beyond_the_places_of_a_store_are_refused_and_others_answered(
     monkeypatch.setattr(pools, "PLACES", 60)
     api = Api()
     released = Event()
-    monkeypatch.setattr(api.hdfs, "answer", lambda *_: released.wait(20) and Answer([], 0.0, total=0))
+    monkeypatch.setattr(api.hdfs, "execute", lambda *_: released.wait(20) and QueryResult([], 0.0, total=0))
 
     async def ask() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=api._transport, base_url="http://localhost") as client:
@@ -640,13 +644,13 @@ def test_queries_beyond_the_places_of_a_store_are_refused_and_others_answered(
 def test_a_store_is_told_to_stop_when_the_client_goes_away(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     running, ended = Event(), Event()
 
-    def answer(question: Question, as_of: int, seconds: float, stop: Stop) -> Answer:
+    def answer(query: Query, as_of: int, seconds: float, stop: Stop) -> QueryResult:
         with stop.by(ended.set):
             running.set()
             ended.wait(20)
         raise QueryCancelled("ended")
 
-    monkeypatch.setattr(api.hdfs, "answer", answer)
+    monkeypatch.setattr(api.hdfs, "execute", answer)
 
     async def ask() -> bool:
         path = "/api/query/hdfs/logs"
@@ -675,12 +679,12 @@ def test_a_store_that_hangs_is_told_to_stop(api: Api, monkeypatch: pytest.Monkey
     monkeypatch.setattr(service_module, "_GRACE_SECONDS", -6.9)
     ended = Event()
 
-    def answer(question: Question, as_of: int, seconds: float, stop: Stop) -> Answer:
+    def answer(query: Query, as_of: int, seconds: float, stop: Stop) -> QueryResult:
         with stop.by(ended.set):
             ended.wait(20)
         raise QueryCancelled("ended")
 
-    monkeypatch.setattr(api.hdfs, "answer", answer)
+    monkeypatch.setattr(api.hdfs, "execute", answer)
     assert "hangs" in api.get("hdfs/logs", status=503)["detail"]
     assert ended.wait(20)
 

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from services.core import rollups
 from services.core.ids import first_id
 from services.core.ledger import Batch
-from services.core.queries import MINUTE, AggregateQuestion, Filters, ListQuestion, Question, StatsQuestion
+from services.core.queries import MINUTE, AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
-from services.rollups import chunks, questions
-from services.rollups.chunks import Chunk, next_chunk
+from services.stores.postgres import rollup_chunks as chunks
+from services.stores.postgres.rollup_chunks import Chunk, next_chunk
 
 DAY = 86_400_000_000
 
@@ -31,7 +32,7 @@ def test_each_row_is_counted_once_if_it_is_asked_for(
     start: int | None, end: int | None, until: int, newer: int, batch: int, time: int
 ) -> None:
     as_of = until - 1 + newer
-    plan = questions.plan(AggregateQuestion(LOGS, "level", Filters(start=start, end=end)), until, as_of)
+    plan = rollups.plan(AggregateQuery(LOGS, "level", Filters(start=start, end=end)), until, as_of)
     if plan is None:
         assert start is not None and end is not None and -(-start // MINUTE) >= end // MINUTE  # noqa: PT018
         return
@@ -41,38 +42,38 @@ def test_each_row_is_counted_once_if_it_is_asked_for(
     assert sum(counted) == (batch <= as_of and within(time, start, end))
 
 
-KNOWN: list[Question] = [
-    StatsQuestion(LOGS),
-    ListQuestion(LOGS),
-    ListQuestion(LOGS, Filters((("level", "INFO"), ("host", ""))), limit=1, offset=9, after=(0, 1)),
-    AggregateQuestion(LOGS, "service", Filters((("host", "a"),), start=5)),
-    AggregateQuestion(LOGS, None, bucket=60 * MINUTE),
-    AggregateQuestion(EVENTS, "device_type", bucket=MINUTE),
+KNOWN: list[Query] = [
+    StatsQuery(LOGS),
+    ListQuery(LOGS),
+    ListQuery(LOGS, Filters((("level", "INFO"), ("host", ""))), limit=1, offset=9, after=(0, 1)),
+    AggregateQuery(LOGS, "service", Filters((("host", "a"),), start=5)),
+    AggregateQuery(LOGS, None, bucket=60 * MINUTE),
+    AggregateQuery(EVENTS, "device_type", bucket=MINUTE),
 ]
-UNKNOWN: list[Question] = [
-    ListQuestion(LOGS, count=False),
-    ListQuestion(LOGS, Filters(text="x")),
-    ListQuestion(EVENTS, Filters((("user_id", "user_1"),))),
-    AggregateQuestion(EVENTS, "event_type", Filters((("user_id", "user_1"),))),
-    AggregateQuestion(LOGS, "message"),
-    AggregateQuestion(LOGS, "level", bucket=MINUTE // 2),
+UNKNOWN: list[Query] = [
+    ListQuery(LOGS, count=False),
+    ListQuery(LOGS, Filters(text="x")),
+    ListQuery(EVENTS, Filters((("user_id", "user_1"),))),
+    AggregateQuery(EVENTS, "event_type", Filters((("user_id", "user_1"),))),
+    AggregateQuery(LOGS, "message"),
+    AggregateQuery(LOGS, "level", bucket=MINUTE // 2),
 ]
 
 
-@pytest.mark.parametrize("question", KNOWN)
-def test_what_a_rollup_knows(question: Question) -> None:
-    assert questions.plan(question, 1, 1)
-    assert questions.plan(replace(question, scan=True), 1, 1) is None
-    assert questions.plan(question, 0, 1) is None, "it holds nothing yet"
+@pytest.mark.parametrize("query", KNOWN)
+def test_what_a_rollup_knows(query: Query) -> None:
+    assert rollups.plan(query, 1, 1)
+    assert rollups.plan(replace(query, scan=True), 1, 1) is None
+    assert rollups.plan(query, 0, 1) is None, "it holds nothing yet"
 
 
-@pytest.mark.parametrize("question", UNKNOWN)
-def test_what_a_rollup_does_not_know(question: Question) -> None:
-    assert questions.plan(question, 1, 1) is None
+@pytest.mark.parametrize("query", UNKNOWN)
+def test_what_a_rollup_does_not_know(query: Query) -> None:
+    assert rollups.plan(query, 1, 1) is None
 
 
 def test_the_name_says_the_groupings() -> None:
-    assert questions.name(LOGS) == "logs_by_level_service_host"
+    assert rollups.name(LOGS) == "logs_by_level_service_host"
 
 
 def batches(*rows_and_days: tuple[int, int]) -> list[Batch]:

@@ -1,4 +1,4 @@
-"""What became of former attempts at an insert: they are ended, then the table is searched for their rows."""
+"""Resolves former attempts at an insert: ends them, and then searches the table for their rows."""
 
 import hashlib
 from collections.abc import Sequence, Set
@@ -10,9 +10,11 @@ from services.core.dataset import CREATED_AT, ID, Dataset
 from services.core.errors import StoreDown
 from services.core.ids import end_id, first_id, spans
 from services.core.ports import Block, joint_range
-from services.stores.clickhouse.client import NAME, translated
-from services.stores.clickhouse.questions import select
-from services.stores.clickhouse.tables import insert_into, quoted, stored
+from services.stores.clickhouse import STORE
+from services.stores.clickhouse.client import translated
+from services.stores.clickhouse.names import quoted, stored
+from services.stores.clickhouse.queries import select
+from services.stores.clickhouse.tables import insert_into
 
 _MOST_SPANS = 100  # of ids in one query
 
@@ -71,4 +73,4 @@ def _kill(client: Client, condition: str) -> None:
     for line in reply.splitlines():
         status, *_ = msgspec.json.decode(line)
         if status != "finished":
-            raise StoreDown(NAME, f"a former insert of the same rows still runs (KILL QUERY: {status})")
+            raise StoreDown(STORE.name, f"a former insert of the same rows still runs (KILL QUERY: {status})")

@@ -9,15 +9,14 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 from urllib3.exceptions import HTTPError
 
 from services.core.errors import Backpressure, LogpipeError, StoreDown
-
-NAME = "clickhouse"
+from services.stores.clickhouse import STORE
 
 _CONNECT_TIMEOUT = 5  # seconds
 
 # Codes of errors.
 TIMEOUT = 159
 TOO_LARGE = 396
-_OVERLOADED = {TIMEOUT, 202, 241, 252, 439}  # … too many queries, memory, too many parts, no thread to be had
+_OVERLOADED = {TIMEOUT, 202, 241, 252, 439}  # too slow, too many queries, memory, too many parts, no free thread
 
 
 @contextmanager
@@ -32,8 +31,8 @@ def _translate(error: Exception) -> LogpipeError:
     code = error.code if isinstance(error, Error) else None
     detail = str(error).strip()[:500]
     if code in _OVERLOADED:
-        return Backpressure(f"{NAME}: {detail}", retry_after=1.0)
-    return StoreDown(NAME, detail)
+        return Backpressure(f"{STORE.name}: {detail}", retry_after=1.0)
+    return StoreDown(STORE.name, detail)
 
 
 def connect(url: str, timeout: int) -> Client:
@@ -42,6 +41,6 @@ def connect(url: str, timeout: int) -> Client:
             dsn=url,
             connect_timeout=_CONNECT_TIMEOUT,
             send_receive_timeout=timeout,
-            autogenerate_session_id=False,  # a session would let only one question through at a time
+            autogenerate_session_id=False,  # a session would run only one query at a time
             dedicated_pool=True,
         )

@@ -1,25 +1,25 @@
-"""Reads what is stored; one client for all threads."""
+"""Reads the stored rows, and runs queries."""
 
 from collections.abc import Iterator, Sequence
 from threading import Lock
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from clickhouse_connect.driver.client import Client
 
 from services.core.dataset import CREATED_AT, Dataset
 from services.core.ids import ROW_BITS, end_id, first_id, spans
 from services.core.instants import to_datetime
-from services.core.ledger import Batch, StorePosition
-from services.core.ports import QUESTION_SECONDS, Progress
-from services.core.queries import Answer, Question
+from services.core.ledger import Batch
+from services.core.ports import DEFAULT_QUERY_SECONDS
+from services.core.queries import Query, QueryResult
 from services.core.rows import Row
 from services.core.stopping import Stop
-from services.stores.clickhouse import questions, tables
-from services.stores.clickhouse.client import NAME, connect, translated
-from services.stores.clickhouse.questions import columns, select
-from services.stores.clickhouse.tables import stored
+from services.stores.clickhouse import STORE, queries, tables
+from services.stores.clickhouse.client import connect, translated
+from services.stores.clickhouse.names import stored
+from services.stores.clickhouse.queries import columns, select
 
-_TIMEOUT = 660  # seconds, longer than any question may take: the server ends those
+_TIMEOUT = 660  # seconds, more than any query may take, because the server ends queries
 
 _BATCHES = "id >= {start:Int64} AND id < {end:Int64}"
 _BATCH = f"bitShiftRight(id, {ROW_BITS})"
@@ -30,13 +30,10 @@ _MOST_SPANS = 100  # of ids in one query
 
 
 class ClickHouseReader:
-    """StoreReader; connects at its first use, one client for all threads."""
+    """A SinkReader, which connects at its first use. All threads share one client."""
 
-    name: ClassVar[str] = NAME
-    route: ClassVar[str] = "clickhouse"
-    source: ClassVar[str] = "clickhouse"
-    engine: ClassVar[str] = ""
-    progress: ClassVar[Progress] = "sink"
+    name: ClassVar[str] = STORE.name
+    progress: ClassVar[Literal["sink"]] = "sink"
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -50,14 +47,10 @@ class ClickHouseReader:
                 self._connected = connect(self._url, _TIMEOUT)
             return self._connected
 
-    def answer(
-        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
-    ) -> Answer:
-        asked = questions.Asked(self._client, seconds, stop, scan=question.scan)
-        return questions.answer(asked, question, as_of)
-
-    def position(self, dataset: Dataset) -> StorePosition:
-        raise NotImplementedError("ClickHouse's progress is in sink_progress")
+    def execute(
+        self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
+    ) -> QueryResult:
+        return queries.run(queries.Execution(self._client, seconds, stop, scan=query.scan), query, as_of)
 
     def table_id(self, dataset: Dataset) -> str:
         return tables.table_id(self._client, dataset)
@@ -80,17 +73,17 @@ class ClickHouseReader:
         if self._connected is not None:
             self._connected.close()
 
-    def _range(self, query: str, first: int, last: int) -> Iterator[Row]:
-        return self._stream(query, {"start": first_id(first), "end": end_id(last)})
+    def _range(self, statement: str, first: int, last: int) -> Iterator[Row]:
+        return self._stream(statement, {"start": first_id(first), "end": end_id(last)})
 
-    def _stream(self, query: str, parameters: dict[str, int]) -> Iterator[Row]:
-        with translated(), self._client.query_rows_stream(query, parameters) as rows:
+    def _stream(self, statement: str, parameters: dict[str, int]) -> Iterator[Row]:
+        with translated(), self._client.query_rows_stream(statement, parameters) as rows:
             for row in rows:
                 yield tuple(row)
 
 
 def _any_of(batches: Sequence[Batch]) -> str:
-    """A condition that leaves out the parts of other days and of other ids."""
+    """Return the condition for rows of these batches, which also excludes the parts of other days and other ids."""
     days = sorted({to_datetime(batch.created_at).date().isoformat() for batch in batches})
     listed = ", ".join(f"toDate('{day}')" for day in days)
     found = spans({batch.batch_id for batch in batches}, _MOST_SPANS)

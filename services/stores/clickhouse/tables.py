@@ -1,4 +1,4 @@
-"""The tables' shape: one per dataset, partitioned by the day of acceptance, in the order of the dataset's time."""
+"""The tables: one per dataset, partitioned by the day of acceptance, sorted by the dataset's time."""
 
 from collections.abc import Collection
 from contextlib import closing
@@ -10,11 +10,12 @@ from services.core.dataset import CREATED_AT, ID, MAX_CATEGORY_CHARACTERS, Colum
 from services.core.errors import NeedsOperator
 from services.core.ids import MAX_BATCH_ROWS
 from services.core.instants import DAY, to_datetime
-from services.rollups import clickhouse as rollup
 from services.runtime.settings import ClickHouseSettings
+from services.stores.clickhouse import rollups
 from services.stores.clickhouse.client import connect, translated
+from services.stores.clickhouse.names import quoted, stored
 
-_REMEMBERED_BLOCKS = 100_000  # whose repetition is noticed: most of a day of blocks, one a second and partition
+_REMEMBERED_BLOCKS = 100_000  # whose tokens the table keeps: most of a day, at one block a second and partition
 _DROP_TIMEOUT = 60  # seconds
 
 _TYPES = {
@@ -33,32 +34,24 @@ _STORAGE = {
     "json": "DEFAULT '{}' CODEC(ZSTD(1))",
     "uuid": "",
 }
-_GRANULE_ROWS = 2048  # the least that is read of a part, for the newest 100 rows, too (ADR 0011)
+_GRANULE_ROWS = 2048  # the fewest rows that are read of a part, even for the newest 100 rows (ADR 0011)
 _INDEXED_GRANULES = 4
-# An acknowledged insert is on the disk: a position that vouches for its rows survives the loss of power, too.
+# An acknowledged insert is on the disk, because the position that is saved after the insert survives a loss of power.
 _DURABLE = "fsync_after_insert = 1, fsync_part_directory = 1"
-# By this, whatever lacks a sequence of four bytes of the text is passed over; finer indexes cost more (ADR 0007).
+# A search skips the granules that lack a sequence of four bytes of the text. Finer indexes cost more (ADR 0007).
 _SEARCH_INDEX = f"TYPE ngrambf_v1(4, 32768, 2, 0) GRANULARITY {_INDEXED_GRANULES}"
 
 
-def quoted(name: str) -> str:
-    return f"`{name}`"
-
-
-def stored(column: Column) -> str:
-    return quoted(f"{column.name}_utc" if column.kind == "timestamp" else column.name)
-
-
 def insert_into(dataset: Dataset) -> str:
-    """The words with which every insert of the dataset's rows begins; it contains no quotation mark."""
+    """Return the text with which every insert of the dataset's rows begins. It contains no quotation mark."""
     return f"INSERT INTO {quoted(dataset.name)} ("
 
 
 def prepare(client: Client, dataset: Dataset) -> None:
-    """Create the dataset's table, or add what it lacks: columns, index, rollup. Raises NeedsOperator or StoreDown."""
+    """Create the dataset's table, or add missing columns, indexes and the rollup. Raises NeedsOperator or StoreDown."""
     with translated():
         client.command(create_table(dataset))
-        if _DURABLE not in _engine(client, dataset):  # of a release before
+        if _DURABLE not in _engine(client, dataset):  # the table was made by an earlier release
             client.command(f"ALTER TABLE {quoted(dataset.name)} MODIFY SETTING {_DURABLE}")
         found = _column_types(client, dataset)
         for column in dataset.columns:
@@ -71,12 +64,12 @@ def prepare(client: Client, dataset: Dataset) -> None:
                 raise NeedsOperator(
                     f"clickhouse: table {dataset.name}: column {column.name} is {actual}, its description says {wanted}"
                 )
-        for constraint in _length_checks(dataset):  # of releases since; rows of before are not checked
+        for constraint in _length_checks(dataset):  # earlier releases had none; ClickHouse checks new rows only
             client.command(f"ALTER TABLE {quoted(dataset.name)} ADD CONSTRAINT IF NOT EXISTS {constraint}")
         if dataset.search:
             index = f"search {stored(dataset.by_name[dataset.search])} {_SEARCH_INDEX}"
             client.command(f"ALTER TABLE {quoted(dataset.name)} ADD INDEX IF NOT EXISTS {index}")
-        rollup.prepare(client, dataset, stored(dataset.by_name[dataset.time]))
+        rollups.prepare(client, dataset)
 
 
 def table_id(client: Client, dataset: Dataset) -> str:
@@ -97,7 +90,7 @@ def create_table(dataset: Dataset) -> str:
     for column in dataset.columns:
         columns += _definitions(column)
     constraints = [f"has_id CHECK id >= {MAX_BATCH_ROWS}", *_length_checks(dataset)]
-    # Newest first is read off the end of the order; batches arrive about in the order of time, so ids prune too.
+    # The newest rows are at the end of the sort order. Batches arrive roughly in the order of time, so ids prune, too.
     return f"""
         CREATE TABLE IF NOT EXISTS {quoted(dataset.name)} (
             {", ".join(columns)},
@@ -130,7 +123,7 @@ def _definitions(column: Column) -> list[str]:
 
 
 def drop_days(dataset: Dataset, before: int, keep: Collection[int] = ()) -> int:
-    """Drop the partitions of all days below `before`, except those in `keep`; how many. Raises StoreDown.
+    """Drop the partitions of all days below `before`, except those in `keep`, and return how many. Raises StoreDown.
 
     Days are counted from 1970-01-01 UTC.
     """

@@ -1,4 +1,4 @@
-"""Writes blocks. The NDJSON of the blocks goes to the server unchanged; blocks that come together become one part."""
+"""Writes blocks. The NDJSON of the blocks goes to the server unchanged. Blocks of one write become one data part."""
 
 from collections.abc import Sequence, Set
 from functools import cached_property
@@ -11,12 +11,13 @@ from services.core.completion import complete
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected, StoreDown
 from services.core.ports import Block, joint_token
-from services.stores.clickhouse import attempts, tables
-from services.stores.clickhouse.client import NAME, connect, translated
+from services.stores.clickhouse import STORE, attempts, tables
+from services.stores.clickhouse.client import connect, translated
+from services.stores.clickhouse.names import quoted
 
 _TIMEOUT = 60  # seconds
 
-# Changed between two attempts, these would cut the same block differently and store it twice.
+# If these changed between two attempts, the server would split the same block differently and store it twice.
 _INSERT_SETTINGS = {
     "async_insert": 0,
     "insert_deduplicate": 1,
@@ -29,13 +30,13 @@ _INSERT_SETTINGS = {
     "input_format_json_read_objects_as_strings": 0,
 }
 
-# The codes by which ClickHouse refuses a row: those of parsers, too deep a nesting (306), a violated CHECK (469). Rows
-# that raise others, as an operator's view may, can be stored later.
+# The codes with which ClickHouse refuses a row: parsers' codes, too deep nesting (306), a violated CHECK (469). A row
+# that causes another error, for instance in an operator's view, can be stored later.
 _BAD_ROW = {6, 25, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 306, 349, 376, 441, 469}
 
 
 class ClickHouseWriter:
-    """StoreWriter; connects at its first use."""
+    """A StoreWriter, which connects at its first use."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -56,25 +57,25 @@ class ClickHouseWriter:
             "query_id": attempts.query_id(blocks),
         }
         dataset, lines = blocks[0].dataset, b"".join(block.lines for block in blocks)
-        insert = f"{tables.insert_into(dataset)}{', '.join(map(tables.quoted, dataset.column_names))})"
+        insert = f"{tables.insert_into(dataset)}{', '.join(map(quoted, dataset.column_names))})"
         try:
             with translated():
-                # `raw_insert` is not used: it sends the rows again after a lost connection, without a look.
+                # `raw_insert` is not used, because it sends the rows again after a lost connection without searching.
                 reply = self._client.command(f"{insert} FORMAT JSONEachRow", data=lines, settings=settings)
         except StoreDown as error:
             cause = error.__cause__
             if isinstance(cause, Error) and cause.code in _BAD_ROW:
                 raise RowRejected(None, str(cause)[:500]) from error
             raise
-        if reply and not isinstance(reply, QuerySummary):  # an error that follows the headers of a 200
-            raise StoreDown(NAME, str(reply)[:500])
+        if reply and not isinstance(reply, QuerySummary):  # an error after the headers of a reply with status 200
+            raise StoreDown(STORE.name, str(reply)[:500])
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
         def stored_ids(batches: Set[int]) -> Set[int]:
             attempts.end(self._client, blocks)
             return attempts.stored_ids(self._client, blocks, batches)
 
-        return complete(NAME, blocks, stored_ids, self.write)
+        return complete(STORE.name, blocks, stored_ids, self.write)
 
     def end_writes(self, dataset: Dataset) -> None:
         attempts.end_all(self._client, dataset)

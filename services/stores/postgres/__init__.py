@@ -1,18 +1,20 @@
 """PostgreSQL: the store that shares its transaction with the ledger.
 
-A table per dataset, partitioned by the day of acceptance. A batch lies in one day, so ingest COPYs straight into that
-day's partition (`copy_statement`) and no row is routed. This package holds the tables' shape and the reader; the
-ingest API writes the rows, in the same transaction as their ledger entry.
+Each dataset has a table that is partitioned by the day of acceptance. All rows of a batch are accepted on one day, so
+the ingest API copies them directly into that day's partition (`copy_statement`), in the transaction that writes their
+ledger entry. This package holds the tables, the reader, the rollups and the retention.
 """
 
+from services.core.stores import Store
+from services.postgres.connection import NAME
 from services.runtime.settings import PostgresSettings
 from services.stores.postgres.closed_days import close as close_days
 from services.stores.postgres.copying import copy_rows, copy_statement, copy_types
-from services.stores.postgres.reader import NAME, PostgresReader
+from services.stores.postgres.reader import PostgresReader
+from services.stores.postgres.retention import drop_days
 from services.stores.postgres.tables import (
     copy_target,
     days_with_rows_from,
-    drop_days,
     ensure_partitions,
     index_search,
     prepare,
@@ -20,7 +22,7 @@ from services.stores.postgres.tables import (
 )
 
 __all__ = [
-    "NAME",
+    "STORE",
     "PostgresReader",
     "close_days",
     "copy_rows",
@@ -28,14 +30,17 @@ __all__ = [
     "copy_target",
     "copy_types",
     "days_with_rows_from",
-    "drop_days",
     "ensure_partitions",
     "index_search",
-    "open_reader",
     "prepare",
     "require",
 ]
 
 
-def open_reader() -> PostgresReader:
+def _open_reader() -> PostgresReader:
     return PostgresReader(PostgresSettings().postgres_url.get_secret_value())
+
+
+STORE = Store(
+    name=NAME, route="postgres", source="postgresql", label="PostgreSQL", open_reader=_open_reader, drop_days=drop_days
+)

@@ -1,11 +1,11 @@
-"""What is known of each closed day's partition, so that a query leaves out those that cannot hold what it asks for.
+"""Notes about the partitions of closed days, by which a query excludes partitions that hold none of its rows.
 
-A day is closed once it is over. `close` then notes the least and the greatest time and id of its rows. A
-row that comes later all the same, because a clock was put back, deletes the note in its own transaction, by a trigger.
-So a note never claims too little, and a day without a note is always read.
+A day is closed once it is over. `close` then notes the least and the greatest time and id of the day's rows. A row that
+arrives later, because a clock was put back, deletes the note in its own transaction, by a trigger. So the bounds of a
+note are never too narrow, and a day without a note is always read.
 
-With hundreds of partitions, what costs is their planning: PostgreSQL plans only those that a condition on `created_at`
-leaves.
+With hundreds of partitions, planning is what makes a query slow. PostgreSQL plans only the partitions that a condition
+on `created_at` does not exclude.
 """
 
 from collections.abc import Callable, Iterable, Sequence, Set
@@ -21,9 +21,9 @@ from services.postgres.clock import now_microseconds
 from services.postgres.connection import translated
 from services.stores.postgres.tables import Connection, copy_target, day_of, midnight, partitions
 
-_LOCK = 7_316_005  # advisory lock: one process at a time makes the table
+_LOCK = 7_316_005  # advisory lock of the process that creates the table
 _DAYS_AT_ONCE = 40
-_LOCK_TIMEOUT = "2s"  # for writers of a day that is over: they end in milliseconds, unless one hangs
+_LOCK_TIMEOUT = "2s"  # to wait for writers of a closed day, which end within milliseconds unless one hangs
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS closed_days (
@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS closed_days (
     least      bigint NOT NULL,    -- microseconds since 1970, UTC
     greatest   bigint NOT NULL,
     last_id    bigint NOT NULL,
-    first_id   bigint,             -- NULL in notes of an earlier release, which are made anew
+    first_id   bigint,             -- NULL in notes of an earlier release, which are written again
     PRIMARY KEY (dataset, day)
 );
 CREATE OR REPLACE FUNCTION reopen_day() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -41,14 +41,14 @@ BEGIN
     RETURN NULL;
 END $$;
 """
-_NONE_LEAST, _NONE_GREATEST = (1 << 63) - 1, -1  # of a day without rows: no condition holds
-_EDGE_PAGES = 64  # of a partition's table, at its beginning and at its end
+_NONE_LEAST, _NONE_GREATEST = (1 << 63) - 1, -1  # bounds of a day without rows, which match no condition
+_EDGE_PAGES = 64  # that are read at the start and at the end of a partition's table
 
 Fetch = Callable[[sql.Composed, Sequence[Any]], list[Row]]
 
 
 class ClosedDay(NamedTuple):
-    """`least`, `greatest`: of the times of its rows, in microseconds."""
+    """The note of a day. `least` and `greatest` are bounds of the times of its rows, in microseconds."""
 
     day: int
     least: int
@@ -57,10 +57,10 @@ class ClosedDay(NamedTuple):
 
 
 def close(connection: Connection, dataset: Dataset) -> int:
-    """Note what the partitions of days that are over hold, as far as that is not noted yet; how many.
+    """Note the bounds of closed days that have no note yet, and return how many were noted.
 
-    The newest come first, and no more than a few in one call, each in a transaction of its own. Of each partition the
-    indexes are read and a few pages of its table. Raises StoreDown.
+    One call handles a few days, the newest first, each in a transaction of its own. It reads each partition's indexes
+    and a few pages of its table. Called by `logpipe maintain`; blocks. Raises StoreDown.
     """
     closed = 0
     with translated():
@@ -82,13 +82,13 @@ def close(connection: Connection, dataset: Dataset) -> int:
 
 
 def _close(connection: Connection, dataset: Dataset, partition: str) -> bool:
-    """False when a writer still holds the partition: the next call tries again."""
+    """Note one day. Return False when a writer still holds the partition; the next call tries again."""
     leaf, day = sql.Identifier(partition), day_of(partition)
     try:
         with connection.transaction():
             connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-            # The lock that this takes waits for all writers of the partition; later ones fire the trigger. One for each
-            # row: one for each statement would not see rows that are written by way of the table.
+            # The lock of this statement waits for all writers of the partition; later writers fire the trigger. It is a
+            # row trigger, because a statement trigger would not fire for rows that are written by way of the table.
             trigger = sql.SQL(
                 "CREATE OR REPLACE TRIGGER reopen_day AFTER INSERT OR UPDATE ON {} FOR EACH ROW"
                 " EXECUTE FUNCTION reopen_day({}, {})"
@@ -98,7 +98,7 @@ def _close(connection: Connection, dataset: Dataset, partition: str) -> bool:
                 "SELECT coalesce((extract(epoch FROM min({time})) * 1000000)::bigint, {none_least}),"
                 " coalesce((extract(epoch FROM max({time})) * 1000000)::bigint, {none_greatest}) FROM {leaf}"
             ).format(time=sql.Identifier(dataset.time), leaf=leaf, none_least=_NONE_LEAST, none_greatest=_NONE_GREATEST)
-            # Each statement asks for what one index answers: beside the ids, the times would be read row by row.
+            # Each statement reads one index only: one statement for times and ids would read the times row by row.
             least, greatest = connection.execute(times).fetchone() or (_NONE_LEAST, _NONE_GREATEST)
             first_id, last_id = _ids(connection, partition)
             connection.execute(
@@ -113,10 +113,10 @@ def _close(connection: Connection, dataset: Dataset, partition: str) -> bool:
 
 
 def _ids(connection: Connection, partition: str) -> tuple[int, int]:
-    """The least and the greatest id in a partition that nobody writes.
+    """Return the least and the greatest id in a partition that has no writers.
 
-    Rows come about in the order of their ids, so a bound is found in the table's first and last pages. The BRIN index
-    then finds the ranges of pages that may hold an id beyond that bound; these are few.
+    Rows are stored roughly in the order of their ids, so the table's first and last pages give a bound. The BRIN index
+    then finds the few ranges of pages that may hold an id beyond that bound.
     """
     leaf = sql.Identifier(partition)
     size = "SELECT (pg_relation_size(%s::regclass) / current_setting('block_size')::int)::int"
@@ -124,7 +124,7 @@ def _ids(connection: Connection, partition: str) -> tuple[int, int]:
     low = high = None
     if pages > 2 * _EDGE_PAGES:
         summarize_ids(connection, partition)
-        connection.execute("SET LOCAL enable_seqscan = off")  # without statistics, the index might look too expensive
+        connection.execute("SET LOCAL enable_seqscan = off")  # without statistics, the planner might not use the index
         edges = sql.SQL("SELECT (SELECT min(id) FROM {} WHERE ctid < {}), (SELECT max(id) FROM {} WHERE ctid >= {})")
         first_pages, last_pages = (sql.SQL("'({},0)'::tid").format(at) for at in (_EDGE_PAGES, pages - _EDGE_PAGES))
         ((low, high),) = connection.execute(edges.format(leaf, first_pages, leaf, last_pages)).fetchall()
@@ -136,7 +136,7 @@ def _ids(connection: Connection, partition: str) -> tuple[int, int]:
 
 
 def summarize_ids(connection: Connection, partition: str) -> None:
-    """Bring the BRIN index of a partition's ids up to date: pages that it does not cover are read by every query."""
+    """Bring the BRIN index of a partition's ids up to date: every query reads the pages that it does not cover."""
     query = """SELECT brin_summarize_new_values(indexrelid) FROM pg_index
                JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
                WHERE amname = 'brin' AND indrelid = %s::regclass"""
@@ -144,7 +144,7 @@ def summarize_ids(connection: Connection, partition: str) -> None:
 
 
 def known(fetch: Fetch, dataset: Dataset) -> list[ClosedDay]:
-    """The notes that hold now: read them anew for each query. None when no day was ever closed."""
+    """Return the notes that are valid now; each query reads them again. Return [] when no day was ever closed."""
     if fetch(sql.SQL("SELECT to_regclass('closed_days')").format(), ()) == [(None,)]:
         return []
     query = sql.SQL("SELECT day, least, greatest, last_id FROM closed_days WHERE dataset = {}").format(dataset.name)
@@ -152,10 +152,10 @@ def known(fetch: Fetch, dataset: Dataset) -> list[ClosedDay]:
 
 
 def without_ids(connection: Connection, dataset: Dataset, first_id: int, end_id: int) -> sql.Composable:
-    """A condition to be added to others: no row of the days on which no row has first_id <= id < end_id.
+    """Return a condition, to be added to others, that excludes the days without any row of first_id <= id < end_id.
 
-    A note counts only while its partition has the trigger that deletes the note: a partition that was restored or
-    attached by hand is read, whatever was noted of the one before it. `verify` depends on this.
+    A note is used only while its partition has the trigger that deletes the note. So a partition that was restored or
+    attached by hand is read, whatever the note of its predecessor says. `verify` depends on this.
     """
     if connection.execute("SELECT to_regclass('closed_days')").fetchone() == (None,):
         return sql.SQL("")
@@ -179,7 +179,7 @@ def _knows_first_ids(connection: Connection) -> bool:
 
 
 def without(days: Iterable[ClosedDay]) -> sql.Composable:
-    """A condition to be added to others: no row of these days."""
+    """Return a condition, to be added to others, that excludes these days."""
     return _without({day.day for day in days})
 
 
@@ -192,7 +192,7 @@ def _without(days: Set[int]) -> sql.Composable:
 
 
 def outside(days: Iterable[ClosedDay], start: int | None, end: int | None, first_id: int = 0) -> list[ClosedDay]:
-    """Those that hold no row with start <= time < end and first_id <= id."""
+    """Return the days that hold no row with start <= time < end and first_id <= id."""
     return [
         day
         for day in days
@@ -203,7 +203,7 @@ def outside(days: Iterable[ClosedDay], start: int | None, end: int | None, first
 
 
 def _ranges(days: Sequence[int]) -> list[tuple[int, int]]:
-    """Runs of consecutive days, first and last."""
+    """Return the ranges of consecutive days, as pairs of first and last day."""
     ranges: list[tuple[int, int]] = []
     for day in days:
         if ranges and ranges[-1][1] == day - 1:

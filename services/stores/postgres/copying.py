@@ -1,4 +1,4 @@
-"""COPY of a batch into the partition of its day, and the form its values take for that."""
+"""COPY of a batch into the partition of its day, and the form of the values that COPY needs."""
 
 from collections.abc import Iterator, Sequence
 from itertools import repeat
@@ -11,23 +11,23 @@ from services.core.ids import first_id
 from services.core.rows import Row, Rows
 from services.stores.postgres.tables import TYPES, copy_target
 
-EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds: where PostgreSQL's binary timestamps begin
+EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds, the zero of PostgreSQL's binary timestamps
 
 
 def copy_statement(dataset: Dataset, day: int) -> sql.Composed:
-    """COPY into the day's partition, columns in canonical order. Give the copy `copy_types` before the first row."""
+    """Return the COPY into the day's partition, in canonical order of columns. It needs `copy_types` to be set."""
     columns = sql.SQL(", ").join(map(sql.Identifier, dataset.column_names))
     target = sql.Identifier(copy_target(dataset, day))
     return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(target, columns)
 
 
 def copy_types(dataset: Dataset) -> list[str]:
-    """For `Copy.set_types`. Times are int8, microseconds since EPOCH; json is text; a uuid is its 16 bytes."""
+    """Return the types for `Copy.set_types`. Times are int8 microseconds since EPOCH, json is text, uuids are bytes."""
     return ["int8", *(TYPES[column.kind].copied_as for column in (CREATED_AT, *dataset.columns))]
 
 
 def copy_rows(dataset: Dataset, rows: Rows, batch_id: int, created_at: int) -> Iterator[Row]:
-    """What `Rows.tuples` gives, as `copy_types` wants it."""
+    """Yield the rows that `Rows.tuples` yields, with values of the types of `copy_types`."""
     columns = map(_copy_values, dataset.columns, rows.columns)
     start = first_id(batch_id)
     return zip(range(start, start + rows.count), repeat(created_at - EPOCH), *columns, strict=False)

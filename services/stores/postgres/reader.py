@@ -1,10 +1,10 @@
-"""Reads what is stored, in canonical form, over a pool of connections."""
+"""Reads the stored rows in canonical form, and runs queries."""
 
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from itertools import groupby
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import psycopg
 from psycopg import sql
@@ -16,56 +16,44 @@ from services.core.dataset import CREATED_AT, Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import ROW_BITS, end_id, first_id, spans
 from services.core.instants import DAY
-from services.core.ledger import Batch, StorePosition
-from services.core.ports import QUESTION_SECONDS, Progress
-from services.core.queries import Answer, Question
+from services.core.ledger import Batch
+from services.core.ports import DEFAULT_QUERY_SECONDS
+from services.core.queries import Query, QueryResult
 from services.core.rows import Row
 from services.core.stopping import Stop
-from services.postgres.connection import PIPELINE, translated
+from services.postgres.connection import NAME, PIPELINE, translated
 from services.postgres.pool import Pool
-from services.stores.postgres import closed_days, questions
+from services.stores.postgres import closed_days, queries
 from services.stores.postgres.copying import EPOCH
 from services.stores.postgres.tables import TYPES, Connection, midnight
-
-NAME = "postgres"
 
 _AT_ONCE = 1000  # batches of one query, whose text names each of them
 _MOST_SPANS = 50  # of ids in one query
 _COUNTS = sql.SQL("SELECT id >> {}, count(*), count(DISTINCT id) FROM {} WHERE {} GROUP BY 1 ORDER BY 1")
-_POOL_TIMEOUT = 5.0  # seconds a question waits for a connection before the store counts as down
+_POOL_TIMEOUT = 5.0  # seconds a query waits for a connection before the store counts as down
 
 
 class PostgresReader:
-    """StoreReader over a pool of connections; opened at once, connected when PostgreSQL is there."""
+    """A LedgerReader over a pool of connections, which connects as soon as PostgreSQL can be reached."""
 
     name: ClassVar[str] = NAME
-    route: ClassVar[str] = "postgres"
-    source: ClassVar[str] = "postgresql"
-    engine: ClassVar[str] = ""
-    progress: ClassVar[Progress] = "ledger"
+    progress: ClassVar[Literal["ledger"]] = "ledger"
 
     def __init__(self, url: str, max_connections: int = 8, session_name: str = PIPELINE) -> None:
-        # A plan must know the limit and the times asked for; compiling it costs more than most queries.
+        # A good plan depends on the limit and the times of the query. Compiling a plan costs more than most queries.
         options = "-c plan_cache_mode=force_custom_plan -c jit=off"
         self._pool = Pool(url, max_connections, _POOL_TIMEOUT, _configure, options, session_name)
 
-    def answer(
-        self, question: Question, as_of: int, seconds: float = QUESTION_SECONDS, stop: Stop | None = None
-    ) -> Answer:
+    def execute(
+        self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
+    ) -> QueryResult:
         deadline = time.monotonic() + seconds
         with translated(), self._pool.connection() as connection, connection.transaction():
-            asked = questions.Asked(connection, deadline)
             try:
                 with (stop or Stop()).by(connection.cancel_safe):
-                    return questions.answer(asked, question, as_of)
+                    return queries.run(queries.Execution(connection, deadline), query, as_of)
             except psycopg.errors.QueryCanceled as error:
                 raise QueryTimeout(NAME, seconds) from error
-
-    def position(self, dataset: Dataset) -> StorePosition:
-        raise NotImplementedError("PostgreSQL's progress is the ledger itself")
-
-    def table_id(self, dataset: Dataset) -> str:
-        raise NotImplementedError("PostgreSQL's progress is the ledger itself")
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         with translated(), self._pool.connection() as connection:
@@ -91,14 +79,14 @@ class PostgresReader:
 
 
 def _range(connection: Connection, dataset: Dataset, first: int, last: int) -> sql.Composed:
-    """All rows of the batches first..last; days that are known to hold none of these ids are not planned."""
+    """Return the condition for the rows of the batches first..last. It excludes days that hold none of these ids."""
     start, end = first_id(first), end_id(last)
     ids = sql.SQL("id >= {} AND id < {}").format(start, end)
     return ids + closed_days.without_ids(connection, dataset, start, end)
 
 
 def _days(batches: Sequence[Batch]) -> Iterator[sql.Composed]:
-    """The conditions of one query a day of acceptance: each plans and reads that day's partition alone."""
+    """Yield the conditions of a statement for each day of acceptance, which reads that day's partition only."""
     for day, some in groupby(sorted(batches, key=lambda batch: batch.created_at), lambda b: b.created_at // DAY):
         ids = sorted({batch.batch_id for batch in some})
         start = midnight(day)
@@ -118,11 +106,11 @@ def _counts(connection: Connection, dataset: Dataset, where: sql.Composed) -> li
 
 
 def _copy(connection: Connection, dataset: Dataset, where: sql.Composed) -> Iterator[Row]:
-    query = sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT (FORMAT binary)").format(
-        questions.columns(dataset), sql.Identifier(dataset.name), where
+    statement = sql.SQL("COPY (SELECT {} FROM {} WHERE {}) TO STDOUT (FORMAT binary)").format(
+        queries.columns(dataset), sql.Identifier(dataset.name), where
     )
     types = ["int8", *(TYPES[column.kind].name for column in (CREATED_AT, *dataset.columns))]
-    with connection.cursor().copy(query) as copy:
+    with connection.cursor().copy(statement) as copy:
         copy.set_types(types)
         yield from copy.rows()
 
@@ -150,9 +138,9 @@ class _JsonText(Loader):
 
 
 def _configure(connection: Connection) -> None:
-    """Values leave this connection in canonical form, and the statements of one query see the same rows.
+    """Make values leave this connection in canonical form, and all statements of one query see the same rows.
 
-    Between them, notes of closed days are deleted and chunks of a rollup are merged.
+    Notes of closed days may be deleted, and chunks of a rollup merged, between two statements.
     """
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     connection.adapters.register_loader("timestamptz", _Microseconds)

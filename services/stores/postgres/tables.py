@@ -1,6 +1,6 @@
-"""The tables' shape: one per dataset, partitioned by the day of acceptance."""
+"""The tables: one per dataset, partitioned by the day of acceptance."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, LiteralString, NamedTuple
 
@@ -12,15 +12,13 @@ from services.core.dataset import CREATED_AT, Column, Dataset
 from services.core.errors import NeedsOperator, StoreDown
 from services.core.ids import first_id
 from services.core.instants import DAY, to_datetime
-from services.postgres.connection import NAME, connect, translated
+from services.postgres.connection import NAME, translated
 from services.postgres.migrations import COMMAND
-from services.rollups import postgres as rollup
-from services.runtime.settings import PostgresSettings
 
-_LOCK = 7_316_002  # advisory lock: one process at a time changes tables
-SEARCH_LOCK = 7_316_003  # … and one makes indexes for text search, which nobody waits for
+_LOCK = 7_316_002  # advisory lock of the process that changes tables
+SEARCH_LOCK = 7_316_003  # advisory lock of the process that builds indexes for text search; others do not wait for it
 SEARCHED_ROWS = 200_000_000
-"""The most rows that a day may have to be indexed for text search: an hour of building (ADR 0007)."""
+"""A day with more rows gets no index for text search, whose building would take more than an hour (ADR 0007)."""
 _ALTER_LOCK_TIMEOUT = "200ms"  # of an added column
 _retrying_alter = stamina.RetryingCaller(attempts=None, timeout=60.0, wait_initial=1.0, wait_max=1.0, wait_jitter=0.0)
 
@@ -28,7 +26,7 @@ Connection = psycopg.Connection[Any]
 
 
 class StoredType(NamedTuple):
-    """How a kind is stored, and the type whose binary form equals a value as ingest already has it."""
+    """The type in which a kind is stored, and the type whose binary form equals the value that ingest has decoded."""
 
     name: str
     copied_as: str
@@ -110,9 +108,9 @@ def _lacking(dataset: Dataset, found: Mapping[str, str]) -> list[Column]:
 
 
 def ensure_partitions(connection: Connection, dataset: Dataset, first_day: int, days: int) -> None:
-    """Make the partitions of `days` days from `first_day` (days since 1970-01-01 UTC) that are not there yet.
+    """Create the missing partitions of `days` days from `first_day` on (days since 1970-01-01 UTC).
 
-    Made beside the table and then attached, which neither waits for running queries nor holds any up.
+    A partition is created beside the table and then attached, which neither waits for running queries nor blocks any.
     """
     wanted = {copy_target(dataset, day): day for day in range(first_day, first_day + days)}
     with translated(), connection.transaction():
@@ -130,10 +128,10 @@ def ensure_partitions(connection: Connection, dataset: Dataset, first_day: int, 
 
 
 def index_search(connection: Connection, dataset: Dataset, today: int) -> list[str]:
-    """Index the days before `today` for text search, where PostgreSQL has pg_trgm; the partitions that got an index.
+    """Index the days before `today` for text search, where PostgreSQL has pg_trgm, and return the indexed partitions.
 
-    The newest day comes first. The day being written has no index: it would make COPY an order of magnitude dearer
-    (ADR 0007). A day of more than SEARCHED_ROWS rows gets none either.
+    The newest day comes first. The current day has no index, which would make COPY ten times slower (ADR 0007). A day
+    with more than SEARCHED_ROWS rows has none either.
     """
     if dataset.search is None:
         return []
@@ -153,7 +151,7 @@ def index_search(connection: Connection, dataset: Dataset, today: int) -> list[s
 
 
 def _index_partition(connection: Connection, partition: str, column: str) -> bool:
-    """False when it is there already, or when the partition has too many rows, as PostgreSQL estimates them."""
+    """Return False when the index exists, or when PostgreSQL estimates that the partition has too many rows."""
     index = f"{partition}_{column}_trgm"
     if connection.execute("SELECT to_regclass(%s)", (f'"{index}"',)).fetchone() != (None,):
         return False
@@ -166,7 +164,7 @@ def _index_partition(connection: Connection, partition: str, column: str) -> boo
 
 
 def days_with_rows_from(connection: Connection, dataset: Dataset, before: int, batch_id: int) -> list[int]:
-    """The days of acceptance below `before` on which batch `batch_id` or a later one was accepted.
+    """Return the days of acceptance below `before` on which batch `batch_id` or a later batch was accepted.
 
     Days are counted from 1970-01-01 UTC. Raises StoreDown.
     """
@@ -178,42 +176,6 @@ def days_with_rows_from(connection: Connection, dataset: Dataset, before: int, b
                 if connection.execute(query.format(sql.Identifier(name), first_id(batch_id))).fetchone() is not None:
                     found.append(day_of(name))
     return found
-
-
-def drop_days(dataset: Dataset, before: int, keep: Collection[int] = ()) -> int:
-    """Drop the partitions of all days below `before`, except those in `keep`; how many. Raises StoreDown.
-
-    Days are counted from 1970-01-01 UTC. Each partition is detached first, which neither waits for running queries nor
-    holds any up, and which a later call completes when it was interrupted.
-    """
-    dropped = 0
-    kept = {copy_target(dataset, day) for day in keep}
-    names = {"names": rf"^{dataset.name}_y\d{{4}}m\d{{2}}d\d{{2}}$"}
-    with connect(PostgresSettings().postgres_url.get_secret_value()) as connection, translated():
-        rollup.forget(connection, dataset, before, keep)
-        for name, pending in connection.execute(_DAYS, names).fetchall():
-            if name >= copy_target(dataset, before) or name in kept:
-                continue
-            leaf = sql.Identifier(name)
-            _forget_note(connection, dataset, day_of(name))
-            if pending is not None:
-                how = sql.SQL("FINALIZE" if pending else "CONCURRENTLY")
-                detach = sql.SQL("ALTER TABLE {} DETACH PARTITION {} {}")
-                connection.execute(detach.format(sql.Identifier(dataset.name), leaf, how))
-            connection.execute(sql.SQL("DROP TABLE {}").format(leaf))
-            dropped += 1
-    return dropped
-
-
-def _forget_note(connection: Connection, dataset: Dataset, day: int) -> None:
-    """A partition that was made anew would have no trigger to do this (see `closed_days`)."""
-    if connection.execute("SELECT to_regclass('closed_days')").fetchone() != (None,):
-        connection.execute("DELETE FROM closed_days WHERE dataset = %s AND day = %s", (dataset.name, day))
-
-
-# With what a drop that was killed left: a partition half detached (true), or detached (null).
-_DAYS = """SELECT relname, inhdetachpending FROM pg_class LEFT JOIN pg_inherits ON inhrelid = pg_class.oid
-           WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace AND relname ~ %(names)s"""
 
 
 def midnight(day: int) -> datetime:
@@ -238,10 +200,10 @@ def partitions(connection: Connection, dataset: Dataset) -> set[str]:
 
 
 def copy_target(dataset: Dataset, day: int) -> str:
-    """The partition that holds the rows accepted on `day` (days since 1970-01-01 UTC)."""
+    """Return the partition of the rows that were accepted on `day` (days since 1970-01-01 UTC)."""
     return f"{dataset.name}_{midnight(day):y%Ym%md%d}"
 
 
 def day_of(partition: str) -> int:
-    """The day whose rows a partition holds: the inverse of `copy_target`."""
+    """Return the day whose rows a partition holds: the inverse of `copy_target`."""
     return (datetime.strptime(partition[-11:], "y%Ym%md%d").replace(tzinfo=UTC).date() - date(1970, 1, 1)).days

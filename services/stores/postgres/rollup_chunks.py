@@ -1,10 +1,11 @@
-"""Adds to the rollup in PostgreSQL, a chunk at a time; a chunk is consecutive batches accepted on one day.
+"""Adds to the rollup in PostgreSQL, one chunk at a time. A chunk is consecutive batches that were accepted on one day.
 
-A chunk is counted once no batch below its end can appear any more, in one transaction with the row that says so, and
-only if the ledger says the same number of rows. So the rollup holds each row of its chunks once, whatever crashes.
+A chunk is counted once no batch below its end can appear any more. The counts and the chunk's row in `rollup_chunks`
+are written in one transaction, and only if the ledger has the same number of rows. So the rollup holds each row of its
+chunks exactly once, also after a crash.
 
 Once a day is UNMERGED_DAYS old, its chunks are merged into one. A query as of a batch within a merged chunk uses the
-chunks before it and reads the rows of that day, so it is as exact as before, and slower.
+chunks before it and reads the rows of that day, so the result stays exact, and the query becomes slower.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import sql
 
+from services.core import rollups
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
 from services.core.ids import MAX_BATCH, first_id
@@ -24,19 +26,19 @@ from services.core.ledger import Batch
 from services.core.rows import Row
 from services.ledger import reading
 from services.postgres.connection import translated
-from services.rollups import questions
-from services.rollups.postgres import LOCK, Connection, keys, until
+from services.stores.postgres.rollups import LOCK, Connection, keys, until
 
 CHUNK_ROWS = 500_000
-"""About what an answer has to scan at most: fewer make the rollup larger, more the scan longer (ADR 0009)."""
+"""About as many rows as a query scans at most. A smaller chunk makes the rollup larger, a larger one the scan longer
+(ADR 0009)."""
 CHUNK_BATCHES = 8192
 UNMERGED_DAYS = 3
-"""Days whose chunks stay apart. The watermark of a store that is no more than this late lies among them."""
-_MERGED_AT_ONCE = 1000  # chunks of one transaction: more than a day has, at 300 million rows
+"""The newest days, whose chunks are not merged. The watermark of a store that is at most this late is within them."""
+_MERGED_AT_ONCE = 1000  # chunks of one transaction: more than a day of 300 million rows has
 
 
 class Chunk(NamedTuple):
-    """The batches below `until`, from where the chunk before it ends; `day` of their acceptance, since 1970."""
+    """The batches below `until` that are in no earlier chunk. `day`: of their acceptance, counted from 1970."""
 
     until: int
     day: int
@@ -44,7 +46,10 @@ class Chunk(NamedTuple):
 
 
 def next_chunk(batches: Sequence[Batch]) -> Chunk | None:
-    """What the oldest of these batches make up, of which at most CHUNK_BATCHES were read; None: wait for more."""
+    """Return the chunk of the oldest of these batches, or None while the chunk is not complete.
+
+    The caller has read CHUNK_BATCHES batches at most.
+    """
     rows = 0
     for index, batch in enumerate(batches):
         day = batch.created_at // DAY
@@ -56,15 +61,16 @@ def next_chunk(batches: Sequence[Batch]) -> Chunk | None:
 
 
 def roll_up(connection: Connection, dataset: Dataset, settled: int) -> int:
-    """Count the next chunk of the batches up to `settled`, below which none can appear any more; how many rows it has.
+    """Count the next chunk of the batches up to `settled`, and return its number of rows.
 
-    0: it is not whole yet, or another process is at it. Raises StoreDown, or NeedsOperator when PostgreSQL does not
-    hold what the ledger says it accepted.
+    No batch can appear at or below `settled` any more. Return 0 when the next chunk is not complete, or when another
+    process adds to the rollup. Called by the rollup's maintenance task; blocks. Raises StoreDown, or NeedsOperator when
+    PostgreSQL does not hold the rows that the ledger has accepted.
     """
-    name = questions.name(dataset)
+    name = rollups.name(dataset)
 
-    def fetch(query: sql.Composed, parameters: Sequence[Any]) -> list[Row]:
-        return connection.execute(query, parameters).fetchall()
+    def fetch(statement: sql.Composed, parameters: Sequence[Any]) -> list[Row]:
+        return connection.execute(statement, parameters).fetchall()
 
     with translated(), connection.transaction():
         alone = connection.execute("SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))", (LOCK, name)).fetchone()
@@ -95,11 +101,12 @@ def roll_up(connection: Connection, dataset: Dataset, settled: int) -> int:
 
 
 def merge(connection: Connection, dataset: Dataset) -> int:
-    """Merge the chunks of the oldest day that is old enough and was not merged yet; how many chunks became one.
+    """Merge the chunks of the oldest day that is due, and return how many chunks became one.
 
-    0: no day is due, or another process is at it. Raises StoreDown.
+    Return 0 when no day is due, or when another process adds to the rollup. Called by the rollup's maintenance task;
+    blocks. Raises StoreDown.
     """
-    name = questions.name(dataset)
+    name = rollups.name(dataset)
     with translated(), connection.transaction():
         alone = connection.execute("SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))", (LOCK, name)).fetchone()
         if alone != (True,) or connection.execute(_DUE, {"rollup": name, "days": UNMERGED_DAYS}).fetchone() is None:
@@ -108,7 +115,7 @@ def merge(connection: Connection, dataset: Dataset) -> int:
             "SELECT until_batch, day FROM rollup_chunks WHERE rollup = %s AND NOT merged ORDER BY until_batch LIMIT %s",
             (name, _MERGED_AT_ONCE),
         ).fetchall()
-        # Only neighbours are merged: after a clock was put back, batches of one day can lie apart.
+        # Only adjacent chunks are merged: after a clock was put back, a day can have chunks that are not adjacent.
         parts = [until for until, _ in takewhile(lambda chunk: chunk[1] == unmerged[0][1], unmerged)]
         counted = _move(connection, dataset, parts) if len(parts) > 1 else None
         connection.execute("DELETE FROM rollup_chunks WHERE rollup = %s AND until_batch = ANY(%s)", (name, parts[:-1]))
@@ -120,8 +127,8 @@ def merge(connection: Connection, dataset: Dataset) -> int:
         return len(parts)
 
 
-# The oldest chunk that is not merged, if it is old enough. A day that is later than the newest chunk's is due, too: the
-# clock that gave it was ahead.
+# The oldest chunk that is not merged, if its day is due. A day later than that of the newest chunk is due, too, because
+# the clock that gave it was ahead.
 _DUE = """
     SELECT FROM (SELECT day FROM rollup_chunks WHERE rollup = %(rollup)s AND NOT merged
                  ORDER BY until_batch LIMIT 1) AS oldest,
@@ -130,31 +137,31 @@ _DUE = """
 
 
 def _move(connection: Connection, dataset: Dataset, chunks: Sequence[int]) -> int:
-    """Add up the counts of these chunks as counts of the last one; how many rows they count."""
-    query = sql.SQL("""
+    """Add up the counts of these chunks as counts of the last one, and return how many rows they count."""
+    statement = sql.SQL("""
         WITH parts AS (DELETE FROM {rollup} WHERE until_batch = ANY(%s) RETURNING {keys}, row_count),
         moved AS (
             INSERT INTO {rollup} (until_batch, {keys}, row_count)
             SELECT {last}, {keys}, sum(row_count)::bigint FROM parts GROUP BY {keys} RETURNING row_count
         ) SELECT coalesce(sum(row_count), 0)::bigint FROM moved""").format(
-        rollup=sql.Identifier(questions.name(dataset)),
+        rollup=sql.Identifier(rollups.name(dataset)),
         keys=sql.SQL(", ").join(map(sql.Identifier, ("at_minute", *dataset.groupings))),
         last=chunks[-1],
     )
-    row = connection.execute(query, (list(chunks),)).fetchone()
+    row = connection.execute(statement, (list(chunks),)).fetchone()
     assert row is not None
     return int(row[0])
 
 
 def _add(connection: Connection, dataset: Dataset, start: int, end: int, accepted: sql.Composed) -> int:
-    """Count the batches from `start` to before `end` into the rollup; how many rows there were."""
+    """Add the counts of the batches from `start` to before `end` to the rollup, and return the number of rows."""
     groups = sql.SQL(", ").join(map(sql.Literal, range(2, 3 + len(dataset.groupings))))
-    query = sql.SQL("""
+    statement = sql.SQL("""
         WITH counted AS (
             INSERT INTO {rollup} SELECT {end}, {keys}, count(*) FROM {table}
             WHERE id >= {first_id} AND id < {end_id} AND {accepted} GROUP BY {groups} RETURNING row_count
         ) SELECT coalesce(sum(row_count), 0)::bigint FROM counted""").format(
-        rollup=sql.Identifier(questions.name(dataset)),
+        rollup=sql.Identifier(rollups.name(dataset)),
         end=end,
         keys=keys(dataset),
         table=sql.Identifier(dataset.name),
@@ -163,20 +170,20 @@ def _add(connection: Connection, dataset: Dataset, start: int, end: int, accepte
         accepted=accepted,
         groups=groups,
     )
-    row = connection.execute(query).fetchone()
+    row = connection.execute(statement).fetchone()
     assert row is not None
     return int(row[0])
 
 
 def _summarize(connection: Connection, dataset: Dataset, accepted: sql.Composed) -> None:
-    """Bring the index of ids up to date, by which the chunk, and what comes after it, is found.
+    """Bring the index of ids up to date, by which the chunk and the rows after it are found.
 
-    PostgreSQL does so by itself about once a minute; until then whatever was added is read by every question.
+    PostgreSQL does so by itself about once a minute; until then every query reads all rows that were added.
     """
-    query = sql.SQL("""
+    statement = sql.SQL("""
         SELECT brin_summarize_new_values(indexrelid) FROM pg_index
         JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
         WHERE amname = 'brin' AND indrelid = (SELECT tableoid FROM {} WHERE {} LIMIT 1)""")
-    with suppress(psycopg.errors.LockNotAvailable), connection.transaction():  # vacuum is there, and does it
+    with suppress(psycopg.errors.LockNotAvailable), connection.transaction():  # a running vacuum does the same
         connection.execute("SET LOCAL lock_timeout = '100ms'")
-        connection.execute(query.format(sql.Identifier(dataset.name), accepted))
+        connection.execute(statement.format(sql.Identifier(dataset.name), accepted))

@@ -1,6 +1,6 @@
-"""The rollup in PostgreSQL: a table of counts, which `chunks` adds to, and how it is asked.
+"""The rollup in PostgreSQL is a table of counts, to which `rollup_chunks` adds chunk by chunk.
 
-An answer is made of the chunks that lie below its point, and of the rows themselves from there on.
+A query as of a batch adds up the chunks below that batch, and counts the rows themselves from the last chunk on.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -10,20 +10,22 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from services.core import rollups
 from services.core.bounds import MAX_GROUPS
 from services.core.dataset import Dataset
 from services.core.instants import DAY, to_datetime
-from services.core.queries import AggregateQuestion, Question
+from services.core.queries import AggregateQuery, Query
+from services.core.rollups import Plan, Times
 from services.core.rows import Row
 from services.postgres.connection import translated
-from services.rollups import questions
-from services.rollups.questions import Times
+from services.stores.postgres import closed_days
+from services.stores.postgres.closed_days import ClosedDay
 
-LOCK = 7_316_004  # advisory lock: one process at a time makes a rollup, or adds to it
+LOCK = 7_316_004  # advisory lock of the process that creates a rollup or adds to it
 
 _CHUNKS = """
--- What the rollups hold: all batches below `until_batch` that are not in an earlier chunk. `day`: of their acceptance.
--- `merged`: the chunk is all that its day will have; the chunks of the newest days are not merged yet.
+-- A chunk holds all batches below `until_batch` that are not in an earlier chunk. `day` is the day of their acceptance.
+-- `merged`: the chunk is the only one of its day. The chunks of the newest days are not merged yet.
 CREATE TABLE IF NOT EXISTS rollup_chunks (
     rollup      text NOT NULL,
     until_batch bigint NOT NULL,
@@ -37,17 +39,17 @@ _CHUNK_INDEXES = {
     "rollup_chunks_unmerged": "CREATE INDEX rollup_chunks_unmerged ON rollup_chunks (rollup, until_batch)"
     " WHERE NOT merged",
 }
-_LOCK_TIMEOUT = "2s"  # for a change of table rollup_chunks, which queries read
-_FORGOTTEN_AT_ONCE = 20  # chunks of one transaction
+_LOCK_TIMEOUT = "2s"  # for changes of table rollup_chunks, which queries read
+_DELETED_AT_ONCE = 20  # chunks of one transaction
 
 Connection = psycopg.Connection[Any]
 Fetch = Callable[[sql.Composed, Sequence[Any]], list[Row]]
-"""Runs a statement with these values for its placeholders. For `counted` rows come in canonical form."""
+"""Runs a statement with these values for its placeholders."""
 
 
 def prepare(connection: Connection, dataset: Dataset) -> None:
-    """Create what is missing of the dataset's rollup; its table must be there. Safe from many processes at once."""
-    name = questions.name(dataset)
+    """Create what the dataset's rollup lacks. The dataset's table must exist. Processes may call it at once."""
+    name = rollups.name(dataset)
     table = sql.Identifier(name)
     with translated(), connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
@@ -59,7 +61,7 @@ def prepare(connection: Connection, dataset: Dataset) -> None:
             )
             connection.execute(create.format(table, keys(dataset), sql.Identifier(dataset.name)))
             connection.execute(sql.SQL("CREATE INDEX ON {} (at_minute)").format(table))
-    # In a transaction of its own: over a large rollup it takes long, and queries would wait for table rollup_chunks.
+    # This is a transaction of its own: an index over a large rollup takes long, and queries wait for rollup_chunks.
     with translated(), connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
         if connection.execute(_FOUND_BY_CHUNK, (f'"{name}"',)).fetchone() is None:
@@ -84,17 +86,17 @@ _FOUND_BY_CHUNK = """SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrel
 
 
 def forget(connection: Connection, dataset: Dataset, before: int, keep: Collection[int] = ()) -> None:
-    """Delete the chunks of days of acceptance below `before`, except those in `keep`: their rows are being dropped.
+    """Delete the chunks of days of acceptance below `before`, except those in `keep`, before their rows are dropped.
 
     Days are counted from 1970-01-01 UTC. A few chunks are deleted in each transaction. The newest chunk of a rollup
-    stays as a row without counts: it says up to where the batches were counted. Raises StoreDown.
+    stays as a row without counts, because it marks the batch up to which the rollup has counted. Raises StoreDown.
     """
-    name = questions.name(dataset)
+    name = rollups.name(dataset)
     values: dict[str, Any] = {
         "rollup": name,
         "before": to_datetime(before * DAY).date(),
         "keep": [to_datetime(day * DAY).date() for day in keep],
-        "limit": _FORGOTTEN_AT_ONCE,
+        "limit": _DELETED_AT_ONCE,
     }
     delete = sql.SQL("DELETE FROM {} WHERE until_batch = ANY(%s)").format(sql.Identifier(name))
     with translated():
@@ -102,7 +104,7 @@ def forget(connection: Connection, dataset: Dataset, before: int, keep: Collecti
             return
         while True:
             with connection.transaction():
-                # A chunk that is being added or merged is finished first.
+                # This waits for a chunk that is being added or merged.
                 connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (LOCK, name))
                 chunks = [until for (until,) in connection.execute(_FORGETTABLE, values)]
                 if not chunks:
@@ -127,79 +129,77 @@ _FORGETTABLE = """
 
 
 def keys(dataset: Dataset) -> sql.Composed:
-    """What rows are counted by: their minute, `at_minute`, and the groupings."""
+    """Return the columns by which rows are counted: their minute, named `at_minute`, and the groupings."""
     minute = sql.SQL("{} AS at_minute").format(time_bin(timedelta(minutes=1), dataset.time))
     return sql.SQL(", ").join([minute, *map(sql.Identifier, dataset.groupings)])
 
 
 def until(fetch: Fetch, rollup: str, limit: int) -> int:
-    """The highest end of a chunk that is not above batch `limit`, 0 when there is none."""
-    query = sql.SQL("SELECT coalesce(max(until_batch), 0) FROM rollup_chunks WHERE rollup = {} AND until_batch <= {}")
-    return int(fetch(query.format(rollup, limit), ())[0][0])
+    """Return the highest end of a chunk that is not above batch `limit`, 0 when there is none."""
+    statement = sql.SQL(
+        "SELECT coalesce(max(until_batch), 0) FROM rollup_chunks WHERE rollup = {} AND until_batch <= {}"
+    )
+    return int(fetch(statement.format(rollup, limit), ())[0][0])
 
 
-Elsewhere = Callable[[int | None, int | None, int], sql.Composable]
-"""A condition that leaves out partitions without rows of start <= time < end and first id <= id."""
-
-
-def counted(
-    fetch: Fetch, question: Question, as_of: int, elsewhere: Elsewhere = lambda *_: sql.SQL("")
-) -> list[Row] | None:
-    """The rows of the answer, for a list the one with its total; None when a scan must answer."""
-    dataset, name = question.dataset, questions.name(question.dataset)
-    if not questions.known(question) or fetch(sql.SQL("SELECT to_regclass('rollup_chunks')").format(), ()) == [(None,)]:
+def plan(fetch: Fetch, query: Query, as_of: int) -> Plan | None:
+    """Plan the query for the chunks that exist now. None when a scan must answer. Reads nothing for other queries."""
+    if not rollups.covers(query) or fetch(sql.SQL("SELECT to_regclass('rollup_chunks')").format(), ()) == [(None,)]:
         return None
-    plan = questions.plan(question, until(fetch, name, as_of + 1), as_of)
-    if plan is None:
-        return None
+    return rollups.plan(query, until(fetch, rollups.name(query.dataset), as_of + 1), as_of)
+
+
+def statement(plan: Plan, days: Sequence[ClosedDay]) -> tuple[sql.Composed, list[Any]]:
+    """Return the statement that counts by this plan, and its parameters. Its rows have the form of a QueryResult.
+
+    `days`: the notes of closed days, by which it leaves out partitions that hold none of the rows to be counted.
+    """
+    query, name = plan.query, rollups.name(plan.query.dataset)
     below = sql.SQL("until_batch <= {}").format(plan.until)
     table = name
-    if plan.minutes == Times(None, None) and not question.filters.equals and not questions.keys(question):
-        table = "rollup_chunks"  # which has the sums already: a few a day, however many counts a day has
+    if plan.minutes == Times(None, None) and not query.filters.equals and not plan.keys:
+        table = "rollup_chunks"  # which has the sums already: a few rows a day, however many counts a day has
         below += sql.SQL(" AND rollup = {}").format(name)
-    counts = [_counts(question, sql.SQL("sum(row_count)"), table, below, "at_minute", plan.minutes)]
+    counts = [_counts(plan, sql.SQL("sum(row_count)"), table, below, "at_minute", plan.minutes)]
     for rows in plan.rows:
         ids = sql.SQL("id >= {} AND id < {}").format(rows.first_id, rows.end_id)
-        ids += elsewhere(rows.times.start, rows.times.end, rows.first_id)
-        counts.append(_counts(question, sql.SQL("count(*)"), dataset.name, ids, dataset.time, rows.times))
-    groups = [sql.SQL(key) for key in questions.keys(question)]
+        ids += closed_days.without(closed_days.outside(days, rows.times.start, rows.times.end, rows.first_id))
+        counts.append(_counts(plan, sql.SQL("count(*)"), query.dataset.name, ids, query.dataset.time, rows.times))
+    groups = [sql.SQL(key) for key in plan.keys]
     count = sql.SQL("coalesce(sum(part), 0)::bigint AS counted")
-    query = sql.SQL("SELECT {} FROM ({}) AS parts").format(
+    text = sql.SQL("SELECT {} FROM ({}) AS parts").format(
         _listed([*groups, count]), sql.SQL(" UNION ALL ").join(counts)
     )
     if groups:
-        order = map(sql.SQL, questions.order(question))
-        query += sql.SQL(" GROUP BY {} ORDER BY {} LIMIT {}").format(_listed(groups), _listed(order), MAX_GROUPS + 1)
-    return fetch(query, [value for _, value in question.filters.equals] * len(counts))
+        order = map(sql.SQL, plan.order)
+        text += sql.SQL(" GROUP BY {} ORDER BY {} LIMIT {}").format(_listed(groups), _listed(order), MAX_GROUPS + 1)
+    return text, [value for _, value in query.filters.equals] * len(counts)
 
 
-def _counts(
-    question: Question, count: sql.SQL, table: str, batches: sql.Composed, time: str, times: Times
-) -> sql.Composed:
-    conditions, values = [batches], list[sql.Composable]()
+def _counts(plan: Plan, count: sql.SQL, table: str, batches: sql.Composed, time: str, times: Times) -> sql.Composed:
+    query, conditions, values = plan.query, [batches], list[sql.Composable]()
     for operator, bound in ((sql.SQL(">="), times.start), (sql.SQL("<"), times.end)):
         if bound is not None:
             instant = to_datetime(bound)
             conditions.append(sql.SQL("{} {} {}").format(sql.Identifier(time), operator, instant))
-    for column, _ in question.filters.equals:
+    for column, _ in query.filters.equals:
         conditions.append(sql.SQL("{} = %s").format(sql.Identifier(column)))
-    if isinstance(question, AggregateQuestion):
-        if question.bucket:
-            values.append(time_bin(timedelta(microseconds=question.bucket), time))
-        if question.group_by:
-            values.append(sql.Identifier(question.group_by))
-    keys = questions.keys(question)
-    columns = [sql.SQL("{} AS {}").format(value, sql.SQL(key)) for value, key in zip(values, keys, strict=True)]
-    query = sql.SQL("SELECT {} FROM {} WHERE {}").format(
+    if isinstance(query, AggregateQuery):
+        if query.bucket:
+            values.append(time_bin(timedelta(microseconds=query.bucket), time))
+        if query.group_by:
+            values.append(sql.Identifier(query.group_by))
+    columns = [sql.SQL("{} AS {}").format(value, sql.SQL(key)) for value, key in zip(values, plan.keys, strict=True)]
+    text = sql.SQL("SELECT {} FROM {} WHERE {}").format(
         _listed([*columns, sql.SQL("{} AS part").format(count)]),
         sql.Identifier(table),
         sql.SQL(" AND ").join(conditions),
     )
-    return query + sql.SQL(" GROUP BY ") + _listed(map(sql.SQL, keys)) if keys else query
+    return text + sql.SQL(" GROUP BY ") + _listed(map(sql.SQL, plan.keys)) if plan.keys else text
 
 
 def time_bin(width: timedelta, time: str) -> sql.Composed:
-    """The beginning of the bucket that the column `time` falls in, as of 1970 UTC."""
+    """Return the start of the bucket that contains the column `time`. Buckets are counted from 1970 UTC."""
     return sql.SQL("date_bin({}, {}, TIMESTAMPTZ 'epoch')").format(width, sql.Identifier(time))
 
 

@@ -1,0 +1,89 @@
+"""Plans how a query is answered from a rollup. The plan is the same for every store, and is made once for each query.
+
+A rollup holds exact counts of rows by the minute of their time and by the dataset's groupings, for all batches below
+some batch `until`. A query as of a later batch, between two times, is answered by the sum of
+    the counts     of whole minutes, of the batches below `until`;
+    the newest     rows, which are the rows of the batches from `until` on;
+    the edges      which are the rows of the earlier batches in the minutes that the query's times cut through.
+A store renders these parts in its own language, see `services/stores/*/rollups.py`.
+"""
+
+from dataclasses import dataclass
+from typing import LiteralString
+
+from services.core.dataset import Dataset
+from services.core.ids import end_id, first_id
+from services.core.queries import MINUTE, AggregateQuery, ListQuery, Query
+
+
+def name(dataset: Dataset) -> str:
+    """Return the rollup's name. Other groupings make another rollup, so that two versions can run side by side."""
+    return f"{dataset.name}_by_{'_'.join(dataset.groupings)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """start <= time < end, in microseconds; None means no bound."""
+
+    start: int | None
+    end: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows with first_id <= id < end_id at these times."""
+
+    first_id: int
+    end_id: int
+    times: Times
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The parts whose sum answers `query`: the counts of all batches below `until` in `minutes`, and `rows`.
+
+    No two parts overlap. `keys` are names for the columns that the statement groups by: the time, then the value; they
+    are empty when one count is wanted. `order` is what the statement sorts by, with `counted` for the count.
+    """
+
+    query: Query
+    until: int
+    minutes: Times
+    rows: tuple[Rows, ...]
+    keys: tuple[LiteralString, ...]
+    order: tuple[LiteralString, ...]
+
+
+def covers(query: Query) -> bool:
+    """Return whether a rollup has all that the query needs, and the query does not insist on a scan."""
+    dataset, filters = query.dataset, query.filters
+    columns = [column for column, _ in filters.equals]
+    if isinstance(query, ListQuery) and not query.count:
+        return False
+    if isinstance(query, AggregateQuery):
+        columns += filter(None, [query.group_by])
+        if (query.bucket or MINUTE) % MINUTE:
+            return False
+    return not query.scan and not filters.text and set(dataset.groupings).issuperset(columns)
+
+
+def plan(query: Query, until: int, as_of: int) -> Plan | None:
+    """Plan a query as of batch `as_of` for a rollup of all batches below `until`, which is at most `as_of` + 1.
+
+    Return None when a scan must answer: the rollup does not cover the query, or would contribute nothing.
+    """
+    times = Times(query.filters.start, query.filters.end)
+    start = None if times.start is None else -(-times.start // MINUTE) * MINUTE
+    end = None if times.end is None else times.end // MINUTE * MINUTE
+    if not covers(query) or until == 0 or (start is not None and end is not None and start >= end):
+        return None
+    boundary, last = first_id(until), end_id(as_of)
+    rows = [Rows(boundary, last, times)] if boundary < last else []
+    if start != times.start:
+        rows.append(Rows(0, boundary, Times(times.start, start)))
+    if end != times.end:
+        rows.append(Rows(0, boundary, Times(end, times.end)))
+    by_time = isinstance(query, AggregateQuery) and query.bucket is not None
+    by_value = isinstance(query, AggregateQuery) and query.group_by is not None
+    keys: tuple[LiteralString, ...] = (*(["counted_time"] if by_time else []), *(["counted_key"] if by_value else []))
+    return Plan(query, until, Times(start, end), tuple(rows), keys, keys if by_time else ("counted DESC", *keys))
