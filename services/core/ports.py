@@ -220,7 +220,7 @@ class PartitionReader(Protocol):
     def bounds(self) -> Mapping[int, tuple[int, int]]:
         """Partition -> (first offset still kept, end of the log). Raises StoreDown.
 
-        The end counts transactions still open: `reached` comes to it once they have ended.
+        The end counts transactions still open: `read_up_to` gets there once they have ended.
         """
 
     def assign(self, positions: Mapping[int, int]) -> None:
@@ -230,7 +230,7 @@ class PartitionReader(Protocol):
         """Whatever has come, at most some thousand messages; [] after `timeout` seconds. Raises StoreDown,
         NeedsOperator when an assigned offset is no longer kept."""
 
-    def reached(self) -> Mapping[int, int]:
+    def read_up_to(self) -> Mapping[int, int]:
         """Partition -> the offset up to which everything committed has been returned (past control records)."""
 
     def close(self) -> None: ...
@@ -243,7 +243,7 @@ class GroupReader(PartitionReader, Protocol):
     """
 
     def rebalanced(self) -> Sequence[int] | None:
-        """The partitions now given to this member when that changed since the last call, else None.
+        """The partitions now assigned to this member if that changed since the last call, else None.
 
         Until `assign` is called for them, nothing is read.
         """

@@ -63,18 +63,18 @@ def read(topic: PartitionReader, start: int) -> Iterator[tuple[list[Letter], int
     Blocks. Raises StoreDown.
     """
     first, end = topic.bounds()[PARTITION]
-    reached = max(start, first)
-    if reached >= end:
+    read_up_to = max(start, first)
+    if read_up_to >= end:
         return
-    topic.assign({PARTITION: reached})
+    topic.assign({PARTITION: read_up_to})
     idle = 0
-    while reached < end:
+    while read_up_to < end:
         messages = topic.poll(1.0)
         idle = 0 if messages else idle + 1
         if idle == _IDLE_POLLS:
             raise StoreDown("kafka", f"topic {TOPIC} could not be read to its end: try again in a minute")
-        reached = topic.reached()[PARTITION]
-        yield list(_decoded(messages)), reached
+        read_up_to = topic.read_up_to()[PARTITION]
+        yield list(_decoded(messages)), read_up_to
 
 
 def _decoded(messages: Sequence[Message]) -> Iterator[Letter]:

@@ -139,7 +139,7 @@ class KafkaPartitionReader:
     def __init__(self, url: str, topic: str, **settings: Any) -> None:
         self._topic = topic
         self._admin = AdminClient(config(url))
-        self._reached: dict[int, int] = {}
+        self._read_up_to: dict[int, int] = {}
         self._error: LogpipeError | None = None
         with translated():
             self._consumer = Consumer(
@@ -165,7 +165,7 @@ class KafkaPartitionReader:
         return {partition: (first[partition], end[partition]) for partition in first}
 
     def assign(self, positions: Mapping[int, int]) -> None:
-        self._reached = dict(positions)
+        self._read_up_to = dict(positions)
         with translated():
             self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
 
@@ -184,7 +184,7 @@ class KafkaPartitionReader:
             if error_code is None:
                 messages.append(self._message(message))
             elif error_code.code() == KafkaError._PARTITION_EOF:
-                self._reach(message)
+                self._advance(message)
             elif error_code.code() == KafkaError._MAX_POLL_EXCEEDED:
                 _log.warning("the group went on without this member", topic=self._topic)
             else:
@@ -193,22 +193,22 @@ class KafkaPartitionReader:
             return self.poll(0)
         return messages
 
-    def reached(self) -> Mapping[int, int]:
-        return dict(self._reached)
+    def read_up_to(self) -> Mapping[int, int]:
+        return dict(self._read_up_to)
 
     def close(self) -> None:
         self._consumer.close()
 
-    def _reach(self, end: KafkaMessage) -> None:
+    def _advance(self, end: KafkaMessage) -> None:
         partition, offset = end.partition(), end.offset()
-        if partition in self._reached and offset is not None:
-            self._reached[partition] = max(self._reached[partition], offset)
+        if partition in self._read_up_to and offset is not None:
+            self._read_up_to[partition] = max(self._read_up_to[partition], offset)
 
     def _message(self, message: KafkaMessage) -> Message:
         partition, offset = message.partition(), message.offset()
         assert partition is not None
         assert offset is not None
-        self._reached[partition] = offset + 1
+        self._read_up_to[partition] = offset + 1
         sent: Any = message.headers() or ()
         headers = {name: value for name, value in sent if value is not None}
         return Message(self._topic, partition, offset, message.key() or b"", message.value() or b"", headers)
@@ -247,20 +247,20 @@ class KafkaGroupReader(KafkaPartitionReader):
             max_poll_interval_ms=300_000,
             partition_assignment_strategy="range",
         )
-        self._given: Sequence[int] | None = None
+        self._assigned: Sequence[int] | None = None
         with translated():
             self._consumer.subscribe([topic], self._on_assign, self._on_revoke, self._on_revoke)
 
     def rebalanced(self) -> Sequence[int] | None:
-        given, self._given = self._given, None
-        return given
+        assigned, self._assigned = self._assigned, None
+        return assigned
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._given = sorted(p.partition for p in partitions)
-        self._reached = {}
+        self._assigned = sorted(p.partition for p in partitions)
+        self._read_up_to = {}
         consumer.assign([])  # nothing is read until our owner says from where
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._given = ()
-        self._reached = {}
+        self._assigned = ()
+        self._read_up_to = {}
         consumer.unassign()

@@ -91,7 +91,7 @@ class Bench:
         try:
             bounds = reader.bounds()
             reader.assign({partition: low for partition, (low, _) in bounds.items()})
-            while any(reader.reached().get(p, 0) < end for p, (_, end) in bounds.items()):
+            while any(reader.read_up_to().get(p, 0) < end for p, (_, end) in bounds.items()):
                 for message in reader.poll(1.0):
                     if own := announced(message):  # not one of the foreign messages of another test
                         batch_id, rows = own

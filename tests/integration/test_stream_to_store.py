@@ -279,7 +279,7 @@ def test_killed_twice_it_stores_every_row_once(urls: dict[str, str]) -> None:
 
         producer.publish(batch_messages(201))
         assert process.stop() in (0, -signal.SIGTERM)
-        assert all(position.intent is None for position in positions(postgres_url, "clickhouse", "logs").values())
+        assert all(position.pending is None for position in positions(postgres_url, "clickhouse", "logs").values())
         process.start()
         until(lambda: loaded(urls))
         assert list(reader.counts(DATASET, 201, 201)) == [(201, BATCH_ROWS, BATCH_ROWS)]
@@ -317,7 +317,7 @@ def dead_letters(kafka_url: str) -> set[tuple[int, int]]:
         end = reader.bounds()[0][1]
         reader.assign({0: 0})
         letters: list[Any] = []
-        while reader.reached()[0] < end:
+        while reader.read_up_to()[0] < end:
             letters += [msgspec.json.decode(message.value) for message in reader.poll(0.5)]
     return {(letter["partition"], letter["offset"]) for letter in letters}
 

@@ -72,7 +72,7 @@ class Table:
     def load(self, partitions: Sequence[int]) -> list[SinkPosition]:
         self._failpoint("load")
         wanted = {p: self.positions.setdefault(p, SinkPosition(p, 0)) for p in partitions}
-        return [self.positions[p] for p in {*wanted, *(p for at in wanted.values() for p in at.together)}]
+        return [self.positions[p] for p in {*wanted, *(p for at in wanted.values() for p in at.group)}]
 
     def check_topic(self, topic_id: str) -> None:
         if topic_id != self.topic_id:
@@ -81,21 +81,21 @@ class Table:
     def check_table(self) -> None:
         self._failpoint("check table")
 
-    def begin(self, intents: Mapping[int, Range]) -> bool:
+    def begin(self, pending: Mapping[int, Range]) -> bool:
         self._failpoint("begin")
-        pending = any(self.positions[p].intent for p in intents)
-        begun = {p: SinkPosition(p, intent.first, intent, tuple(intents)) for p, intent in intents.items()}
+        was_pending = any(self.positions[p].pending for p in pending)
+        begun = {p: SinkPosition(p, offsets.first, offsets, tuple(pending)) for p, offsets in pending.items()}
         if any(self.positions[p] not in (SinkPosition(p, at.next_offset), at) for p, at in begun.items()):
             raise Fenced("begin")
         self.positions |= begun
         self._failpoint("begin done")
-        return pending
+        return was_pending
 
-    def finish(self, intents: Mapping[int, Range]) -> None:
+    def finish(self, pending: Mapping[int, Range]) -> None:
         self._failpoint("finish")
-        if any(self.positions[p].intent != intent for p, intent in intents.items()):
+        if any(self.positions[p].pending != offsets for p, offsets in pending.items()):
             raise Fenced("finish")
-        self.positions |= {p: SinkPosition(p, intent.last + 1) for p, intent in intents.items()}
+        self.positions |= {p: SinkPosition(p, offsets.last + 1) for p, offsets in pending.items()}
         self._failpoint("finish done")
 
     def close(self) -> None: ...
@@ -269,7 +269,7 @@ def test_a_crash_anywhere_loses_and_doubles_nothing(world: World, point: str, af
         assert after, f"{point} is never passed"
     except Crash:
         dying._reader.close()  # the group notices that the member is gone
-        world.accept(20, NOON + (days - 1) * DAY)  # the next one finds more than the intent was made of
+        world.accept(20, NOON + (days - 1) * DAY)  # the next one finds more than the pending range has
         world.run(world.consumer())
     world.check()
     check_letters(world, expected_letters)
@@ -283,7 +283,7 @@ def test_what_was_begun_together_is_finished_by_any_of_its_heirs(world: World, p
     dying = world.consumer()
     with pytest.raises(Crash):
         world.run(dying)
-    begun = {p: at.intent.last for p, at in world.table.positions.items() if at.intent}
+    begun = {p: at.pending.last for p, at in world.table.positions.items() if at.pending}
     assert len(begun) == PARTITIONS
     dying._reader.close()
     heirs = [world.consumer(), world.consumer()]
@@ -340,7 +340,7 @@ def test_the_store_is_away_for_long(world: World) -> None:
 
 
 def held_bytes(consumer: GroupLoop[Consumer]) -> int:
-    return sum(lane.bytes for lane in consumer.handler._backlog._lanes.values())
+    return sum(buffer.bytes for buffer in consumer.handler._backlog._buffers.values())
 
 
 def test_backpressure_waits_as_long_as_it_says(world: World) -> None:
@@ -387,16 +387,16 @@ def test_members_come_and_go(world: World) -> None:
 
 
 def test_a_zombie_writes_nothing_twice(world: World) -> None:
-    """It stops between intent and write; its heir finishes that range; then it wakes up."""
+    """It stops between the mark of the pending range and the write; its heir finishes that range; then it wakes up."""
     zombie = world.consumer()
     world.accept(1000)
     heir: list[GroupLoop[Consumer]] = []
 
     def sleeps(point: str) -> None:
         if point == "write" and not heir:
-            given = zombie._reader._given  # type: ignore[attr-defined]
+            assigned = zombie._reader._assigned  # type: ignore[attr-defined]
             world.broker.leave(zombie._reader)  # type: ignore[arg-type]
-            zombie._reader._given = given  # type: ignore[attr-defined]  # it has not noticed
+            zombie._reader._assigned = assigned  # type: ignore[attr-defined]  # it has not noticed
             heir.append(world.consumer())
             world.run(heir[0])
 
@@ -648,7 +648,7 @@ def test_a_topic_that_is_made_anew_while_the_consumer_waits_needs_an_operator(wo
     with pytest.raises(NeedsOperator, match="made anew"):
         world.run(consumer)
     assert world.stored() == stored
-    assert all(at.next_offset == 0 or at.intent or at.next_offset < 100 for at in world.table.positions.values())
+    assert all(at.next_offset == 0 or at.pending or at.next_offset < 100 for at in world.table.positions.values())
 
 
 def test_messages_that_were_read_from_a_topic_made_anew_are_not_written(world: World) -> None:
@@ -662,7 +662,7 @@ def test_messages_that_were_read_from_a_topic_made_anew_are_not_written(world: W
     with pytest.raises(NeedsOperator, match="made anew"):
         world.run(consumer)
     assert world.stored() == []
-    assert all(at.intent is None for at in world.table.positions.values())
+    assert all(at.pending is None for at in world.table.positions.values())
 
 
 def test_only_attempts_after_a_failure_cost_a_look(world: World) -> None:
@@ -682,11 +682,11 @@ def test_a_range_that_a_former_owner_has_begun_is_completed(world: World) -> Non
     """Both read the same messages; this one was paused before it began, so it found no range when it took over."""
 
     class Begun(Table):
-        def begin(self, intents: Mapping[int, Range]) -> bool:
+        def begin(self, pending: Mapping[int, Range]) -> bool:
             self.positions |= {
-                p: SinkPosition(p, intent.first, intent, tuple(intents)) for p, intent in intents.items()
+                p: SinkPosition(p, offsets.first, offsets, tuple(pending)) for p, offsets in pending.items()
             }
-            return super().begin(intents)
+            return super().begin(pending)
 
     world.table = Begun(world.failpoint)
     world.accept(100)

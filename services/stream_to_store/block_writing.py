@@ -1,4 +1,4 @@
-"""Writing slices of which a store may refuse rows: refused rows become dead letters, their neighbours are stored."""
+"""Writes blocks of which a store may reject rows. Rejected rows become dead letters, and the other rows are stored."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -14,18 +14,20 @@ from services.core.ids import batch_of
 from services.core.kafka_value import Envelope, join, split
 from services.core.lines import are_rows_of, line_check
 from services.core.ports import Block, OwnProgressWriter, StoreWriter
-from services.stream_to_store.lane import Slice
+from services.stream_to_store.partition_buffer import MessageRange
 from services.streams.dead_letters import DeadLetters
 
 
-def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_letters: DeadLetters, is_first: bool) -> int:
-    """Store the rows of `pieces` that the store takes, send dead letters for the others; return the rows stored.
+def write(
+    writer: StoreWriter, ranges: Sequence[tuple[MessageRange, Block]], dead_letters: DeadLetters, is_first: bool
+) -> int:
+    """Store the rows of `ranges` that the store takes, send dead letters for the others; return the rows stored.
 
     `is_first`: no former attempt at these messages was made. Raises StoreDown and Backpressure: call again, and then it
     is not the first.
     """
-    dead_letters.send([_whole(envelope) for piece, _ in pieces for envelope in piece.poison])
-    blocks = [block for _, block in pieces]
+    dead_letters.send([_whole(envelope) for taken, _ in ranges for envelope in taken.poison])
+    blocks = [block for _, block in ranges]
     if is_first:
         try:
             writer.write(blocks)
@@ -34,7 +36,7 @@ def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_lette
             pass
     # A line that is no row of its message's batch is left out here: a completion searches the store for the rows of
     # these batches, accepted on this day, and would never find the line's row.
-    own = [[_Own.of(block.dataset, envelope) for envelope in piece.good] for piece, block in pieces]
+    own = [[_Own.of(block.dataset, envelope) for envelope in taken.good] for taken, block in ranges]
     letters = [letter for parts in own for part in parts for letter in part.strangers]
     left = [
         replace(block, rows=sum(len(part.numbers) for part in parts), lines=b"".join(part.joined() for part in parts))
