@@ -33,7 +33,7 @@ from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.ledger import batches
 from services.maintenance.settings import MaintainSettings
-from services.maintenance.steps import Steps
+from services.maintenance.tasks import MaintenanceTasks
 from services.postgres.connection import Connection, connect
 from services.query_api.alerts import router
 from services.runtime.health import Readiness
@@ -544,8 +544,8 @@ def test_maintenance_deletes_alerts_by_the_retention_of_the_rows(
         opened(connection, f"s{ago}", resolved_at=now - ago * 86_400)
     connection.execute("UPDATE alert_posts SET delivered_at = now()")
     settings = MaintainSettings(retention_days=days)
-    assert len(list(Steps(settings, datasets.find("events"))._forget_alerts())) == 0
-    said = list(Steps(settings, DATASET)._forget_alerts())
+    assert len(list(MaintenanceTasks(settings, datasets.find("events"))._forget_alerts())) == 0
+    said = list(MaintenanceTasks(settings, DATASET)._forget_alerts())
     assert [what.split(" that")[0] for what in said] == ([] if days is None else ["1 alerts deleted"])
     left = {alert["service"] for alert in alerts.find(connection, None, None, 100)}
     assert left == ({"s4", "s2"} if days is None else {"s2"})

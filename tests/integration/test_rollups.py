@@ -25,8 +25,8 @@ from services.core.rows import RowCodec, Rows, checksum
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import batches as ledger_batches
 from services.postgres.connection import connect
-from services.rollups import keeper
-from services.rollups.keeper import RollupKeeper
+from services.rollups import maintenance
+from services.rollups.maintenance import RollupMaintenance
 from services.stores import postgres
 from services.stores.clickhouse.reader import ClickHouseReader
 from services.stores.clickhouse.rollups import BUCKET_BITS
@@ -259,7 +259,7 @@ def test_days_that_retention_drops(pipeline: Pipeline, rolled_up: bool) -> None:
 
 
 class History:
-    """Some days of a pipeline, rolled up and merged as a keeper does; the batch ids where each day ends."""
+    """Some days of a pipeline, rolled up and merged as RollupMaintenance does; the batch ids where each day ends."""
 
     def __init__(self, pipeline: Pipeline, days: int) -> None:
         self.pipeline = pipeline
@@ -423,9 +423,9 @@ def test_a_rollup_of_an_earlier_release_is_merged(pipeline: Pipeline, monkeypatc
         history.compare(as_of)
 
 
-def test_the_keeper_follows(pipeline: Pipeline, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "_INTERVAL_SECONDS", 0.05)
-    keeping = RollupKeeper(postgres_url, (pipeline.dataset,)).worker()
+def test_the_rollups_follow(pipeline: Pipeline, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "_INTERVAL_SECONDS", 0.05)
+    keeping = RollupMaintenance(postgres_url, (pipeline.dataset,)).worker()
     keeping.start()
     try:
         pipeline.loaded = pipeline.accept(64).last
