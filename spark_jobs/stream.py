@@ -114,7 +114,7 @@ class LakeStream:
             self.stop(time.monotonic() + self._settings.lake_trigger_seconds)
             self.start(spark)
 
-    def problem(self) -> str | None:
+    def health(self) -> str | None:
         if self._query is None:
             return "starting"
         return None if self._query.isActive else "the query has ended"

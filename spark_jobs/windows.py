@@ -77,7 +77,7 @@ class WindowStream:
         if error := self._query.exception():
             raise self._error or _translated(error)
 
-    def problem(self) -> str | None:
+    def health(self) -> str | None:
         if self._query is None:
             return "starting"
         return None if self._query.isActive else "the query has ended"

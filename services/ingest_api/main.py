@@ -56,7 +56,7 @@ def create_app(settings: IngestSettings) -> FastAPI:
     url = settings.postgres_url.get_secret_value()
     disk = DiskFloor(settings.ingest_disk_path, settings.ingest_disk_floor)
     readiness = Readiness()
-    readiness.add("disk", disk.problem)
+    readiness.add("disk", disk.health)
 
     owner_id = uuid4()
     session_name = slots.session_name(owner_id)
@@ -74,7 +74,7 @@ def create_app(settings: IngestSettings) -> FastAPI:
         rows = PostgresReader(url, 2, session_name)
         opener = _publisher_opener(settings, known, message_cache, rows)
         owner = SlotOwner(url, owner_id, partial(topics.ensure, settings, _topic_names(known)), opener)
-        readiness.add("slots", owner.problem)
+        readiness.add("slots", owner.health)
         readiness.add("publishing", owner.degraded, degraded=True)
         background.start()
         owner.start()

@@ -73,7 +73,7 @@ class SlotOwner:
             raise StoreDown("postgres", f"no slot is leased yet: {self._lease_failure()}")
         return self._own.slot
 
-    def problem(self) -> str | None:
+    def health(self) -> str | None:
         """Return why this process cannot accept rows; None if it can."""
         if reason := self._refusal():
             return reason

@@ -33,7 +33,8 @@ _SECONDS = 30.0  # for one answer, or one piece of a longer one: the HDFS client
 _HISTORY = (1, 16, 256, 4096)
 """Commits read, newest first, to find the last position, until one has it: bounded, however long the log is.
 
-Only commits of maintenance have no position: a run of the tasks makes at most one for each day, and then repeats the position.
+Only commits of maintenance have no position: a run of its tasks makes at most one for each day, and then repeats the
+position.
 """
 
 _DECORATION = re.compile(r"\x1b\[\d*m|↳")  # delta-rs prints its errors for a terminal

@@ -45,11 +45,8 @@ class MaintenanceTasks:
         errors: list[LogpipeError] = []
         did = False
         for task in (
-            *(
-                self._retain,
-                self._dead_letters.delete_old,
-                self._forget_alerts,
-            ),  # first, because compaction needs room on the disk
+            # What frees room on the disk comes first, because compaction needs room.
+            *(self._retain, self._dead_letters.delete_old, self._forget_alerts),
             *(self._compact, self._vacuum, self._tidy, self._close_days),
         ):
             try:

@@ -399,7 +399,7 @@ def test_slots_that_get_stuck_one_after_the_other_stop_the_process_from_acceptin
     owner = SlotOwner(postgres_url, uuid4(), lambda: None, Stuck)  # type: ignore[arg-type]
     owner.start()
     try:
-        until(lambda: "cannot be published" in (owner.problem() or ""))
+        until(lambda: "cannot be published" in (owner.health() or ""))
         with pytest.raises(StoreDown, match="logpipe slots resolve"):
             owner.slot()
         Event().wait(3)  # longer than a renewal, and three turns of the publisher
@@ -425,13 +425,13 @@ def test_a_topic_that_nothing_can_be_published_to_makes_no_slots(
     owner = SlotOwner(postgres_url, uuid4(), ensure_topics, lambda lease: Mock(step=Mock(return_value=0)))
     owner.start()
     try:
-        until(lambda: owner.problem() == wrong[0])
+        until(lambda: owner.health() == wrong[0])
         with pytest.raises(StoreDown, match="8 are to be used"):
             owner.slot()
         Event().wait(3)
         assert len(slot_numbers(ledger) - before) <= 1
         wrong.clear()
-        until(lambda: owner.problem() is None)
+        until(lambda: owner.health() is None)
         owner.slot()
     finally:
         owner.stop(1)
