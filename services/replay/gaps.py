@@ -25,8 +25,8 @@ class Missing:
     lines: Sequence[bytes]
 
 
-def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], aside: Gaps) -> Gaps:
-    """The gaps of `batches` in the store that `reader` reads. `aside`: batch -> ids of its dead-lettered rows.
+def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], dead_lettered: Gaps) -> Gaps:
+    """The gaps of `batches` in the store that `reader` reads. `dead_lettered`: batch -> ids of its dead-lettered rows.
 
     Blocks. Raises what the reader raises.
     """
@@ -36,7 +36,7 @@ def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], aside: 
     gaps: dict[int, Set[int]] = {}
     for batch in batches:
         found = distinct.get(batch.batch_id, 0)
-        settled = aside.get(batch.batch_id, frozenset())
+        settled = dead_lettered.get(batch.batch_id, frozenset())
         if found < batch.rows:
             there = reader.rows_of(codec.dataset, [batch]) if found else ()
             settled = settled | {row[0] for row in there}  # the store may hold a dead-lettered row all the same

@@ -40,8 +40,9 @@ class _Again(Exception):
 class Refill:
     """The replay of one dataset.
 
-    `starts`: partition -> the offset from which on the stream loads, in the topic `topics.current`. `aside`: see
-    `gaps.Gaps`. `watermark` computes the store's watermark of now, and keeps it in the ledger.
+    `starts`: partition -> the offset from which on the stream loads, in the topic `topics.current`. `dead_lettered`:
+    batch -> ids of the rows that were dead-lettered before. `watermark` computes the store's present watermark, and
+    saves it in the ledger.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Refill:
         dead_letters: DeadLetters,
         topics: TopicNumbers,
         starts: Mapping[int, int],
-        aside: gaps.Gaps,
+        dead_lettered: gaps.Gaps,
         watermark: Callable[[], int],
         display: Display,
         pause: Callable[[float], None] = time.sleep,
@@ -73,7 +74,9 @@ class Refill:
         self._topics = topics
         self._starts = starts
         self._watermark = watermark
-        self._aside: defaultdict[int, set[int]] = defaultdict(set, {batch: set(ids) for batch, ids in aside.items()})
+        self._dead_lettered: defaultdict[int, set[int]] = defaultdict(
+            set, {batch: set(ids) for batch, ids in dead_lettered.items()}
+        )
         self._display = display
         self._pause = pause
         self._most = _PAGE_BATCHES  # that are written at once
@@ -117,7 +120,7 @@ class Refill:
                 stop = batch.batch_id - 1
                 break
         own = [batch for batch in own if batch.batch_id <= stop]
-        found = gaps.find(self._reader, self._codec, own, self._aside)
+        found = gaps.find(self._reader, self._codec, own, self._dead_lettered)
         rest = [batch for batch in page if batch.batch_id <= stop]
         end = stop if pending or len(page) < _PAGE_BATCHES else rest[-1].batch_id
         self._bring_all(rest, {batch.batch_id for batch in own}, found, end, floor)
@@ -204,13 +207,13 @@ class Refill:
         places = [refusal.row or 0 for refusal in refusals]
         self._dead_letters.send(
             [
-                _letter(missing.ids[place], refusal.reason, missing.lines[place])
+                _dead_letter(missing.ids[place], refusal.reason, missing.lines[place])
                 for place, refusal in zip(places, refusals, strict=True)
             ]
         )
         for place in places:
-            self._aside[batch_of(missing.ids[place])].add(missing.ids[place])
-        self._outcome.refused += len(places)
+            self._dead_lettered[batch_of(missing.ids[place])].add(missing.ids[place])
+        self._outcome.dead_lettered += len(places)
         return len(places)
 
     def _is_streamed(self, batch: Batch) -> bool:
@@ -243,6 +246,6 @@ def cut(batches: Sequence[Batch]) -> Sequence[Batch]:
     return batches
 
 
-def _letter(row_id: int, reason: str, line: bytes) -> DeadLetter:
+def _dead_letter(row_id: int, reason: str, line: bytes) -> DeadLetter:
     batch_id = batch_of(row_id)
     return DeadLetter(NO_PLACE, NO_PLACE, row_id - first_id(batch_id), batch_id, row_id, 1, reason, line)

@@ -37,7 +37,7 @@ def write(
     # A line that is no row of its message's batch is left out here: a completion searches the store for the rows of
     # these batches, accepted on this day, and would never find the line's row.
     own = [[_Own.of(block.dataset, envelope) for envelope in taken.good] for taken, block in ranges]
-    letters = [letter for parts in own for part in parts for letter in part.strangers]
+    found = [dead_letter for parts in own for part in parts for dead_letter in part.strangers]
     left = [
         replace(block, rows=sum(len(part.numbers) for part in parts), lines=b"".join(part.joined() for part in parts))
         for block, parts in zip(blocks, own, strict=True)
@@ -49,9 +49,9 @@ def write(
         row = refusal.row or 0
         at = bisect_right(ends[refusal.block], row)
         part = own[refusal.block][at]
-        letters.append(part.letter(row - ends[refusal.block][at] + len(part.numbers), refusal.reason))
-    dead_letters.send(letters)
-    if own_progress:  # its transaction counts the letters' lines as stored, so they had to be there before
+        found.append(part.dead_letter(row - ends[refusal.block][at] + len(part.numbers), refusal.reason))
+    dead_letters.send(found)
+    if own_progress:  # its transaction counts the dead-lettered lines as loaded, so the dead letters are sent before
         own_progress.write(without(left, refusals))
     return sum(block.rows for block in left) - len(refusals)
 
@@ -74,7 +74,10 @@ def _written(writer: StoreWriter, blocks: Sequence[Block], is_first: bool) -> Se
 
 @dataclass(frozen=True)
 class _Own:
-    """The numbers, within their message, of the lines that are rows of its batch; and letters about the other lines."""
+    """The lines of one message that are rows of its batch. `strangers` are dead letters about the other lines.
+
+    `numbers` are the numbers of these lines in the message, from 0.
+    """
 
     dataset: Dataset
     envelope: Envelope
@@ -101,7 +104,7 @@ class _Own:
             else:
                 numbers.append(number)
                 continue
-            strangers.append(_letter(envelope, number, lines[number], own_id, reason))
+            strangers.append(_dead_letter(envelope, number, lines[number], own_id, reason))
         return _Own(dataset, envelope, numbers, strangers)
 
     def joined(self) -> bytes:
@@ -109,9 +112,9 @@ class _Own:
             return self.envelope.message.value
         return join([self._lines[number] for number in self.numbers])
 
-    def letter(self, at: int, reason: str) -> DeadLetter:
+    def dead_letter(self, at: int, reason: str) -> DeadLetter:
         number = self.numbers[at]
-        return _letter(self.envelope, number, self._lines[number], self._ids[number], reason)
+        return _dead_letter(self.envelope, number, self._lines[number], self._ids[number], reason)
 
     @cached_property
     def _lines(self) -> Sequence[bytes]:
@@ -136,7 +139,7 @@ def _whole(envelope: Envelope) -> DeadLetter:
     )
 
 
-def _letter(envelope: Envelope, number: int, line: bytes, row_id: int | None, reason: str) -> DeadLetter:
+def _dead_letter(envelope: Envelope, number: int, line: bytes, row_id: int | None, reason: str) -> DeadLetter:
     return DeadLetter(
         partition=envelope.message.partition,
         offset=envelope.message.offset,

@@ -159,15 +159,15 @@ def test_dead_letters_leave_their_topic_with_their_batches(
     kafka.ensure_topics(url, {TOPIC: 1}, 1)
     with closing(kafka.KafkaPartitionReader(url, TOPIC)) as topic:
         start = topic.bounds()[0][1]
-    letters = DeadLetters(lambda: kafka.KafkaProducer(url, "test-maintenance"), "clickhouse", DATASET)
+    dead_letters = DeadLetters(lambda: kafka.KafkaProducer(url, "test-maintenance"), "clickhouse", DATASET)
     for batch in (1, 2, 3):
-        letters.send([DeadLetter(0, batch, 0, batch, first_id(batch), 1, "reason", b"value")])
-    letters.close()
+        dead_letters.send([DeadLetter(0, batch, 0, batch, first_id(batch), 1, "reason", b"value")])
+    dead_letters.close()
     monkeypatch.setattr(floors, "today", lambda connection: TODAY)
     said = list(MaintenanceTasks(MaintainSettings(retention_days=2), DATASET).run())
     assert "logs: 2 dead letters of dropped batches deleted" in said
     with closing(kafka.KafkaPartitionReader(url, TOPIC)) as topic:
-        assert topic.bounds()[0][0] == start + 4, "the letters of two batches and their control records"
+        assert topic.bounds()[0][0] == start + 4, "the dead letters of two batches and their control records"
 
 
 def test_a_batch_that_is_not_published_keeps_its_day(environment: dict[str, str]) -> None:

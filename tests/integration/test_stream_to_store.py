@@ -316,10 +316,10 @@ def dead_letters(kafka_url: str) -> set[tuple[int, int]]:
     with closing(kafka.KafkaPartitionReader(kafka_url, "dead-letter")) as reader:
         end = reader.bounds()[0][1]
         reader.assign({0: 0})
-        letters: list[Any] = []
+        dead_letters: list[Any] = []
         while reader.read_up_to()[0] < end:
-            letters += [msgspec.json.decode(message.value) for message in reader.poll(0.5)]
-    return {(letter["partition"], letter["offset"]) for letter in letters}
+            dead_letters += [msgspec.json.decode(message.value) for message in reader.poll(0.5)]
+    return {(dead_letter["partition"], dead_letter["offset"]) for dead_letter in dead_letters}
 
 
 def metrics(process: Process) -> str:

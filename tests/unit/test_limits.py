@@ -108,7 +108,7 @@ TRIED_IN = {
     "services.runtime.connections.MAX_CONNECTIONS": "unit/test_connections.py::test_connections_leave_files_for",
     "services.core.rows.MAX_LINE_BYTES": "unit/test_rows.py::test_a_row_larger_than_a_message_may_be_is_refused",
     "services.core.kafka_value.MAX_VALUE_BYTES": "unit/test_kafka_value.py::test_no_value_is_larger_than_a_broker",
-    "services.core.dead_letter.MAX_LETTER_BYTES": "unit/test_stream_to_store.py::test_a_foreign_key_of_any_size",
+    "services.core.dead_letter.MAX_DEAD_LETTER_BYTES": "unit/test_stream_to_store.py::test_a_foreign_key_of_any_size",
     "services.core.dead_letter.MAX_REASON_CHARACTERS": "unit/test_limits.py::test_a_long_reason_is_cut",
     "services.core.completion.MOST_REFUSED": "unit/test_completion.py::test_a_store_that_refuses_rows_without_end",
     "LOGPIPE_QUERY_SECONDS": "unit/test_query_api.py::test_out_of_time",

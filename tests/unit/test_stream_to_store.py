@@ -194,9 +194,9 @@ class World:
 
         class Failing:
             def publish(self, outgoing: Sequence[Outgoing]) -> list[Part]:
-                failpoint("letter")
+                failpoint("dead letter")
                 landed = producer.publish(outgoing)
-                failpoint("letter done")
+                failpoint("dead letter done")
                 return landed
 
             def close(self) -> None:
@@ -254,14 +254,24 @@ def test_a_block_holds_one_day(world: World) -> None:
         assert days <= {block.day}
 
 
-POINTS = ["load", "begin", "begin done", "write", "write done", "finish", "finish done", "letter", "letter done"]
+POINTS = [
+    "load",
+    "begin",
+    "begin done",
+    "write",
+    "write done",
+    "finish",
+    "finish done",
+    "dead letter",
+    "dead letter done",
+]
 
 
 @pytest.mark.parametrize("days", [1, 2])
 @pytest.mark.parametrize("after", [0, 1, 4])
 @pytest.mark.parametrize("point", POINTS)
 def test_a_crash_anywhere_loses_and_doubles_nothing(world: World, point: str, after: int, days: int) -> None:
-    expected_letters = fill_with_poison(world, days)
+    expected_dead_letters = fill_with_poison(world, days)
     world.failpoint.plan[point] = [*[None] * after, Crash()]
     dying = world.consumer()
     try:
@@ -272,7 +282,7 @@ def test_a_crash_anywhere_loses_and_doubles_nothing(world: World, point: str, af
         world.accept(20, NOON + (days - 1) * DAY)  # the next one finds more than the pending range has
         world.run(world.consumer())
     world.check()
-    check_letters(world, expected_letters)
+    check_dead_letters(world, expected_dead_letters)
 
 
 @pytest.mark.parametrize("running", [1, 2])
@@ -296,11 +306,11 @@ def test_what_was_begun_together_is_finished_by_any_of_its_heirs(world: World, p
 @pytest.mark.parametrize("error", [StoreDown("memory", "away"), Backpressure("full", 3.0), Fenced("taken")])
 @pytest.mark.parametrize("point", ["prepare", *POINTS])
 def test_after_an_error_it_goes_on_by_itself(world: World, point: str, error: LogpipeError) -> None:
-    expected_letters = fill_with_poison(world, days=2)
+    expected_dead_letters = fill_with_poison(world, days=2)
     world.failpoint.plan[point] = [None, error, None, error, error]
     world.run(world.consumer())
     world.check()
-    check_letters(world, expected_letters)
+    check_dead_letters(world, expected_dead_letters)
 
 
 def fill_with_poison(world: World, days: int) -> set[tuple[int, int]]:
@@ -318,8 +328,8 @@ def fill_with_poison(world: World, days: int) -> set[tuple[int, int]]:
     return found
 
 
-def check_letters(world: World, expected: set[tuple[int, int]]) -> None:
-    assert {(letter["partition"], letter["offset"]) for letter in world.dead_letters()} == expected
+def check_dead_letters(world: World, expected: set[tuple[int, int]]) -> None:
+    assert {(dead_letter["partition"], dead_letter["offset"]) for dead_letter in world.dead_letters()} == expected
 
 
 def test_the_store_is_away_for_long(world: World) -> None:
@@ -438,7 +448,7 @@ def test_random_faults(world: World) -> None:
                 world.accept(rng.randrange(1, 30), NOON + rng.randrange(2) * DAY)
         assert crashes, f"seed {seed} tests nothing"
         world.check()
-        check_letters(world, expected)
+        check_dead_letters(world, expected)
 
 
 @pytest.mark.parametrize(
@@ -486,18 +496,18 @@ def test_poison_goes_to_the_dead_letters_and_its_neighbours_land(world: World, m
     world.accept(60)
     world.run(world.consumer())
     world.check()
-    letters = world.dead_letters()
-    assert letters
-    for letter in letters:
-        assert reason in letter["reason"]
-        assert {k: letter[k] for k in ("store", "dataset", "topic", "partition", "offset")} == {
+    dead_letters = world.dead_letters()
+    assert dead_letters
+    for dead_letter in dead_letters:
+        assert reason in dead_letter["reason"]
+        assert {k: dead_letter[k] for k in ("store", "dataset", "topic", "partition", "offset")} == {
             "store": "memory",
             "dataset": "things",
             "topic": "things",
             "partition": 0,
             "offset": part.offset,
         }
-    assert "".join(letter["value"] for letter in letters).replace("\n", "") == message.value.decode(
+    assert "".join(dead_letter["value"] for dead_letter in dead_letters).replace("\n", "") == message.value.decode(
         errors="backslashreplace"
     ).replace("\n", "")
 
@@ -510,8 +520,8 @@ def test_a_line_of_another_day_than_its_message_is_put_aside_when_a_write_is_com
     world.publish([poison(value=value, headers={"created_at": b"%d" % NOON, "rows": b"2"})])
     world.run(world.consumer())
     assert [row[0] for row in world.stored()] == [first_id(99)]
-    (letter,) = world.dead_letters()
-    assert (letter["line"], letter["id"]) == (1, first_id(99) + 1)
+    (dead_letter,) = world.dead_letters()
+    assert (dead_letter["line"], dead_letter["id"]) == (1, first_id(99) + 1)
 
 
 def test_a_foreign_key_of_any_size_gives_a_letter_that_can_be_sent(world: World) -> None:
@@ -520,7 +530,7 @@ def test_a_foreign_key_of_any_size_gives_a_letter_that_can_be_sent(world: World)
     world.accept(60)
     world.run(world.consumer())
     world.check()
-    first, second = sorted(world.dead_letters(), key=lambda letter: letter["partition"])
+    first, second = sorted(world.dead_letters(), key=lambda dead_letter: dead_letter["partition"])
     assert len(first["reason"]) < 1000
     assert first["value"] == "{}\n"
     assert second["value_bytes"] == 900_001
@@ -536,14 +546,14 @@ def test_bad_rows_leave_their_neighbours_of_the_same_message(world: World) -> No
     world.publish([poison(value=b"".join(lines), headers={"created_at": b"5", "rows": b"9"})])
     world.run(world.consumer())
     assert [row[2] for row in world.stored()] == [0, 1, 3, 4, 7]
-    letters = {letter["line"]: letter for letter in world.dead_letters()}
-    assert sorted(letters) == [2, 5, 6, 8]
-    assert [letters[n]["id"] for n in (2, 5, 6, 8)] == [None, first_id(99) + 5, None, first_id(99) + 8]
-    assert letters[5]["batch_id"] == 99
-    assert letters[5]["value"] == lines[5].decode().rstrip()
+    dead_letters = {dead_letter["line"]: dead_letter for dead_letter in world.dead_letters()}
+    assert sorted(dead_letters) == [2, 5, 6, 8]
+    assert [dead_letters[n]["id"] for n in (2, 5, 6, 8)] == [None, first_id(99) + 5, None, first_id(99) + 8]
+    assert dead_letters[5]["batch_id"] == 99
+    assert dead_letters[5]["value"] == lines[5].decode().rstrip()
 
 
-class CountsLettersAsStored(FailingStore):
+class CountsDeadLettersAsStored(FailingStore):
     """As the lake does: the transaction with a block's good rows moves the position past the bad ones."""
 
     wait_seconds = 0.0
@@ -560,11 +570,11 @@ class CountsLettersAsStored(FailingStore):
 
 
 def test_letters_are_sent_before_the_transaction_that_counts_their_lines_as_stored(world: World) -> None:
-    world.store = CountsLettersAsStored(world.failpoint)
+    world.store = CountsDeadLettersAsStored(world.failpoint)
     good = b'{"id":%d,"created_at":5,"timestamp":5,"name":"n"}\n' % first_id(99)
     bad = b'{"id":%d,"created_at":5,"name":"n"}\n' % (first_id(99) + 1)
     world.publish([poison(value=good + bad, headers={"created_at": b"5", "rows": b"2"})])
-    world.failpoint.plan["letter"] = [Crash()]
+    world.failpoint.plan["dead letter"] = [Crash()]
     dying = world.consumer()
     with pytest.raises(Crash):
         world.run(dying)
@@ -599,7 +609,7 @@ def test_a_line_without_a_row_does_not_put_the_blame_on_a_neighbour(world: World
     )
     world.run(world.consumer())
     assert [row[2] for row in world.stored()] == [0, 1, 2, 3, 4, 5]
-    assert {(letter["partition"], letter["line"]) for letter in world.dead_letters()} == {(0, 1), (2, 0)}
+    assert {(dead_letter["partition"], dead_letter["line"]) for dead_letter in world.dead_letters()} == {(0, 1), (2, 0)}
 
 
 @pytest.mark.parametrize("newer", [{"columns": b"3"}, {"version": b"2"}, {"version": b"2", "rows": b"7"}])
