@@ -109,7 +109,7 @@ class Driver:
                 raise
             self._fail(error)
         except (Py4JError, OSError) as error:
-            self._fail(StoreDown(NAME, f"the JVM of Spark is gone: {error}"))
+            self._fail(StoreDown(NAME, f"the JVM of Spark has ended: {error}"))
         except Exception as error:  # noqa: BLE001 - a thread must not end unnoticed
             _log.exception("driver failed")
             self._fail(LogpipeError(f"unexpected error: {error}"))

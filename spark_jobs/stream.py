@@ -63,7 +63,7 @@ class LakeStream:
         """
         self.tables.prepare()
         self._topic_id = self.topic.topic_id()
-        handle, position = self.tables.rows.standing()
+        handle, position = self.tables.rows.current_version()
         checkpoint = self.checkpoint.load()
         self._from = starting_offsets(
             self.dataset,
@@ -85,7 +85,7 @@ class LakeStream:
         self._generation = position.generation
 
     def start(self, spark: SparkSession) -> None:
-        """Returns when the query runs. Raises StoreDown, and NeedsOperator when messages to be read are gone."""
+        """Returns when the query runs. Raises StoreDown, and NeedsOperator if unread messages were dropped."""
         if self._unfinished:
             self._write_last_rejects(spark, self._unfinished)
             self._unfinished = None
@@ -139,7 +139,7 @@ class LakeStream:
         )
 
     def _write_last_rejects(self, spark: SparkSession, position: Position) -> None:
-        """Of the batch that reached `position`, in case a crash left them out."""
+        """Write the rejects of the batch whose position is `position`, in case a crash left them out."""
         messages = (
             spark.read.format("kafka")
             .options(
@@ -234,7 +234,7 @@ def adapted(limit: int, budget: int, offsets: int, rows: int) -> int:
 
 
 def _translate(dataset: Dataset, error: PySparkException) -> LogpipeError:
-    """The deep cause stands far down the chain; brought up."""
+    """Return the deepest cause of the error, which Spark hides far down the chain."""
     text = str(error)
     if _LOST in text:
         return NeedsOperator(

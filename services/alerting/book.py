@@ -1,4 +1,4 @@
-"""What was counted and judged of the partitions given to this process: as PostgreSQL has it, and what came since.
+"""The counts and episodes of the partitions assigned to this process: as PostgreSQL has them, and what came since.
 
 Counts, position and episodes are written in one transaction. After any error the book is thrown away, another is
 loaded, and the topic is read again from there: what is in memory never decides more than what is stored.
@@ -99,12 +99,15 @@ class Book:
             sample = row.message[:SAMPLE_CHARACTERS].replace(_NUL, "\N{REPLACEMENT CHARACTER}")
             self._new[place] = Tally((before.rows if before else 0) + 1, sample)
 
-    def commit(self, reached: Mapping[int, int], complete: int) -> None:
-        """All messages below `reached` were counted; all seconds below `complete` are. Raises Fenced or StoreDown."""
+    def commit(self, read_up_to: Mapping[int, int], complete: int) -> None:
+        """Write that messages below `read_up_to` are counted, and seconds below `complete` judged.
+
+        Blocks. Raises Fenced or StoreDown.
+        """
         if not (self._new or self._counts or self._open):
             return  # nothing is lost by beginning at the old place again
         before = self.positions
-        after = {p: Position(reached[p], max(position.judged, complete)) for p, position in before.items()}
+        after = {p: Position(read_up_to[p], max(position.judged, complete)) for p, position in before.items()}
         with translated(), self._connection.transaction():
             for partition, position in before.items():
                 alerts.move(self._connection, partition, self.topic_id, position, after[partition])

@@ -76,9 +76,9 @@ class StoreWriter(Protocol):
         """
 
     def end_writes(self, dataset: Dataset) -> None:
-        """End every write of the dataset's rows that still runs in the store, whoever began it. Raises StoreDown.
+        """End every write of the dataset's rows that runs in the store, also of other processes. Raises StoreDown.
 
-        For a replay, which gives up ranges that others have begun. A living writer completes what it loses by this.
+        Called by a replay, which drops the pending ranges of others. A living writer completes its writes afterwards.
         """
 
 

@@ -234,7 +234,7 @@ class SlotOwner:
         return worked
 
     def _report_unpublished(self, connection: Connection) -> None:
-        """Also while Kafka is away, and of stuck slots; 0 for a slot that this process has held and lost."""
+        """Set the gauge of unpublished batches, also while Kafka is unreachable. A slot that was lost has 0."""
         held = {lease.slot for lease in self._held.copy()}
         for slot in held | self._reported:
             waiting = batches.count_unpublished(connection, slot) if slot in held else 0

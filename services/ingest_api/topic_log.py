@@ -64,7 +64,7 @@ class TopicLog:
         while any(read_up_to[partition] < end for partition, end in ends.items()):
             if time.monotonic() - moved_at > _PATIENCE:
                 raise StoreDown(
-                    "kafka", f"reading {self.dataset.topic} to its end stands still since {_PATIENCE:.0f} s"
+                    "kafka", f"reading {self.dataset.topic} to its end made no progress for {_PATIENCE:.0f} s"
                 )
             for message in self._reader.poll(1.0):
                 batch_id, count = announced(message) or (-1, 0)

@@ -181,9 +181,9 @@ def mark_published(connection: Connection, lease: Lease, batches: Sequence[Batch
     """
     positions: dict[str, dict[int, int]] = {}
     for batch in batches:
-        reached = positions.setdefault(batch.dataset, {})
+        next_offsets = positions.setdefault(batch.dataset, {})
         for part in _parts(batch):
-            reached[part.partition] = max(reached.get(part.partition, 0), part.offset + 1)
+            next_offsets[part.partition] = max(next_offsets.get(part.partition, 0), part.offset + 1)
     with translated(), connection.transaction(), connection.cursor() as cursor:
         slots.hold(cursor, lease)
         cursor.execute(
@@ -196,8 +196,8 @@ def mark_published(connection: Connection, lease: Lease, batches: Sequence[Batch
                 [topics[batch.dataset].number for batch in batches],
             ),
         )
-        for dataset, reached in positions.items():
-            _advance(cursor, lease.slot, dataset, topics[dataset], reached)
+        for dataset, next_offsets in positions.items():
+            _advance(cursor, lease.slot, dataset, topics[dataset], next_offsets)
 
 
 def advance_slot(

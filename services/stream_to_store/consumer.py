@@ -163,15 +163,15 @@ class Consumer:
         bounds = self._topic.bounds()
         for position in positions:
             first, end = bounds.get(position.partition, (0, 0))
-            stands = f"{self._labels[0]} has loaded partition {position.partition} up to {position.next_offset}"
+            loaded = f"{self._labels[0]} has loaded partition {position.partition} up to {position.next_offset}"
             if position.next_offset > end:
                 raise NeedsOperator(
-                    f"{self.dataset.topic} was cut: {stands}, and the topic ends at {end}: stop this process, and see"
+                    f"{self.dataset.topic} was cut: {loaded}, and the topic ends at {end}: stop this process, and see"
                     " 'A topic that was cut' in docs/operations.md"
                 )
             if position.next_offset < first:
                 raise NeedsOperator(
-                    f"{stands}, and {self.dataset.topic} begins at {first}: messages were deleted before they were"
+                    f"{loaded}, and {self.dataset.topic} begins at {first}: messages were deleted before they were"
                     " read: raise the topic's retention, stop this process, and see 'Replay' in docs/operations.md"
                 )
 

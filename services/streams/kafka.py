@@ -55,7 +55,7 @@ def _is_of_new_topic(error: Exception) -> bool:
 
 
 class KafkaProducer:
-    """TransactionalProducer. Opening it fences whoever had `transactional_id` before; raises StoreDown."""
+    """TransactionalProducer. Opening it fences the former producer with this `transactional_id`. Raises StoreDown."""
 
     def __init__(self, url: str, transactional_id: str) -> None:
         self._usable = True
@@ -234,7 +234,7 @@ class KafkaPartitionReader:
 
 
 class KafkaGroupReader(KafkaPartitionReader):
-    """GroupReader: every rebalance takes all partitions away and gives new ones (the positions are not Kafka's)."""
+    """GroupReader: every rebalance revokes all partitions and assigns new ones (the positions are not Kafka's)."""
 
     def __init__(self, url: str, topic: str, group: str) -> None:
         # A member that died is noticed after the session's timeout; a live one may spend minutes on a slow write.

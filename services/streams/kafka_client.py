@@ -27,7 +27,7 @@ _log = logs.get("kafka")
 
 
 class _LimitedLogger:
-    """librdkafka's messages, one in `interval` seconds: it writes some twenty a second while a broker is away."""
+    """librdkafka's messages, one in `interval` seconds: it writes twenty a second while a broker is unreachable."""
 
     def __init__(self, interval: float = 10.0) -> None:
         self._interval = interval

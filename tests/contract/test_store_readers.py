@@ -434,7 +434,7 @@ def test_a_reader_that_is_left_early_can_be_asked_again(store: StoreReader) -> N
 
 
 @pytest.mark.parametrize("reader_type", [postgres.PostgresReader, ClickHouseReader])
-def test_a_store_that_is_away_says_so(reader_type: Any, unused_tcp_port: int) -> None:
+def test_a_store_that_is_unreachable_says_so(reader_type: Any, unused_tcp_port: int) -> None:
     scheme = "postgresql://x@" if reader_type is postgres.PostgresReader else "http://"
     reader = reader_type(f"{scheme}127.0.0.1:{unused_tcp_port}")
     with pytest.raises(StoreDown, match=reader.name):

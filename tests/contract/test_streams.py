@@ -283,7 +283,7 @@ def test_an_unreachable_broker_is_down(monkeypatch: pytest.MonkeyPatch, opened: 
     assert reader.poll(0.1) == []
 
 
-def test_a_broker_that_is_away_fills_no_log(capfd: pytest.CaptureFixture[str], opened: Any) -> None:
+def test_an_unreachable_broker_fills_no_log(capfd: pytest.CaptureFixture[str], opened: Any) -> None:
     reader = opened(kafka.KafkaPartitionReader("127.0.0.1:1", "t"))
     reader.assign({0: 0})
     deadline = time.monotonic() + 2

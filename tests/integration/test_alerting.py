@@ -328,7 +328,7 @@ def test_a_message_of_a_newer_version_is_not_passed_over(scene: Scene, connectio
     assert connection.execute("SELECT max(next_offset) FROM alert_positions").fetchone() == (0,)
 
 
-def test_a_rule_that_is_gone_leaves_no_alert_open(scene: Scene, connection: Connection) -> None:
+def test_a_dropped_rule_leaves_no_alert_open(scene: Scene, connection: Connection) -> None:
     watcher = scene.watcher()
     scene.errors("a", START + 1, 10)
     scene.at(START + 3, watcher)
@@ -338,7 +338,7 @@ def test_a_rule_that_is_gone_leaves_no_alert_open(scene: Scene, connection: Conn
     assert stored(connection) == [("a", 1, 5, 10, ["opened"])]
 
 
-def test_postgres_or_kafka_away_delays_alerts_and_loses_none(
+def test_postgres_or_kafka_unreachable_delays_alerts_and_loses_none(
     scene: Scene, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "BACKOFF", Backoff(0, 0))

@@ -1,4 +1,4 @@
-"""The cache over a real Redis, one that goes away and one that hangs."""
+"""The cache over a real Redis, one that becomes unreachable and one that hangs."""
 
 import asyncio
 import socket
@@ -136,7 +136,7 @@ def test_an_answer_of_another_ledger_table_or_floor_is_not_given(url: str) -> No
         service.close()
 
 
-def test_a_scope_is_read_once_a_second_and_kept_while_the_ledger_is_away(postgres_url: str) -> None:
+def test_a_scope_is_read_once_a_second_and_kept_without_the_ledger(postgres_url: str) -> None:
     now = [100.0]
     with connect(postgres_url) as connection, connection.transaction(force_rollback=True):
         reader, ledger = Counting(), MagicMock()
@@ -188,12 +188,12 @@ def test_what_another_version_wrote_is_not_an_answer(url: str) -> None:
         assert cache.result("version", "scope", QUESTION, 9, store.ask).method == "cache"
 
 
-def test_a_redis_that_went_away_is_left_alone_and_found_again(stack: Stack, url: str) -> None:
+def test_an_unreachable_redis_is_left_alone_and_found_again(stack: Stack, url: str) -> None:
     store, now = Store(), [100.0]
     with closing(ResultCache(url, 60, 10_000, lambda: now[0])) as cache:
 
         def ask() -> tuple[int, str]:
-            answer = cache.result("away", "scope", QUESTION, 9, store.ask)
+            answer = cache.result("unreachable", "scope", QUESTION, 9, store.ask)
             return answer.rows[0][0], answer.method
 
         assert [ask(), ask()] == [(1, "rollup"), (1, "cache")]

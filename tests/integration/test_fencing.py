@@ -55,7 +55,7 @@ def ledger(postgres_url: str) -> Iterator[psycopg.Connection[Any]]:
 def fail_to_mark(monkeypatch: pytest.MonkeyPatch, publisher: SlotPublisher, bench: Bench) -> None:
     """One transaction that comes to Kafka and is not marked."""
     with monkeypatch.context() as patched:
-        patched.setattr(batches, "mark_published", Mock(side_effect=StoreDown("postgres", "gone")))
+        patched.setattr(batches, "mark_published", Mock(side_effect=StoreDown("postgres", "unreachable")))
         with pytest.raises(StoreDown):
             publisher.step(bench.connection)
 
@@ -437,9 +437,9 @@ def test_a_topic_that_nothing_can_be_published_to_makes_no_slots(
         owner.stop(1)
 
 
-def test_the_gauge_of_unpublished_batches_rises_while_kafka_is_away(bench: Bench, postgres_url: str) -> None:
+def test_the_gauge_of_unpublished_batches_rises_without_kafka(bench: Bench, postgres_url: str) -> None:
     def unreachable() -> None:
-        raise StoreDown("kafka", "away")
+        raise StoreDown("kafka", "unreachable")
 
     gauge = metrics.gauge(metric_names.UNPUBLISHED_BATCHES, str(bench.slot))
     bench.lease()

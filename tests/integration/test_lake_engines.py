@@ -114,7 +114,7 @@ def test_a_question_over_its_time_is_stopped_in_the_server(engines: Engines) -> 
     assert reader.execute(StatsQuery(LOGS), AS_OF, SECONDS).rows == [(5 * ROWS,)]
 
 
-def test_a_server_that_was_started_anew_is_found_again_and_one_that_is_away_is_named(engines: Engines) -> None:
+def test_a_restarted_server_is_found_again_and_an_unreachable_one_is_named(engines: Engines) -> None:
     assert engines.spark.execute(StatsQuery(LOGS), AS_OF, SECONDS).rows == [(5 * ROWS,)]
     other = SparkSession(engines.settings.spark_connect_url)  # whose pauses between its tries are its own
     other.client.set_retry_policies([])

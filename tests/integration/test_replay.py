@@ -196,7 +196,7 @@ def world() -> Iterator[World]:
         yield found
 
 
-def test_a_store_whose_tables_are_gone_is_refilled_under_load_though_killed(world: World) -> None:
+def test_a_store_whose_tables_were_dropped_is_refilled_under_load_though_killed(world: World) -> None:
     with world.load():
         world.wipe_tables()
         command = f"logpipe replay --store {STORE} --dataset logs"

@@ -224,7 +224,7 @@ def write_a_row(table: MemoryStore) -> None:
     table.write([Block(DATASET, "topic-1", 0, 0, 8, 20_000, 1, lines)])
 
 
-def test_postgres_away_and_back(progress: SinkProgress, postgres_url: str) -> None:
+def test_postgres_unreachable_and_back(progress: SinkProgress, postgres_url: str) -> None:
     progress.load([0])
     assert progress._connection is not None
     progress._connection.close()

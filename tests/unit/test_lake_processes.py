@@ -99,10 +99,10 @@ def test_errors_come_out_of_the_process_as_they_are(reader: ProcessReader, setti
     with pytest.raises(Invalid, match="NUL"):
         reader.execute(ListQuery(LOGS, Filters(text="\x00")), 9)
     with (
-        closing(ProcessReader(LakeSettings(hdfs_url="hdfs://127.0.0.1:1"))) as away,
+        closing(ProcessReader(LakeSettings(hdfs_url="hdfs://127.0.0.1:1"))) as unreachable,
         pytest.raises(StoreDown) as raised,
     ):
-        away.execute(COUNT, 9)
+        unreachable.execute(COUNT, 9)
     assert raised.value.store == "lake"
 
 

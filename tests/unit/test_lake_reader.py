@@ -301,7 +301,7 @@ def test_a_table_that_was_deleted_and_made_anew_under_a_reader_has_another_ident
     assert reader.execute(StatsQuery(LOGS), 99).rows == [(batches,)]
 
 
-def test_a_server_that_is_away(unused_tcp_port: int) -> None:
+def test_an_unreachable_server(unused_tcp_port: int) -> None:
     reader = EmbeddedReader(LakeSettings(hdfs_url=f"hdfs://127.0.0.1:{unused_tcp_port}"))
     with pytest.raises(StoreDown, match="lake"):
         reader.execute(StatsQuery(LOGS), 1)

@@ -444,9 +444,9 @@ def test_compare_goes_on_without_a_store_that_is_down(api: Api) -> None:
     assert reply["comparison"]["hdfs_ms"] is None
     assert (reply["answers_agree"], reply["as_of"]) == (True, 11)
     assert [as_of for _, as_of in api.postgres.asked] == [10, 11]
-    api.clickhouse.down = StoreDown("clickhouse", "away")
+    api.clickhouse.down = StoreDown("clickhouse", "unreachable")
     assert api.get("compare")["answers_agree"] is None
-    api.postgres.down = StoreDown("postgres", "away")
+    api.postgres.down = StoreDown("postgres", "unreachable")
     api.get("compare", status=503)
 
 

@@ -235,7 +235,7 @@ def test_a_crash_between_write_and_mark_doubles_nothing(world: World, monkeypatc
     advance = world.advance
 
     def crash(now: Replay, next_batch: int) -> Replay:
-        raise StoreDown("postgres", "gone")
+        raise StoreDown("postgres", "unreachable")
 
     monkeypatch.setattr(world, "advance", crash)
     with pytest.raises(StoreDown):

@@ -303,7 +303,7 @@ def test_what_was_begun_together_is_finished_by_any_of_its_heirs(world: World, p
     world.check()
 
 
-@pytest.mark.parametrize("error", [StoreDown("memory", "away"), Backpressure("full", 3.0), Fenced("taken")])
+@pytest.mark.parametrize("error", [StoreDown("memory", "unreachable"), Backpressure("full", 3.0), Fenced("taken")])
 @pytest.mark.parametrize("point", ["prepare", *POINTS])
 def test_after_an_error_it_goes_on_by_itself(world: World, point: str, error: LogpipeError) -> None:
     expected_dead_letters = fill_with_poison(world, days=2)
@@ -332,12 +332,12 @@ def check_dead_letters(world: World, expected: set[tuple[int, int]]) -> None:
     assert {(dead_letter["partition"], dead_letter["offset"]) for dead_letter in world.dead_letters()} == expected
 
 
-def test_the_store_is_away_for_long(world: World) -> None:
+def test_the_store_is_unreachable_for_long(world: World) -> None:
     consumer = world.consumer()
-    world.failpoint.plan["write"] = [StoreDown("memory", "away")] * 9
+    world.failpoint.plan["write"] = [StoreDown("memory", "unreachable")] * 9
     world.accept(1000)
     world.run(consumer, until=lambda: world.failpoint.passed["write"] >= 5)
-    assert consumer.health() == "memory: away"
+    assert consumer.health() == "memory: unreachable"
     held = held_bytes(consumer)
     for _ in range(20):
         world.accept(1000)
@@ -367,7 +367,7 @@ def test_backpressure_waits_as_long_as_it_says(world: World) -> None:
     world.check()
 
 
-def test_the_broker_is_away(world: World) -> None:
+def test_the_broker_is_unreachable(world: World) -> None:
     consumer = world.consumer()
     world.accept(100)
     world.broker.down = True
@@ -432,7 +432,7 @@ def test_random_faults(world: World) -> None:
             lambda: None,
             lambda: None,
             Crash,
-            lambda: StoreDown("memory", "away"),
+            lambda: StoreDown("memory", "unreachable"),
             lambda: Backpressure("full", 0.1),
         ]
         for point in POINTS:
@@ -516,7 +516,7 @@ def test_a_line_of_another_day_than_its_message_is_put_aside_when_a_write_is_com
     """A completion looks for rows on the message's day: it would never find the row, and write it again and again."""
     line = b'{"id":%d,"created_at":%d,"timestamp":1,"name":"n"}\n'
     value = line % (first_id(99), NOON) + line % (first_id(99) + 1, NOON + DAY)
-    world.failpoint.plan["write"] = [StoreDown("memory", "away")]
+    world.failpoint.plan["write"] = [StoreDown("memory", "unreachable")]
     world.publish([poison(value=value, headers={"created_at": b"%d" % NOON, "rows": b"2"})])
     world.run(world.consumer())
     assert [row[0] for row in world.stored()] == [first_id(99)]
@@ -649,9 +649,9 @@ def test_a_topic_that_is_made_anew_while_the_consumer_waits_needs_an_operator(wo
     consumer = world.consumer()
     world.accept(100)
     world.run(consumer)
-    world.failpoint.plan[waiting] = [StoreDown("memory", "away")]
+    world.failpoint.plan[waiting] = [StoreDown("memory", "unreachable")]
     world.accept(100)
-    world.run(consumer, until=lambda: consumer.health() == "memory: away")
+    world.run(consumer, until=lambda: consumer.health() == "memory: unreachable")
     stored = world.stored()
     world.make_topic_anew()
     world.accept(1000)

@@ -260,8 +260,8 @@ def test_exit_codes() -> None:
     good, bad = results()
     assert Report(9, 1, [good], {}).exit_code == 0
     assert Report(9, 1, [good, bad], {}).exit_code == 1
-    assert Report(9, 1, [good], {"lake": "away"}).exit_code == 2
-    assert Report(9, 1, [bad], {"lake": "away"}).exit_code == 1
+    assert Report(9, 1, [good], {"lake": "unreachable"}).exit_code == 2
+    assert Report(9, 1, [bad], {"lake": "unreachable"}).exit_code == 1
     assert Report(9, 1, [], {}).exit_code == 2
 
 
@@ -274,8 +274,8 @@ def test_the_report_for_machines() -> None:
 
 def test_the_report_for_people(tmp_path: Path) -> None:
     with (tmp_path / "report").open("w+") as file:
-        show(Report(9, 5, list(results()), {"lake": "away"}), Console(file=file, width=200))
+        show(Report(9, 5, list(results()), {"lake": "unreachable"}), Console(file=file, width=200))
         file.seek(0)
         text = file.read()
-    for told in ("differs", "batch 7 of 4 rows: 1 missing", "lake could not be checked: away", "--seed 5"):
+    for told in ("differs", "batch 7 of 4 rows: 1 missing", "lake could not be checked: unreachable", "--seed 5"):
         assert told in text
