@@ -224,13 +224,13 @@ class KafkaPartitionReader:
         on=_is_of_new_topic, attempts=None, timeout=REQUEST_TIMEOUT, wait_initial=0.1, wait_max=0.5, wait_jitter=0.0
     )
     def _offsets(self, partitions: Sequence[TopicPartition], which: OffsetSpec) -> dict[int, int]:
-        asked = self._admin.list_offsets(
+        futures = self._admin.list_offsets(
             dict.fromkeys(partitions, which),
             isolation_level=IsolationLevel.READ_UNCOMMITTED,
             request_timeout=REQUEST_TIMEOUT,
         )
         with translated():
-            return {partition.partition: future.result().offset for partition, future in asked.items()}
+            return {partition.partition: future.result().offset for partition, future in futures.items()}
 
 
 class KafkaGroupReader(KafkaPartitionReader):
