@@ -14,7 +14,7 @@ from services.ledger.slots import Lease
 from services.ledger.topics import Topic
 from services.postgres.clock import NOW_MICROSECONDS
 from services.postgres.connection import Connection, Cursor, translated
-from services.postgres.deletion import delete_in_pieces
+from services.postgres.deletion import delete_in_chunks
 
 _FORGOTTEN_AT_ONCE = 5_000  # keys deleted in one transaction
 _MOST_COUNTED = 10_000  # unpublished batches: counting costs no more, however long Kafka is unreachable
@@ -104,7 +104,7 @@ def forget_requests(connection: Connection, hours: float) -> int:
         DELETE FROM requests WHERE idempotency_key = ANY(ARRAY(
             SELECT idempotency_key FROM requests WHERE created_at < to_timestamp(%s::numeric / 1000000)
             ORDER BY created_at LIMIT %s FOR UPDATE SKIP LOCKED))"""
-    return delete_in_pieces(connection, statement, (before,), _FORGOTTEN_AT_ONCE)
+    return delete_in_chunks(connection, statement, (before,), _FORGOTTEN_AT_ONCE)
 
 
 def committed(connection: Connection, xid: str, batch: Batch) -> bool | None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from services.core.errors import StoreDown
 from services.core.ports import PartitionReader
 from services.postgres.connection import Connection, translated
-from services.postgres.deletion import delete_in_pieces
+from services.postgres.deletion import delete_in_chunks
 from services.streams.dead_letters import TOPIC, StoredDeadLetter, read
 
 _NO_BATCH, _NO_LINE = -1, -1
@@ -72,7 +72,7 @@ def dead_lettered(
 
 def forget(connection: Connection, dataset: str, floor: int) -> int:
     """Delete the dead letters of batches below `floor`, and those as old without a batch; return how many."""
-    return delete_in_pieces(connection, _FORGET, (dataset, floor, dataset), _FORGOTTEN_AT_ONCE)
+    return delete_in_chunks(connection, _FORGET, (dataset, floor, dataset), _FORGOTTEN_AT_ONCE)
 
 
 def needed(connection: Connection) -> Needed | None:

@@ -163,7 +163,7 @@ def _operations(readiness: Readiness) -> APIRouter:
 
 
 class _HeadAsGet:
-    """ASGI middleware: HEAD is answered as GET is, without the body. A body in many pieces ends at its first piece."""
+    """ASGI middleware: HEAD is answered as GET is, without the body. A body in many chunks ends at its first chunk."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

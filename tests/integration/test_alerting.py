@@ -486,7 +486,7 @@ def test_what_a_webhook_is_told(receiver: Receiver, connection: Connection) -> N
     assert all(post["delivered_at"] and post["attempts"] == 1 for post in shown["posts"].values())
 
 
-def test_alerts_resolved_long_ago_are_deleted_in_pieces_with_their_posts(
+def test_alerts_resolved_long_ago_are_deleted_in_chunks_with_their_posts(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alerts, "_FORGOTTEN_AT_ONCE", 2)

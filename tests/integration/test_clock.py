@@ -106,7 +106,7 @@ def kept_keys(connection: Connection) -> int:
 
 
 @pytest.mark.usefixtures("wrong_clock")
-def test_keys_are_forgotten_in_pieces_by_postgres(own_postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_forgotten_in_chunks_by_postgres(own_postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "_FORGOTTEN_AT_ONCE", 7)
     with closing(connect(own_postgres_url)) as connection:
         PostgresMaintenance(own_postgres_url, (DATASET,), 24)._require_tables(connection)

@@ -101,7 +101,7 @@ PROBES: dict[str, Callable[[int], Any]] = {
 
 TRIED_IN = {
     "services.ingest_api.bodies.BODY_SECONDS": "unit/test_slow_bodies.py::test_a_body_that_trickles_is_refused",
-    "LOGPIPE_REQUEST_KEY_HOURS": "integration/test_clock.py::test_keys_are_forgotten_in_pieces_by_postgres",
+    "LOGPIPE_REQUEST_KEY_HOURS": "integration/test_clock.py::test_keys_are_forgotten_in_chunks_by_postgres",
     "services.runtime.connections.HEAD_SECONDS": "unit/test_connections.py::test_a_head_that_comes_byte_by_byte_is_cut",
     "services.runtime.connections.HEAD_BYTES": "unit/test_connections.py::test_a_head_without_end_is_cut",
     "services.runtime.connections.WRITE_SECONDS": "unit/test_connections.py::test_a_reply_that_nobody_reads_ends",
