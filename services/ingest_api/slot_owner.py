@@ -213,9 +213,10 @@ class SlotOwner:
         for lease in publishers.keys() - held:
             publishers.pop(lease).close()
         for lease in sorted(held, key=lambda lease: lease.slot):
-            publisher = publishers.get(lease) or publishers.setdefault(lease, self._open_publisher(lease))
+            if lease not in publishers:
+                publishers[lease] = self._open_publisher(lease)
             try:
-                published = publisher.step(connection)
+                published = publishers[lease].step(connection)
             except NeedsOperator as error:
                 self._give_up(connection, lease, error)
                 continue

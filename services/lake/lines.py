@@ -80,7 +80,8 @@ class LineReader:
         if not lines:
             return self._options.explicit_schema.empty_table()
         try:
-            lines.isascii() or lines.decode()  # pyarrow takes any bytes for a text
+            if not lines.isascii():
+                lines.decode()  # pyarrow takes any bytes for a text
             return read_json(BytesIO(lines), ReadOptions(block_size=_PARSED_AT_ONCE), self._options)
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise _Unsound(str(error)) from error

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from services.core.errors import LogpipeError, NeedsOperator
+from services.core.errors import NeedsOperator
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
 from services.core.read_back import ReadBack
@@ -11,10 +11,6 @@ from services.core.rows import RowCodec
 
 Gaps = Mapping[int, Set[int]]
 """Incomplete batch -> ids of its rows that must not be written: they are in the store, or were dead-lettered."""
-
-
-class TooLarge(LogpipeError):
-    """The rows of these batches are too many bytes to be held at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +43,10 @@ def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], dead_le
 
 def read(
     source: StoreReader, codec: RowCodec, batches: Sequence[Batch], gaps: Gaps, max_bytes: int | None = None
-) -> Missing:
-    """Read the rows that close the gaps of `batches` from `source`. Blocks.
+) -> Missing | None:
+    """Read the rows that close the gaps of `batches` from `source`; None if their lines take more than `max_bytes`.
 
-    Raises TooLarge when the lines take more than `max_bytes`, StoreDown, and NeedsOperator when `source` does not have
-    all rows as they were accepted.
+    Blocks. Raises StoreDown, and NeedsOperator when `source` does not have all rows as they were accepted.
     """
     ids: list[int] = []
     lines: list[bytes] = []
@@ -65,7 +60,7 @@ def read(
                 lines.append(line)
                 size += len(line)
         if max_bytes is not None and size > max_bytes:
-            raise TooLarge(f"more than {max_bytes} bytes")
+            return None
     for batch in batches:
         if batch.batch_id not in gaps:
             continue

@@ -33,10 +33,6 @@ _PAGE_BATCHES = 2_000
 _POLL_SECONDS, _RETRY_SECONDS = 0.2, 2.0
 
 
-class _Again(Exception):
-    """The step has to be repeated with what it found out."""
-
-
 class Refill:
     """The replay of one dataset.
 
@@ -91,8 +87,6 @@ class Refill:
                     self._step()
                 else:
                     confirmed = self._confirm()
-            except _Again:
-                continue
             except Backpressure as error:
                 self._wait(str(error), error.retry_after)
             except StoreDown as error:
@@ -134,11 +128,15 @@ class Refill:
             following = missing[len(block)].batch_id if len(block) < len(missing) else end + 1
             if pending and following <= end:  # the store has lost rows since the range was begun
                 written = self._bring(block, found, end, floor)
+                if written is None:
+                    return
                 self._outcome.written += written
                 self._outcome.found -= written  # the step that ends the range counts these as found
                 return
             done = [batch for batch in rest if batch.batch_id < following]
             written = self._bring(block, found, following - 1, floor) if block else 0
+            if written is None:
+                return
             self._replay = self._progress.advance(self._replay, following)
             total = sum(batch.rows for batch in done)
             own_rows = sum(batch.rows for batch in done if batch.batch_id in own)
@@ -168,20 +166,20 @@ class Refill:
     def _lost(self, connection: Connection, after: int, last: int, limit: int) -> list[int]:
         return reading.lost_batches(connection, self._name, after, last, self._topics, limit)
 
-    def _bring(self, batches: Sequence[Batch], found: gaps.Gaps, end: int, floor: int) -> int:
-        """Write what is missing; how many rows."""
+    def _bring(self, batches: Sequence[Batch], found: gaps.Gaps, end: int, floor: int) -> int | None:
+        """Write the missing rows of `batches`, and return how many; None if the step has to be repeated."""
         known = self._replay.range_last is not None
         limit = None if known or len(batches) == 1 else _BLOCK_BYTES
         try:
             missing = gaps.read(self._source, self._codec, batches, found, limit)
-        except gaps.TooLarge as error:
-            self._most = len(batches) // 2
-            raise _Again from error
-        except NeedsOperator as error:
+        except NeedsOperator:
             with self._ledger.connection() as connection:
                 if reading.floor(connection, self._name) > floor:  # retention has just dropped them
-                    raise _Again from error
+                    return None
             raise
+        if missing is None:
+            self._most = len(batches) // 2
+            return None
         if not known:
             self._replay = self._progress.intend(self._replay, end)
         day = batches[0].created_at // DAY
