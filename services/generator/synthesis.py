@@ -1,9 +1,9 @@
 """Makes rows of a dataset by rules, a block of rows at a time. Row i of a seeded table depends on (seed, i) only.
 
 A block is a numpy array of fixed-width fields, padded with NUL: one field for each varying or literal segment of a
-row's JSON. JSON text never holds a NUL, so that the array's bytes without the NULs are the finished lines. The random words
-come from Philox, a counter-based generator: row i owns the counters from i * stride. Any range of rows can therefore be
-made without the rows before it, and a seed gives the same bytes on any machine.
+row's JSON. JSON text never holds a NUL, so that the array's bytes without the NULs are the finished lines. The random
+words come from Philox, a counter-based generator: row i owns the counters from i * stride. Any range of rows can
+therefore be made without the rows before it, and a seed gives the same bytes on any machine.
 """
 
 import time
