@@ -69,7 +69,7 @@ class StoreWriter(Protocol):
         """
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
-        """Store the rows of a former attempt whose outcome is unknown, and return the rows that the store refuses.
+        """Store the rows of a former attempt whose outcome is unknown, and return the rows that the store rejects.
 
         Every former attempt at the same messages ends first; then the store is searched for the rows, and the missing
         rows are written. Raises Backpressure or StoreDown: the outcome is unknown, call `complete` again.
@@ -95,9 +95,8 @@ class OwnProgressWriter(StoreWriter, Protocol):
     def positions(self, dataset: Dataset, topic_id: str) -> Mapping[int, int]:
         """Partition -> first offset not yet stored. After `prepare`. Raises StoreDown, NeedsOperator."""
 
-    def refusals(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
-        """The rows that `complete` will refuse: its transaction moves the position past them, so they are asked for
-        before."""
+    def rejections(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
+        """Return the rows that `complete` will reject. Called before `complete`, whose transaction counts them as loaded."""
 
 
 class BaseReader(Protocol):

@@ -69,16 +69,16 @@ class EmbeddedWriter:
         try:
             self.write(blocks)
         except RowRejected:
-            refused = self.refusals(blocks)
-            self.write(without(blocks, refused))
-            return refused
+            rejected = self.rejections(blocks)
+            self.write(without(blocks, rejected))
+            return rejected
         return []
 
-    def refusals(self, blocks: Sequence[Block]) -> list[RowRejected]:
+    def rejections(self, blocks: Sequence[Block]) -> list[RowRejected]:
         return [
             RowRejected(row, reason, block=number)
             for number, block in enumerate(blocks)
-            for row, reason in sorted(self._tables[block.dataset][1].refused(block).items())
+            for row, reason in sorted(self._tables[block.dataset][1].rejected(block).items())
         ]
 
     def end_writes(self, dataset: Dataset) -> None:

@@ -192,21 +192,21 @@ class Refill:
         return f"replay:{self._replay.id}", 0, self._replay.next, end
 
     def _write(self, block: Block, missing: gaps.Missing, known: bool) -> int:
-        """Return the number of rows that the store refuses. `known`: the range was begun before."""
-        refusals: Sequence[RowRejected]
+        """Return the number of rows that the store rejects. `known`: the range was begun before."""
+        rejections: Sequence[RowRejected]
         try:
             if known:
-                refusals = self._writer.complete([block])
+                rejections = self._writer.complete([block])
             else:
                 self._writer.write([block])
                 return 0
         except RowRejected:
-            refusals = self._writer.complete([block])
-        places = [refusal.row or 0 for refusal in refusals]
+            rejections = self._writer.complete([block])
+        places = [rejection.row or 0 for rejection in rejections]
         self._dead_letters.send(
             [
-                _dead_letter(missing.ids[place], refusal.reason, missing.lines[place])
-                for place, refusal in zip(places, refusals, strict=True)
+                _dead_letter(missing.ids[place], rejection.reason, missing.lines[place])
+                for place, rejection in zip(places, rejections, strict=True)
             ]
         )
         for place in places:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
-from services.core.completion import known_refusals, without
+from services.core.completion import known_rejections, without
 from services.core.dataset import Dataset
 from services.core.dead_letter import DeadLetter
 from services.core.errors import RowRejected
@@ -43,30 +43,30 @@ def write(
         for block, parts in zip(blocks, own, strict=True)
     ]
     own_progress = writer if isinstance(writer, OwnProgressWriter) else None
-    refusals = own_progress.refusals(left) if own_progress else _written(writer, left, is_first)
+    rejections = own_progress.rejections(left) if own_progress else _written(writer, left, is_first)
     ends = [list(accumulate(len(part.numbers) for part in parts)) for parts in own]
-    for refusal in refusals:
-        row = refusal.row or 0
-        at = bisect_right(ends[refusal.block], row)
-        part = own[refusal.block][at]
-        found.append(part.dead_letter(row - ends[refusal.block][at] + len(part.numbers), refusal.reason))
+    for rejection in rejections:
+        row = rejection.row or 0
+        at = bisect_right(ends[rejection.block], row)
+        part = own[rejection.block][at]
+        found.append(part.dead_letter(row - ends[rejection.block][at] + len(part.numbers), rejection.reason))
     dead_letters.send(found)
     if own_progress:  # its transaction counts the dead-lettered lines as loaded, so the dead letters are sent before
-        own_progress.write(without(left, refusals))
-    return sum(block.rows for block in left) - len(refusals)
+        own_progress.write(without(left, rejections))
+    return sum(block.rows for block in left) - len(rejections)
 
 
 def _written(writer: StoreWriter, blocks: Sequence[Block], is_first: bool) -> Sequence[RowRejected]:
     """Write the rows that the store takes, and return the others.
 
-    `is_first`: the store has just refused the blocks as a whole, at the first attempt. Then it holds none of the rows,
+    `is_first`: the store has just rejected the blocks as a whole, at the first attempt. Then it holds none of the rows,
     and those that our own check lets pass are written without a look at the store.
     """
     if is_first:
-        refusals = known_refusals(blocks)
+        rejections = known_rejections(blocks)
         try:
-            writer.write(without(blocks, refusals))
-            return refusals
+            writer.write(without(blocks, rejections))
+            return rejections
         except RowRejected:
             pass
     return writer.complete(blocks)
@@ -99,7 +99,7 @@ class _Own:
                 reason = f"not a row of batch {batch_id}"
                 if number in problems:
                     reason += f": {problems[number]}"
-            elif time not in (created_at, None):  # without a time it is no row at all, and refused as such
+            elif time not in (created_at, None):  # without a time it is no row at all, and rejected as such
                 reason = f"its created_at is {time}, and that of its message {created_at}"
             else:
                 numbers.append(number)

@@ -45,7 +45,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What one consumer fills: a table of `writer`, the store with this name. Refused rows go to `dead_letters`."""
+    """What one consumer fills: a table of `writer`, the store with this name. Rejected rows go to `dead_letters`."""
 
     store: str
     dataset: Dataset

@@ -110,7 +110,7 @@ TRIED_IN = {
     "services.core.kafka_value.MAX_VALUE_BYTES": "unit/test_kafka_value.py::test_no_value_is_larger_than_a_broker",
     "services.core.dead_letter.MAX_DEAD_LETTER_BYTES": "unit/test_stream_to_store.py::test_a_foreign_key_of_any_size",
     "services.core.dead_letter.MAX_REASON_CHARACTERS": "unit/test_limits.py::test_a_long_reason_is_cut",
-    "services.core.completion.MOST_REFUSED": "unit/test_completion.py::test_a_store_that_refuses_rows_without_end",
+    "services.core.completion.MOST_REJECTED": "unit/test_completion.py::test_a_store_that_refuses_rows_without_end",
     "LOGPIPE_QUERY_SECONDS": "unit/test_query_api.py::test_out_of_time",
     "services.lake.processes.ENGINE_BYTES": "unit/test_lake_reader.py::test_a_query_that_needs_more_memory",
     "services.lake.processes.PROCESS_BYTES": "unit/test_lake_processes.py::test_a_process_that_dies_fails_one_query",

@@ -561,7 +561,7 @@ class CountsDeadLettersAsStored(FailingStore):
     def positions(self, dataset: Dataset, topic_id: str) -> Mapping[int, int]:
         raise NotImplementedError  # the progress is the world's table
 
-    def refusals(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
+    def rejections(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
         return [
             RowRejected(row, reason, block=at)
             for at, block in enumerate(blocks)
