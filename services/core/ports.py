@@ -96,7 +96,7 @@ class OwnProgressWriter(StoreWriter, Protocol):
         """Partition -> first offset not yet stored. After `prepare`. Raises StoreDown, NeedsOperator."""
 
     def rejections(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
-        """Return the rows that `complete` will reject. Called before `complete`, whose transaction counts them as loaded."""
+        """Return the rows that `complete` will reject. Called first: its transaction counts these rows as loaded."""
 
 
 class BaseReader(Protocol):
