@@ -74,7 +74,7 @@ class LakeStream:
             self.topic.bounds(),
         )
         if damaged := without_meaning(position, checkpoint):
-            self._log.warning("damaged files of the checkpoint removed; their batch runs again", files=damaged)
+            self._log.warning("damaged files of the checkpoint removed, their batch runs again", files=damaged)
             self.checkpoint.remove(damaged)
         if position is None or not position.query:
             position = position or Position.first()
@@ -103,7 +103,9 @@ class LakeStream:
             .foreachBatch(self._write)
             .start()
         )
-        self._log.info("started", query=self._query.id, position=dict(self._position), offsets_per_batch=self._limit)
+        self._log.info(
+            "query started", query=self._query.id, position=dict(self._position), offsets_per_batch=self._limit
+        )
 
     def supervise(self, spark: SparkSession) -> None:
         """Raises what ended the query; begins it anew when its batches turned out far too small or large."""
@@ -195,7 +197,7 @@ class LakeStream:
         query = self.checkpoint.query()
         start, end = self.checkpoint.end(batch - 1), self.checkpoint.end(batch)
         if batch <= self._stored:
-            self._log.info("the rows of this batch are there already", batch=batch)
+            self._log.info("batch already stored, writing its rejects", batch=batch)
             writer.write_rejects(messages, self.dataset, self.tables.rejects.uri, query, batch)
             return
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
@@ -214,7 +216,7 @@ class LakeStream:
         rows, rejected, oldest, newest = (found[name] for name in ("rows", "rejected", "oldest", "newest"))
         metrics.counter(metric_names.SINK_ROWS, *self._labels).inc(rows)
         metrics.counter(metric_names.DEAD_LETTERS, *self._labels).inc(rejected)
-        self._log.info("stored", batch=self._stored, rows=rows, rejected=rejected)
+        self._log.info("batch stored", batch=self._stored, rows=rows, rejected=rejected)
         if rows:
             freshness = metrics.histogram(metric_names.FRESHNESS_SECONDS, *self._labels)
             now = time.time()

@@ -69,7 +69,7 @@ class WindowStream:
             .foreachBatch(self._write)
             .start()
         )
-        _log.info("started", query=self._query.id)
+        _log.info("query started", query=self._query.id)
 
     def supervise(self, spark: SparkSession) -> None:
         """Raises what ended the query."""

@@ -129,11 +129,11 @@ class Book:
             metrics.gauge(metric_names.ALERTS_OPEN, rule.name).set(numbers[rule.name])
 
     def _read(self, message: Message) -> Iterator[_Row]:
-        rows, refused = _decoded(message.value)
-        if refused:
+        rows, rejected = _decoded(message.value)
+        if rejected:
             where = {"partition": message.partition, "offset": message.offset}
-            _log.warning("lines refused that are no rows of errors", lines=len(refused), reason=refused[0], **where)
-            metrics.counter(metric_names.ALERT_LINES_REFUSED).inc(len(refused))
+            _log.warning("lines skipped that are no rows of errors", lines=len(rejected), reason=rejected[0], **where)
+            metrics.counter(metric_names.ALERT_LINES_REFUSED).inc(len(rejected))
         oldest = self._policy.max_age * _SECOND
         yield from (row for row in rows if row.created_at - row.timestamp <= oldest)
 
@@ -188,7 +188,7 @@ def _decoded(value: bytes) -> tuple[list[_Row], list[str]]:
 
     The services are keys in PostgreSQL: one that cannot be a key would fail every later commit.
     """
-    refused: list[str] = []
+    rejected: list[str] = []
     try:
         rows = _decoder.decode_lines(value)
     except UNDECODABLE:
@@ -197,7 +197,7 @@ def _decoded(value: bytes) -> tuple[list[_Row], list[str]]:
             try:
                 rows.append(_decoder.decode(line))
             except UNDECODABLE as error:
-                refused.append(str(error))
+                rejected.append(str(error))
     sound = [row for row in rows if _NUL not in row.service]
-    refused += ["the service contains the character NUL"] * (len(rows) - len(sound))
-    return sound, refused
+    rejected += ["the service contains the character NUL"] * (len(rows) - len(sound))
+    return sound, rejected

@@ -186,7 +186,7 @@ class KafkaPartitionReader:
             elif error_code.code() == KafkaError._PARTITION_EOF:
                 self._advance(message)
             elif error_code.code() == KafkaError._MAX_POLL_EXCEEDED:
-                _log.warning("the group went on without this member", topic=self._topic)
+                _log.warning("member excluded from its group", topic=self._topic)
             else:
                 self._error = translate(error_code)
         if self._error and not messages:
