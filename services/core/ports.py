@@ -38,25 +38,25 @@ class Block:
 
     @property
     def range_token(self) -> str:
-        """Identifies the messages, in every attempt."""
+        """The identity of the messages, which is the same in every attempt."""
         return f"{self.topic_id}:{self.partition}:{self.first}:{self.last}"
 
 
-def joint_range(blocks: Iterable[Block]) -> str:
-    """Identifies the messages of blocks that are written together, in every attempt."""
+def group_range(blocks: Iterable[Block]) -> str:
+    """Return the identity of the messages of a block group, which is the same in every attempt."""
     return "+".join(block.range_token for block in blocks)
 
 
-def joint_token(blocks: Sequence[Block]) -> str:
-    """Identifies one attempt: a store that has taken blocks under this token drops any others under the same token."""
+def group_token(blocks: Sequence[Block]) -> str:
+    """Return the token of one attempt. A store that has taken a block group drops any other under the same token."""
     attempt = blocks[0].attempt
-    return f"{joint_range(blocks)}#{attempt}" if attempt else joint_range(blocks)
+    return f"{group_range(blocks)}#{attempt}" if attempt else group_range(blocks)
 
 
 class StoreWriter(Protocol):
     """Called by stream_to_store and replay, by one thread a writer. All methods block.
 
-    Blocks that are written together are of one dataset and day, at most one a partition, in the order of partitions.
+    The blocks of a group are of one dataset and day, at most one for each partition, in the order of partitions.
     """
 
     def prepare(self, dataset: Dataset) -> None:

@@ -11,7 +11,7 @@ from services.core.completion import complete
 from services.core.errors import RowRejected, StoreDown
 from services.core.ids import batch_of, first_id
 from services.core.lines import are_rows_of
-from services.core.ports import Block, joint_token
+from services.core.ports import Block, group_token
 from services.core.rows import RowCodec
 from services.datasets.logs import DATASET
 
@@ -38,8 +38,8 @@ class Table:
         ids = [msgspec.json.decode(line)["id"] for block in blocks for line in block.lines.splitlines()]
         if self._bad.intersection(ids):
             raise RowRejected(None, "bad")
-        if joint_token(blocks) not in self.tokens:
-            self.tokens.add(joint_token(blocks))
+        if group_token(blocks) not in self.tokens:
+            self.tokens.add(group_token(blocks))
             self.rows.update(ids)
 
 
@@ -82,7 +82,7 @@ def test_a_token_that_was_written_down_without_rows_is_not_used_for_ever() -> No
         nonlocal trapped
         trapped -= 1
         if trapped >= 0:
-            table.tokens.add(joint_token(blocks))
+            table.tokens.add(group_token(blocks))
         else:
             table.write(blocks)
 
