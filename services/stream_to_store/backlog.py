@@ -1,4 +1,4 @@
-"""The messages of a consumer's partitions that are read and not yet written, and what of them is next. No I/O."""
+"""The partition buffers of a consumer, and the block group that is written next. No I/O."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,16 +48,16 @@ class Backlog:
 
     def due(self, now: float) -> Sequence[PartitionBuffer]:
         """Return what one insert has to write now, in the order of partitions; empty while no write is due."""
-        pending = self.pending()
+        group = self.next_group()
         due = (
-            any(buffer.group or now - buffer.since >= self._limits.seconds for buffer in pending)
-            or sum(buffer.rows for buffer in pending) >= self._limits.rows
-            or sum(buffer.bytes for buffer in pending) >= self._limits.bytes
+            any(buffer.group or now - buffer.since >= self._limits.seconds for buffer in group)
+            or sum(buffer.rows for buffer in group) >= self._limits.rows
+            or sum(buffer.bytes for buffer in group) >= self._limits.bytes
         )
-        return pending if due else ()
+        return group if due else ()
 
-    def pending(self) -> Sequence[PartitionBuffer]:
-        """Return what the next insert will write, due or not: a pending group, or what was accepted on one day."""
+    def next_group(self) -> Sequence[PartitionBuffer]:
+        """Return what the next insert will write, due or not: a pending group, or the messages of one day."""
         begun = [buffer for buffer in self._buffers.values() if buffer.group]
         for buffer in begun:
             group = [self._buffers[partition] for partition in buffer.group]
@@ -65,6 +65,6 @@ class Backlog:
                 return group
         if begun:
             return ()
-        pending = [buffer for buffer in self._buffers.values() if buffer.complete()]
-        day = next((buffer.day for buffer in pending if buffer.day is not None), None)
-        return [buffer for buffer in pending if buffer.day in (day, None)]
+        complete = [buffer for buffer in self._buffers.values() if buffer.complete()]
+        day = next((buffer.day for buffer in complete if buffer.day is not None), None)
+        return [buffer for buffer in complete if buffer.day in (day, None)]

@@ -146,8 +146,8 @@ class Consumer:
     def close(self) -> None:
         """Write what is held; after a failure the next owner of the partitions reads the messages again."""
         try:
-            while self._bound and (rest := self._backlog.pending()):
-                self._store(self._bound, rest)
+            while self._bound and (group := self._backlog.next_group()):
+                self._store(self._bound, group)
         except LogpipeError as error:
             self._log.warning("last write failed, the next owner reads again", reason=str(error))
         finally:
