@@ -233,7 +233,7 @@ def ways_out(dataset: Dataset, lost: bool) -> str:
     goes_on = (
         f"with what the topic still has, without what was deleted (`logpipe verify --store {NAME}` will name it)"
         if lost
-        else "from where the table stands"
+        else "from the position of the table"
     )
     return (
         f"To go on {goes_on}: `{command} --resume {dataset.name}`. To delete the table and read again all that the"

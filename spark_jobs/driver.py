@@ -47,8 +47,8 @@ class Stream(Protocol):
 
     def report_lag(self) -> None: ...
 
-    def problem(self) -> str | None:
-        """Why it is not ready. May be called from other threads."""
+    def health(self) -> str | None:
+        """Return why the stream is not ready; None if it is. May be called by any thread."""
 
 
 WarmUp = Callable[[SparkSession, Event], None]
@@ -91,7 +91,7 @@ class Driver:
         self._stop.set()
         self._worker.stop(None)
 
-    def problem(self) -> str | None:
+    def health(self) -> str | None:
         """Return what the streams wait for before they can start; None once they start."""
         if self._is_prepared:
             return "starting: warming up" if self._is_warming_up else None
@@ -109,7 +109,7 @@ class Driver:
                 raise
             self._fail(error)
         except (Py4JError, OSError) as error:
-            self._fail(StoreDown(NAME, f"the JVM of Spark is gone: {error}"))
+            self._fail(StoreDown(NAME, f"the JVM of Spark has ended: {error}"))
         except Exception as error:  # noqa: BLE001 - a thread must not end unnoticed
             _log.exception("driver failed")
             self._fail(LogpipeError(f"unexpected error: {error}"))
@@ -162,9 +162,9 @@ def run(
     between the two.
     """
     driver, readiness = Driver(name, settings, streams, prepare, warm_up), Readiness()
-    readiness.add("driver", driver.problem)
+    readiness.add("driver", driver.health)
     for stream in streams:
-        readiness.add(stream.dataset.name, stream.problem)
+        readiness.add(stream.dataset.name, stream.health)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -11,14 +11,14 @@ from spark_jobs.stream import LakeStream
 
 
 def resume(stream: LakeStream) -> Position:
-    """Give up the checkpoint; the next start goes on where the table stands, which is returned.
+    """Delete the checkpoint. The next start goes on at the position of the table, which is returned.
 
-    Where the topic no longer has what comes next, that is where it begins now.
+    Where the topic no longer has the next messages, the position is moved to the beginning of the topic.
     """
     stream.tables.prepare()
-    handle, position = stream.tables.rows.standing()
+    handle, position = stream.tables.rows.current_version()
     if position is None and handle.file_uris():
-        raise NeedsOperator(f"{stream.dataset.name}: no commit of its table says where it stands: only --rebuild helps")
+        raise NeedsOperator(f"{stream.dataset.name}: no commit of its table has a position: only --rebuild helps")
     former = _queries(stream, position)
     released = _released(position or Position.first(), stream.topic.topic_id(), stream.topic.bounds())
     stream.checkpoint.delete()

@@ -63,8 +63,8 @@ def run(name: str, make: Make, day: date) -> None:
                 rows = make(spark, settings, day, extent)
         finally:
             spark.stop()
-        point = {"as_of": extent.as_of, "computed_at": datetime.now(UTC)}
-        ReportTable(settings, name).replace(day, [{**row, **point} for row in rows])
+        as_of = {"as_of": extent.as_of, "computed_at": datetime.now(UTC)}
+        ReportTable(settings, name).replace(day, [{**row, **as_of} for row in rows])
     except LogpipeError as error:
         raise click.ClickException(str(error)) from error
     except (PySparkException, Py4JError) as error:

@@ -63,7 +63,7 @@ class LakeStream:
         """
         self.tables.prepare()
         self._topic_id = self.topic.topic_id()
-        handle, position = self.tables.rows.standing()
+        handle, position = self.tables.rows.current_version()
         checkpoint = self.checkpoint.load()
         self._from = starting_offsets(
             self.dataset,
@@ -74,7 +74,7 @@ class LakeStream:
             self.topic.bounds(),
         )
         if damaged := without_meaning(position, checkpoint):
-            self._log.warning("damaged files of the checkpoint removed; their batch runs again", files=damaged)
+            self._log.warning("damaged files of the checkpoint removed, their batch runs again", files=damaged)
             self.checkpoint.remove(damaged)
         if position is None or not position.query:
             position = position or Position.first()
@@ -85,7 +85,7 @@ class LakeStream:
         self._generation = position.generation
 
     def start(self, spark: SparkSession) -> None:
-        """Returns when the query runs. Raises StoreDown, and NeedsOperator when messages to be read are gone."""
+        """Returns when the query runs. Raises StoreDown, and NeedsOperator if unread messages were dropped."""
         if self._unfinished:
             self._write_last_rejects(spark, self._unfinished)
             self._unfinished = None
@@ -103,7 +103,9 @@ class LakeStream:
             .foreachBatch(self._write)
             .start()
         )
-        self._log.info("started", query=self._query.id, position=dict(self._position), offsets_per_batch=self._limit)
+        self._log.info(
+            "query started", query=self._query.id, position=dict(self._position), offsets_per_batch=self._limit
+        )
 
     def supervise(self, spark: SparkSession) -> None:
         """Raises what ended the query; begins it anew when its batches turned out far too small or large."""
@@ -114,7 +116,7 @@ class LakeStream:
             self.stop(time.monotonic() + self._settings.lake_trigger_seconds)
             self.start(spark)
 
-    def problem(self) -> str | None:
+    def health(self) -> str | None:
         if self._query is None:
             return "starting"
         return None if self._query.isActive else "the query has ended"
@@ -139,7 +141,7 @@ class LakeStream:
         )
 
     def _write_last_rejects(self, spark: SparkSession, position: Position) -> None:
-        """Of the batch that reached `position`, in case a crash left them out."""
+        """Write the rejects of the batch whose position is `position`, in case a crash left them out."""
         messages = (
             spark.read.format("kafka")
             .options(
@@ -195,7 +197,7 @@ class LakeStream:
         query = self.checkpoint.query()
         start, end = self.checkpoint.end(batch - 1), self.checkpoint.end(batch)
         if batch <= self._stored:
-            self._log.info("the rows of this batch are there already", batch=batch)
+            self._log.info("batch already stored, writing its rejects", batch=batch)
             writer.write_rejects(messages, self.dataset, self.tables.rejects.uri, query, batch)
             return
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
@@ -214,7 +216,7 @@ class LakeStream:
         rows, rejected, oldest, newest = (found[name] for name in ("rows", "rejected", "oldest", "newest"))
         metrics.counter(metric_names.SINK_ROWS, *self._labels).inc(rows)
         metrics.counter(metric_names.DEAD_LETTERS, *self._labels).inc(rejected)
-        self._log.info("stored", batch=self._stored, rows=rows, rejected=rejected)
+        self._log.info("batch stored", batch=self._stored, rows=rows, rejected=rejected)
         if rows:
             freshness = metrics.histogram(metric_names.FRESHNESS_SECONDS, *self._labels)
             now = time.time()
@@ -234,7 +236,7 @@ def adapted(limit: int, budget: int, offsets: int, rows: int) -> int:
 
 
 def _translate(dataset: Dataset, error: PySparkException) -> LogpipeError:
-    """The deep cause stands far down the chain; brought up."""
+    """Return the deepest cause of the error, which Spark hides far down the chain."""
     text = str(error)
     if _LOST in text:
         return NeedsOperator(

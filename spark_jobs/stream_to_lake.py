@@ -55,7 +55,7 @@ def run(settings: StreamToLakeSettings, chosen: tuple[Dataset, ...]) -> None:
         # Messages that wait would wait longer, and the batch that reads them warms Spark as well as made-up ones do.
         warm_up.run(spark, settings, chosen, 0 if behind else settings.lake_warm_up_seconds, stop)
         for stream in streams:
-            stream.open()  # another writer may have gone on with a table meanwhile
+            stream.open()  # another writer may have written the table meanwhile
 
     driver.run("stream-to-lake", settings, settings.stream_to_lake_port, streams, prepare, warm)
 

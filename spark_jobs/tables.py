@@ -34,14 +34,14 @@ class Tables:
         return not _handle(self.rows).file_uris()
 
     def claim(self, handle: DeltaTable, position: Position) -> None:
-        """From now on Spark owns the table, and no other writer may begin. `position`: where `handle` stands.
+        """Make Spark the owner of the table, so that no other writer may begin. `position` is the position of `handle`.
 
         Raises StoreDown when somebody has written it since: look again.
         """
         self._commit(handle, structs.replace(position, query=CLAIMED))
 
     def release(self, handle: DeltaTable, position: Position, former: Collection[str]) -> None:
-        """From now on nobody owns the table, and it stands at `position`: committed on the very version of `handle`.
+        """Make the table one without an owner, with this `position`. The commit is made on the version of `handle`.
 
         `former`: ids of streaming queries. A batch of one that is under way fails, because Delta takes no batch of a
         query that has stored a later one. Raises NeedsOperator when somebody has written the table since.

@@ -69,7 +69,7 @@ class WindowStream:
             .foreachBatch(self._write)
             .start()
         )
-        _log.info("started", query=self._query.id)
+        _log.info("query started", query=self._query.id)
 
     def supervise(self, spark: SparkSession) -> None:
         """Raises what ended the query."""
@@ -77,7 +77,7 @@ class WindowStream:
         if error := self._query.exception():
             raise self._error or _translated(error)
 
-    def problem(self) -> str | None:
+    def health(self) -> str | None:
         if self._query is None:
             return "starting"
         return None if self._query.isActive else "the query has ended"

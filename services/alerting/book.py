@@ -1,4 +1,4 @@
-"""What was counted and judged of the partitions given to this process: as PostgreSQL has it, and what came since.
+"""The counts and episodes of the partitions assigned to this process: as PostgreSQL has them, and what came since.
 
 Counts, position and episodes are written in one transaction. After any error the book is thrown away, another is
 loaded, and the topic is read again from there: what is in memory never decides more than what is stored.
@@ -99,12 +99,15 @@ class Book:
             sample = row.message[:SAMPLE_CHARACTERS].replace(_NUL, "\N{REPLACEMENT CHARACTER}")
             self._new[place] = Tally((before.rows if before else 0) + 1, sample)
 
-    def commit(self, reached: Mapping[int, int], complete: int) -> None:
-        """All messages below `reached` were counted; all seconds below `complete` are. Raises Fenced or StoreDown."""
+    def commit(self, read_up_to: Mapping[int, int], complete: int) -> None:
+        """Write that messages below `read_up_to` are counted, and seconds below `complete` judged.
+
+        Blocks. Raises Fenced or StoreDown.
+        """
         if not (self._new or self._counts or self._open):
             return  # nothing is lost by beginning at the old place again
         before = self.positions
-        after = {p: Position(reached[p], max(position.judged, complete)) for p, position in before.items()}
+        after = {p: Position(read_up_to[p], max(position.judged, complete)) for p, position in before.items()}
         with translated(), self._connection.transaction():
             for partition, position in before.items():
                 alerts.move(self._connection, partition, self.topic_id, position, after[partition])
@@ -126,11 +129,11 @@ class Book:
             metrics.gauge(metric_names.ALERTS_OPEN, rule.name).set(numbers[rule.name])
 
     def _read(self, message: Message) -> Iterator[_Row]:
-        rows, refused = _decoded(message.value)
-        if refused:
+        rows, rejected = _decoded(message.value)
+        if rejected:
             where = {"partition": message.partition, "offset": message.offset}
-            _log.warning("lines refused that are no rows of errors", lines=len(refused), reason=refused[0], **where)
-            metrics.counter(metric_names.ALERT_LINES_REFUSED).inc(len(refused))
+            _log.warning("lines skipped that are no rows of errors", lines=len(rejected), reason=rejected[0], **where)
+            metrics.counter(metric_names.ALERT_LINES_REFUSED).inc(len(rejected))
         oldest = self._policy.max_age * _SECOND
         yield from (row for row in rows if row.created_at - row.timestamp <= oldest)
 
@@ -185,7 +188,7 @@ def _decoded(value: bytes) -> tuple[list[_Row], list[str]]:
 
     The services are keys in PostgreSQL: one that cannot be a key would fail every later commit.
     """
-    refused: list[str] = []
+    rejected: list[str] = []
     try:
         rows = _decoder.decode_lines(value)
     except UNDECODABLE:
@@ -194,7 +197,7 @@ def _decoded(value: bytes) -> tuple[list[_Row], list[str]]:
             try:
                 rows.append(_decoder.decode(line))
             except UNDECODABLE as error:
-                refused.append(str(error))
+                rejected.append(str(error))
     sound = [row for row in rows if _NUL not in row.service]
-    refused += ["the service contains the character NUL"] * (len(rows) - len(sound))
-    return sound, refused
+    rejected += ["the service contains the character NUL"] * (len(rows) - len(sound))
+    return sound, rejected

@@ -16,7 +16,7 @@ from services.core.errors import Fenced
 from services.postgres import migrations
 from services.postgres.clock import now_microseconds
 from services.postgres.connection import Connection, translated
-from services.postgres.deletion import delete_in_pieces
+from services.postgres.deletion import delete_in_chunks
 
 MIGRATIONS = migrations.Migrations(Path(__file__).with_name("migrations"))
 Event = Literal["opened", "resolved"]
@@ -197,7 +197,7 @@ def forget_resolved(connection: Connection, before: int) -> int:
                 SELECT FROM alert_posts WHERE alert_id = id AND delivered_at IS NULL
                   AND alert_posts.created_at > now() - make_interval(hours => %s))
             ORDER BY resolved_at LIMIT %s))"""
-    return delete_in_pieces(connection, statement, (before, GIVE_UP_HOURS), _FORGOTTEN_AT_ONCE)
+    return delete_in_chunks(connection, statement, (before, GIVE_UP_HOURS), _FORGOTTEN_AT_ONCE)
 
 
 def skip_used_ids(connection: Connection) -> None:

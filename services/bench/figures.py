@@ -40,7 +40,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """The same questions to several engines: `cells` and `notes` by (question, engine); less is better."""
+    """The same queries to several engines: `cells` and `notes` by (query, engine); less is better."""
 
     title: str
     unit: str
@@ -49,26 +49,26 @@ class Matrix:
 
     def lines(self) -> list[str]:
         best = {
-            question: min(statistics.median(values) for (asked, _), values in self.cells.items() if asked == question)
-            for question, _ in self.cells
+            query: min(statistics.median(values) for (other, _), values in self.cells.items() if other == query)
+            for query, _ in self.cells
         }
         return [
             f"## {self.title}",
             "",
-            f"| question | engine | median, {self.unit} | min … max | runs | against the best | read |",
+            f"| query | engine | median, {self.unit} | min … max | runs | against the best | read |",
             "|---|---|---:|---|---:|---:|---|",
-            *(self._line(question, engine, best) for question, engine in self.notes),
+            *(self._line(query, engine, best) for query, engine in self.notes),
             "",
         ]
 
-    def _line(self, question: str, engine: str, best: Mapping[str, float]) -> str:
-        note, values = self.notes[question, engine], self.cells.get((question, engine))
+    def _line(self, query: str, engine: str, best: Mapping[str, float]) -> str:
+        note, values = self.notes[query, engine], self.cells.get((query, engine))
         if values is None:
-            return f"| {question} | {engine} | - | | | | {note} |"
+            return f"| {query} | {engine} | - | | | | {note} |"
         median = statistics.median(values)
         return (
-            f"| {question} | {engine} | {median:,.4g} | {min(values):,.4g} … {max(values):,.4g} | {len(values)} |"
-            f" {median / best[question]:,.3g} x | {note} |"
+            f"| {query} | {engine} | {median:,.4g} | {min(values):,.4g} … {max(values):,.4g} | {len(values)} |"
+            f" {median / best[query]:,.3g} x | {note} |"
         )
 
 

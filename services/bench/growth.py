@@ -72,7 +72,7 @@ def measure(folder: Path, batches: int, days: int, log_files: int, runs: int, sa
         maintained = _seconds(lambda: _logpipe(settings, "maintain", "--once", "--dataset", dataset.name))
         say(f"`maintain --once` took {maintained:.0f} s")
         with connect(urls["LOGPIPE_POSTGRES_URL"]) as connection:
-            while postgres.close_days(connection, dataset):  # each round of `maintain` closes some of them
+            while postgres.close_days(connection, dataset):  # each run of `maintain` closes some of them
                 pass
         starts = {name: _seconds(Stack(settings, (name,)).up) for name in _RESTARTED}
         first = {store: _seconds(lambda route=route: _ask(client, route)) for store, route in routes.items()}  # type: ignore[misc]

@@ -1,7 +1,7 @@
-"""The same questions to every store and engine on the same rows, before and after the lake's files are compacted.
+"""The same queries to every store and engine on the same rows, before and after the lake's files are compacted.
 
 All by the query API, with `method=scan` and as of one batch: what is compared is the time each engine needs to read the
-rows themselves. A cell whose answer differs from the others' is void.
+rows themselves. A cell whose result differs from the others' is void.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from services.runtime.settings import LakeSettings
 from services.stores import clickhouse, lake, postgres
 from services.stores.postgres.rollup_chunks import CHUNK_ROWS
 
-# Without maintain, which would compact the small files before they are asked.
+# Without maintain, which would compact the small files before they are read.
 _PROGRAMS = (
     *("postgres", "kafka", "namenode", "datanode", "clickhouse", "redis", "spark-connect"),
     *("ingest-api", "ingest-api-2", "stream-to-store", "stream-to-lake", "query-api"),
@@ -43,12 +43,12 @@ _PROGRAMS = (
 _REQUEST_ROWS = 10_000
 _SMALL_FILE_ROWS = 8000
 _SHATTERERS = 6
-_LOAD_RATE = 1_000_000 / 60  # rows/s under which the newest rows are asked for
+_LOAD_RATE = 1_000_000 / 60  # rows/s under which the newest rows are read
 _LOAD_SECONDS = 60
 _ASK_SECONDS = 0.2
 _ROLLUP_SECONDS = 600
 
-_QUESTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+_QUERIES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "count": ("stats", {}),
     "group by level": ("logs/aggregate", {"group_by": "level"}),
     "ERROR by service": ("logs/aggregate", {"group_by": "service", "level": "ERROR"}),
@@ -59,7 +59,7 @@ Say = Callable[[str], None]
 
 
 def measure(folder: Path, rows: int, runs: int, say: Say) -> tuple[list[Figure], list[Matrix]]:
-    """Loads `rows` logs, asks each question `runs` times, the engines in turn; compacts, and asks the lake again."""
+    """Loads `rows` logs, runs each query `runs` times, the engines in turn; compacts, and queries the lake again."""
     settings = LocalSettings.on_free_ports(folder).model_copy(update={"lake_writer": "embedded"})
     with (
         Stack(settings, _PROGRAMS) as stack,
@@ -138,7 +138,7 @@ def _shatter(stack: Stack) -> None:
 
 
 def _await_rollups(settings: LocalSettings, rows: int) -> None:
-    """Until what was loaded before is counted: it is no part of the load that the newest rows are asked under."""
+    """Until what was loaded before is counted: it is no part of the load that the newest rows are read under."""
     deadline = time.monotonic() + _ROLLUP_SECONDS
     with psycopg.connect(settings.urls()["LOGPIPE_POSTGRES_URL"], autocommit=True) as connection:
         while True:
@@ -154,25 +154,25 @@ def _ask_all(client: httpx.Client, title: str, runs: int, say: Say) -> Matrix:
     say(title)
     as_of = _as_of(client)
     matrix = Matrix(title, "ms")
-    for question, (path, parameters) in _QUESTIONS.items():
-        answers: dict[str, Any] = {}
+    for query, (path, parameters) in _QUERIES.items():
+        results: dict[str, Any] = {}
         for run in range(runs + 1):  # the first warms caches and is not counted
             for engine, (route, chosen) in _engines().items():
                 wanted = {**parameters, **chosen, "as_of": str(as_of), "method": "scan", "cache": "off"}
                 reply = client.get(f"/api/query/{route}/{path}", params=wanted)
                 if reply.status_code != 200:
-                    matrix.notes[question, engine] = reply.json()["detail"]
+                    matrix.notes[query, engine] = reply.json()["detail"]
                     continue
                 body = reply.json()
-                answers[engine] = body.get("data", body.get("logs_count"))
-                matrix.notes[question, engine] = _read(body["scanned"].get("logs", body["scanned"]))
+                results[engine] = body.get("data", body.get("logs_count"))
+                matrix.notes[query, engine] = _read(body["scanned"].get("logs", body["scanned"]))
                 if run:
-                    matrix.cells.setdefault((question, engine), []).append(body["query_time_ms"])
-        first = next(iter(answers.values()))
-        for engine, answer in answers.items():
-            if answer != first:
-                matrix.cells.pop((question, engine), None)
-                matrix.notes[question, engine] = "void: another answer"
+                    matrix.cells.setdefault((query, engine), []).append(body["query_time_ms"])
+        first = next(iter(results.values()))
+        for engine, result in results.items():
+            if result != first:
+                matrix.cells.pop((query, engine), None)
+                matrix.notes[query, engine] = "void: another result"
     return matrix
 
 
@@ -199,15 +199,15 @@ def _read(scanned: Mapping[str, int]) -> str:
 
 
 def _newest_under_load(stack: Stack, client: httpx.Client, say: Say) -> list[Figure]:
-    """Newest 100 of a service, asked for while rows come in; p95 of the store's own time."""
+    """Newest 100 of a service, read while rows come in; p95 of the store's own time."""
     say("newest 100 under load")
     before = _as_of(client)
-    path, parameters = _QUESTIONS["newest 100 of a service"]
+    path, parameters = _QUERIES["newest 100 of a service"]
     goals = ((postgres.STORE, 5), (clickhouse.STORE, 20))
     times: dict[str, list[float]] = {store.name: [] for store, _ in goals}
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(_offer, stack.settings.ingest_port)
-        while _as_of(client) <= before:  # until there are rows of it in every store that is asked
+        while _as_of(client) <= before:  # until there are rows of it in every store that is read
             time.sleep(_ASK_SECONDS)
         while not loading.done():
             for store, _ in goals:
@@ -224,7 +224,7 @@ def _newest_under_load(stack: Stack, client: httpx.Client, say: Say) -> list[Fig
             20,
             goal,
             better="less",
-            notes=[f"{len(values)} times asked, p50 {statistics.median(values):.1f} ms, slowest {max(values):.1f} ms"],
+            notes=[f"{len(values)} times read, p50 {statistics.median(values):.1f} ms, slowest {max(values):.1f} ms"],
         )
         for store, goal in goals
         for values in [times[store.name]]

@@ -1,20 +1,20 @@
-"""Completing a write whose outcome is unknown: look what the store holds, and write what is missing.
+"""Completes a write whose outcome is unknown: searches the store for the rows, and writes the missing ones.
 
-The missing rows are written under the first attempt's token. If the store refuses them, the missing rows of either
+The missing rows are written under the first attempt's token. If the store rejects them, the missing rows of either
 half of the blocks' lines are written, and so on. Where the lines are halved depends on the blocks alone, not on what is
 missing. A later write's token is made of the ids of all rows of its half, and of the number of writes of this half. The
 tokens serve three purposes:
 
 - A former writer that was suspended before its insert reached the store may send the insert at any later time. A store
   that remembers tokens drops the late insert, because the token was used here.
-- A store that wrote down a token but failed to keep the rows drops the rows under this token for ever. A look shows
+- A store that wrote down a token but failed to keep the rows drops the rows under this token for ever. A search shows
   that the rows are still missing, and the next attempt has another token.
 - Two writers may complete the same range at the same time, because one was suspended while the other took over. Both
-  write by the same halves, under the same tokens, and the store drops the second write of a half. What one of them
-  has seen refused as a whole and halved, the other's store refuses as well, because a refused row is never stored.
+  write by the same halves, under the same tokens, and the store drops the second write of a half. A half that
+  one of them has seen rejected is rejected for the other, too, because a rejected row is never stored.
 
-Lines that are no rows by our own check (`lines`) are refused without asking the store. Of the others only a row that is
-refused alone counts as refused.
+Lines that are no rows by our own check (`lines`) are rejected without a write. Of the other rows, only a row that is
+rejected alone counts as rejected.
 """
 
 from bisect import bisect_left
@@ -32,10 +32,10 @@ from services.core.ids import batch_of
 from services.core.lines import line_check
 from services.core.ports import Block
 
-MOST_REFUSED = 1000
-"""Rows of one completion that pass our own check and that the store may refuse all the same.
+MOST_REJECTED = 1000
+"""Rows of one completion that pass our own check and that the store may reject all the same.
 
-Beyond, or where the store refuses each of several rows, the fault is taken to be the store's (a column of another type,
+Beyond, or where the store rejects each of several rows, the fault is taken to be the store's (a column of another type,
 a view that throws), and the store counts as down: none of the rows becomes a dead letter.
 """
 
@@ -52,19 +52,19 @@ def complete(
 
     `stored_ids` returns which ids of these batches are in the store, after every former attempt has ended. Raises what
     `stored_ids` and `write` raise except RowRejected, and StoreDown if the store acknowledges rows but does not hold
-    them, or refuses too many of the rows that pass our own check (see MOST_REFUSED).
+    them, or rejects too many of the rows that pass our own check (see MOST_REJECTED).
     """
     rows = _Rows(blocks)
     ids, _, problems = line_check(blocks[0].dataset).check(rows.lines)
     batches = {batch_of(row_id) for row_id in ids if row_id is not None}
-    refused: dict[int, str] = {}
+    rejected: dict[int, str] = {}
     attempts, attempt, by_store = Counter[str](), "", 0
     for _ in range(_MOST_ATTEMPTS):
         there = stored_ids(batches)
-        refused |= {at: reason for at, reason in problems.items() if ids[at] not in there}
-        missing = [at for at, row_id in enumerate(ids) if row_id not in there and at not in refused]
+        rejected |= {at: reason for at, reason in problems.items() if ids[at] not in there}
+        missing = [at for at, row_id in enumerate(ids) if row_id not in there and at not in rejected]
         if not missing:
-            return [rows.rejected(at, refused[at]) for at in sorted(refused)]
+            return [rows.rejection(at, rejected[at]) for at in sorted(rejected)]
         halves = [(0, len(ids))]
         while halves:
             first, end = halves.pop()
@@ -82,26 +82,26 @@ def complete(
                     middle = (first + end) // 2
                     halves += [(middle, end), (first, middle)]
                     continue
-                refused[first] = error.reason
+                rejected[first] = error.reason
                 by_store += 1
-                if by_store > MOST_REFUSED or 1 < by_store == len(ids) - len(problems):
+                if by_store > MOST_REJECTED or 1 < by_store == len(ids) - len(problems):
                     raise StoreDown(store, f"it refuses {by_store} rows that seem sound: {error.reason}") from error
     raise StoreDown(
         store, f"{len(missing)} rows were acknowledged {attempts.total()} times, and the store does not hold them"
     )
 
 
-def known_refusals(blocks: Sequence[Block]) -> list[RowRejected]:
-    """The rows that our own check refuses, which need no completion to be found."""
+def known_rejections(blocks: Sequence[Block]) -> list[RowRejected]:
+    """The rows that our own check rejects, which need no completion to be found."""
     rows = _Rows(blocks)
     problems = line_check(blocks[0].dataset).check(rows.lines).problems
-    return [rows.rejected(at, reason) for at, reason in sorted(problems.items())]
+    return [rows.rejection(at, reason) for at, reason in sorted(problems.items())]
 
 
-def without(blocks: Sequence[Block], refused: Collection[RowRejected]) -> list[Block]:
-    """Return the same blocks without the rows that are refused."""
+def without(blocks: Sequence[Block], rejected: Collection[RowRejected]) -> list[Block]:
+    """Return the same blocks without the rows that are rejected."""
     rows = _Rows(blocks)
-    left_out = {rows.place(each) for each in refused}
+    left_out = {rows.place(each) for each in rejected}
     return rows.only([at for at in range(len(rows.lines)) if at not in left_out], "")
 
 
@@ -114,10 +114,10 @@ class _Rows:
         self.lines = list(chain.from_iterable(of_blocks))
         self._starts = [0, *accumulate(map(len, of_blocks))]
 
-    def place(self, rejected: RowRejected) -> int:
-        return self._starts[rejected.block] + (rejected.row or 0)
+    def place(self, rejection: RowRejected) -> int:
+        return self._starts[rejection.block] + (rejection.row or 0)
 
-    def rejected(self, at: int, reason: str) -> RowRejected:
+    def rejection(self, at: int, reason: str) -> RowRejected:
         block = bisect_left(self._starts, at + 1) - 1
         return RowRejected(at - self._starts[block], reason, block=block)
 

@@ -1,11 +1,11 @@
 """The Kafka message of a dead letter: a row or a message that a store will never take. Only this module spells it.
 
 The key is `<store>:<topic>:<partition>:<offset>`. The value is one JSON object: the fields of `Record`, and `reason`,
-`value` and `value_bytes` for an operator. A crash between the letter and the mark in the ledger sends a letter again,
-so (store, topic, partition, offset, line) identifies the row that a letter is about.
+`value` and `value_bytes` for an operator. After a crash between the dead letter and the mark in the ledger, the dead
+letter is sent again, so (store, topic, partition, offset, line) identifies the row that it is about.
 
-Stream-to-store and replay encode letters (`streams.dead_letters`); the ledger's index decodes them. Both functions are
-pure. Spark keeps its refused rows in a table of the lake instead (`spark_jobs/schema.py`).
+Stream-to-store and replay encode dead letters (`streams.dead_letters`); the ledger's index decodes them. Both
+functions are pure. Spark keeps its rejects in a table of the lake instead (`spark_jobs/schema.py`).
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from services.core.dataset import Dataset
 from services.core.errors import Malformed
 from services.core.lines import UNDECODABLE
 
-MAX_LETTER_BYTES = 900_000
-"""Size of a letter, below what the producer and the topic take (1,000,000 bytes); more of a message is cut."""
+MAX_DEAD_LETTER_BYTES = 900_000
+"""Size of a dead letter, below what the producer and the topic take (1,000,000 bytes); more of a message is cut."""
 
 MAX_REASON_CHARACTERS = 1000
 """Length of a reason; more of it is cut."""
@@ -33,8 +33,8 @@ class DeadLetter:
 
     `line` is the row's number in its message, from 0. A row that was read from PostgreSQL has no message: `partition`
     and `offset` are NO_PLACE, and `line` is its number in the batch. `rows` is the number of rows that are lost to the
-    store. A letter has the beginning of a long `reason` and of a long `value`; the whole message is in its topic at
-    `offset`.
+    store. A dead letter has the beginning of a long `reason` and of a long `value`. The whole message is in its topic
+    at `offset`.
     """
 
     partition: int
@@ -47,14 +47,14 @@ class DeadLetter:
     value: bytes
 
 
-# The types are bounded by what PostgreSQL's index of the letters can hold, so that a foreign message cannot stop it.
+# The types are bounded by what PostgreSQL's index of the dead letters can hold: no foreign message can stop the index.
 _Name = Annotated[str, msgspec.Meta(max_length=249, pattern="^[^\\x00]*$")]
 _Int = Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)]
 _BigInt = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)]
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What a letter says about which rows: one row, or without a `line` the `rows` of one message."""
+    """What a dead letter says about which rows: one row, or without a `line` the `rows` of one message."""
 
     store: _Name
     dataset: _Name
@@ -68,7 +68,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class _Value(Record, frozen=True, kw_only=True):
-    """Everything that a letter says. `value_bytes` is the size of the value before it was cut."""
+    """Everything that a dead letter says. `value_bytes` is the size of the value before it was cut."""
 
     reason: str
     value_bytes: int
@@ -78,36 +78,36 @@ class _Value(Record, frozen=True, kw_only=True):
 _decoder = msgspec.json.Decoder(Record)
 
 
-def encode(store: str, dataset: Dataset, letter: DeadLetter) -> tuple[bytes, bytes]:
-    """The key and the value of a letter about a row of the dataset that `store` refuses."""
-    key = f"{store}:{dataset.topic}:{letter.partition}:{letter.offset}".encode()
-    text = letter.value.decode(errors="backslashreplace")
-    while len(value := msgspec.json.encode(_value(store, dataset, letter, text))) > MAX_LETTER_BYTES:
+def encode(store: str, dataset: Dataset, dead_letter: DeadLetter) -> tuple[bytes, bytes]:
+    """The key and the value of a dead letter about a row of the dataset that `store` refuses."""
+    key = f"{store}:{dataset.topic}:{dead_letter.partition}:{dead_letter.offset}".encode()
+    text = dead_letter.value.decode(errors="backslashreplace")
+    while len(value := msgspec.json.encode(_value(store, dataset, dead_letter, text))) > MAX_DEAD_LETTER_BYTES:
         # A character takes up to six bytes. Where the characters that remain take more than the average, this repeats.
-        text = text[: len(text) * MAX_LETTER_BYTES // len(value)]
+        text = text[: len(text) * MAX_DEAD_LETTER_BYTES // len(value)]
     return key, value
 
 
 def decode(value: bytes) -> Record:
-    """Raises Malformed for a value that is no letter."""
+    """Raises Malformed for a value that is no dead letter."""
     try:
         return _decoder.decode(value)
     except UNDECODABLE as error:
         raise Malformed(str(error)) from error
 
 
-def _value(store: str, dataset: Dataset, letter: DeadLetter, text: str) -> _Value:
+def _value(store: str, dataset: Dataset, dead_letter: DeadLetter, text: str) -> _Value:
     return _Value(
         store,
         dataset.name,
         dataset.topic,
-        letter.partition,
-        letter.offset,
-        letter.line,
-        letter.batch_id,
-        letter.id,
-        letter.rows,
-        reason=letter.reason[:MAX_REASON_CHARACTERS],
-        value_bytes=len(letter.value),
+        dead_letter.partition,
+        dead_letter.offset,
+        dead_letter.line,
+        dead_letter.batch_id,
+        dead_letter.id,
+        dead_letter.rows,
+        reason=dead_letter.reason[:MAX_REASON_CHARACTERS],
+        value_bytes=len(dead_letter.value),
         value=text,
     )

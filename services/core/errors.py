@@ -21,7 +21,7 @@
     ├── Undelivered              503  a request was repeated until the client's patience ran out
     ├── QueryTimeout             504  a query exceeded its time limit and was cancelled in the store
     ├── QueryCancelled           503  a query was ended because its client has left
-    ├── RowRejected              500  a store refused one row of a block
+    ├── RowRejected              500  a store rejected one row of a block
     ├── Fenced                   500  another process owns this slot or partition now; stop
     └── NeedsOperator            500  to go on could lose or double rows; the message says what to do
 
@@ -173,7 +173,7 @@ class QueryCancelled(LogpipeError):
 class RowRejected(LogpipeError):
     """A store will never take row `row` (0-based) of block `block` (0-based); no row of the blocks was stored.
 
-    `row` is None when the store does not say which row it refuses.
+    `row` is None when the store does not say which row it rejects.
     """
 
     title = "Row rejected"

@@ -45,16 +45,16 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class SinkPosition:
-    """How far a sink has come in one partition: all below `next_offset` is stored (or dead-lettered).
+    """The position of a sink in one partition: all messages below `next_offset` are loaded.
 
-    `intent` is the range whose write was begun and not yet confirmed: it must be written again, the same, first, and
-    together with those of the partitions `together`, its own among them, as it was begun.
+    `pending` is the range whose write was begun and is not confirmed. This range must be written again before any
+    other, with one insert with the pending ranges of the partitions in `group`, which include this partition.
     """
 
     partition: int
     next_offset: int
-    intent: Range | None = None
-    together: tuple[int, ...] = ()
+    pending: Range | None = None
+    group: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,25 +38,25 @@ class Block:
 
     @property
     def range_token(self) -> str:
-        """Identifies the messages, in every attempt."""
+        """The identity of the messages, which is the same in every attempt."""
         return f"{self.topic_id}:{self.partition}:{self.first}:{self.last}"
 
 
-def joint_range(blocks: Iterable[Block]) -> str:
-    """Identifies the messages of blocks that are written together, in every attempt."""
+def group_range(blocks: Iterable[Block]) -> str:
+    """Return the identity of the messages of a block group, which is the same in every attempt."""
     return "+".join(block.range_token for block in blocks)
 
 
-def joint_token(blocks: Sequence[Block]) -> str:
-    """Identifies one attempt: a store that has taken blocks under this token drops any others under the same token."""
+def group_token(blocks: Sequence[Block]) -> str:
+    """Return the token of one attempt. A store that has taken a block group drops any other under the same token."""
     attempt = blocks[0].attempt
-    return f"{joint_range(blocks)}#{attempt}" if attempt else joint_range(blocks)
+    return f"{group_range(blocks)}#{attempt}" if attempt else group_range(blocks)
 
 
 class StoreWriter(Protocol):
     """Called by stream_to_store and replay, by one thread a writer. All methods block.
 
-    Blocks that are written together are of one dataset and day, at most one a partition, in the order of partitions.
+    The blocks of a group are of one dataset and day, at most one for each partition, in the order of partitions.
     """
 
     def prepare(self, dataset: Dataset) -> None:
@@ -69,16 +69,16 @@ class StoreWriter(Protocol):
         """
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
-        """Store the rows of a former attempt whose outcome is unknown, and return the rows that the store refuses.
+        """Store the rows of a former attempt whose outcome is unknown, and return the rows that the store rejects.
 
         Every former attempt at the same messages ends first; then the store is searched for the rows, and the missing
         rows are written. Raises Backpressure or StoreDown: the outcome is unknown, call `complete` again.
         """
 
     def end_writes(self, dataset: Dataset) -> None:
-        """End every write of the dataset's rows that still runs in the store, whoever began it. Raises StoreDown.
+        """End every write of the dataset's rows that runs in the store, also of other processes. Raises StoreDown.
 
-        For a replay, which gives up ranges that others have begun. A living writer completes what it loses by this.
+        Called by a replay, which drops the pending ranges of others. A living writer completes its writes afterwards.
         """
 
 
@@ -95,9 +95,8 @@ class OwnProgressWriter(StoreWriter, Protocol):
     def positions(self, dataset: Dataset, topic_id: str) -> Mapping[int, int]:
         """Partition -> first offset not yet stored. After `prepare`. Raises StoreDown, NeedsOperator."""
 
-    def refusals(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
-        """The rows that `complete` will refuse: its transaction moves the position past them, so they are asked for
-        before."""
+    def rejections(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
+        """Return the rows that `complete` will reject. Called first: its transaction counts these rows as loaded."""
 
 
 class BaseReader(Protocol):
@@ -220,7 +219,7 @@ class PartitionReader(Protocol):
     def bounds(self) -> Mapping[int, tuple[int, int]]:
         """Partition -> (first offset still kept, end of the log). Raises StoreDown.
 
-        The end counts transactions still open: `reached` comes to it once they have ended.
+        The end counts transactions still open: `read_up_to` gets there once they have ended.
         """
 
     def assign(self, positions: Mapping[int, int]) -> None:
@@ -230,7 +229,7 @@ class PartitionReader(Protocol):
         """Whatever has come, at most some thousand messages; [] after `timeout` seconds. Raises StoreDown,
         NeedsOperator when an assigned offset is no longer kept."""
 
-    def reached(self) -> Mapping[int, int]:
+    def read_up_to(self) -> Mapping[int, int]:
         """Partition -> the offset up to which everything committed has been returned (past control records)."""
 
     def close(self) -> None: ...
@@ -243,7 +242,7 @@ class GroupReader(PartitionReader, Protocol):
     """
 
     def rebalanced(self) -> Sequence[int] | None:
-        """The partitions now given to this member when that changed since the last call, else None.
+        """The partitions now assigned to this member if that changed since the last call, else None.
 
         Until `assign` is called for them, nothing is read.
         """

@@ -37,7 +37,13 @@ class Tally:
     problem: str = ""  # the newest error
 
     def add(self, fate: Fate, rows: int, problem: str = "") -> None:
-        setattr(self, fate, getattr(self, fate) + rows)
+        match fate:
+            case "acked":
+                self.acked += rows
+            case "refused":
+                self.refused += rows
+            case "indeterminate":
+                self.indeterminate += rows
         self.problem = problem or self.problem
 
     @property

@@ -1,9 +1,9 @@
 """Makes rows of a dataset by rules, a block of rows at a time. Row i of a seeded table depends on (seed, i) only.
 
-A block is a numpy array of fixed-width fields, padded with NUL: one field for each varying or literal piece of a row's
-JSON. JSON text never holds a NUL, so that the array's bytes without the NULs are the finished lines. The random words
-come from Philox, a counter-based generator: row i owns the counters from i * stride. Any range of rows can therefore be
-made without the rows before it, and a seed gives the same bytes on any machine.
+A block is a numpy array of fixed-width fields, padded with NUL: one field for each varying or literal segment of a
+row's JSON. JSON text never holds a NUL, so that the array's bytes without the NULs are the finished lines. The random
+words come from Philox, a counter-based generator: row i owns the counters from i * stride. Any range of rows can
+therefore be made without the rows before it, and a seed gives the same bytes on any machine.
 """
 
 import time
@@ -92,7 +92,7 @@ class _Rows:
         return _Rows(self.index[chosen], self.words[:, chosen])
 
 
-class _Piece(Protocol):
+class _Segment(Protocol):
     width: int
 
     def render(self, rows: _Rows) -> Text:
@@ -183,43 +183,43 @@ class _Time:
 
 
 class _Sequence:
-    """The texts of several pieces, joined."""
+    """The texts of several segments, joined."""
 
-    def __init__(self, *pieces: _Piece) -> None:
-        self._fields = {f"f{i}": piece for i, piece in enumerate(pieces)}
-        self._dtype = np.dtype([(name, f"S{piece.width}") for name, piece in self._fields.items()])
+    def __init__(self, *segments: _Segment) -> None:
+        self._fields = {f"f{i}": segment for i, segment in enumerate(segments)}
+        self._dtype = np.dtype([(name, f"S{segment.width}") for name, segment in self._fields.items()])
         self.width = self._dtype.itemsize
 
     def render(self, rows: _Rows) -> Text:
         texts = np.empty(len(rows.index), self._dtype)
-        for name, piece in self._fields.items():
-            texts[name] = piece.render(rows)
+        for name, segment in self._fields.items():
+            texts[name] = segment.render(rows)
         return np.asarray(texts.view(f"S{self.width}"))
 
 
 class _By:
-    """The piece for the value that the row has in another column."""
+    """The segment for the value that the row has in another column."""
 
-    def __init__(self, chosen: _Chosen, cases: Mapping[str, _Piece], default: _Piece) -> None:
+    def __init__(self, chosen: _Chosen, cases: Mapping[str, _Segment], default: _Segment) -> None:
         self._chosen = chosen
         places = [chosen.values.index(value) for value in cases]
         self._case_of = np.zeros(len(chosen.values), np.intp)  # 0: the default
         self._case_of[places] = range(1, len(cases) + 1)
-        self._pieces = [default, *cases.values()]
-        self.width = max(piece.width for piece in self._pieces)
+        self._segments = [default, *cases.values()]
+        self.width = max(segment.width for segment in self._segments)
 
     def render(self, rows: _Rows) -> Text:
         case_of_row = self._case_of[self._chosen.pick(rows)]
         texts = np.empty(len(rows.index), f"S{self.width}")
-        for case, piece in enumerate(self._pieces):
+        for case, segment in enumerate(self._segments):
             chosen = case_of_row == case
             if chosen.any():
-                texts[chosen] = piece.render(rows.where(chosen))
+                texts[chosen] = segment.render(rows.where(chosen))
         return texts
 
 
 class _Compiler:
-    """Turns rules into pieces and assigns to each piece the words that it draws from."""
+    """Turns rules into segments and assigns to each segment the words that it draws from."""
 
     def __init__(self, dataset: Dataset, rules: Mapping[str, Rule], start_us: int, step_us: float) -> None:
         self.words = 0
@@ -231,10 +231,10 @@ class _Compiler:
 
     def row(self) -> _Sequence:
         wire = {name: self._dataset.by_name[name].wire for name in self._rules}
-        fields = {wire[name]: self._chosen.get(name) or self._piece(rule) for name, rule in self._rules.items()}
+        fields = {wire[name]: self._chosen.get(name) or self._segment(rule) for name, rule in self._rules.items()}
         return _Sequence(*_object(fields), _Literal(b"\n"))
 
-    def _piece(self, rule: Rule) -> _Piece:
+    def _segment(self, rule: Rule) -> _Segment:
         match rule:
             case Constant(value):
                 return _Literal(msgspec.json.encode(value))
@@ -250,26 +250,26 @@ class _Compiler:
             case Now():
                 return _Sequence(_Literal(b'"'), self._time, _Literal(b'Z"'))
             case Object(fields):
-                return _Sequence(*_object({name: self._piece(field) for name, field in fields.items()}))
+                return _Sequence(*_object({name: self._segment(field) for name, field in fields.items()}))
             case By(column, cases, default):
                 return self._by(column, cases, default)
 
-    def _by(self, column: str, cases: Mapping[str, Rule], default: Rule) -> _Piece:
-        start, end, pieces = self.words, self.words, []
+    def _by(self, column: str, cases: Mapping[str, Rule], default: Rule) -> _Segment:
+        start, end, segments = self.words, self.words, []
         for rule in (default, *cases.values()):  # a row takes one of them, so they may draw the same words
             self.words = start
-            pieces.append(self._piece(rule))
+            segments.append(self._segment(rule))
             end = max(end, self.words)
         self.words = end
-        return _By(self._chosen[column], dict(zip(cases, pieces[1:], strict=True)), pieces[0])
+        return _By(self._chosen[column], dict(zip(cases, segments[1:], strict=True)), segments[0])
 
     def _draw(self, words: int) -> int:
         self.words += words
         return self.words - words
 
 
-def _object(fields: Mapping[str, _Piece]) -> list[_Piece]:
-    parts: list[_Piece] = []
-    for name, piece in fields.items():
-        parts += [_Literal((b"," if parts else b"{") + msgspec.json.encode(name) + b":"), piece]
+def _object(fields: Mapping[str, _Segment]) -> list[_Segment]:
+    parts: list[_Segment] = []
+    for name, segment in fields.items():
+        parts += [_Literal((b"," if parts else b"{") + msgspec.json.encode(name) + b":"), segment]
     return [*parts, _Literal(b"}" if parts else b"{}")]

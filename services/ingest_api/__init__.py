@@ -1,1 +1,1 @@
-"""Rows in by HTTP, on disk in PostgreSQL before the answer, in Kafka soon after."""
+"""Rows in by HTTP, on disk in PostgreSQL before the reply, in Kafka soon after."""

@@ -1,4 +1,4 @@
-"""Reading a request body: bounded in size, in time and in all bytes in flight; and decompressing it piece by piece.
+"""Reading a request body: bounded in size, in time and in all bytes in flight; and decompressing it in chunks.
 
 A body may take as long as it needs on a slow link, if it keeps coming: the time that it has grows with each byte.
 """

@@ -96,7 +96,7 @@ class Committer:
             if len(group) == 1:
                 reason = str(error).strip().splitlines()[0]
                 return [Invalid(f"PostgreSQL refuses a value of this request: {reason}")]
-            _log.warning("a request of a group was refused by PostgreSQL; committing one by one", requests=len(group))
+            _log.warning("group commit failed, committing each request", requests=len(group))
             return [outcome for submission in group for outcome in self.commit(dataset, [submission])]
         except psycopg.errors.UndefinedTable as error:
             return [StoreDown("postgres", str(error).strip())] * len(group)

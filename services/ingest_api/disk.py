@@ -17,8 +17,8 @@ class DiskFloor:
         self._free = 0
         self._checked = float("-inf")
 
-    def problem(self) -> str | None:
-        """What is wrong, or None. Looks at the disk at most once a second."""
+    def health(self) -> str | None:
+        """Return why no rows can be accepted; None if there is room. Looks at the disk at most once a second."""
         now = time.monotonic()
         if now - self._checked >= _CHECK_SECONDS:
             self._free = shutil.disk_usage(self._path).free
@@ -30,5 +30,5 @@ class DiskFloor:
 
     def check(self) -> None:
         """Raises Backpressure when there is too little space."""
-        if problem := self.problem():
-            raise Backpressure(f"disk: {problem}", retry_after=30)
+        if reason := self.health():
+            raise Backpressure(f"disk: {reason}", retry_after=30)

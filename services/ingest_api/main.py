@@ -21,12 +21,12 @@ from services.ingest_api.decoding import Decoder
 from services.ingest_api.disk import DiskFloor
 from services.ingest_api.endpoints import HEALTH_PATH, Ingest, collect_router
 from services.ingest_api.memory import Trimmer
+from services.ingest_api.postgres_maintenance import PostgresMaintenance
 from services.ingest_api.publisher import MessageCache, SlotPublisher, open_slot_producer
 from services.ingest_api.search_index import SearchIndexer
 from services.ingest_api.service import IngestService
 from services.ingest_api.settings import IngestSettings
 from services.ingest_api.slot_owner import SlotOwner
-from services.ingest_api.upkeep import Upkeep
 from services.ledger import slots
 from services.ledger.slots import Lease
 from services.runtime import logs
@@ -56,17 +56,17 @@ def create_app(settings: IngestSettings) -> FastAPI:
     url = settings.postgres_url.get_secret_value()
     disk = DiskFloor(settings.ingest_disk_path, settings.ingest_disk_floor)
     readiness = Readiness()
-    readiness.add("disk", disk.problem)
+    readiness.add("disk", disk.health)
 
     owner_id = uuid4()
     session_name = slots.session_name(owner_id)
-    upkeep = Upkeep(url, known, settings.request_key_hours, session_name)
-    workers = [upkeep.worker()]
+    maintenance = PostgresMaintenance(url, known, settings.request_key_hours, session_name)
+    workers = [maintenance.worker()]
     if settings.ingest_text_index:
         workers.append(SearchIndexer(url, known).worker())
     background = Workers(*workers)
-    readiness.add("postgres", upkeep.problem)
-    readiness.add("partitions", upkeep.degraded, degraded=True)
+    readiness.add("postgres", maintenance.health)
+    readiness.add("partitions", maintenance.degraded, degraded=True)
     message_cache = MessageCache(settings.publisher_cache)
 
     @asynccontextmanager
@@ -74,7 +74,7 @@ def create_app(settings: IngestSettings) -> FastAPI:
         rows = PostgresReader(url, 2, session_name)
         opener = _publisher_opener(settings, known, message_cache, rows)
         owner = SlotOwner(url, owner_id, partial(topics.ensure, settings, _topic_names(known)), opener)
-        readiness.add("slots", owner.problem)
+        readiness.add("slots", owner.health)
         readiness.add("publishing", owner.degraded, degraded=True)
         background.start()
         owner.start()
@@ -98,7 +98,7 @@ def create_app(settings: IngestSettings) -> FastAPI:
             InFlight(settings.ingest_max_in_flight, Trimmer(decoder.thread).request_ended),
             disk,
             settings.ingest_max_body,
-            upkeep.ledger,
+            maintenance.ledger,
         )
         yield
         await service.drain()

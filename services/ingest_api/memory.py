@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 TRIM_BYTES = 8 << 20
 """A request that took this much is large enough."""
 
-_TRIM_SECONDS = 5.0  # after such a request: by then its rows are gone, and others share the work
+_TRIM_SECONDS = 5.0  # after such a request: by then its rows are freed, and other requests share the work
 
 
 class Trimmer:

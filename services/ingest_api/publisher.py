@@ -200,7 +200,7 @@ class SlotPublisher:
             self._known(name)
             own = {batch.batch_id: batch for batch in doubt if batch.dataset == name}
             if found := self._found(connection, self._logs[name], own):
-                _log.info("found batches published and not marked", lease=self.lease, dataset=name, batches=len(found))
+                _log.info("batches found published and not marked", lease=self.lease, dataset=name, batches=len(found))
                 self._mark(connection, found)
 
     def _found(self, connection: Connection, log: TopicLog, doubt: Mapping[int, Batch]) -> list[Batch]:

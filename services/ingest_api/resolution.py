@@ -96,10 +96,12 @@ def _settle(
     unclear = sorted(doubt.keys() - whole)
     held = {sink.name: _held(sink, dataset, [doubt[b] for b in unclear]) for sink in sinks}
     only_stored = [b for b in unclear if b not in found and any(rows.get(b) for rows in held.values())]
-    gone = [Part(partition, first - 1) for partition, (first, _) in bounds.items() if starts.get(partition, 0) < first]
-    parts = {b: (*own, *(() if b in whole else gone)) for b, (own, _) in found.items()}
+    dropped = [
+        Part(partition, first - 1) for partition, (first, _) in bounds.items() if starts.get(partition, 0) < first
+    ]
+    parts = {b: (*own, *(() if b in whole else dropped)) for b, (own, _) in found.items()}
     if former is None:
-        parts |= dict.fromkeys(only_stored, tuple(gone))
+        parts |= dict.fromkeys(only_stored, tuple(dropped))
     else:
         lost = [replace(doubt[b], parts=()) for b in only_stored]
         ledger.mark_published(connection, lease, lost, {dataset.name: former})

@@ -64,7 +64,7 @@ class IngestService:
                         future.set_exception(error)
                 continue
             for (_, future), outcome in zip(waiting, outcomes, strict=True):
-                if not future.done():  # its client may have gone away
+                if not future.done():  # its client may have left
                     future.set_result(outcome)
 
     async def _next_group(self) -> tuple[Dataset, list[_Waiting]] | None:

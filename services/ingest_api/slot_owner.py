@@ -73,7 +73,7 @@ class SlotOwner:
             raise StoreDown("postgres", f"no slot is leased yet: {self._lease_failure()}")
         return self._own.slot
 
-    def problem(self) -> str | None:
+    def health(self) -> str | None:
         """Return why this process cannot accept rows; None if it can."""
         if reason := self._refusal():
             return reason
@@ -213,9 +213,10 @@ class SlotOwner:
         for lease in publishers.keys() - held:
             publishers.pop(lease).close()
         for lease in sorted(held, key=lambda lease: lease.slot):
-            publisher = publishers.get(lease) or publishers.setdefault(lease, self._open_publisher(lease))
+            if lease not in publishers:
+                publishers[lease] = self._open_publisher(lease)
             try:
-                published = publisher.step(connection)
+                published = publishers[lease].step(connection)
             except NeedsOperator as error:
                 self._give_up(connection, lease, error)
                 continue
@@ -234,7 +235,7 @@ class SlotOwner:
         return worked
 
     def _report_unpublished(self, connection: Connection) -> None:
-        """Also while Kafka is away, and of stuck slots; 0 for a slot that this process has held and lost."""
+        """Set the gauge of unpublished batches, also while Kafka is unreachable. A slot that was lost has 0."""
         held = {lease.slot for lease in self._held.copy()}
         for slot in held | self._reported:
             waiting = batches.count_unpublished(connection, slot) if slot in held else 0

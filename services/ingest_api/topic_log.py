@@ -60,19 +60,19 @@ class TopicLog:
         parts: dict[int, list[Part]] = {}
         rows: dict[int, int] = {}
         self._reader.assign(starts)
-        reached, moved_at = dict(starts), time.monotonic()
-        while any(reached[partition] < end for partition, end in ends.items()):
+        read_up_to, moved_at = dict(starts), time.monotonic()
+        while any(read_up_to[partition] < end for partition, end in ends.items()):
             if time.monotonic() - moved_at > _PATIENCE:
                 raise StoreDown(
-                    "kafka", f"reading {self.dataset.topic} to its end stands still since {_PATIENCE:.0f} s"
+                    "kafka", f"reading {self.dataset.topic} to its end made no progress for {_PATIENCE:.0f} s"
                 )
             for message in self._reader.poll(1.0):
                 batch_id, count = announced(message) or (-1, 0)
                 if batch_id in batches:
                     parts.setdefault(batch_id, []).append(Part(message.partition, message.offset))
                     rows[batch_id] = rows.get(batch_id, 0) + count
-            if (now := {**reached, **self._reader.reached()}) != reached:
-                reached, moved_at = now, time.monotonic()
+            if (now := {**read_up_to, **self._reader.read_up_to()}) != read_up_to:
+                read_up_to, moved_at = now, time.monotonic()
         self._reader.assign({})
         return {batch_id: (tuple(parts[batch_id]), rows[batch_id]) for batch_id in sorted(parts)}
 

@@ -21,7 +21,7 @@ from services.ingest_client.retrying import OnRetry, retried
 CONNECT_SECONDS = 5
 _SEND_BUFFER = 320 << 10  # bytes of the kernel's send buffer: what waits there looks like progress; fits 1,000 log rows
 _LOOKS = 4  # at the progress of a body that exceeds the send buffer, in the seconds after which it counts as stalled
-_WRITE_AT_ONCE_BYTES = 1 << 20  # larger bodies are written in pieces, so that other requests go on
+_WRITE_AT_ONCE_BYTES = 1 << 20  # larger bodies are written in chunks, so that other requests go on
 
 
 class IngestClient:

@@ -93,7 +93,7 @@ class EmbeddedReader(LakeReader):
                 return super()._page(snapshot, query, as_of, limit)
         sql = partial(self._sql, snapshot, query.dataset)
         found = self._newest_first(
-            snapshot, query, lambda asked: self._find(snapshot, sql().places(asked, as_of), limit)
+            snapshot, query, lambda wanted: self._find(snapshot, sql().places(wanted, as_of), limit)
         )
         if not found.rows:
             return found

@@ -42,20 +42,20 @@ class LineReader:
         except _Unsound as error:
             raise RowRejected(None, str(error)) from error
 
-    def refused(self, block: Block) -> dict[int, str]:
+    def rejected(self, block: Block) -> dict[int, str]:
         """The rows of `block` that are not sound, and why: by `core.lines`, then by halving the lines that remain."""
         lines = kafka_value.split(block.lines)
-        refused = self._check_lines(lines).problems
-        groups = [[at for at in range(len(lines)) if at not in refused]]
+        rejected = self._check_lines(lines).problems
+        groups = [[at for at in range(len(lines)) if at not in rejected]]
         while groups:
             group = groups.pop()
             problem = self._problem([lines[at] for at in group])
             if problem and len(group) == 1:
-                refused[group[0]] = problem
+                rejected[group[0]] = problem
             elif problem:
                 middle = len(group) // 2
                 groups += [group[middle:], group[:middle]]
-        return refused
+        return rejected
 
     def _problem(self, lines: Sequence[bytes]) -> str:
         try:
@@ -80,7 +80,8 @@ class LineReader:
         if not lines:
             return self._options.explicit_schema.empty_table()
         try:
-            lines.isascii() or lines.decode()  # pyarrow takes any bytes for a text
+            if not lines.isascii():
+                lines.decode()  # pyarrow takes any bytes for a text
             return read_json(BytesIO(lines), ReadOptions(block_size=_PARSED_AT_ONCE), self._options)
         except (pa.ArrowException, UnicodeDecodeError) as error:
             raise _Unsound(str(error)) from error

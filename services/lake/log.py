@@ -50,7 +50,7 @@ class TableLog:
         """
         if self._table.latest() is None:
             return
-        handle, position = self._table.standing()
+        handle, position = self._table.current_version()
         if position is None or last_position(handle, 1) == position:
             return
         commit = CommitProperties(custom_metadata={"userMetadata": position.encode()}, max_commit_retries=0)
@@ -61,7 +61,7 @@ class TableLog:
 
 
 def _delete_checksums(files: PyFileSystem) -> int:
-    """Delete the .crc files of commits that are gone, which delta-rs leaves. Return the number of files that are left.
+    """Delete the .crc files of expired commits, which delta-rs leaves. Return the number of files that are left.
 
     Older releases let Spark write a .crc file with each commit.
     """

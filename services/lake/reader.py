@@ -154,7 +154,7 @@ class LakeReader(ABC):
         return self._newest_first(
             snapshot,
             query,
-            lambda asked: self._find(snapshot, self._sql(snapshot, asked.dataset).page(asked, as_of), limit),
+            lambda wanted: self._find(snapshot, self._sql(snapshot, wanted.dataset).page(wanted, as_of), limit),
         )
 
     def _newest_first(self, snapshot: Snapshot, query: ListQuery, find: Callable[[ListQuery], Found]) -> Found:

@@ -52,11 +52,13 @@ def prepare(table: Table, schema: Schema, partition_by: list[str]) -> DeltaTable
 
     Raises StoreDown, and NeedsOperator when a column is of another type.
     """
-    handle = table.latest() or within_limit(
-        lambda: DeltaTable.create(
-            table.uri, schema, mode="ignore", partition_by=partition_by, configuration={**_CONFIGURATION}
+    handle = table.latest()
+    if handle is None:
+        handle = within_limit(
+            lambda: DeltaTable.create(
+                table.uri, schema, mode="ignore", partition_by=partition_by, configuration={**_CONFIGURATION}
+            )
         )
-    )
     found = {field.name: field for field in handle.schema().fields}
     missing = [field for field in schema.fields if field.name not in found]
     for field in schema.fields:

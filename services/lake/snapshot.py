@@ -1,6 +1,5 @@
 """One version of a table: an engine to ask it with, and what its log says of each file, by which files are left out."""
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -73,8 +72,15 @@ class Snapshot:
             overlap = np.maximum(np.minimum(beyond, end) - np.maximum(least, moment), 0)
             return int((counts * (overlap / (beyond - least))).sum())
 
-        found = bisect_right(range(start, max(start, end)), -rows, key=lambda moment: -later(moment))
-        return start + found - 1 if found else None
+        # A binary search for the first moment after which there are fewer than `rows` rows.
+        lowest, highest = start, max(start, end)
+        while lowest < highest:
+            middle = (lowest + highest) // 2
+            if later(middle) >= rows:
+                lowest = middle + 1
+            else:
+                highest = middle
+        return lowest - 1 if lowest > start else None
 
     def rows(self) -> int | None:
         """Of all files together; None when the log does not say."""

@@ -149,7 +149,12 @@ def _interrupt(session: SparkSession, tag: str, found: Future[list[Row]]) -> Non
 def _collect(session: SparkSession, statement: Statement, tag: str) -> list[Row]:
     session.addTag(tag)  # of this thread
     rows = map(tuple, _frame(session, statement).toLocalIterator())
-    return gathered(iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), []))
+    return gathered(_in_chunks(rows))
+
+
+def _in_chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while chunk := list(islice(rows, _ROWS_AT_ONCE)):
+        yield chunk
 
 
 def _frame(session: SparkSession, statement: Statement) -> DataFrame:

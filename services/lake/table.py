@@ -1,7 +1,7 @@
-"""A Delta table of the lake, whoever reads or writes it: its place, its latest version, how far it has come.
+"""A Delta table of the lake, for its readers and writers: its address, its latest version, its position.
 
-Whoever writes a table leaves in each commit how far in the topic it has come (`Position`): the table alone says what
-it holds, whatever became of the writer's checkpoint.
+A writer puts the position that the table has in the topic (`Position`) into each commit. So the table itself says what
+it holds, also if the writer's checkpoint is lost.
 """
 
 import re
@@ -29,11 +29,12 @@ CLAIMED = "spark"
 """The `query` of a position: that the embedded writer left; that Spark claimed before its first batch. No id of a
 streaming query looks like these."""
 
-_SECONDS = 30.0  # for one answer, or one piece of a longer one: the HDFS client may wait for a server for ever
+_SECONDS = 30.0  # for one call: the HDFS client may wait for a server for ever
 _HISTORY = (1, 16, 256, 4096)
 """Commits read, newest first, to find the last position, until one has it: bounded, however long the log is.
 
-Only commits of maintenance have no position: in one round one a day of the table, and then the position is repeated.
+Only commits of maintenance have no position: a run of its tasks makes at most one for each day, and then repeats the
+position.
 """
 
 _DECORATION = re.compile(r"\x1b\[\d*m|↳")  # delta-rs prints its errors for a terminal
@@ -42,13 +43,13 @@ Result = TypeVar("Result")
 
 
 class Position(msgspec.Struct, frozen=True):
-    """How far a table has come: every message of the topic below `offsets` (partition -> next) is in it or its rejects.
+    """The position of a table: every message of the topic below `offsets` (partition -> next) is in it or its rejects.
 
     Batch `batch` of the streaming query `query` wrote it and began at `start`; the embedded writer (EMBEDDED) gives
     no start, and `batch` changes when its writes are ended (`EmbeddedWriter.end_writes`). `query` is empty while no
-    writer owns the table, and CLAIMED while Spark owns it and has stored no batch. The next writer then makes sure of
-    the rejects of the batch that reached `unfinished`, and starts at `offsets`, or at offset 0 of partitions that
-    `offsets` lacks.
+    writer owns the table, and CLAIMED while Spark owns it and has stored no batch. The next writer then
+    completes the rejects of the batch whose position is `unfinished`, and starts at `offsets`, or at offset 0 of
+    partitions that `offsets` lacks.
 
     `generation` is random. It is made with the table's first position and again by each --rebuild, and every later
     position carries it: positions of two generations do not count the same rows. A table that the release before this
@@ -88,8 +89,8 @@ class Table:
         self._memory = memory
         self._lock = RLock()
         self._table: DeltaTable | None = None
-        self._position: tuple[int, Position | None] = (-1, None)  # and the version it was found at
-        self._snapshot: Snapshot | None = None  # the last one asked for
+        self._position: tuple[int, Position | None] = (-1, None)  # with the version that has it
+        self._snapshot: Snapshot | None = None  # the last one that was taken
 
     def snapshot(self) -> Snapshot | None:
         """As it is now, for a reader; None when there is no table."""
@@ -100,24 +101,24 @@ class Table:
         return within_limit(self._engine)
 
     def latest(self) -> DeltaTable | None:
-        """Its handle, for the writer."""
+        """Return the current version, for a writer; None when there is no table."""
         return within_limit(self._refresh)
 
     def position(self) -> Position | None:
-        """None when no commit says one."""
+        """Return the last position that a commit has; None if no commit has one."""
         return within_limit(self._find_position)
 
     def own_position(self) -> StorePosition:
         """The position with the identity of what it counts in: the table's id, and its generation where it has one."""
         return within_limit(self._own_position)
 
-    def standing(self) -> tuple[DeltaTable, Position | None]:
-        """Its handle and its position, both of one version, for who commits on that very version; it must be there."""
-        return within_limit(self._standing)
+    def current_version(self) -> tuple[DeltaTable, Position | None]:
+        """Return the current version and its position, for a commit on that version. The table must exist."""
+        return within_limit(self._current_version)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
-        """Behind a call that hangs, threads must not queue up for ever."""
+        """The lock has a timeout, so that one stuck caller cannot block the others."""
         if not self._lock.acquire(timeout=_SECONDS):
             raise TimeoutError
         try:
@@ -138,7 +139,7 @@ class Table:
             table = self._refresh()
             return QueryBuilder().register("t", table) if table else None
 
-    def _standing(self) -> tuple[DeltaTable, Position | None]:
+    def _current_version(self) -> tuple[DeltaTable, Position | None]:
         with self._held():
             position = self._find_position()
             if self._table is None:

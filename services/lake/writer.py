@@ -42,7 +42,7 @@ class EmbeddedWriter:
         self._tables[dataset] = (table, LineReader(dataset))
 
     def positions(self, dataset: Dataset, topic_id: str) -> Mapping[int, int]:
-        handle, found = self._tables[dataset][0].standing()
+        handle, found = self._tables[dataset][0].current_version()
         position = _owned(dataset, topic_id, handle, found)
         self._ended[dataset] = position.batch
         return position.offsets
@@ -58,8 +58,8 @@ class EmbeddedWriter:
                 raise Fenced(f"{table.uri}: an operator has ended the writes that were under way")
             new = [number for number, block in enumerate(blocks) if _is_next(block, position)]
             if new:
-                reached = position.offsets | {blocks[number].partition: blocks[number].last + 1 for number in new}
-                following = structs.replace(position, offsets=reached, query=EMBEDDED)
+                offsets = position.offsets | {blocks[number].partition: blocks[number].last + 1 for number in new}
+                following = structs.replace(position, offsets=offsets, query=EMBEDDED)
                 _commit(handle, pa.concat_tables([rows[number] for number in new]), schema.layout(dataset), following)
 
         _on_latest(table, append)
@@ -69,16 +69,16 @@ class EmbeddedWriter:
         try:
             self.write(blocks)
         except RowRejected:
-            refused = self.refusals(blocks)
-            self.write(without(blocks, refused))
-            return refused
+            rejected = self.rejections(blocks)
+            self.write(without(blocks, rejected))
+            return rejected
         return []
 
-    def refusals(self, blocks: Sequence[Block]) -> list[RowRejected]:
+    def rejections(self, blocks: Sequence[Block]) -> list[RowRejected]:
         return [
             RowRejected(row, reason, block=number)
             for number, block in enumerate(blocks)
-            for row, reason in sorted(self._tables[block.dataset][1].refused(block).items())
+            for row, reason in sorted(self._tables[block.dataset][1].rejected(block).items())
         ]
 
     def end_writes(self, dataset: Dataset) -> None:
@@ -107,7 +107,7 @@ class EmbeddedWriter:
 def _on_latest(table: Table, commit: Callable[[DeltaTable, Position | None], None]) -> None:
     """Call `commit` with the newest version of the table and its position, again if others commit in between."""
     for _ in range(_ATTEMPTS):
-        handle, position = table.standing()
+        handle, position = table.current_version()
         try:
             within_limit(partial(commit, handle, position))
             return
@@ -118,7 +118,7 @@ def _on_latest(table: Table, commit: Callable[[DeltaTable, Position | None], Non
 
 
 def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: Position | None) -> Position:
-    """Where the table stands, as this writer's own. Raises NeedsOperator when it is not for it to write."""
+    """Return the position of the table, as this writer's own. Raises NeedsOperator if it may not write the table."""
     release = f"`logpipe stream-to-lake --resume {dataset.name}`"
     rebuild = f"`logpipe stream-to-lake --rebuild {dataset.name} --yes`"
     if position is None:
@@ -142,14 +142,14 @@ def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: Positi
 
 
 def _is_next(block: Block, position: Position) -> bool:
-    """False when it is in the table already. Raises Fenced when it neither is nor follows what is."""
-    stands = position.offsets.get(block.partition, 0)
-    if block.last < stands:
+    """Return False if the block is in the table already. Raises Fenced if it does not follow the table's last block."""
+    next_offset = position.offsets.get(block.partition, 0)
+    if block.last < next_offset:
         return False
-    if block.first != stands:
+    if block.first != next_offset:
         raise Fenced(
             f"{block.dataset.name}: offsets {block.first} to {block.last} of partition {block.partition} do not follow"
-            f" the table, which stands at {stands}"
+            f" the table, which stands at {next_offset}"
         )
     return True
 

@@ -14,7 +14,7 @@ from services.ledger.slots import Lease
 from services.ledger.topics import Topic
 from services.postgres.clock import NOW_MICROSECONDS
 from services.postgres.connection import Connection, Cursor, translated
-from services.postgres.deletion import delete_in_pieces
+from services.postgres.deletion import delete_in_chunks
 
 _FORGOTTEN_AT_ONCE = 5_000  # keys deleted in one transaction
 _MOST_COUNTED = 10_000  # unpublished batches: counting costs no more, however long Kafka is unreachable
@@ -104,7 +104,7 @@ def forget_requests(connection: Connection, hours: float) -> int:
         DELETE FROM requests WHERE idempotency_key = ANY(ARRAY(
             SELECT idempotency_key FROM requests WHERE created_at < to_timestamp(%s::numeric / 1000000)
             ORDER BY created_at LIMIT %s FOR UPDATE SKIP LOCKED))"""
-    return delete_in_pieces(connection, statement, (before,), _FORGOTTEN_AT_ONCE)
+    return delete_in_chunks(connection, statement, (before,), _FORGOTTEN_AT_ONCE)
 
 
 def committed(connection: Connection, xid: str, batch: Batch) -> bool | None:
@@ -181,9 +181,9 @@ def mark_published(connection: Connection, lease: Lease, batches: Sequence[Batch
     """
     positions: dict[str, dict[int, int]] = {}
     for batch in batches:
-        reached = positions.setdefault(batch.dataset, {})
+        next_offsets = positions.setdefault(batch.dataset, {})
         for part in _parts(batch):
-            reached[part.partition] = max(reached.get(part.partition, 0), part.offset + 1)
+            next_offsets[part.partition] = max(next_offsets.get(part.partition, 0), part.offset + 1)
     with translated(), connection.transaction(), connection.cursor() as cursor:
         slots.hold(cursor, lease)
         cursor.execute(
@@ -196,8 +196,8 @@ def mark_published(connection: Connection, lease: Lease, batches: Sequence[Batch
                 [topics[batch.dataset].number for batch in batches],
             ),
         )
-        for dataset, reached in positions.items():
-            _advance(cursor, lease.slot, dataset, topics[dataset], reached)
+        for dataset, next_offsets in positions.items():
+            _advance(cursor, lease.slot, dataset, topics[dataset], next_offsets)
 
 
 def advance_slot(

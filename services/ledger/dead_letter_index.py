@@ -1,7 +1,8 @@
 """The index of the dead letters in PostgreSQL, so that no process has to read their topic from its beginning.
 
-A process that needs the dead letters first updates the index (`update`), which reads only new letters. Several
-processes may do so at once. Letters of batches below the floor leave the index (`forget`), and then the topic.
+A process that needs the dead letters first updates the index (`update`), which reads only new dead letters.
+Several processes may do so at once. Dead letters of batches below the floor are deleted from the index (`forget`), and
+then from the topic.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,8 @@ from typing import Any, NamedTuple
 from services.core.errors import StoreDown
 from services.core.ports import PartitionReader
 from services.postgres.connection import Connection, translated
-from services.postgres.deletion import delete_in_pieces
-from services.streams import dead_letters
-from services.streams.dead_letters import Letter
+from services.postgres.deletion import delete_in_chunks
+from services.streams.dead_letters import TOPIC, StoredDeadLetter, read
 
 _NO_BATCH, _NO_LINE = -1, -1
 _FORGOTTEN_AT_ONCE = 10_000  # a longer transaction would hold up the watermarks
@@ -30,7 +30,7 @@ _FORGET = """DELETE FROM dead_letters WHERE ctid = ANY(ARRAY(
                  LIMIT %s))"""
 
 
-class Rejected(NamedTuple):
+class DeadLettered(NamedTuple):
     """`rows` rows of a batch: the row with the id `row_id`, or rows whose ids could not be read."""
 
     batch_id: int
@@ -39,42 +39,44 @@ class Rejected(NamedTuple):
 
 
 class Needed(NamedTuple):
-    """The lowest offset of the topic `topic_id` whose letter is still in the index, or not indexed yet."""
+    """The lowest offset of the topic `topic_id` whose dead letter is still in the index, or not indexed yet."""
 
     topic_id: str
     offset: int
 
 
 def update(connection: Connection, topic: PartitionReader) -> None:
-    """Index every letter that was committed to `topic` before this call, and close `topic`. Raises StoreDown.
+    """Index every dead letter that was committed to `topic` before this call, and close `topic`. Raises StoreDown.
 
-    No transaction is open while the topic is read. A topic that was deleted and made anew is read from its start; the
-    letters of the old topic stay, because what they say is still true.
+    No transaction is open while the topic is read. A topic that was deleted and made anew is read from its start. The
+    dead letters of the old topic stay, because what they say is still true.
     """
     with closing(topic), translated():
         topic_id = topic.topic_id()
-        for letters, end in dead_letters.read(topic, _start(connection, topic_id)):
-            _add(connection, topic_id, letters, end)
+        for dead_letters, end in read(topic, _start(connection, topic_id)):
+            _add(connection, topic_id, dead_letters, end)
 
 
-def rejected(connection: Connection, store: str, dataset: str, batches: Sequence[int] | None = None) -> list[Rejected]:
-    """The rows of the dataset that the store refused, in all indexed batches or in `batches` only."""
+def dead_lettered(
+    connection: Connection, store: str, dataset: str, batches: Sequence[int] | None = None
+) -> list[DeadLettered]:
+    """Return the dead-lettered rows of the dataset in one store, of all indexed batches or of `batches` only."""
     query = "SELECT batch_id, row_id, rows FROM dead_letters WHERE store = %s AND dataset = %s AND batch_id >= 0"
     with translated():
         if batches is None:
             found = connection.execute(query, (store, dataset))
         else:
             found = connection.execute(f"{query} AND batch_id = ANY(%s)", (store, dataset, list(batches)))
-        return [Rejected(*row) for row in found]
+        return [DeadLettered(*row) for row in found]
 
 
 def forget(connection: Connection, dataset: str, floor: int) -> int:
-    """Delete the letters of batches below `floor`, and letters without a batch that are as old; return how many."""
-    return delete_in_pieces(connection, _FORGET, (dataset, floor, dataset), _FORGOTTEN_AT_ONCE)
+    """Delete the dead letters of batches below `floor`, and those as old without a batch; return how many."""
+    return delete_in_chunks(connection, _FORGET, (dataset, floor, dataset), _FORGOTTEN_AT_ONCE)
 
 
 def needed(connection: Connection) -> Needed | None:
-    """The letters of the topic that are still needed; None while no letter was indexed."""
+    """Return which dead letters of the topic are still needed; None while no dead letter was indexed."""
     query = "SELECT topic_id, coalesce((SELECT min(letter) FROM dead_letters), next_offset) FROM dead_letter_index"
     with translated():
         row = connection.execute(query).fetchone()
@@ -97,19 +99,19 @@ def _start(connection: Connection, topic_id: str) -> int:
     return int(row[0])
 
 
-def _add(connection: Connection, topic_id: str, letters: Sequence[Letter], end: int) -> None:
-    """Index the letters below `end`. Another process may have indexed the same letters, which changes nothing."""
+def _add(connection: Connection, topic_id: str, dead_letters: Sequence[StoredDeadLetter], end: int) -> None:
+    """Index the dead letters below `end`. It changes nothing if another process has indexed them."""
     with connection.transaction(), connection.cursor() as cursor:
-        cursor.executemany(_INSERT, list(_values(letters)))
+        cursor.executemany(_INSERT, list(_values(dead_letters)))
         cursor.execute(
             "UPDATE dead_letter_index SET next_offset = greatest(next_offset, %s) WHERE topic_id = %s", (end, topic_id)
         )
         if cursor.rowcount == 0:
-            raise StoreDown("kafka", f"topic {dead_letters.TOPIC} was deleted and made anew while it was read")
+            raise StoreDown("kafka", f"topic {TOPIC} was deleted and made anew while it was read")
 
 
-def _values(letters: Sequence[Letter]) -> Iterator[tuple[Any, ...]]:
-    for offset, record in letters:
+def _values(dead_letters: Sequence[StoredDeadLetter]) -> Iterator[tuple[Any, ...]]:
+    for offset, record in dead_letters:
         batch_id = _NO_BATCH if record.batch_id is None else record.batch_id
         line = _NO_LINE if record.line is None else record.line
         place = (record.topic, record.partition, record.offset, line)

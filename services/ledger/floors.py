@@ -7,7 +7,7 @@ So a reader that reads the floor before and after its batches never misses rows 
 from services.core.instants import DAY
 from services.ledger import reading, retention_clock
 from services.postgres.connection import Connection, translated
-from services.postgres.deletion import delete_in_pieces
+from services.postgres.deletion import delete_in_chunks
 
 _DELETED_AT_ONCE = 10_000  # batches
 
@@ -58,4 +58,4 @@ def delete_batches(connection: Connection, dataset: str) -> int:
             WHERE dataset = %s AND published_at IS NOT NULL
               AND batch_id < (SELECT batch_id FROM floors WHERE dataset = %s)
             ORDER BY batch_id LIMIT %s)"""
-    return delete_in_pieces(connection, statement, (dataset, dataset), _DELETED_AT_ONCE)
+    return delete_in_chunks(connection, statement, (dataset, dataset), _DELETED_AT_ONCE)

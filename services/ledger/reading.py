@@ -165,7 +165,7 @@ def sink_position(connection: Connection, store: str, dataset: str) -> StorePosi
     if len(tables) > 1 or len(topics) > 1:
         raise StoreDown(
             store,
-            f"the partitions of {dataset} stand in different topics or tables: stop stream-to-store, then run"
+            f"the partitions of {dataset} count in different topics or tables: stop stream-to-store, then run"
             f" `logpipe replay --store {store} --dataset {dataset}`",
         )
     offsets = {partition: next_offset for *_, partition, next_offset in rows}

@@ -81,15 +81,15 @@ class ReplayProgress:
         return Replay(*row)
 
     def intend(self, replay: Replay, range_last: int) -> Replay:
-        """Note the range that is about to be written. Raises Fenced when another process has gone on."""
+        """Note the range that is about to be written. Raises Fenced if another process runs it now."""
         return self._put(replay, replace(replay, range_last=range_last))
 
     def advance(self, replay: Replay, next_batch: int) -> Replay:
-        """Note that all batches below `next_batch` are written. Raises Fenced when another process has gone on."""
+        """Note that all batches below `next_batch` are written. Raises Fenced if another process runs it now."""
         return self._put(replay, replace(replay, next=next_batch, range_last=None))
 
     def finish(self, replay: Replay) -> None:
-        """End the replay, which then no longer caps the watermark. Raises Fenced when another process has gone on."""
+        """End the replay, which then no longer caps the watermark. Raises Fenced if another process runs it now."""
         with self._transaction() as connection:
             done = connection.execute(
                 "DELETE FROM replays WHERE store = %(store)s AND dataset = %(dataset)s AND id = %(id)s"
@@ -119,7 +119,9 @@ class ReplayProgress:
 
     def _refuse_another(self, replay: Replay, changed: int) -> None:
         if changed == 0:
-            raise Fenced(f"another replay of {'/'.join(self._key.values())} has gone on from batch {replay.next}")
+            raise Fenced(
+                f"another process runs the replay of {'/'.join(self._key.values())} now, from batch {replay.next}"
+            )
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:

@@ -44,7 +44,7 @@ class Leap(NamedTuple):
 def after_restore(connection: Connection) -> Leap:
     """Give the ledger a new identity, and let its batch ids go on above every id that was ever given out.
 
-    The positions of sinks are dropped, because the stores have gone on since: each store that is filled by
+    The positions of sinks are dropped, because the stores have loaded more since: each store that is filled by
     stream-to-store must be replayed. Raises StoreDown, and Conflict while an ingest process runs.
     """
     if alive := [slot.slot for slot in slots.every(connection) if slot.is_alive]:

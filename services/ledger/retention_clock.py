@@ -13,7 +13,7 @@ from services.postgres.clock import NOW_MICROSECONDS
 from services.postgres.connection import Connection, translated
 
 LONGEST_JUMP = 2 * 86_400 * 1_000_000
-"""Microseconds that the clock may seem to have gone ahead between two looks without being suspected."""
+"""Microseconds that the clock may seem to have jumped ahead between two looks without being suspected."""
 
 _NOW = SQL("SELECT {}").format(NOW_MICROSECONDS)
 _LAST_SEEN = """

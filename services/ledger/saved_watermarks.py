@@ -11,7 +11,7 @@ from services.postgres.connection import Connection, translated
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """All batches up to `batch_id` are loaded, if the store still stands at `position` or beyond.
+    """All batches up to `batch_id` are loaded, if the store's position is still `position` or beyond.
 
     `epoch` is raised when a watermark is lowered: a process that has read an older one may no longer save its own.
     """
@@ -44,7 +44,7 @@ def raise_to(connection: Connection, saved: Saved, store: str = "", dataset: str
 
 
 def replace(connection: Connection, store: str, dataset: str, position: StorePosition, batch_id: int) -> None:
-    """Put a watermark to `batch_id`, also below what it was, for a store that now stands at `position`."""
+    """Set a watermark to `batch_id`, also below its old value, for a store whose position is now `position`."""
     query = """INSERT INTO watermarks AS w (store, dataset, table_id, topic_id, offsets, batch_id, epoch)
                VALUES (%s, %s, %s, %s, %s, %s, 1) ON CONFLICT (store, dataset) DO UPDATE
                SET table_id = excluded.table_id, topic_id = excluded.topic_id, offsets = excluded.offsets,

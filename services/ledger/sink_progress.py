@@ -58,7 +58,7 @@ class SinkProgress:
         self._connection: Connection | None = None
 
     def load(self, partitions: Iterable[int]) -> list[SinkPosition]:
-        """Return the positions of `partitions`, and of the partitions that were begun together with them.
+        """Return the positions of `partitions`, and of the partitions that share a pending insert with them.
 
         A partition without a position starts at 0. Raises NeedsOperator if the topic or the table was made anew.
         """
@@ -76,7 +76,7 @@ class SinkProgress:
                 )
                 found = _positions(connection.execute(_SELECT, self._key))
         self._table_id = table_id
-        needed = {*wanted, *chain.from_iterable(found[partition].together for partition in wanted)}
+        needed = {*wanted, *chain.from_iterable(found[partition].group for partition in wanted)}
         return [found[partition] for partition in sorted(needed)]
 
     def check_topic(self, topic_id: str) -> None:
@@ -89,40 +89,40 @@ class SinkProgress:
         if self._reader.table_id(self._dataset) != self._table_id:
             raise made_anew("table", *self._key)
 
-    def begin(self, intents: Mapping[int, Range]) -> bool:
-        """Mark ranges that are about to be written together as pending, by partition. Repeating the call is harmless.
+    def begin(self, pending: Mapping[int, Range]) -> bool:
+        """Mark ranges that one insert is about to write as pending, by partition. Repeating the call is harmless.
 
         Returns whether they were pending already: then another process may have tried to write them. Raises Fenced
         unless each range begins at its partition's position; the caller then loads the positions again.
         """
-        return any(self._put(_BEGIN, intents))
+        return any(self._put(_BEGIN, pending))
 
-    def finish(self, intents: Mapping[int, Range]) -> None:
+    def finish(self, pending: Mapping[int, Range]) -> None:
         """Mark the ranges as stored. Raises Fenced if they are finished already or were not begun."""
-        self._put(_FINISH, intents)
+        self._put(_FINISH, pending)
 
     def close(self) -> None:
         if self._connection:
             self._connection.close()
             self._connection = None
 
-    def _put(self, change: LiteralString, intents: Mapping[int, Range]) -> list[bool]:
-        """Make the change in all partitions of `intents` or in none; return one value for each. Raises Fenced."""
+    def _put(self, change: LiteralString, pending: Mapping[int, Range]) -> list[bool]:
+        """Make the change in all partitions of `pending` or in none; return one value for each. Raises Fenced."""
         store, dataset = self._key
         values = {
             "store": store,
             "dataset": dataset,
             "topic_id": self._topic_id,
             "table_id": self._table_id,
-            "partitions": list(intents),
-            "firsts": [intent.first for intent in intents.values()],
-            "lasts": [intent.last for intent in intents.values()],
+            "partitions": list(pending),
+            "firsts": [offsets.first for offsets in pending.values()],
+            "lasts": [offsets.last for offsets in pending.values()],
         }
         with self._connected() as connection, connection.transaction():
             changed = connection.execute(change, values).fetchall()
-            if len(changed) != len(intents):
+            if len(changed) != len(pending):
                 raise Fenced(
-                    f"partitions {list(intents)} of {store}/{dataset} are no longer at the positions that were loaded"
+                    f"partitions {list(pending)} of {store}/{dataset} are no longer at the positions that were loaded"
                 )
         return [value for (value,) in changed]
 
@@ -180,9 +180,9 @@ def positions(postgres_url: str, store: str, dataset: str) -> dict[int, SinkPosi
 
 def _positions(rows: Iterable[tuple[int, int, int | None, int | None, list[int] | None]]) -> dict[int, SinkPosition]:
     found = {}
-    for partition, next_offset, first, last, together in rows:
+    for partition, next_offset, first, last, group in rows:
         if first is None or last is None:
             found[partition] = SinkPosition(partition, next_offset)
         else:
-            found[partition] = SinkPosition(partition, next_offset, Range(first, last), tuple(together or ()))
+            found[partition] = SinkPosition(partition, next_offset, Range(first, last), tuple(group or ()))
     return found

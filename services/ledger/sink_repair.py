@@ -63,11 +63,11 @@ def skip(
     table_id: str,
     bounds: Mapping[int, tuple[int, int]],
 ) -> None:
-    """Give up messages that the topic no longer has. `bounds`: partition -> first offset kept, end; no sink may run.
+    """Skip messages that the topic no longer has. `bounds`: partition -> first offset kept, end; no sink may run.
 
     A partition without a position begins at its end, and so does a partition that was cut before its position. A
     partition whose next messages were deleted goes on at the first offset kept, and after its pending range: that range
-    cannot be written again as it was, and neither can the ranges that were begun together with it.
+    cannot be written again as it was, and neither can the other pending ranges of its block group.
     """
     firsts, ends = zip(*bounds.values(), strict=True)
     connection.execute(

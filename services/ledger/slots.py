@@ -56,7 +56,8 @@ def acquire(connection: Connection, owner: UUID) -> Lease:
     A slot with unpublished batches is left to `adopt_orphan`, so that new batches never wait behind a stuck slot.
     """
     free = SQL("{} AND NOT {}").format(_LAPSED, _UNFINISHED)
-    return _take(connection, owner, free) or _create(connection, owner)
+    lease = _take(connection, owner, free)
+    return _create(connection, owner) if lease is None else lease
 
 
 def adopt_orphan(connection: Connection, owner: UUID) -> Lease | None:

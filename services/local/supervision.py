@@ -112,7 +112,7 @@ class Supervisor:
             self._call("stopProcess", name)
 
     def shutdown(self) -> None:
-        """End supervisord; returns when supervisord and all programs that it started are gone."""
+        """End supervisord; returns when supervisord and all programs that it started have ended."""
         if (pid := self.pid) is not None:
             self._call("shutdown")
             with suppress(psutil.NoSuchProcess):
@@ -198,7 +198,7 @@ class Supervisor:
 
 
 def _ends(pid: int) -> bool:
-    """Whether the process is gone within some seconds."""
+    """Return whether the process ends within some seconds."""
     try:
         psutil.Process(pid).wait(timeout=5)
     except psutil.NoSuchProcess:

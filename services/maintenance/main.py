@@ -12,11 +12,11 @@ from services import datasets
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
 from services.ledger import retention_clock, schema
-from services.maintenance.rounds import Rounds
+from services.maintenance.schedule import MaintenanceSchedule
 from services.maintenance.settings import MaintainSettings
-from services.maintenance.steps import Steps
+from services.maintenance.tasks import MaintenanceTasks
 from services.postgres.connection import connect
-from services.rollups.keeper import RollupKeeper
+from services.rollups.maintenance import RollupMaintenance
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
@@ -28,11 +28,13 @@ STOP_SECONDS = 5
 @click.command()
 @click.option("--dataset", "names", multiple=True, help="A dataset to maintain; may be repeated. Default: all.")
 @click.option(
-    "--once", is_flag=True, help="One round without the rollups, then end; else a round every LOGPIPE_MAINTAIN_SECONDS."
+    "--once",
+    is_flag=True,
+    help="Run the tasks once, without the rollups, and end. Else they run every LOGPIPE_MAINTAIN_SECONDS.",
 )
 @click.option("--trust-clock", is_flag=True, help="With --once: PostgreSQL's clock is right although it has jumped.")
 def main(names: tuple[str, ...], once: bool, trust_clock: bool) -> None:
-    """Keep rollups, merge the lake's small files, drop days beyond LOGPIPE_RETENTION_DAYS."""
+    """Update the rollups, merge the lake's small files, drop days beyond LOGPIPE_RETENTION_DAYS."""
     settings = MaintainSettings()
     if trust_clock and not once:
         raise click.UsageError("--trust-clock goes with --once")
@@ -53,20 +55,20 @@ def run_once(settings: MaintainSettings, chosen: tuple[Dataset, ...], trust_cloc
             schema.require(connection)
             retention_clock.now_microseconds(connection, trust_clock=True)
     for dataset in chosen:
-        for what in Steps(settings, dataset).all():
+        for what in MaintenanceTasks(settings, dataset).run():
             click.echo(what)
         click.echo(f"{dataset.name}: done")
 
 
 def create_app(settings: MaintainSettings, chosen: tuple[Dataset, ...]) -> FastAPI:
-    rounds, readiness = Rounds(settings, chosen), Readiness()
-    rollups = RollupKeeper(settings.postgres_url.get_secret_value(), chosen)
+    schedule, readiness = MaintenanceSchedule(settings, chosen), Readiness()
+    rollups = RollupMaintenance(settings.postgres_url.get_secret_value(), chosen)
     for dataset in chosen:
-        readiness.add(dataset.name, partial(rounds.problem, dataset.name))
+        readiness.add(dataset.name, partial(schedule.health, dataset.name))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        workers = Workers(rounds.worker(), rollups.worker())
+        workers = Workers(schedule.worker(), rollups.worker())
         workers.start()
         yield
         await asyncio.to_thread(workers.stop, STOP_SECONDS)

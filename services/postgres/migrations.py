@@ -129,11 +129,11 @@ class _Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no t
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._given = connection
+        self._borrowed = connection
         super().__init__(parse_uri("postgresql+psycopg://"), _TABLE)
 
     def connect(self, dburi: Any) -> Connection:
-        return self._given
+        return self._borrowed
 
     @contextmanager
     def lock(self, timeout: float = 0) -> Iterator[None]:

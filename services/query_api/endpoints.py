@@ -84,9 +84,9 @@ def _add_compare(routes: APIRouter, path: str, dataset: Dataset) -> None:
         parameters: Annotated[model, Query()],  # type: ignore[valid-type]
         service: Service,
     ) -> Response:
-        given: CompareParameters = parameters
-        query, as_of = given.compared(dataset)
-        comparing = service.compare(query, as_of, all_engines=given.engines == "all")
+        parsed: CompareParameters = parameters
+        query, as_of = parsed.compared(dataset)
+        comparing = service.compare(query, as_of, all_engines=parsed.engines == "all")
         return comparison_reply(await while_connected(request, comparing), query)
 
 
@@ -100,10 +100,10 @@ def _add_queries(routes: APIRouter, dataset: Dataset) -> None:
         parameters: Annotated[list_model, Query()],  # type: ignore[valid-type]
         service: Service,
     ) -> Response:
-        given: OneStoreList = parameters
-        query, as_of = given.listed(dataset)
+        parsed: OneStoreList = parameters
+        query, as_of = parsed.listed(dataset)
         present = partial(rows_reply, query=query)
-        asking = service.ask(store, query, present, as_of, given.engine, use_cache=given.use_cache)
+        asking = service.ask(store, query, present, as_of, parsed.engine, use_cache=parsed.use_cache)
         return await while_connected(request, asking)
 
     @routes.get(
@@ -117,8 +117,8 @@ def _add_queries(routes: APIRouter, dataset: Dataset) -> None:
         parameters: Annotated[aggregate_model, Query()],  # type: ignore[valid-type]
         service: Service,
     ) -> Response:
-        given: OneStoreAggregate = parameters
-        query, as_of = given.aggregated(dataset)
+        parsed: OneStoreAggregate = parameters
+        query, as_of = parsed.aggregated(dataset)
         present = partial(aggregate_reply, query=query)
-        asking = service.ask(store, query, present, as_of, given.engine, use_cache=given.use_cache)
+        asking = service.ask(store, query, present, as_of, parsed.engine, use_cache=parsed.use_cache)
         return await while_connected(request, asking)

@@ -83,12 +83,12 @@ class Parameters(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _known(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _known(cls, sent: Mapping[str, Any]) -> Mapping[str, Any]:
         allowed = [field.alias or name for name, field in cls.model_fields.items()]
-        if unknown := sorted(set(given).difference(allowed, cls.model_fields)):
+        if unknown := sorted(set(sent).difference(allowed, cls.model_fields)):
             told = {"unknown": ", ".join(unknown), "allowed": ", ".join(allowed)}
             raise PydanticCustomError("unknown_parameter", "unknown: {unknown}; there are: {allowed}", told)
-        return given
+        return sent
 
     @property
     def scan(self) -> bool:
@@ -138,8 +138,8 @@ class ListParameters(_Filtered):
             "offset": (query.offset, 0),
             "as_of": (self.as_of, cursor.as_of),
         }
-        for name, (given, wanted) in pinned.items():
-            if name in self.model_fields_set and given != wanted:
+        for name, (sent, wanted) in pinned.items():
+            if name in self.model_fields_set and sent != wanted:
                 raise Invalid(f"{name}: the cursor has its own; leave one of them out")
         place = (cursor.value, cursor.row_id)
         following = replace(query, order_by=cursor.order_by, descending=cursor.descending, after=place)

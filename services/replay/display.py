@@ -12,12 +12,14 @@ from services.core.dataset import Dataset
 
 @dataclass(slots=True)
 class Outcome:
-    """Rows written, found there already (or put aside before), left to the stream, and refused by the store."""
+    """Rows by outcome. `found`: they were in the store, or dead-lettered, before this replay. `streamed`: the stream
+    loads them. `dead_lettered`: this replay sent a dead letter for them.
+    """
 
     written: int = 0
     found: int = 0
     streamed: int = 0
-    refused: int = 0
+    dead_lettered: int = 0
 
 
 class Display(Protocol):
@@ -66,6 +68,6 @@ def summary(dataset: Dataset, store: str, outcome: Outcome, seconds: float) -> s
         f"{outcome.found:,} were there",
         f"{outcome.streamed:,} left to stream-to-store",
     ]
-    if outcome.refused:
-        parts.append(f"{outcome.refused:,} refused: see topic dead-letter")
+    if outcome.dead_lettered:
+        parts.append(f"{outcome.dead_lettered:,} dead-lettered: see topic dead-letter")
     return f"{dataset.name} into {store}: {', '.join(parts)}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from services.core.errors import LogpipeError, NeedsOperator
+from services.core.errors import NeedsOperator
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
 from services.core.read_back import ReadBack
@@ -11,10 +11,6 @@ from services.core.rows import RowCodec
 
 Gaps = Mapping[int, Set[int]]
 """Incomplete batch -> ids of its rows that must not be written: they are in the store, or were dead-lettered."""
-
-
-class TooLarge(LogpipeError):
-    """The rows of these batches are too many bytes to be held at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +21,8 @@ class Missing:
     lines: Sequence[bytes]
 
 
-def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], aside: Gaps) -> Gaps:
-    """The gaps of `batches` in the store that `reader` reads. `aside`: batch -> ids of its dead-lettered rows.
+def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], dead_lettered: Gaps) -> Gaps:
+    """The gaps of `batches` in the store that `reader` reads. `dead_lettered`: batch -> ids of its dead-lettered rows.
 
     Blocks. Raises what the reader raises.
     """
@@ -36,7 +32,7 @@ def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], aside: 
     gaps: dict[int, Set[int]] = {}
     for batch in batches:
         found = distinct.get(batch.batch_id, 0)
-        settled = aside.get(batch.batch_id, frozenset())
+        settled = dead_lettered.get(batch.batch_id, frozenset())
         if found < batch.rows:
             there = reader.rows_of(codec.dataset, [batch]) if found else ()
             settled = settled | {row[0] for row in there}  # the store may hold a dead-lettered row all the same
@@ -47,11 +43,10 @@ def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], aside: 
 
 def read(
     source: StoreReader, codec: RowCodec, batches: Sequence[Batch], gaps: Gaps, max_bytes: int | None = None
-) -> Missing:
-    """Read the rows that close the gaps of `batches` from `source`. Blocks.
+) -> Missing | None:
+    """Read the rows that close the gaps of `batches` from `source`; None if their lines take more than `max_bytes`.
 
-    Raises TooLarge when the lines take more than `max_bytes`, StoreDown, and NeedsOperator when `source` does not have
-    all rows as they were accepted.
+    Blocks. Raises StoreDown, and NeedsOperator when `source` does not have all rows as they were accepted.
     """
     ids: list[int] = []
     lines: list[bytes] = []
@@ -65,7 +60,7 @@ def read(
                 lines.append(line)
                 size += len(line)
         if max_bytes is not None and size > max_bytes:
-            raise TooLarge(f"more than {max_bytes} bytes")
+            return None
     for batch in batches:
         if batch.batch_id not in gaps:
             continue

@@ -33,15 +33,12 @@ _PAGE_BATCHES = 2_000
 _POLL_SECONDS, _RETRY_SECONDS = 0.2, 2.0
 
 
-class _Again(Exception):
-    """The step has to be repeated with what it found out."""
-
-
 class Refill:
     """The replay of one dataset.
 
-    `starts`: partition -> the offset from which on the stream loads, in the topic `topics.current`. `aside`: see
-    `gaps.Gaps`. `watermark` computes the store's watermark of now, and keeps it in the ledger.
+    `starts`: partition -> the offset from which on the stream loads, in the topic `topics.current`. `dead_lettered`:
+    batch -> ids of the rows that were dead-lettered before. `watermark` computes the store's present watermark, and
+    saves it in the ledger.
     """
 
     def __init__(
@@ -56,7 +53,7 @@ class Refill:
         dead_letters: DeadLetters,
         topics: TopicNumbers,
         starts: Mapping[int, int],
-        aside: gaps.Gaps,
+        dead_lettered: gaps.Gaps,
         watermark: Callable[[], int],
         display: Display,
         pause: Callable[[float], None] = time.sleep,
@@ -73,7 +70,9 @@ class Refill:
         self._topics = topics
         self._starts = starts
         self._watermark = watermark
-        self._aside: defaultdict[int, set[int]] = defaultdict(set, {batch: set(ids) for batch, ids in aside.items()})
+        self._dead_lettered: defaultdict[int, set[int]] = defaultdict(
+            set, {batch: set(ids) for batch, ids in dead_lettered.items()}
+        )
         self._display = display
         self._pause = pause
         self._most = _PAGE_BATCHES  # that are written at once
@@ -88,8 +87,6 @@ class Refill:
                     self._step()
                 else:
                     confirmed = self._confirm()
-            except _Again:
-                continue
             except Backpressure as error:
                 self._wait(str(error), error.retry_after)
             except StoreDown as error:
@@ -117,7 +114,7 @@ class Refill:
                 stop = batch.batch_id - 1
                 break
         own = [batch for batch in own if batch.batch_id <= stop]
-        found = gaps.find(self._reader, self._codec, own, self._aside)
+        found = gaps.find(self._reader, self._codec, own, self._dead_lettered)
         rest = [batch for batch in page if batch.batch_id <= stop]
         end = stop if pending or len(page) < _PAGE_BATCHES else rest[-1].batch_id
         self._bring_all(rest, {batch.batch_id for batch in own}, found, end, floor)
@@ -131,11 +128,15 @@ class Refill:
             following = missing[len(block)].batch_id if len(block) < len(missing) else end + 1
             if pending and following <= end:  # the store has lost rows since the range was begun
                 written = self._bring(block, found, end, floor)
+                if written is None:
+                    return
                 self._outcome.written += written
                 self._outcome.found -= written  # the step that ends the range counts these as found
                 return
             done = [batch for batch in rest if batch.batch_id < following]
             written = self._bring(block, found, following - 1, floor) if block else 0
+            if written is None:
+                return
             self._replay = self._progress.advance(self._replay, following)
             total = sum(batch.rows for batch in done)
             own_rows = sum(batch.rows for batch in done if batch.batch_id in own)
@@ -165,20 +166,20 @@ class Refill:
     def _lost(self, connection: Connection, after: int, last: int, limit: int) -> list[int]:
         return reading.lost_batches(connection, self._name, after, last, self._topics, limit)
 
-    def _bring(self, batches: Sequence[Batch], found: gaps.Gaps, end: int, floor: int) -> int:
-        """Write what is missing; how many rows."""
+    def _bring(self, batches: Sequence[Batch], found: gaps.Gaps, end: int, floor: int) -> int | None:
+        """Write the missing rows of `batches`, and return how many; None if the step has to be repeated."""
         known = self._replay.range_last is not None
         limit = None if known or len(batches) == 1 else _BLOCK_BYTES
         try:
             missing = gaps.read(self._source, self._codec, batches, found, limit)
-        except gaps.TooLarge as error:
-            self._most = len(batches) // 2
-            raise _Again from error
-        except NeedsOperator as error:
+        except NeedsOperator:
             with self._ledger.connection() as connection:
                 if reading.floor(connection, self._name) > floor:  # retention has just dropped them
-                    raise _Again from error
+                    return None
             raise
+        if missing is None:
+            self._most = len(batches) // 2
+            return None
         if not known:
             self._replay = self._progress.intend(self._replay, end)
         day = batches[0].created_at // DAY
@@ -191,26 +192,26 @@ class Refill:
         return f"replay:{self._replay.id}", 0, self._replay.next, end
 
     def _write(self, block: Block, missing: gaps.Missing, known: bool) -> int:
-        """Return the number of rows that the store refuses. `known`: the range was begun before."""
-        refusals: Sequence[RowRejected]
+        """Return the number of rows that the store rejects. `known`: the range was begun before."""
+        rejections: Sequence[RowRejected]
         try:
             if known:
-                refusals = self._writer.complete([block])
+                rejections = self._writer.complete([block])
             else:
                 self._writer.write([block])
                 return 0
         except RowRejected:
-            refusals = self._writer.complete([block])
-        places = [refusal.row or 0 for refusal in refusals]
+            rejections = self._writer.complete([block])
+        places = [rejection.row or 0 for rejection in rejections]
         self._dead_letters.send(
             [
-                _letter(missing.ids[place], refusal.reason, missing.lines[place])
-                for place, refusal in zip(places, refusals, strict=True)
+                _dead_letter(missing.ids[place], rejection.reason, missing.lines[place])
+                for place, rejection in zip(places, rejections, strict=True)
             ]
         )
         for place in places:
-            self._aside[batch_of(missing.ids[place])].add(missing.ids[place])
-        self._outcome.refused += len(places)
+            self._dead_lettered[batch_of(missing.ids[place])].add(missing.ids[place])
+        self._outcome.dead_lettered += len(places)
         return len(places)
 
     def _is_streamed(self, batch: Batch) -> bool:
@@ -243,6 +244,6 @@ def cut(batches: Sequence[Batch]) -> Sequence[Batch]:
     return batches
 
 
-def _letter(row_id: int, reason: str, line: bytes) -> DeadLetter:
+def _dead_letter(row_id: int, reason: str, line: bytes) -> DeadLetter:
     batch_id = batch_of(row_id)
     return DeadLetter(NO_PLACE, NO_PLACE, row_id - first_id(batch_id), batch_id, row_id, 1, reason, line)

@@ -73,7 +73,7 @@ class Replays:
             self._opened.enter_context(closing(DeadLetters(self._open_producer, store, dataset))),
             numbers,
             starts,
-            self._put_aside(dataset),
+            self._dead_lettered_rows(dataset),
             lambda: Watermarks(self._ledger).of(self._reader, dataset),
             display,
         )
@@ -98,14 +98,14 @@ class Replays:
             )
         return progress.begin(topic_id, self._reader.table_id(dataset), bounds if moves else {}, first)
 
-    def _put_aside(self, dataset: Dataset) -> Gaps:
+    def _dead_lettered_rows(self, dataset: Dataset) -> Gaps:
         topics.ensure(self._settings, [dead_letters.TOPIC])
         found: defaultdict[int, set[int]] = defaultdict(set)
         with self._ledger.connection() as connection:
             dead_letter_index.update(connection, kafka.KafkaPartitionReader(self._kafka_url, dead_letters.TOPIC))
-            for letter in dead_letter_index.rejected(connection, self._reader.name, dataset.name):
-                if letter.row_id is not None:
-                    found[letter.batch_id].add(letter.row_id)
+            for row in dead_letter_index.dead_lettered(connection, self._reader.name, dataset.name):
+                if row.row_id is not None:
+                    found[row.batch_id].add(row.row_id)
         return found
 
     def _open_producer(self) -> TransactionalProducer:

@@ -69,7 +69,9 @@ class ReportTable:
     def replace(self, day: date, rows: Sequence[Report]) -> None:
         """Make `rows` all there is of `day`."""
         data = pa.Table.from_pylist([{"day": day, **row} for row in rows], self._schema)
-        table = self._table.latest() or within_limit(self._create)
+        table = self._table.latest()
+        if table is None:
+            table = within_limit(self._create)
         only = f"day = {_literal(day)}"
         within_limit(lambda: write_deltalake(table, data, mode="overwrite", predicate=only, partition_by=["day"]))
 

@@ -8,7 +8,7 @@ from services.core.errors import NeedsOperator, Unauthorized
 from services.runtime.settings import ListenSettings
 
 Access = Literal["open", "read", "control"]
-"""open: health and metrics; read: questions; control: everything that changes or costs something."""
+"""open: health and metrics; read: queries; control: everything that changes or costs something."""
 
 
 class Guard:

@@ -20,7 +20,7 @@ class Readiness:
         """A failing check means that the process cannot serve; with `degraded`, that it serves less than it should."""
         (self._degraded if degraded else self._checks)[name] = check
 
-    def problems(self) -> dict[str, str]:
+    def failing(self) -> dict[str, str]:
         """Name of each failing check that keeps the process from serving -> what is wrong. Empty: ready."""
         return _failing(self._checks)
 

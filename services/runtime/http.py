@@ -146,9 +146,9 @@ def _operations(readiness: Readiness) -> APIRouter:
 
     @router.get("/readyz")
     async def ready() -> Response:
-        problems = await run_in_threadpool(readiness.problems)
-        if problems:
-            return problem(503, "not ready: " + "; ".join(f"{k}: {v}" for k, v in problems.items()), checks=problems)
+        failing = await run_in_threadpool(readiness.failing)
+        if failing:
+            return problem(503, "not ready: " + "; ".join(f"{k}: {v}" for k, v in failing.items()), checks=failing)
         if degraded := await run_in_threadpool(readiness.degraded):
             return JSONResponse({"status": "DEGRADED", "degraded": degraded})
         return JSONResponse({"status": "READY"})
@@ -163,7 +163,7 @@ def _operations(readiness: Readiness) -> APIRouter:
 
 
 class _HeadAsGet:
-    """ASGI middleware: HEAD is answered as GET is, without the body. A body in many pieces ends at its first piece."""
+    """ASGI middleware: HEAD is answered as GET is, without the body. A body in many chunks ends at its first chunk."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

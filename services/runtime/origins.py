@@ -40,7 +40,8 @@ class OriginGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
-        await (refusal or self._app)(scope, receive, send)
+        app = self._app if refusal is None else refusal
+        await app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Response | None:
         if scope["method"] == "GET" and scope["path"] in self._open_paths:

@@ -35,7 +35,7 @@ class Backoff:
 
 
 Turn = Callable[[], float | None]
-"""One piece of a worker's work. It may block; it should return within the deadline at which the process stops.
+"""One turn of a worker's work. It may block. It should return within the deadline at which the process stops.
 
 It returns the seconds until the next turn, or None when there is nothing left to do: then the thread ends. It raises
 LogpipeError when the work failed and is to be tried again.

@@ -60,11 +60,12 @@ class Chunk:
 
 
 @dataclass(slots=True)
-class _Piece:
-    """The lines of a chunk to be, up to `end`. `full`: its size when it was large enough; it then ends with its record.
+class _Section:
+    """The lines that become one chunk, up to `end`.
 
-    `starts`: where each line begins, in bytes of the file. `split`: streams whose last line does not end its record.
-    `closed`: it ends here, whatever comes.
+    `full`: the size at which the section was large enough, 0 before; it then ends with its record. `starts`: where each
+    line begins, in bytes of the file. `split`: streams whose last line does not end its record. `closed`: the section
+    ends here, whatever line follows.
     """
 
     start: Mark
@@ -81,7 +82,10 @@ class _Piece:
         self.starts.append(start)
         self.size += len(line)
         if part:
-            (self.split.discard if part.is_last else self.split.add)(part.stream)
+            if part.is_last:
+                self.split.discard(part.stream)
+            else:
+                self.split.add(part.stream)
 
     def may_end(self, end: Mark) -> None:
         self.end = end
@@ -163,55 +167,55 @@ class Chunker:
         self._limit = rows
 
     def chunks(self, cuts: Sequence[Mark] = ()) -> Iterator[Chunk]:
-        """From where the source stands. `cuts`: where an earlier run ended its chunks, whatever came after that.
+        """Yield the chunks from the present place of the source on. `cuts`: where an earlier run ended its chunks.
 
         Raises Malformed when the source does, after the lines before that place.
         """
-        return map(self._chunk, self._pieces(cuts))
+        return map(self._chunk, self._sections(cuts))
 
-    def _pieces(self, cuts: Sequence[Mark]) -> Iterator[_Piece]:
-        piece = _Piece(self._source.mark(), self._source.mark())
+    def _sections(self, cuts: Sequence[Mark]) -> Iterator[_Section]:
+        section = _Section(self._source.mark(), self._source.mark())
         ends = {cut.lines for cut in cuts}
         silent, broken = False, None
         try:
             for line in self._source.lines([cut.bytes for cut in cuts]):
-                if piece.full and (silent if line is None else not self._goes_on(piece, line)):
-                    yield piece
-                    piece = _Piece(piece.end, piece.end)
+                if section.full and (silent if line is None else not self._goes_on(section, line)):
+                    yield section
+                    section = _Section(section.end, section.end)
                 silent = line is None  # a pipe: the rest of a record may be on its way, but not for long
                 if line is not None:
-                    piece.add(line, self._source.line_start, self._part(piece, line))
-                piece.closed = piece.start.lines + len(piece.lines) in ends
-                if piece.lines and (silent or piece.closed or self._enough(piece)):
-                    piece.may_end(self._source.mark())
+                    section.add(line, self._source.line_start, self._part(section, line))
+                section.closed = section.start.lines + len(section.lines) in ends
+                if section.lines and (silent or section.closed or self._enough(section)):
+                    section.may_end(self._source.mark())
         except Malformed as error:
             broken = error
-        if piece.lines:
-            piece.may_end(self._source.mark())
-            yield piece
+        if section.lines:
+            section.may_end(self._source.mark())
+            yield section
         if broken:
             raise broken
 
-    def _enough(self, piece: _Piece) -> bool:
-        return piece.full > 0 or len(piece.lines) >= self._limit or piece.size >= CHUNK_BYTES
+    def _enough(self, section: _Section) -> bool:
+        return section.full > 0 or len(section.lines) >= self._limit or section.size >= CHUNK_BYTES
 
-    def _goes_on(self, piece: _Piece, line: bytes) -> bool:
-        """Whether the line belongs to what lies in a full piece, as far as a record may reach."""
-        if piece.closed or piece.size - piece.full >= RECORD_BYTES:
+    def _goes_on(self, section: _Section, line: bytes) -> bool:
+        """Whether the line belongs to what lies in a full section, as far as a record may reach."""
+        if section.closed or section.size - section.full >= RECORD_BYTES:
             return False
-        if piece.split:
+        if section.split:
             return True
         text, _ = decode(line)
-        return not text or self._parser_at(piece.start.bytes).continues(text)
+        return not text or self._parser_at(section.start.bytes).continues(text)
 
-    def _part(self, piece: _Piece, line: bytes) -> Part | None:
-        parser = self._parser_at(piece.start.bytes)
+    def _part(self, section: _Section, line: bytes) -> Part | None:
+        parser = self._parser_at(section.start.bytes)
         return parser.part(decode(line, keep_blanks=True)[0]) if parser.splits else None
 
-    def _chunk(self, piece: _Piece) -> Chunk:
-        chunk = Chunk(piece.start.lines + 1, piece.end, self._source.offset())
+    def _chunk(self, section: _Section) -> Chunk:
+        chunk = Chunk(section.start.lines + 1, section.end, self._source.offset())
         records = _Records(chunk)
-        for number, (raw, start) in enumerate(zip(piece.lines, piece.starts, strict=True), chunk.first):
+        for number, (raw, start) in enumerate(zip(section.lines, section.starts, strict=True), chunk.first):
             parser = self._parser_at(start)
             text, is_utf8 = decode(raw, keep_blanks=parser.splits)
             chunk.not_utf8 += not is_utf8

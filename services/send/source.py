@@ -115,7 +115,7 @@ class Source:
                 block = readline(min(MAX_LINE, ahead[0] - self._bytes) if ahead else MAX_LINE)
                 update(block)
                 self._bytes += len(block)
-                piece = block if kept else block.lstrip(b"\x00")
+                text = block if kept else block.lstrip(b"\x00")
                 if pipe and time.monotonic() - paused > _PAUSE_SECONDS:
                     yield None
                     paused = time.monotonic()
@@ -123,18 +123,18 @@ class Source:
                 if ahead and self._bytes == ahead[0]:
                     ahead.popleft()
                 elif not whole and (len(block) == MAX_LINE or (pipe and not pipe.ended)):
-                    kept = (kept + piece)[:MAX_LINE]
+                    kept = (kept + text)[:MAX_LINE]
                     continue
                 torn, self._torn = self._torn, not whole
-                if torn and piece in (b"\n", b"\r\n"):
+                if torn and text in (b"\n", b"\r\n"):
                     continue  # it ends the line before, which went out without it
                 if kept:
-                    piece, kept = (kept + piece)[:MAX_LINE], b""
-                if not block and not piece:
+                    text, kept = (kept + text)[:MAX_LINE], b""
+                if not block and not text:
                     return
                 self._lines += 1
                 self.line_start = start
-                yield piece
+                yield text
 
     def first(self, count: int) -> list[bytes]:
         """The first lines that are not blank, read apart; of a pipe those that its first bytes hold."""

@@ -8,6 +8,7 @@ of the file's own time by a copy or a restore.
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta, tzinfo
+from operator import attrgetter
 
 import msgspec
 
@@ -87,7 +88,7 @@ def of_pipe(make: MakeParser, now: Callable[[], datetime]) -> ParserAt:
 
 
 def _index(stretches: Sequence[Stretch], offset: int) -> int:
-    return bisect_right(stretches, offset, key=lambda stretch: stretch.start) - 1
+    return bisect_right(stretches, offset, key=attrgetter("start")) - 1
 
 
 def _first_time(parser: Parser, lines: Iterable[str]) -> datetime | None:

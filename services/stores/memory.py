@@ -17,7 +17,7 @@ from services.core.ids import batch_of, end_id, first_id
 from services.core.ledger import Batch
 from services.core.line_fields import line_fields
 from services.core.lines import line_check
-from services.core.ports import DEFAULT_QUERY_SECONDS, Block, joint_token
+from services.core.ports import DEFAULT_QUERY_SECONDS, Block, group_token
 from services.core.queries import AggregateQuery, Filters, ListQuery, Query, QueryResult, StatsQuery
 from services.core.rows import Row
 from services.core.stopping import Stop
@@ -51,7 +51,7 @@ class MemoryStore:
         if problems := line_check(dataset).check(lines).problems:
             raise RowRejected(None, next(iter(problems.values())))
         rows = [_row(dataset, msgspec.json.decode(line)) for line in lines]
-        self._written[dataset.name].setdefault(joint_token(blocks), rows)
+        self._written[dataset.name].setdefault(group_token(blocks), rows)
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
         return complete(self.name, blocks, lambda _: {row[0] for row in self._all(blocks[0].dataset)}, self.write)

@@ -1,11 +1,11 @@
-"""The messages of a consumer's partitions that are read and not yet written, and what of them is next. No I/O."""
+"""The partition buffers of a consumer, and the block group that is written next. No I/O."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.core.ledger import SinkPosition
 from services.core.ports import Message
-from services.stream_to_store.lane import Lane
+from services.stream_to_store.partition_buffer import PartitionBuffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,49 +22,49 @@ class Backlog:
 
     def __init__(self, positions: Iterable[SinkPosition], limits: Limits) -> None:
         found = sorted(positions, key=lambda position: position.partition)
-        begun = [position for position in found if position.intent]
+        begun = [position for position in found if position.pending]
         self._recovers = bool(begun)
-        self._lanes = {position.partition: Lane(position) for position in begun or found}
+        self._buffers = {position.partition: PartitionBuffer(position) for position in begun or found}
         self._limits = limits
 
     def add(self, message: Message, now: float) -> None:
-        self._lanes[message.partition].add(message, now)
+        self._buffers[message.partition].add(message, now)
 
-    def reach(self, reached: Mapping[int, int], now: float) -> None:
-        for partition, offset in reached.items():
-            self._lanes[partition].reach(offset, now)
+    def advance(self, read_up_to: Mapping[int, int], now: float) -> None:
+        for partition, offset in read_up_to.items():
+            self._buffers[partition].advance(offset, now)
 
-    def reached(self) -> dict[int, int]:
+    def read_up_to(self) -> dict[int, int]:
         """Return partition -> the offset to read on from."""
-        return {partition: lane.reached for partition, lane in self._lanes.items()}
+        return {partition: buffer.read_up_to for partition, buffer in self._buffers.items()}
 
     def stored(self) -> dict[int, int]:
         """Return partition -> the offset up to which the store has committed."""
-        return {partition: lane.next_offset for partition, lane in self._lanes.items()}
+        return {partition: buffer.next_offset for partition, buffer in self._buffers.items()}
 
     def recovered(self) -> bool:
         """Return whether there were pending ranges, and all of them are written: then load the positions again."""
-        return self._recovers and not any(lane.together for lane in self._lanes.values())
+        return self._recovers and not any(buffer.group for buffer in self._buffers.values())
 
-    def due(self, now: float) -> Sequence[Lane]:
+    def due(self, now: float) -> Sequence[PartitionBuffer]:
         """Return what one insert has to write now, in the order of partitions; empty while no write is due."""
-        pending = self.pending()
+        group = self.next_group()
         due = (
-            any(lane.together or now - lane.since >= self._limits.seconds for lane in pending)
-            or sum(lane.rows for lane in pending) >= self._limits.rows
-            or sum(lane.bytes for lane in pending) >= self._limits.bytes
+            any(buffer.group or now - buffer.since >= self._limits.seconds for buffer in group)
+            or sum(buffer.rows for buffer in group) >= self._limits.rows
+            or sum(buffer.bytes for buffer in group) >= self._limits.bytes
         )
-        return pending if due else ()
+        return group if due else ()
 
-    def pending(self) -> Sequence[Lane]:
-        """Return what the next insert will write, due or not: a pending group, or what was accepted on one day."""
-        begun = [lane for lane in self._lanes.values() if lane.together]
-        for lane in begun:
-            together = [self._lanes[partition] for partition in lane.together]
-            if all(other.complete() for other in together):
-                return together
+    def next_group(self) -> Sequence[PartitionBuffer]:
+        """Return what the next insert will write, due or not: a pending group, or the messages of one day."""
+        begun = [buffer for buffer in self._buffers.values() if buffer.group]
+        for buffer in begun:
+            group = [self._buffers[partition] for partition in buffer.group]
+            if all(other.complete() for other in group):
+                return group
         if begun:
             return ()
-        pending = [lane for lane in self._lanes.values() if lane.complete()]
-        day = next((lane.day for lane in pending if lane.day is not None), None)
-        return [lane for lane in pending if lane.day in (day, None)]
+        complete = [buffer for buffer in self._buffers.values() if buffer.complete()]
+        day = next((buffer.day for buffer in complete if buffer.day is not None), None)
+        return [buffer for buffer in complete if buffer.day in (day, None)]

@@ -23,9 +23,9 @@ from services.core.kafka_value import is_newer
 from services.core.ledger import Range, SinkPosition
 from services.core.ports import Message, StoreWriter
 from services.runtime import logs, metrics
-from services.stream_to_store import refused
+from services.stream_to_store import block_writing
 from services.stream_to_store.backlog import Backlog, Limits
-from services.stream_to_store.lane import Lane
+from services.stream_to_store.partition_buffer import PartitionBuffer
 from services.streams.dead_letters import DeadLetters
 from services.streams.loop import AfterFailure, TopicView
 
@@ -38,14 +38,14 @@ class Progress(Protocol):
     def load(self, partitions: Sequence[int]) -> Iterable[SinkPosition]: ...
     def check_topic(self, topic_id: str) -> None: ...
     def check_table(self) -> None: ...
-    def begin(self, intents: Mapping[int, Range]) -> bool: ...
-    def finish(self, intents: Mapping[int, Range]) -> None: ...
+    def begin(self, pending: Mapping[int, Range]) -> bool: ...
+    def finish(self, pending: Mapping[int, Range]) -> None: ...
     def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What one consumer fills: a table of `writer`, the store with this name. Refused rows go to `dead_letters`."""
+    """What one consumer fills: a table of `writer`, the store with this name. Rejected rows go to `dead_letters`."""
 
     store: str
     dataset: Dataset
@@ -111,7 +111,7 @@ class Consumer:
         positions = list(self._bound.progress.load(assigned))
         self._refuse_lost_messages(positions)
         self._backlog = Backlog(positions, self._limits)
-        return self._backlog.reached()
+        return self._backlog.read_up_to()
 
     def take(self, messages: Sequence[Message], read_up_to: Mapping[int, int]) -> None:
         """Raises NeedsOperator for rows that this process would store without some of their columns."""
@@ -123,7 +123,7 @@ class Consumer:
                     " version: it is older than the ingest API, update it; nothing was left out"
                 )
             self._backlog.add(message, now)
-        self._backlog.reach(read_up_to, now)
+        self._backlog.advance(read_up_to, now)
 
     def flush(self) -> bool:
         """Write all blocks that are due. After the last pending range, the positions have to be loaded again.
@@ -146,8 +146,8 @@ class Consumer:
     def close(self) -> None:
         """Write what is held; after a failure the next owner of the partitions reads the messages again."""
         try:
-            while self._bound and (rest := self._backlog.pending()):
-                self._store(self._bound, rest)
+            while self._bound and (group := self._backlog.next_group()):
+                self._store(self._bound, group)
         except LogpipeError as error:
             self._log.warning("last write failed, the next owner reads again", reason=str(error))
         finally:
@@ -163,36 +163,36 @@ class Consumer:
         bounds = self._topic.bounds()
         for position in positions:
             first, end = bounds.get(position.partition, (0, 0))
-            stands = f"{self._labels[0]} has loaded partition {position.partition} up to {position.next_offset}"
+            loaded = f"{self._labels[0]} has loaded partition {position.partition} up to {position.next_offset}"
             if position.next_offset > end:
                 raise NeedsOperator(
-                    f"{self.dataset.topic} was cut: {stands}, and the topic ends at {end}: stop this process, and see"
+                    f"{self.dataset.topic} was cut: {loaded}, and the topic ends at {end}: stop this process, and see"
                     " 'A topic that was cut' in docs/operations.md"
                 )
             if position.next_offset < first:
                 raise NeedsOperator(
-                    f"{stands}, and {self.dataset.topic} begins at {first}: messages were deleted before they were"
+                    f"{loaded}, and {self.dataset.topic} begins at {first}: messages were deleted before they were"
                     " read: raise the topic's retention, stop this process, and see 'Replay' in docs/operations.md"
                 )
 
-    def _store(self, bound: _Bound, lanes: Sequence[Lane]) -> None:
-        is_first = not any(lane.together for lane in lanes)
-        together = [lane.partition for lane in lanes]
-        pieces = [lane.take(together) for lane in lanes]
-        intents = {piece.partition: piece.range for piece in pieces}
+    def _store(self, bound: _Bound, buffers: Sequence[PartitionBuffer]) -> None:
+        is_first = not any(buffer.group for buffer in buffers)
+        group = [buffer.partition for buffer in buffers]
+        ranges = [buffer.take(group) for buffer in buffers]
+        pending = {taken.partition: taken.offsets for taken in ranges}
         # The id of a deleted topic never returns: if it is the same now, all these messages were read from that topic.
         bound.progress.check_topic(self._topic.topic_id())
         if not is_first:
             bound.progress.check_table()
-        if bound.progress.begin(intents):  # a former owner of the partitions had got as far as this process
+        if bound.progress.begin(pending):  # a former owner of the partitions may have tried to write these ranges
             is_first = False
-        blocks = [(piece, piece.block(self.dataset, bound.topic_id)) for piece in pieces]
+        blocks = [(taken, taken.block(self.dataset, bound.topic_id)) for taken in ranges]
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
-            rows = refused.write(self._target.writer, blocks, self._target.dead_letters, is_first)
-        bound.progress.finish(intents)
-        for lane in lanes:
-            lane.finish()
+            rows = block_writing.write(self._target.writer, blocks, self._target.dead_letters, is_first)
+        bound.progress.finish(pending)
+        for buffer in buffers:
+            buffer.finish()
         metrics.counter(metric_names.SINK_ROWS, *self._labels).inc(rows)
         freshness = metrics.histogram(metric_names.FRESHNESS_SECONDS, *self._labels)
-        for _, created_at in {(e.batch_id, e.created_at) for piece in pieces for e in piece.good}:
+        for _, created_at in {(e.batch_id, e.created_at) for taken in ranges for e in taken.good}:
             freshness.observe(max(0.0, time.time() - created_at / 1e6))

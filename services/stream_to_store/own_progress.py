@@ -26,10 +26,10 @@ class OwnProgress:
     def check_table(self) -> None:
         """The position is in the table itself."""
 
-    def begin(self, intents: Mapping[int, Range]) -> bool:
+    def begin(self, pending: Mapping[int, Range]) -> bool:
         return False
 
-    def finish(self, intents: Mapping[int, Range]) -> None:
+    def finish(self, pending: Mapping[int, Range]) -> None:
         pass
 
     def close(self) -> None:

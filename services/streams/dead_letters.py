@@ -1,14 +1,14 @@
-"""The topic of dead letters: rows that a store will never take, with the reason (`core.dead_letter` is their form).
+"""The topic of dead letters: rows that a store will never take, with the reason (`core.dead_letter` encodes them).
 
-A row's letter is in the topic before the row counts as loaded.
+A row's dead letter is in the topic before the row counts as loaded.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from services.core import dead_letter, metric_names
+from services.core import metric_names
 from services.core.dataset import Dataset
-from services.core.dead_letter import DeadLetter, Record
+from services.core.dead_letter import DeadLetter, Record, decode, encode
 from services.core.errors import Malformed, StoreDown
 from services.core.ports import Message, Outgoing, PartitionReader, TransactionalProducer
 from services.runtime import logs, metrics
@@ -29,19 +29,19 @@ class DeadLetters:
         self._dataset = dataset
         self._producer: TransactionalProducer | None = None
 
-    def send(self, letters: Sequence[DeadLetter]) -> None:
-        """Blocks until the letters are in Kafka. Raises StoreDown: send all of them again."""
-        if not letters:
+    def send(self, dead_letters: Sequence[DeadLetter]) -> None:
+        """Blocks until the dead letters are in Kafka. Raises StoreDown: send all of them again."""
+        if not dead_letters:
             return
         try:
             if self._producer is None:
                 self._producer = self._open_producer()
-            encoded = [dead_letter.encode(self._store, self._dataset, letter) for letter in letters]
+            encoded = [encode(self._store, self._dataset, dead_letter) for dead_letter in dead_letters]
             self._producer.publish([Outgoing(TOPIC, PARTITION, key, value) for key, value in encoded])
         except BaseException:
             self.close()
             raise
-        rows = sum(letter.rows for letter in letters)
+        rows = sum(dead_letter.rows for dead_letter in dead_letters)
         metrics.counter(metric_names.DEAD_LETTERS, self._store, self._dataset.name).inc(rows)
 
     def close(self) -> None:
@@ -50,36 +50,36 @@ class DeadLetters:
             self._producer = None
 
 
-class Letter(NamedTuple):
-    """A letter that was read, and its offset in the topic."""
+class StoredDeadLetter(NamedTuple):
+    """A dead letter that was read, and its offset in the topic."""
 
     offset: int
     record: Record
 
 
-def read(topic: PartitionReader, start: int) -> Iterator[tuple[list[Letter], int]]:
-    """The letters from offset `start` to the present end of the topic, each time with the offset that was read up to.
+def read(topic: PartitionReader, start: int) -> Iterator[tuple[list[StoredDeadLetter], int]]:
+    """Yield the dead letters from offset `start` to the present end of the topic, each time with the offset read up to.
 
     Blocks. Raises StoreDown.
     """
     first, end = topic.bounds()[PARTITION]
-    reached = max(start, first)
-    if reached >= end:
+    read_up_to = max(start, first)
+    if read_up_to >= end:
         return
-    topic.assign({PARTITION: reached})
+    topic.assign({PARTITION: read_up_to})
     idle = 0
-    while reached < end:
+    while read_up_to < end:
         messages = topic.poll(1.0)
         idle = 0 if messages else idle + 1
         if idle == _IDLE_POLLS:
             raise StoreDown("kafka", f"topic {TOPIC} could not be read to its end: try again in a minute")
-        reached = topic.reached()[PARTITION]
-        yield list(_decoded(messages)), reached
+        read_up_to = topic.read_up_to()[PARTITION]
+        yield list(_decoded(messages)), read_up_to
 
 
-def _decoded(messages: Sequence[Message]) -> Iterator[Letter]:
+def _decoded(messages: Sequence[Message]) -> Iterator[StoredDeadLetter]:
     for message in messages:
         try:
-            yield Letter(message.offset, dead_letter.decode(message.value))
+            yield StoredDeadLetter(message.offset, decode(message.value))
         except Malformed as error:
             _log.warning("message is no dead letter, skipped", topic=TOPIC, offset=message.offset, reason=str(error))

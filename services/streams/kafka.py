@@ -55,7 +55,7 @@ def _is_of_new_topic(error: Exception) -> bool:
 
 
 class KafkaProducer:
-    """TransactionalProducer. Opening it fences whoever had `transactional_id` before; raises StoreDown."""
+    """TransactionalProducer. Opening it fences the former producer with this `transactional_id`. Raises StoreDown."""
 
     def __init__(self, url: str, transactional_id: str) -> None:
         self._usable = True
@@ -139,7 +139,7 @@ class KafkaPartitionReader:
     def __init__(self, url: str, topic: str, **settings: Any) -> None:
         self._topic = topic
         self._admin = AdminClient(config(url))
-        self._reached: dict[int, int] = {}
+        self._read_up_to: dict[int, int] = {}
         self._error: LogpipeError | None = None
         with translated():
             self._consumer = Consumer(
@@ -165,7 +165,7 @@ class KafkaPartitionReader:
         return {partition: (first[partition], end[partition]) for partition in first}
 
     def assign(self, positions: Mapping[int, int]) -> None:
-        self._reached = dict(positions)
+        self._read_up_to = dict(positions)
         with translated():
             self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
 
@@ -184,31 +184,31 @@ class KafkaPartitionReader:
             if error_code is None:
                 messages.append(self._message(message))
             elif error_code.code() == KafkaError._PARTITION_EOF:
-                self._reach(message)
+                self._advance(message)
             elif error_code.code() == KafkaError._MAX_POLL_EXCEEDED:
-                _log.warning("the group went on without this member", topic=self._topic)
+                _log.warning("member excluded from its group", topic=self._topic)
             else:
                 self._error = translate(error_code)
         if self._error and not messages:
             return self.poll(0)
         return messages
 
-    def reached(self) -> Mapping[int, int]:
-        return dict(self._reached)
+    def read_up_to(self) -> Mapping[int, int]:
+        return dict(self._read_up_to)
 
     def close(self) -> None:
         self._consumer.close()
 
-    def _reach(self, end: KafkaMessage) -> None:
+    def _advance(self, end: KafkaMessage) -> None:
         partition, offset = end.partition(), end.offset()
-        if partition in self._reached and offset is not None:
-            self._reached[partition] = max(self._reached[partition], offset)
+        if partition in self._read_up_to and offset is not None:
+            self._read_up_to[partition] = max(self._read_up_to[partition], offset)
 
     def _message(self, message: KafkaMessage) -> Message:
         partition, offset = message.partition(), message.offset()
         assert partition is not None
         assert offset is not None
-        self._reached[partition] = offset + 1
+        self._read_up_to[partition] = offset + 1
         sent: Any = message.headers() or ()
         headers = {name: value for name, value in sent if value is not None}
         return Message(self._topic, partition, offset, message.key() or b"", message.value() or b"", headers)
@@ -224,17 +224,17 @@ class KafkaPartitionReader:
         on=_is_of_new_topic, attempts=None, timeout=REQUEST_TIMEOUT, wait_initial=0.1, wait_max=0.5, wait_jitter=0.0
     )
     def _offsets(self, partitions: Sequence[TopicPartition], which: OffsetSpec) -> dict[int, int]:
-        asked = self._admin.list_offsets(
+        futures = self._admin.list_offsets(
             dict.fromkeys(partitions, which),
             isolation_level=IsolationLevel.READ_UNCOMMITTED,
             request_timeout=REQUEST_TIMEOUT,
         )
         with translated():
-            return {partition.partition: future.result().offset for partition, future in asked.items()}
+            return {partition.partition: future.result().offset for partition, future in futures.items()}
 
 
 class KafkaGroupReader(KafkaPartitionReader):
-    """GroupReader: every rebalance takes all partitions away and gives new ones (the positions are not Kafka's)."""
+    """GroupReader: every rebalance revokes all partitions and assigns new ones (the positions are not Kafka's)."""
 
     def __init__(self, url: str, topic: str, group: str) -> None:
         # A member that died is noticed after the session's timeout; a live one may spend minutes on a slow write.
@@ -247,20 +247,20 @@ class KafkaGroupReader(KafkaPartitionReader):
             max_poll_interval_ms=300_000,
             partition_assignment_strategy="range",
         )
-        self._given: Sequence[int] | None = None
+        self._assigned: Sequence[int] | None = None
         with translated():
             self._consumer.subscribe([topic], self._on_assign, self._on_revoke, self._on_revoke)
 
     def rebalanced(self) -> Sequence[int] | None:
-        given, self._given = self._given, None
-        return given
+        assigned, self._assigned = self._assigned, None
+        return assigned
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._given = sorted(p.partition for p in partitions)
-        self._reached = {}
+        self._assigned = sorted(p.partition for p in partitions)
+        self._read_up_to = {}
         consumer.assign([])  # nothing is read until our owner says from where
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._given = ()
-        self._reached = {}
+        self._assigned = ()
+        self._read_up_to = {}
         consumer.unassign()

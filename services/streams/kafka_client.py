@@ -27,7 +27,7 @@ _log = logs.get("kafka")
 
 
 class _LimitedLogger:
-    """librdkafka's messages, one in `interval` seconds: it writes some twenty a second while a broker is away."""
+    """librdkafka's messages, one in `interval` seconds: it writes twenty a second while a broker is unreachable."""
 
     def __init__(self, interval: float = 10.0) -> None:
         self._interval = interval
@@ -103,8 +103,8 @@ def delete_before(url: str, topic: str, topic_id: str, partition: int, offset: i
         if described is None or str(described.topic_id) != topic_id:
             return False
         earliest = {TopicPartition(topic, partition): OffsetSpec.earliest()}  # type: ignore[no-untyped-call]
-        asked = admin.list_offsets(earliest, request_timeout=REQUEST_TIMEOUT)
-        if all(found.result().offset >= offset for found in asked.values()):
+        futures = admin.list_offsets(earliest, request_timeout=REQUEST_TIMEOUT)
+        if all(future.result().offset >= offset for future in futures.values()):
             return False
         records = [TopicPartition(topic, partition, offset)]
         for deleted in admin.delete_records(records, request_timeout=REQUEST_TIMEOUT).values():

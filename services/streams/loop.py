@@ -190,7 +190,7 @@ class GroupLoop(Generic[HandlerT]):
             self._assigned = assigned
             self._reload()
         elif self._state is State.READING:
-            self._read_up_to = self._reader.reached()
+            self._read_up_to = self._reader.read_up_to()
             self.handler.take(messages, self._read_up_to)
 
     def _advance(self) -> None:

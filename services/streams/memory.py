@@ -97,7 +97,7 @@ class MemoryBroker:
     def _share_out(self, topic: str, members: "list[MemoryGroupReader]") -> None:
         partitions = range(len(self.topic(topic).logs))
         for index, member in enumerate(members):
-            member.give(partitions[index :: len(members)])
+            member.on_assign(partitions[index :: len(members)])
 
 
 class MemoryProducer:
@@ -122,7 +122,7 @@ class MemoryPartitionReader:
     def __init__(self, broker: MemoryBroker, topic: str) -> None:
         self.topic_name = topic
         self._broker = broker
-        self._reached: dict[int, int] = {}
+        self._read_up_to: dict[int, int] = {}
 
     def topic_id(self) -> str:
         return self._broker.topic(self.topic_name).id
@@ -132,42 +132,42 @@ class MemoryPartitionReader:
         return {p: (topic.first.get(p, 0), len(log)) for p, log in enumerate(topic.logs)}
 
     def assign(self, positions: Mapping[int, int]) -> None:
-        self._reached = dict(positions)
+        self._read_up_to = dict(positions)
 
     def poll(self, timeout: float) -> list[Message]:
         topic = self._broker.topic(self.topic_name)
         found: list[Message] = []
-        for partition, position in self._reached.items():
+        for partition, position in self._read_up_to.items():
             log = topic.logs[partition]
             if not topic.first.get(partition, 0) <= position <= len(log):
                 raise NeedsOperator(f"kafka: offset {position} of partition {partition} is no longer kept")
             new = log[position : position + self._broker.max_poll - len(found)]
             found += [message for message in new if message is not None]
-            self._reached[partition] = position + len(new)
+            self._read_up_to[partition] = position + len(new)
         if not found:
             time.sleep(min(timeout, 0.001))
         return found
 
-    def reached(self) -> Mapping[int, int]:
-        return dict(self._reached)
+    def read_up_to(self) -> Mapping[int, int]:
+        return dict(self._read_up_to)
 
     def close(self) -> None:
-        self._reached = {}
+        self._read_up_to = {}
 
 
 class MemoryGroupReader(MemoryPartitionReader):
     def __init__(self, broker: MemoryBroker, topic: str, group: str) -> None:
         super().__init__(broker, topic)
         self.group = group
-        self._given: Sequence[int] | None = None
+        self._assigned: Sequence[int] | None = None
 
-    def give(self, partitions: Sequence[int]) -> None:
-        self._given = tuple(partitions)
-        self._reached = {}
+    def on_assign(self, partitions: Sequence[int]) -> None:
+        self._assigned = tuple(partitions)
+        self._read_up_to = {}
 
     def rebalanced(self) -> Sequence[int] | None:
-        given, self._given = self._given, None
-        return given
+        assigned, self._assigned = self._assigned, None
+        return assigned
 
     def close(self) -> None:
         super().close()

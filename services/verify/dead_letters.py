@@ -16,7 +16,7 @@ Reject = tuple[int, int | None, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
+class DeadLetteredRows:
     """The dead-lettered rows of one batch: those with these ids, and a number of rows whose ids could not be read."""
 
     ids: frozenset[int] = frozenset()
@@ -26,9 +26,9 @@ class Aside:
     def rows(self) -> int:
         return len(self.ids) + self.unnamed
 
-    def __or__(self, other: "Aside") -> "Aside":
+    def __or__(self, other: "DeadLetteredRows") -> "DeadLetteredRows":
         """The rows that were dead-lettered in either of two places, or in both."""
-        return Aside(self.ids | other.ids, max(self.unnamed, other.unnamed))
+        return DeadLetteredRows(self.ids | other.ids, max(self.unnamed, other.unnamed))
 
 
 @runtime_checkable
@@ -39,15 +39,17 @@ class KeepsRejects(Protocol):
         """Each rejected row once. Blocks. Raises StoreDown."""
 
 
-class DeadLetters:
-    """Dead-lettered rows by store and dataset. The first call that needs the index of the letters updates it, once."""
+class DeadLetterLookup:
+    """Looks up the dead-lettered rows of a store and dataset. The first call that needs the index updates it, once."""
 
     def __init__(self, ledger: Pool, open_topic: OpenStream) -> None:
         self._ledger = ledger
         self._open_topic = open_topic
         self._is_current = False
 
-    def of(self, reader: StoreReader, dataset: Dataset, batches: Sequence[int] | None = None) -> Mapping[int, Aside]:
+    def of(
+        self, reader: StoreReader, dataset: Dataset, batches: Sequence[int] | None = None
+    ) -> Mapping[int, DeadLetteredRows]:
         """Batch -> its dead-lettered rows, of all batches or of these only. Blocks. Raises StoreDown."""
         if reader.progress == "ledger":
             return {}
@@ -55,17 +57,19 @@ class DeadLetters:
             if not self._is_current:
                 dead_letter_index.update(connection, self._open_topic())
                 self._is_current = True
-            letters = by_batch(dead_letter_index.rejected(connection, reader.name, dataset.name, batches))
+            indexed = by_batch(dead_letter_index.dead_lettered(connection, reader.name, dataset.name, batches))
         if not isinstance(reader, KeepsRejects):
-            return letters
-        # Spark keeps rejects, and the embedded writer sends letters. A row of a table that was rebuilt may have both.
+            return indexed
+        # Spark keeps rejects, and the embedded writer sends dead letters. A rebuilt table may have both for one row.
         rejects = by_batch(reader.rejected(dataset))
-        wanted = letters.keys() | rejects.keys() if batches is None else set(batches)
-        both = {batch: letters.get(batch, Aside()) | rejects.get(batch, Aside()) for batch in wanted}
-        return {batch: aside for batch, aside in both.items() if aside.rows}
+        wanted = indexed.keys() | rejects.keys() if batches is None else set(batches)
+        both = {
+            batch: indexed.get(batch, DeadLetteredRows()) | rejects.get(batch, DeadLetteredRows()) for batch in wanted
+        }
+        return {batch: dead_lettered for batch, dead_lettered in both.items() if dead_lettered.rows}
 
 
-def by_batch(rejects: Iterable[Reject]) -> Mapping[int, Aside]:
+def by_batch(rejects: Iterable[Reject]) -> Mapping[int, DeadLetteredRows]:
     """Batch -> its dead-lettered rows. `rejects` are of one store and dataset."""
     ids: defaultdict[int, set[int]] = defaultdict(set)
     unnamed: Counter[int] = Counter()
@@ -74,4 +78,4 @@ def by_batch(rejects: Iterable[Reject]) -> Mapping[int, Aside]:
             unnamed[batch_id] += rows
         else:
             ids[batch_id].add(row_id)
-    return {batch: Aside(frozenset(ids[batch]), unnamed[batch]) for batch in ids.keys() | unnamed.keys()}
+    return {batch: DeadLetteredRows(frozenset(ids[batch]), unnamed[batch]) for batch in ids.keys() | unnamed.keys()}

@@ -17,7 +17,7 @@ from services.runtime.settings import KafkaSettings, PostgresSettings
 from services.streams.dead_letters import TOPIC
 from services.streams.kafka import KafkaPartitionReader
 from services.verify import report
-from services.verify.dead_letters import DeadLetters
+from services.verify.dead_letters import DeadLetterLookup
 from services.verify.service import Request, Verification
 
 _CHECKSUMS = 100  # batches whose checksums are compared by default
@@ -83,8 +83,8 @@ def main(
                 sample,
                 days,
             )
-            letters = DeadLetters(ledger, lambda: KafkaPartitionReader(settings.kafka_url, TOPIC))
-            found = Verification(ledger, letters, progress).run(readers, request)
+            lookup = DeadLetterLookup(ledger, lambda: KafkaPartitionReader(settings.kafka_url, TOPIC))
+            found = Verification(ledger, lookup, progress).run(readers, request)
     except LogpipeError as error:
         console.print(f"[bold red]could not check[/bold red]: {escape(str(error))}", highlight=False)
         sys.exit(2)

@@ -10,7 +10,7 @@ from services.core.ledger import Batch
 from services.core.ports import StoreReader
 from services.core.read_back import ReadBack
 from services.core.rows import Row, RowCodec
-from services.verify.dead_letters import Aside
+from services.verify.dead_letters import DeadLetteredRows
 
 _CHUNK_ROWS = 2_000_000  # counted by a store in one go
 _EXAMPLES = 5
@@ -64,19 +64,19 @@ def reconcile(
     reader: StoreReader,
     dataset: Dataset,
     accepted: Iterable[Batch],
-    aside: Mapping[int, Aside],
+    dead_lettered: Mapping[int, DeadLetteredRows],
     scope: Scope,
     advance: Advance,
 ) -> Result:
     """Compare `accepted`, the ledger's batches of the dataset within the scope, in order, with the rows in the store.
 
-    `aside`: batch -> dead-lettered rows. Blocks. Raises StoreDown when the store cannot be read.
+    `dead_lettered`: batch -> dead-lettered rows. Blocks. Raises StoreDown when the store cannot be read.
     """
     result = Result(dataset.name, reader.name)
     sample = _Sample(scope.sample or 0, random.Random(scope.seed))  # noqa: S311 -- no secret
     codec = RowCodec(dataset)
     for first, last, batches in _chunks(accepted, scope):
-        complete = _count(reader, dataset, first, last, batches, aside, result)
+        complete = _count(reader, dataset, first, last, batches, dead_lettered, result)
         if scope.sample is None:
             _compare(codec, complete, reader.rows(dataset, first, last), result)
         else:
@@ -106,17 +106,17 @@ def _count(
     first: int,
     last: int,
     batches: list[Batch],
-    aside: Mapping[int, Aside],
+    dead_lettered: Mapping[int, DeadLetteredRows],
     result: Result,
 ) -> list[Batch]:
     """Count the rows of `batches`, and add to `result`. Return the batches that seem complete by their counts."""
     stored = {batch_id: (rows, distinct) for batch_id, rows, distinct in reader.counts(dataset, first, last)}
-    partial = [batch.batch_id for batch in batches if batch.batch_id in aside]
+    partial = [batch.batch_id for batch in batches if batch.batch_id in dead_lettered]
     ids = _ids(reader, dataset, partial)
     complete = []
     for batch in batches:
         rows, distinct = stored.pop(batch.batch_id, (0, 0))
-        dead = aside.get(batch.batch_id)
+        dead = dead_lettered.get(batch.batch_id)
         if judge(batch, rows, distinct, (ids[batch.batch_id], dead) if dead else None, result):
             complete.append(batch)
     for batch_id, (rows, distinct) in stored.items():
@@ -127,7 +127,9 @@ def _count(
     return complete
 
 
-def judge(batch: Batch, rows: int, distinct: int, partial: tuple[set[int], Aside] | None, result: Result) -> bool:
+def judge(
+    batch: Batch, rows: int, distinct: int, partial: tuple[set[int], DeadLetteredRows] | None, result: Result
+) -> bool:
     """Add to `result` what a store has of `batch`; whether all rows are there once, as far as counting tells.
 
     `partial`: the ids in the store, and the rows that were dead-lettered; None when none were.
@@ -161,13 +163,13 @@ def _ids(reader: StoreReader, dataset: Dataset, batches: Sequence[int]) -> Mappi
     return ids
 
 
-def _differences(batch: Batch, stored: set[int], aside: Aside) -> tuple[int, int]:
+def _differences(batch: Batch, stored: set[int], dead_lettered: DeadLetteredRows) -> tuple[int, int]:
     """(missing, extra), by the ids: in the counts, a row that was dead-lettered and stored would hide a lost row."""
     start = first_id(batch.batch_id)
     accepted = range(start, start + batch.rows)
-    absent = sum(row_id not in stored and row_id not in aside.ids for row_id in accepted)
-    extra = sum(row_id not in accepted or row_id in aside.ids for row_id in stored)
-    return max(0, absent - aside.unnamed), extra + max(0, aside.unnamed - absent)
+    absent = sum(row_id not in stored and row_id not in dead_lettered.ids for row_id in accepted)
+    extra = sum(row_id not in accepted or row_id in dead_lettered.ids for row_id in stored)
+    return max(0, absent - dead_lettered.unnamed), extra + max(0, dead_lettered.unnamed - absent)
 
 
 def _compare(codec: RowCodec, batches: list[Batch], rows: Iterator[Row], result: Result) -> None:

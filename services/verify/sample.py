@@ -8,16 +8,20 @@ from services.core.ledger import Batch
 from services.core.ports import StoreReader
 from services.core.read_back import ReadBack
 from services.core.rows import RowCodec
-from services.verify.dead_letters import Aside
+from services.verify.dead_letters import DeadLetteredRows
 from services.verify.reconcile import Advance, Result, compare, judge
 
 _AT_ONCE = 50  # batches of one query: bounds the ids held
 
 
 def reconcile(
-    reader: StoreReader, dataset: Dataset, chosen: Sequence[Batch], aside: Mapping[int, Aside], advance: Advance
+    reader: StoreReader,
+    dataset: Dataset,
+    chosen: Sequence[Batch],
+    dead_lettered: Mapping[int, DeadLetteredRows],
+    advance: Advance,
 ) -> Result:
-    """Compare the rows and the checksums of the chosen batches. `aside`: batch -> dead-lettered rows.
+    """Compare the rows and the checksums of the chosen batches. `dead_lettered`: batch -> dead-lettered rows.
 
     Blocks. Raises StoreDown.
     """
@@ -30,7 +34,7 @@ def reconcile(
         for run in back.runs(reader.rows_of(dataset, batches)):
             ids[run.batch_id].update(row[0] for row in run.rows)
         for batch in batches:
-            found, dead = ids[batch.batch_id], aside.get(batch.batch_id)
+            found, dead = ids[batch.batch_id], dead_lettered.get(batch.batch_id)
             if judge(batch, back.rows(batch.batch_id), len(found), (found, dead) if dead else None, result):
                 compare(batch, back, result)
         advance(sum(batch.rows for batch in batches))

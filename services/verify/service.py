@@ -1,4 +1,4 @@
-"""Runs a verification: fixes the point, waits for the stores to reach it, reconciles each."""
+"""Runs a verification: chooses the last batch, waits until the stores have loaded it, and compares each store."""
 
 import random
 import time
@@ -18,7 +18,7 @@ from services.ledger.watermark import Watermarks
 from services.postgres.clock import now_microseconds
 from services.postgres.pool import Pool
 from services.verify import sample
-from services.verify.dead_letters import DeadLetters
+from services.verify.dead_letters import DeadLetterLookup
 from services.verify.reconcile import Result, Scope, reconcile
 from services.verify.report import Report
 
@@ -44,7 +44,7 @@ class Request:
 
 
 class Verification:
-    def __init__(self, ledger: Pool, dead_letters: DeadLetters, progress: Progress) -> None:
+    def __init__(self, ledger: Pool, dead_letters: DeadLetterLookup, progress: Progress) -> None:
         self._ledger = ledger
         self._watermarks = Watermarks(ledger)
         self._dead_letters = dead_letters
@@ -52,7 +52,7 @@ class Verification:
 
     def run(self, readers: Sequence[StoreReader], request: Request) -> Report:
         """Raises StoreDown when the ledger cannot be read; a store that cannot is in the report."""
-        last = self._point()
+        last = self._as_of()
         first = self._first(request.days)
         self._await(readers, request, last)
         results: list[Result] = []
@@ -76,8 +76,8 @@ class Verification:
         with self._ledger.connection() as connection:
             return max(first, reading.floor(connection, dataset.name))
 
-    def _point(self) -> int:
-        """All batches committed by now, once none below them can still appear."""
+    def _as_of(self) -> int:
+        """Return the last committed batch, once no lower batch can still appear. Blocks. Raises StoreDown."""
         with self._ledger.connection() as connection:
             last = reading.last_batch(connection)
         deadline = time.monotonic() + _SETTLE_SECONDS

@@ -1,4 +1,4 @@
-"""One suite of questions for every store that can be read: the same rows loaded, the same answers.
+"""One suite of queries for every store that can be read: the same rows loaded, the same results.
 
 The oracle is plain Python over the rows; the memory store is held to it like the others.
 """
@@ -289,7 +289,7 @@ def _in_order(query: ListQuery, place: tuple[Any, int]) -> bool:
     return sorted([place, query.after], reverse=query.descending)[-1] == place
 
 
-def _questions() -> Iterator[Query]:
+def _queries() -> Iterator[Query]:
     for dataset in DATASETS:
         first = dataset.filters[0]
         some = [
@@ -345,15 +345,15 @@ def test_before_the_first_batch_there_is_nothing(store: StoreReader) -> None:
 
 
 @pytest.mark.parametrize("as_of", [6, LAST + 100])
-def test_every_question(store: StoreReader, as_of: int) -> None:
-    for query in _questions():
+def test_every_query(store: StoreReader, as_of: int) -> None:
+    for query in _queries():
         oracle = Oracle(query, as_of)
-        answer = store.execute(query, as_of)
-        assert _exact(answer.rows) == _exact(oracle.rows()), query
+        result = store.execute(query, as_of)
+        assert _exact(result.rows) == _exact(oracle.rows()), query
         wants_total = isinstance(query, ListQuery) and query.count
-        assert answer.total == (len(oracle.matching()) if wants_total else None), query
-        assert answer.elapsed_ms >= 0
-        assert answer.method == "scan" or not query.scan
+        assert result.total == (len(oracle.matching()) if wants_total else None), query
+        assert result.elapsed_ms >= 0
+        assert result.method == "scan" or not query.scan
 
 
 def test_a_result_that_is_too_large_is_refused(store: StoreReader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,7 +434,7 @@ def test_a_reader_that_is_left_early_can_be_asked_again(store: StoreReader) -> N
 
 
 @pytest.mark.parametrize("reader_type", [postgres.PostgresReader, ClickHouseReader])
-def test_a_store_that_is_away_says_so(reader_type: Any, unused_tcp_port: int) -> None:
+def test_a_store_that_is_unreachable_says_so(reader_type: Any, unused_tcp_port: int) -> None:
     scheme = "postgresql://x@" if reader_type is postgres.PostgresReader else "http://"
     reader = reader_type(f"{scheme}127.0.0.1:{unused_tcp_port}")
     with pytest.raises(StoreDown, match=reader.name):
@@ -454,11 +454,11 @@ def test_postgres_is_told_to_stop_in_time(postgres_url: str) -> None:
             assert waiting == (0,)
         assert reader.execute(ListQuery(slow_logs), LAST).total == 0
         with reader._pool.connection() as connection, connection.transaction():
-            asked = PostgresExecution(connection, time.monotonic() + 1.0)
+            execution = PostgresExecution(connection, time.monotonic() + 1.0)
             slow = sql.SQL("SELECT pg_sleep(0.6)").format()
-            asked.fetch(slow, [])
+            execution.fetch(slow, [])
             with pytest.raises(QueryCanceled):  # page and count share one time
-                asked.fetch(slow, [])
+                execution.fetch(slow, [])
 
 
 def test_postgres_is_told_to_stop_by_another_thread(postgres_url: str) -> None:
@@ -468,12 +468,12 @@ def test_postgres_is_told_to_stop_by_another_thread(postgres_url: str) -> None:
         postgres.prepare(other, stopped_logs)
         with other.transaction(), ThreadPoolExecutor() as threads:
             other.execute("LOCK TABLE reader_stopped")
-            answer = threads.submit(reader.execute, ListQuery(stopped_logs), LAST, 60.0, stop)
+            future = threads.submit(reader.execute, ListQuery(stopped_logs), LAST, 60.0, stop)
             with connect(postgres_url) as watching:
                 until(lambda: watching.execute(waits).fetchone() == (1,))
                 stop.now()
                 with pytest.raises(QueryTimeout):
-                    answer.result(30)
+                    future.result(30)
                 assert watching.execute(waits).fetchone() == (0,)
         assert reader.execute(ListQuery(stopped_logs), LAST).total == 0
 
@@ -488,13 +488,13 @@ def test_clickhouse_is_told_to_stop_by_another_thread(clickhouse_url: str) -> No
     running = "SELECT count() FROM system.processes WHERE query LIKE 'SELECT sleepEachRow%'"
     stop = Stop()
     with closing(ClickHouseReader(clickhouse_url)) as reader, ThreadPoolExecutor() as threads:
-        asked = ClickHouseExecution(reader._client, 60.0, stop, scan=True)
+        execution = ClickHouseExecution(reader._client, 60.0, stop, scan=True)
         slow = "SELECT sleepEachRow(0.1) FROM numbers(300) SETTINGS max_block_size = 1"
-        answer = threads.submit(asked.fetch, slow, {})
+        future = threads.submit(execution.fetch, slow, {})
         until(lambda: reader._client.query(running).result_rows == [(1,)])
         stop.now()
         with pytest.raises(LogpipeError):
-            answer.result(10)
+            future.result(10)
         until(lambda: reader._client.query(running).result_rows == [(0,)])
 
 
@@ -503,10 +503,10 @@ def test_clickhouse_does_not_send_a_result_that_is_far_too_large(
 ) -> None:
     monkeypatch.setattr(clickhouse_queries, "_SERVER_BYTES", 100_000)
     with closing(ClickHouseReader(clickhouse_url)) as reader:
-        asked = ClickHouseExecution(reader._client, 60.0, scan=True)
-        assert len(asked.fetch("SELECT number FROM numbers(10000)", {})) == 10_000
+        execution = ClickHouseExecution(reader._client, 60.0, scan=True)
+        assert len(execution.fetch("SELECT number FROM numbers(10000)", {})) == 10_000
         with pytest.raises(ResultTooLarge):
-            asked.fetch("SELECT number FROM numbers(100000)", {})
+            execution.fetch("SELECT number FROM numbers(100000)", {})
 
 
 def test_clickhouse_is_told_to_stop_in_time(clickhouse_url: str) -> None:
@@ -521,11 +521,11 @@ def test_clickhouse_is_told_to_stop_in_time(clickhouse_url: str) -> None:
         with pytest.raises(QueryTimeout, match=r"clickhouse: no answer within 0\.002 s"):
             reader.execute(AggregateQuery(many, "level", Filters(text="1")), LAST, seconds=0.002)
         assert reader.execute(AggregateQuery(many, "level"), LAST + 9).rows == [("", 1_000_000)]
-        asked = ClickHouseExecution(reader._client, 1.0, scan=True)
+        execution = ClickHouseExecution(reader._client, 1.0, scan=True)
         slow = "SELECT sleepEachRow(0.1) FROM numbers(6) SETTINGS max_block_size = 1"
-        asked.fetch(slow, {})
+        execution.fetch(slow, {})
         with pytest.raises(QueryTimeout):  # page and count share one time
-            asked.fetch(slow, {})
+            execution.fetch(slow, {})
 
 
 def test_clickhouse_passes_over_what_cannot_hold_a_text(clickhouse_url: str) -> None:
@@ -540,9 +540,9 @@ def test_clickhouse_passes_over_what_cannot_hold_a_text(clickhouse_url: str) -> 
     )
     with closing(ClickHouseReader(clickhouse_url)) as reader:
         for text, found, read in (("zebra", 1, 8192), ("zebu crossing", 0, 0), ("Request", 99_999, 100_000)):
-            answer = reader.execute(AggregateQuery(indexed, None, Filters(text=text), 60_000_000, scan=True), LAST)
-            assert sum(row[-1] for row in answer.rows) == found
-            assert answer.scanned["rows"] == read
+            result = reader.execute(AggregateQuery(indexed, None, Filters(text=text), 60_000_000, scan=True), LAST)
+            assert sum(row[-1] for row in result.rows) == found
+            assert result.scanned["rows"] == read
 
 
 def test_clickhouse_does_not_ask_all_days_for_the_newest_rows(

@@ -66,7 +66,7 @@ def release_the_lake(environment: dict[str, str]) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("component", ["kafka", "postgres", "clickhouse"])
-def test_a_component_away_for_a_minute(stack: Stack, component: str) -> None:
+def test_a_component_unreachable_for_a_minute(stack: Stack, component: str) -> None:
     accepted = Accepted(stack)
     with under_load(ingest_url(stack), seconds=75) as reports:
         time.sleep(5)

@@ -33,7 +33,7 @@ from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.ledger import batches
 from services.maintenance.settings import MaintainSettings
-from services.maintenance.steps import Steps
+from services.maintenance.tasks import MaintenanceTasks
 from services.postgres.connection import Connection, connect
 from services.query_api.alerts import router
 from services.runtime.health import Readiness
@@ -328,7 +328,7 @@ def test_a_message_of_a_newer_version_is_not_passed_over(scene: Scene, connectio
     assert connection.execute("SELECT max(next_offset) FROM alert_positions").fetchone() == (0,)
 
 
-def test_a_rule_that_is_gone_leaves_no_alert_open(scene: Scene, connection: Connection) -> None:
+def test_a_dropped_rule_leaves_no_alert_open(scene: Scene, connection: Connection) -> None:
     watcher = scene.watcher()
     scene.errors("a", START + 1, 10)
     scene.at(START + 3, watcher)
@@ -338,7 +338,7 @@ def test_a_rule_that_is_gone_leaves_no_alert_open(scene: Scene, connection: Conn
     assert stored(connection) == [("a", 1, 5, 10, ["opened"])]
 
 
-def test_postgres_or_kafka_away_delays_alerts_and_loses_none(
+def test_postgres_or_kafka_unreachable_delays_alerts_and_loses_none(
     scene: Scene, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "BACKOFF", Backoff(0, 0))
@@ -486,7 +486,7 @@ def test_what_a_webhook_is_told(receiver: Receiver, connection: Connection) -> N
     assert all(post["delivered_at"] and post["attempts"] == 1 for post in shown["posts"].values())
 
 
-def test_alerts_resolved_long_ago_are_deleted_in_pieces_with_their_posts(
+def test_alerts_resolved_long_ago_are_deleted_in_chunks_with_their_posts(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alerts, "_FORGOTTEN_AT_ONCE", 2)
@@ -544,8 +544,8 @@ def test_maintenance_deletes_alerts_by_the_retention_of_the_rows(
         opened(connection, f"s{ago}", resolved_at=now - ago * 86_400)
     connection.execute("UPDATE alert_posts SET delivered_at = now()")
     settings = MaintainSettings(retention_days=days)
-    assert len(list(Steps(settings, datasets.find("events"))._forget_alerts())) == 0
-    said = list(Steps(settings, DATASET)._forget_alerts())
+    assert len(list(MaintenanceTasks(settings, datasets.find("events"))._forget_alerts())) == 0
+    said = list(MaintenanceTasks(settings, DATASET)._forget_alerts())
     assert [what.split(" that")[0] for what in said] == ([] if days is None else ["1 alerts deleted"])
     left = {alert["service"] for alert in alerts.find(connection, None, None, 100)}
     assert left == ({"s4", "s2"} if days is None else {"s2"})

@@ -1,4 +1,4 @@
-"""The cache over a real Redis, one that goes away and one that hangs."""
+"""The cache over a real Redis, one that becomes unreachable and one that hangs."""
 
 import asyncio
 import socket
@@ -30,17 +30,17 @@ from services.query_api.service import QueryService
 from services.stores.memory import MemoryStore
 from tests.conftest import running
 
-QUESTION = AggregateQuery(LOGS, "level", Filters((("service", "api"),), start=5))
+QUERY = AggregateQuery(LOGS, "level", Filters((("service", "api"),), start=5))
 
 
 class Counting(MemoryStore):
-    """Counts how often it is asked."""
+    """Counts its queries."""
 
     name = "counting"
-    asked = 0
+    executed = 0
 
     def execute(self, query: Query, as_of: int, seconds: float = 30.0, stop: Stop | None = None) -> QueryResult:
-        self.asked += 1
+        self.executed += 1
         return super().execute(query, as_of, seconds)
 
 
@@ -56,7 +56,7 @@ class Settled:
 
 
 class Store:
-    """Gives another answer each time."""
+    """Gives another result each time."""
 
     def __init__(self) -> None:
         self._count = count(1)
@@ -78,12 +78,12 @@ def url(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> str:
     return stack.settings.urls()["LOGPIPE_REDIS_URL"]
 
 
-def test_a_kept_answer_is_the_same_but_for_its_method_and_times(url: str) -> None:
+def test_a_cached_result_is_the_same_but_for_its_method_and_times(url: str) -> None:
     store = Store()
     with closing(ResultCache(url, 60, 10_000)) as cache:
-        first = cache.result("same", "scope", QUESTION, 9, store.ask)
+        first = cache.result("same", "scope", QUERY, 9, store.ask)
         assert (first.method, first.rows[0][0]) == ("rollup", 1)
-        kept = cache.result("same", "scope", QUESTION, 9, store.ask)
+        kept = cache.result("same", "scope", QUERY, 9, store.ask)
     assert 0 < kept.elapsed_ms != first.elapsed_ms
     assert repr(kept) == repr(replace(first, method="cache", elapsed_ms=kept.elapsed_ms, first_ms=12.5))
 
@@ -98,27 +98,27 @@ class OneScope:
 
 
 OTHERS: list[tuple[str, Query, int]] = [
-    ("postgres_x", QUESTION, 9),
-    ("postgres", QUESTION, 10),
-    ("postgres", replace(QUESTION, group_by="host"), 9),
-    ("postgres", replace(QUESTION, bucket=60_000_000), 9),
-    ("postgres", replace(QUESTION, filters=Filters((("service", "api"),), start=5, text="x")), 9),
+    ("postgres_x", QUERY, 9),
+    ("postgres", QUERY, 10),
+    ("postgres", replace(QUERY, group_by="host"), 9),
+    ("postgres", replace(QUERY, bucket=60_000_000), 9),
+    ("postgres", replace(QUERY, filters=Filters((("service", "api"),), start=5, text="x")), 9),
     ("postgres", ListQuery(LOGS), 9),
     ("postgres", StatsQuery(LOGS), 9),
-    ("postgres", replace(QUESTION, dataset=replace(LOGS, columns=(*LOGS.columns, Column("new", "text")))), 9),
+    ("postgres", replace(QUERY, dataset=replace(LOGS, columns=(*LOGS.columns, Column("new", "text")))), 9),
 ]
 
 
-def test_whatever_differs_has_an_answer_of_its_own(url: str) -> None:
+def test_whatever_differs_has_a_result_of_its_own(url: str) -> None:
     store = Store()
     with closing(ResultCache(url, 60, 10_000)) as cache:
-        for engine, query, as_of in [("postgres", QUESTION, 9), *OTHERS]:
+        for engine, query, as_of in [("postgres", QUERY, 9), *OTHERS]:
             assert cache.result(engine, "scope", query, as_of, store.ask).method == "rollup"
-        for engine, query, as_of in [("postgres", QUESTION, 9), *OTHERS]:
+        for engine, query, as_of in [("postgres", QUERY, 9), *OTHERS]:
             assert cache.result(engine, "scope", query, as_of, store.ask).method == "cache"
 
 
-def test_an_answer_of_another_ledger_table_or_floor_is_not_given(url: str) -> None:
+def test_a_result_of_another_ledger_table_or_floor_is_not_returned(url: str) -> None:
     reader, scopes = Counting(), OneScope()
     with closing(ResultCache(url, 60, 10_000)) as cache:
         service = QueryService(
@@ -136,7 +136,7 @@ def test_an_answer_of_another_ledger_table_or_floor_is_not_given(url: str) -> No
         service.close()
 
 
-def test_a_scope_is_read_once_a_second_and_kept_while_the_ledger_is_away(postgres_url: str) -> None:
+def test_a_scope_is_read_once_a_second_and_kept_without_the_ledger(postgres_url: str) -> None:
     now = [100.0]
     with connect(postgres_url) as connection, connection.transaction(force_rollback=True):
         reader, ledger = Counting(), MagicMock()
@@ -167,34 +167,34 @@ def test_a_scope_is_read_once_a_second_and_kept_while_the_ledger_is_away(postgre
         assert Scopes(ledger).of(reader, LOGS) is None
 
 
-def test_large_and_old_answers_are_not_kept(url: str) -> None:
+def test_large_and_old_results_are_not_kept(url: str) -> None:
     store = Store()
     with closing(ResultCache(url, 60, 20)) as cache:
-        assert [cache.result("large", "scope", QUESTION, 9, store.ask).method for _ in range(2)] == ["rollup", "rollup"]
+        assert [cache.result("large", "scope", QUERY, 9, store.ask).method for _ in range(2)] == ["rollup", "rollup"]
     with closing(ResultCache(url, 1, 10_000)) as cache:
-        cache.result("old", "scope", QUESTION, 9, store.ask)
+        cache.result("old", "scope", QUERY, 9, store.ask)
         deadline = time.monotonic() + 30
-        while cache.result("old", "scope", QUESTION, 9, store.ask).method == "cache":
+        while cache.result("old", "scope", QUERY, 9, store.ask).method == "cache":
             assert time.monotonic() < deadline
 
 
-def test_what_another_version_wrote_is_not_an_answer(url: str) -> None:
+def test_what_another_version_wrote_is_no_result(url: str) -> None:
     store = Store()
     with closing(ResultCache(url, 60, 10_000)) as cache:
-        cache.result("version", "scope", QUESTION, 9, store.ask)
+        cache.result("version", "scope", QUERY, 9, store.ask)
         for key in cache._redis.scan_iter("logpipe:*"):
             cache._redis.set(key, b"\xc1")
-        assert cache.result("version", "scope", QUESTION, 9, store.ask).rows[0][0] == 2
-        assert cache.result("version", "scope", QUESTION, 9, store.ask).method == "cache"
+        assert cache.result("version", "scope", QUERY, 9, store.ask).rows[0][0] == 2
+        assert cache.result("version", "scope", QUERY, 9, store.ask).method == "cache"
 
 
-def test_a_redis_that_went_away_is_left_alone_and_found_again(stack: Stack, url: str) -> None:
+def test_an_unreachable_redis_is_left_alone_and_found_again(stack: Stack, url: str) -> None:
     store, now = Store(), [100.0]
     with closing(ResultCache(url, 60, 10_000, lambda: now[0])) as cache:
 
         def ask() -> tuple[int, str]:
-            answer = cache.result("away", "scope", QUESTION, 9, store.ask)
-            return answer.rows[0][0], answer.method
+            result = cache.result("unreachable", "scope", QUERY, 9, store.ask)
+            return result.rows[0][0], result.method
 
         assert [ask(), ask()] == [(1, "rollup"), (1, "cache")]
         stack.supervisor.stop("redis")
@@ -203,7 +203,7 @@ def test_a_redis_that_went_away_is_left_alone_and_found_again(stack: Stack, url:
         deadline = time.monotonic() + 30
         while stack.program("redis").ready() is not None:
             assert time.monotonic() < deadline
-        assert ask() == (3, "rollup"), "it is not asked again so soon"
+        assert ask() == (3, "rollup"), "Redis is not tried again so soon"
         now[0] += 5
         assert [ask(), ask()] == [(4, "rollup"), (4, "cache")]
 
@@ -217,7 +217,7 @@ def test_a_redis_that_hangs_costs_next_to_nothing_and_that_once() -> None:
         times = []
         for _ in range(20):
             start = time.perf_counter()
-            assert cache.result("hangs", "scope", QUESTION, 9, store.ask).method == "rollup"
+            assert cache.result("hangs", "scope", QUERY, 9, store.ask).method == "rollup"
             times.append(time.perf_counter() - start)
     assert times[0] >= module._TIMEOUT_SECONDS
     assert sorted(times)[-2] < module._TIMEOUT_SECONDS
@@ -240,14 +240,14 @@ def test_the_service_leaves_scans_and_comparisons_alone(url: str) -> None:
         )
         query = StatsQuery(LOGS)
 
-        def asked(**options: Any) -> tuple[str, int]:
+        def executed(**options: Any) -> tuple[str, int]:
             given = {"query": query, "as_of": 3, "present": lambda reply: reply.result.method, **options}
-            return asyncio.run(service.ask("counting", **given)), reader.asked
+            return asyncio.run(service.ask("counting", **given)), reader.executed
 
-        assert asked() == ("scan", 1)
-        assert asked() == ("cache", 1)
-        assert asked(use_cache=False) == ("scan", 2)
-        assert asked(query=StatsQuery(LOGS, scan=True)) == ("scan", 3)
+        assert executed() == ("scan", 1)
+        assert executed() == ("cache", 1)
+        assert executed(use_cache=False) == ("scan", 2)
+        assert executed(query=StatsQuery(LOGS, scan=True)) == ("scan", 3)
         assert asyncio.run(service.stats("counting", 3)).results["logs"].method == "cache"
         assert asyncio.run(service.stats("counting", 3, use_cache=False)).results["logs"].method == "scan"
         assert asyncio.run(service.compare(query, 3)).results["counting"].method == "scan"

@@ -14,10 +14,10 @@ from services.core.errors import NeedsOperator
 from services.core.instants import DAY
 from services.core.rows import RowCodec
 from services.ingest_api.committer import Accepted, Committer, Submission
-from services.ingest_api.upkeep import DAYS_AHEAD, Upkeep
+from services.ingest_api.postgres_maintenance import DAYS_AHEAD, PostgresMaintenance
 from services.ledger import batches, floors, retention_clock, slots
 from services.maintenance.main import main as maintain
-from services.maintenance.steps import Steps
+from services.maintenance.tasks import MaintenanceTasks
 from services.postgres.clock import now_microseconds
 from services.postgres.connection import Connection, connect
 from services.stores import postgres
@@ -50,15 +50,15 @@ def partitions(connection: Connection) -> set[str]:
 
 @pytest.mark.usefixtures("wrong_clock")
 def test_rows_partitions_and_leases_follow_postgres(postgres_url: str, connection: Connection) -> None:
-    upkeep = Upkeep(postgres_url, (DATASET,), 24)
-    upkeep._require_tables(connection)
+    maintenance = PostgresMaintenance(postgres_url, (DATASET,), 24)
+    maintenance._require_tables(connection)
     for name in partitions(connection):
         connection.execute(f"DROP TABLE {name}")
     before = now_microseconds(connection)
     with closing(Committer(postgres_url, {"logs": CODEC}, lambda: 500_000, lambda *_: None, 100, 4)) as committer:
         [outcome] = committer.commit(DATASET, [Submission(CODEC.decode_lines(ROW))])  # it makes its own partition
     assert isinstance(outcome, Accepted)
-    upkeep._once(connection)
+    maintenance._maintain(connection)
     after = now_microseconds(connection)
     days = range(before // DAY, after // DAY + DAYS_AHEAD)
     assert partitions(connection) == {postgres.copy_target(DATASET, day) for day in days}
@@ -79,7 +79,7 @@ def test_rows_partitions_and_leases_follow_postgres(postgres_url: str, connectio
 def test_a_lease_from_a_clock_that_was_ahead_before_a_crash_is_lapsed(
     connection: Connection, postgres_url: str
 ) -> None:
-    Upkeep(postgres_url, (DATASET,), 24)._require_tables(connection)
+    PostgresMaintenance(postgres_url, (DATASET,), 24)._require_tables(connection)
     owner = uuid4()
     lease = slots.acquire(connection, owner)
     connection.execute("UPDATE slots SET renewed_at = now() + interval '1 hour' WHERE slot = %s", (lease.slot,))
@@ -106,10 +106,10 @@ def kept_keys(connection: Connection) -> int:
 
 
 @pytest.mark.usefixtures("wrong_clock")
-def test_keys_are_forgotten_in_pieces_by_postgres(own_postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_forgotten_in_chunks_by_postgres(own_postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "_FORGOTTEN_AT_ONCE", 7)
     with closing(connect(own_postgres_url)) as connection:
-        Upkeep(own_postgres_url, (DATASET,), 24)._require_tables(connection)
+        PostgresMaintenance(own_postgres_url, (DATASET,), 24)._require_tables(connection)
         put_keys(connection, 73, 20)
         put_keys(connection, 71, 5)  # 47 of these hours may be a jump of the clock that nobody noticed
         connection.execute(
@@ -126,32 +126,32 @@ def test_keys_are_forgotten_in_pieces_by_postgres(own_postgres_url: str, monkeyp
 
 def test_keys_are_kept_while_the_clock_of_retention_has_jumped(own_postgres_url: str) -> None:
     with closing(connect(own_postgres_url)) as connection:
-        upkeep = Upkeep(own_postgres_url, (DATASET,), 24)
-        upkeep._require_tables(connection)
+        maintenance = PostgresMaintenance(own_postgres_url, (DATASET,), 24)
+        maintenance._require_tables(connection)
         put_keys(connection, 73, 3)
         connection.execute("INSERT INTO retention_clock (seen_at) VALUES (now() - interval '3 days')")
-        worker = upkeep.worker()
+        worker = maintenance.worker()
         worker.start()
         deadline = time.monotonic() + 20
-        while "--trust-clock" not in (upkeep.degraded() or ""):
-            assert time.monotonic() < deadline, upkeep.degraded()
+        while "--trust-clock" not in (maintenance.degraded() or ""):
+            assert time.monotonic() < deadline, maintenance.degraded()
             time.sleep(0.05)
         worker.stop(10)
-        assert upkeep.problem() is None, "it serves all the same"
+        assert maintenance.health() is None, "it serves all the same"
         assert partitions(connection)
         with pytest.raises(NeedsOperator, match="--trust-clock"):  # to have looked does not make the clock right
             floors.today(connection)
         assert kept_keys(connection) == 3
         retention_clock.now_microseconds(connection, trust_clock=True)
-        upkeep._once(connection)
+        maintenance._maintain(connection)
         assert kept_keys(connection) == 0
-        assert upkeep.degraded() is None
+        assert maintenance.degraded() is None
 
 
 def test_before_the_first_look_the_newest_batch_tells_the_time(own_postgres_url: str) -> None:
     with closing(connect(own_postgres_url)) as connection:
-        upkeep = Upkeep(own_postgres_url, (DATASET,), 24)
-        upkeep._require_tables(connection)
+        maintenance = PostgresMaintenance(own_postgres_url, (DATASET,), 24)
+        maintenance._require_tables(connection)
         put_keys(connection, 73, 3)
         connection.execute(
             "INSERT INTO batches (batch_id, slot, dataset, rows, checksum, xid, created_at) SELECT 1, 0, 'logs', 1, 0,"
@@ -165,13 +165,13 @@ def test_before_the_first_look_the_newest_batch_tells_the_time(own_postgres_url:
 def test_the_ingest_api_keeps_the_last_time_that_was_seen(own_postgres_url: str) -> None:
     """Without `maintain`, too, a jump is a jump from the last time that keys were forgotten."""
     with closing(connect(own_postgres_url)) as connection:
-        upkeep = Upkeep(own_postgres_url, (DATASET,), 24)
-        upkeep._require_tables(connection)
-        upkeep._once(connection)
+        maintenance = PostgresMaintenance(own_postgres_url, (DATASET,), 24)
+        maintenance._require_tables(connection)
+        maintenance._maintain(connection)
         seen = connection.execute("SELECT now() - seen_at < interval '1 minute' FROM retention_clock").fetchone()
         assert seen == (True,)
         connection.execute("UPDATE retention_clock SET seen_at = now() - interval '47 hours'")  # a weekend
-        upkeep._once(connection)
+        maintenance._maintain(connection)
         assert (
             connection.execute("SELECT now() - seen_at < interval '1 minute' FROM retention_clock").fetchone() == seen
         )
@@ -181,7 +181,7 @@ def test_the_ingest_api_keeps_the_last_time_that_was_seen(own_postgres_url: str)
 def test_an_operator_says_that_the_clock_is_right(
     own_postgres_url: str, days: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Steps, "all", lambda steps: iter(()))
+    monkeypatch.setattr(MaintenanceTasks, "run", lambda tasks: iter(()))
     monkeypatch.setenv("LOGPIPE_POSTGRES_URL", own_postgres_url)
     monkeypatch.setenv("LOGPIPE_HDFS_URL", tmp_path.as_uri())
     if days:

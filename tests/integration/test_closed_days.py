@@ -68,10 +68,10 @@ def ask(own_postgres_url: str, query: Query) -> tuple[list[Row], int]:
     """The rows, and the most partitions that a statement was planned for."""
     reader = postgres.PostgresReader(own_postgres_url)
     with reader._pool.connection() as connection, connection.transaction():
-        asked = Planned(connection)
-        answer = queries.run(asked, query, AS_OF)
+        execution = Planned(connection)
+        result = queries.run(execution, query, AS_OF)
     reader.close()
-    return answer.rows, max(asked.partitions)
+    return result.rows, max(execution.partitions)
 
 
 NEWEST = ListQuery(DATASET, limit=15, count=False)

@@ -165,7 +165,7 @@ class World:
             found[reader.name] = result.examples
         return found
 
-    def answers(self, query: Query) -> list[Any]:
+    def results(self, query: Query) -> list[Any]:
         last = reading.last_batch(self.ledger)
         ours, theirs = (reader.execute(query, last).rows for reader in (self.postgres, self.clickhouse))
         assert ours == theirs
@@ -224,8 +224,8 @@ def test_a_column_reaches_every_store_without_downtime(world: World) -> None:
             assert world.differences(NEW) == {"postgres": [], "clickhouse": []}
 
             by_region = AggregateQuery(NEW, "region")
-            assert world.answers(by_region) == [("", 4 * ROWS), ("eu", 2 * ROWS), ("us", ROWS)]
-            scored = world.answers(ListQuery(NEW, Filters((("region", "eu"),)), order_by="id", descending=False))
+            assert world.results(by_region) == [("", 4 * ROWS), ("eu", 2 * ROWS), ("us", ROWS)]
+            scored = world.results(ListQuery(NEW, Filters((("region", "eu"),)), order_by="id", descending=False))
             assert [row[-3:] for row in scored] == [("eu", 1.5, '{"a":1}')] * ROWS + [("eu", None, "{}")] * ROWS
 
 

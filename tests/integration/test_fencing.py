@@ -55,7 +55,7 @@ def ledger(postgres_url: str) -> Iterator[psycopg.Connection[Any]]:
 def fail_to_mark(monkeypatch: pytest.MonkeyPatch, publisher: SlotPublisher, bench: Bench) -> None:
     """One transaction that comes to Kafka and is not marked."""
     with monkeypatch.context() as patched:
-        patched.setattr(batches, "mark_published", Mock(side_effect=StoreDown("postgres", "gone")))
+        patched.setattr(batches, "mark_published", Mock(side_effect=StoreDown("postgres", "unreachable")))
         with pytest.raises(StoreDown):
             publisher.step(bench.connection)
 
@@ -399,7 +399,7 @@ def test_slots_that_get_stuck_one_after_the_other_stop_the_process_from_acceptin
     owner = SlotOwner(postgres_url, uuid4(), lambda: None, Stuck)  # type: ignore[arg-type]
     owner.start()
     try:
-        until(lambda: "cannot be published" in (owner.problem() or ""))
+        until(lambda: "cannot be published" in (owner.health() or ""))
         with pytest.raises(StoreDown, match="logpipe slots resolve"):
             owner.slot()
         Event().wait(3)  # longer than a renewal, and three turns of the publisher
@@ -425,21 +425,21 @@ def test_a_topic_that_nothing_can_be_published_to_makes_no_slots(
     owner = SlotOwner(postgres_url, uuid4(), ensure_topics, lambda lease: Mock(step=Mock(return_value=0)))
     owner.start()
     try:
-        until(lambda: owner.problem() == wrong[0])
+        until(lambda: owner.health() == wrong[0])
         with pytest.raises(StoreDown, match="8 are to be used"):
             owner.slot()
         Event().wait(3)
         assert len(slot_numbers(ledger) - before) <= 1
         wrong.clear()
-        until(lambda: owner.problem() is None)
+        until(lambda: owner.health() is None)
         owner.slot()
     finally:
         owner.stop(1)
 
 
-def test_the_gauge_of_unpublished_batches_rises_while_kafka_is_away(bench: Bench, postgres_url: str) -> None:
+def test_the_gauge_of_unpublished_batches_rises_without_kafka(bench: Bench, postgres_url: str) -> None:
     def unreachable() -> None:
-        raise StoreDown("kafka", "away")
+        raise StoreDown("kafka", "unreachable")
 
     gauge = metrics.gauge(metric_names.UNPUBLISHED_BATCHES, str(bench.slot))
     bench.lease()

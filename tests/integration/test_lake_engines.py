@@ -1,4 +1,4 @@
-"""Both engines of the lake on the same files: the same answers; and what only a real Spark Connect server shows."""
+"""Both engines of the lake on the same files: the same results; and what only a real Spark Connect server shows."""
 
 import os
 import random
@@ -69,7 +69,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
         engines.spark.close()
 
 
-def questions() -> Iterator[Query]:
+def queries() -> Iterator[Query]:
     hour = Filters(start=2 * HOUR, end=3 * HOUR)
     yield StatsQuery(LOGS, scan=True)
     yield AggregateQuery(LOGS, "level")
@@ -86,8 +86,8 @@ def questions() -> Iterator[Query]:
         yield AggregateQuery(LOGS, "level", Filters((("host", text),), text=text))
 
 
-def test_both_engines_give_the_same_answer_and_read_the_same_files(engines: Engines) -> None:
-    for query in questions():
+def test_both_engines_give_the_same_result_and_read_the_same_files(engines: Engines) -> None:
+    for query in queries():
         embedded, spark = (each.execute(query, AS_OF, SECONDS) for each in (engines.embedded, engines.spark))
         assert list(map(repr, spark.rows)) == list(map(repr, embedded.rows)), query
         assert (spark.total, spark.method) == (embedded.total, "scan"), query
@@ -114,7 +114,7 @@ def test_a_question_over_its_time_is_stopped_in_the_server(engines: Engines) -> 
     assert reader.execute(StatsQuery(LOGS), AS_OF, SECONDS).rows == [(5 * ROWS,)]
 
 
-def test_a_server_that_was_started_anew_is_found_again_and_one_that_is_away_is_named(engines: Engines) -> None:
+def test_a_restarted_server_is_found_again_and_an_unreachable_one_is_named(engines: Engines) -> None:
     assert engines.spark.execute(StatsQuery(LOGS), AS_OF, SECONDS).rows == [(5 * ROWS,)]
     other = SparkSession(engines.settings.spark_connect_url)  # whose pauses between its tries are its own
     other.client.set_retry_policies([])

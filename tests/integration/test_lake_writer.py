@@ -92,8 +92,8 @@ def test_killed_twice_it_stores_every_row_once_and_the_table_is_its_own(urls: di
         assert list(reader.counts(DATASET, 0, 1 << 30)) == [(b, BATCH_ROWS, BATCH_ROWS) for b in range(1, 61)]
         accepted = (row for batch in range(1, 61) for row in batch_rows(batch))
         assert checksum(CODEC.encode(reader.rows(DATASET, 0, 1 << 30))) == checksum(CODEC.encode(accepted))
-        with closing(kafka.KafkaPartitionReader(kafka_url, TOPIC)) as letters:
-            assert letters.bounds()[0][1] > 0
+        with closing(kafka.KafkaPartitionReader(kafka_url, TOPIC)) as topic:
+            assert topic.bounds()[0][1] > 0
         process.stop()
 
     code, output = logpipe(f"stream-to-lake --dataset {DATASET.name}", environment)

@@ -25,7 +25,7 @@ from services.lake.maintenance import TableMaintenance
 from services.lake.table import Position
 from services.ledger import batches, floors, reading, retention_clock
 from services.maintenance.settings import MaintainSettings
-from services.maintenance.steps import Steps
+from services.maintenance.tasks import MaintenanceTasks
 from services.postgres.connection import connect
 from services.runtime.settings import LakeSettings
 from services.stores import postgres
@@ -99,7 +99,7 @@ def test_days_beyond_retention_go_from_every_store_below_one_floor(
     fill(environment, {1: TODAY - 4, 2: TODAY - 4, 3: TODAY - 3, 4: TODAY - 2, 5: TODAY})
     monkeypatch.setattr(floors, "today", lambda connection: TODAY)
     settings = MaintainSettings(retention_days=2)
-    said = list(Steps(settings, DATASET).all())
+    said = list(MaintenanceTasks(settings, DATASET).run())
     assert sorted(said) == [
         *(
             f"logs: 2 days before {as_date(TODAY - 2)} dropped from {store}"
@@ -114,11 +114,11 @@ def test_days_beyond_retention_go_from_every_store_below_one_floor(
         assert reading.floor(connection, DATASET.name) == 4
         assert reading.last_dropped(connection, DATASET.name) == (TODAY - 3) * DAY + 1
         assert reading.batch_ids(connection, 0, 10) == [4, 5]
-    assert list(Steps(settings, DATASET).all()) == []
+    assert list(MaintenanceTasks(settings, DATASET).run()) == []
     assert verified(environment)["expected"] == 2 * ROWS
 
     unfinished_drop(environment, TODAY - 2)
-    assert list(Steps(MaintainSettings(retention_days=1), DATASET).all())
+    assert list(MaintenanceTasks(MaintainSettings(retention_days=1), DATASET).run())
     for store in stores.readers():
         assert held(store) == [5]
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
@@ -131,7 +131,7 @@ def test_the_floor_is_the_lowest_batch_that_is_kept(
     """Batch 4 was accepted while the clock was far behind: it is kept, and so is batch 3 before it."""
     fill(environment, {1: TODAY - 5, 2: TODAY - 4, 3: TODAY - 1, 4: TODAY - 5, 5: TODAY})
     monkeypatch.setattr(floors, "today", lambda connection: TODAY)
-    said = list(Steps(MaintainSettings(retention_days=2), DATASET).all())
+    said = list(MaintenanceTasks(MaintainSettings(retention_days=2), DATASET).run())
     assert (
         f"logs: kept until the floor has passed them: {as_date(TODAY - 5)}, on which later batches were accepted, too"
         in said
@@ -159,15 +159,15 @@ def test_dead_letters_leave_their_topic_with_their_batches(
     kafka.ensure_topics(url, {TOPIC: 1}, 1)
     with closing(kafka.KafkaPartitionReader(url, TOPIC)) as topic:
         start = topic.bounds()[0][1]
-    letters = DeadLetters(lambda: kafka.KafkaProducer(url, "test-maintenance"), "clickhouse", DATASET)
+    dead_letters = DeadLetters(lambda: kafka.KafkaProducer(url, "test-maintenance"), "clickhouse", DATASET)
     for batch in (1, 2, 3):
-        letters.send([DeadLetter(0, batch, 0, batch, first_id(batch), 1, "reason", b"value")])
-    letters.close()
+        dead_letters.send([DeadLetter(0, batch, 0, batch, first_id(batch), 1, "reason", b"value")])
+    dead_letters.close()
     monkeypatch.setattr(floors, "today", lambda connection: TODAY)
-    said = list(Steps(MaintainSettings(retention_days=2), DATASET).all())
+    said = list(MaintenanceTasks(MaintainSettings(retention_days=2), DATASET).run())
     assert "logs: 2 dead letters of dropped batches deleted" in said
     with closing(kafka.KafkaPartitionReader(url, TOPIC)) as topic:
-        assert topic.bounds()[0][0] == start + 4, "the letters of two batches and their control records"
+        assert topic.bounds()[0][0] == start + 4, "the dead letters of two batches and their control records"
 
 
 def test_a_batch_that_is_not_published_keeps_its_day(environment: dict[str, str]) -> None:
@@ -188,7 +188,7 @@ def test_retention_refuses_a_clock_that_jumped(environment: dict[str, str]) -> N
         with pytest.raises(NeedsOperator, match="logpipe maintain --once --trust-clock"):
             floors.today(connection)
         with pytest.raises(NeedsOperator):
-            list(Steps(MaintainSettings(retention_days=1), DATASET).all())
+            list(MaintenanceTasks(MaintainSettings(retention_days=1), DATASET).run())
         assert reading.floor(connection, DATASET.name) == 0
         assert retention_clock.now_microseconds(connection, trust_clock=True) // DAY == today
         assert floors.today(connection) == today
@@ -211,7 +211,7 @@ def test_a_clock_that_is_ahead_deletes_no_files_of_the_lake(
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 86_400)
     with pytest.raises(NeedsOperator, match="ahead of PostgreSQL's"):
-        list(Steps(MaintainSettings(), DATASET)._vacuum())
+        list(MaintenanceTasks(MaintainSettings(), DATASET)._vacuum())
 
 
 def as_date(day: int) -> date:

@@ -1,4 +1,4 @@
-"""A server that shuts down or is away: sessions do not hold its shutdown, and processes wait for it."""
+"""A server that shuts down or is unreachable: sessions do not hold its shutdown, and processes wait for it."""
 
 import os
 import signal
@@ -124,7 +124,7 @@ def test_an_ingest_api_waits_for_postgres_at_its_start(own_settings: LocalSettin
         ingest.await_ready()
         assert post(ingest) == 200
         status, said = ready(ingest)
-        assert (status, "publishing" in said, "DEGRADED" in said) == (200, True, True)  # Kafka is away
+        assert (status, "publishing" in said, "DEGRADED" in said) == (200, True, True)  # Kafka is unreachable
         assert 'logpipe_degraded{check="publishing"} 1.0' in httpx.get(f"{ingest.url}/metrics").text
 
 
@@ -140,7 +140,7 @@ def test_an_ingest_api_waits_for_postgres_at_its_start(own_settings: LocalSettin
         ("realtime-aggregator", "LOGPIPE_REALTIME_PORT"),
     ],
 )
-def test_a_process_waits_for_what_is_away_at_its_start(command: str, setting: str) -> None:
+def test_a_process_waits_for_what_is_unreachable_at_its_start(command: str, setting: str) -> None:
     nowhere = {
         "LOGPIPE_POSTGRES_URL": f"postgresql://logpipe@127.0.0.1:{free_port()}/logpipe",
         "LOGPIPE_KAFKA_URL": f"127.0.0.1:{free_port()}",

@@ -91,7 +91,7 @@ class Bench:
         try:
             bounds = reader.bounds()
             reader.assign({partition: low for partition, (low, _) in bounds.items()})
-            while any(reader.reached().get(p, 0) < end for p, (_, end) in bounds.items()):
+            while any(reader.read_up_to().get(p, 0) < end for p, (_, end) in bounds.items()):
                 for message in reader.poll(1.0):
                     if own := announced(message):  # not one of the foreign messages of another test
                         batch_id, rows = own
@@ -196,7 +196,7 @@ def test_a_message_with_the_key_of_a_batch_in_doubt_is_no_part_of_it(
     assert dead.step(bench.connection) == 0
     own = bench.commit(10)
     with monkeypatch.context() as patched:
-        patched.setattr(batches, "mark_published", Mock(side_effect=StoreDown("postgres", "gone")))
+        patched.setattr(batches, "mark_published", Mock(side_effect=StoreDown("postgres", "unreachable")))
         with pytest.raises(StoreDown):
             dead.step(bench.connection)
     foreign = Producer({"bootstrap.servers": kafka_url})
@@ -242,7 +242,7 @@ def test_an_open_transaction_of_another_hides_nothing_from_a_take_over(
     other.flush()
     own = bench.commit(10)
     with monkeypatch.context() as patched:
-        patched.setattr(batches, "mark_published", Mock(side_effect=StoreDown("postgres", "gone")))
+        patched.setattr(batches, "mark_published", Mock(side_effect=StoreDown("postgres", "unreachable")))
         with pytest.raises(StoreDown):
             dead.step(bench.connection)
     heir = bench.publisher()

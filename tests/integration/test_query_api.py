@@ -36,7 +36,7 @@ from services.runtime.settings import ListenSettings
 from services.stores import clickhouse, postgres
 from services.stores.clickhouse.reader import ClickHouseReader
 from services.stores.clickhouse.writer import ClickHouseWriter
-from services.verify.dead_letters import DeadLetters
+from services.verify.dead_letters import DeadLetterLookup
 from services.verify.reconcile import Result
 from services.verify.service import Request, Verification
 from tests import marks
@@ -268,14 +268,14 @@ def verify(
     sample: int | None = None,
     days: float | None = None,
 ) -> dict[str, Result]:
-    def no_letters() -> Any:
+    def no_topic() -> Any:
         raise AssertionError("no topic in this test")
 
-    letters = DeadLetters(ledger, no_letters)
-    letters._is_current = True
+    lookup = DeadLetterLookup(ledger, no_topic)
+    lookup._is_current = True
     with Progress(disable=True) as progress:
         request = Request([pipeline.dataset], None, 1, wait, sample, days)
-        report = Verification(ledger, letters, progress).run(readers, request)
+        report = Verification(ledger, lookup, progress).run(readers, request)
     assert not report.unchecked
     return {result.store: result for result in report.results}
 

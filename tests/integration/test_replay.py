@@ -109,7 +109,7 @@ class World:
     def watermark(self) -> int:
         return Watermarks(self.ledger).of(self.reader, DATASET)
 
-    def problem(self) -> str:
+    def health(self) -> str:
         """Why the stream is not ready."""
         try:
             return httpx.get(f"{self.stream.url}/readyz").text
@@ -196,11 +196,11 @@ def world() -> Iterator[World]:
         yield found
 
 
-def test_a_store_whose_tables_are_gone_is_refilled_under_load_though_killed(world: World) -> None:
+def test_a_store_whose_tables_were_dropped_is_refilled_under_load_though_killed(world: World) -> None:
     with world.load():
         world.wipe_tables()
         command = f"logpipe replay --store {STORE} --dataset logs"
-        until(lambda: command in world.problem())
+        until(lambda: command in world.health())
         world.stream.stop()
         ClickHouseWriter(world.urls["LOGPIPE_CLICKHOUSE_URL"]).prepare(DATASET)
         with pytest.raises(StoreDown, match=command):
@@ -226,7 +226,7 @@ def test_what_the_topic_lost_before_the_stream_read_it_is_brought(world: World) 
     world.sql("DELETE FROM sink_progress WHERE store = %s", STORE)
     world.delete_head()
     world.stream.launch()  # begins at the beginning, and cannot
-    until(lambda: "deleted before they were read" in world.problem())
+    until(lambda: "deleted before they were read" in world.health())
     world.stream.stop()
     with world.load():
         process = world.replay()
@@ -247,7 +247,7 @@ def test_what_a_topic_that_was_cut_gets_below_the_position_is_brought(world: Wor
         world.post(2000)
     until(lambda: not world.sql("SELECT FROM batches WHERE parts IS NULL"))
     world.stream.launch()
-    until(lambda: "was cut" in world.problem())
+    until(lambda: "was cut" in world.health())
     world.stream.stop()
     process = world.replay("--dataset", "logs")
     until(lambda: world.replay_at() is not None or process.poll() is not None)
@@ -332,7 +332,7 @@ def test_a_topic_that_was_made_anew_is_told_and_the_replay_brings_what_it_lost(w
     until(lambda: DATASET.topic not in admin.list_topics(timeout=10).topics)
     admin.create_topics([NewTopic(DATASET.topic, 4, 1)])[DATASET.topic].result(30)
     world.stream.launch()
-    until(lambda: f"logpipe replay --store {STORE} --dataset logs" in world.problem())
+    until(lambda: f"logpipe replay --store {STORE} --dataset logs" in world.health())
     assert world.watermark() == stored  # the rows are not claimed
     world.stream.stop()
     output = ended(world.replay("--dataset", "logs"))

@@ -25,8 +25,8 @@ from services.core.rows import RowCodec, Rows, checksum
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import batches as ledger_batches
 from services.postgres.connection import connect
-from services.rollups import keeper
-from services.rollups.keeper import RollupKeeper
+from services.rollups import maintenance
+from services.rollups.maintenance import RollupMaintenance
 from services.stores import postgres
 from services.stores.clickhouse.reader import ClickHouseReader
 from services.stores.clickhouse.rollups import BUCKET_BITS
@@ -115,12 +115,12 @@ def pipeline(postgres_url: str, clickhouse_url: str, monkeypatch: pytest.MonkeyP
 
 
 def compare(reader: StoreReader, query: Query, as_of: int) -> str:
-    """The rollup's answer is the scan's; the method of the first."""
-    answer = reader.execute(query, as_of)
+    """The rollup's result is the scan's; the method of the first."""
+    result = reader.execute(query, as_of)
     scanned = reader.execute(replace(query, scan=True), as_of)
     assert scanned.method == "scan"
-    assert (repr(answer.rows), answer.total) == (repr(scanned.rows), scanned.total), (reader.name, query, as_of)
-    return answer.method
+    assert (repr(result.rows), result.total) == (repr(scanned.rows), scanned.total), (reader.name, query, as_of)
+    return result.method
 
 
 def method_of(reader: StoreReader, dataset: Dataset, as_of: int) -> str:
@@ -155,13 +155,13 @@ def question_of(pipeline: Pipeline, shape: Any, where: dict[str, str], start: in
 def test_the_rollup_answers_as_a_scan_does_under_load_crashes_and_retries(pipeline: Pipeline) -> None:
     pipeline.fill(5)
     stop, failed = threading.Event(), list[BaseException]()
-    asked = threading.Semaphore(1)  # as many blocks as questions: on few cores the writer would leave them no time
+    queries_left = threading.Semaphore(1)  # as many blocks as queries: on few cores the writer would leave them no time
     methods: dict[str, set[str]] = {reader.name: set() for reader in pipeline.readers}
 
     def write() -> None:
         chance = random.Random(1)
         try:
-            while asked.acquire() and not stop.is_set():
+            while queries_left.acquire() and not stop.is_set():
                 block = pipeline.accept(16)
                 pipeline.load(block)
                 if chance.random() < 0.5:
@@ -176,7 +176,7 @@ def test_the_rollup_answers_as_a_scan_does_under_load_crashes_and_retries(pipeli
     @given(shapes, equals, instants, instants, st.integers(0, 150))
     def ask(shape: Any, where: dict[str, str], start: int | None, end: int | None, behind: int) -> None:
         query = question_of(pipeline, shape, where, start, end)
-        asked.release()
+        queries_left.release()
         as_of = max(0, pipeline.loaded - behind)
         for reader in pipeline.readers:
             methods[reader.name].add(compare(reader, query, as_of))
@@ -187,7 +187,7 @@ def test_the_rollup_answers_as_a_scan_does_under_load_crashes_and_retries(pipeli
         ask()
     finally:
         stop.set()
-        asked.release()
+        queries_left.release()
         writer.join()
     assert not failed
     assert all("rollup" in used for used in methods.values())
@@ -204,10 +204,10 @@ def test_a_total_adds_up_chunks_and_no_counts(pipeline: Pipeline) -> None:
     while pipeline.roll_up():
         pass
     reader, query = pipeline.readers[0], StatsQuery(pipeline.dataset)
-    answer = reader.execute(query, pipeline.loaded)
+    result = reader.execute(query, pipeline.loaded)
     name = sql.Identifier(rollups.name(pipeline.dataset))
     pipeline.connection.execute(sql.SQL("DELETE FROM {}").format(name))
-    assert (answer.method, reader.execute(query, pipeline.loaded).rows) == ("rollup", answer.rows)
+    assert (result.method, reader.execute(query, pipeline.loaded).rows) == ("rollup", result.rows)
 
 
 def test_two_processes_roll_up_side_by_side(pipeline: Pipeline, postgres_url: str) -> None:
@@ -259,7 +259,7 @@ def test_days_that_retention_drops(pipeline: Pipeline, rolled_up: bool) -> None:
 
 
 class History:
-    """Some days of a pipeline, rolled up and merged as a keeper does; the batch ids where each day ends."""
+    """Some days of a pipeline, rolled up and merged as RollupMaintenance does; the batch ids where each day ends."""
 
     def __init__(self, pipeline: Pipeline, days: int) -> None:
         self.pipeline = pipeline
@@ -362,10 +362,10 @@ def test_a_merge_between_the_statements_of_a_query_is_not_seen(
     as_of = history.ends[0] - 10
     with monkeypatch.context() as patch:
         patch.setattr(rollup, "until", merging)
-        answer = pipeline.readers[0].execute(StatsQuery(pipeline.dataset), as_of)
+        result = pipeline.readers[0].execute(StatsQuery(pipeline.dataset), as_of)
     assert merged[0] > 1
-    assert answer.method == "rollup"
-    assert answer.rows == pipeline.readers[0].execute(StatsQuery(pipeline.dataset, scan=True), as_of).rows
+    assert result.method == "rollup"
+    assert result.rows == pipeline.readers[0].execute(StatsQuery(pipeline.dataset, scan=True), as_of).rows
 
 
 def test_forgotten_days_leave_no_chunks_and_are_not_looked_at_again(
@@ -423,9 +423,9 @@ def test_a_rollup_of_an_earlier_release_is_merged(pipeline: Pipeline, monkeypatc
         history.compare(as_of)
 
 
-def test_the_keeper_follows(pipeline: Pipeline, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "_INTERVAL_SECONDS", 0.05)
-    keeping = RollupKeeper(postgres_url, (pipeline.dataset,)).worker()
+def test_the_rollups_follow(pipeline: Pipeline, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "_INTERVAL_SECONDS", 0.05)
+    keeping = RollupMaintenance(postgres_url, (pipeline.dataset,)).worker()
     keeping.start()
     try:
         pipeline.loaded = pipeline.accept(64).last
@@ -489,5 +489,5 @@ def test_a_block_is_counted_once_also_after_a_restart(postgres_url: str) -> None
             writer.prepare(pipeline.dataset)
             writer.write([block])
             assert method_of(reader, pipeline.dataset, pipeline.loaded) == "rollup"
-            answer = reader.execute(StatsQuery(pipeline.dataset), pipeline.loaded)
-            assert answer.rows == [(block.rows,)]
+            result = reader.execute(StatsQuery(pipeline.dataset), pipeline.loaded)
+            assert result.rows == [(block.rows,)]

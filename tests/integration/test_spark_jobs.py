@@ -525,8 +525,8 @@ def test_a_query_stores_nothing_more_once_its_table_was_released(world: World, m
     messages = from_kafka(world, warm_up._message(DATASET, 2))
     position = Position("t", {0: 1}, {0: 0}, "query-1", 0, generation="g")
     writer.write_rows(messages, DATASET, tables.rows.uri, "query-1", 0, position.encode())
-    handle, stands = tables.rows.standing()
-    assert stands == position
+    handle, found = tables.rows.current_version()
+    assert found == position
     tables.release(handle, Position("t", {0: 1}, generation="g"), {"query-1"})
     later = Position("t", {0: 2}, {0: 1}, "query-1", 1, generation="g")
     with pytest.raises(StoreDown, match="stored by another driver"):

@@ -226,7 +226,7 @@ def write_a_row(table: MemoryStore) -> None:
     table.write([Block(DATASET, "topic-1", 0, 0, 8, 20_000, 1, lines)])
 
 
-def test_postgres_away_and_back(progress: SinkProgress, postgres_url: str) -> None:
+def test_postgres_unreachable_and_back(progress: SinkProgress, postgres_url: str) -> None:
     progress.load([0])
     assert progress._connection is not None
     progress._connection.close()
@@ -281,7 +281,7 @@ def test_killed_twice_it_stores_every_row_once(urls: dict[str, str]) -> None:
 
         producer.publish(batch_messages(201))
         assert process.stop() in (0, -signal.SIGTERM)
-        assert all(position.intent is None for position in positions(postgres_url, "clickhouse", "logs").values())
+        assert all(position.pending is None for position in positions(postgres_url, "clickhouse", "logs").values())
         process.start()
         until(lambda: loaded(urls))
         assert list(reader.counts(DATASET, 201, 201)) == [(201, BATCH_ROWS, BATCH_ROWS)]
@@ -318,10 +318,10 @@ def dead_letters(kafka_url: str) -> set[tuple[int, int]]:
     with closing(kafka.KafkaPartitionReader(kafka_url, "dead-letter")) as reader:
         end = reader.bounds()[0][1]
         reader.assign({0: 0})
-        letters: list[Any] = []
-        while reader.reached()[0] < end:
-            letters += [msgspec.json.decode(message.value) for message in reader.poll(0.5)]
-    return {(letter["partition"], letter["offset"]) for letter in letters}
+        dead_letters: list[Any] = []
+        while reader.read_up_to()[0] < end:
+            dead_letters += [msgspec.json.decode(message.value) for message in reader.poll(0.5)]
+    return {(dead_letter["partition"], dead_letter["offset"]) for dead_letter in dead_letters}
 
 
 def metrics(process: Process) -> str:

@@ -1,6 +1,6 @@
-"""Random questions, asked of every store while rows are being loaded: each answers as the store in memory does.
+"""Random queries, run in every store while rows are being loaded: each returns what the store in memory does.
 
-The stores are real and are filled side by side by one loader, which goes on for as long as questions are asked; the
+The stores are real and are filled side by side by one loader, which goes on for as long as queries are run; the
 reference holds the same rows from the start, and `as_of` says which of them a query may see.
 """
 
@@ -72,7 +72,7 @@ def _batch(dataset: Dataset, batch_id: int) -> list[Row]:
 
 
 class Loader:
-    """Fills all stores, batch after batch; beyond the last one that questions may see, until it is stopped."""
+    """Fills all stores, batch after batch; beyond the last one that queries may see, until it is stopped."""
 
     def __init__(self, postgres_url: str, clickhouse_url: str, lake: LakeSettings) -> None:
         self._connection = connect(postgres_url)
@@ -168,7 +168,7 @@ def filters(draw: st.DrawFn, dataset: Dataset) -> Filters:
 
 
 @st.composite
-def questions(draw: st.DrawFn) -> Query:
+def random_queries(draw: st.DrawFn) -> Query:
     dataset, scan = draw(st.sampled_from(DATASETS)), draw(st.booleans())
     kind = draw(st.sampled_from([ListQuery, ListQuery, AggregateQuery, AggregateQuery, StatsQuery]))
     if kind is StatsQuery:
@@ -203,7 +203,7 @@ def places(draw: st.DrawFn, dataset: Dataset, order_by: str) -> tuple[Any, int]:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(query=questions(), as_of=st.just(BATCHES) | st.integers(0, BATCHES))
+@given(query=random_queries(), as_of=st.just(BATCHES) | st.integers(0, BATCHES))
 def test_every_store_answers_as_the_reference(
     reference: MemoryStore, loader: tuple[Loader, Mapping[str, StoreReader]], query: Query, as_of: int
 ) -> None:

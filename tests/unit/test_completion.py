@@ -11,7 +11,7 @@ from services.core.completion import complete
 from services.core.errors import RowRejected, StoreDown
 from services.core.ids import batch_of, first_id
 from services.core.lines import are_rows_of
-from services.core.ports import Block, joint_token
+from services.core.ports import Block, group_token
 from services.core.rows import RowCodec
 from services.datasets.logs import DATASET
 
@@ -38,8 +38,8 @@ class Table:
         ids = [msgspec.json.decode(line)["id"] for block in blocks for line in block.lines.splitlines()]
         if self._bad.intersection(ids):
             raise RowRejected(None, "bad")
-        if joint_token(blocks) not in self.tokens:
-            self.tokens.add(joint_token(blocks))
+        if group_token(blocks) not in self.tokens:
+            self.tokens.add(group_token(blocks))
             self.rows.update(ids)
 
 
@@ -69,8 +69,8 @@ def test_a_consumer_that_is_suspended_while_another_completes_doubles_nothing(
             complete("store", [block(own)], table.ids, table.write)
         table.write(blocks)
 
-    refused = complete("store", [block(own)], table.ids, write)
-    assert [each.row for each in refused] == list(bad)
+    rejected = complete("store", [block(own)], table.ids, write)
+    assert [each.row for each in rejected] == list(bad)
     assert table.rows == dict.fromkeys([IDS[at] for at in range(count) if at not in bad], 1)
 
 
@@ -82,7 +82,7 @@ def test_a_token_that_was_written_down_without_rows_is_not_used_for_ever() -> No
         nonlocal trapped
         trapped -= 1
         if trapped >= 0:
-            table.tokens.add(joint_token(blocks))
+            table.tokens.add(group_token(blocks))
         else:
             table.write(blocks)
 
@@ -101,9 +101,9 @@ def test_lines_that_are_no_rows_are_refused_without_asking_the_store() -> None:
     bad = {0, 5, 1500, 2999}
     for at in bad:
         own[at] = own[at].replace(b'"timestamp":5', b'"timestamp":"five"')
-    refused = complete("store", [block(own[:1000]), block(own[1000:], 1)], table.ids, table.write)
-    assert [(each.block, each.row) for each in refused] == [(0, 0), (0, 5), (1, 500), (1, 1999)]
-    assert "Expected `int`" in refused[0].reason
+    rejected = complete("store", [block(own[:1000]), block(own[1000:], 1)], table.ids, table.write)
+    assert [(each.block, each.row) for each in rejected] == [(0, 0), (0, 5), (1, 500), (1, 1999)]
+    assert "Expected `int`" in rejected[0].reason
     assert table.rows == dict.fromkeys([first_id(7) + at for at in range(3000) if at not in bad], 1)
     assert table.writes == 1
 
@@ -113,8 +113,8 @@ def test_rows_that_the_store_refuses_without_a_name_are_found_by_halves() -> Non
     bad = [ids[0], ids[2000], ids[4095]]
     table = Table(bad)
     own = lines(ids)
-    refused = complete("store", [block(own[:1]), block(own[1:], 1)], table.ids, table.write)
-    assert [(each.block, each.row) for each in refused] == [(0, 0), (1, 1999), (1, 4094)]
+    rejected = complete("store", [block(own[:1]), block(own[1:], 1)], table.ids, table.write)
+    assert [(each.block, each.row) for each in rejected] == [(0, 0), (1, 1999), (1, 4094)]
     assert table.rows == dict.fromkeys(set(ids) - set(bad), 1)
     assert table.writes < 3 * 2 * 13
 
@@ -129,7 +129,7 @@ def test_a_line_that_the_store_holds_though_it_is_no_row_is_not_refused() -> Non
 
 
 def test_a_store_that_refuses_rows_without_end_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion, "MOST_REFUSED", 10)
+    monkeypatch.setattr(completion, "MOST_REJECTED", 10)
     ids = [first_id(7) + number for number in range(100)]
     table = Table(ids[:11])
     with pytest.raises(StoreDown, match="refuses 11 rows that seem sound: bad"):
@@ -148,8 +148,8 @@ def test_a_line_that_gives_a_name_twice_is_no_row() -> None:
     table = Table(())
     first, second = lines(IDS[:2])
     own = [first.replace(b'"level":"INFO"', b'"level":"INFO","level":"WARN"'), second.replace(b":", b": ")]
-    refused = complete("store", [block(own)], table.ids, table.write)
-    assert [(each.row, each.reason) for each in refused] == [(0, "a name is given twice")]
+    rejected = complete("store", [block(own)], table.ids, table.write)
+    assert [(each.row, each.reason) for each in rejected] == [(0, "a name is given twice")]
 
 
 def test_a_line_of_several_values_is_no_row() -> None:
@@ -158,8 +158,8 @@ def test_a_line_of_several_values_is_no_row() -> None:
     own = [first + second, b"", third]
     assert not are_rows_of(first + second + b"\n\n", 2, 5, 5)
     assert are_rows_of(first + b"\n" + second + b"\n", 2, 5, 5)
-    refused = complete("store", [block(own)], table.ids, table.write)
-    assert [(each.row, each.reason) for each in refused] == [
+    rejected = complete("store", [block(own)], table.ids, table.write)
+    assert [(each.row, each.reason) for each in rejected] == [
         (0, "the line is not one object"),
         (1, "the line is not one object"),
     ]

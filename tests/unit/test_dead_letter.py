@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.core.dead_letter import MAX_LETTER_BYTES, DeadLetter, Record, decode, encode
+from services.core.dead_letter import MAX_DEAD_LETTER_BYTES, DeadLetter, Record, decode, encode
 from services.core.errors import Malformed
 from services.datasets.logs import DATASET
 
@@ -49,7 +49,7 @@ def test_an_operator_reads_all_of_a_letter() -> None:
 @pytest.mark.parametrize("byte", [b"x", b"\0", b"\xff"])
 def test_a_long_value_is_cut(byte: bytes) -> None:
     _, value = encode("lake", DATASET, DeadLetter(1, 5, None, 7, None, 1, "reason", byte * 1_000_000))
-    assert MAX_LETTER_BYTES / 2 < len(value) <= MAX_LETTER_BYTES
+    assert MAX_DEAD_LETTER_BYTES / 2 < len(value) <= MAX_DEAD_LETTER_BYTES
     assert decode(value).batch_id == 7
 
 

@@ -39,7 +39,7 @@ def test_it_prepares_again_while_a_store_is_unreachable(killed: list[int]) -> No
     seen: list[str | None] = []
 
     def prepare() -> None:
-        seen.append(made.problem())
+        seen.append(made.health())
         if errors:
             raise errors.pop()
 
@@ -47,7 +47,7 @@ def test_it_prepares_again_while_a_store_is_unreachable(killed: list[int]) -> No
     made.start()
     until(lambda: stream.supervise.called)
     assert seen == [None, *["starting: hdfs: unreachable"] * 3]
-    assert made.problem() is None
+    assert made.health() is None
     made.stop()
     assert stream.stop.called
     assert (made.error, killed) == (None, [])

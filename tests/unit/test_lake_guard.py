@@ -117,7 +117,7 @@ def test_resuming_releases_the_table_where_the_topic_can_go_on(
     topic_id: str, bounds: dict[int, tuple[int, int]], released: Position
 ) -> None:
     stream, handle = Mock(dataset=DATASET), Mock()
-    stream.tables.rows.standing.return_value = (handle, STORED)
+    stream.tables.rows.current_version.return_value = (handle, STORED)
     stream.checkpoint.load.return_value = Checkpoint("query-2", 7, ENDS)
     stream.topic.topic_id.return_value = topic_id
     stream.topic.bounds.return_value = bounds
@@ -130,7 +130,7 @@ def test_resuming_releases_the_table_where_the_topic_can_go_on(
 def test_a_table_that_does_not_say_where_it_stands_cannot_be_resumed() -> None:
     stream, handle = Mock(dataset=DATASET), Mock()
     handle.file_uris.return_value = ["one"]
-    stream.tables.rows.standing.return_value = (handle, None)
+    stream.tables.rows.current_version.return_value = (handle, None)
     with pytest.raises(NeedsOperator, match="only --rebuild helps"):
         resume(stream)
     stream.checkpoint.delete.assert_not_called()
@@ -157,7 +157,7 @@ def test_rows_are_deleted_only_by_order() -> None:
 def test_an_empty_table_can_begin_where_the_topic_begins_now(position: Position | None) -> None:
     stream, handle = Mock(dataset=DATASET), Mock()
     handle.file_uris.return_value = []
-    stream.tables.rows.standing.return_value = (handle, position)
+    stream.tables.rows.current_version.return_value = (handle, position)
     stream.checkpoint.load.return_value = None
     stream.topic.topic_id.return_value = "topic-1"
     stream.topic.bounds.return_value = BOUNDS

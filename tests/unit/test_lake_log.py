@@ -106,7 +106,7 @@ def test_a_table_of_an_older_release_gets_the_properties(settings: LakeSettings)
         assert found.version() == 1, "the second time changes nothing"
 
 
-def test_checksums_of_commits_that_are_gone_leave_the_log(settings: LakeSettings) -> None:
+def test_checksums_of_expired_commits_leave_the_log(settings: LakeSettings) -> None:
     uri = table_uri(settings, DATASET.name)
     fill(settings, COMMITS)
     for version in range(COMMITS + 1):

@@ -74,11 +74,11 @@ def test_a_query_that_nobody_waits_for_ends_with_its_process(reader: ProcessRead
     stuck, stop = pid(reader), Stop()
     os.kill(stuck, signal.SIGSTOP)
     with ThreadPoolExecutor() as threads:
-        answer = threads.submit(reader.execute, COUNT, 9, 60.0, stop)
+        future = threads.submit(reader.execute, COUNT, 9, 60.0, stop)
         until(lambda: stop._end is not None)
         stop.now()
         with pytest.raises(LogpipeError):
-            answer.result(30)
+            future.result(30)
     until(lambda: not psutil.pid_exists(stuck))
     assert reader.execute(COUNT, 9).rows == [(1,)]
 
@@ -87,11 +87,11 @@ def test_a_process_that_dies_fails_one_query(reader: ProcessReader) -> None:
     stuck, stop = pid(reader), Stop()
     os.kill(stuck, signal.SIGSTOP)
     with ThreadPoolExecutor() as threads:
-        answer = threads.submit(reader.execute, COUNT, 9, 60.0, stop)
+        future = threads.submit(reader.execute, COUNT, 9, 60.0, stop)
         until(lambda: stop._end is not None)
         os.kill(stuck, signal.SIGKILL)
         with pytest.raises(StoreDown, match="lake: the process of the query ended with -9"):
-            answer.result(30)
+            future.result(30)
     assert reader.execute(COUNT, 9).rows == [(1,)]
 
 
@@ -99,10 +99,10 @@ def test_errors_come_out_of_the_process_as_they_are(reader: ProcessReader, setti
     with pytest.raises(Invalid, match="NUL"):
         reader.execute(ListQuery(LOGS, Filters(text="\x00")), 9)
     with (
-        closing(ProcessReader(LakeSettings(hdfs_url="hdfs://127.0.0.1:1"))) as away,
+        closing(ProcessReader(LakeSettings(hdfs_url="hdfs://127.0.0.1:1"))) as unreachable,
         pytest.raises(StoreDown) as raised,
     ):
-        away.execute(COUNT, 9)
+        unreachable.execute(COUNT, 9)
     assert raised.value.store == "lake"
 
 

@@ -139,7 +139,7 @@ def ten_files(settings: LakeSettings) -> LakeSettings:
     return settings
 
 
-QUESTIONS: list[tuple[Query, int, int]] = [
+QUERIES: list[tuple[Query, int, int]] = [
     (ListQuery(LOGS, Filters(start=5 * HOUR, end=6 * HOUR)), 99, 1),
     (AggregateQuery(LOGS, "level", Filters(start=5 * HOUR, end=6 * HOUR)), 99, 1),
     (ListQuery(LOGS, Filters(start=5 * HOUR + 101, end=6 * HOUR)), 99, 1),
@@ -154,24 +154,24 @@ QUESTIONS: list[tuple[Query, int, int]] = [
 ]
 
 
-@pytest.mark.parametrize(("query", "as_of", "files"), QUESTIONS)
+@pytest.mark.parametrize(("query", "as_of", "files"), QUERIES)
 def test_files_are_left_out_by_their_statistics_and_counted_as_opened(
     ten_files: LakeSettings, monkeypatch: pytest.MonkeyPatch, query: Query, as_of: int, files: int
 ) -> None:
-    asked: list[str] = []
+    executed: list[str] = []
     execute = QueryBuilder.execute
 
     def noted(engine: QueryBuilder, query: str) -> Any:
-        asked.append(query)
+        executed.append(query)
         return execute(engine, query)
 
     monkeypatch.setattr(QueryBuilder, "execute", noted)
-    answer = EmbeddedReader(ten_files).execute(query, as_of)
-    assert answer.scanned == {"files": files, "files_total": 10}
-    assert answer.method == "scan"
+    result = EmbeddedReader(ten_files).execute(query, as_of)
+    assert result.scanned == {"files": files, "files_total": 10}
+    assert result.method == "scan"
     engine = Table(table_uri(ten_files, LOGS.name)).engine()
     assert engine is not None
-    (plan,) = pa.table(execute(engine, f"EXPLAIN ANALYZE {asked[0]}").read_all())["plan"].to_pylist()
+    (plan,) = pa.table(execute(engine, f"EXPLAIN ANALYZE {executed[0]}").read_all())["plan"].to_pylist()
     considered = sum(map(int, re.findall(r"files_ranges_pruned_statistics=(\d+) total", plan)))
     assert considered == files  # by DataFusion
 
@@ -183,17 +183,17 @@ def test_the_newest_rows_are_looked_for_in_the_newest_files_first(
     monkeypatch.setattr(lake_reader, "_ONE_OF", 1)
     reader = EmbeddedReader(ten_files)
 
-    def asked(**of_page: Any) -> tuple[list[int], int]:
-        answer = reader.execute(ListQuery(LOGS, count=False, **of_page), 99)
-        return [row[2] // HOUR for row in answer.rows], answer.scanned["files"]
+    def page(**of_page: Any) -> tuple[list[int], int]:
+        result = reader.execute(ListQuery(LOGS, count=False, **of_page), 99)
+        return [row[2] // HOUR for row in result.rows], result.scanned["files"]
 
-    assert asked(limit=2) == ([9, 9], 1)
-    assert asked(limit=4, offset=4) == ([7, 7, 6, 6], 4)
-    assert asked(limit=2, filters=Filters(end=4 * HOUR)) == ([3, 3], 1)
-    assert asked(limit=2, after=(4 * HOUR - 1, 0)) == ([3, 3], 1)
-    assert asked(limit=2, filters=Filters((("service", "none"),))) == ([], 10)
-    assert asked(limit=2, descending=False) == ([0, 0], 10)
-    assert asked(limit=30) == ([hour for hour in range(9, -1, -1) for _ in (0, 1)], 10)
+    assert page(limit=2) == ([9, 9], 1)
+    assert page(limit=4, offset=4) == ([7, 7, 6, 6], 4)
+    assert page(limit=2, filters=Filters(end=4 * HOUR)) == ([3, 3], 1)
+    assert page(limit=2, after=(4 * HOUR - 1, 0)) == ([3, 3], 1)
+    assert page(limit=2, filters=Filters((("service", "none"),))) == ([], 10)
+    assert page(limit=2, descending=False) == ([0, 0], 10)
+    assert page(limit=30) == ([hour for hour in range(9, -1, -1) for _ in (0, 1)], 10)
 
 
 @given(st.data())
@@ -233,8 +233,8 @@ def test_a_page_is_the_same_wherever_its_rows_are_looked_for_first(
 def test_a_count_of_all_is_answered_by_the_log_but_for_what_came_later(ten_files: LakeSettings) -> None:
     reader = EmbeddedReader(ten_files)
     for as_of, count, files in [(99, 20, 0), (19, 20, 0), (18, 19, 1), (4, 5, 8), (0, 1, 10)]:
-        answer = reader.execute(StatsQuery(LOGS), as_of)
-        assert (answer.rows, answer.method, answer.scanned["files"]) == ([(count,)], "metadata", files)
+        result = reader.execute(StatsQuery(LOGS), as_of)
+        assert (result.rows, result.method, result.scanned["files"]) == ([(count,)], "metadata", files)
         scanned = reader.execute(StatsQuery(LOGS, scan=True), as_of)
         assert (scanned.rows, scanned.method) == ([(count,)], "scan")
         page = reader.execute(ListQuery(LOGS), as_of)
@@ -301,7 +301,7 @@ def test_a_table_that_was_deleted_and_made_anew_under_a_reader_has_another_ident
     assert reader.execute(StatsQuery(LOGS), 99).rows == [(batches,)]
 
 
-def test_a_server_that_is_away(unused_tcp_port: int) -> None:
+def test_an_unreachable_server(unused_tcp_port: int) -> None:
     reader = EmbeddedReader(LakeSettings(hdfs_url=f"hdfs://127.0.0.1:{unused_tcp_port}"))
     with pytest.raises(StoreDown, match="lake"):
         reader.execute(StatsQuery(LOGS), 1)
@@ -318,16 +318,16 @@ def test_a_server_that_hangs(reader: EmbeddedReader, monkeypatch: pytest.MonkeyP
 
 @given(st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"])))
 def test_a_literal_is_the_text_again(text: str) -> None:
-    answer = pa.RecordBatchReader.from_stream(QueryBuilder().execute(f"SELECT {DataFusion().text(text)}")).read_all()
-    assert answer.column(0).to_pylist() == [text]
+    result = pa.RecordBatchReader.from_stream(QueryBuilder().execute(f"SELECT {DataFusion().text(text)}")).read_all()
+    assert result.column(0).to_pylist() == [text]
 
 
 @pytest.mark.parametrize(
     "text", ["'", "''", "\\'", "'; DROP TABLE t; --", "$1", "?", "E'\\n'", "\u2019", "\n", "/*", "--"]
 )
 def test_a_literal_cannot_be_left(text: str) -> None:
-    answer = pa.RecordBatchReader.from_stream(QueryBuilder().execute(f"SELECT {DataFusion().text(text)}, 1")).read_all()
-    assert answer.to_pylist()[0] == dict(zip(answer.schema.names, (text, 1), strict=True))
+    result = pa.RecordBatchReader.from_stream(QueryBuilder().execute(f"SELECT {DataFusion().text(text)}, 1")).read_all()
+    assert result.to_pylist()[0] == dict(zip(result.schema.names, (text, 1), strict=True))
 
 
 def test_nul_is_refused() -> None:

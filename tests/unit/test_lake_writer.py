@@ -100,7 +100,7 @@ def test_a_commit_that_comes_in_between_is_seen(
     writer: EmbeddedWriter, reader: EmbeddedReader, settings: LakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look at the position and the commit: maintenance, or another writer with the same block."""
-    standing, uri = Table.standing, table_uri(settings, DATASET.name)
+    current_version, uri = Table.current_version, table_uri(settings, DATASET.name)
     other = EmbeddedWriter(settings)
     interruptions: list[Callable[[], Any]] = [
         lambda: other.write([block(1, 0, 4)]),
@@ -111,12 +111,12 @@ def test_a_commit_that_comes_in_between_is_seen(
     lake_tables.append(settings, DATASET, [log(9)], Position("t", {1: 2}, query=EMBEDDED))
 
     def interrupted(looked_at: Table) -> Any:
-        found = standing(looked_at)
+        found = current_version(looked_at)
         if interruptions:
             interruptions.pop()()
         return found
 
-    monkeypatch.setattr(Table, "standing", interrupted)
+    monkeypatch.setattr(Table, "current_version", interrupted)
     writer.write([block(1, 0, 4)])
     assert not interruptions
     assert stored(reader) == [(1, 1, 1), (8, 1, 1), (9, 1, 1)]
@@ -124,14 +124,14 @@ def test_a_commit_that_comes_in_between_is_seen(
 
 
 def test_who_is_always_late_says_so(writer: EmbeddedWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    standing = Table.standing
+    current_version = Table.current_version
 
     def stale(table: Table) -> Any:
-        found = standing(table)
+        found = current_version(table)
         DeltaTable(table.uri).alter.set_table_properties({"delta.logRetentionDuration": "interval 30 days"})
         return found
 
-    monkeypatch.setattr(Table, "standing", stale)
+    monkeypatch.setattr(Table, "current_version", stale)
     with pytest.raises(StoreDown, match="others committed"):
         writer.write([block(1, 0, 4)])
 
@@ -178,13 +178,13 @@ def test_a_table_filled_by_spark_is_refused_until_it_is_released(
         with pytest.raises(NeedsOperator, match="logpipe stream-to-lake --resume logs"):
             attempt()
     tables = Tables(settings, DATASET)
-    handle, _ = tables.rows.standing()
+    handle, _ = tables.rows.current_version()
     lake_tables.append(settings, DATASET, [log(1)], unfinished)
     with pytest.raises(NeedsOperator, match="is being written: stop its writer"):
         tables.release(handle, Position("t", {0: 5}), ())
-    tables.rows.standing()[0].delete("id >= 0")
+    tables.rows.current_version()[0].delete("id >= 0")
     lake_tables.append(settings, DATASET, [log(1)], unfinished)
-    tables.release(tables.rows.standing()[0], Position("t", {0: 5}, unfinished=unfinished), ())
+    tables.release(tables.rows.current_version()[0], Position("t", {0: 5}, unfinished=unfinished), ())
     assert writer.positions(DATASET, "t") == {0: 5}
     writer.write([block(2, 5, 9)])
     assert stored(reader) == [(1, 1, 1), (2, 1, 1)]
@@ -237,15 +237,15 @@ def test_of_two_writers_that_find_the_table_free_one_begins(settings: LakeSettin
     embedded, tables = EmbeddedWriter(settings), Tables(settings, DATASET)
     embedded.prepare(DATASET)
     tables.prepare()
-    free, _ = tables.rows.standing()
+    free, _ = tables.rows.current_version()
     assert embedded.positions(DATASET, "t") == {}
     tables.claim(free, Position.first())
     with pytest.raises(NeedsOperator, match="is filled by Spark"):
         embedded.write([block(1, 0, 4)])
     with pytest.raises(StoreDown):
         tables.claim(free, Position.first())
-    tables.release(tables.rows.standing()[0], Position.first("t"), ())
-    free, _ = tables.rows.standing()
+    tables.release(tables.rows.current_version()[0], Position.first("t"), ())
+    free, _ = tables.rows.current_version()
     embedded.write([block(1, 0, 4)])
     with pytest.raises(StoreDown):
         tables.claim(free, Position.first())

@@ -124,12 +124,12 @@ def test_after_a_failure_it_pauses_longer_each_time_and_takes_each_message_once(
 ) -> None:
     scene.publish(b"a")
     scene.handler.decision = decision
-    scene.handler.plan[method] = [StoreDown("store", "away")] * 3
+    scene.handler.plan[method] = [StoreDown("store", "unreachable")] * 3
     loop, attempts = scene.loop(), []
     for _ in range(60):
         before = scene.handler.calls.count(method)
         loop.step()
-        if scene.handler.calls.count(method) > before and loop.health() == "store: away":
+        if scene.handler.calls.count(method) > before and loop.health() == "store: unreachable":
             attempts.append(scene.now)
         scene.now = round(scene.now + 0.1, 1)
     assert loop.health() is None
@@ -141,7 +141,7 @@ def test_after_a_failure_it_pauses_longer_each_time_and_takes_each_message_once(
 
 def test_nothing_is_read_while_a_write_fails(scene: Scene) -> None:
     loop = scene.reading()
-    scene.handler.plan["flush"] = [StoreDown("store", "away")] * 3
+    scene.handler.plan["flush"] = [StoreDown("store", "unreachable")] * 3
     scene.publish(b"a")
     loop.step()
     assert loop._state is State.PAUSED
@@ -187,14 +187,14 @@ def test_a_fenced_handler_drops_what_it_holds_and_loads_again(scene: Scene) -> N
 
 def test_a_rebalance_drops_what_is_held_even_during_a_pause(scene: Scene) -> None:
     loop = scene.reading()
-    scene.handler.plan["flush"] = [StoreDown("store", "away")]
+    scene.handler.plan["flush"] = [StoreDown("store", "unreachable")]
     scene.publish(b"a")
     loop.step()
     other = scene.loop()
     loop.step()
     assert loop._state is State.UNLOADED
     assert scene.handler.held == []
-    assert loop.health() == "store: away"
+    assert loop.health() == "store: unreachable"
     other.close()
     scene.now += 1
     for _ in range(3):
@@ -228,7 +228,7 @@ def test_it_stops_for_an_operator_and_leaves_the_group(scene: Scene) -> None:
     assert heir._assigned == tuple(range(PARTITIONS))
 
 
-def test_the_broker_is_away(scene: Scene) -> None:
+def test_the_broker_is_unreachable(scene: Scene) -> None:
     loop = scene.reading()
     scene.broker.down = True
     loop.step()

@@ -108,14 +108,14 @@ def test_a_position_is_not_repeated_over_a_newer_one(
     table: TableMaintenance, reader: EmbeddedReader, settings: LakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(settings, 3)
-    standing = table._table.standing
+    current_version = table._table.current_version
 
     def overtaken() -> object:
-        found = standing()
+        found = current_version()
         lake_tables.append(settings, DATASET, rows(4), Position("t", {0: 4}, {}, "q", 4))
         return found
 
-    monkeypatch.setattr(table._table, "standing", overtaken)
+    monkeypatch.setattr(table._table, "current_version", overtaken)
     table.repeat_position()
     assert reader.position(DATASET).offsets == {0: 4}
 

@@ -1,4 +1,4 @@
-"""The query API's parameters, replies and errors by contract; stores are stubs that say what they were asked."""
+"""The query API's parameters, replies and errors by contract; stores are stubs that record their queries."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -50,11 +50,11 @@ class StubReader:
         self.elapsed_ms = elapsed_ms
         self.down: LogpipeError | None = None
         self.seconds: float | None = None
-        self.asked: list[tuple[Query, int]] = []
+        self.executed: list[tuple[Query, int]] = []
         self.rows: list[Any] = [LOG_ROW]
 
     def execute(self, query: Query, as_of: int, seconds: float, stop: Stop) -> QueryResult:
-        self.asked.append((query, as_of))
+        self.executed.append((query, as_of))
         self.seconds = seconds
         if self.down:
             raise self.down
@@ -178,7 +178,7 @@ def test_a_list_by_contract(api: Api) -> None:
         "scanned": {},
         "total_ms": reply["total_ms"],
     }
-    assert api.postgres.asked == [(ListQuery(LOGS), 12)]
+    assert api.postgres.executed == [(ListQuery(LOGS), 12)]
     (row,) = reply["data"]
     assert list(row) == ["id", "timestamp", "level", "service", "host", "message", "metadata", "created_at"]
     assert row["timestamp"] == 1_763_700_009.999001
@@ -190,7 +190,7 @@ def test_json_columns_are_passed_through_byte_for_byte(api: Api) -> None:
     assert b'"metadata":{"n": 1e200000, "n": 2}' in api.fetch("/api/query/hdfs/logs").content
 
 
-def test_every_parameter_reaches_the_question(api: Api) -> None:
+def test_every_parameter_reaches_the_query(api: Api) -> None:
     api.get(
         "clickhouse/logs",
         level="ERROR",
@@ -210,7 +210,7 @@ def test_every_parameter_reaches_the_question(api: Api) -> None:
     equals = (("level", "ERROR"), ("service", "api"), ("host", ""))
     filters = Filters(equals, 1_763_700_000_500_000, 1_795_255_200_000_001, "50% ü")
     query = ListQuery(LOGS, filters, "service", False, 10000, 3, False, scan=True)
-    assert api.clickhouse.asked == [(query, 9)]
+    assert api.clickhouse.executed == [(query, 9)]
     assert api.clickhouse.seconds == pytest.approx(7.0, abs=0.5)
 
 
@@ -231,12 +231,12 @@ def test_a_parameter_given_twice_is_refused(api: Api, path: str, query: str, nam
     assert reply.status_code == 422
     assert reply.headers["content-type"] == "application/problem+json"
     assert name in reply.json()["detail"]
-    assert not api.postgres.asked
+    assert not api.postgres.executed
 
 
 def test_levels_are_compared_as_they_were_sent_and_the_page_says_so(api: Api) -> None:
     api.get("postgres/logs", level="error")
-    query = api.postgres.asked[0][0]
+    query = api.postgres.executed[0][0]
     assert isinstance(query, ListQuery)
     assert query.filters.equals == (("level", "error"),)
     parameters = api.fetch("/openapi.json").json()["paths"]["/api/query/{store}/logs"]["get"]["parameters"]
@@ -273,7 +273,7 @@ def test_no_count_leaves_total_count_out(api: Api) -> None:
 )
 def test_times(api: Api, text: str, microseconds: int) -> None:
     api.get("postgres/logs", end_time=text)
-    query = api.postgres.asked[0][0]
+    query = api.postgres.executed[0][0]
     assert isinstance(query, ListQuery)
     assert query.filters.end == microseconds
 
@@ -337,14 +337,14 @@ def test_times(api: Api, text: str, microseconds: int) -> None:
 def test_refused_with_the_reason(api: Api, path: str, parameters: dict[str, Any], told: str) -> None:
     problem = api.get(path, status=422, **parameters)
     assert told in problem["detail"]
-    assert not any(store.asked for store in api.stores)
+    assert not any(store.executed for store in api.stores)
 
 
 def test_an_aggregate_by_contract(api: Api) -> None:
     reply = api.get("hdfs/logs/aggregate", group_by="level", service="api", start_time=5)
     assert reply["group_by"] == "level"
     assert reply["data"] == [{"key": "INFO", "count": 5}, {"key": "ERROR", "count": 2}]
-    assert api.hdfs.asked == [(AggregateQuery(LOGS, "level", Filters((("service", "api"),), 5_000_000)), 10)]
+    assert api.hdfs.executed == [(AggregateQuery(LOGS, "level", Filters((("service", "api"),), 5_000_000)), 10)]
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_an_aggregate_by_time(
     api: Api, parameters: dict[str, Any], query: AggregateQuery, data: list[dict[str, Any]]
 ) -> None:
     reply = api.get("postgres/logs/aggregate", **parameters)
-    assert api.postgres.asked == [(query, 12)]
+    assert api.postgres.executed == [(query, 12)]
     assert (reply["group_by"], reply.get("bucket")) == (query.group_by, parameters.get("bucket"))
     assert reply["data"] == data
 
@@ -378,7 +378,7 @@ def test_wire_and_column_names_are_both_taken(api: Api, name: str) -> None:
     assert api.get("postgres/events/aggregate", group_by=name)["group_by"] == "eventType"
     parameters: dict[str, Any] = {name: "CLICK", "order_by": name}
     api.get("postgres/events", **parameters)
-    aggregate, listed = (query for query, _ in api.postgres.asked)
+    aggregate, listed = (query for query, _ in api.postgres.executed)
     assert aggregate == AggregateQuery(EVENTS, "event_type")
     assert listed == ListQuery(EVENTS, Filters((("event_type", "CLICK"),)), "event_type")
 
@@ -396,7 +396,7 @@ def test_a_new_dataset_has_its_routes(api: Api) -> None:
     api.postgres.rows = [(131_072, CREATED, 5_000_000, "a", "00000000-0000-0000-0000-000000000001")]
     (row,) = api.get("postgres/toys", serial="00000000-0000-0000-0000-00000000000A")["data"]
     assert row["soldAt"] == "1970-01-01T00:00:05.000000+00:00"
-    (query, _) = api.postgres.asked[0]
+    (query, _) = api.postgres.executed[0]
     assert query == ListQuery(TOY, Filters((("serial", "00000000-0000-0000-0000-00000000000a"),)), order_by="sold_at")
     assert "/api/query/{store}/toys/aggregate" in api.fetch("/openapi.json").json()["paths"]
 
@@ -411,7 +411,7 @@ def test_the_openapi_page_names_each_parameter(api: Api) -> None:
 def test_stats_by_contract(api: Api) -> None:
     reply = api.get("clickhouse/stats")
     assert (reply["source"], reply["logs_count"], reply["events_count"], reply["as_of"]) == ("clickhouse", 7, 7, 11)
-    assert [query for query, _ in api.clickhouse.asked] == [StatsQuery(d) for d in (EVENTS, LOGS, TOY)]
+    assert [query for query, _ in api.clickhouse.executed] == [StatsQuery(d) for d in (EVENTS, LOGS, TOY)]
 
 
 def test_compare_asks_all_at_the_lowest_watermark(api: Api) -> None:
@@ -424,12 +424,12 @@ def test_compare_asks_all_at_the_lowest_watermark(api: Api) -> None:
         "difference_ms": 1.5,
     }
     for store in api.stores:
-        assert store.asked == [(ListQuery(LOGS, Filters((("level", "ERROR"),)), limit=5, scan=True), 10)]
+        assert store.executed == [(ListQuery(LOGS, Filters((("level", "ERROR"),)), limit=5, scan=True), 10)]
         assert (reply[store.source]["count"], reply[store.source]["total"]) == (1, 7)
     assert (reply["as_of"], reply["answers_agree"], reply["missing"]) == (10, True, {})
 
 
-def test_compare_tells_answers_that_differ(api: Api) -> None:
+def test_compare_tells_results_that_differ(api: Api) -> None:
     api.hdfs.rows = [(*LOG_ROW[:-1], "{}")]
     reply = api.get("compare")
     assert reply["answers_agree"] is False
@@ -443,10 +443,10 @@ def test_compare_goes_on_without_a_store_that_is_down(api: Api) -> None:
     assert reply["hdfs"] == {"count": None, "total": None}
     assert reply["comparison"]["hdfs_ms"] is None
     assert (reply["answers_agree"], reply["as_of"]) == (True, 11)
-    assert [as_of for _, as_of in api.postgres.asked] == [10, 11]
-    api.clickhouse.down = StoreDown("clickhouse", "away")
+    assert [as_of for _, as_of in api.postgres.executed] == [10, 11]
+    api.clickhouse.down = StoreDown("clickhouse", "unreachable")
     assert api.get("compare")["answers_agree"] is None
-    api.postgres.down = StoreDown("postgres", "away")
+    api.postgres.down = StoreDown("postgres", "unreachable")
     api.get("compare", status=503)
 
 
@@ -457,7 +457,7 @@ def test_a_store_that_is_down_answers_503_with_its_name(api: Api) -> None:
     assert "connection refused" in problem["detail"]
 
 
-def test_without_the_ledger_others_answer_as_of_the_last_known_point(api: Api) -> None:
+def test_without_the_ledger_others_answer_as_of_the_last_known_batch(api: Api) -> None:
     api.watermarks.ledger_down = True
     assert api.get("clickhouse/logs")["as_of"] == 10
     assert api.get("postgres/logs", status=503)["store"] == "postgres"
@@ -478,25 +478,25 @@ def test_a_cached_reply_says_what_it_took_and_what_the_first_took(api: Api, monk
     reply = api.get("postgres/logs")
     assert (reply["query_time_ms"], reply["first_query_time_ms"], reply["method"]) == (0.25, 1409.0, "cache")
     monkeypatch.setattr(
-        api.postgres, "execute", lambda asked, *_: replace(kept, rows=[(7,)], first_ms=None if asked.scan else 9.0)
+        api.postgres, "execute", lambda query, *_: replace(kept, rows=[(7,)], first_ms=None if query.scan else 9.0)
     )
     stats = api.get("postgres/stats")
     assert (stats["query_time_ms"], stats["first_query_time_ms"]) == (0.75, 27.0)
     assert "first_query_time_ms" not in api.get("postgres/stats", method="scan")
 
 
-def test_question_time_is_measured(api: Api) -> None:
+def test_query_time_is_measured(api: Api) -> None:
     api.get("postgres/logs")
     text = api.fetch("/metrics").text
     assert 'logpipe_query_seconds_count{dataset="logs",question="list",store="postgres"}' in text
 
 
-def test_pages_by_cursor_keep_order_and_point(api: Api) -> None:
+def test_pages_by_cursor_keep_order_and_as_of(api: Api) -> None:
     first = api.get("postgres/logs", limit=1, order_by="level", order_dir="asc", level="ERROR", q="ü")
     api.postgres.watermark = 20
     parameters = {"cursor": first["next_cursor"], "level": "ERROR", "q": "ü"}
     second = api.get("postgres/logs", limit=1, **parameters)
-    query, as_of = api.postgres.asked[1]
+    query, as_of = api.postgres.executed[1]
     filters = Filters((("level", "ERROR"),), text="ü")
     assert query == ListQuery(LOGS, filters, "level", False, 1, after=("ERROR", LOG_ROW[0]))
     assert as_of == second["as_of"] == 12
@@ -514,11 +514,11 @@ def test_pages_by_cursor_keep_order_and_point(api: Api) -> None:
         ({"as_of": 11}, "as_of: the cursor has its own"),
     ],
 )
-def test_a_cursor_belongs_to_its_question(api: Api, changed: dict[str, Any], told: str) -> None:
+def test_a_cursor_belongs_to_its_query(api: Api, changed: dict[str, Any], told: str) -> None:
     cursor = api.get("postgres/logs", limit=1)["next_cursor"]
     assert told in api.get("postgres/logs", status=422, cursor=cursor, **changed)["detail"]
     assert "other filters" in api.get("postgres/toys", status=422, cursor=cursor)["detail"]
-    assert len(api.postgres.asked) == 1
+    assert len(api.postgres.executed) == 1
 
 
 FILTERS = cursors._digest(Filters())
@@ -541,7 +541,7 @@ FILTERS = cursors._digest(Filters())
 )
 def test_a_broken_cursor_is_refused(api: Api, cursor: str) -> None:
     assert "cursor: broken" in api.get("postgres/logs", status=422, cursor=cursor)["detail"]
-    assert not api.postgres.asked
+    assert not api.postgres.executed
 
 
 def test_a_cursor_beyond_the_watermark_is_refused(api: Api) -> None:
@@ -554,7 +554,7 @@ def test_an_engine_is_opened_when_it_is_asked_for(api: Api) -> None:
     assert api.opened == 0
     assert api.get("hdfs/logs/aggregate", engine="spark")["source"] == "hdfs_spark"
     assert api.get("hdfs/stats", engine="spark")["source"] == "hdfs_spark"
-    assert (api.opened, len(api.hdfs.asked), len(api.spark.asked)) == (1, 1, 4)
+    assert (api.opened, len(api.hdfs.executed), len(api.spark.executed)) == (1, 1, 4)
     api.spark.down = StoreDown("lake (spark)", "connection refused")
     assert api.get("hdfs/logs", status=503, engine="spark")["store"] == "lake (spark)"
 
@@ -564,19 +564,19 @@ def test_compare_by_all_engines(api: Api) -> None:
     reply = api.get("compare", engines="all")
     assert reply["comparison"]["hdfs_spark_ms"] == 30.0
     assert reply["hdfs_spark"] == {**reply["hdfs"]}
-    assert api.spark.asked == [(ListQuery(LOGS, scan=True), 10)]
+    assert api.spark.executed == [(ListQuery(LOGS, scan=True), 10)]
     api.spark.down = StoreDown("lake (spark)", "connection refused")
     reply = api.get("compare", engines="all")
     assert reply["missing"] == {"hdfs_spark": "lake (spark): connection refused"}
     assert (reply["hdfs"]["count"], reply["as_of"], reply["answers_agree"]) == (1, 10, True)
 
 
-def test_compare_any_question(api: Api) -> None:
+def test_compare_any_query(api: Api) -> None:
     grouped = api.get("compare", question="aggregate", group_by="service", level="ERROR", method="auto")
     assert (grouped["postgresql"]["count"], grouped["postgresql"]["total"]) == (2, 7)
     stats = api.get("compare/events", question="stats", as_of=4)
     assert (stats["postgresql"]["count"], stats["postgresql"]["total"], stats["as_of"]) == (1, 7, 4)
-    assert api.hdfs.asked == [
+    assert api.hdfs.executed == [
         (AggregateQuery(LOGS, "service", Filters((("level", "ERROR"),))), 10),
         (StatsQuery(EVENTS, scan=True), 4),
     ]
@@ -589,7 +589,7 @@ def test_out_of_time(api: Api) -> None:
     assert "no answer within 7 s" in problem["detail"]
     reply = api.get("compare")
     assert "no answer within 7 s" in reply["missing"]["hdfs"]
-    assert (reply["as_of"], reply["answers_agree"]) == (10, True)  # it is there: its point still holds
+    assert (reply["as_of"], reply["answers_agree"]) == (10, True)  # the store exists: its watermark still holds
     for store in api.stores:
         store.down = QueryTimeout(store.name, 7.0)
     api.get("compare", status=504)
@@ -644,13 +644,13 @@ def test_queries_beyond_the_places_of_a_store_are_refused_and_others_answered(
 def test_a_store_is_told_to_stop_when_the_client_goes_away(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     running, ended = Event(), Event()
 
-    def answer(query: Query, as_of: int, seconds: float, stop: Stop) -> QueryResult:
+    def execute(query: Query, as_of: int, seconds: float, stop: Stop) -> QueryResult:
         with stop.by(ended.set):
             running.set()
             ended.wait(20)
         raise QueryCancelled("ended")
 
-    monkeypatch.setattr(api.hdfs, "execute", answer)
+    monkeypatch.setattr(api.hdfs, "execute", execute)
 
     async def ask() -> bool:
         path = "/api/query/hdfs/logs"
@@ -679,12 +679,12 @@ def test_a_store_that_hangs_is_told_to_stop(api: Api, monkeypatch: pytest.Monkey
     monkeypatch.setattr(service_module, "_GRACE_SECONDS", -6.9)
     ended = Event()
 
-    def answer(query: Query, as_of: int, seconds: float, stop: Stop) -> QueryResult:
+    def execute(query: Query, as_of: int, seconds: float, stop: Stop) -> QueryResult:
         with stop.by(ended.set):
             ended.wait(20)
         raise QueryCancelled("ended")
 
-    monkeypatch.setattr(api.hdfs, "execute", answer)
+    monkeypatch.setattr(api.hdfs, "execute", execute)
     assert "hangs" in api.get("hdfs/logs", status=503)["detail"]
     assert ended.wait(20)
 

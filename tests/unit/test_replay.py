@@ -86,10 +86,10 @@ class World:
         self.streamed = 1 << 30
         self.replay = Replay(uuid.uuid4(), 0, max(self.accepted), None)
         self.finished = False
-        self.letters: list[DeadLetter] = []
+        self.dead_letters: list[DeadLetter] = []
         self.reasons: list[str] = []
         self.pauses: list[float] = []
-        self.aside: dict[int, set[int]] = {}
+        self.dead_lettered: dict[int, set[int]] = {}
 
     def run(self, starts: Mapping[int, int] | None = None) -> Outcome:
         own: Any = self
@@ -104,7 +104,7 @@ class World:
             own,
             TopicNumbers(1, 2),
             self.offsets if starts is None else starts,
-            self.aside,
+            self.dead_lettered,
             self.watermark,
             own,
             self.pause,
@@ -154,8 +154,8 @@ class World:
         self.finished = True
 
     # dead letters, display
-    def send(self, letters: Sequence[DeadLetter]) -> None:
-        self.letters += letters
+    def send(self, dead_letters: Sequence[DeadLetter]) -> None:
+        self.dead_letters += dead_letters
 
     def waiting(self, reason: str) -> None:
         self.reasons.append(reason)
@@ -235,7 +235,7 @@ def test_a_crash_between_write_and_mark_doubles_nothing(world: World, monkeypatc
     advance = world.advance
 
     def crash(now: Replay, next_batch: int) -> Replay:
-        raise StoreDown("postgres", "gone")
+        raise StoreDown("postgres", "unreachable")
 
     monkeypatch.setattr(world, "advance", crash)
     with pytest.raises(StoreDown):
@@ -263,18 +263,18 @@ def test_a_store_that_is_wiped_again_is_filled_again(world: World) -> None:
     assert world.store.held() == ids(1, 2, 4, 5)
 
 
-def test_rows_put_aside_before_count_as_loaded(world: World) -> None:
+def test_rows_dead_lettered_before_count_as_loaded(world: World) -> None:
     lost = first_id(2) + 4
-    world.aside = {2: {lost}}
+    world.dead_lettered = {2: {lost}}
     world.store.put([row for row in rows_of(2) if row[0] != lost])
     outcome = world.run()
     assert world.store.held() == [row_id for row_id in ids(1, 2, 4, 5) if row_id != lost]
     assert outcome.written == 3 * ROWS
 
 
-def test_a_row_put_aside_that_is_there_all_the_same_does_not_stand_for_one_that_is_missing(world: World) -> None:
-    aside, lost = first_id(2) + 1, first_id(2) + 4
-    world.aside = {2: {aside}}
+def test_a_dead_lettered_row_that_is_there_all_the_same_does_not_stand_for_one_that_is_missing(world: World) -> None:
+    dead_lettered, lost = first_id(2) + 1, first_id(2) + 4
+    world.dead_lettered = {2: {dead_lettered}}
     world.store.put([row for row in rows_of(2) if row[0] != lost])
     world.run()
     assert world.store.held() == ids(1, 2, 4, 5)
@@ -285,11 +285,14 @@ def test_a_row_the_store_refuses_goes_to_the_dead_letters_and_its_neighbours_lan
     world.store.refused = {refused[0]: "nor this", refused[1]: "no"}
     outcome = world.run()
     assert world.store.held() == [row_id for row_id in ids(1, 2, 4, 5) if row_id not in refused]
-    assert [(letter.id, letter.batch_id, letter.line, letter.reason) for letter in world.letters] == [
+    assert [
+        (dead_letter.id, dead_letter.batch_id, dead_letter.line, dead_letter.reason)
+        for dead_letter in world.dead_letters
+    ] == [
         (first_id(1), 1, 0, "nor this"),
         (first_id(2) + 3, 2, 3, "no"),
     ]
-    assert (outcome.refused, outcome.written) == (2, 4 * ROWS - 2)
+    assert (outcome.dead_lettered, outcome.written) == (2, 4 * ROWS - 2)
 
 
 def test_batches_of_a_topic_that_is_no_more_are_brought_whatever_their_offsets(world: World) -> None:

@@ -72,7 +72,7 @@ class Table:
     def load(self, partitions: Sequence[int]) -> list[SinkPosition]:
         self._failpoint("load")
         wanted = {p: self.positions.setdefault(p, SinkPosition(p, 0)) for p in partitions}
-        return [self.positions[p] for p in {*wanted, *(p for at in wanted.values() for p in at.together)}]
+        return [self.positions[p] for p in {*wanted, *(p for at in wanted.values() for p in at.group)}]
 
     def check_topic(self, topic_id: str) -> None:
         if topic_id != self.topic_id:
@@ -81,21 +81,21 @@ class Table:
     def check_table(self) -> None:
         self._failpoint("check table")
 
-    def begin(self, intents: Mapping[int, Range]) -> bool:
+    def begin(self, pending: Mapping[int, Range]) -> bool:
         self._failpoint("begin")
-        pending = any(self.positions[p].intent for p in intents)
-        begun = {p: SinkPosition(p, intent.first, intent, tuple(intents)) for p, intent in intents.items()}
+        was_pending = any(self.positions[p].pending for p in pending)
+        begun = {p: SinkPosition(p, offsets.first, offsets, tuple(pending)) for p, offsets in pending.items()}
         if any(self.positions[p] not in (SinkPosition(p, at.next_offset), at) for p, at in begun.items()):
             raise Fenced("begin")
         self.positions |= begun
         self._failpoint("begin done")
-        return pending
+        return was_pending
 
-    def finish(self, intents: Mapping[int, Range]) -> None:
+    def finish(self, pending: Mapping[int, Range]) -> None:
         self._failpoint("finish")
-        if any(self.positions[p].intent != intent for p, intent in intents.items()):
+        if any(self.positions[p].pending != offsets for p, offsets in pending.items()):
             raise Fenced("finish")
-        self.positions |= {p: SinkPosition(p, intent.last + 1) for p, intent in intents.items()}
+        self.positions |= {p: SinkPosition(p, offsets.last + 1) for p, offsets in pending.items()}
         self._failpoint("finish done")
 
     def close(self) -> None: ...
@@ -194,9 +194,9 @@ class World:
 
         class Failing:
             def publish(self, outgoing: Sequence[Outgoing]) -> list[Part]:
-                failpoint("letter")
+                failpoint("dead letter")
                 landed = producer.publish(outgoing)
-                failpoint("letter done")
+                failpoint("dead letter done")
                 return landed
 
             def close(self) -> None:
@@ -254,14 +254,24 @@ def test_a_block_holds_one_day(world: World) -> None:
         assert days <= {block.day}
 
 
-POINTS = ["load", "begin", "begin done", "write", "write done", "finish", "finish done", "letter", "letter done"]
+POINTS = [
+    "load",
+    "begin",
+    "begin done",
+    "write",
+    "write done",
+    "finish",
+    "finish done",
+    "dead letter",
+    "dead letter done",
+]
 
 
 @pytest.mark.parametrize("days", [1, 2])
 @pytest.mark.parametrize("after", [0, 1, 4])
 @pytest.mark.parametrize("point", POINTS)
 def test_a_crash_anywhere_loses_and_doubles_nothing(world: World, point: str, after: int, days: int) -> None:
-    expected_letters = fill_with_poison(world, days)
+    expected_dead_letters = fill_with_poison(world, days)
     world.failpoint.plan[point] = [*[None] * after, Crash()]
     dying = world.consumer()
     try:
@@ -269,10 +279,10 @@ def test_a_crash_anywhere_loses_and_doubles_nothing(world: World, point: str, af
         assert after, f"{point} is never passed"
     except Crash:
         dying._reader.close()  # the group notices that the member is gone
-        world.accept(20, NOON + (days - 1) * DAY)  # the next one finds more than the intent was made of
+        world.accept(20, NOON + (days - 1) * DAY)  # the next one finds more than the pending range has
         world.run(world.consumer())
     world.check()
-    check_letters(world, expected_letters)
+    check_dead_letters(world, expected_dead_letters)
 
 
 @pytest.mark.parametrize("running", [1, 2])
@@ -283,7 +293,7 @@ def test_what_was_begun_together_is_finished_by_any_of_its_heirs(world: World, p
     dying = world.consumer()
     with pytest.raises(Crash):
         world.run(dying)
-    begun = {p: at.intent.last for p, at in world.table.positions.items() if at.intent}
+    begun = {p: at.pending.last for p, at in world.table.positions.items() if at.pending}
     assert len(begun) == PARTITIONS
     dying._reader.close()
     heirs = [world.consumer(), world.consumer()]
@@ -293,14 +303,14 @@ def test_what_was_begun_together_is_finished_by_any_of_its_heirs(world: World, p
     world.check()
 
 
-@pytest.mark.parametrize("error", [StoreDown("memory", "away"), Backpressure("full", 3.0), Fenced("taken")])
+@pytest.mark.parametrize("error", [StoreDown("memory", "unreachable"), Backpressure("full", 3.0), Fenced("taken")])
 @pytest.mark.parametrize("point", ["prepare", *POINTS])
 def test_after_an_error_it_goes_on_by_itself(world: World, point: str, error: LogpipeError) -> None:
-    expected_letters = fill_with_poison(world, days=2)
+    expected_dead_letters = fill_with_poison(world, days=2)
     world.failpoint.plan[point] = [None, error, None, error, error]
     world.run(world.consumer())
     world.check()
-    check_letters(world, expected_letters)
+    check_dead_letters(world, expected_dead_letters)
 
 
 def fill_with_poison(world: World, days: int) -> set[tuple[int, int]]:
@@ -318,16 +328,16 @@ def fill_with_poison(world: World, days: int) -> set[tuple[int, int]]:
     return found
 
 
-def check_letters(world: World, expected: set[tuple[int, int]]) -> None:
-    assert {(letter["partition"], letter["offset"]) for letter in world.dead_letters()} == expected
+def check_dead_letters(world: World, expected: set[tuple[int, int]]) -> None:
+    assert {(dead_letter["partition"], dead_letter["offset"]) for dead_letter in world.dead_letters()} == expected
 
 
-def test_the_store_is_away_for_long(world: World) -> None:
+def test_the_store_is_unreachable_for_long(world: World) -> None:
     consumer = world.consumer()
-    world.failpoint.plan["write"] = [StoreDown("memory", "away")] * 9
+    world.failpoint.plan["write"] = [StoreDown("memory", "unreachable")] * 9
     world.accept(1000)
     world.run(consumer, until=lambda: world.failpoint.passed["write"] >= 5)
-    assert consumer.health() == "memory: away"
+    assert consumer.health() == "memory: unreachable"
     held = held_bytes(consumer)
     for _ in range(20):
         world.accept(1000)
@@ -340,7 +350,7 @@ def test_the_store_is_away_for_long(world: World) -> None:
 
 
 def held_bytes(consumer: GroupLoop[Consumer]) -> int:
-    return sum(lane.bytes for lane in consumer.handler._backlog._lanes.values())
+    return sum(buffer.bytes for buffer in consumer.handler._backlog._buffers.values())
 
 
 def test_backpressure_waits_as_long_as_it_says(world: World) -> None:
@@ -357,7 +367,7 @@ def test_backpressure_waits_as_long_as_it_says(world: World) -> None:
     world.check()
 
 
-def test_the_broker_is_away(world: World) -> None:
+def test_the_broker_is_unreachable(world: World) -> None:
     consumer = world.consumer()
     world.accept(100)
     world.broker.down = True
@@ -387,16 +397,16 @@ def test_members_come_and_go(world: World) -> None:
 
 
 def test_a_zombie_writes_nothing_twice(world: World) -> None:
-    """It stops between intent and write; its heir finishes that range; then it wakes up."""
+    """It stops between the mark of the pending range and the write; its heir finishes that range; then it wakes up."""
     zombie = world.consumer()
     world.accept(1000)
     heir: list[GroupLoop[Consumer]] = []
 
     def sleeps(point: str) -> None:
         if point == "write" and not heir:
-            given = zombie._reader._given  # type: ignore[attr-defined]
+            assigned = zombie._reader._assigned  # type: ignore[attr-defined]
             world.broker.leave(zombie._reader)  # type: ignore[arg-type]
-            zombie._reader._given = given  # type: ignore[attr-defined]  # it has not noticed
+            zombie._reader._assigned = assigned  # type: ignore[attr-defined]  # it has not noticed
             heir.append(world.consumer())
             world.run(heir[0])
 
@@ -422,7 +432,7 @@ def test_random_faults(world: World) -> None:
             lambda: None,
             lambda: None,
             Crash,
-            lambda: StoreDown("memory", "away"),
+            lambda: StoreDown("memory", "unreachable"),
             lambda: Backpressure("full", 0.1),
         ]
         for point in POINTS:
@@ -438,7 +448,7 @@ def test_random_faults(world: World) -> None:
                 world.accept(rng.randrange(1, 30), NOON + rng.randrange(2) * DAY)
         assert crashes, f"seed {seed} tests nothing"
         world.check()
-        check_letters(world, expected)
+        check_dead_letters(world, expected)
 
 
 @pytest.mark.parametrize(
@@ -486,18 +496,18 @@ def test_poison_goes_to_the_dead_letters_and_its_neighbours_land(world: World, m
     world.accept(60)
     world.run(world.consumer())
     world.check()
-    letters = world.dead_letters()
-    assert letters
-    for letter in letters:
-        assert reason in letter["reason"]
-        assert {k: letter[k] for k in ("store", "dataset", "topic", "partition", "offset")} == {
+    dead_letters = world.dead_letters()
+    assert dead_letters
+    for dead_letter in dead_letters:
+        assert reason in dead_letter["reason"]
+        assert {k: dead_letter[k] for k in ("store", "dataset", "topic", "partition", "offset")} == {
             "store": "memory",
             "dataset": "things",
             "topic": "things",
             "partition": 0,
             "offset": part.offset,
         }
-    assert "".join(letter["value"] for letter in letters).replace("\n", "") == message.value.decode(
+    assert "".join(dead_letter["value"] for dead_letter in dead_letters).replace("\n", "") == message.value.decode(
         errors="backslashreplace"
     ).replace("\n", "")
 
@@ -506,12 +516,12 @@ def test_a_line_of_another_day_than_its_message_is_put_aside_when_a_write_is_com
     """A completion looks for rows on the message's day: it would never find the row, and write it again and again."""
     line = b'{"id":%d,"created_at":%d,"timestamp":1,"name":"n"}\n'
     value = line % (first_id(99), NOON) + line % (first_id(99) + 1, NOON + DAY)
-    world.failpoint.plan["write"] = [StoreDown("memory", "away")]
+    world.failpoint.plan["write"] = [StoreDown("memory", "unreachable")]
     world.publish([poison(value=value, headers={"created_at": b"%d" % NOON, "rows": b"2"})])
     world.run(world.consumer())
     assert [row[0] for row in world.stored()] == [first_id(99)]
-    (letter,) = world.dead_letters()
-    assert (letter["line"], letter["id"]) == (1, first_id(99) + 1)
+    (dead_letter,) = world.dead_letters()
+    assert (dead_letter["line"], dead_letter["id"]) == (1, first_id(99) + 1)
 
 
 def test_a_foreign_key_of_any_size_gives_a_letter_that_can_be_sent(world: World) -> None:
@@ -520,7 +530,7 @@ def test_a_foreign_key_of_any_size_gives_a_letter_that_can_be_sent(world: World)
     world.accept(60)
     world.run(world.consumer())
     world.check()
-    first, second = sorted(world.dead_letters(), key=lambda letter: letter["partition"])
+    first, second = sorted(world.dead_letters(), key=lambda dead_letter: dead_letter["partition"])
     assert len(first["reason"]) < 1000
     assert first["value"] == "{}\n"
     assert second["value_bytes"] == 900_001
@@ -536,14 +546,14 @@ def test_bad_rows_leave_their_neighbours_of_the_same_message(world: World) -> No
     world.publish([poison(value=b"".join(lines), headers={"created_at": b"5", "rows": b"9"})])
     world.run(world.consumer())
     assert [row[2] for row in world.stored()] == [0, 1, 3, 4, 7]
-    letters = {letter["line"]: letter for letter in world.dead_letters()}
-    assert sorted(letters) == [2, 5, 6, 8]
-    assert [letters[n]["id"] for n in (2, 5, 6, 8)] == [None, first_id(99) + 5, None, first_id(99) + 8]
-    assert letters[5]["batch_id"] == 99
-    assert letters[5]["value"] == lines[5].decode().rstrip()
+    dead_letters = {dead_letter["line"]: dead_letter for dead_letter in world.dead_letters()}
+    assert sorted(dead_letters) == [2, 5, 6, 8]
+    assert [dead_letters[n]["id"] for n in (2, 5, 6, 8)] == [None, first_id(99) + 5, None, first_id(99) + 8]
+    assert dead_letters[5]["batch_id"] == 99
+    assert dead_letters[5]["value"] == lines[5].decode().rstrip()
 
 
-class CountsLettersAsStored(FailingStore):
+class CountsDeadLettersAsStored(FailingStore):
     """As the lake does: the transaction with a block's good rows moves the position past the bad ones."""
 
     wait_seconds = 0.0
@@ -551,7 +561,7 @@ class CountsLettersAsStored(FailingStore):
     def positions(self, dataset: Dataset, topic_id: str) -> Mapping[int, int]:
         raise NotImplementedError  # the progress is the world's table
 
-    def refusals(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
+    def rejections(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
         return [
             RowRejected(row, reason, block=at)
             for at, block in enumerate(blocks)
@@ -560,11 +570,11 @@ class CountsLettersAsStored(FailingStore):
 
 
 def test_letters_are_sent_before_the_transaction_that_counts_their_lines_as_stored(world: World) -> None:
-    world.store = CountsLettersAsStored(world.failpoint)
+    world.store = CountsDeadLettersAsStored(world.failpoint)
     good = b'{"id":%d,"created_at":5,"timestamp":5,"name":"n"}\n' % first_id(99)
     bad = b'{"id":%d,"created_at":5,"name":"n"}\n' % (first_id(99) + 1)
     world.publish([poison(value=good + bad, headers={"created_at": b"5", "rows": b"2"})])
-    world.failpoint.plan["letter"] = [Crash()]
+    world.failpoint.plan["dead letter"] = [Crash()]
     dying = world.consumer()
     with pytest.raises(Crash):
         world.run(dying)
@@ -599,7 +609,7 @@ def test_a_line_without_a_row_does_not_put_the_blame_on_a_neighbour(world: World
     )
     world.run(world.consumer())
     assert [row[2] for row in world.stored()] == [0, 1, 2, 3, 4, 5]
-    assert {(letter["partition"], letter["line"]) for letter in world.dead_letters()} == {(0, 1), (2, 0)}
+    assert {(dead_letter["partition"], dead_letter["line"]) for dead_letter in world.dead_letters()} == {(0, 1), (2, 0)}
 
 
 @pytest.mark.parametrize("newer", [{"columns": b"3"}, {"version": b"2"}, {"version": b"2", "rows": b"7"}])
@@ -639,16 +649,16 @@ def test_a_topic_that_is_made_anew_while_the_consumer_waits_needs_an_operator(wo
     consumer = world.consumer()
     world.accept(100)
     world.run(consumer)
-    world.failpoint.plan[waiting] = [StoreDown("memory", "away")]
+    world.failpoint.plan[waiting] = [StoreDown("memory", "unreachable")]
     world.accept(100)
-    world.run(consumer, until=lambda: consumer.health() == "memory: away")
+    world.run(consumer, until=lambda: consumer.health() == "memory: unreachable")
     stored = world.stored()
     world.make_topic_anew()
     world.accept(1000)
     with pytest.raises(NeedsOperator, match="made anew"):
         world.run(consumer)
     assert world.stored() == stored
-    assert all(at.next_offset == 0 or at.intent or at.next_offset < 100 for at in world.table.positions.values())
+    assert all(at.next_offset == 0 or at.pending or at.next_offset < 100 for at in world.table.positions.values())
 
 
 def test_messages_that_were_read_from_a_topic_made_anew_are_not_written(world: World) -> None:
@@ -662,7 +672,7 @@ def test_messages_that_were_read_from_a_topic_made_anew_are_not_written(world: W
     with pytest.raises(NeedsOperator, match="made anew"):
         world.run(consumer)
     assert world.stored() == []
-    assert all(at.intent is None for at in world.table.positions.values())
+    assert all(at.pending is None for at in world.table.positions.values())
 
 
 def test_only_attempts_after_a_failure_cost_a_look(world: World) -> None:
@@ -682,11 +692,11 @@ def test_a_range_that_a_former_owner_has_begun_is_completed(world: World) -> Non
     """Both read the same messages; this one was paused before it began, so it found no range when it took over."""
 
     class Begun(Table):
-        def begin(self, intents: Mapping[int, Range]) -> bool:
+        def begin(self, pending: Mapping[int, Range]) -> bool:
             self.positions |= {
-                p: SinkPosition(p, intent.first, intent, tuple(intents)) for p, intent in intents.items()
+                p: SinkPosition(p, offsets.first, offsets, tuple(pending)) for p, offsets in pending.items()
             }
-            return super().begin(intents)
+            return super().begin(pending)
 
     world.table = Begun(world.failpoint)
     world.accept(100)

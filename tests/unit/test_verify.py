@@ -17,12 +17,12 @@ from services.core.ports import Block, Message, Outgoing
 from services.core.rows import Row, RowCodec, checksum
 from services.datasets.logs import DATASET
 from services.ledger import dead_letter_index
-from services.ledger.dead_letter_index import Rejected
+from services.ledger.dead_letter_index import DeadLettered
 from services.stores.memory import MemoryStore
 from services.streams import dead_letters
 from services.streams.memory import MemoryBroker, MemoryPartitionReader
 from services.verify import reconcile, sample
-from services.verify.dead_letters import Aside, DeadLetters, Reject
+from services.verify.dead_letters import DeadLetteredRows, DeadLetterLookup, Reject
 from services.verify.reconcile import Result, Scope
 from services.verify.report import Report, as_json, show
 from services.verify.service import above
@@ -56,7 +56,7 @@ class Store(MemoryStore):
 
 def check(
     changed: Mapping[int, Sequence[Row]],
-    aside: Mapping[int, Aside] | None = None,
+    dead_lettered: Mapping[int, DeadLetteredRows] | None = None,
     sample: int | None = None,
     seed: int = 1,
     first: int = 0,
@@ -68,7 +68,7 @@ def check(
     steps: list[int] = []
     accepted = [batch for batch in LEDGER if batch.batch_id >= first]
     result = reconcile.reconcile(
-        store, DATASET, iter(accepted), aside or {}, Scope(first, LAST, sample, seed), steps.append
+        store, DATASET, iter(accepted), dead_lettered or {}, Scope(first, LAST, sample, seed), steps.append
     )
     assert sum(steps) == sum(batch.rows for batch in accepted)
     return result
@@ -138,30 +138,30 @@ def test_batches_beyond_the_point_are_left_alone() -> None:
 
 
 def test_a_dead_lettered_row_is_not_missing() -> None:
-    for aside in (Aside(frozenset({first_id(7)})), Aside(unnamed=1)):
-        result = check({7: ACCEPTED[7][1:]}, {7: aside})
+    for dead_lettered in (DeadLetteredRows(frozenset({first_id(7)})), DeadLetteredRows(unnamed=1)):
+        result = check({7: ACCEPTED[7][1:]}, {7: dead_lettered})
         assert differences(result) == {"dead_lettered": 1}
         assert result.ok
         assert result.compared == 4
 
 
 def test_a_dead_lettered_row_that_was_stored_all_the_same() -> None:
-    for aside in (Aside(frozenset({first_id(7)})), Aside(unnamed=1)):
-        result = check({}, {7: aside})
+    for dead_lettered in (DeadLetteredRows(frozenset({first_id(7)})), DeadLetteredRows(unnamed=1)):
+        result = check({}, {7: dead_lettered})
         assert differences(result) == {"dead_lettered": 1, "extra": 1}
         assert result.examples == ["batch 7 of 4 rows: 1 extra"]
 
 
 def test_a_dead_lettered_row_that_was_stored_does_not_stand_for_one_that_is_lost() -> None:
-    aside = {4: Aside(frozenset({first_id(4)})), 7: Aside(frozenset({first_id(7) + 2}))}
-    result = check({7: ACCEPTED[7][1:], 4: ACCEPTED[4][1:]}, aside)
+    dead_lettered = {4: DeadLetteredRows(frozenset({first_id(4)})), 7: DeadLetteredRows(frozenset({first_id(7) + 2}))}
+    result = check({7: ACCEPTED[7][1:], 4: ACCEPTED[4][1:]}, dead_lettered)
     assert differences(result) == {"dead_lettered": 2, "missing": 1, "extra": 1}
     assert result.examples == ["batch 7 of 4 rows: 1 missing, 1 extra"]
 
 
 def test_a_row_of_another_batch_does_not_stand_for_one_that_is_lost() -> None:
     beyond = rows_of(7, 5)[4:]
-    result = check({7: [*ACCEPTED[7][2:], *beyond]}, {7: Aside(frozenset({first_id(7)}))})
+    result = check({7: [*ACCEPTED[7][2:], *beyond]}, {7: DeadLetteredRows(frozenset({first_id(7)}))})
     assert differences(result) == {"dead_lettered": 1, "missing": 1, "extra": 1}
 
 
@@ -175,11 +175,13 @@ def test_a_sample_is_repeatable_and_of_its_size() -> None:
     assert len(set(seen)) > 1
 
 
-def check_sample(changed: Mapping[int, Sequence[Row]], aside: Mapping[int, Aside] | None = None) -> Result:
+def check_sample(
+    changed: Mapping[int, Sequence[Row]], dead_lettered: Mapping[int, DeadLetteredRows] | None = None
+) -> Result:
     store = Store()
     for batch_id, rows in {**ACCEPTED, **changed}.items():
         store.put(batch_id, rows)
-    return sample.reconcile(store, DATASET, LEDGER[1:4], aside or {}, lambda rows: None)
+    return sample.reconcile(store, DATASET, LEDGER[1:4], dead_lettered or {}, lambda rows: None)
 
 
 def test_a_sample_is_judged_as_all_batches_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +191,7 @@ def test_a_sample_is_judged_as_all_batches_are(monkeypatch: pytest.MonkeyPatch) 
     assert differences(check_sample({7: ACCEPTED[7][1:]})) == {"missing": 1}
     assert differences(check_sample({4: [*ACCEPTED[4], ACCEPTED[4][2]]})) == {"duplicated": 1}
     assert differences(check_sample({8: [(*row[:-1], "{}") for row in ACCEPTED[8]]})) == {"differing": 1}
-    dead = {7: Aside(frozenset({first_id(7)}))}
+    dead = {7: DeadLetteredRows(frozenset({first_id(7)}))}
     assert differences(check_sample({7: ACCEPTED[7][1:]}, dead)) == {"dead_lettered": 1}
     assert differences(check_sample({7: ACCEPTED[7][2:]}, dead)) == {"dead_lettered": 1, "missing": 1}
 
@@ -223,18 +225,22 @@ def test_a_store_that_keeps_its_rejects_is_asked_for_them_too(monkeypatch: pytes
         def rejected(self, dataset: Any) -> Iterator[Reject]:
             return iter([(4, None, 2), (7, 70, 1), (7, None, 1), (7, 71, 1)])
 
-    def indexed(connection: Any, store: str, dataset: str, batches: Sequence[int] | None) -> list[Rejected]:
+    def indexed(connection: Any, store: str, dataset: str, batches: Sequence[int] | None) -> list[DeadLettered]:
         assert (store, dataset) == ("memory", "logs")
-        found = [Rejected(7, 70, 1), Rejected(7, None, 1), Rejected(8, 80, 1)]
+        found = [DeadLettered(7, 70, 1), DeadLettered(7, None, 1), DeadLettered(8, 80, 1)]
         return [each for each in found if batches is None or each.batch_id in batches]
 
     updated: list[Any] = []
     monkeypatch.setattr(dead_letter_index, "update", lambda connection, topic: updated.append(topic))
-    monkeypatch.setattr(dead_letter_index, "rejected", indexed)
-    letters = DeadLetters(MagicMock(), lambda: "topic")  # type: ignore[arg-type, return-value]
-    seven = Aside(frozenset({70, 71}), unnamed=1)
-    assert letters.of(Lake(), DATASET) == {4: Aside(unnamed=2), 7: seven, 8: Aside(frozenset({80}))}
-    assert letters.of(Lake(), DATASET, [7, 9]) == {7: seven}
+    monkeypatch.setattr(dead_letter_index, "dead_lettered", indexed)
+    lookup = DeadLetterLookup(MagicMock(), lambda: "topic")  # type: ignore[arg-type, return-value]
+    seven = DeadLetteredRows(frozenset({70, 71}), unnamed=1)
+    assert lookup.of(Lake(), DATASET) == {
+        4: DeadLetteredRows(unnamed=2),
+        7: seven,
+        8: DeadLetteredRows(frozenset({80})),
+    }
+    assert lookup.of(Lake(), DATASET, [7, 9]) == {7: seven}
     assert updated == ["topic"], "once"
 
 
@@ -254,8 +260,8 @@ def test_exit_codes() -> None:
     good, bad = results()
     assert Report(9, 1, [good], {}).exit_code == 0
     assert Report(9, 1, [good, bad], {}).exit_code == 1
-    assert Report(9, 1, [good], {"lake": "away"}).exit_code == 2
-    assert Report(9, 1, [bad], {"lake": "away"}).exit_code == 1
+    assert Report(9, 1, [good], {"lake": "unreachable"}).exit_code == 2
+    assert Report(9, 1, [bad], {"lake": "unreachable"}).exit_code == 1
     assert Report(9, 1, [], {}).exit_code == 2
 
 
@@ -268,8 +274,8 @@ def test_the_report_for_machines() -> None:
 
 def test_the_report_for_people(tmp_path: Path) -> None:
     with (tmp_path / "report").open("w+") as file:
-        show(Report(9, 5, list(results()), {"lake": "away"}), Console(file=file, width=200))
+        show(Report(9, 5, list(results()), {"lake": "unreachable"}), Console(file=file, width=200))
         file.seek(0)
         text = file.read()
-    for told in ("differs", "batch 7 of 4 rows: 1 missing", "lake could not be checked: away", "--seed 5"):
+    for told in ("differs", "batch 7 of 4 rows: 1 missing", "lake could not be checked: unreachable", "--seed 5"):
         assert told in text

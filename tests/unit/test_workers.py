@@ -48,7 +48,7 @@ def test_pauses_double_up_to_the_longest() -> None:
 
 
 def test_a_turn_that_fails_is_repeated_and_its_reason_is_kept_until_one_succeeds() -> None:
-    turns = Turns(0.0, StoreDown("postgres", "away"), ValueError("a bug"))
+    turns = Turns(0.0, StoreDown("postgres", "unreachable"), ValueError("a bug"))
     gate = threading.Event()
 
     def turn() -> float | None:
@@ -67,7 +67,7 @@ def test_a_turn_that_fails_is_repeated_and_its_reason_is_kept_until_one_succeeds
 
 
 def test_wake_ends_a_pause_and_not_a_back_off() -> None:
-    turns = Turns(60.0, StoreDown("kafka", "away"))
+    turns = Turns(60.0, StoreDown("kafka", "unreachable"))
     worker = Worker("w", turns, backoff=Backoff(60.0, 60.0))
     worker.start()
     until(lambda: turns.count == 1)
@@ -106,7 +106,7 @@ def test_the_first_turn_waits_for_the_delay() -> None:
 def test_a_bug_ends_the_process_where_the_state_may_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[int] = []
     monkeypatch.setattr("os.kill", lambda pid, number: killed.append(number))
-    turns = Turns(StoreDown("kafka", "away"), ValueError("a bug"))
+    turns = Turns(StoreDown("kafka", "unreachable"), ValueError("a bug"))
     worker = Worker("w", turns, close=turns.close, backoff=NO_PAUSE, exits_on_bug=True)
     worker.start()
     until(lambda: turns.closed_in is not None)

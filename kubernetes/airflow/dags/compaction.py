@@ -1,4 +1,4 @@
-"""Each hour: the lake's small files into large ones, files nobody reads any more away."""
+"""Each hour: merge the lake's small files, and delete the files that nobody reads any more."""
 
 from airflow.sdk import DAG
 from command import DEFAULTS, logpipe

@@ -9,7 +9,7 @@ from clickhouse_connect.driver.client import Client
 from services.core.dataset import CREATED_AT, ID, Dataset
 from services.core.errors import StoreDown
 from services.core.ids import end_id, first_id, spans
-from services.core.ports import Block, joint_range
+from services.core.ports import Block, group_range
 from services.stores.clickhouse import STORE
 from services.stores.clickhouse.client import translated
 from services.stores.clickhouse.names import quoted, stored
@@ -55,7 +55,7 @@ def stored_ids(client: Client, blocks: Sequence[Block], batches: Set[int]) -> Se
 
 
 def _family(blocks: Sequence[Block]) -> str:
-    return _prefix(blocks[0].dataset) + hashlib.sha256(joint_range(blocks).encode()).hexdigest()[:32]
+    return _prefix(blocks[0].dataset) + hashlib.sha256(group_range(blocks).encode()).hexdigest()[:32]
 
 
 def _prefix(dataset: Dataset) -> str:

@@ -10,7 +10,7 @@ from clickhouse_connect.driver.summary import QuerySummary
 from services.core.completion import complete
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected, StoreDown
-from services.core.ports import Block, joint_token
+from services.core.ports import Block, group_token
 from services.stores.clickhouse import STORE, attempts, tables
 from services.stores.clickhouse.client import connect, translated
 from services.stores.clickhouse.names import quoted
@@ -53,7 +53,7 @@ class ClickHouseWriter:
             return
         settings = {
             **_INSERT_SETTINGS,
-            "insert_deduplication_token": joint_token(blocks),
+            "insert_deduplication_token": group_token(blocks),
             "query_id": attempts.query_id(blocks),
         }
         dataset, lines = blocks[0].dataset, b"".join(block.lines for block in blocks)

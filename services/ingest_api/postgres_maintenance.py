@@ -1,4 +1,7 @@
-"""Keeps PostgreSQL ready for rows: waits for its tables, makes day partitions ahead, deletes old request keys."""
+"""The maintenance tasks of the ingest API in PostgreSQL.
+
+They wait for the tables, create day partitions ahead of time, and delete old request keys.
+"""
 
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
@@ -14,10 +17,10 @@ from services.stores import postgres
 DAYS_AHEAD = 7
 _INTERVAL_SECONDS = 600
 _BACKOFF = Backoff(1.0, 5.0)
-_log = logs.get("upkeep")
+_log = logs.get("postgres_maintenance")
 
 
-class Upkeep:
+class PostgresMaintenance:
     """One thread, which waits while PostgreSQL is unreachable or not migrated, also at the start of the process."""
 
     def __init__(
@@ -34,13 +37,13 @@ class Upkeep:
         self._ready = False
         self._kept_keys = ""
         self._ledger = ""
-        self._worker = Worker("upkeep", self._turn, backoff=_BACKOFF)
+        self._worker = Worker("postgres_maintenance", self._turn, backoff=_BACKOFF)
 
     def worker(self) -> Worker:
         """Return the thread that waits for the tables and maintains them; always the same, not started yet."""
         return self._worker
 
-    def problem(self) -> str | None:
+    def health(self) -> str | None:
         """Return why rows cannot be written yet; None once the tables and the partitions were there."""
         return None if self._ready else f"starting: the tables are not ready yet: {self._failure()}"
 
@@ -59,7 +62,7 @@ class Upkeep:
         with self._connected() as connection:
             if not self._ready:
                 self._require_tables(connection)
-            self._once(connection)
+            self._maintain(connection)
         self._ready = True
         return _INTERVAL_SECONDS
 
@@ -71,7 +74,7 @@ class Upkeep:
         for dataset in self._datasets:
             postgres.require(connection, dataset)
 
-    def _once(self, connection: Connection) -> None:
+    def _maintain(self, connection: Connection) -> None:
         today = now_microseconds(connection) // DAY
         for dataset in self._datasets:
             postgres.ensure_partitions(connection, dataset, today, DAYS_AHEAD)

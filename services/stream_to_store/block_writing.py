@@ -1,4 +1,4 @@
-"""Writing slices of which a store may refuse rows: refused rows become dead letters, their neighbours are stored."""
+"""Writes blocks of which a store may reject rows. Rejected rows become dead letters, and the other rows are stored."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
-from services.core.completion import known_refusals, without
+from services.core.completion import known_rejections, without
 from services.core.dataset import Dataset
 from services.core.dead_letter import DeadLetter
 from services.core.errors import RowRejected
@@ -14,18 +14,20 @@ from services.core.ids import batch_of
 from services.core.kafka_value import Envelope, join, split
 from services.core.lines import are_rows_of, line_check
 from services.core.ports import Block, OwnProgressWriter, StoreWriter
-from services.stream_to_store.lane import Slice
+from services.stream_to_store.partition_buffer import MessageRange
 from services.streams.dead_letters import DeadLetters
 
 
-def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_letters: DeadLetters, is_first: bool) -> int:
-    """Store the rows of `pieces` that the store takes, send dead letters for the others; return the rows stored.
+def write(
+    writer: StoreWriter, ranges: Sequence[tuple[MessageRange, Block]], dead_letters: DeadLetters, is_first: bool
+) -> int:
+    """Store the rows of `ranges` that the store takes, send dead letters for the others; return the rows stored.
 
     `is_first`: no former attempt at these messages was made. Raises StoreDown and Backpressure: call again, and then it
     is not the first.
     """
-    dead_letters.send([_whole(envelope) for piece, _ in pieces for envelope in piece.poison])
-    blocks = [block for _, block in pieces]
+    dead_letters.send([_whole(envelope) for taken, _ in ranges for envelope in taken.poison])
+    blocks = [block for _, block in ranges]
     if is_first:
         try:
             writer.write(blocks)
@@ -34,37 +36,37 @@ def write(writer: StoreWriter, pieces: Sequence[tuple[Slice, Block]], dead_lette
             pass
     # A line that is no row of its message's batch is left out here: a completion searches the store for the rows of
     # these batches, accepted on this day, and would never find the line's row.
-    own = [[_Own.of(block.dataset, envelope) for envelope in piece.good] for piece, block in pieces]
-    letters = [letter for parts in own for part in parts for letter in part.strangers]
+    own = [[_Own.of(block.dataset, envelope) for envelope in taken.good] for taken, block in ranges]
+    found = [dead_letter for parts in own for part in parts for dead_letter in part.strangers]
     left = [
         replace(block, rows=sum(len(part.numbers) for part in parts), lines=b"".join(part.joined() for part in parts))
         for block, parts in zip(blocks, own, strict=True)
     ]
     own_progress = writer if isinstance(writer, OwnProgressWriter) else None
-    refusals = own_progress.refusals(left) if own_progress else _written(writer, left, is_first)
+    rejections = own_progress.rejections(left) if own_progress else _written(writer, left, is_first)
     ends = [list(accumulate(len(part.numbers) for part in parts)) for parts in own]
-    for refusal in refusals:
-        row = refusal.row or 0
-        at = bisect_right(ends[refusal.block], row)
-        part = own[refusal.block][at]
-        letters.append(part.letter(row - ends[refusal.block][at] + len(part.numbers), refusal.reason))
-    dead_letters.send(letters)
-    if own_progress:  # its transaction counts the letters' lines as stored, so they had to be there before
-        own_progress.write(without(left, refusals))
-    return sum(block.rows for block in left) - len(refusals)
+    for rejection in rejections:
+        row = rejection.row or 0
+        at = bisect_right(ends[rejection.block], row)
+        part = own[rejection.block][at]
+        found.append(part.dead_letter(row - ends[rejection.block][at] + len(part.numbers), rejection.reason))
+    dead_letters.send(found)
+    if own_progress:  # its transaction counts the dead-lettered lines as loaded, so the dead letters are sent before
+        own_progress.write(without(left, rejections))
+    return sum(block.rows for block in left) - len(rejections)
 
 
 def _written(writer: StoreWriter, blocks: Sequence[Block], is_first: bool) -> Sequence[RowRejected]:
     """Write the rows that the store takes, and return the others.
 
-    `is_first`: the store has just refused the blocks as a whole, at the first attempt. Then it holds none of the rows,
+    `is_first`: the store has just rejected the blocks as a whole, at the first attempt. Then it holds none of the rows,
     and those that our own check lets pass are written without a look at the store.
     """
     if is_first:
-        refusals = known_refusals(blocks)
+        rejections = known_rejections(blocks)
         try:
-            writer.write(without(blocks, refusals))
-            return refusals
+            writer.write(without(blocks, rejections))
+            return rejections
         except RowRejected:
             pass
     return writer.complete(blocks)
@@ -72,7 +74,10 @@ def _written(writer: StoreWriter, blocks: Sequence[Block], is_first: bool) -> Se
 
 @dataclass(frozen=True)
 class _Own:
-    """The numbers, within their message, of the lines that are rows of its batch; and letters about the other lines."""
+    """The lines of one message that are rows of its batch. `strangers` are dead letters about the other lines.
+
+    `numbers` are the numbers of these lines in the message, from 0.
+    """
 
     dataset: Dataset
     envelope: Envelope
@@ -94,12 +99,12 @@ class _Own:
                 reason = f"not a row of batch {batch_id}"
                 if number in problems:
                     reason += f": {problems[number]}"
-            elif time not in (created_at, None):  # without a time it is no row at all, and refused as such
+            elif time not in (created_at, None):  # without a time it is no row at all, and rejected as such
                 reason = f"its created_at is {time}, and that of its message {created_at}"
             else:
                 numbers.append(number)
                 continue
-            strangers.append(_letter(envelope, number, lines[number], own_id, reason))
+            strangers.append(_dead_letter(envelope, number, lines[number], own_id, reason))
         return _Own(dataset, envelope, numbers, strangers)
 
     def joined(self) -> bytes:
@@ -107,9 +112,9 @@ class _Own:
             return self.envelope.message.value
         return join([self._lines[number] for number in self.numbers])
 
-    def letter(self, at: int, reason: str) -> DeadLetter:
+    def dead_letter(self, at: int, reason: str) -> DeadLetter:
         number = self.numbers[at]
-        return _letter(self.envelope, number, self._lines[number], self._ids[number], reason)
+        return _dead_letter(self.envelope, number, self._lines[number], self._ids[number], reason)
 
     @cached_property
     def _lines(self) -> Sequence[bytes]:
@@ -134,7 +139,7 @@ def _whole(envelope: Envelope) -> DeadLetter:
     )
 
 
-def _letter(envelope: Envelope, number: int, line: bytes, row_id: int | None, reason: str) -> DeadLetter:
+def _dead_letter(envelope: Envelope, number: int, line: bytes, row_id: int | None, reason: str) -> DeadLetter:
     return DeadLetter(
         partition=envelope.message.partition,
         offset=envelope.message.offset,

@@ -1,4 +1,4 @@
-"""Keeps the rollups in PostgreSQL near what has been accepted, in the background of a process."""
+"""Brings the rollups in PostgreSQL up to date with the accepted batches, in a thread of a process."""
 
 import time
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ _INTERVAL_SECONDS = 2.0
 _BACKOFF = Backoff(5.0, 10.0)
 
 
-class RollupKeeper:
-    """Several processes may have one each: a rollup is added to by one at a time."""
+class RollupMaintenance:
+    """Several processes may run this at once: a rollup is locked while one of them adds to it."""
 
     def __init__(self, url: str, datasets: Sequence[Dataset]) -> None:
         self._datasets = datasets
@@ -25,20 +25,20 @@ class RollupKeeper:
         self._prepared = set[str]()
 
     def worker(self) -> Worker:
-        """Return the thread that keeps the rollups, not started yet. While it fails, scans answer the queries.
+        """Return the thread that updates the rollups, not started yet. While it fails, queries scan the rows.
 
-        A chunk under way may be abandoned at the stop: no reader sees it before it commits.
+        An unfinished chunk may be abandoned at the stop: no reader sees it before it commits.
         """
         return Worker("rollups", self._turn, close=self._ledger.close, backoff=_BACKOFF)
 
     def _turn(self) -> float:
         started = time.monotonic()
-        rows = sum(map(self._keep, self._datasets))
-        # While it catches up, half of the time is left to what is being accepted.
+        rows = sum(map(self._update, self._datasets))
+        # While the rollups are behind, half of the time is left to the transactions that accept rows.
         return time.monotonic() - started if rows else _INTERVAL_SECONDS
 
-    def _keep(self, dataset: Dataset) -> int:
-        """Bring one rollup one chunk further, and merge the chunks of one day; how many rows were counted."""
+    def _update(self, dataset: Dataset) -> int:
+        """Add one chunk to one rollup, and merge the chunks of one day. Return the number of rows that were counted."""
         settled = self._watermarks.settled()
         with self._ledger.connection() as connection:
             if dataset.name not in self._prepared:

@@ -1,4 +1,4 @@
-"""Dead letters and Spark's rejects leave with the batches they are about, once retention has raised the floor."""
+"""Deletes dead letters and Spark's rejects of the batches below the floor, once retention has raised the floor."""
 
 from collections.abc import Iterator
 
@@ -10,17 +10,20 @@ from services.postgres.connection import connect
 from services.streams import dead_letters, kafka
 
 
-class RejectedRows:
-    """Of one dataset."""
+class DeadLetterRetention:
+    """Deletes the old dead letters of one dataset."""
 
     def __init__(self, settings: MaintainSettings, dataset: Dataset, lake: TableMaintenance) -> None:
         self._settings = settings
         self._dataset = dataset
         self._lake = lake
-        self._floor = 0  # nothing below it is left
+        self._floor = 0  # the dead letters of all batches below it are deleted
 
-    def forget(self) -> Iterator[str]:
-        """What was deleted. Nothing is looked at unless the floor has risen since. Raises StoreDown."""
+    def delete_old(self) -> Iterator[str]:
+        """Yield a sentence for everything that was deleted. Blocks.
+
+        Does nothing unless the floor has risen since the last call. Raises StoreDown.
+        """
         if self._settings.retention_days is None:
             return
         with connect(self._settings.postgres_url.get_secret_value()) as connection:
@@ -33,8 +36,8 @@ class RejectedRows:
             dead_letter_index.update(
                 connection, kafka.KafkaPartitionReader(self._settings.kafka_url, dead_letters.TOPIC)
             )
-            if letters := dead_letter_index.forget(connection, self._dataset.name, floor):
-                yield f"{letters} dead letters of dropped batches deleted"
+            if deleted := dead_letter_index.forget(connection, self._dataset.name, floor):
+                yield f"{deleted} dead letters of dropped batches deleted"
             if needed := dead_letter_index.needed(connection):
                 place = (dead_letters.TOPIC, needed.topic_id, dead_letters.PARTITION, needed.offset)
                 kafka.delete_before(self._settings.kafka_url, *place)

@@ -1,4 +1,4 @@
-"""What is done for one dataset. Every step may be killed at any moment, and is done again by the next round."""
+"""The maintenance tasks of one dataset. A task may be killed at any moment; the next run of the tasks does it again."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from services.core.instants import DAY, to_datetime
 from services.lake.maintenance import TableMaintenance
 from services.ledger import floors, reading, schema
 from services.ledger.watermark import Watermarks
-from services.maintenance.rejected import RejectedRows
+from services.maintenance.dead_letter_retention import DeadLetterRetention
 from services.maintenance.settings import MaintainSettings
 from services.postgres import clock
 from services.postgres.connection import connect
@@ -25,28 +25,32 @@ from services.stores import postgres
 _CLOCK_TOLERANCE_SECONDS = 600.0  # less than the shortest LOGPIPE_VACUUM_HOURS
 
 
-class Steps:
+class MaintenanceTasks:
+    """Called by one thread at a time."""
+
     def __init__(self, settings: MaintainSettings, dataset: Dataset) -> None:
         self._settings = settings
         self._dataset = dataset
         self._lake = TableMaintenance(settings, dataset)
-        self._rejected = RejectedRows(settings, dataset, self._lake)
+        self._dead_letters = DeadLetterRetention(settings, dataset, self._lake)
         self._vacuum_at = float("-inf")
         self._unmergeable: dict[date, int] = {}  # day -> its small files that compaction left as they were
 
-    def all(self) -> Iterator[str]:
-        """Run every step and say what each did. A failed step does not stop the others; its error is raised at the end.
+    def run(self) -> Iterator[str]:
+        """Run every task, and yield a sentence for everything that was done. Blocks.
 
-        The days are closed last: after an upgrade, all days of the history have to be closed.
+        A failed task does not stop the others. The error of the first one that failed is raised at the end. The days
+        are closed last: after an upgrade, all days of the history have to be closed.
         """
         errors: list[LogpipeError] = []
         did = False
-        for step in (
-            *(self._retain, self._rejected.forget, self._forget_alerts),  # first: compaction needs room on the disk
+        for task in (
+            # What frees room on the disk comes first, because compaction needs room.
+            *(self._retain, self._dead_letters.delete_old, self._forget_alerts),
             *(self._compact, self._vacuum, self._tidy, self._close_days),
         ):
             try:
-                for what in step():
+                for what in task():
                     did = True
                     yield f"{self._dataset.name}: {what}"
             except LogpipeError as error:

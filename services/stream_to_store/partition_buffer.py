@@ -1,0 +1,115 @@
+"""The messages of one partition that were read and not yet written, and the range of them that is written next. No I/O.
+
+When ranges of some partitions have been chosen, they are pending ranges. The consumer that owns one of these partitions
+writes exactly these ranges with one insert, and repeats this until the insert is confirmed. The same ranges hold the
+same rows, so that the store can be searched for them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.core.dataset import Dataset
+from services.core.instants import DAY
+from services.core.kafka_value import Envelope, decode
+from services.core.ledger import Range, SinkPosition
+from services.core.ports import Block, Message
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRange:
+    """All messages of one partition whose offsets are in `offsets`.
+
+    `good` are the messages that can be loaded; all of them were accepted on one day. `poison` are the messages that no
+    store can load.
+    """
+
+    partition: int
+    offsets: Range
+    good: Sequence[Envelope]
+    poison: Sequence[Envelope]
+
+    def block(self, dataset: Dataset, topic_id: str) -> Block:
+        return Block(
+            dataset,
+            topic_id,
+            self.partition,
+            self.offsets.first,
+            self.offsets.last,
+            day=self.good[0].created_at // DAY if self.good else 0,
+            rows=sum(envelope.rows for envelope in self.good),
+            lines=b"".join(envelope.message.value for envelope in self.good),
+        )
+
+
+class PartitionBuffer:
+    """Buffers one partition. Called by the loop's thread only.
+
+    `next_offset`: the store has committed all messages below this offset. `read_up_to`: all messages below this offset
+    are committed or buffered here. `since`: the clock, in seconds, when the oldest buffered message was added. `group`:
+    the partitions whose pending ranges are written with one insert, including this partition; empty without one.
+    """
+
+    def __init__(self, position: SinkPosition) -> None:
+        self.partition = position.partition
+        self.next_offset = self.read_up_to = position.next_offset
+        self.group: Sequence[int] = position.group
+        self.rows = 0
+        self.bytes = 0
+        self.since = 0.0
+        self._pending = position.pending
+        self._held: list[Envelope] = []
+
+    @property
+    def day(self) -> int | None:
+        """The day of acceptance of the next rows; None if no buffered message has rows that can be loaded."""
+        return next((e.created_at // DAY for e in self._held if not e.problem), None)
+
+    def add(self, message: Message, now: float) -> None:
+        """Buffer the message, unless it is buffered already or lies beyond the pending range."""
+        if message.offset < self.read_up_to or (self._pending and message.offset > self._pending.last):
+            return
+        envelope = decode(message)
+        self._held.append(envelope)
+        self.rows += envelope.rows
+        self.bytes += envelope.bytes
+        self.advance(message.offset + 1, now)
+
+    def advance(self, read_up_to: int, now: float) -> None:
+        """Note that every message below `read_up_to` was passed to `add`. The other offsets were control records."""
+        if self._pending:
+            read_up_to = min(read_up_to, self._pending.last + 1)
+        if read_up_to > self.read_up_to:
+            if self.read_up_to == self.next_offset:
+                self.since = now
+            self.read_up_to = read_up_to
+
+    def complete(self) -> bool:
+        """Return whether there are messages to `take`, and the whole pending range is read if there is one."""
+        return self.read_up_to > (self._pending.last if self._pending else self.next_offset)
+
+    def take(self, group: Sequence[int]) -> MessageRange:
+        """Return the range to write with one insert with those of `group`; the same range again until `finish`."""
+        self.group = group
+        if self._pending is None:
+            self._pending = Range(self.next_offset, self._end_of_day() - 1)
+        taken = [e for e in self._held if e.message.offset <= self._pending.last]
+        good, poison = [e for e in taken if not e.problem], [e for e in taken if e.problem]
+        return MessageRange(self.partition, self._pending, good, poison)
+
+    def finish(self) -> None:
+        """Drop the messages of the pending range, which the store has committed."""
+        assert self._pending is not None
+        self.next_offset = self._pending.last + 1
+        self.group = ()
+        self._pending = None
+        self._held = [e for e in self._held if e.message.offset >= self.next_offset]
+        self.rows = sum(e.rows for e in self._held)
+        self.bytes = sum(e.bytes for e in self._held)
+
+    def _end_of_day(self) -> int:
+        """The offset before which all messages were accepted on one day."""
+        day = self.day
+        for envelope in self._held:
+            if not envelope.problem and envelope.created_at // DAY != day:
+                return envelope.message.offset
+        return self.read_up_to
