@@ -3,7 +3,7 @@
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,15 +16,38 @@ from hypothesis import settings
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.migrate.service import migrate
+from tests.skips import fail_if_skipped
 
 settings.register_profile("pipeline", deadline=None)  # a busy machine makes no test fail
 settings.load_profile("pipeline")
 
 
-def pytest_configure() -> None:
-    """At SIGTERM, which is how a CI ends what takes too long, pytest stops what the fixtures started, as at Ctrl-C.
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="fail skipped tests, unless they need a privilege (CI)")
 
-    Who starts it in the background may have it ignore SIGINT, and with it the processes that tests interrupt.
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if item.config.getoption("no_skips"):
+        fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if collector.config.getoption("no_skips"):
+        fail_if_skipped(report)
+    return report
+
+
+def pytest_configure() -> None:
+    """Handle SIGTERM as Ctrl-C: pytest stops what the fixtures started. A CI ends a run that takes too long by SIGTERM.
+
+    A shell that starts pytest in the background has it ignore SIGINT, and with it the processes that tests interrupt.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)

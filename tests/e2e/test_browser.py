@@ -20,6 +20,7 @@ import pytest
 
 from services.local.stack import Stack
 from tests.conftest import running
+from tests.skips import needs_package
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -149,7 +150,8 @@ def hostile() -> Iterator[Server]:
 @contextmanager
 def browser(folder: Path, url: str, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
     program = shutil.which("chromium")
-    assert program, "this test needs Chromium (Debian: apt-get install chromium)"
+    if program is None:
+        needs_package("chromium")
     words = [program, *CHROMIUM, f"--user-data-dir={folder}", *options, url]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
         try:

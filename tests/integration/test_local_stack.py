@@ -38,6 +38,7 @@ from services.core.errors import Invalid, NeedsOperator
 from services.local import passwords, postgres_files, unprivileged, view
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
+from tests.skips import PRIVILEGE
 
 
 def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
@@ -231,7 +232,7 @@ def test_a_first_start_that_was_killed_half_way_is_made_good_by_the_next(
 
 # --- a stack, and PostgreSQL's program files, in a home folder that is closed to other users ---
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another user")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason=f"{PRIVILEGE}only root runs PostgreSQL as another user")
 
 
 @pytest.fixture(params=["/tmp", "/dev/shm"], ids=["the file system of /var/lib or not", "another file system"])
