@@ -73,7 +73,9 @@ class Process:
         os.killpg(self._running.pid, number)
 
     def kill(self) -> None:
-        """As by a crash: no chance to clean up."""
+        """As by a crash: no chance to clean up. The process must be running, or there would be no crash."""
+        assert self._running is not None
+        assert self._running.poll() is None, f"{self._arguments} ended before it was killed:\n{self.output()}"
         self.signal(signal.SIGKILL)
         self.wait()
 
@@ -89,7 +91,8 @@ class Process:
                 self.signal(signal.SIGTERM)
             return self._running.wait(timeout=40)
         except subprocess.TimeoutExpired:
-            self.kill()
+            self.signal(signal.SIGKILL)
+            self.wait()
             raise
         finally:
             if self._log is not None:

@@ -29,6 +29,7 @@ from services.stores.clickhouse.tables import create_table
 from services.stores.clickhouse.writer import ClickHouseWriter
 from tests.conftest import short_folder
 from tests.processes import free_port
+from tests.skips import needs_package, needs_privilege
 
 pytestmark = pytest.mark.timeout(240)  # the engine is started several times
 
@@ -135,14 +136,14 @@ def writer(engine: Engine) -> ClickHouseWriter:
 def strace(engine: Engine, *options: str) -> Iterator[None]:
     """Inject faults into the engine's system calls."""
     if shutil.which("strace") is None:
-        pytest.skip("needs strace: apt-get install strace")
+        needs_package("strace")
     command = ["strace", "-f", "-p", str(engine.pid), *options, "-o", "/dev/null"]
     tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert tracer.stderr is not None
         line = tracer.stderr.readline()
         if "attached" not in line:
-            pytest.skip(f"strace cannot attach to a process here: {line.strip()}")
+            needs_privilege(f"strace cannot attach to a process here: {line.strip()}")
         yield
     finally:
         tracer.terminate()
@@ -301,7 +302,7 @@ def test_a_full_disk_is_an_error_and_its_rows_are_completed_when_there_is_room(s
         ["mount", "-t", "tmpfs", "-o", "size=24m,mode=755", "tmpfs", disk], capture_output=True, text=True
     )
     if mounted.returncode:
-        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
+        needs_privilege(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
     try:
         with running(disk) as engine:
             writer = ClickHouseWriter(engine.url)
@@ -369,7 +370,8 @@ def test_an_engine_that_is_killed_in_an_insert_has_every_row_once() -> None:
         writer.prepare(DATASET)
         for turn in range(2):
             starts = iter(range(turn * 10_000, turn * 10_000 + 10_000, 10))
-            killer = threading.Timer(0.05 * turn, os.kill, (engine.pid, signal.SIGKILL))
+            writer.write(blocks(next(starts)))  # so that an acknowledged insert precedes the crash
+            killer = threading.Timer(0.01 + 0.05 * turn, os.kill, (engine.pid, signal.SIGKILL))
             killer.start()
             last = write_until_it_fails(writer, starts)
             killer.join()
