@@ -14,12 +14,16 @@ _STOPPED = (1.0, 25.0)  # seconds that a stopped program stays so: beyond a leas
 
 
 class Chaos:
-    """Harms one program after another. `end` leaves every program running."""
+    """Harms one program after another. `end` leaves every program running.
+
+    `killed` counts the programs that were killed by SIGKILL while they ran, one by one.
+    """
 
     def __init__(self, stack: Stack, seed: str) -> None:
         self._stack = stack
         self._chance = random.Random(seed)
         self._started = time.monotonic()
+        self.killed = 0
         self._faults: dict[str, Callable[[str], None]] = {
             "killed": self._kill,
             "paused": self._pause,
@@ -46,7 +50,7 @@ class Chaos:
         print(f"{time.monotonic() - self._started:6.1f} s: {victim} {fault}", flush=True)
 
     def _kill(self, victim: str) -> None:
-        self._signal(victim, signal.SIGKILL)
+        self.killed += bool(self._signal(victim, signal.SIGKILL))
 
     def _terminate(self, victim: str) -> None:
         self._signal(victim, signal.SIGTERM)
@@ -73,7 +77,7 @@ class Chaos:
         self._stack.up()
 
     def _signal(self, victim: str, number: signal.Signals) -> int:
-        """Returns the process id, 0 when the program is coming back from an earlier fault."""
+        """Return the process id, or 0 while the program is being started again after an earlier fault."""
         pid = self._stack.states()[victim].pid
         if pid:
             with suppress(ProcessLookupError):

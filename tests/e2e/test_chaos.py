@@ -26,4 +26,5 @@ def test_nothing_is_lost_or_doubled(stack_folder: Path, writer: LakeWriter, seed
             chaos.harm(SECONDS)
             chaos.end()
         chaos.end()
+        assert chaos.killed, "no program was killed"
         accepted.check(reports, CATCH_UP_SECONDS)
