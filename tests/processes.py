@@ -48,6 +48,11 @@ class Process:
         self.launch()
         self.await_ready()
 
+    @property
+    def pid(self) -> int:
+        assert self._running is not None
+        return self._running.pid
+
     def launch(self) -> None:
         """Start without waiting for it to be ready."""
         self._log = tempfile.NamedTemporaryFile(prefix="logpipe-test-", suffix=".log")  # noqa: SIM115 - see stop()
