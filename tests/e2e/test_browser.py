@@ -200,8 +200,10 @@ def state(stack: Stack) -> dict[str, Any]:
     urls = stack.settings.urls()
     with psycopg.connect(urls["LOGPIPE_POSTGRES_URL"]) as connection:
         row = connection.execute("SELECT count(*) FROM logs").fetchone()
-    tables = httpx.post(urls["LOGPIPE_CLICKHOUSE_URL"], content="SHOW TABLES").raise_for_status().text.split()
-    load = httpx.get(f"{address(stack.settings.generator_port)}/control/status").json()
+    tables = (
+        httpx.post(urls["LOGPIPE_CLICKHOUSE_URL"], content="SHOW TABLES", timeout=60).raise_for_status().text.split()
+    )
+    load = httpx.get(f"{address(stack.settings.generator_port)}/control/status", timeout=60).json()
     return {"rows": row, "tables": tables, "load": (load["running"], load["stats"])}
 
 

@@ -119,7 +119,7 @@ def test_the_slot_of_a_stopped_process_is_adopted_and_it_may_wake_up_again(stack
 
 def await_adoption(stack: Stack) -> None:
     deadline = time.monotonic() + 60
-    while "logpipe_publisher_slots_adopted_total 1.0" not in httpx.get(f"{ingest_url(stack)}/metrics").text:
+    while "logpipe_publisher_slots_adopted_total 1.0" not in httpx.get(f"{ingest_url(stack)}/metrics", timeout=60).text:
         assert time.monotonic() < deadline, "nobody adopted the slot"
         time.sleep(0.2)
 

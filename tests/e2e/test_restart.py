@@ -58,6 +58,6 @@ def test_everything_killed_at_once_under_load_starts_again(stack: Stack) -> None
         processes = [supervisor, *supervisor.children(recursive=True)]
         for process in processes:
             process.kill()
-        psutil.wait_procs(processes, timeout=10)
+        psutil.wait_procs(processes, timeout=60)
         stack.up()
     accepted.check(reports)

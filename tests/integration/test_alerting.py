@@ -686,7 +686,7 @@ def test_killed_in_an_episode_it_posts_its_end_and_not_its_start_again(
         process.start()
         until(lambda: delivered(connection) == ["opened", "resolved"])
         assert receiver.events() == ["opened", "resolved"]
-        assert 'logpipe_alerts_open{rule="many"} 0.0' in httpx.get(f"{process.url}/metrics").text
+        assert 'logpipe_alerts_open{rule="many"} 0.0' in httpx.get(f"{process.url}/metrics", timeout=60).text
         assert "secret" not in process.output()
         assert process.stop() in (0, -signal.SIGTERM)
     assert {post["id"]: post["alert"]["service"] for post in receiver.posts} == {

@@ -75,7 +75,7 @@ class Engine:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         assert self._process is not None
         self._process.send_signal(number)
-        self._process.wait(30)
+        self._process.wait(60)
 
     def restart(self) -> None:
         self.stop(signal.SIGKILL)
@@ -96,7 +96,7 @@ class Engine:
             return False
 
 
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -225,10 +225,10 @@ def test_every_format_is_stored_byte_by_byte(engine: Engine, table: str, form: s
         "number AS a, arrayElement(['x;y\\n;\\n\\n', 'a\\0b', '\\'\"`', '-- c\\n/* */', 'é☃', '\\\\'], number + 1) AS s"
     )
     wanted = engine.query(f"SELECT count(), sum(cityHash64(a, s)) FROM (SELECT {rows} FROM numbers(6))")
-    data = httpx.post(engine.url, content=f"SELECT {rows} FROM numbers(6) FORMAT {form}".encode()).content
+    data = httpx.post(engine.url, content=f"SELECT {rows} FROM numbers(6) FORMAT {form}".encode(), timeout=60).content
     engine.query(f"CREATE TABLE {table} (a UInt64, s String) ENGINE = MergeTree ORDER BY a")
     insert = f"INSERT INTO {table} (`a`, `s`) SETTINGS max_insert_threads = 1 FORMAT {form}"
-    reply = httpx.post(engine.url, params={"query": insert}, content=data)
+    reply = httpx.post(engine.url, params={"query": insert}, content=data, timeout=60)
     assert reply.status_code == 200, reply.text
     assert '"written_rows": "6"' in reply.headers["X-ClickHouse-Summary"]
     assert engine.query(f"SELECT count(), sum(cityHash64(a, s)) FROM {table}") == wanted
@@ -479,10 +479,10 @@ def test_a_write_that_reaches_the_engine_after_its_completion_is_dropped(
     proxy.released.clear()
     with pytest.raises(StoreDown):
         distant.write(blocks())
-    assert proxy.held.wait(10)
+    assert proxy.held.wait(60)
     writer.complete(blocks())
     proxy.released.set()
-    assert proxy.passed_on.wait(10)
+    assert proxy.passed_on.wait(60)
     assert counted(engine) == [(1, ROWS, ROWS)]
 
 
@@ -526,6 +526,6 @@ def test_a_page_of_another_site_reaches_no_engine(
 ) -> None:
     engine.query(f"CREATE TABLE {table} (a Int8) ENGINE = Memory")
     statement = {"query": f"DROP TABLE {table}"}
-    assert httpx.get(engine.url, params=statement, headers=headers).status_code == status
-    assert httpx.post(engine.url, params=statement, headers=headers).status_code == status
+    assert httpx.get(engine.url, params=statement, headers=headers, timeout=60).status_code == status
+    assert httpx.post(engine.url, params=statement, headers=headers, timeout=60).status_code == status
     assert engine.query(f"EXISTS TABLE {table}") == "1"

@@ -125,7 +125,7 @@ def test_a_server_that_was_started_anew_is_found_again_and_one_that_is_away_is_n
     start = time.monotonic()
     with pytest.raises(StoreDown, match=r"lake \(spark\)"):
         engines.spark.execute(StatsQuery(LOGS), AS_OF, SECONDS)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20  # not the minutes for which Spark tries again
     with pytest.raises(SparkConnectGrpcException, match="failed to connect"):
         other.sql("SELECT 1")
     engines.stack.up()

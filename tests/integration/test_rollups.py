@@ -450,7 +450,7 @@ def test_the_keeper_follows(pipeline: Pipeline, postgres_url: str, monkeypatch: 
     keeping.start()
     try:
         pipeline.loaded = pipeline.accept(64).last
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) != "rollup":
             assert time.monotonic() < deadline
     finally:
@@ -477,7 +477,7 @@ def test_rows_that_were_there_before_the_projection(pipeline: Pipeline) -> None:
     pipeline.fill(1)
     assert method_of(pipeline.readers[1], pipeline.dataset, pipeline.loaded) == "rollup"
     missing = f"SELECT count() FROM system.parts WHERE active AND table = '{table}' AND empty(projections)"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while client.query(missing).result_rows != [(0,)]:
         assert time.monotonic() < deadline
     whole = (pipeline.loaded + 1 >> BUCKET_BITS << BUCKET_BITS) - 1
