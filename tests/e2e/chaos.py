@@ -10,7 +10,7 @@ from contextlib import suppress
 from services.local.stack import Stack
 
 _PAUSE = (3.0, 12.0)  # seconds between two faults
-_STOPPED = (1.0, 25.0)  # seconds that a stopped program stays so: beyond a lease, a session's timeout, a heartbeat
+_STOPPED = (1.0, 25.0)  # seconds until a stopped program goes on: up to more than a lease, a session or a heartbeat
 
 
 class Chaos:
@@ -32,9 +32,9 @@ class Chaos:
         }
 
     def harm(self, seconds: float) -> None:
-        """Until `seconds` have passed since this object was made."""
+        """Harm programs until `seconds` have passed since this object was made."""
         while time.monotonic() - self._started < seconds:
-            time.sleep(self._chance.uniform(*_PAUSE))  # when a fault comes is what the seed chooses
+            time.sleep(self._chance.uniform(*_PAUSE))  # the seed chooses when a fault comes
             if self._chance.random() < 0.04:
                 self._say("everything", "killed")
                 self._kill_everything()
@@ -68,7 +68,7 @@ class Chaos:
         self._stack.supervisor.start(victim)
 
     def _kill_everything(self) -> None:
-        """At once, as a loss of power would, but for the disk's own cache."""
+        """Kill all programs at once, as a loss of power does, except that no cache of a disk is lost."""
         if supervisor := self._stack.supervisor.pid:
             pids = [supervisor, *(state.pid for state in self._stack.states().values() if state.pid)]
             for pid in pids:

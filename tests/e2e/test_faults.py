@@ -35,7 +35,7 @@ def test_kill_nine_under_load(stack: Stack, victim: str, seed: int) -> None:
     accepted, killed = Accepted(stack), set[int]()
     with under_load(ingest_url(stack), seconds=12) as reports:
         for _ in range(2):
-            time.sleep(chance.uniform(1.0, 4.0))  # the moment of the crash is what the seed chooses
+            time.sleep(chance.uniform(1.0, 4.0))  # the seed chooses the moment of the crash
             pid = await_process(stack, victim, killed)
             os.kill(pid, signal.SIGKILL)
             killed.add(pid)
@@ -99,7 +99,7 @@ def test_the_slot_of_a_stopped_process_is_adopted_and_it_may_wake_up_again(stack
     accepted = Accepted(stack)
     with Process("ingest-api", environment, port) as sleeper:
         broker = stack.states()["kafka"].pid
-        os.kill(broker, signal.SIGSTOP)  # so that what the sleeper accepts stays unpublished
+        os.kill(broker, signal.SIGSTOP)  # so that the rows that the sleeper accepts stay unpublished
         try:
             with under_load(sleeper.url, seconds=2) as reports:
                 pass
@@ -108,7 +108,7 @@ def test_the_slot_of_a_stopped_process_is_adopted_and_it_may_wake_up_again(stack
             os.kill(broker, signal.SIGCONT)
         try:
             await_adoption(stack)
-            accepted.check(reports)  # while it sleeps, its rows are everywhere
+            accepted.check(reports)  # every store has the rows of the sleeper while it is stopped
         finally:
             sleeper.signal(signal.SIGCONT)
         again = Accepted(stack)
@@ -120,7 +120,7 @@ def test_the_slot_of_a_stopped_process_is_adopted_and_it_may_wake_up_again(stack
 def await_adoption(stack: Stack) -> None:
     deadline = time.monotonic() + 60
     while "logpipe_publisher_slots_adopted_total 1.0" not in httpx.get(f"{ingest_url(stack)}/metrics", timeout=60).text:
-        assert time.monotonic() < deadline, "nobody adopted the slot"
+        assert time.monotonic() < deadline, "no process adopted the slot"
         time.sleep(0.2)
 
 

@@ -1,4 +1,4 @@
-"""The whole stack ends, in order or by kill -9, and starts again, with each lake writer: nothing lost or doubled."""
+"""The whole stack ends, in order or by kill -9, and starts again, with each lake writer; no row is lost or doubled."""
 
 import time
 from collections.abc import Iterator

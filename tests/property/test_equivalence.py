@@ -40,7 +40,7 @@ from tests import lake_tables
 from tests.conftest import running
 
 DAY = 86_400_000_000
-CREATED = 20_778 * DAY + DAY - 7  # the batches after the seventh are accepted on the next day
+CREATED = 20_778 * DAY + DAY - 7  # the batches from the seventh on are accepted on the next day
 BATCHES, BATCH_ROWS = 16, 60
 SPARK_SECONDS = 200  # the first query waits until the server has loaded its code
 DATASETS = (replace(LOGS, name="equal_logs"), replace(EVENTS, name="equal_events"))
@@ -51,7 +51,7 @@ HOSTILE = [
     *("' OR '1'='1", "'; DROP TABLE equal_logs; --", "x' UNION SELECT 1 --", "a\\%b", "\t", "\n", "\r\n"),
     *("null", "NULL", "NaN", "true", "É", "é", "e\u0301", "ß", "SS", "😀", "\uffff", "\U0010ffff"),
 ]
-FEW = ["", "%", "' OR '1'='1", "é", "a"]  # what categories hold, so that a filter finds something
+FEW = ["", "%", "' OR '1'='1", "é", "a"]  # values of categories: few, so that a filter finds rows
 texts = st.one_of(
     st.sampled_from(HOSTILE),
     st.sampled_from(["%", "_", "\\", "'", "a", "é", "😀"]),
@@ -64,7 +64,7 @@ times = st.integers(FIRST_TIME - DAY, FIRST_TIME + 4 * DAY)
 
 def _value(column: Column, chance: random.Random) -> Any:
     match column.kind:
-        case "timestamp":  # close together, so that buckets hold several
+        case "timestamp":  # close together, so that a bucket holds several rows
             return FIRST_TIME + chance.randrange(3 * DAY) // 7_000_000 * 7_000_000
         case "json":
             return chance.choice(["{}", '{"a": 1.10}', '"é"'])
@@ -114,7 +114,7 @@ class Loader:
             batch_id += 1
             try:
                 self._load(batch_id)
-            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            except BaseException as error:  # noqa: BLE001 - await_batch fails because of it
                 self._error = error
                 self._stopped.set()
             with self._changed:
@@ -213,7 +213,7 @@ def queries(draw: st.DrawFn) -> Query:
 
 @st.composite
 def places(draw: st.DrawFn, dataset: Dataset, order_by: str) -> tuple[Any, int]:
-    """Of a row, or beside it."""
+    """The place of a row in the order of a list, or a place beside the row."""
     row = _batch(dataset, draw(st.integers(1, BATCHES + 1)))[draw(st.integers(0, BATCH_ROWS - 1))]
     value = row[dataset.column_names.index(order_by)]
     if order_by == "id":
