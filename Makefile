@@ -5,6 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 AIRFLOW := $(HOME)/.cache/logpipe/airflow
 WORKERS :=
+OPTIONS :=
 TESTS := $(wildcard tests/*.py tests/unit tests/property tests/contract tests/integration tests/e2e)
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
@@ -49,8 +50,8 @@ status: $(INSTALLED) ## Show what runs, where, and whether it is ready
 logs: $(INSTALLED) ## Show the end of all logs
 	$(BIN)/logpipe logs
 
-test: install lint types imports ## Lint, types, imports, then all tests on real components (WORKERS=2: in half the time, on an idle machine)
-	$(BIN)/python -m pytest -m "not long" $(if $(WORKERS),-n $(WORKERS) --dist loadfile) $(TESTS)
+test: install lint types imports ## Lint, types, imports, then all tests on real components (WORKERS=2: in half the time, on an idle machine; OPTIONS=--no-skips: as CI)
+	$(BIN)/python -m pytest -m "not long" $(if $(WORKERS),-n $(WORKERS) --dist loadfile) $(OPTIONS) $(TESTS)
 	@echo "Not run: make test-faults (every fault, an hour and a half), make test-airflow (the DAGs, in an environment of their own)"
 
 test-faults: install ## Every fault with three seeds, outages of a minute, six times ten minutes of chaos (1.5 hours)

@@ -1,9 +1,9 @@
-"""Real components for the tests that name one of these fixtures: each is started once a session, on free ports."""
+"""Fixtures with real components, which are started once a session on free ports, and the option --no-skips."""
 
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,15 +16,38 @@ from hypothesis import settings
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.migrate.service import migrate
+from tests.skips import fail_if_skipped
 
 settings.register_profile("pipeline", deadline=None)  # a busy machine makes no test fail
 settings.load_profile("pipeline")
 
 
-def pytest_configure() -> None:
-    """At SIGTERM, which is how a CI ends what takes too long, pytest stops what the fixtures started, as at Ctrl-C.
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="fail skipped tests, unless they need a privilege (CI)")
 
-    Who starts it in the background may have it ignore SIGINT, and with it the processes that tests interrupt.
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if item.config.getoption("no_skips"):
+        fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if collector.config.getoption("no_skips"):
+        fail_if_skipped(report)
+    return report
+
+
+def pytest_configure() -> None:
+    """Handle SIGTERM as Ctrl-C: pytest stops what the fixtures started. A CI ends a run that takes too long by SIGTERM.
+
+    A shell that starts pytest in the background has it ignore SIGINT, and with it the processes that tests interrupt.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
@@ -32,7 +55,7 @@ def pytest_configure() -> None:
 
 @contextmanager
 def short_folder() -> Iterator[Path]:
-    """pytest's own tmp_path is too long for a Unix socket in it, whose path must stay below 100 characters."""
+    """Make a folder for Unix sockets, whose paths must stay below 100 characters: tmp_path of pytest is too long."""
     folder = Path(tempfile.mkdtemp(prefix="logpipe-"))
     folder.chmod(0o755)  # in a closed folder, PostgreSQL's data would lie outside, and would be left behind
     try:
@@ -61,7 +84,7 @@ def in_database(url: str, name: str) -> str:
 
 @pytest.fixture
 def stack_folder() -> Iterator[Path]:
-    """For a test that runs a stack of its own."""
+    """The folder of a stack that one test runs for itself. The folder does not exist yet."""
     with short_folder() as folder:
         yield folder / "stack"
 
@@ -74,20 +97,20 @@ def postgres_url() -> Iterator[str]:
 
 @pytest.fixture
 def own_postgres_url(empty_postgres_url: str) -> str:
-    """A database of the test's own, with all tables, in which batch ids begin at 1."""
+    """A database for one test, with all tables. Batch ids begin at 1."""
     migrate(empty_postgres_url)
     return empty_postgres_url
 
 
 @pytest.fixture
 def empty_postgres_url(postgres_url: str) -> Iterator[str]:
-    """A database of the test's own, without any table."""
+    """A database for one test, without any table."""
     name = f"own_{uuid4().hex}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     yield in_database(postgres_url, name)
     with psycopg.connect(postgres_url, autocommit=True) as connection:
-        # WITH (FORCE) would be refused while an autovacuum worker, which is the superuser's, is in the database.
+        # WITH (FORCE) is refused while an autovacuum worker, which belongs to the superuser, uses the database.
         mine = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND usename = current_user"
         connection.execute(mine, (name,))
         connection.execute(f"DROP DATABASE {name}")

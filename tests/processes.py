@@ -1,4 +1,4 @@
-"""Runs the pipeline's own processes for tests: started on free ports, awaited until ready, always ended."""
+"""Runs the pipeline's own processes for tests: on free ports, awaited until they are ready, always ended."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 class Process:
-    """`logpipe COMMAND` with these settings; `port` is where it answers /readyz."""
+    """The process `logpipe COMMAND` with these settings. It serves /readyz at `port`. All methods block."""
 
     def __init__(self, command: str, environment: dict[str, str], port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -48,8 +48,13 @@ class Process:
         self.launch()
         self.await_ready()
 
+    @property
+    def pid(self) -> int:
+        assert self._running is not None
+        return self._running.pid
+
     def launch(self) -> None:
-        """Start without waiting for it to be ready."""
+        """Start the process without waiting until it is ready."""
         self._log = tempfile.NamedTemporaryFile(prefix="logpipe-test-", suffix=".log")  # noqa: SIM115 - see stop()
         self._running = subprocess.Popen(
             self._arguments, env=self._environment, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True
@@ -73,7 +78,9 @@ class Process:
         os.killpg(self._running.pid, number)
 
     def kill(self) -> None:
-        """As by a crash: no chance to clean up."""
+        """End the process as a crash would, without a chance to clean up. The test fails if the process had ended."""
+        assert self._running is not None
+        assert self._running.poll() is None, f"{self._arguments} ended before it was killed:\n{self.output()}"
         self.signal(signal.SIGKILL)
         self.wait()
 
@@ -82,14 +89,15 @@ class Process:
         return self._running.wait(timeout=60)
 
     def stop(self) -> int:
-        """SIGTERM, and its exit code; kills it when it does not end."""
+        """End the process by SIGTERM and return its exit code. Kill it and raise TimeoutExpired if it does not end."""
         assert self._running is not None
         try:
             if self._running.poll() is None:
                 self.signal(signal.SIGTERM)
             return self._running.wait(timeout=40)
         except subprocess.TimeoutExpired:
-            self.kill()
+            self.signal(signal.SIGKILL)
+            self.wait()
             raise
         finally:
             if self._log is not None:

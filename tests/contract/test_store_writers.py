@@ -221,19 +221,23 @@ def test_a_first_attempt_that_arrives_after_its_completion_is_dropped(store: Sto
     assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(b, 50, 50) for b in range(1, 4)]
 
 
+@pytest.mark.parametrize("store", ["memory", "clickhouse"], indirect=True)
 def test_only_missing_rows_are_completed(store: Store, dataset: Dataset) -> None:
-    if isinstance(store.writer, EmbeddedWriter):
-        pytest.skip("the lake holds all of a block, or nothing: its position is in the same commit")
+    """The lake stores a block whole or not at all: its position is in the same commit."""
     rows = [row(b, n) for b in (1, 2, 9000) for n in range(20)]
     store.writer.write([block(dataset, rows[5:43], first=100)])
     store.writer.complete([block(dataset, rows)])
     assert list(store.reader.counts(dataset, 0, EVERYTHING)) == [(b, 20, 20) for b in (1, 2, 9000)]
 
 
+@pytest.mark.parametrize("store", ["memory", "clickhouse"], indirect=True)
 def test_rows_that_a_store_acknowledged_and_lost_are_written_again(
     store: Store, dataset: Dataset, request: pytest.FixtureRequest
 ) -> None:
-    """The store remembers the token, as after a failed rename of ClickHouse: it drops a repetition of the write."""
+    """The store remembers the token, as after a failed rename of ClickHouse: it drops a repetition of the write.
+
+    The lake has no tokens.
+    """
     blocks = partitions(dataset)
     store.writer.write(blocks)
     match store.writer:
@@ -243,7 +247,7 @@ def test_rows_that_a_store_acknowledged_and_lost_are_written_again(
             with closing(clickhouse_connect.get_client(dsn=request.getfixturevalue("clickhouse_url"))) as client:
                 client.command(f"DELETE FROM {dataset.name} WHERE true")
         case _:
-            pytest.skip("the lake remembers no tokens")
+            pytest.fail(f"no way to lose rows of {store.writer}")
     store.writer.write(blocks)
     assert stored(store, dataset) == []
     for _ in range(2):
@@ -277,9 +281,9 @@ def test_a_block_without_rows_changes_nothing(store: Store, dataset: Dataset) ->
     assert stored(store, dataset) == []
 
 
+@pytest.mark.parametrize("store", ["clickhouse", "lake"], indirect=True)
 def test_a_new_optional_column_reads_as_empty_in_old_rows(store: Store, dataset: Dataset) -> None:
-    if isinstance(store.writer, MemoryStore):
-        pytest.skip("rows in memory are never older than the description")
+    """Rows in memory are never older than the description of their dataset."""
     store.writer.write([block(dataset, [row(1, 0)])])
     wider = replace(dataset, columns=(*dataset.columns, Column("region", "category"), Column("extra", "json")))
     store.writer.prepare(wider)
@@ -288,9 +292,9 @@ def test_a_new_optional_column_reads_as_empty_in_old_rows(store: Store, dataset:
     assert stored(store, wider) == [(*row(1, 0), "", "{}"), (*row(1, 1), "north", '{"a":1}')]
 
 
+@pytest.mark.parametrize("store", ["clickhouse", "lake"], indirect=True)
 def test_a_column_of_another_kind_needs_an_operator(store: Store, dataset: Dataset) -> None:
-    if isinstance(store.writer, MemoryStore):
-        pytest.skip("memory has no schema")
+    """The store in memory has no schema."""
     columns = tuple(replace(c, kind="number") if c.name == "message" else c for c in dataset.columns)
     with pytest.raises(NeedsOperator, match="message"):
         store.writer.prepare(replace(dataset, columns=columns, groupings=(), orderings=(), filters=()))

@@ -37,11 +37,11 @@ class RealBroker:
         kafka.ensure_topics(self._url, topics, 1)
 
     def delete_topic(self, name: str) -> None:
-        self._admin.delete_topics([name])[name].result(10)
+        self._admin.delete_topics([name])[name].result(60)
 
     def delete_records(self, name: str, partition: int, before: int) -> None:
         for future in self._admin.delete_records([TopicPartition(name, partition, before)]).values():
-            future.result(10)
+            future.result(60)
 
     def producer(self, transactional_id: str) -> TransactionalProducer:
         return kafka.KafkaProducer(self._url, transactional_id)
@@ -98,7 +98,7 @@ def ends_of(reader: PartitionReader) -> dict[int, int]:
     return {partition: end for partition, (_, end) in reader.bounds().items()}
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

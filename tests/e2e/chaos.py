@@ -10,16 +10,20 @@ from contextlib import suppress
 from services.local.stack import Stack
 
 _PAUSE = (3.0, 12.0)  # seconds between two faults
-_STOPPED = (1.0, 25.0)  # seconds that a stopped program stays so: beyond a lease, a session's timeout, a heartbeat
+_STOPPED = (1.0, 25.0)  # seconds until a stopped program goes on: up to more than a lease, a session or a heartbeat
 
 
 class Chaos:
-    """Harms one program after another. `end` leaves every program running."""
+    """Harms one program after another. `end` leaves every program running.
+
+    `killed` counts the programs that were killed by SIGKILL while they ran, one by one.
+    """
 
     def __init__(self, stack: Stack, seed: str) -> None:
         self._stack = stack
         self._chance = random.Random(seed)
         self._started = time.monotonic()
+        self.killed = 0
         self._faults: dict[str, Callable[[str], None]] = {
             "killed": self._kill,
             "paused": self._pause,
@@ -28,9 +32,9 @@ class Chaos:
         }
 
     def harm(self, seconds: float) -> None:
-        """Until `seconds` have passed since this object was made."""
+        """Harm programs until `seconds` have passed since this object was made."""
         while time.monotonic() - self._started < seconds:
-            time.sleep(self._chance.uniform(*_PAUSE))  # when a fault comes is what the seed chooses
+            time.sleep(self._chance.uniform(*_PAUSE))  # the seed chooses when a fault comes
             if self._chance.random() < 0.04:
                 self._say("everything", "killed")
                 self._kill_everything()
@@ -46,7 +50,7 @@ class Chaos:
         print(f"{time.monotonic() - self._started:6.1f} s: {victim} {fault}", flush=True)
 
     def _kill(self, victim: str) -> None:
-        self._signal(victim, signal.SIGKILL)
+        self.killed += bool(self._signal(victim, signal.SIGKILL))
 
     def _terminate(self, victim: str) -> None:
         self._signal(victim, signal.SIGTERM)
@@ -64,7 +68,7 @@ class Chaos:
         self._stack.supervisor.start(victim)
 
     def _kill_everything(self) -> None:
-        """At once, as a loss of power would, but for the disk's own cache."""
+        """Kill all programs at once, as a loss of power does, except that no cache of a disk is lost."""
         if supervisor := self._stack.supervisor.pid:
             pids = [supervisor, *(state.pid for state in self._stack.states().values() if state.pid)]
             for pid in pids:
@@ -73,7 +77,7 @@ class Chaos:
         self._stack.up()
 
     def _signal(self, victim: str, number: signal.Signals) -> int:
-        """Returns the process id, 0 when the program is coming back from an earlier fault."""
+        """Return the process id, or 0 while the program is being started again after an earlier fault."""
         pid = self._stack.states()[victim].pid
         if pid:
             with suppress(ProcessLookupError):

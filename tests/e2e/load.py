@@ -1,4 +1,4 @@
-"""Load for end-to-end tests, and the proof that nothing of it was lost or doubled."""
+"""Load for end-to-end tests, and the check that no row of the load was lost or doubled."""
 
 import asyncio
 import json
@@ -22,7 +22,8 @@ _LOAD_SECONDS_WAIT = 240
 def under_load(url: str, seconds: float, rate: float = RATE * 1.25, request_rows: int = 500) -> Iterator[list[Report]]:
     """Send `rate` rows a second, four fifths of them logs, for `seconds` while the body of the context runs.
 
-    Afterwards the list holds a report for each dataset, and no row's fate is unknown. A body that fails ends the load.
+    Afterwards the list holds a report for each dataset, and the outcome of every row is known. A body that fails ends
+    the load.
     """
     cancel: list[Callable[[], object]] = []
 
@@ -51,7 +52,7 @@ def under_load(url: str, seconds: float, rate: float = RATE * 1.25, request_rows
 
 
 def verify(stack: Stack, wait: float = 180) -> dict[str, int]:
-    """Rows accepted by dataset, after every store was found to hold exactly these, each once and unchanged."""
+    """Check that every store holds each accepted row once and unchanged; return the accepted rows of each dataset."""
     report = verification.verify(stack.settings, wait, "--all")
     assert report["ok"], json.dumps(report, indent=1)
     assert {result["store"] for result in report["results"]} == {"postgres", "clickhouse", "lake"}
@@ -59,14 +60,14 @@ def verify(stack: Stack, wait: float = 180) -> dict[str, int]:
 
 
 class Accepted:
-    """Compares what was acknowledged with what the ledger says was accepted, from one point on."""
+    """Compares the rows that were acknowledged with the rows that the ledger accepted since this object was made."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
         self._before = verify(stack)
 
     def check(self, reports: list[Report], wait: float = 180) -> None:
-        """Every store holds what it held before and the acknowledged rows, nothing else, within `wait` seconds."""
+        """Check that every store holds its former rows and the acknowledged ones, no others, within `wait` seconds."""
         after = verify(self._stack, wait)
         acked = {report.dataset: report.acked for report in reports}
         assert {name: after[name] - self._before.get(name, 0) for name in acked} == acked

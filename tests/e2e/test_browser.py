@@ -20,6 +20,7 @@ import pytest
 
 from services.local.stack import Stack
 from tests.conftest import running
+from tests.skips import needs_package
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -149,7 +150,8 @@ def hostile() -> Iterator[Server]:
 @contextmanager
 def browser(folder: Path, url: str, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
     program = shutil.which("chromium")
-    assert program, "this test needs Chromium (Debian: apt-get install chromium)"
+    if program is None:
+        needs_package("chromium")
     words = [program, *CHROMIUM, f"--user-data-dir={folder}", *options, url]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
         try:
@@ -198,8 +200,10 @@ def state(stack: Stack) -> dict[str, Any]:
     urls = stack.settings.urls()
     with psycopg.connect(urls["LOGPIPE_POSTGRES_URL"]) as connection:
         row = connection.execute("SELECT count(*) FROM logs").fetchone()
-    tables = httpx.post(urls["LOGPIPE_CLICKHOUSE_URL"], content="SHOW TABLES").raise_for_status().text.split()
-    load = httpx.get(f"{address(stack.settings.generator_port)}/control/status").json()
+    tables = (
+        httpx.post(urls["LOGPIPE_CLICKHOUSE_URL"], content="SHOW TABLES", timeout=60).raise_for_status().text.split()
+    )
+    load = httpx.get(f"{address(stack.settings.generator_port)}/control/status", timeout=60).json()
     return {"rows": row, "tables": tables, "load": (load["running"], load["stats"])}
 
 

@@ -29,6 +29,7 @@ from services.stores.clickhouse.tables import create_table
 from services.stores.clickhouse.writer import ClickHouseWriter
 from tests.conftest import short_folder
 from tests.processes import free_port
+from tests.skips import needs_package, needs_privilege
 
 pytestmark = pytest.mark.timeout(240)  # the engine is started several times
 
@@ -74,7 +75,7 @@ class Engine:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         assert self._process is not None
         self._process.send_signal(number)
-        self._process.wait(30)
+        self._process.wait(60)
 
     def restart(self) -> None:
         self.stop(signal.SIGKILL)
@@ -95,7 +96,7 @@ class Engine:
             return False
 
 
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -135,14 +136,14 @@ def writer(engine: Engine) -> ClickHouseWriter:
 def strace(engine: Engine, *options: str) -> Iterator[None]:
     """Inject faults into the engine's system calls."""
     if shutil.which("strace") is None:
-        pytest.skip("needs strace: apt-get install strace")
+        needs_package("strace")
     command = ["strace", "-f", "-p", str(engine.pid), *options, "-o", "/dev/null"]
     tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert tracer.stderr is not None
         line = tracer.stderr.readline()
         if "attached" not in line:
-            pytest.skip(f"strace cannot attach to a process here: {line.strip()}")
+            needs_privilege(f"strace cannot attach to a process here: {line.strip()}")
         yield
     finally:
         tracer.terminate()
@@ -224,10 +225,10 @@ def test_every_format_is_stored_byte_by_byte(engine: Engine, table: str, form: s
         "number AS a, arrayElement(['x;y\\n;\\n\\n', 'a\\0b', '\\'\"`', '-- c\\n/* */', 'é☃', '\\\\'], number + 1) AS s"
     )
     wanted = engine.query(f"SELECT count(), sum(cityHash64(a, s)) FROM (SELECT {rows} FROM numbers(6))")
-    data = httpx.post(engine.url, content=f"SELECT {rows} FROM numbers(6) FORMAT {form}".encode()).content
+    data = httpx.post(engine.url, content=f"SELECT {rows} FROM numbers(6) FORMAT {form}".encode(), timeout=60).content
     engine.query(f"CREATE TABLE {table} (a UInt64, s String) ENGINE = MergeTree ORDER BY a")
     insert = f"INSERT INTO {table} (`a`, `s`) SETTINGS max_insert_threads = 1 FORMAT {form}"
-    reply = httpx.post(engine.url, params={"query": insert}, content=data)
+    reply = httpx.post(engine.url, params={"query": insert}, content=data, timeout=60)
     assert reply.status_code == 200, reply.text
     assert '"written_rows": "6"' in reply.headers["X-ClickHouse-Summary"]
     assert engine.query(f"SELECT count(), sum(cityHash64(a, s)) FROM {table}") == wanted
@@ -301,7 +302,7 @@ def test_a_full_disk_is_an_error_and_its_rows_are_completed_when_there_is_room(s
         ["mount", "-t", "tmpfs", "-o", "size=24m,mode=755", "tmpfs", disk], capture_output=True, text=True
     )
     if mounted.returncode:
-        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
+        needs_privilege(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
     try:
         with running(disk) as engine:
             writer = ClickHouseWriter(engine.url)
@@ -369,7 +370,8 @@ def test_an_engine_that_is_killed_in_an_insert_has_every_row_once() -> None:
         writer.prepare(DATASET)
         for turn in range(2):
             starts = iter(range(turn * 10_000, turn * 10_000 + 10_000, 10))
-            killer = threading.Timer(0.05 * turn, os.kill, (engine.pid, signal.SIGKILL))
+            writer.write(blocks(next(starts)))  # so that an acknowledged insert precedes the crash
+            killer = threading.Timer(0.01 + 0.05 * turn, os.kill, (engine.pid, signal.SIGKILL))
             killer.start()
             last = write_until_it_fails(writer, starts)
             killer.join()
@@ -477,10 +479,10 @@ def test_a_write_that_reaches_the_engine_after_its_completion_is_dropped(
     proxy.released.clear()
     with pytest.raises(StoreDown):
         distant.write(blocks())
-    assert proxy.held.wait(10)
+    assert proxy.held.wait(60)
     writer.complete(blocks())
     proxy.released.set()
-    assert proxy.passed_on.wait(10)
+    assert proxy.passed_on.wait(60)
     assert counted(engine) == [(1, ROWS, ROWS)]
 
 
@@ -524,6 +526,6 @@ def test_a_page_of_another_site_reaches_no_engine(
 ) -> None:
     engine.query(f"CREATE TABLE {table} (a Int8) ENGINE = Memory")
     statement = {"query": f"DROP TABLE {table}"}
-    assert httpx.get(engine.url, params=statement, headers=headers).status_code == status
-    assert httpx.post(engine.url, params=statement, headers=headers).status_code == status
+    assert httpx.get(engine.url, params=statement, headers=headers, timeout=60).status_code == status
+    assert httpx.post(engine.url, params=statement, headers=headers, timeout=60).status_code == status
     assert engine.query(f"EXISTS TABLE {table}") == "1"

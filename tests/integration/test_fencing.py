@@ -66,8 +66,8 @@ def make_topic_anew(bench: Bench) -> None:
         former = reader.topic_id()
     admin = AdminClient({"bootstrap.servers": bench.kafka_url})
     admin.delete_topics([bench.dataset.topic])[bench.dataset.topic].result()
-    deadline = time.monotonic() + 30
-    while bench.dataset.topic in admin.list_topics(timeout=10).topics:
+    deadline = time.monotonic() + 60
+    while bench.dataset.topic in admin.list_topics(timeout=60).topics:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     kafka.ensure_topics(bench.kafka_url, {bench.dataset.topic: PARTITIONS}, 1)
@@ -360,7 +360,7 @@ def test_an_adopter_ends_the_sessions_of_a_lapsed_owner(
             adopted = slots.adopt_orphan(ledger, uuid4())
         assert adopted.epoch == 8
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while ledger.execute(query, (slots.session_name(owner),)).fetchone() != (0,):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -385,7 +385,7 @@ def slot_numbers(ledger: psycopg.Connection[Any]) -> set[int]:
     return {slot for (slot,) in ledger.execute("SELECT slot FROM slots")}
 
 
-def until(condition: Any, seconds: float = 20) -> None:
+def until(condition: Any, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

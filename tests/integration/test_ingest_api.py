@@ -240,7 +240,7 @@ def test_a_body_cut_in_the_middle_stores_nothing(ingest: httpx.Client, ledger: p
             head = f"POST /api/collect/logs HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
             raw.sendall(head.encode() + sent)
             raw.shutdown(socket.SHUT_WR)
-            raw.settimeout(10)
+            raw.settimeout(60)
             while raw.recv(4096):
                 pass
     assert post(ingest, [LOG]).status_code == 200
@@ -253,7 +253,7 @@ def test_a_content_length_that_is_too_small_is_refused(ingest: httpx.Client, led
     with socket.create_connection((ingest.base_url.host, ingest.base_url.port or 80)) as raw:
         head = f"POST /api/collect/logs HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body) - 5}\r\n\r\n"
         raw.sendall(head.encode() + body)
-        raw.settimeout(10)
+        raw.settimeout(60)
         assert b" 400 " in raw.recv(4096).split(b"\r\n")[0]
     assert total(ledger) == before
 
@@ -305,7 +305,7 @@ def test_more_partitions_than_the_topics_have_are_refused_by_the_whole_process(
                 reply = httpx.get(f"{process.url}/readyz", timeout=10)
                 said = reply.text
         assert reply.status_code == 503
-        refused = httpx.post(f"{process.url}/api/collect/log", json=LOG, timeout=10)
+        refused = httpx.post(f"{process.url}/api/collect/log", json=LOG, timeout=60)
         assert (refused.status_code, "LOGPIPE_KAFKA_PARTITIONS=4" in refused.text) == (503, True)
         time.sleep(3)  # three turns, in each of which a slot used to be made
         after = ledger.execute(count).fetchone()

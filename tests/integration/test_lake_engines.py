@@ -87,12 +87,15 @@ def queries() -> Iterator[Query]:
 
 
 def test_both_engines_give_the_same_result_and_read_the_same_files(engines: Engines) -> None:
+    scans = 0
     for query in queries():
         embedded, spark = (each.execute(query, AS_OF, SECONDS) for each in (engines.embedded, engines.spark))
         assert list(map(repr, spark.rows)) == list(map(repr, embedded.rows)), query
         assert (spark.total, spark.method) == (embedded.total, "scan"), query
         if embedded.method == "scan":  # it can count from the table's log, and need not open what lies before an offset
             assert spark.scanned == embedded.scanned, query
+            scans += 1
+    assert scans
 
 
 def test_both_engines_read_the_same_rows_and_know_the_same_position(engines: Engines) -> None:
@@ -122,7 +125,7 @@ def test_a_restarted_server_is_found_again_and_an_unreachable_one_is_named(engin
     start = time.monotonic()
     with pytest.raises(StoreDown, match=r"lake \(spark\)"):
         engines.spark.execute(StatsQuery(LOGS), AS_OF, SECONDS)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20  # not the minutes for which Spark tries again
     with pytest.raises(SparkConnectGrpcException, match="failed to connect"):
         other.sql("SELECT 1")
     engines.stack.up()

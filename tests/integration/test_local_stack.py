@@ -38,9 +38,10 @@ from services.core.errors import Invalid, NeedsOperator
 from services.local import passwords, postgres_files, unprivileged, view
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
+from tests.skips import PRIVILEGE
 
 
-def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not come true in time"
@@ -146,7 +147,7 @@ def kill_everything(stack: Stack) -> None:
     processes = [supervisor, *supervisor.children(recursive=True)]
     for process in processes:
         process.kill()
-    psutil.wait_procs(processes, timeout=10)
+    psutil.wait_procs(processes, timeout=60)
 
 
 def end_in_order(stack: Stack) -> None:
@@ -183,16 +184,17 @@ def test_everything_killed_at_once_starts_again_with_its_data(stack_folder: Path
         with psycopg.connect(urls["LOGPIPE_POSTGRES_URL"]) as connection:
             connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
         clickhouse = urls["LOGPIPE_CLICKHOUSE_URL"]
-        httpx.post(clickhouse, content="CREATE TABLE kept ENGINE = Log AS SELECT 42 AS answer").raise_for_status()
+        table = "CREATE TABLE kept ENGINE = Log AS SELECT 42 AS answer"
+        httpx.post(clickhouse, content=table, timeout=60).raise_for_status()
         admin = AdminClient({"bootstrap.servers": urls["LOGPIPE_KAFKA_URL"]})
-        admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(10)
+        admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(60)
         for _ in range(2):
             kill_everything(stack)
             stack.up()
             with psycopg.connect(urls["LOGPIPE_POSTGRES_URL"]) as connection:
                 assert connection.execute("SELECT answer FROM kept").fetchone() == (42,)
-            assert httpx.post(clickhouse, content="SELECT answer FROM kept").text == "42\n"
-            assert "kept" in admin.list_topics(timeout=10).topics
+            assert httpx.post(clickhouse, content="SELECT answer FROM kept", timeout=60).text == "42\n"
+            assert "kept" in admin.list_topics(timeout=60).topics
 
 
 def test_a_killed_postgres_starts_though_another_program_has_its_process_id(stack_folder: Path) -> None:
@@ -231,7 +233,7 @@ def test_a_first_start_that_was_killed_half_way_is_made_good_by_the_next(
 
 # --- a stack, and PostgreSQL's program files, in a home folder that is closed to other users ---
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another user")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason=f"{PRIVILEGE}only root runs PostgreSQL as another user")
 
 
 @pytest.fixture(params=["/tmp", "/dev/shm"], ids=["the file system of /var/lib or not", "another file system"])
@@ -312,11 +314,12 @@ def test_root_starts_the_clickhouse_engine_from_a_closed_home(closed_home: Path)
     with stack:
         pid = stack.states()["clickhouse"].pid
         assert (psutil.Process(pid).username(), capabilities(pid)) == ("nobody", {"0" * 16})
-        httpx.post(url, content="CREATE TABLE kept ENGINE = MergeTree ORDER BY a AS SELECT 42 AS a").raise_for_status()
+        table = "CREATE TABLE kept ENGINE = MergeTree ORDER BY a AS SELECT 42 AS a"
+        httpx.post(url, content=table, timeout=60).raise_for_status()
     data = unprivileged.data_folder(stack.program("clickhouse").folder)
     assert data.parent.parent == unprivileged.OUTSIDE
     with stack:
-        assert httpx.post(url, content="SELECT a FROM kept").text == "42\n"
+        assert httpx.post(url, content="SELECT a FROM kept", timeout=60).text == "42\n"
     stack.down(wipe=True)
     assert not data.parent.exists()
 
@@ -372,7 +375,7 @@ def test_postgres_survives_power_loss(postgres_url: str) -> None:
 
 def test_kafka_publishes_in_transactions_and_makes_no_topics_by_itself(kafka_url: str) -> None:
     admin = AdminClient({"bootstrap.servers": kafka_url})
-    admin.create_topics([NewTopic("local.stack", 1, 1)])["local.stack"].result(10)
+    admin.create_topics([NewTopic("local.stack", 1, 1)])["local.stack"].result(60)
     producer = Producer({"bootstrap.servers": kafka_url, "transactional.id": "local-stack"})
     producer.init_transactions(20)
     for value, commit in ((b"aborted", False), (b"x" * 900_000, True)):
@@ -393,7 +396,7 @@ def test_kafka_publishes_in_transactions_and_makes_no_topics_by_itself(kafka_url
     consumer.close()
     assert message is not None
     assert len(message.value() or b"") == 900_000
-    assert admin.list_topics("never.made", timeout=10).topics["never.made"].error is not None
+    assert admin.list_topics("never.made", timeout=60).topics["never.made"].error is not None
 
 
 def test_hdfs_gives_back_what_was_written(hdfs_url: str) -> None:
@@ -482,15 +485,15 @@ def test_parameters_are_bound_by_the_engine(client: Client) -> None:
 def test_settings_stay_with_their_request(clickhouse_url: str) -> None:
     question = "SELECT value FROM system.settings WHERE name = 'max_block_size'"
     for session in ({}, {"session_id": "settings"}):
-        first = httpx.post(clickhouse_url, params={"max_block_size": "77"} | session, content=question)
-        second = httpx.post(clickhouse_url, params=session, content=question)
+        first = httpx.post(clickhouse_url, params={"max_block_size": "77"} | session, content=question, timeout=60)
+        second = httpx.post(clickhouse_url, params=session, content=question, timeout=60)
         assert first.text == "77\n"
         assert second.text != "77\n"
 
 
 def test_a_session_keeps_its_temporary_tables(clickhouse_url: str) -> None:
     def ask(query: str, session: str) -> httpx.Response:
-        return httpx.post(clickhouse_url, params={"session_id": session}, content=query)
+        return httpx.post(clickhouse_url, params={"session_id": session}, content=query, timeout=60)
 
     assert ask("CREATE TEMPORARY TABLE mine AS SELECT 7 AS a", "one").status_code == 200
     assert ask("SELECT a FROM mine", "one").text == "7\n"
@@ -498,7 +501,7 @@ def test_a_session_keeps_its_temporary_tables(clickhouse_url: str) -> None:
 
 
 def test_errors_come_in_clickhouses_form(client: Client, clickhouse_url: str) -> None:
-    reply = httpx.post(clickhouse_url, content="SELECT 1 FROM nowhere")
+    reply = httpx.post(clickhouse_url, content="SELECT 1 FROM nowhere", timeout=60)
     assert (reply.status_code, reply.headers["X-ClickHouse-Exception-Code"]) == (404, "60")
     assert reply.text.startswith("Code: 60. DB::Exception: ")
     with pytest.raises(DatabaseError, match="code: 62"):
@@ -516,12 +519,12 @@ def test_a_kafka_table_is_refused_and_the_data_opens_again(stack_folder: Path) -
     with Stack(LocalSettings.on_free_ports(stack_folder), ("clickhouse",)) as stack:
         url = stack.settings.urls()["LOGPIPE_CLICKHOUSE_URL"]
         for query in ("CREATE TABLE t (a Int64) ENGINE = MergeTree ORDER BY a", "INSERT INTO t VALUES (1)"):
-            httpx.post(url, content=query).raise_for_status()
-        refused = httpx.post(url, content="CREATE TABLE k (a Int64)\nENGINE=Kafka('b', 't', 'g', 'CSV')")
+            httpx.post(url, content=query, timeout=60).raise_for_status()
+        refused = httpx.post(url, content="CREATE TABLE k (a Int64)\nENGINE=Kafka('b', 't', 'g', 'CSV')", timeout=60)
         assert (refused.status_code, refused.headers["X-ClickHouse-Exception-Code"]) == (403, "497")
         stack.down()
         stack.up()
-        assert httpx.post(url, content="SELECT count() FROM t").text == "1\n"
+        assert httpx.post(url, content="SELECT count() FROM t", timeout=60).text == "1\n"
 
 
 # --- what clients of the servers may do ---
@@ -714,7 +717,7 @@ def refuses_all(port: int, namenode: int) -> bool:
     for method, path in requests:
         url = f"http://127.0.0.1:{port}/{path.format(namenode=namenode)}"
         try:
-            reply = httpx.request(method, url, timeout=10, trust_env=False)
+            reply = httpx.request(method, url, timeout=60, trust_env=False)
         except httpx.RemoteProtocolError:
             return False
         if "It looks like you are making an HTTP request to a Hadoop IPC port" in reply.text:
@@ -747,12 +750,13 @@ def test_a_get_reads_and_changes_nothing(client: Client, clickhouse_url: str) ->
     _table(client, "a Int64")
     client.command("INSERT INTO shim.t VALUES (1)")
     for statement in READING:
-        assert httpx.get(clickhouse_url, params={"query": statement, "max_block_size": 7}).status_code == 200
+        read = httpx.get(clickhouse_url, params={"query": statement, "max_block_size": 7}, timeout=60)
+        assert read.status_code == 200
     for statement in CHANGING:
         for arguments in ({}, {"readonly": "0"}):
-            reply = httpx.get(clickhouse_url, params={"query": statement} | arguments)
+            reply = httpx.get(clickhouse_url, params={"query": statement} | arguments, timeout=60)
             assert reply.status_code == 403, (statement, reply.text)
-    kept = httpx.get(clickhouse_url, params={"query": "SELECT 1", "session_id": "kept"})
+    kept = httpx.get(clickhouse_url, params={"query": "SELECT 1", "session_id": "kept"}, timeout=60)
     assert (kept.status_code, kept.headers["X-ClickHouse-Exception-Code"]) == (500, "48")
     assert client.query("SELECT a FROM shim.t").result_rows == [(1,)]
 
@@ -806,7 +810,7 @@ def test_clients_of_clickhouse_do_not_read_the_environment(stack_folder: Path, m
     with Stack(LocalSettings.on_free_ports(stack_folder), ("clickhouse",)) as stack:
         url, pid = stack.settings.urls()["LOGPIPE_CLICKHOUSE_URL"], stack.states()["clickhouse"].pid
         for file in ("/proc/self/environ", "/proc/thread-self/environ", f"/proc/{pid}/task/{pid}/environ"):
-            assert "secret-token" not in httpx.post(url, content=f"SELECT file('{file}')").text
+            assert "secret-token" not in httpx.post(url, content=f"SELECT file('{file}')", timeout=60).text
         assert b"LOGPIPE_SUPERVISED_IN=" in Path(f"/proc/{pid}/environ").read_bytes()
         assert b"secret-token" not in Path(f"/proc/{pid}/environ").read_bytes()
 
@@ -826,7 +830,7 @@ def test_a_clickhouse_folder_of_a_former_release_is_opened(stack_folder: Path) -
     for rows in (1, 2):
         with stack:
             table = "SELECT engine, toString(uuid) FROM system.tables WHERE name = 't' AND database = 'default'"
-            engine, identity = httpx.post(url, content=table).text.split()
+            engine, identity = httpx.post(url, content=table, timeout=60).text.split()
             assert (engine, identity) == ("MergeTree", Path(made).name)
-            assert httpx.post(url, content="SELECT count() FROM t").text == f"{rows}\n"
-            httpx.post(url, content="INSERT INTO t FORMAT CSV\n1").raise_for_status()
+            assert httpx.post(url, content="SELECT count() FROM t", timeout=60).text == f"{rows}\n"
+            httpx.post(url, content="INSERT INTO t FORMAT CSV\n1", timeout=60).raise_for_status()

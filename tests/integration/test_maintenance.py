@@ -249,14 +249,19 @@ from services.lake.maintenance import TableMaintenance
 from services.runtime.settings import LakeSettings
 table = TableMaintenance(LakeSettings(), DATASET)
 print("ready", flush=True)
-while sys.stdin.readline():
-    for day in table.small_files():
-        table.compact(day)
-    table.vacuum(timedelta(0))
-    table.repeat_position()
+sys.stdin.readline()
+print("begun", flush=True)
+for day in table.small_files():
+    table.compact(day)
+table.vacuum(timedelta(0))
+table.repeat_position()
+print("done", flush=True)
+sys.stdin.readline()
 """
+INTERRUPTED_ROUNDS = 4
 
 
+@pytest.mark.timeout(300)
 def test_killed_at_any_moment_nothing_is_lost_and_the_next_round_ends_it(tmp_path: Path, postgres_url: str) -> None:
     settings = LakeSettings(hdfs_url=tmp_path.as_uri())
     urls = {"LOGPIPE_HDFS_URL": settings.hdfs_url, "LOGPIPE_POSTGRES_URL": postgres_url}
@@ -264,8 +269,9 @@ def test_killed_at_any_moment_nothing_is_lost_and_the_next_round_ends_it(tmp_pat
     first = date(1970, 1, 1) + timedelta(days=TODAY)
     chance = random.Random(4)
     reader = EmbeddedReader(settings)
-    batch = 0
-    for _ in range(4):
+    batch = interrupted = 0
+    longest = 0.2  # seconds until the kill; of about as long as a round takes
+    while interrupted < INTERRUPTED_ROUNDS:
         with subprocess.Popen(
             [sys.executable, "-c", MERGING], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as merging:
@@ -278,8 +284,12 @@ def test_killed_at_any_moment_nothing_is_lost_and_the_next_round_ends_it(tmp_pat
             before = content(reader)
             merging.stdin.write(b"go\n")
             merging.stdin.flush()
-            time.sleep(chance.uniform(0, 0.2))  # of about as long as a round takes
+            assert merging.stdout.readline() == b"begun\n"
+            time.sleep(chance.uniform(0, longest))
             merging.kill()
+            was_done = merging.stdout.read() == b"done\n"
+        interrupted += not was_done
+        longest *= 0.7 if was_done else 1
         assert content(reader) == before
         assert reader.position(DATASET).offsets == {0: batch}
     command = [sys.executable, "-m", "services", "maintain", "--once", "--dataset", DATASET.name]

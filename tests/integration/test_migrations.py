@@ -61,7 +61,7 @@ def connection(empty_postgres_url: str) -> Iterator[Connection]:
         yield opened
 
 
-def until(condition: Callable[[], Any], seconds: float = 30) -> None:
+def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -295,6 +295,6 @@ def test_a_process_that_starts_before_the_migration_waits_and_then_serves(
 
 def readiness(port: int) -> str:
     try:
-        return json.dumps(httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=10).json())
+        return json.dumps(httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=60).json())
     except httpx.HTTPError:
         return ""

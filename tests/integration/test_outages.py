@@ -27,7 +27,7 @@ def own_settings(stack_folder: Path) -> LocalSettings:
     return LocalSettings.on_free_ports(stack_folder)
 
 
-def until(condition: Callable[[], Any], seconds: float = 30) -> None:
+def until(condition: Callable[[], Any], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -92,11 +92,11 @@ def test_a_smart_shutdown_ends_within_seconds_and_all_serve_again(own_settings: 
             assert not busy.closed  # it is in a transaction, which the shutdown waits for
             busy.execute("SELECT 1")
             busy.commit()
-            until(lambda: started_at(url) not in (None, before), 20)
+            until(lambda: started_at(url) not in (None, before), 30)
             with pool.connection() as pooled:
                 pooled.execute("SELECT 1")
-            until(lambda: post(ingest) == 200, 10)
-            until(lambda: ready(ingest)[0] == 200, 10)
+            until(lambda: post(ingest) == 200, 30)
+            until(lambda: ready(ingest)[0] == 200, 30)
 
 
 def test_a_session_whose_locks_must_last_is_left_open(own_settings: LocalSettings) -> None:
@@ -125,7 +125,7 @@ def test_an_ingest_api_waits_for_postgres_at_its_start(own_settings: LocalSettin
         assert post(ingest) == 200
         status, said = ready(ingest)
         assert (status, "publishing" in said, "DEGRADED" in said) == (200, True, True)  # Kafka is unreachable
-        assert 'logpipe_degraded{check="publishing"} 1.0' in httpx.get(f"{ingest.url}/metrics").text
+        assert 'logpipe_degraded{check="publishing"} 1.0' in httpx.get(f"{ingest.url}/metrics", timeout=60).text
 
 
 @pytest.mark.parametrize(

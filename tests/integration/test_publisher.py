@@ -147,7 +147,7 @@ def test_rows_that_are_read_back_are_searched_for_on_their_day_only(postgres_url
         assert publisher.step(bench.connection) == 3
         publisher.close()
         bench.rows.close()  # a session reports its statistics when it ends
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (scanned := {leaf for leaf, count in scans().items() if count > before.get(leaf, 0)}):
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -112,7 +112,7 @@ class World:
     def health(self) -> str:
         """Why the stream is not ready."""
         try:
-            return httpx.get(f"{self.stream.url}/readyz").text
+            return httpx.get(f"{self.stream.url}/readyz", timeout=10).text
         except httpx.TransportError:
             return "starting"
 
@@ -329,7 +329,7 @@ def test_a_topic_that_was_made_anew_is_told_and_the_replay_brings_what_it_lost(w
     until(lambda: not world.sql("SELECT FROM batches WHERE parts IS NULL"))
     admin = AdminClient({"bootstrap.servers": world.urls["LOGPIPE_KAFKA_URL"]})
     admin.delete_topics([DATASET.topic])[DATASET.topic].result(30)
-    until(lambda: DATASET.topic not in admin.list_topics(timeout=10).topics)
+    until(lambda: DATASET.topic not in admin.list_topics(timeout=60).topics)
     admin.create_topics([NewTopic(DATASET.topic, 4, 1)])[DATASET.topic].result(30)
     world.stream.launch()
     until(lambda: f"logpipe replay --store {STORE} --dataset logs" in world.health())

@@ -1,4 +1,7 @@
-"""PostgreSQL's index for text search: on closed days only, where the server has pg_trgm, and never in the way."""
+"""The index of PostgreSQL for text search: on closed days only, and only where the server has pg_trgm.
+
+The PostgreSQL of the wheel has no pg_trgm; Debian's package has it.
+"""
 
 import os
 import signal
@@ -19,13 +22,14 @@ from services.stores import postgres
 from services.stores.postgres import tables
 from services.stores.postgres.tables import SEARCH_LOCK, midnight
 from tests.processes import free_port
+from tests.skips import needs_package
 
 DAY = 20_778
 SEARCHED = replace(LOGS, name="searched")
 
 
 def _servers_with_pg_trgm() -> list[Path]:
-    """The folder of programs of each PostgreSQL of this machine that has the extension; the wheel's has not."""
+    """Return the folder of programs of each PostgreSQL of Debian that has the extension."""
     found = Path("/usr/lib/postgresql").glob("*/lib/pg_trgm.so")
     return [path.parents[1] / "bin" for path in found if (path.parents[1] / "bin" / "initdb").exists()]
 
@@ -34,7 +38,7 @@ def _servers_with_pg_trgm() -> list[Path]:
 def url_with_pg_trgm(stack_folder: Path) -> Iterator[str]:
     servers = _servers_with_pg_trgm()
     if not servers:
-        pytest.skip("no PostgreSQL with pg_trgm on this machine (Debian: apt-get install postgresql)")
+        needs_package("postgresql")
     programs, who, port = servers[-1], unprivileged.identity(), free_port()
     stack_folder.mkdir(mode=0o755)
     data = stack_folder / "data"
@@ -55,7 +59,7 @@ def url_with_pg_trgm(stack_folder: Path) -> Iterator[str]:
         [programs / "postgres", "-D", data, *words], cwd=data, stderr=subprocess.DEVNULL, **who
     ) as server:
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while True:
                 try:
                     connect(url).close()

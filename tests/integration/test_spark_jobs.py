@@ -423,7 +423,7 @@ def test_windows_are_counted_once_whatever_is_killed_or_comes_late(world: World,
         realtime.publish((4, "INFO"), (29, "INFO"), (57, "INFO"))
         wait(lambda: realtime.found().get((50, "INFO")) == 3, process)
         assert realtime.found() == expected | {(20, "INFO"): 1, (50, "INFO"): 3}
-        assert httpx.get(f"{process.url}/readyz").json() == {"status": "READY"}
+        assert httpx.get(f"{process.url}/readyz", timeout=60).json() == {"status": "READY"}
         assert process.stop() == 0
     finally:
         process.stop()

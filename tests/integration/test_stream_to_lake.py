@@ -114,7 +114,7 @@ class World:
         return sorted(self.reader.rejected(DATASET), key=lambda reject: (reject[2], reject[1] or 0))
 
     def metric(self, name: str) -> float:
-        text = httpx.get(f"{self.process.url}/metrics").text
+        text = httpx.get(f"{self.process.url}/metrics", timeout=60).text
         return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name + "{"))
 
     def logpipe(self, arguments: str) -> tuple[int, str]:
@@ -197,7 +197,7 @@ def test_what_is_not_sound_is_kept_apart_and_its_neighbours_are_stored(world: Wo
     wait(world.drained, world.process)
     wait(lambda: world.rejected() != [], world.process)
     world.assert_exact()
-    wait(lambda: world.metric("logpipe_sink_rows_total") - before == ROWS - 3, world.process, 5)
+    wait(lambda: world.metric("logpipe_sink_rows_total") - before == ROWS - 3, world.process)
     assert world.metric("logpipe_sink_dead_letters_total") == len(whole) + 3
     found = rejected(world)
     at: dict[tuple[object, object], int] = {(part.partition, part.offset): index for index, part in enumerate(landed)}

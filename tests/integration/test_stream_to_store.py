@@ -325,7 +325,7 @@ def dead_letters(kafka_url: str) -> set[tuple[int, int]]:
 
 
 def metrics(process: Process) -> str:
-    return httpx.get(f"{process.url}/metrics").text
+    return httpx.get(f"{process.url}/metrics", timeout=60).text
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:

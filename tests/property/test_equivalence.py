@@ -1,29 +1,35 @@
-"""Random queries, run in every store while rows are being loaded: each returns what the store in memory does.
+"""Random queries to every store while rows are being loaded: each store gives the result of the store in memory.
 
-The stores are real and are filled side by side by one loader, which goes on for as long as queries are run; the
-reference holds the same rows from the start, and `as_of` says which of them a query may see.
+The stores are real. One loader fills them side by side for as long as queries run. The reference holds the same rows
+from the start, and `as_of` says which rows a query may see. Spark reads the same lake as the embedded reader, but runs
+fewer queries: each takes Spark about a second.
 """
 
+import os
 import random
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from services import stores
 from services.core.dataset import Column, Dataset
 from services.core.ids import first_id
-from services.core.ports import Block, StoreReader
+from services.core.ports import DEFAULT_QUERY_SECONDS, Block, StoreReader
 from services.core.queries import BUCKETS, AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.core.rows import Row, RowCodec, Rows
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.lake.embedded import EmbeddedReader
+from services.lake.settings import SparkConnectSettings
+from services.lake.spark import SparkReader
 from services.postgres.connection import connect
 from services.runtime.settings import LakeSettings
 from services.stores import postgres
@@ -31,10 +37,12 @@ from services.stores.clickhouse.reader import ClickHouseReader
 from services.stores.clickhouse.writer import ClickHouseWriter
 from services.stores.memory import MemoryStore
 from tests import lake_tables
+from tests.conftest import running
 
 DAY = 86_400_000_000
-CREATED = 20_778 * DAY + DAY - 7  # the batches after the seventh are accepted on the next day
+CREATED = 20_778 * DAY + DAY - 7  # the batches from the seventh on are accepted on the next day
 BATCHES, BATCH_ROWS = 16, 60
+SPARK_SECONDS = 200  # the first query waits until the server has loaded its code
 DATASETS = (replace(LOGS, name="equal_logs"), replace(EVENTS, name="equal_events"))
 
 HOSTILE = [
@@ -43,7 +51,7 @@ HOSTILE = [
     *("' OR '1'='1", "'; DROP TABLE equal_logs; --", "x' UNION SELECT 1 --", "a\\%b", "\t", "\n", "\r\n"),
     *("null", "NULL", "NaN", "true", "É", "é", "e\u0301", "ß", "SS", "😀", "\uffff", "\U0010ffff"),
 ]
-FEW = ["", "%", "' OR '1'='1", "é", "a"]  # what categories hold, so that a filter finds something
+FEW = ["", "%", "' OR '1'='1", "é", "a"]  # values of categories: few, so that a filter finds rows
 texts = st.one_of(
     st.sampled_from(HOSTILE),
     st.sampled_from(["%", "_", "\\", "'", "a", "é", "😀"]),
@@ -56,7 +64,7 @@ times = st.integers(FIRST_TIME - DAY, FIRST_TIME + 4 * DAY)
 
 def _value(column: Column, chance: random.Random) -> Any:
     match column.kind:
-        case "timestamp":  # close together, so that buckets hold several
+        case "timestamp":  # close together, so that a bucket holds several rows
             return FIRST_TIME + chance.randrange(3 * DAY) // 7_000_000 * 7_000_000
         case "json":
             return chance.choice(["{}", '{"a": 1.10}', '"é"'])
@@ -72,7 +80,7 @@ def _batch(dataset: Dataset, batch_id: int) -> list[Row]:
 
 
 class Loader:
-    """Fills all stores, batch after batch; beyond the last one that queries may see, until it is stopped."""
+    """Fills all stores, batch after batch, until it is stopped, also with batches that no query may see."""
 
     def __init__(self, postgres_url: str, clickhouse_url: str, lake: LakeSettings) -> None:
         self._connection = connect(postgres_url)
@@ -102,11 +110,11 @@ class Loader:
 
     def _run(self) -> None:
         batch_id = 1
-        while not self._stopped.wait(0.1):
+        while not self._stopped.wait(0.1 if batch_id < BATCHES else 1.0):  # each batch is a file that Spark reads
             batch_id += 1
             try:
                 self._load(batch_id)
-            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            except BaseException as error:  # noqa: BLE001 - await_batch fails because of it
                 self._error = error
                 self._stopped.set()
             with self._changed:
@@ -143,19 +151,37 @@ def reference() -> MemoryStore:
 
 
 @pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> LakeSettings:
+    return LakeSettings(hdfs_url=tmp_path_factory.mktemp("lake").as_uri())
+
+
+@pytest.fixture(scope="module")
 def loader(
-    postgres_url: str, clickhouse_url: str, tmp_path_factory: pytest.TempPathFactory
+    postgres_url: str, clickhouse_url: str, lake: LakeSettings
 ) -> Iterator[tuple[Loader, Mapping[str, StoreReader]]]:
-    lake = LakeSettings(hdfs_url=tmp_path_factory.mktemp("lake").as_uri())
     readers: list[StoreReader] = [
         postgres.PostgresReader(postgres_url),
         ClickHouseReader(clickhouse_url),
         EmbeddedReader(lake),
     ]
+    assert {reader.name for reader in readers} == set(stores.readers())
     with ExitStack() as stack:
         for reader in readers:
             stack.callback(reader.close)
         yield stack.enter_context(closing(Loader(postgres_url, clickhouse_url, lake))), {r.name: r for r in readers}
+
+
+@pytest.fixture(scope="module")
+def spark(lake: LakeSettings, loader: object) -> Iterator[SparkReader]:
+    """Spark on the tables that the loader fills. The server has loaded its code."""
+    # The quick compiler of the JVM only: the server spends most of its first minute in the other one.
+    quick = mock.patch.dict(os.environ, JAVA_TOOL_OPTIONS="-XX:TieredStopAtLevel=1")
+    with quick, running("spark-connect") as stack:
+        url = stack.settings.urls()["LOGPIPE_SPARK_CONNECT_URL"]
+        with closing(SparkReader(SparkConnectSettings(hdfs_url=lake.hdfs_url, spark_connect_url=url))) as reader:
+            for dataset in DATASETS:
+                reader.execute(StatsQuery(dataset, scan=True), 1, SPARK_SECONDS)
+            yield reader
 
 
 @st.composite
@@ -168,7 +194,7 @@ def filters(draw: st.DrawFn, dataset: Dataset) -> Filters:
 
 
 @st.composite
-def random_queries(draw: st.DrawFn) -> Query:
+def queries(draw: st.DrawFn) -> Query:
     dataset, scan = draw(st.sampled_from(DATASETS)), draw(st.booleans())
     kind = draw(st.sampled_from([ListQuery, ListQuery, AggregateQuery, AggregateQuery, StatsQuery]))
     if kind is StatsQuery:
@@ -187,7 +213,7 @@ def random_queries(draw: st.DrawFn) -> Query:
 
 @st.composite
 def places(draw: st.DrawFn, dataset: Dataset, order_by: str) -> tuple[Any, int]:
-    """Of a row, or beside it."""
+    """The place of a row in the order of a list, or a place beside the row."""
     row = _batch(dataset, draw(st.integers(1, BATCHES + 1)))[draw(st.integers(0, BATCH_ROWS - 1))]
     value = row[dataset.column_names.index(order_by)]
     if order_by == "id":
@@ -197,20 +223,48 @@ def places(draw: st.DrawFn, dataset: Dataset, order_by: str) -> tuple[Any, int]:
     return value, row[0] + draw(st.sampled_from([0, 0, -1, 1]))
 
 
-@pytest.mark.timeout(300)
-@settings(
-    max_examples=100,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(query=random_queries(), as_of=st.just(BATCHES) | st.integers(0, BATCHES))
-def test_every_store_answers_as_the_reference(
-    reference: MemoryStore, loader: tuple[Loader, Mapping[str, StoreReader]], query: Query, as_of: int
+def compare(
+    reference: MemoryStore,
+    loading: Loader,
+    readers: Mapping[str, StoreReader],
+    query: Query,
+    as_of: int,
+    seconds: float = DEFAULT_QUERY_SECONDS,
 ) -> None:
-    loading, readers = loader
     loading.await_batch(as_of)
     wanted = reference.execute(query, as_of)
     event(f"{type(query).__name__}, {'some rows' if wanted.rows else 'no rows'}")
     for name, reader in readers.items():
-        found = reader.execute(query, as_of)
+        found = reader.execute(query, as_of, seconds)
         assert (found.rows, found.total) == (wanted.rows, wanted.total), name
+
+
+def examples(count: int) -> settings:
+    slow = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(max_examples=count, deadline=None, suppress_health_check=slow)
+
+
+as_ofs = st.just(BATCHES) | st.integers(0, BATCHES)
+
+
+@pytest.mark.timeout(300)
+@examples(100)
+@given(query=queries(), as_of=as_ofs)
+def test_every_store_answers_as_the_reference(
+    reference: MemoryStore, loader: tuple[Loader, Mapping[str, StoreReader]], query: Query, as_of: int
+) -> None:
+    loading, readers = loader
+    compare(reference, loading, readers, query, as_of)
+
+
+@pytest.mark.timeout(600)
+@examples(30)
+@given(query=queries(), as_of=as_ofs)
+def test_spark_answers_as_the_reference(
+    reference: MemoryStore,
+    loader: tuple[Loader, Mapping[str, StoreReader]],
+    spark: SparkReader,
+    query: Query,
+    as_of: int,
+) -> None:
+    compare(reference, loader[0], {"spark": spark}, query, as_of, SPARK_SECONDS)

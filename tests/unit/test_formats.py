@@ -1,10 +1,8 @@
-"""Every format on its own samples and on real files, whose fields somebody else has parsed (the CSV beside each)."""
+"""Every format on its own samples, and four formats on whole files, of which every line's fields are known."""
 
-import csv
 import json
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
-from pathlib import Path
 from time import process_time
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -19,9 +17,9 @@ from services.send.levels import LEVELS
 from services.send.parse import Defaults, NdjsonParser, TextParser, Unparsed, custom, detect
 from services.send.times import TimeParser, Window
 from services.send.years import decided
+from tests.log_samples import LINES, samples
 
 NOW = datetime(2024, 3, 10, 12, tzinfo=UTC)
-LOGHUB = Path(__file__).parents[3] / "shared/data/loghub"
 CODEC = RowCodec(find("logs"))
 
 
@@ -478,20 +476,16 @@ def test_a_year_given_is_that_of_the_first_line() -> None:
     assert years([line.replace("12:", "00:") for line in syslog("Jan  1", "Dec 31")], NOW, 2005, east) == [2005, 2005]
 
 
-def samples(name: str) -> list[tuple[dict[str, str], dict[str, Any]]]:
-    """(the CSV's fields, our row) of each line."""
-    log, table = LOGHUB / f"{name}_2k.log", LOGHUB / f"{name}_2k.log_structured.csv"
-    if not log.exists():
-        pytest.skip(f"the samples are not at {LOGHUB}")
-    lines = log.read_text().splitlines()
+def parsed(name: str) -> list[tuple[dict[str, str], dict[str, Any]]]:
+    """Return (the fields that the line was put together from, our row) of each line of a file."""
+    made = samples(name)
+    lines = [sample.line for sample in made]
     form, count = detect(lines[:100], UTC, NOW)
     assert count == 100
     chosen = parser(form, until=datetime(2026, 11, 21, tzinfo=UTC))
-    with table.open(newline="") as file:
-        expected = list(csv.DictReader(file))
-    rows = [json.loads(chosen.row(line.rstrip())) for line in lines]
-    assert len(rows) == len(expected) == 2000
-    return list(zip(expected, rows, strict=True))
+    rows = [json.loads(chosen.row(line)) for line in lines]
+    assert len(rows) == LINES
+    return [(sample.fields, row) for sample, row in zip(made, rows, strict=True)]
 
 
 def wire(text: str, time_format: str) -> datetime:
@@ -500,7 +494,7 @@ def wire(text: str, time_format: str) -> datetime:
 
 def test_apache_sample() -> None:
     levels = {"notice": "INFO", "error": "ERROR"}
-    for expected, found in samples("Apache"):
+    for expected, found in parsed("Apache"):
         assert found["message"] == expected["Content"]
         assert found["level"] == levels[expected["Level"]]
         assert found["metadata"]["level"] == expected["Level"]
@@ -509,7 +503,7 @@ def test_apache_sample() -> None:
 
 
 def test_hdfs_sample() -> None:
-    for expected, found in samples("HDFS"):
+    for expected, found in parsed("HDFS"):
         assert found["message"] == expected["Content"]
         assert found["level"] == expected["Level"]
         assert found["service"] == expected["Component"]
@@ -518,18 +512,18 @@ def test_hdfs_sample() -> None:
 
 
 def test_openssh_sample() -> None:
-    for expected, found in samples("OpenSSH"):
+    for expected, found in parsed("OpenSSH"):
         assert found["message"] == expected["Content"]
         assert found["host"] == expected["Component"]
         assert found["service"] == "sshd"
         assert found["metadata"] == {"pid": int(expected["Pid"])}
-        text = f"2025 {expected['Date']} {expected['Day']} {expected['Time']}"
+        text = f"2026 {expected['Date']} {expected['Day']} {expected['Time']}"
         assert datetime.fromisoformat(found["timestamp"]) == wire(text, "%Y %b %d %H:%M:%S")
 
 
 def test_openstack_sample() -> None:
     levels = {"INFO": "INFO", "WARNING": "WARN", "ERROR": "ERROR"}
-    for expected, found in samples("OpenStack"):
+    for expected, found in parsed("OpenStack"):
         assert found["message"] == expected["Content"]
         assert found["level"] == levels[expected["Level"]]
         assert found["service"] == expected["Component"]

@@ -70,7 +70,7 @@ async def http(ingest: FakeClient) -> AsyncIterator[AsyncClient]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - the fake has no event for each condition
             await asyncio.sleep(0.005)
 

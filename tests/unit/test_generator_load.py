@@ -89,7 +89,7 @@ def slow(seconds: float) -> Answer:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - the fake has no event for each condition
             await asyncio.sleep(0.005)
 

@@ -218,7 +218,7 @@ def test_it_stops_for_an_operator_and_leaves_the_group(scene: Scene) -> None:
     scene.handler.plan["flush"] = [NeedsOperator("run a command")]
     worker = loop.worker()
     worker.start()
-    worker._thread.join(10)
+    worker._thread.join(60)
     assert not worker._thread.is_alive()
     assert loop._state is State.STOPPED
     assert loop.health() == "run a command"

@@ -32,7 +32,7 @@ def run(limit: float, stop: Event | None = None) -> None:
 
 
 def await_ended(warm_ups: list[Mock]) -> None:
-    deadline = monotonic() + 10
+    deadline = monotonic() + 60
     while any(each.delete_scratch.call_count < 2 for each in warm_ups):
         assert monotonic() < deadline
         sleep(0.01)

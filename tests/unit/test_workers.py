@@ -14,7 +14,7 @@ NO_PAUSE = Backoff(0.0, 0.0)
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.001)
@@ -53,7 +53,7 @@ def test_a_turn_that_fails_is_repeated_and_its_reason_is_kept_until_one_succeeds
 
     def turn() -> float | None:
         if turns.count == 3:
-            gate.wait(10)
+            gate.wait(60)
         return turns()
 
     worker = Worker("w", turn, backoff=NO_PAUSE)
