@@ -332,6 +332,35 @@ def check_dead_letters(world: World, expected: set[tuple[int, int]]) -> None:
     assert {(dead_letter["partition"], dead_letter["offset"]) for dead_letter in world.dead_letters()} == expected
 
 
+def test_of_two_pending_groups_the_first_to_be_complete_leaves_no_hole() -> None:
+    world = World(Limits(rows=200, bytes=1 << 20, seconds=1.0))
+    first, second = world.consumer(), world.consumer()
+    for _ in range(6):
+        first.step()
+        second.step()
+    for point in ("write", "complete"):
+        world.failpoint.plan[point] = [StoreDown("memory", "down")] * 500
+    world.accept(17)
+    for _ in range(8):  # a small pending group of the first consumer's partitions
+        first.step()
+        world.now += 0.3
+    for _ in range(30):
+        world.accept(17)
+    for _ in range(12):
+        second.step()
+        world.now += 0.01
+    for _ in range(8):  # a large pending group of the other partition
+        second.step()
+        world.now += 0.3
+    groups = {tuple(position.group) for position in world.table.positions.values() if position.pending}
+    assert len(groups) == 2
+    world.failpoint.plan.clear()
+    for dying in (first, second):
+        dying._reader.close()  # the group notices that the member is gone
+    world.run(world.consumer())
+    world.check()
+
+
 def test_the_store_is_unreachable_for_long(world: World) -> None:
     consumer = world.consumer()
     world.failpoint.plan["write"] = [StoreDown("memory", "unreachable")] * 9
