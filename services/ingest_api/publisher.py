@@ -33,7 +33,10 @@ _log = logs.get("publisher")
 
 
 class MessageCache:
-    """Messages of batches just committed, up to `limit` bytes; the oldest go when it is full."""
+    """Messages of batches just committed, up to `limit` bytes; the oldest go when it is full.
+
+    A batch that is larger than the cache is not kept: it would push out all others.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -43,6 +46,8 @@ class MessageCache:
 
     def put(self, batch_id: int, outgoing: list[Outgoing]) -> None:
         size = _size(outgoing)
+        if size > self._limit:
+            return
         with self._lock:
             self._messages[batch_id] = outgoing
             self._bytes += size

@@ -7,7 +7,7 @@ from services.postgres.connection import Connection, translated
 
 MIGRATIONS = migrations.Migrations(Path(__file__).with_name("migrations"))
 
-_INDEX_LOCK = 7_316_002  # advisory lock: one process at a time builds the index
+_INDEX_LOCK = 7_316_006  # advisory lock: one process at a time builds the index
 
 
 def require(connection: Connection) -> None:

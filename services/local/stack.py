@@ -144,12 +144,12 @@ class Stack:
     ) -> None:
         """Stop everything in reverse order, or `only` these programs. `wipe` also deletes all data and the folder."""
         stopped: dict[str, Future[None]] = {}
-        running = [name for name, state in self.states().items() if state.pid and name in (only or NAMES)]
+        running = [name for name, state in self.states().items() if _is_kept_up(state) and name in (only or NAMES)]
         with ThreadPoolExecutor(len(NAMES)) as pool:
             for name in reversed(running):
                 needed_by = [stopped[other] for other in stopped if name in _PROGRAMS[other].needs]
                 stopped[name] = pool.submit(self._take_down, name, needed_by, watcher)
-        if only and any(state.pid for state in self.states().values()):
+        if only and any(map(_is_kept_up, self.states().values())):
             return
         self.supervisor.shutdown()
         if wipe:
@@ -258,3 +258,8 @@ def _holder(port: int) -> str:
                 process = psutil.Process(connection.pid)
                 return f"process {process.pid} ({' '.join(process.cmdline())[:100]}) listens there"
     return ""
+
+
+def _is_kept_up(state: State) -> bool:
+    """Whether the program runs, or the supervisor starts it again because it has died."""
+    return bool(state.pid) or state.name == "BACKOFF"

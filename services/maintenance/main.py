@@ -54,21 +54,28 @@ def run_once(settings: MaintainSettings, chosen: tuple[Dataset, ...], trust_cloc
         with connect(settings.postgres_url.get_secret_value()) as connection:
             schema.require(connection)
             retention_clock.now_microseconds(connection, trust_clock=True)
+    failed = []
     for dataset in chosen:
-        for what in MaintenanceTasks(settings, dataset).run():
-            click.echo(what)
-        click.echo(f"{dataset.name}: done")
+        try:
+            for what in MaintenanceTasks(settings, dataset).run():
+                click.echo(what)
+            click.echo(f"{dataset.name}: done")
+        except LogpipeError as error:
+            failed.append(f"{dataset.name}: {error}")
+    if failed:
+        raise click.ClickException("\n".join(failed))
 
 
 def create_app(settings: MaintainSettings, chosen: tuple[Dataset, ...]) -> FastAPI:
     schedule, readiness = MaintenanceSchedule(settings, chosen), Readiness()
-    rollups = RollupMaintenance(settings.postgres_url.get_secret_value(), chosen)
+    rollups = RollupMaintenance(settings.postgres_url.get_secret_value(), chosen).worker()
     for dataset in chosen:
         readiness.add(dataset.name, partial(schedule.health, dataset.name))
+    readiness.add("rollups", rollups.health, degraded=True)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        workers = Workers(schedule.worker(), rollups.worker())
+        workers = Workers(schedule.worker(), rollups)
         workers.start()
         yield
         await asyncio.to_thread(workers.stop, STOP_SECONDS)

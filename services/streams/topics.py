@@ -94,9 +94,9 @@ def ensure_topics(
 
 def _create(admin: AdminClient, missing: list[Topic]) -> None:
     made = [NewTopic(topic.name, topic.partitions, topic.replication, config=topic.settings()) for topic in missing]
-    for future in admin.create_topics(made).values() if made else ():
+    for future in admin.create_topics(made, request_timeout=REQUEST_TIMEOUT).values() if made else ():
         try:
-            future.result(REQUEST_TIMEOUT)
+            future.result()
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
@@ -125,7 +125,7 @@ def _check(admin: AdminClient, topic: Topic, described: TopicDescription) -> Non
             ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in changes.items()
         ]
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic.name, incremental_configs=entries)
-        admin.incremental_alter_configs([resource])[resource].result(REQUEST_TIMEOUT)
+        admin.incremental_alter_configs([resource], request_timeout=REQUEST_TIMEOUT)[resource].result()
         _log.warning("topic configuration corrected", topic=topic.name, changed=changes)
 
 

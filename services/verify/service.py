@@ -63,7 +63,8 @@ class Verification:
                     check = partial(self._reconcile, reader, dataset, last, request)
                     results.append(above(partial(self._floor, dataset, first), check))
                 except LogpipeError as error:
-                    unchecked[reader.name] = str(error)
+                    others = [unchecked[reader.name]] if reader.name in unchecked else []
+                    unchecked[reader.name] = "; ".join([*others, f"{dataset.name}: {error}"])
         return Report(last, request.seed, results, unchecked, request.sample, first)
 
     def _first(self, days: float | None) -> int:

@@ -1,0 +1,23 @@
+"""The publisher's cache of messages."""
+
+from services.core.ports import Outgoing
+from services.ingest_api.publisher import MessageCache
+
+
+def batch(size: int) -> list[Outgoing]:
+    return [Outgoing("topic", 0, b"1:0", b"x" * size, {})]
+
+
+def test_the_oldest_batches_go_when_the_cache_is_full() -> None:
+    cache = MessageCache(1000)
+    for number in range(4):
+        cache.put(number, batch(300))
+    assert [cache.pop(number) is not None for number in range(4)] == [False, True, True, True]
+
+
+def test_a_batch_that_is_larger_than_the_cache_pushes_out_no_other() -> None:
+    cache = MessageCache(1000)
+    cache.put(1, batch(300))
+    cache.put(2, batch(2000))
+    assert cache.pop(2) is None
+    assert cache.pop(1) == batch(300)
