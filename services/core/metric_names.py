@@ -35,7 +35,7 @@ COMMIT_SECONDS = Metric(
 COMMIT_ROWS = Metric(
     "logpipe_ingest_commit_rows",
     "histogram",
-    "Rows of one group commit.",
+    "Rows of one batch: a group commit has one or several.",
     ("dataset",),
     (1, 10, 100, 1000, 2500, 5000, 10000, 20000, 50000, 131072),
 )
@@ -65,7 +65,7 @@ SINK_ROWS = Metric("logpipe_sink_rows_total", "counter", "Rows written to a stor
 SINK_WRITE_SECONDS = Metric(
     "logpipe_sink_write_seconds",
     "histogram",
-    "Time of one write, of what was due of all partitions.",
+    "Time of one insert of a block group.",
     ("store", "dataset"),
     _SECONDS,
 )
@@ -110,12 +110,12 @@ CACHE_LOOKUPS = Metric(
     "logpipe_cache_lookups_total", "counter", "Answers looked for in the cache: hit, miss or away.", ("outcome",)
 )
 WATERMARK_BATCH = Metric(
-    "logpipe_watermark_batch", "gauge", "Highest batch below which all is loaded.", ("store", "dataset")
+    "logpipe_watermark_batch", "gauge", "Highest batch up to which every batch is loaded.", ("store", "dataset")
 )
 WATERMARK_LAG_BATCHES = Metric(
     "logpipe_watermark_lag_batches",
     "gauge",
-    "Batches accepted and not yet below the watermark, counted up to 100,000.",
+    "Batches above the watermark, counted up to 100,000.",
     ("store", "dataset"),
 )
 WATERMARK_LAG_SECONDS = Metric(

@@ -63,9 +63,10 @@ class StoreWriter(Protocol):
         """Create the schema, or check it and add the columns it lacks; idempotent. Raises StoreDown."""
 
     def write(self, blocks: Sequence[Block]) -> None:
-        """Store the rows of all blocks, or none. For a first attempt only.
+        """Store the rows of all blocks, or none.
 
-        Raises RowRejected: no row is stored. Raises Backpressure or StoreDown: the outcome is unknown, call `complete`.
+        For a first attempt, and for writes of `complete`, which `Block.attempt` tells apart. Raises RowRejected: no row
+        is stored. Raises Backpressure or StoreDown: the outcome is unknown, call `complete`.
         """
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:

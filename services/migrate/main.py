@@ -10,7 +10,7 @@ from services.runtime.settings import PostgresSettings
 
 @click.command()
 def main() -> None:
-    """Bring the tables in PostgreSQL to this release: the ledger's migrations, then the table of each dataset.
+    """Bring the tables in PostgreSQL to this release: the migrations of every room, then the table of each dataset.
 
     Run it once before the processes of a release start; running it again changes nothing. Processes of the release
     before this one go on meanwhile.
