@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +53,11 @@ def on_disk_with(free: int) -> Any:
     return patch.object(shutil, "disk_usage", lambda path: SimpleNamespace(total=1 << 50, used=0, free=free))
 
 
+def new_stack() -> None:
+    with TemporaryDirectory() as folder:
+        Stack(LocalSettings(stack=Path(folder)))._check_disk()
+
+
 def lack(floor: int, check: Callable[[], Any]) -> Callable[[int], Any]:
     """A disk that has as many bytes less than `floor` as the size tried is beyond the limit."""
 
@@ -95,7 +101,7 @@ PROBES: dict[str, Callable[[int], Any]] = {
     "services.query_api.parameters.MAX_LIMIT": lambda n: parameters.ListParameters(order_by="id", limit=n),
     "services.query_api.parameters.MAX_OFFSET": TypeAdapter(parameters._Offset).validate_python,
     "services.query_api.pools.PLACES": fill_pool,
-    "services.local.stack._FREE_BYTES": lack(2 * GIB, lambda: Stack(LocalSettings(stack=Path("none")))._check_disk()),
+    "services.local.stack._FREE_BYTES": lack(2 * GIB, new_stack),
 }
 """Limit -> what takes or refuses a thing of this size."""
 
