@@ -1,4 +1,4 @@
-"""Group commit's grouping: small requests travel together, a large one alone, nobody waits long.
+"""Collects requests into group commits: small ones together, a large one alone, each after a short wait at most.
 
 Pure bookkeeping on an injected clock; the caller does the waiting.
 """

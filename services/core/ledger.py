@@ -21,7 +21,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One committed COPY transaction's rows of one dataset. `created_at` in microseconds, UTC.
+    """Rows of one dataset that one transaction accepted. `created_at` in microseconds, UTC.
 
     `parts` is None until the batch is published. `checksum`: see `rows.checksum`.
     """

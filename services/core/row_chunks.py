@@ -3,8 +3,8 @@
 Each function takes the body in chunks of any size, and `decode`, which reads a whole body. It yields the rows of one
 chunk after the other, with the bytes of their text. A chunk is cut where a row is likely to end. If the text before
 the cut decodes, a row does end there, because JSON is read from left to right; if not, the place is found by counting
-quotes and brackets. So the outcome is that of `decode` on the whole body, but for the bound MAX_WIRE_ROW,
-and that of several faults in different chunks the first one is told.
+quotes and brackets. So the outcome is that of `decode` on the whole body, with two differences: a row has at most
+MAX_WIRE_ROW bytes, and of several faults in different chunks the first one is reported.
 """
 
 from collections.abc import Callable, Iterable, Iterator

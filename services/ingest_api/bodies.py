@@ -25,12 +25,12 @@ BODY_BYTES_PER_SECOND = 1024
 CHUNK_BYTES = 256 << 10
 """A body is decompressed this many bytes at a time."""
 
-_MEMBERS = 1000  # of a compressed body: each costs the making of a decompressor
-_INPUT_BYTES = 64 << 10  # of a compressed body: what is left of them is copied after each chunk
+_MEMBERS = 1000  # of a compressed body: each needs a new decompressor
+_INPUT_BYTES = 64 << 10  # passed at a time, because zlib copies the unread input after each chunk
 
 
 class Claim:
-    """The bytes of one request that are in flight, now and at most."""
+    """The bytes of one request that are in flight. `most` is the highest number so far."""
 
     def __init__(self, in_flight: "InFlight") -> None:
         self._in_flight = in_flight
@@ -52,7 +52,7 @@ class InFlight:
     """Counts the bytes being worked on; refuses early and cheaply beyond a bound. All methods belong to one loop."""
 
     def __init__(self, limit: int, ended: Callable[[int], None]) -> None:
-        """`ended` is told of each request the most that it had in flight."""
+        """`ended` is called at the end of each request, with the most bytes that it had in flight."""
         self._limit = limit
         self._ended = ended
         self._bytes = 0

@@ -1,4 +1,4 @@
-"""Group commit: requests of one dataset share one PostgreSQL transaction, and each is answered once it is on disk.
+"""Group commit: requests of one dataset share one PostgreSQL transaction. The API replies to them after the commit.
 
     BEGIN; transaction id, batch ids; keys of idempotent requests; COPY rows; ledger rows; COMMIT
 
@@ -61,7 +61,7 @@ Publish = Callable[[Batch, list[Outgoing]], None]
 class Committer:
     """One PostgreSQL connection that commits groups, one at a time; used by one thread at a time.
 
-    `slot` tells the slot that batches are written under; `publish` is told of each committed batch.
+    `slot` returns the slot of new batches. `publish` is called after the commit, with each batch and its messages.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Committer:
     def _known(
         self, cursor: psycopg.Cursor[Any], dataset: Dataset, group: Sequence[Submission]
     ) -> list[Outcome | None]:
-        """What is already known of each submission by its ledger and its key; None for those to be written now."""
+        """Return the outcome of each submission that must not be written (other ledger, repeated key); else None."""
         refused = _refused(cursor, group)
         keys = sorted({s.key for s in group if s.key})
         if not keys:

@@ -21,14 +21,14 @@ from services.runtime.settings import LakeSettings
 
 _TARGET_BYTES = 128 << 20
 _SMALL_BYTES = _TARGET_BYTES // 2
-_TASKS = 1  # at once: others have work to do
+_TASKS = 1  # of one compaction at a time, so that queries keep their CPU
 # Files that came one after the other stay neighbours, and each group of rows has statistics: a time range reads few.
-# Smaller ones would be passed over more often; where they are not, each costs a request of milliseconds to HDFS.
+# Smaller groups could be skipped more often, but each group that is read costs a request of milliseconds to HDFS.
 _GROUP_ROWS = 1 << 19
 
 
 class TableMaintenance:
-    """Of one dataset: the table of its rows, and Spark's table of rejects. A table that is not there needs nothing.
+    """Maintains the table of a dataset's rows, and Spark's table of its rejects. Skips a table that does not exist.
 
     All methods raise StoreDown.
     """
@@ -108,7 +108,7 @@ class TableMaintenance:
         return self._log.tidy()
 
     def repeat_position(self) -> None:
-        """In a commit of its own, unless somebody commits at the same time: that is a writer, with a position."""
+        """Commit the position again. Another commit at the same time has a newer position; then nothing is written."""
         self._log.repeat_position()
 
 

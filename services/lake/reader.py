@@ -181,7 +181,7 @@ class LakeReader(ABC):
 
 
 def _recent(snapshot: Snapshot, query: ListQuery) -> ListQuery | None:
-    """Return the same query of the newest rows only, as many as its page is likely to need; None if that is no less."""
+    """Return the query, limited to the newest rows that its page is likely to need; None if it would read as many."""
     filters = query.filters
     if not query.newest_first:
         return None

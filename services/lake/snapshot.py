@@ -1,4 +1,4 @@
-"""One version of a table: an engine to ask it with, and what its log says of each file, by which files are left out."""
+"""One version of a table: a query engine for it, and the statistics of its files, by which files are left out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from deltalake import DeltaTable, QueryBuilder
 from services.core.dataset import ID
 
 Bounds = Sequence[tuple[str, int | None, int | None]]
-"""All of (column, least, first beyond) of the values asked for; times in microseconds, None where there is no bound."""
+"""Conditions that all hold: (column, lowest value, first value above). Times in microseconds; None: no bound."""
 
 _WIDE_ROWS = 256
 _TRUNCATED = 999  # the greatest time of a file is logged in whole milliseconds
@@ -35,7 +35,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, table: DeltaTable, memory: int | None = None) -> "Snapshot":
-        """Of the handle as it stands; later versions do not change it. `memory`: bytes that a query may use."""
+        """Take a snapshot of the handle's current version. `memory`: bytes that a query may use; None for no limit."""
         return cls(
             uri=table.table_uri,
             version=table.version(),
@@ -83,7 +83,7 @@ class Snapshot:
         return lowest - 1 if lowest > start else None
 
     def rows(self) -> int | None:
-        """Of all files together; None when the log does not say."""
+        """Return the number of rows in all files; None if the log does not say."""
         counts = self.files["num_records"]
         return None if counts.null_count else int(pc.sum(counts).as_py() or 0)
 

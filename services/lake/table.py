@@ -79,7 +79,7 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Table:
-    """One Delta table, as of its latest commit at each call. Thread-safe; all raises StoreDown.
+    """One Delta table, as of its latest commit at each call. Thread-safe. Every method raises StoreDown.
 
     `memory`: bytes that a query of a snapshot may use; None for no limit.
     """

@@ -131,7 +131,7 @@ def committed(connection: Connection, xid: str, batch: Batch) -> bool | None:
 def unpublished(connection: Connection, lease: Lease, max_rows: int) -> list[Batch]:
     """The slot's oldest unpublished batches, about `max_rows` rows of them, at least one if there is one.
 
-    an empty list if another process has leased the slot.
+    Returns an empty list if another process has leased the slot.
     """
     with translated():
         rows = connection.execute(

@@ -4,8 +4,8 @@ First, `settled` finds out which ids will never be batches. Then the first batch
 loaded, by the position that the store has confirmed. Both continue where the last search ended, in this process or in
 another one, so they read only new batches.
 
-A position counts in a topic and vouches for a table. A batch that was published to another topic, or a table that was
-made anew, is never measured by it.
+A position consists of offsets in one topic, and says which rows are in one table. A batch that was published to another
+topic, or a table that was made anew, is never measured by it.
 """
 
 import time
@@ -31,10 +31,8 @@ _PATIENCE = 10.0  # seconds that a query waits while another one computes the sa
 _WALK_SECONDS = 1.0  # after which a watermark that is still rising is returned as it is
 _PAGE = 100_000  # batch ids looked through at once
 _SAVE_SECONDS = 10.0
-_SAVE_BATCHES = 10_000  # that a watermark has risen by, to be saved at once
-_TABLE_SECONDS = (
-    1.0  # for which a store is not asked again whether its table is still the same: that takes milliseconds
-)
+_SAVE_BATCHES = 10_000  # a watermark that has risen by this many batches is saved at once
+_TABLE_SECONDS = 1.0  # for this time the identity of a store's table is not read again, which takes milliseconds
 _MOST_LAG = 100_000  # batches that the gauge of the lag counts at most: a store may be unreachable for a day
 
 

@@ -101,7 +101,7 @@ def query_api(settings: LocalSettings) -> Program:
 
 
 def _yielding(program: Program, nice: int) -> Program:
-    """A commit of these takes all cores for a second; what is being answered meanwhile goes first."""
+    """Run with a lower priority: a commit uses all cores for a second, and requests must not wait for it."""
     return replace(program, command=("nice", "-n", str(nice), *program.command))
 
 

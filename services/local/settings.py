@@ -71,12 +71,12 @@ class LocalSettings(Settings):
         return self.stack.resolve()
 
     def urls(self) -> dict[str, str]:
-        """What every process of the pipeline is told by its environment: where the components are."""
+        """Return the environment variables with the URLs of all components."""
         own = self._own_urls()
         return {f"LOGPIPE_{name.upper()}": self._replacement(name, own) or own[name] for name in own}
 
     def environment(self) -> dict[str, str]:
-        """By what other commands find this stack."""
+        """Return the environment variables by which other commands find this stack."""
         ingest = f"http://127.0.0.1:{self.ingest_port}"
         return {**self.urls(), "LOGPIPE_STACK": str(self.folder), "LOGPIPE_INGEST_URL": ingest}
 

@@ -27,18 +27,18 @@ _FREE_BYTES = 2 << 30
 
 
 class _GivenUp(NeedsOperator):
-    """Only the consequence of another program's error."""
+    """A program was not started because another one has failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
     make: Callable[[LocalSettings], Program]
     needs: tuple[str, ...] = ()
-    replaced_by: str | None = None  # the setting with the URL of somebody else's
+    replaced_by: str | None = None  # the setting with the URL of a component outside the stack
     optional: bool = False  # started only when it is named
 
 
-# Each stands below those it needs: it starts after, and stops before them.
+# A program is listed after the programs that it needs. It starts after them, and stops before them.
 _PROGRAMS: Mapping[str, _Entry] = {
     "postgres": _Entry(postgres.postgres, replaced_by="postgres_url"),
     "kafka": _Entry(kafka.kafka, replaced_by="kafka_url"),
@@ -63,14 +63,13 @@ _PROGRAMS: Mapping[str, _Entry] = {
 }
 NAMES = tuple(_PROGRAMS)
 Watcher = Callable[[str, str], None]
-"""Told the name of a program and what became of it: starting, ready."""
+"""Called with a program's name and its new state, such as starting or ready."""
 
 
 class Stack:
     """One stack in one folder; all methods block. As a context it is up inside and down after.
 
-    `only`: the names of the programs it is about; when empty, all but the optional ones. Of these, whatever a URL
-    replaces is left out.
+    `only`: the names of its programs; when empty, all but the optional ones. A program that a URL replaces is left out.
     """
 
     def __init__(self, settings: LocalSettings, only: tuple[str, ...] = ()) -> None:
@@ -112,7 +111,7 @@ class Stack:
         known = {name: self.program(name) for name in NAMES if name in self.names or name in running}
         for program in known.values():
             program.folder.mkdir(parents=True, exist_ok=True)
-        # The shell may have taken over what `logpipe env` prints: to a program that is the same.
+        # Variables that the shell got from `logpipe env` are left out, because each program gets them anyway.
         own = self.settings.environment()
         inherited = {k: v for k, v in os.environ.items() if k.startswith("LOGPIPE_") and k not in own}
         for name in self.supervisor.configure(known.values(), self.names, inherited):
@@ -158,7 +157,7 @@ class Stack:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def states(self) -> dict[str, State]:
-        """Of all programs the supervisor knows, in the order of starting."""
+        """Return the state of each program that the supervisor knows, in the order of starting."""
         states = self.supervisor.states()
         return {name: states[name] for name in NAMES if name in states}
 
@@ -226,7 +225,7 @@ class Stack:
         return "\n".join([f"The end of {log}:", *end])
 
     def _check_disk(self) -> None:
-        """Only before a new stack: one with data must start on a nearly full disk, for its retention frees space."""
+        """Refuse a new stack on a nearly full disk. A stack with data must start: its retention frees space."""
         has_data = self.folder.exists() and any(each.name != passwords.FOLDER for each in self.folder.iterdir())
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free

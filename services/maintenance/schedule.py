@@ -10,7 +10,7 @@ from services.maintenance.tasks import MaintenanceTasks
 from services.runtime import logs
 from services.runtime.workers import Worker
 
-_LONGEST_TASK = 3600.0  # seconds: more than a thousand million rows are merged in that time
+_LONGEST_TASK = 3600.0  # seconds: a billion rows (10^9) are merged in that time
 
 _log = logs.get("maintenance")
 

@@ -136,7 +136,7 @@ class MaintenanceTasks:
         self._vacuum_at = time.monotonic() + grace.total_seconds()
 
     def _refuse_a_clock_ahead(self) -> None:
-        """Vacuum compares the age of files with this machine's clock: to a wrong one, a file just written is old."""
+        """Vacuum compares the age of files with this machine's clock. If the clock is ahead, a new file looks old."""
         with connect(self._settings.postgres_url.get_secret_value()) as connection:
             ahead = time.time() - clock.now_microseconds(connection) / 1e6
         if ahead > _CLOCK_TOLERANCE_SECONDS:

@@ -46,7 +46,7 @@ class QuerySettings(ListenSettings, PostgresSettings, CacheSettings):
 
 def application(settings: QuerySettings) -> FastAPI:
     known = datasets.all_datasets()
-    # Each router opens and closes what it needs in a lifespan of its own (`APIRouter(lifespan=...)`).
+    # The routers of reports and alerts open their own pools; the lifespan below opens the query service.
     routers = [
         router(known),
         reports.router(settings),

@@ -17,7 +17,7 @@ HEAD_SECONDS = 10.0
 """How long a connection may wait for the whole head of its next request."""
 
 HEAD_BYTES = 64 << 10
-"""How long the head of a request may be, and whatever else comes beside bodies: trailers, the next request's head."""
+"""Most bytes of a request head, or of other data that is not a body: trailers, the head of the next request."""
 
 WRITE_SECONDS = 30.0
 """How long a client may take nothing of a reply that waits for it."""
@@ -54,7 +54,7 @@ class BoundedProtocol(HttpToolsProtocol):
     limit: ClassVar[int]
     head_seconds: ClassVar[float]
     write_seconds: ClassVar[float]
-    waiting: ClassVar[dict["BoundedProtocol", None]]  # of the server, in the order in which they began to wait
+    waiting: ClassVar[dict["BoundedProtocol", None]]  # connections of the server that wait for a request, longest first
 
     _timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None

@@ -6,7 +6,10 @@ from services.core import metric_names
 from services.runtime import metrics
 
 Check = Callable[[], str | None]
-"""Returns what is wrong in a few words, or None when all is well. Quick; called at each /readyz and /metrics."""
+"""Returns what is wrong in a few words, or None when all is well. Quick.
+
+Called at each /readyz; a degraded check also at each /metrics.
+"""
 
 
 class Readiness:

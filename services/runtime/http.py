@@ -1,6 +1,6 @@
 """The FastAPI application every process serves: errors as problem+json, auth, health, readiness, metrics.
 
-A room adds its routes to an APIRouter and says by `access` who may call them.
+A room adds its routes to an APIRouter and says by `needs(access)` who may call them.
 """
 
 import asyncio

@@ -1,7 +1,8 @@
 """One file, or one package, describes one store. The folder is scanned, so a new store is a new file.
 
 Each exports `STORE`, its description (`services.core.stores.Store`), whose name is the name of the file. Importing a
-description imports no driver: a driver is imported when its store is opened. `memory` is the tests' fake, and is not
+description imports no driver, except that of PostgreSQL, which every server process needs: the driver of a store is
+imported when the store is opened. `memory` is the tests' fake, and is not
 offered.
 """
 

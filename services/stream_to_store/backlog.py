@@ -55,7 +55,7 @@ class Backlog:
         return self._recovers and not any(buffer.group for buffer in self._buffers.values())
 
     def due(self, now: float) -> Sequence[PartitionBuffer]:
-        """Return what one insert has to write now, in the order of partitions; empty while no write is due."""
+        """Return the buffers that the next insert writes, in the order of partitions; empty while no write is due."""
         group = self.next_group()
         due = (
             any(buffer.group or now - buffer.since >= self._limits.seconds for buffer in group)

@@ -174,7 +174,7 @@ class KafkaPartitionReader:
             error, self._error = self._error, None
             raise error
         with translated():
-            # `consume` waits until it has all it was asked for: ask for one, then for what else is there.
+            # `consume(n)` blocks until n messages came: wait for one, then take the buffered ones without waiting.
             found = self._consumer.consume(1, timeout)
             if found:
                 found += self._consumer.consume(MAX_POLL - 1, 0)
@@ -258,7 +258,7 @@ class KafkaGroupReader(KafkaPartitionReader):
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._assigned = sorted(p.partition for p in partitions)
         self._read_up_to = {}
-        consumer.assign([])  # nothing is read until our owner says from where
+        consumer.assign([])  # nothing is read until the owner of this reader assigns the offsets to start at
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self._assigned = ()

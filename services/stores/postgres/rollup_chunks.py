@@ -77,7 +77,7 @@ def roll_up(connection: Connection, dataset: Dataset, settled: int) -> int:
         if alone != (True,):
             return 0
         last = until(fetch, name, MAX_BATCH)
-        if last > settled + 1:  # how far the ids are settled is being found out anew
+        if last > settled + 1:  # this process has not read the settled id again
             return 0
         start = max(last, reading.floor(connection, dataset.name))
         chunk = next_chunk(reading.batches(connection, dataset.name, start - 1, settled, CHUNK_BATCHES))
