@@ -38,6 +38,7 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{POSTGRES_ROLE}') THEN
         CREATE ROLE {POSTGRES_ROLE} LOGIN CREATEDB;
     END IF;
+    GRANT pg_checkpoint TO {POSTGRES_ROLE};  -- for the benchmarks
     ALTER DATABASE {DATABASE} OWNER TO {POSTGRES_ROLE};
     FOR statement IN
         SELECT format('ALTER %s %s OWNER TO {POSTGRES_ROLE}', kind, name) FROM (
