@@ -91,11 +91,12 @@ def complete(
     )
 
 
-def known_rejections(blocks: Sequence[Block]) -> list[RowRejected]:
-    """The rows that our own check rejects, which need no completion to be found."""
+def checked(blocks: Sequence[Block]) -> tuple[list[Block], list[RowRejected]]:
+    """Return the same blocks without the rows that our own check rejects, and the rejections."""
     rows = _Rows(blocks)
     problems = line_check(blocks[0].dataset).check(rows.lines).problems
-    return [rows.rejection(at, reason) for at, reason in sorted(problems.items())]
+    sound = rows.only([at for at in range(len(rows.lines)) if at not in problems], "")
+    return sound, [rows.rejection(at, reason) for at, reason in sorted(problems.items())]
 
 
 def without(blocks: Sequence[Block], rejected: Collection[RowRejected]) -> list[Block]:

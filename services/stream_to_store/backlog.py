@@ -20,8 +20,7 @@ class Limits:
 class Backlog:
     """If there are pending ranges among the positions, only these ranges are held, and are written as begun.
 
-    Nothing else is written even after the last of them: `PartitionBuffer` has left out messages beyond a pending range,
-    so that the positions have to be loaded again.
+    After the last of them, the positions have to be loaded again.
     """
 
     def __init__(self, positions: Iterable[SinkPosition], limits: Limits) -> None:
@@ -32,15 +31,11 @@ class Backlog:
         self._limits = limits
 
     def add(self, message: Message, now: float) -> None:
-        buffer = self._buffers[message.partition]
-        if buffer.group or not self._recovers:
-            buffer.add(message, now)
+        self._buffers[message.partition].add(message, now)
 
     def advance(self, read_up_to: Mapping[int, int], now: float) -> None:
         for partition, offset in read_up_to.items():
-            buffer = self._buffers[partition]
-            if buffer.group or not self._recovers:
-                buffer.advance(offset, now)
+            self._buffers[partition].advance(offset, now)
 
     def read_up_to(self) -> dict[int, int]:
         """Return partition -> the offset to read on from."""
@@ -71,7 +66,7 @@ class Backlog:
             group = [self._buffers[partition] for partition in buffer.group]
             if all(other.complete() for other in group):
                 return group
-        if self._recovers or begun:
+        if begun:
             return ()
         complete = [buffer for buffer in self._buffers.values() if buffer.complete()]
         day = next((buffer.day for buffer in complete if buffer.day is not None), None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
-from services.core.completion import known_rejections, without
+from services.core.completion import checked, without
 from services.core.dataset import Dataset
 from services.core.dead_letter import DeadLetter
 from services.core.errors import RowRejected
@@ -63,9 +63,9 @@ def _written(writer: StoreWriter, blocks: Sequence[Block], is_first: bool) -> Se
     and those that our own check lets pass are written without a look at the store.
     """
     if is_first:
-        rejections = known_rejections(blocks)
+        sound, rejections = checked(blocks)
         try:
-            writer.write(without(blocks, rejections))
+            writer.write(sound)
             return rejections
         except RowRejected:
             pass

@@ -47,6 +47,9 @@ class PartitionBuffer:
     `next_offset`: the store has committed all messages below this offset. `read_up_to`: all messages below this offset
     are committed or buffered here. `since`: the clock, in seconds, when the oldest buffered message was added. `group`:
     the partitions whose pending ranges are written with one insert, including this partition; empty without one.
+
+    A buffer that begins with a pending range never holds anything beyond that range: the messages that come while the
+    range is pending are left out, and later ones would follow a hole.
     """
 
     def __init__(self, position: SinkPosition) -> None:
@@ -57,6 +60,7 @@ class PartitionBuffer:
         self.bytes = 0
         self.since = 0.0
         self._pending = position.pending
+        self._end = position.pending.last + 1 if position.pending else None
         self._held: list[Envelope] = []
 
     @property
@@ -65,8 +69,8 @@ class PartitionBuffer:
         return next((e.created_at // DAY for e in self._held if not e.problem), None)
 
     def add(self, message: Message, now: float) -> None:
-        """Buffer the message, unless it is buffered already or lies beyond the pending range."""
-        if message.offset < self.read_up_to or (self._pending and message.offset > self._pending.last):
+        """Buffer the message, unless it is buffered already or lies beyond the range that the buffer begins with."""
+        if message.offset < self.read_up_to or (self._end is not None and message.offset >= self._end):
             return
         envelope = decode(message)
         self._held.append(envelope)
@@ -76,8 +80,8 @@ class PartitionBuffer:
 
     def advance(self, read_up_to: int, now: float) -> None:
         """Note that every message below `read_up_to` was passed to `add`. The other offsets were control records."""
-        if self._pending:
-            read_up_to = min(read_up_to, self._pending.last + 1)
+        if self._end is not None:
+            read_up_to = min(read_up_to, self._end)
         if read_up_to > self.read_up_to:
             if self.read_up_to == self.next_offset:
                 self.since = now
