@@ -67,7 +67,9 @@ class TopicLog:
                     "kafka", f"reading {self.dataset.topic} to its end made no progress for {_PATIENCE:.0f} s"
                 )
             for message in self._reader.poll(1.0):
-                batch_id, count = announced(message) or (-1, 0)
+                if (found := announced(message)) is None:
+                    continue
+                batch_id, count = found
                 if batch_id in batches:
                     parts.setdefault(batch_id, []).append(Part(message.partition, message.offset))
                     rows[batch_id] = rows.get(batch_id, 0) + count

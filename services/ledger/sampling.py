@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable
+from typing import LiteralString
 
 from services.core.ledger import Batch
 from services.postgres.connection import Connection, translated
@@ -9,10 +10,9 @@ from services.postgres.connection import Connection, translated
 _IDS_AT_ONCE = 2_000
 _ATTEMPTS = 50  # of so many ids: a dataset that has fewer than one id in a thousand may get a smaller sample
 
-_FEW = """SELECT batch_id, slot, dataset, rows, checksum, created_at FROM batches
-          WHERE dataset = %s AND batch_id BETWEEN %s AND %s ORDER BY dataset, batch_id LIMIT %s"""
-_BY_IDS = """SELECT batch_id, slot, dataset, rows, checksum, created_at FROM batches
-             WHERE batch_id = ANY(%s) AND dataset = %s"""
+_BATCHES: LiteralString = "SELECT batch_id, slot, dataset, rows, checksum, created_at FROM batches "
+_FEW = _BATCHES + "WHERE dataset = %s AND batch_id BETWEEN %s AND %s ORDER BY dataset, batch_id LIMIT %s"
+_BY_IDS = _BATCHES + "WHERE batch_id = ANY(%s) AND dataset = %s"
 
 
 class _Ids:

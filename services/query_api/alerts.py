@@ -2,9 +2,8 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
@@ -12,6 +11,7 @@ from services.alerts import repository as alerts
 from services.core.errors import NotFound
 from services.postgres.connection import Connection
 from services.query_api.ledger import LedgerPool
+from services.query_api.replies import json_reply
 from services.runtime.http import needs
 from services.runtime.settings import PostgresSettings
 
@@ -47,7 +47,7 @@ def router(settings: PostgresSettings) -> APIRouter:
     ) -> Response:
         def read(connection: Connection) -> Response:
             found = alerts.find(connection, state, service, limit)
-            return _json({"returned_count": len(found), "limit": limit, "data": found})
+            return json_reply({"returned_count": len(found), "limit": limit, "data": found})
 
         return await opened.read(request, read)
 
@@ -57,12 +57,8 @@ def router(settings: PostgresSettings) -> APIRouter:
             alert = alerts.get(connection, alert_id)
             if alert is None:
                 raise NotFound(f"there is no alert {alert_id}")
-            return _json(alert)
+            return json_reply(alert)
 
         return await opened.read(request, read)
 
     return routes
-
-
-def _json(body: dict[str, Any]) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")

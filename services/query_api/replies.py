@@ -1,6 +1,6 @@
 """The bodies of replies, with the names, times and JSON columns of the HTTP contract."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,7 +22,7 @@ def rows_reply(reply: Reply, query: ListQuery) -> Response:
     # A full page may be the last one; only the next page shows that.
     more = len(result.rows) == query.limit
     following = {"next_cursor": Cursor.after(result.rows[-1], query, reply.as_of).encode()} if more else {}
-    return _json(
+    return json_reply(
         {
             **_head(reply),
             **counted,
@@ -41,12 +41,12 @@ def aggregate_reply(reply: Reply, query: AggregateQuery) -> Response:
     counts = [dict(zip(names, row, strict=True)) for row in reply.result.rows]
     data = [{**count, "time": _iso(count["time"])} for count in counts] if query.bucket else counts
     bucket = {"bucket": _BUCKETS[query.bucket]} if query.bucket else {}
-    return _json({**_head(reply), "group_by": grouped, **bucket, "data": data})
+    return json_reply({**_head(reply), "group_by": grouped, **bucket, "data": data})
 
 
 def stats_reply(stats: Stats) -> Response:
     results = stats.results.values()
-    return _json(
+    return json_reply(
         {
             "source": stats.source,
             **_times(list(results)),
@@ -63,7 +63,7 @@ def comparison_reply(comparison: Comparison, query: Query) -> Response:
     times = {source: result.elapsed_ms for source, result in comparison.results.items()}
     fastest = sorted(times.values())
     sources = (*comparison.results, *comparison.missing)
-    return _json(
+    return json_reply(
         {
             "comparison": {
                 **{f"{source}_ms": round(times[source], 3) if source in times else None for source in sources},
@@ -146,5 +146,5 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _json(body: dict[str, Any]) -> Response:
+def json_reply(body: Mapping[str, Any]) -> Response:
     return Response(msgspec.json.encode(body), media_type="application/json")

@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from datetime import date
 from typing import Annotated, Any, NamedTuple
 
-import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from pydantic import BeforeValidator
 from starlette.concurrency import run_in_threadpool
@@ -17,6 +16,7 @@ from services.postgres.connection import Connection
 from services.query_api.leaving import while_connected
 from services.query_api.ledger import LedgerPool
 from services.query_api.pools import Pool
+from services.query_api.replies import json_reply
 from services.reports import windows
 from services.reports.tables import SCHEMAS, ReportTable
 from services.runtime.http import needs
@@ -70,7 +70,9 @@ def router(settings: PostgresSettings) -> APIRouter:
     @routes.get("", summary="The existing reports and their days, the latest first")
     async def names(request: Request, reports: _Reports) -> Response:
         def read() -> Response:
-            return _json({"reports": [{"name": name, "days": table.days()} for name, table in reports.tables.items()]})
+            return json_reply(
+                {"reports": [{"name": name, "days": table.days()} for name, table in reports.tables.items()]}
+            )
 
         return await _from_lake(request, reports, read)
 
@@ -78,7 +80,7 @@ def router(settings: PostgresSettings) -> APIRouter:
     async def daily(request: Request, day: _Day, reports: _Reports) -> Response:
         def read() -> Response:
             (report,) = reports.of("daily", day)
-            return _json(report)
+            return json_reply(report)
 
         return await _from_lake(request, reports, read)
 
@@ -99,7 +101,7 @@ def router(settings: PostgresSettings) -> APIRouter:
             found = windows.latest(connection, minutes)
             if found is None:
                 raise NotFound("no windows were counted yet. Start the job: logpipe realtime-aggregator")
-            return _json(
+            return json_reply(
                 {
                     "minutes": minutes,
                     "window_seconds": windows.WINDOW_SECONDS,
@@ -122,12 +124,10 @@ def _by_service(reports: Reports, day: date, service: str | None) -> Response:
     if service is not None and service not in by_service:
         raise NotFound(f"no logs of service {service!r} on {day}; there are of: {', '.join(sorted(by_service))}")
     chosen = [by_service[name] for name in sorted(by_service) if service in (None, name)]
-    return _json({**{name: whole[name] for name in _COMMON}, "all": _body(whole), "services": list(map(_body, chosen))})
+    return json_reply(
+        {**{name: whole[name] for name in _COMMON}, "all": _body(whole), "services": list(map(_body, chosen))}
+    )
 
 
 def _body(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in _COMMON}
-
-
-def _json(body: Mapping[str, Any]) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")

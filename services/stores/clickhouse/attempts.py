@@ -8,15 +8,12 @@ from clickhouse_connect.driver.client import Client
 
 from services.core.dataset import CREATED_AT, ID, Dataset
 from services.core.errors import StoreDown
-from services.core.ids import end_id, first_id, spans
 from services.core.ports import Block, group_range
 from services.stores.clickhouse import STORE
 from services.stores.clickhouse.client import translated
 from services.stores.clickhouse.names import quoted, stored
-from services.stores.clickhouse.queries import select
+from services.stores.clickhouse.queries import among_ids_of, select
 from services.stores.clickhouse.tables import insert_into
-
-_MOST_SPANS = 100  # of ids in one query
 
 
 def query_id(blocks: Sequence[Block]) -> str:
@@ -43,13 +40,8 @@ def stored_ids(client: Client, blocks: Sequence[Block], batches: Set[int]) -> Se
         return set()
     dataset = blocks[0].dataset
     day = next(block.day for block in blocks if block.rows)
-    ids = " OR ".join(
-        f"{quoted(ID.name)} >= {first_id(first)} AND {quoted(ID.name)} < {end_id(last)}"
-        for first, last in spans(batches, _MOST_SPANS)
-    )
-    query = select(
-        quoted(ID.name), dataset, f"toYYYYMMDD({stored(CREATED_AT)}) = toYYYYMMDD(toDate({day})) AND ({ids})"
-    )
+    on_day = f"toYYYYMMDD({stored(CREATED_AT)}) = toYYYYMMDD(toDate({day}))"
+    query = select(quoted(ID.name), dataset, f"{on_day} AND ({among_ids_of(batches)})")
     with translated(), client.query_column_block_stream(query) as stream:
         return {row_id for columns in stream for row_id in columns[0]}
 

@@ -5,7 +5,7 @@ Names in statements come from dataset descriptions. Every value is a parameter, 
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import partial
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from clickhouse_connect.driver.exceptions import Error
 from services.core.bounds import MAX_GROUPS, MAX_RESULT_BYTES, few_groups, gathered, too_large
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.errors import QueryTimeout
-from services.core.ids import end_id
+from services.core.ids import end_id, first_id, spans
 from services.core.instants import DAY
 from services.core.queries import (
     AggregateQuery,
@@ -36,6 +36,7 @@ _RECENT = (10_000_000, DAY)  # microseconds within which the newest rows are loo
 # The server counts the memory of its blocks, which is more than the size of the rows. So the server stops only results
 # that are far too large, and `gathered` decides about the others, as it does for every store.
 _SERVER_BYTES = 4 * MAX_RESULT_BYTES
+_MOST_RANGES = 100  # of ids in one statement
 
 Statement = tuple[str, dict[str, Any]]
 """SQL, and the values of its parameters."""
@@ -114,6 +115,12 @@ def select(
 ) -> str:
     """Return a SELECT from the dataset's table. Names come from descriptions, and every value is a parameter."""
     return f"SELECT {what} FROM {quoted(dataset.name)} {clause} {where} {rest}"  # noqa: S608
+
+
+def among_ids_of(batches: Set[int]) -> str:
+    """Return the condition for ids of these batches, as a few ranges, which may have ids of other batches, too."""
+    ranges = spans(batches, _MOST_RANGES)
+    return " OR ".join(f"id >= {first_id(first):d} AND id < {end_id(last):d}" for first, last in ranges)
 
 
 def _page(execution: Execution, query: ListQuery, as_of: int) -> list[Row]:

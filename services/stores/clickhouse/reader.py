@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from clickhouse_connect.driver.client import Client
 
 from services.core.dataset import CREATED_AT, Dataset
-from services.core.ids import ROW_BITS, end_id, first_id, spans
+from services.core.ids import ROW_BITS, end_id, first_id
 from services.core.instants import to_datetime
 from services.core.ledger import Batch
 from services.core.ports import DEFAULT_QUERY_SECONDS
@@ -17,7 +17,7 @@ from services.core.stopping import Stop
 from services.stores.clickhouse import STORE, queries, tables
 from services.stores.clickhouse.client import connect, translated
 from services.stores.clickhouse.names import stored
-from services.stores.clickhouse.queries import columns, select
+from services.stores.clickhouse.queries import among_ids_of, columns, select
 
 _TIMEOUT = 660  # seconds, more than any query may take, because the server ends queries
 
@@ -26,7 +26,6 @@ _BATCH = f"bitShiftRight(id, {ROW_BITS})"
 _COUNTS = f"{_BATCH} AS batch, count(), uniqExact(id)"
 _BY_BATCH = "GROUP BY batch ORDER BY batch"
 _AT_ONCE = 1000  # batches of one query, whose text names each of them
-_MOST_SPANS = 100  # of ids in one query
 
 
 class ClickHouseReader:
@@ -86,7 +85,6 @@ def _any_of(batches: Sequence[Batch]) -> str:
     """Return the condition for rows of these batches, which also excludes the parts of other days and other ids."""
     days = sorted({to_datetime(batch.created_at).date().isoformat() for batch in batches})
     listed = ", ".join(f"toDate('{day}')" for day in days)
-    found = spans({batch.batch_id for batch in batches}, _MOST_SPANS)
-    ids = " OR ".join(f"id >= {first_id(first):d} AND id < {end_id(last):d}" for first, last in found)
+    ids = among_ids_of({batch.batch_id for batch in batches})
     each = ", ".join(str(int(batch.batch_id)) for batch in batches)
     return f"toDate({stored(CREATED_AT)}) IN ({listed}) AND ({ids}) AND {_BATCH} IN ({each})"

@@ -18,8 +18,8 @@ from services.core.dataset import Dataset
 from services.core.instants import DAY
 from services.core.rows import Row
 from services.postgres.clock import now_microseconds
-from services.postgres.connection import translated
-from services.stores.postgres.tables import Connection, copy_target, day_of, midnight, partitions
+from services.postgres.connection import Connection, translated
+from services.stores.postgres.tables import copy_target, day_of, midnight, partitions
 
 _LOCK = 7_316_005  # advisory lock of the process that creates the table
 _DAYS_AT_ONCE = 40

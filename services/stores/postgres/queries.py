@@ -23,9 +23,9 @@ from services.core.queries import (
     like_pattern,
 )
 from services.core.rows import Row
+from services.postgres.connection import Connection
 from services.stores.postgres import closed_days, rollups
 from services.stores.postgres.closed_days import ClosedDay
-from services.stores.postgres.tables import Connection
 
 _NEWEST_DAYS = 2  # closed days that are read first, with the days that are not closed
 _ROWS_AT_ONCE = 20  # fetched from the server: a row may have a quarter of a megabyte

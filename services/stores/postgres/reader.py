@@ -21,11 +21,11 @@ from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.core.queries import Query, QueryResult
 from services.core.rows import Row
 from services.core.stopping import Stop
-from services.postgres.connection import NAME, PIPELINE, translated
+from services.postgres.connection import NAME, PIPELINE, Connection, translated
 from services.postgres.pool import Pool
 from services.stores.postgres import closed_days, queries
 from services.stores.postgres.copying import EPOCH
-from services.stores.postgres.tables import TYPES, Connection, midnight
+from services.stores.postgres.tables import TYPES, midnight
 
 _AT_ONCE = 1000  # batches of one query, whose text names each of them
 _MOST_SPANS = 50  # of ids in one query

@@ -5,10 +5,10 @@ from collections.abc import Collection
 from psycopg import sql
 
 from services.core.dataset import Dataset
-from services.postgres.connection import connect, translated
+from services.postgres.connection import Connection, connect, translated
 from services.runtime.settings import PostgresSettings
 from services.stores.postgres import rollups
-from services.stores.postgres.tables import Connection, copy_target, day_of
+from services.stores.postgres.tables import copy_target, day_of
 
 
 def drop_days(dataset: Dataset, before: int, keep: Collection[int] = ()) -> int:

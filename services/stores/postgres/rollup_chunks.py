@@ -25,8 +25,8 @@ from services.core.instants import DAY, to_datetime
 from services.core.ledger import Batch
 from services.core.rows import Row
 from services.ledger import reading
-from services.postgres.connection import translated
-from services.stores.postgres.rollups import LOCK, Connection, keys, until
+from services.postgres.connection import Connection, translated
+from services.stores.postgres.rollups import LOCK, keys, until
 
 CHUNK_ROWS = 500_000
 """About as many rows as a query scans at most. A smaller chunk makes the rollup larger, a larger one the scan longer

@@ -3,11 +3,10 @@
 A query as of a batch adds up the chunks below that batch, and counts the rows themselves from the last chunk on.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 from psycopg import sql
 
 from services.core import rollups
@@ -16,10 +15,9 @@ from services.core.dataset import Dataset
 from services.core.instants import DAY, to_datetime
 from services.core.queries import AggregateQuery, Query
 from services.core.rollups import Plan, Times
-from services.core.rows import Row
-from services.postgres.connection import translated
+from services.postgres.connection import Connection, translated
 from services.stores.postgres import closed_days
-from services.stores.postgres.closed_days import ClosedDay
+from services.stores.postgres.closed_days import ClosedDay, Fetch
 
 LOCK = 7_316_004  # advisory lock of the process that creates a rollup or adds to it
 
@@ -42,8 +40,6 @@ _CHUNK_INDEXES = {
 _LOCK_TIMEOUT = "2s"  # for changes of table rollup_chunks, which queries read
 _DELETED_AT_ONCE = 20  # chunks of one transaction
 
-Connection = psycopg.Connection[Any]
-Fetch = Callable[[sql.Composed, Sequence[Any]], list[Row]]
 """Runs a statement with these values for its placeholders."""
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, LiteralString, NamedTuple
+from typing import LiteralString, NamedTuple
 
 import psycopg
 import stamina
@@ -12,7 +12,7 @@ from services.core.dataset import CREATED_AT, Column, Dataset
 from services.core.errors import NeedsOperator, StoreDown
 from services.core.ids import first_id
 from services.core.instants import DAY, to_datetime
-from services.postgres.connection import NAME, translated
+from services.postgres.connection import NAME, Connection, translated
 from services.postgres.migrations import COMMAND
 
 _LOCK = 7_316_002  # advisory lock of the process that changes tables
@@ -21,8 +21,6 @@ SEARCHED_ROWS = 200_000_000
 """A day with more rows gets no index for text search, whose building would take more than an hour (ADR 0007)."""
 _ALTER_LOCK_TIMEOUT = "200ms"  # of an added column
 _retrying_alter = stamina.RetryingCaller(attempts=None, timeout=60.0, wait_initial=1.0, wait_max=1.0, wait_jitter=0.0)
-
-Connection = psycopg.Connection[Any]
 
 
 class StoredType(NamedTuple):
