@@ -50,8 +50,8 @@ status: $(INSTALLED) ## Show what runs, where, and whether it is ready
 logs: $(INSTALLED) ## Show the end of all logs
 	$(BIN)/logpipe logs
 
-test: install lint types imports ## Lint, types, imports, then all tests on real components (WORKERS=2: in half the time, on an idle machine; OPTIONS=--no-skips: as CI)
-	$(BIN)/python -m pytest -m "not long" $(if $(WORKERS),-n $(WORKERS) --dist loadfile) $(OPTIONS) $(TESTS)
+test: install lint types imports ## Lint, types, imports, then all tests on real components (as CI: WORKERS=2 OPTIONS=--no-skips)
+	$(BIN)/python -m pytest -m "not long" $(if $(WORKERS),-n $(WORKERS) --dist loadgroup --no-loadscope-reorder) $(OPTIONS) $(TESTS)
 	@echo "Not run: make test-faults (every fault, an hour and a half), make test-airflow (the DAGs, in an environment of their own)"
 
 test-faults: install ## Every fault with three seeds, outages of a minute, six times ten minutes of chaos (1.5 hours)

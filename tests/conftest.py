@@ -53,6 +53,18 @@ def pytest_configure() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests share a worker (`--dist loadgroup`): those of one file, and all heavy ones, which come first.
+
+    Two Sparks at once overload a small machine, so that processes are not ready in time.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("heavy") is None)
+    for item in items:
+        group = "heavy" if item.get_closest_marker("heavy") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @contextmanager
 def short_folder() -> Iterator[Path]:
     """Make a folder for Unix sockets, whose paths must stay below 100 characters: tmp_path of pytest is too long."""

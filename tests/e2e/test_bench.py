@@ -6,7 +6,7 @@ import pytest
 
 from services.bench import growth, ingest, sustained
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 
 
 def test_ingest_is_compared_with_copy(stack_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

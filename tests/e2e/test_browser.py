@@ -22,7 +22,7 @@ from services.local.stack import Stack
 from tests.conftest import running
 from tests.skips import needs_package
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 
 PROGRAMS = (
     *("postgres", "kafka", "namenode", "datanode", "clickhouse"),

@@ -13,7 +13,7 @@ SECONDS = 600.0
 RATE = 15_000  # rows a second
 CATCH_UP_SECONDS = 900.0  # Spark may not have stored a single row if it was killed again and again
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.heavy, pytest.mark.long, pytest.mark.timeout(2400)]
 
 
 @pytest.mark.parametrize("writer", ["embedded", "spark"])

@@ -12,6 +12,7 @@ from services.local.settings import LocalSettings
 from services.local.stack import Stack
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(600)
 def test_the_demo_starts_a_stack_and_finds_every_row_in_every_store(
     stack_folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from uuid import UUID
 
 import psycopg
@@ -17,7 +17,7 @@ from services.local.stack import Stack
 from tests.e2e.load import Accepted, under_load, verify
 from tests.processes import Process, free_port
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 
 
 def ingest_url(stack: Stack) -> str:
@@ -31,22 +31,41 @@ VICTIMS = (
 RESTART_SECONDS = 60
 
 
+def test_every_program_killed_in_turn_under_load(stack: Stack, seed: int) -> None:
+    chance = random.Random(f"all {seed}")
+    accepted, killed = Accepted(stack), dict[str, int]()
+    with under_load(ingest_url(stack), seconds=30) as reports:
+        for victim in chance.sample(VICTIMS, len(VICTIMS)):
+            time.sleep(chance.uniform(1.0, 4.0))  # the seed chooses the moment of the crash
+            killed[victim] = kill(stack, victim, set())
+    stack.up()
+    states = stack.states()
+    assert [victim for victim in VICTIMS if states[victim].pid in {0, killed[victim]}] == []
+    accepted.check(reports)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_kill_nine_under_load(stack: Stack, victim: str, seed: int) -> None:
     chance = random.Random(f"{victim} {seed}")
     accepted, killed = Accepted(stack), set[int]()
     with under_load(ingest_url(stack), seconds=12) as reports:
         for _ in range(2):
-            time.sleep(chance.uniform(1.0, 4.0))  # the seed chooses the moment of the crash
-            pid = await_process(stack, victim, killed)
-            os.kill(pid, signal.SIGKILL)
-            killed.add(pid)
+            time.sleep(chance.uniform(1.0, 4.0))
+            killed.add(kill(stack, victim, killed))
     stack.up()
     assert stack.states()[victim].pid not in {0, *killed}
     accepted.check(reports)
 
 
-def await_process(stack: Stack, name: str, killed: set[int]) -> int:
+def kill(stack: Stack, name: str, killed: Set[int]) -> int:
+    """Send SIGKILL to a program once it runs with a process id that is not in `killed`; return the process id."""
+    pid = await_process(stack, name, killed)
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def await_process(stack: Stack, name: str, killed: Set[int]) -> int:
     """Return the process id of a program once the supervisor has started the program again."""
     deadline = time.monotonic() + RESTART_SECONDS
     while (pid := stack.states()[name].pid) in {0, *killed}:

@@ -12,7 +12,7 @@ from services.local.stack import Stack
 from tests.conftest import short_folder
 from tests.e2e.load import Accepted, under_load, verify
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module", params=get_args(LakeWriter))
@@ -33,6 +33,7 @@ def restart(stack: Stack) -> None:
     stack.up()
 
 
+@pytest.mark.long
 def test_a_stack_without_rows_starts_again(stack: Stack) -> None:
     restart(stack)
     verify(stack)

@@ -50,6 +50,7 @@ from tests.line_rules import DATASETS, bad, good
 from tests.processes import Process, free_port
 
 pytestmark = [
+    pytest.mark.heavy,
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # of each `collect`, by pyspark
 ]

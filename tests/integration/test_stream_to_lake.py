@@ -35,7 +35,7 @@ from services.verify.dead_letters import Reject
 from spark_jobs.checkpoint import CheckpointFolder
 from tests.processes import Process, free_port
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(240)]
 
 CREATED = 1_790_000_000_000_000
 PARTITIONS = 4

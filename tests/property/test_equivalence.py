@@ -39,6 +39,8 @@ from services.stores.memory import MemoryStore
 from tests import lake_tables
 from tests.conftest import running
 
+pytestmark = pytest.mark.heavy
+
 DAY = 86_400_000_000
 CREATED = 20_778 * DAY + DAY - 7  # the batches from the seventh on are accepted on the next day
 BATCHES, BATCH_ROWS = 16, 60
