@@ -9,7 +9,7 @@ functions are pure. Spark keeps its rejects in a table of the lake instead (`spa
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -45,6 +45,14 @@ class DeadLetter:
     rows: int
     reason: str
     value: bytes
+
+
+class DeadLettered(NamedTuple):
+    """`rows` rows of a batch: the row with the id `row_id`, or rows whose ids could not be read."""
+
+    batch_id: int
+    row_id: int | None
+    rows: int
 
 
 # The types are bounded by what PostgreSQL's index of the dead letters can hold: no foreign message can stop the index.

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
+from services.core.dead_letter import DeadLettered
 from services.core.errors import StoreDown
 from services.core.ports import PartitionReader
 from services.postgres.connection import Connection, translated
@@ -30,14 +31,6 @@ _FORGET = """DELETE FROM dead_letters WHERE ctid = ANY(ARRAY(
                  LIMIT %s))"""
 
 
-class DeadLettered(NamedTuple):
-    """`rows` rows of a batch: the row with the id `row_id`, or rows whose ids could not be read."""
-
-    batch_id: int
-    row_id: int | None
-    rows: int
-
-
 class Needed(NamedTuple):
     """The lowest offset of the topic `topic_id` whose dead letter is still in the index, or not indexed yet."""
 
@@ -57,17 +50,11 @@ def update(connection: Connection, topic: PartitionReader) -> None:
             _add(connection, topic_id, dead_letters, end)
 
 
-def dead_lettered(
-    connection: Connection, store: str, dataset: str, batches: Sequence[int] | None = None
-) -> list[DeadLettered]:
-    """Return the dead-lettered rows of the dataset in one store, of all indexed batches or of `batches` only."""
-    query = "SELECT batch_id, row_id, rows FROM dead_letters WHERE store = %s AND dataset = %s AND batch_id >= 0"
+def dead_lettered(connection: Connection, store: str, dataset: str, batches: Sequence[int]) -> list[DeadLettered]:
+    """Return the dead-lettered rows of these batches of the dataset in one store, as far as they are indexed."""
+    query = "SELECT batch_id, row_id, rows FROM dead_letters WHERE store = %s AND dataset = %s AND batch_id = ANY(%s)"
     with translated():
-        if batches is None:
-            found = connection.execute(query, (store, dataset))
-        else:
-            found = connection.execute(f"{query} AND batch_id = ANY(%s)", (store, dataset, list(batches)))
-        return [DeadLettered(*row) for row in found]
+        return [DeadLettered(*row) for row in connection.execute(query, (store, dataset, list(batches)))]
 
 
 def forget(connection: Connection, dataset: str, floor: int) -> int:

@@ -113,7 +113,7 @@ class Verification:
                 reader,
                 dataset,
                 self._accepted(dataset, scope),
-                self._dead_letters.of(reader, dataset),
+                partial(self._dead_letters.of, reader, dataset),
                 scope,
                 lambda rows: self._progress.advance(task, rows),
             )
@@ -137,7 +137,7 @@ class Verification:
                 reader,
                 dataset,
                 chosen,
-                self._dead_letters.of(reader, dataset, ids),
+                partial(self._dead_letters.of, reader, dataset),
                 lambda rows: self._progress.advance(task, rows),
             )
         finally:
