@@ -72,7 +72,7 @@ def table(stack: Stack, of: list[Row] | None = None) -> Table:
 
 
 def bring_up(console: Console, stack: Stack) -> None:
-    with progress(console, stack.names) as watcher:
+    with progress(console, stack.steps) as watcher:
         stack.up(watcher)
     console.print(table(stack))
 

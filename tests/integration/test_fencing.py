@@ -444,8 +444,9 @@ def test_the_gauge_of_unpublished_batches_rises_without_kafka(bench: Bench, post
     gauge = metrics.gauge(metric_names.UNPUBLISHED_BATCHES, str(bench.slot))
     bench.lease()
     bench.connection.execute("UPDATE slots SET renewed_at = '-infinity' WHERE slot = %s", (bench.slot,))
-    owner = SlotOwner(postgres_url, uuid4(), unreachable, Stuck)  # type: ignore[arg-type]
-    owner._held.add(slots.take_over(bench.connection, owner._owner, bench.slot))
+    owner_id = uuid4()
+    slots.take_over(bench.connection, owner_id, bench.slot)
+    owner = SlotOwner(postgres_url, owner_id, unreachable, Stuck)  # type: ignore[arg-type]
     owner.start()
     try:
         bench.commit(300)
