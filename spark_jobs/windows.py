@@ -56,7 +56,7 @@ class WindowStream:
     def start(self, spark: SparkSession) -> None:
         """Returns when the query runs. Raises StoreDown."""
         with connect(self._settings.postgres_url.get_secret_value()) as connection:
-            windows.prepare(connection)
+            windows.require(connection)
         self._topic_id = self._topic.topic_id()
         checkpoint = self._checkpoint()
         messages = spark.readStream.format("kafka").options(**self._source()).load().select(*parsing.MESSAGE)

@@ -221,12 +221,12 @@ def as_date(day: int) -> date:
 def unfinished_drop(environment: dict[str, str], day: int) -> None:
     """What kill -9 leaves between detaching a partition and dropping it."""
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
-        connection.execute(f"ALTER TABLE logs DETACH PARTITION {postgres.copy_target(DATASET, day)} CONCURRENTLY")
+        connection.execute(f"ALTER TABLE logs DETACH PARTITION {postgres.partition_name(DATASET, day)} CONCURRENTLY")
 
 
 def partitions(connection: psycopg.Connection[Any]) -> list[int]:
     names = connection.execute(r"SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ '^logs_y\d'").fetchall()
-    known = {postgres.copy_target(DATASET, day): day for day in range(TODAY - 9, TODAY + 9)}
+    known = {postgres.partition_name(DATASET, day): day for day in range(TODAY - 9, TODAY + 9)}
     return sorted(known[name] for (name,) in names)
 
 

@@ -152,7 +152,7 @@ def test_rows_that_are_read_back_are_searched_for_on_their_day_only(postgres_url
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert len(before) > 40
-        assert scanned == {postgres.copy_target(bench.dataset, today)}
+        assert scanned == {postgres.partition_name(bench.dataset, today)}
 
 
 def test_rows_that_are_not_cached_are_read_back(bench: Bench) -> None:

@@ -27,6 +27,7 @@ from services.core.rows import Row
 from services.ledger import reading
 from services.postgres.connection import Connection, translated
 from services.stores.postgres.rollups import LOCK, keys, until
+from services.stores.postgres.tables import partition_name, summarize_ids
 
 CHUNK_ROWS = 500_000
 """About as many rows as a query scans at most. A smaller chunk makes the rollup larger, a larger one the scan longer
@@ -85,7 +86,7 @@ def roll_up(connection: Connection, dataset: Dataset, settled: int) -> int:
             return 0
         midnight = to_datetime(chunk.day * DAY)
         accepted = sql.SQL("created_at >= {} AND created_at < {}").format(midnight, midnight + timedelta(days=1))
-        _summarize(connection, dataset, accepted)
+        _summarize(connection, partition_name(dataset, chunk.day))
         counted = _add(connection, dataset, start, chunk.until, accepted)
         dropped = counted == 0 and start < reading.floor(connection, dataset.name)
         if counted != chunk.rows and not dropped:
@@ -175,15 +176,8 @@ def _add(connection: Connection, dataset: Dataset, start: int, end: int, accepte
     return int(row[0])
 
 
-def _summarize(connection: Connection, dataset: Dataset, accepted: sql.Composed) -> None:
-    """Bring the index of ids up to date, by which the chunk and the rows after it are found.
-
-    PostgreSQL does so by itself about once a minute; until then every query reads all rows that were added.
-    """
-    statement = sql.SQL("""
-        SELECT brin_summarize_new_values(indexrelid) FROM pg_index
-        JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
-        WHERE amname = 'brin' AND indrelid = (SELECT tableoid FROM {} WHERE {} LIMIT 1)""")
+def _summarize(connection: Connection, partition: str) -> None:
+    """Bring the index of ids up to date, by which the chunk and the rows after it are found."""
     with suppress(psycopg.errors.LockNotAvailable), connection.transaction():  # a running vacuum does the same
         connection.execute("SET LOCAL lock_timeout = '100ms'")
-        connection.execute(statement.format(sql.Identifier(dataset.name), accepted))
+        summarize_ids(connection, partition)
