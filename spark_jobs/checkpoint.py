@@ -4,7 +4,7 @@ A query that begins with a lost, foreign or older checkpoint would double rows o
 two are compared before it starts: the id of the query and the offsets of the last batch stand in both.
 
 A file of the checkpoint may be damaged: HDFS lost its end on a full disk, or with the power. Two kinds of damage lose
-nothing. The file belongs to a batch that the table does not have: Spark plans that batch anew. Or the file only marks
+nothing. The file belongs to a batch that the table does not have: Spark plans that batch again. Or the file only marks
 the table's last batch as done: Spark runs the batch again, and Delta leaves its rows out. Such a file is removed, for
 Spark itself would fail on it. Any other damage is refused.
 """
@@ -157,7 +157,7 @@ def starting_offsets(
     if position and position.topic_id not in ("", topic_id):
         raise _refused(
             dataset,
-            f"the topic {dataset.topic} was deleted and made anew since its table was filled",
+            f"the topic {dataset.topic} was deleted and created again since its table was filled",
             lost=True,
         )
     if position and position.query == EMBEDDED:

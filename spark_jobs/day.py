@@ -63,7 +63,7 @@ def loaded(settings: ReportSettings, day: date) -> Extent:
     """What can be reported on.
 
     Raises StoreDown while it lacks some that came before day's end, and Invalid when retention has dropped rows of the
-    day: a report made then would leave rows out, and nobody would see it.
+    day: a report made then would leave rows out, and no user would notice.
     """
     dataset = datasets.find(DATASET)
     with (

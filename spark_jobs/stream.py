@@ -108,7 +108,7 @@ class LakeStream:
         )
 
     def supervise(self, spark: SparkSession) -> None:
-        """Raises what ended the query; begins it anew when its batches turned out far too small or large."""
+        """Raises what ended the query; starts it again when its batches turned out far too small or large."""
         assert self._query is not None
         if error := self._query.exception():
             raise self._error or _translate(self.dataset, error)
@@ -175,7 +175,7 @@ class LakeStream:
     def _write(self, messages: DataFrame, batch: int) -> None:
         """Called by Spark for each batch, and again for a batch that Spark does not know to be done.
 
-        Spark does not notice that the topic was deleted and made anew. So its id is compared before the batch is
+        Spark does not notice that the topic was deleted and created again. So its id is compared before the batch is
         written, and again before Spark learns that the batch is done.
         """
         try:
@@ -189,8 +189,8 @@ class LakeStream:
     def _check_topic(self, batch: int) -> None:
         if self.topic.topic_id() != self._topic_id:
             raise NeedsOperator(
-                f"{self.dataset.name}: the topic {self.dataset.topic} was deleted and made anew while batch {batch} was"
-                f" under way. {ways_out(self.dataset, lost=True)}"
+                f"{self.dataset.name}: the topic {self.dataset.topic} was deleted and created again while batch {batch}"
+                f" was under way. {ways_out(self.dataset, lost=True)}"
             )
 
     def _write_batch(self, messages: DataFrame, batch: int) -> None:

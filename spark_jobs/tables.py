@@ -36,7 +36,7 @@ class Tables:
     def claim(self, handle: DeltaTable, position: Position) -> None:
         """Make Spark the owner of the table, so that no other writer may begin. `position` is the position of `handle`.
 
-        Raises StoreDown when somebody has written it since: look again.
+        Raises StoreDown when another process has written the table since: read the table again.
         """
         self._commit(handle, structs.replace(position, query=CLAIMED))
 
@@ -44,7 +44,7 @@ class Tables:
         """Make the table one without an owner, with this `position`. The commit is made on the version of `handle`.
 
         `former`: ids of streaming queries. A batch of one that is under way fails, because Delta takes no batch of a
-        query that has stored a later one. Raises NeedsOperator when somebody has written the table since.
+        query that has stored a later one. Raises NeedsOperator when another process has written the table since.
         """
         try:
             self._commit(handle, position, [Transaction(query, _LAST_BATCH) for query in former])

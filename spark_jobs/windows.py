@@ -3,7 +3,7 @@
 Each micro-batch yields the new totals of the windows that changed, which the driver writes to PostgreSQL. A batch that
 is run again, after a crash, yields the same totals again.
 
-Windows are derived data: where its checkpoint is lost or damaged, the query starts anew with the last minutes of the
+Windows are derived data: where its checkpoint is lost or damaged, the query starts over with the last minutes of the
 topic. A checkpoint counts offsets of one topic, and its folder is named by the topic's id.
 """
 
@@ -100,7 +100,7 @@ class WindowStream:
         folder = CheckpointFolder(self._settings, f"realtime-windows-{self._topic_id}", self.dataset.topic)
         found = folder.load()
         if found and found.damaged:
-            _log.warning("damaged checkpoint deleted, starting anew", files=sorted(found.damaged))
+            _log.warning("damaged checkpoint deleted, starting over", files=sorted(found.damaged))
             folder.delete()
         return folder
 
@@ -123,7 +123,9 @@ class WindowStream:
             found = [Window(datetime.fromtimestamp(start, UTC), *rest) for start, *rest in changed.collect()]
             try:
                 if self._topic.topic_id() != self._topic_id:
-                    raise StoreDown(_STORE, f"the topic {self.dataset.topic} was made anew: the next start reads it")
+                    raise StoreDown(
+                        _STORE, f"the topic {self.dataset.topic} was created again: the next start reads it"
+                    )
                 with connect(self._settings.postgres_url.get_secret_value()) as connection:
                     windows.upsert(connection, found)
             except LogpipeError as error:

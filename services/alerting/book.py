@@ -72,7 +72,7 @@ class Book:
         self._policy = policy
         self.topic_id = topic_id
         self._longest = max((rule.window for rule in policy.rules), default=0)
-        # The place first: should somebody else move on meanwhile, the first commit is fenced.
+        # The place first: if another process moves it meanwhile, the first commit is fenced.
         self.positions = alerts.positions(connection, topic_id, kept, second)
         self._counts = alerts.counts(connection)
         self._open = {(alert.rule, alert.service): alert for alert in alerts.open_alerts(connection)}

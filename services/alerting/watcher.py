@@ -123,7 +123,9 @@ class Watcher:
 
     def _commit(self, book: Book, complete: int) -> None:
         if self._topic.topic_id() != book.topic_id:
-            raise StoreDown("kafka", "the topic of errors was deleted and made anew: it is read again from its start")
+            raise StoreDown(
+                "kafka", "the topic of errors was deleted and created again: it is read again from its start"
+            )
         book.commit(self._read_up_to, complete)
 
     def _look(self, book: Book) -> _Target:

@@ -100,7 +100,7 @@ def positions(
     """The position of each partition in `kept`: partition -> (first offset still kept, end of the log).
 
     `second` is the present one. A new partition begins at its end, so that errors from before alerting was started
-    raise no alert. A topic that was made anew begins at its start. Messages that retention has deleted are skipped.
+    raise no alert. A topic that was created again begins at its start. Messages that retention has deleted are skipped.
 
     No position is judged beyond the present second: it would come from a time at which PostgreSQL's clock was ahead.
     Counts far beyond the present second are deleted for the same reason: they were judged while the clock was ahead.

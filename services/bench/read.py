@@ -67,7 +67,7 @@ def measure(folder: Path, rows: int, runs: int, say: Say) -> tuple[list[Figure],
     ):
         say(f"loading {rows:,} rows")
         _load(stack, rows)
-        say(f"writing the lake anew in files of about {_SMALL_FILE_ROWS:,} rows")
+        say(f"writing the lake again in files of about {_SMALL_FILE_ROWS:,} rows")
         _shatter(stack)
         before = _ask_all(client, f"{rows:,} logs, the lake in small files", runs, say)
         say("compacting")

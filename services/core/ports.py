@@ -122,7 +122,7 @@ class BaseReader(Protocol):
         """(batch, rows, distinct ids) of each batch found in first..last, by really reading the ids, in order.
 
         Finds the rows of every batch in the range, whatever their day of acceptance, and whether or not the ledger has
-        the batch. For `verify`, which searches for rows that nobody accepted. Raises StoreDown.
+        the batch. For `verify`, which searches for rows that were never accepted. Raises StoreDown.
         """
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:

@@ -1,9 +1,9 @@
 """From the ledger to Kafka: every committed batch once, in a transaction of its slot's producer.
 
-The ledger says which batches are to be published; the cache only saves reading rows back that have just been written.
-A publisher that begins with a slot, or goes on after an error, first opens the slot's producer anew, which fences the
-producer that had the slot before. Then the publisher looks whether the topic holds batches that are in doubt, because
-a transaction may have been committed and not marked.
+The ledger says which batches are to be published; the cache only saves reading rows back that have just been written. A
+publisher that begins with a slot, or goes on after an error, first opens a new producer for the slot, which fences the
+producer that had the slot before. Then the publisher looks whether the topic holds batches that are in doubt, because a
+transaction may have been committed and not marked.
 """
 
 import threading
@@ -200,7 +200,7 @@ class SlotPublisher:
         self._advanced = time.monotonic()
 
     def _recover(self, connection: Connection, doubt: Sequence[Batch]) -> None:
-        """Mark those batches that a transaction committed and nobody marked."""
+        """Mark those batches that a transaction committed and that were not marked."""
         for name in sorted({batch.dataset for batch in doubt}):
             self._known(name)
             own = {batch.batch_id: batch for batch in doubt if batch.dataset == name}
@@ -236,7 +236,7 @@ class SlotPublisher:
                 )
         if not is_same and len(found) < len(doubt):
             raise NeedsOperator(
-                f"topic {topic} was deleted and made anew, and the former topic may have held"
+                f"topic {topic} was deleted and created again, and the former topic may have held"
                 f" {len(doubt) - len(found)} batches of slot {slot}, which stores may have loaded: {where}"
             )
         return [replace(doubt[batch_id], parts=parts) for batch_id, (parts, _) in found.items()]

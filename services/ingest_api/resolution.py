@@ -1,4 +1,4 @@
-"""Settles a slot of which nobody can tell from the topic alone whether its batches were published.
+"""Settles a slot of which the topic alone does not tell whether its batches were published.
 
 The stores are asked, too: a batch of which a store holds rows was published. A batch that neither the topic nor any
 store has is published again by the next owner of the slot, whether it was published before or not: no store has loaded
@@ -6,7 +6,7 @@ it. So that no store loads it after the look, nothing may fill the stores meanwh
 
 A batch that was published and is not in the topic as a whole is marked by what is known of it. If it went to the topic
 that is there now, each missing message gets the highest offset that it can have had: a store that has come beyond that
-offset has passed the message. If the topic was made anew, the batch is marked with the former topic.
+offset has passed the message. If the topic was created again, the batch is marked with the former topic.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

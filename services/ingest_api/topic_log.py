@@ -35,7 +35,7 @@ class TopicLog:
             raise NeedsOperator(
                 f"topic {self.dataset.topic} was cut: partitions {cut} end before messages that were published, and new"
                 " messages would get offsets that stores count as loaded. Let the stores load what the topic still has,"
-                " delete it, start an ingest API, which makes it anew, and see 'A topic that was cut' in"
+                " delete it, start an ingest API, which creates it again, and see 'A topic that was cut' in"
                 " docs/operations.md"
             )
         return ends
@@ -47,7 +47,7 @@ class TopicLog:
     def check(self) -> None:
         """Raises StoreDown when the topic is no longer the one that was registered."""
         if self._reader.topic_id() != self.topic.topic_id:
-            raise StoreDown("kafka", f"topic {self.dataset.topic} was deleted and made anew: opening it again")
+            raise StoreDown("kafka", f"topic {self.dataset.topic} was deleted and created again: opening it again")
 
     def holds(self, batches: Mapping[int, Batch], starts: Mapping[int, int]) -> dict[int, tuple[tuple[Part, ...], int]]:
         """Find those of `batches` (by id) at or above the offsets `starts` (by partition): batch id -> its parts, rows.

@@ -155,7 +155,7 @@ class Table:
             return StorePosition(table_id, position.topic_id, position.offsets)
 
     def _find_position(self) -> Position | None:
-        """The table may have been deleted and made anew: its handle does not notice, but the generation is another."""
+        """Return the position. A handle does not notice that its table was created again, but the generation tells."""
         with self._held():
             known, before = self._position
             position = self._read_position()
@@ -186,7 +186,7 @@ class Table:
             except TableNotFoundError:
                 self._table = None
             except BaseException:
-                self._table = None  # it may have been made anew
+                self._table = None  # it may have been created again
                 raise
             return self._table
 

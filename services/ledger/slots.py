@@ -20,7 +20,7 @@ _ONE_AT_A_TIME = "LOCK TABLE slots IN SHARE ROW EXCLUSIVE MODE"
 _SESSION = "logpipe-ingest-"
 
 _LEASE = SQL("make_interval(secs => {})").format(LEASE_SECONDS)
-# A renewal in the future was written before a crash by a server whose clock was ahead: nobody has renewed it since.
+# A renewal in the future was written before a crash by a server whose clock was ahead: it was not renewed since.
 _LAPSED = SQL("(renewed_at NOT BETWEEN clock_timestamp() - {lease} AND clock_timestamp() + {lease})").format(
     lease=_LEASE
 )
@@ -88,8 +88,8 @@ def release(connection: Connection, lease: Lease) -> None:
     """Let others have the slot at once. Raises StoreDown."""
     with translated():
         connection.execute(
-            "UPDATE slots SET owner = nobody, reader = nobody, renewed_at = '-infinity', stuck = ''"
-            " FROM (SELECT gen_random_uuid() AS nobody) AS fresh WHERE slot = %s AND epoch = %s",
+            "UPDATE slots SET owner = none, reader = none, renewed_at = '-infinity', stuck = ''"
+            " FROM (SELECT gen_random_uuid() AS none) AS fresh WHERE slot = %s AND epoch = %s",
             (lease.slot, lease.epoch),
         )
 

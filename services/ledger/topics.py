@@ -1,4 +1,4 @@
-"""The topics that batches were published to. A topic that was deleted and made anew is another one."""
+"""The topics that batches were published to. A topic that was deleted and created again is another one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ loaded, by the position that the store has confirmed. Both continue where the la
 another one, so they read only new batches.
 
 A position consists of offsets in one topic, and says which rows are in one table. A batch that was published to another
-topic, or a table that was made anew, is never measured by it.
+topic, or a table that was created again, is never measured by it.
 """
 
 import time
@@ -78,7 +78,7 @@ class Watermarks:
             return self._settled.end
 
     def _begin(self, connection: Connection) -> None:
-        """Start from what the ledger has saved, again when the ledger was made anew: its ids begin at 1 then."""
+        """Start from what the ledger has saved, again when the ledger was created again: its ids begin at 1 then."""
         if self._settled is None:
             schema.require(connection)
         found = ledger_id(connection)
@@ -96,7 +96,7 @@ class Watermarks:
     def of(self, reader: StoreReader, dataset: Dataset) -> int:
         """The watermark of one store now.
 
-        Raises StoreDown, of the ledger or the store: also when the store's table was made anew and not filled since.
+        Raises StoreDown of the ledger or the store, also if the store's table was created again and not filled since.
         """
         settled = self.settled()
         if reader.progress == "ledger":
@@ -122,7 +122,7 @@ class Watermarks:
     def last_known(self, reader: StoreReader, dataset: Dataset) -> int:
         """The watermark that was last computed here, which is still valid while the ledger is unreachable.
 
-        0 when it was never computed, or when the store's table was made anew since. Raises StoreDown of the store.
+        0 when it was never computed, or when the store's table was created again since. Raises StoreDown of the store.
         """
         if reader.progress == "ledger":
             return self._settled.end if self._settled else 0
@@ -221,7 +221,7 @@ def _refuse_another_table(store: str, dataset: str, there: str, filled: str) -> 
     if there and filled and there != filled:
         raise StoreDown(
             store,
-            f"its table {dataset} was made anew and does not hold what was loaded before: run"
+            f"its table {dataset} was created again and does not hold what was loaded before: run"
             f" `logpipe replay --store {store} --dataset {dataset}`",
         )
 

@@ -169,7 +169,7 @@ class Engine:
                     session.query("SET " + ", ".join(f"{_name(k)} = DEFAULT" for k in settings))
 
     def _refuse_another_folder(self) -> None:
-        """The engine makes the folder anew when somebody moves the folder away, and reports success."""
+        """The engine creates the folder again when another program moves the folder away, and reports success."""
         if _identity(Path(self._folder)) != self._identity:
             raise QueryError(
                 f"{self._folder} is not the folder that this process was started on: put the folder back, and restart"

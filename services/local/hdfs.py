@@ -135,7 +135,7 @@ def _web_pages_closed(settings: LocalSettings) -> dict[str, str]:
 
     WebHDFS cannot be turned off. Every page is for holders of a cookie that is signed with the stack's secret: there is
     no LDAP server that would give a cookie to anybody else. The DataNode's WebHDFS, which knows no cookies, wants a
-    header whose name nobody is told.
+    header whose name no client is told.
     """
     passwords.hdfs(settings.folder)  # makes the file
     return {

@@ -43,7 +43,10 @@ def _postgres_file(stack: Path) -> Path:
 
 
 def _kept(file: Path, line: Callable[[str], str]) -> str:
-    """The content of `file`, which is made of a new password if there is none. Whoever makes the file first wins."""
+    """Return the content of `file`. If there is no file, it is created with the `line` of a new password.
+
+    Of several processes at once, the first one creates the file, and the others read it.
+    """
     if not file.exists():
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = file.with_name(f"{file.name}.{secrets.token_hex(6)}")

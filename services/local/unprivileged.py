@@ -94,8 +94,8 @@ def prepare_data(folder: Path) -> Path:
     that was killed is completed by the next one.
     """
     if os.geteuid() == 0 and is_closed(folder / "data") and not _link(folder).is_symlink():
-        # The name is random, not derived from the path: a stack folder that is deleted and made anew must not find the
-        # data of the former one.
+        # The name is random, not derived from the path: a stack folder that was deleted and created again must not find
+        # the data of the former one.
         _link(folder).symlink_to(OUTSIDE / f"stack-{secrets.token_hex(6)}")
     data = data_folder(folder)
     if _link(folder).is_symlink():

@@ -44,7 +44,7 @@ class Replays:
         self._opened.close()
 
     def begin(self, dataset: Dataset, first: int | None, display: Display) -> Refill:
-        """From now on it is noted in the ledger. `first`: begin anew, at this batch.
+        """From now on it is noted in the ledger. `first`: start over, at this batch.
 
         Raises Conflict when another replay or the store's stream is in the way, Invalid when `first` is too high.
         """
@@ -81,13 +81,13 @@ class Replays:
     def _note(
         self, progress: ReplayProgress, topic: PartitionReader, topic_id: str, dataset: Dataset, first: int | None
     ) -> Replay:
-        """Raises StoreDown if the topic is being made anew right now."""
+        """Raises StoreDown if the topic is being created again right now."""
         store = self._reader.name
         with self._ledger.connection() as connection:
             position = reading.sink_position(connection, store, dataset.name)
         bounds = topic.bounds()  # after the position, which a sink that runs moves on
         if topic.topic_id() != topic_id:
-            raise StoreDown("kafka", f"{dataset.topic} is being made anew: run the same command again")
+            raise StoreDown("kafka", f"{dataset.topic} is being created again: run the same command again")
         moves = position.topic_id != topic_id or any(
             not low <= position.offsets.get(partition, -1) <= end for partition, (low, end) in bounds.items()
         )

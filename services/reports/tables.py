@@ -1,6 +1,6 @@
 """The reports of a day: a Delta table each under `reports/` in the lake, a partition a day.
 
-A day is one of event time, in UTC. Making its report anew replaces its partition in one commit. A day whose report was
+A day is one of event time, in UTC. Making its report again replaces its partition in one commit. A day whose report was
 made has rows here even when it has no logs; docs/jobs.md describes the columns.
 """
 

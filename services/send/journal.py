@@ -28,7 +28,7 @@ from services.send.source import Mark, another_file
 from services.send.years import Stretch
 
 _VERSION = 2
-ANEW = "run without --resume to send the whole file"
+START_OVER = "run without --resume to send the whole file"
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -109,7 +109,7 @@ class Journal:
             raise NeedsOperator(f"another `logpipe send` of {path} is running") from error
 
     def was_interrupted(self) -> bool:
-        """Whether the last run left chunks of which nobody knows whether they were stored."""
+        """Whether the last run left chunks of which it is unknown whether they were stored."""
         with suppress(NeedsOperator):
             return bool(self._read().begun)
         return False
@@ -179,7 +179,7 @@ class Journal:
         if self.progress.ledger:
             raise OtherLedger(
                 f"what was sent up to line {self.progress.done.lines} is in another ledger: the pipeline was wiped"
-                f" since, or LOGPIPE_INGEST_URL is of another one; {ANEW}"
+                f" since, or LOGPIPE_INGEST_URL is of another one; {START_OVER}"
             )
         self.progress.ledger, self.progress.version = ledger, _VERSION
         self._write()
@@ -209,15 +209,17 @@ class Journal:
         try:
             progress = msgspec.json.decode(self.file.read_bytes(), type=Progress)
         except FileNotFoundError as error:
-            raise NeedsOperator(f"there is no record of an earlier send of this file: {ANEW}") from error
+            raise NeedsOperator(f"there is no record of an earlier send of this file: {START_OVER}") from error
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise NeedsOperator(f"the record of the earlier send is damaged ({self.file}: {error}): {ANEW}") from error
+            raise NeedsOperator(
+                f"the record of the earlier send is damaged ({self.file}: {error}): {START_OVER}"
+            ) from error
         if progress.version > _VERSION:
             raise NeedsOperator(
-                f"a newer release wrote the record of the earlier send ({self.file}): update logpipe, or {ANEW}"
+                f"a newer release wrote the record of the earlier send ({self.file}): update logpipe, or {START_OVER}"
             )
         if progress.path != self._path:
-            raise NeedsOperator(f"{self.file} is the record of another file, {progress.path}: {ANEW}")
+            raise NeedsOperator(f"{self.file} is the record of another file, {progress.path}: {START_OVER}")
         return progress
 
     def _write(self) -> None:

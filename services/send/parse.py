@@ -238,7 +238,8 @@ def detect(
 ) -> tuple[str, int]:
     """The format that most of these lines surely have, and how many do; ('', 0) when they have none.
 
-    A wrong format stores rows that nobody can mend, so a format whose lines look like those of many others needs proof.
+    A wrong format stores rows that cannot be corrected. So a format whose lines look like those of many other formats
+    needs proof.
     """
     window = Window(until=now + ANY_ZONE)
     ndjson, docker = NdjsonParser(defaults), DockerParser(zone, defaults, "origin")

@@ -95,7 +95,7 @@ def describe(admin: AdminClient, topic: str) -> TopicDescription | None:
 def delete_before(url: str, topic: str, topic_id: str, partition: int, offset: int) -> bool:
     """Delete the records below `offset`; False when there are none. Raises StoreDown.
 
-    Nothing is deleted from a topic that was made anew since, whose id is another.
+    Nothing is deleted from a topic that was created again since, whose id is another.
     """
     admin = AdminClient(config(url))
     with translated():

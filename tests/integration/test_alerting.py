@@ -359,7 +359,7 @@ def test_postgres_or_kafka_unreachable_delays_alerts_and_loses_none(
 
 
 @pytest.mark.parametrize("rows", [1, 10], ids=["shorter", "longer than where the watcher was"])
-def test_a_topic_made_anew_under_a_watcher_is_read_from_its_start(
+def test_a_topic_created_again_under_a_watcher_is_read_from_its_start(
     scene: Scene, connection: Connection, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     monkeypatch.setattr(loop, "BACKOFF", Backoff(0, 0))

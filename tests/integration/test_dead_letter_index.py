@@ -120,7 +120,7 @@ def test_what_the_topic_no_longer_has_stays_known(connection: Connection, topic:
     assert dead_lettered(connection, topic) == [DeadLettered(7, 70, 1), DeadLettered(8, 80, 1)]
 
 
-def test_a_topic_made_anew_is_read_from_its_start(connection: Connection, topic: Topic) -> None:
+def test_a_topic_created_again_is_read_from_its_start(connection: Connection, topic: Topic) -> None:
     topic.send(dead_letter(7, 70), dead_letter(8, 80))
     dead_lettered(connection, topic)
     topic.broker.delete_topic(TOPIC)

@@ -60,7 +60,7 @@ def fail_to_mark(monkeypatch: pytest.MonkeyPatch, publisher: SlotPublisher, benc
             publisher.step(bench.connection)
 
 
-def make_topic_anew(bench: Bench) -> None:
+def recreate_topic(bench: Bench) -> None:
     """Returns when the broker names the new topic: an attempt at the former one would leave a batch in doubt."""
     with closing(kafka.KafkaPartitionReader(bench.kafka_url, bench.dataset.topic)) as reader:
         former = reader.topic_id()
@@ -83,7 +83,7 @@ def make_topic_anew(bench: Bench) -> None:
 
 
 def publish(publisher: SlotPublisher, bench: Bench) -> int:
-    """One step, repeated as the owner of a slot does: a broker learns late that it leads a topic made anew."""
+    """One step, repeated as the owner of a slot does: a broker learns late that it leads a topic created again."""
     deadline = time.monotonic() + 90
     while True:
         try:
@@ -164,9 +164,11 @@ def test_what_a_deleted_topic_may_have_held_is_published_again_only_after_the_st
     publisher.step(bench.connection)
     publisher.close()
     stored, absent = (bench.commit(10).pop() for _ in range(2))
-    make_topic_anew(bench)
+    recreate_topic(bench)
     heir = bench.publisher()
-    with pytest.raises(NeedsOperator, match=r"made anew, and the former topic may have held 2 batches .*slots resolve"):
+    with pytest.raises(
+        NeedsOperator, match=r"created again, and the former topic may have held 2 batches .*slots resolve"
+    ):
         publish(heir, bench)
     heir.close()
     resolved = resolve(bench, bench.lease(), Store({stored: 10}))
@@ -190,11 +192,11 @@ def test_what_a_deleted_topic_may_have_held_is_published_again_only_after_the_st
 
 
 def test_a_batch_accepted_under_the_lease_is_in_no_doubt(bench: Bench) -> None:
-    """Otherwise every slot that is leased after a topic was made anew would get stuck."""
+    """Otherwise every slot that is leased after a topic was created again would get stuck."""
     publisher = bench.publisher()
     publisher.step(bench.connection)
     publisher.close()
-    make_topic_anew(bench)
+    recreate_topic(bench)
     lease = bench.lease()
     own = bench.commit(10)
     publisher = bench.publisher(lease)
@@ -233,7 +235,7 @@ def test_a_former_owner_reads_no_batch_that_is_accepted_under_a_later_lease(
     assert {batch.batch_id for batch in batches.in_doubt(bench.connection, lease)} == before
 
 
-def test_a_batch_that_came_to_a_topic_made_anew_under_the_producer_is_found_there(
+def test_a_batch_that_came_to_a_topic_created_again_under_the_producer_is_found_there(
     bench: Bench, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher = bench.publisher()
@@ -242,13 +244,13 @@ def test_a_batch_that_came_to_a_topic_made_anew_under_the_producer_is_found_ther
     publisher.close()
     positions = "SELECT partition, topic_id, next_offset FROM slot_positions WHERE slot = %s"
     former = bench.connection.execute(positions, (bench.slot,)).fetchall()
-    make_topic_anew(bench)
+    recreate_topic(bench)
     publisher = bench.publisher()
     publish(publisher, bench)
     own = bench.commit(10)
     fail_to_mark(monkeypatch, publisher, bench)
     publisher.close()
-    for partition, topic_id, next_offset in former:  # as if the topic had been made anew after the last mark
+    for partition, topic_id, next_offset in former:  # as if the topic had been created again after the last mark
         bench.connection.execute(
             "UPDATE slot_positions SET topic_id = %s, next_offset = %s WHERE slot = %s AND partition = %s",
             (topic_id, next_offset, bench.slot, partition),
@@ -273,7 +275,7 @@ def test_messages_of_a_new_topic_that_retention_deleted_leave_batches_in_doubt(b
     publisher = bench.publisher()
     publisher.step(bench.connection)
     publisher.close()
-    make_topic_anew(bench)
+    recreate_topic(bench)
     with closing(kafka.KafkaProducer(bench.kafka_url, f"fill-{uuid4()}")) as producer:
         landed = producer.publish([Outgoing(bench.dataset.topic, 0, b"x", b"{}")] * 10)
     admin = AdminClient({"bootstrap.servers": bench.kafka_url})
@@ -562,7 +564,7 @@ def test_a_slot_is_not_settled_by_a_topic_that_was_cut(bench: Bench) -> None:
     publisher.close()
     with pytest.raises(NeedsOperator, match=r"was cut: .*delete it"):
         resolve(bench, bench.lease(), Store({}))
-    make_topic_anew(bench)
+    recreate_topic(bench)
     assert resolve(bench, bench.lease(), Store({})).to_publish == 1
 
 

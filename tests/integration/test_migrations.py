@@ -204,8 +204,8 @@ def test_a_ledger_of_an_earlier_release_is_taken_over(
         assert Watermarks(pool).settled() == 2
     assert connection.execute("SELECT nextval('batch_ids')").fetchone() == (3,)
     schema.build_index(connection)
-    with closing(connect(postgres_url)) as anew:
-        assert columns_of(structure(connection)) == columns_of(structure(anew))
+    with closing(connect(postgres_url)) as new:
+        assert columns_of(structure(connection)) == columns_of(structure(new))
 
 
 def test_tables_that_processes_of_an_earlier_release_made_are_taken_over(

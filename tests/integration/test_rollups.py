@@ -340,7 +340,7 @@ def test_the_chunks_of_a_day_become_one(pipeline: Pipeline) -> None:
     assert method_of(pipeline.readers[0], pipeline.dataset, history.ends[4]) == "rollup"
 
 
-def test_nothing_is_counted_twice_while_the_settled_ids_are_found_out_anew(pipeline: Pipeline) -> None:
+def test_nothing_is_counted_twice_while_the_settled_ids_are_read_again(pipeline: Pipeline) -> None:
     """As after a restore: ids seem to be settled up to the middle of a day whose chunks were merged."""
     history = History(pipeline, 9)
     for settled in (history.ends[0] + 10, history.ends[3] - 1, history.ends[-1] - 1):

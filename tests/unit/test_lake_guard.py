@@ -83,7 +83,7 @@ def test_what_does_not_belong_together_is_refused(
 @pytest.mark.parametrize(
     ("position", "topic_id", "bounds", "message"),
     [
-        (RELEASED, "topic-2", BOUNDS, "was deleted and made anew"),
+        (RELEASED, "topic-2", BOUNDS, "was deleted and created again"),
         (RELEASED, "topic-1", {0: (21, 50), 1: (5, 50)}, "stands at offset 20 of partition 0 .* only 21 to 50"),
         (RELEASED, "topic-1", {0: (0, 19), 1: (5, 50)}, "stands at offset 20 of partition 0 .* only 0 to 19"),
         (RELEASED, "topic-1", {0: (0, 50)}, "stands at offset 30 of partition 1"),
@@ -183,16 +183,16 @@ def test_damage_that_loses_nothing_is_removed(
     assert without_meaning(position, checkpoint) == removed
 
 
-def test_a_topic_made_anew_between_or_within_batches_ends_the_query() -> None:
+def test_a_topic_created_again_between_or_within_batches_ends_the_query() -> None:
     stream = LakeStream(StreamToLakeSettings(), DATASET, Mock())
     stream._topic_id = "topic-1"
     written: list[int] = []
     for ids, batches in ((["topic-2"], []), (["topic-1", "topic-2"], [8])):
         stream.topic.topic_id.side_effect = ids  # type: ignore[attr-defined]
         stream._write_batch = lambda messages, batch: written.append(batch)  # type: ignore[method-assign]
-        with pytest.raises(NeedsOperator, match=r"made anew while batch 8 was under way.*--resume logs"):
+        with pytest.raises(NeedsOperator, match=r"created again while batch 8 was under way.*--resume logs"):
             stream._write(Mock(), 8)
         assert written == batches
     stream._query = Mock()
-    with pytest.raises(NeedsOperator, match="made anew"):
+    with pytest.raises(NeedsOperator, match="created again"):
         stream.supervise(Mock())
