@@ -114,8 +114,8 @@ class BaseReader(Protocol):
         """Return the query's result from the batches up to `as_of` only. Thread-safe.
 
         Raises StoreDown, Backpressure, or QueryTimeout after `seconds`: the store no longer works on the query then.
-        Raises ResultTooLarge (see `bounds`) before the result is in memory. `stop` ends the query from another thread;
-        the error that is raised then does not matter.
+        Raises ResultTooLarge (see `result_size`) before the result is in memory. `stop` ends the query from another
+        thread; the error that is raised then does not matter.
         """
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:

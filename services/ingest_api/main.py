@@ -79,14 +79,14 @@ def create_app(settings: IngestSettings) -> FastAPI:
         background.start()
         owner.start()
 
-        def publish(batch: Batch, outgoing: list[Outgoing]) -> None:
+        def on_committed(batch: Batch, outgoing: list[Outgoing]) -> None:
             message_cache.put(batch.batch_id, outgoing)
             owner.wake()
 
         codecs = {dataset.name: RowCodec(dataset) for dataset in known}
         group_rows, partitions = settings.ingest_group_rows, settings.kafka_partitions
         committers = [
-            Committer(url, codecs, owner.slot, publish, group_rows, partitions, session_name)
+            Committer(url, codecs, owner.slot, on_committed, group_rows, partitions, session_name)
             for _ in range(settings.ingest_connections)
         ]
         service = IngestService(committers, group_rows, settings.ingest_group_wait)

@@ -20,8 +20,8 @@ from services.core.ports import Outgoing, PartitionReader, TransactionalProducer
 from services.core.read_back import ReadBack
 from services.core.rows import RowCodec, Rows
 from services.ingest_api.topic_log import TopicLog
-from services.ledger import batches as ledger
-from services.ledger.slots import Lease
+from services.ledger import batches as ledger_batches
+from services.ledger_batches.slots import Lease
 from services.postgres.connection import Connection
 from services.runtime import logs, metrics
 from services.stores.postgres import PostgresReader
@@ -101,7 +101,7 @@ class SlotPublisher:
                 self._producer = self._open(connection)
             elif time.monotonic() - self._advanced > _ADVANCE_SECONDS:
                 self._advance(connection)
-            batches = ledger.unpublished(connection, self.lease, self._max_rows)
+            batches = ledger_batches.unpublished(connection, self.lease, self._max_rows)
             if not batches:
                 return 0
             outgoing = self._within_bounds(batches)
@@ -136,7 +136,7 @@ class SlotPublisher:
         producer = self._open_producer(self.lease.slot)
         try:
             if self._doubt is None:
-                self._doubt = ledger.in_doubt(connection, self.lease)
+                self._doubt = ledger_batches.in_doubt(connection, self.lease)
             for name, dataset in self._datasets.items():
                 self._logs[name] = TopicLog(connection, dataset, self._open_reader(dataset.topic))
             self._recover(connection, self._doubt)
@@ -187,7 +187,9 @@ class SlotPublisher:
         return self._datasets[name]
 
     def _mark(self, connection: Connection, batches: Sequence[Batch]) -> None:
-        ledger.mark_published(connection, self.lease, batches, {name: log.topic for name, log in self._logs.items()})
+        ledger_batches.mark_published(
+            connection, self.lease, batches, {name: log.topic for name, log in self._logs.items()}
+        )
 
     def _advance(self, connection: Connection) -> None:
         """Note where the slot's next messages can be: all of its messages so far are marked.
@@ -196,7 +198,7 @@ class SlotPublisher:
         """
         for name, log in self._logs.items():
             log.check()
-            ledger.advance_slot(connection, self.lease, name, log.topic, log.uncut_ends(connection))
+            ledger_batches.advance_slot(connection, self.lease, name, log.topic, log.uncut_ends(connection))
         self._advanced = time.monotonic()
 
     def _recover(self, connection: Connection, doubt: Sequence[Batch]) -> None:
@@ -211,7 +213,7 @@ class SlotPublisher:
     def _found(self, connection: Connection, log: TopicLog, doubt: Mapping[int, Batch]) -> list[Batch]:
         """Those of `doubt` that the topic holds. Raises NeedsOperator when that cannot be told."""
         slot, topic = self.lease.slot, log.dataset.topic
-        positions = ledger.slot_positions(connection, slot, log.dataset.name)
+        positions = ledger_batches.slot_positions(connection, slot, log.dataset.name)
         if not positions:
             return []
         bounds = log.bounds()

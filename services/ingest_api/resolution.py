@@ -18,10 +18,10 @@ from services.core.errors import Conflict, NeedsOperator
 from services.core.ledger import Batch, Part
 from services.core.ports import PartitionReader, StoreReader, StoreWriter, TransactionalProducer
 from services.ingest_api.topic_log import TopicLog
-from services.ledger import batches as ledger
+from services.ledger import batches as ledger_batches
 from services.ledger import topics
-from services.ledger.slots import Lease
-from services.ledger.topics import Topic
+from services.ledger_batches.slots import Lease
+from services.ledger_batches.topics import Topic
 from services.postgres.connection import Connection
 
 
@@ -60,7 +60,7 @@ def resolve(
     know, or when the topic was cut.
     """
     with closing(open_producer(lease.slot)):  # this ends a transaction that is still open
-        doubt = ledger.in_doubt(connection, lease)
+        doubt = ledger_batches.in_doubt(connection, lease)
         for name in sorted({batch.dataset for batch in doubt}):
             if name not in datasets:
                 raise NeedsOperator(f"dataset {name!r} is not known here: run this command of a newer release")
@@ -86,7 +86,7 @@ def _end_writes(sinks: Sequence[Sink], dataset: Dataset) -> None:
 def _settle(
     connection: Connection, lease: Lease, log: TopicLog, doubt: Mapping[int, Batch], sinks: Sequence[StoreReader]
 ) -> Resolved:
-    dataset, positions = log.dataset, ledger.slot_positions(connection, lease.slot, log.dataset.name)
+    dataset, positions = log.dataset, ledger_batches.slot_positions(connection, lease.slot, log.dataset.name)
     former = _former_topic(connection, log, positions)
     starts = positions.get(log.topic.topic_id, {})
     log.uncut_ends(connection)
@@ -104,10 +104,10 @@ def _settle(
         parts |= dict.fromkeys(only_stored, tuple(dropped))
     else:
         lost = [replace(doubt[b], parts=()) for b in only_stored]
-        ledger.mark_published(connection, lease, lost, {dataset.name: former})
+        ledger_batches.mark_published(connection, lease, lost, {dataset.name: former})
     published = [replace(doubt[b], parts=parts[b]) for b in sorted(parts)]
-    ledger.mark_published(connection, lease, published, {dataset.name: log.topic})
-    ledger.advance_slot(connection, lease, dataset.name, log.topic, {p: end for p, (_, end) in bounds.items()})
+    ledger_batches.mark_published(connection, lease, published, {dataset.name: log.topic})
+    ledger_batches.advance_slot(connection, lease, dataset.name, log.topic, {p: end for p, (_, end) in bounds.items()})
     published_in_part = [doubt[b] for b in (*only_stored, *(found.keys() - whole))]
     return Resolved(
         dataset.name,

@@ -8,7 +8,7 @@ from services.core.errors import NeedsOperator, StoreDown
 from services.core.kafka_value import announced
 from services.core.ledger import Batch, Part
 from services.core.ports import PartitionReader
-from services.ledger import batches as ledger
+from services.ledger import batches as ledger_batches
 from services.ledger import topics
 from services.postgres.connection import Connection
 
@@ -29,7 +29,7 @@ class TopicLog:
 
     def uncut_ends(self, connection: Connection) -> dict[int, int]:
         """The `ends`. Raises NeedsOperator if the topic was cut: if they lie before what the slots have published."""
-        published = ledger.published_ends(connection, self.dataset.name, self.topic.topic_id)
+        published = ledger_batches.published_ends(connection, self.dataset.name, self.topic.topic_id)
         ends = self.ends()  # after the slots' positions, which go on meanwhile
         if cut := [partition for partition, end in published.items() if end > ends.get(partition, 0)]:
             raise NeedsOperator(

@@ -14,11 +14,11 @@ import pyarrow as pa
 from deltalake import QueryBuilder
 from deltalake.exceptions import DeltaError
 
-from services.core.bounds import gathered
 from services.core.dataset import Dataset
 from services.core.dead_letter import DeadLettered
 from services.core.errors import Invalid, ResultTooLarge
 from services.core.queries import Filters, ListQuery, StatsQuery
+from services.core.result_size import gathered
 from services.core.rows import Row
 from services.lake import NAME
 from services.lake.reader import Found, LakeReader, Limit

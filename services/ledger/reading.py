@@ -224,13 +224,13 @@ def lost_batches(
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class LoadedBatches:
     """Which batches count as loaded. A batch of topic number `topics.current` does, once `offsets` are above its parts.
 
     A batch of another topic, or one that is in no topic any more, can no longer be read by a stream. It counts as
     loaded up to batch `replayed`; beyond that only where `skips_lost`, once the stream reads a later topic than the
-    batch's: an operator has had the stream go on without it. A batch of the newest topic that is not in there has no
-    later topic to wait for.
+    batch's: an operator has had the stream go on without it. A batch that was published to the newest topic and that
+    this topic lacks has no later topic to wait for.
     """
 
     topics: TopicNumbers
@@ -256,17 +256,17 @@ _FIRST_MISSING = """
     ORDER BY batch_id LIMIT 1"""
 
 
-def first_missing(connection: Connection, dataset: str, after: int, last: int, taken: Taken) -> int | None:
+def first_missing(connection: Connection, dataset: str, after: int, last: int, loaded: LoadedBatches) -> int | None:
     """The first batch of `dataset` with `after` < id <= `last` that is not loaded; None when all are."""
     values = {
         "dataset": dataset,
         "after": after,
         "last": last,
-        "first": taken.topics.first,
-        "current": taken.topics.current,
-        "offsets": [taken.offsets.get(partition, 0) for partition in range(max(taken.offsets, default=-1) + 1)],
-        "replayed": taken.replayed,
-        "skips_lost": taken.skips_lost,
+        "first": loaded.topics.first,
+        "current": loaded.topics.current,
+        "offsets": [loaded.offsets.get(partition, 0) for partition in range(max(loaded.offsets, default=-1) + 1)],
+        "replayed": loaded.replayed,
+        "skips_lost": loaded.skips_lost,
     }
     with translated():
         row = connection.execute(_FIRST_MISSING, values).fetchone()

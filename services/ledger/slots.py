@@ -56,19 +56,19 @@ def acquire(connection: Connection, owner: UUID) -> Lease:
     A slot with unpublished batches is left to `adopt_orphan`, so that new batches never wait behind a stuck slot.
     """
     free = SQL("{} AND NOT {}").format(_LAPSED, _UNFINISHED)
-    lease = _take(connection, owner, free)
+    lease = _lease_lowest(connection, owner, free)
     return _create(connection, owner) if lease is None else lease
 
 
 def adopt_orphan(connection: Connection, owner: UUID) -> Lease | None:
     """Lease one slot that has unpublished batches and no living owner; None when there is none. Raises StoreDown."""
-    return _take(connection, owner, SQL("{} AND {}").format(_LAPSED, _UNFINISHED))
+    return _lease_lowest(connection, owner, SQL("{} AND {}").format(_LAPSED, _UNFINISHED))
 
 
 def take_over(connection: Connection, owner: UUID, slot: int) -> Lease:
     """Lease this slot for an operator. Raises NotFound, StoreDown, or Conflict while a living owner publishes it."""
     resolvable = SQL("slot = {} AND (stuck <> '' OR {})").format(slot, _LAPSED)
-    if lease := _take(connection, owner, resolvable):
+    if lease := _lease_lowest(connection, owner, resolvable):
         return lease
     if all(slot != other.slot for other in every(connection)):
         raise NotFound(f"there is no slot {slot}: `logpipe slots` lists them")
@@ -143,12 +143,12 @@ def end_lapsed_sessions(connection: Connection) -> int:
     return int(row[0])
 
 
-def _take(connection: Connection, owner: UUID, condition: Composed) -> Lease | None:
+def _lease_lowest(connection: Connection, owner: UUID, condition: Composed) -> Lease | None:
     """Lease the lowest slot that fulfils `condition`, once the sessions of its lapsed owner have been ended."""
     query = SQL(
         "SELECT slot AS free, owner IS NOT DISTINCT FROM reader AS by_epoch FROM slots WHERE {} ORDER BY slot LIMIT 1"
     ).format(condition)
-    take = SQL("""UPDATE slots SET owner = {owner}, reader = {owner}, renewed_at = clock_timestamp(),
+    change = SQL("""UPDATE slots SET owner = {owner}, reader = {owner}, renewed_at = clock_timestamp(),
                                    epoch = epoch + 1, stuck = '', first_batch = NULL
                   FROM ({query}) AS lowest WHERE slot = free
                   RETURNING slot, epoch, by_epoch""").format(owner=owner, query=query)
@@ -158,7 +158,7 @@ def _take(connection: Connection, owner: UUID, condition: Composed) -> Lease | N
         end_lapsed_sessions(connection)
         with connection.transaction():
             connection.execute(_ONE_AT_A_TIME)
-            row = connection.execute(take).fetchone()
+            row = connection.execute(change).fetchone()
         if row is None:
             return None
         lease, by_epoch = Lease(row[0], row[1]), row[2]

@@ -21,9 +21,9 @@ from services.core.ledger import StorePosition
 from services.core.ports import StoreReader
 from services.ledger import reading, saved_watermarks, schema, slots
 from services.ledger.identity import ledger_id
-from services.ledger.reading import Lag, OpenWriter, Taken, TopicNumbers
+from services.ledger.reading import Lag, LoadedBatches, OpenWriter, TopicNumbers
 from services.ledger.saved_watermarks import Saved
-from services.ledger.settled import Look, Settled, look
+from services.ledger.settled import Blockers, Settled, update_settled
 from services.postgres.connection import Connection
 from services.postgres.pool import Pool
 
@@ -57,7 +57,7 @@ class Watermarks:
         self._pool = pool
         self._ledger_id: UUID | None = None
         self._settled: Settled | None = None
-        self._look = Look()
+        self._blockers = Blockers()
         self._settling = Lock()
         self._settled_saved_at = float("-inf")
         self._marks: dict[tuple[str, str], _Mark] = {}
@@ -68,7 +68,7 @@ class Watermarks:
         with _held(self._settling, "postgres"), self._pool.connection() as connection:
             self._begin(connection)
             assert self._settled is not None
-            self._look = look(connection, self._settled, self._look)
+            self._blockers = update_settled(connection, self._settled, self._blockers)
             if self.held_by(slots.LEASE_SECONDS):
                 # An ingest process adopts the slot of a lapsed owner and ends its sessions; here none may be alive.
                 slots.end_lapsed_sessions(connection)
@@ -83,15 +83,15 @@ class Watermarks:
             schema.require(connection)
         found = ledger_id(connection)
         if found != self._ledger_id:
-            self._ledger_id, self._look = found, Look()
+            self._ledger_id, self._blockers = found, Blockers()
             self._settled = Settled(saved_watermarks.read(connection).batch_id)
             self._marks.clear()
             self._topics.clear()
 
     def held_by(self, seconds: float) -> list[OpenWriter]:
         """The transactions that have kept `settled` from rising for more than `seconds`."""
-        since = self._look.held_since
-        return list(self._look.held_by) if since is not None and time.monotonic() - since > seconds else []
+        since = self._blockers.since
+        return list(self._blockers.writers) if since is not None and time.monotonic() - since > seconds else []
 
     def of(self, reader: StoreReader, dataset: Dataset) -> int:
         """The watermark of one store now.
@@ -155,13 +155,13 @@ class Watermarks:
             _refuse_another_table(reader.name, dataset.name, position.table_id, replay.table_id)
         _check(connection, mark, reader.name, dataset.name, position)
         stop = settled if replay is None else min(settled, replay.batch_id)
-        taken = Taken(
+        loaded = LoadedBatches(
             self._topic_numbers(connection, dataset.topic, position.topic_id),
             position.offsets,
             0 if replay is None else replay.batch_id,
             skips_lost=reader.progress == "own",
         )
-        risen = replace(mark.saved, batch_id=_walk(connection, dataset.name, mark.saved.batch_id, stop, taken))
+        risen = replace(mark.saved, batch_id=_walk(connection, dataset.name, mark.saved.batch_id, stop, loaded))
         gained = risen.batch_id - mark.saved.batch_id
         if gained > _SAVE_BATCHES or (gained and time.monotonic() - mark.saved_at > _SAVE_SECONDS):
             saved_watermarks.raise_to(connection, risen, reader.name, dataset.name)
@@ -195,12 +195,12 @@ def _check(connection: Connection, mark: _Mark, store: str, dataset: str, positi
     mark.saved = replace(mark.saved, position=position)
 
 
-def _walk(connection: Connection, dataset: str, after: int, stop: int, taken: Taken) -> int:
+def _walk(connection: Connection, dataset: str, after: int, stop: int, loaded: LoadedBatches) -> int:
     """The batch up to which all are loaded, or the batch at which the walk was after `_WALK_SECONDS`."""
     deadline = time.monotonic() + _WALK_SECONDS
     while after < stop and time.monotonic() < deadline:
         last = min(stop, reading.next_batch(connection, dataset, after, stop) + _PAGE)
-        missing = reading.first_missing(connection, dataset, after, last, taken)
+        missing = reading.first_missing(connection, dataset, after, last, loaded)
         if missing is not None:
             return missing - 1
         after = last

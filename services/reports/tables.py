@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 from deltalake import DeltaTable, Schema, write_deltalake
 
-from services.core.bounds import MAX_RESULT_BYTES
 from services.core.errors import ResultTooLarge
+from services.core.result_size import MAX_RESULT_BYTES
 from services.lake.table import Table, table_uri, within_limit
 from services.runtime.settings import LakeSettings
 

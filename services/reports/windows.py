@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from psycopg.rows import class_row
 
-from services.core.bounds import MAX_GROUPS
 from services.core.errors import ResultTooLarge
+from services.core.result_size import MAX_GROUPS
 from services.postgres import migrations
 from services.postgres.connection import Connection, translated
 

@@ -1,4 +1,4 @@
-"""Leases and identities of slots: a former owner changes nothing, and another topic is never taken for the same."""
+"""Leases and identities of slots: a former owner changes nothing, and another topic is never loaded for the same."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ from services.ingest_api.publisher import SlotPublisher
 from services.ingest_api.slot_owner import SlotOwner
 from services.ingest_api.topic_log import TopicLog
 from services.ledger import batches, reading, slots, topics
-from services.ledger.reading import Taken
+from services.ledger.reading import LoadedBatches
 from services.ledger.slots import LEASE_SECONDS, Lease
 from services.ledger.topics import Topic
 from services.postgres.connection import connect
@@ -185,8 +185,8 @@ def test_what_a_deleted_topic_may_have_held_is_published_again_only_after_the_st
     def first_missing(topic_id: str) -> int | None:
         """Of a stream that has read all of this topic, and goes on with another one only when it is told to."""
         numbers = reading.topic_numbers(bench.connection, bench.dataset.topic, topic_id)
-        taken = Taken(numbers, dict.fromkeys(range(PARTITIONS), 1 << 40), skips_lost=True)
-        return reading.first_missing(bench.connection, "logs", stored - 1, stored, taken)
+        loaded = LoadedBatches(numbers, dict.fromkeys(range(PARTITIONS), 1 << 40), skips_lost=True)
+        return reading.first_missing(bench.connection, "logs", stored - 1, stored, loaded)
 
     assert [first_missing(topic_id) for topic_id in (old, new)] == [stored, None]
 
@@ -497,8 +497,8 @@ def test_a_stuck_slot_is_settled_by_the_topic_and_the_stores(bench: Bench) -> No
 
     def first_missing(short: int) -> int | None:
         """Of a store that has read up to `short` offsets before what the topic still has."""
-        taken = Taken(numbers, {p: end - short for p, end in ends.items()}, skips_lost=True)
-        return reading.first_missing(bench.connection, "logs", lost - 1, half, taken)
+        loaded = LoadedBatches(numbers, {p: end - short for p, end in ends.items()}, skips_lost=True)
+        return reading.first_missing(bench.connection, "logs", lost - 1, half, loaded)
 
     assert (first_missing(1), first_missing(0)) == (lost, None)
     heir = bench.publisher()
@@ -528,7 +528,7 @@ def test_a_batch_that_only_a_store_has_is_in_no_topic(bench: Bench) -> None:
     resolved = resolve(bench, bench.lease(), Store({own: 9}))
     assert (resolved.in_topic, resolved.in_stores_only, resolved.lacking) == (0, 1, {"clickhouse": 1})
     numbers = reading.topic_numbers(bench.connection, bench.dataset.topic, topic_ids(bench)[-1])
-    everything = Taken(numbers, dict.fromkeys(range(PARTITIONS), 1 << 40), skips_lost=True)
+    everything = LoadedBatches(numbers, dict.fromkeys(range(PARTITIONS), 1 << 40), skips_lost=True)
     assert reading.lost_batches(bench.connection, "logs", own - 1, own, numbers, 9) == [own]
     assert reading.first_missing(bench.connection, "logs", own - 1, own, replace(everything, skips_lost=False)) == own
     assert reading.first_missing(bench.connection, "logs", own - 1, own, replace(everything, replayed=own)) is None

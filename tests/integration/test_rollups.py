@@ -31,7 +31,7 @@ from services.migrate.service import migrate
 from services.postgres.connection import connect
 from services.stores import postgres
 from services.stores.clickhouse.reader import ClickHouseReader
-from services.stores.clickhouse.rollups import BUCKET_BITS
+from services.stores.clickhouse.rollups import BATCH_SPAN_BITS
 from services.stores.clickhouse.tables import create_table
 from services.stores.clickhouse.writer import ClickHouseWriter
 from services.stores.postgres import rollup_chunks as chunks
@@ -479,7 +479,7 @@ def test_rows_that_were_there_before_the_projection(pipeline: Pipeline) -> None:
     deadline = time.monotonic() + 60
     while client.query(missing).result_rows != [(0,)]:
         assert time.monotonic() < deadline
-    whole = (pipeline.loaded + 1 >> BUCKET_BITS << BUCKET_BITS) - 1
+    whole = (pipeline.loaded + 1 >> BATCH_SPAN_BITS << BATCH_SPAN_BITS) - 1
     read = [pipeline.readers[1].execute(StatsQuery(pipeline.dataset, scan), whole).scanned for scan in (False, True)]
     assert read[0]["rows"] < read[1]["rows"], "it counts by the projection"
 

@@ -136,7 +136,7 @@ class Api:
 
     def hdfs_pool_places(self) -> int:
         """How many more queries of the lake would be taken."""
-        return self._service._stores["hdfs"].default.pool._places._value
+        return self._service._stores["hdfs"].default.threads._places._value
 
     def open_spark(self) -> StubReader:
         self.opened += 1

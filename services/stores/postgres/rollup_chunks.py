@@ -117,15 +117,15 @@ def merge(connection: Connection, dataset: Dataset) -> int:
             (name, _MERGED_AT_ONCE),
         ).fetchall()
         # Only adjacent chunks are merged: after a clock was put back, a day can have chunks that are not adjacent.
-        parts = [until for until, _ in takewhile(lambda chunk: chunk[1] == unmerged[0][1], unmerged)]
-        counted = _move(connection, dataset, parts) if len(parts) > 1 else None
-        connection.execute("DELETE FROM rollup_chunks WHERE rollup = %s AND until_batch = ANY(%s)", (name, parts[:-1]))
+        ends = [until for until, _ in takewhile(lambda chunk: chunk[1] == unmerged[0][1], unmerged)]
+        counted = _move(connection, dataset, ends) if len(ends) > 1 else None
+        connection.execute("DELETE FROM rollup_chunks WHERE rollup = %s AND until_batch = ANY(%s)", (name, ends[:-1]))
         connection.execute(
             "UPDATE rollup_chunks SET merged = true, row_count = coalesce(%s, row_count)"
             " WHERE rollup = %s AND until_batch = %s",
-            (counted, name, parts[-1]),
+            (counted, name, ends[-1]),
         )
-        return len(parts)
+        return len(ends)
 
 
 # The oldest chunk that is not merged, if its day is due. A day later than that of the newest chunk is due, too, because
@@ -140,10 +140,10 @@ _DUE = """
 def _move(connection: Connection, dataset: Dataset, chunks: Sequence[int]) -> int:
     """Add up the counts of these chunks as counts of the last one, and return how many rows they count."""
     statement = sql.SQL("""
-        WITH parts AS (DELETE FROM {rollup} WHERE until_batch = ANY(%s) RETURNING {keys}, row_count),
+        WITH merged AS (DELETE FROM {rollup} WHERE until_batch = ANY(%s) RETURNING {keys}, row_count),
         moved AS (
             INSERT INTO {rollup} (until_batch, {keys}, row_count)
-            SELECT {last}, {keys}, sum(row_count)::bigint FROM parts GROUP BY {keys} RETURNING row_count
+            SELECT {last}, {keys}, sum(row_count)::bigint FROM merged GROUP BY {keys} RETURNING row_count
         ) SELECT coalesce(sum(row_count), 0)::bigint FROM moved""").format(
         rollup=sql.Identifier(rollups.name(dataset)),
         keys=sql.SQL(", ").join(map(sql.Identifier, ("at_minute", *dataset.groupings))),

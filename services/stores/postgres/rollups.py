@@ -10,10 +10,10 @@ from typing import Any
 from psycopg import sql
 
 from services.core import rollups
-from services.core.bounds import MAX_GROUPS
 from services.core.dataset import Dataset
 from services.core.instants import DAY, to_datetime
 from services.core.queries import AggregateQuery, Query
+from services.core.result_size import MAX_GROUPS
 from services.core.rollups import Plan, Times
 from services.postgres.connection import Connection, translated
 from services.stores.postgres import closed_days
