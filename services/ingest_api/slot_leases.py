@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from services.core import metric_names
+from services.core.backoff import Backoff
 from services.core.errors import StoreDown
 from services.ledger import schema, slots
 from services.ledger.slots import Lease
 from services.postgres.connection import Connection, connect
 from services.runtime import logs, metrics
-from services.runtime.workers import Backoff, Worker
+from services.runtime.workers import Worker
 
 _RETRY_SECONDS = 1.0
 _BACKOFF = Backoff(_RETRY_SECONDS, _RETRY_SECONDS)  # a lease that is not renewed soon is lost

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 from services.core import metric_names
+from services.core.backoff import Backoff
 from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
 from services.ingest_api.publisher import SlotPublisher
 from services.ingest_api.slot_leases import SlotLeases
@@ -13,7 +14,7 @@ from services.ledger import batches, slots
 from services.ledger.slots import Lease
 from services.postgres.connection import Connection
 from services.runtime import logs, metrics
-from services.runtime.workers import Backoff, Worker
+from services.runtime.workers import Worker
 
 _IDLE_SECONDS = 0.5  # how often the ledger is asked for batches when `wake` was not called
 _LINGER_SECONDS = 0.25  # between transactions: each costs the broker a marker in every partition it touched

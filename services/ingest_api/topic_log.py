@@ -1,6 +1,5 @@
 """A dataset's topic as the publisher of a slot sees it: which topic it is, and which batches it holds."""
 
-import time
 from collections.abc import Mapping
 
 from services.core.dataset import Dataset
@@ -11,8 +10,9 @@ from services.core.ports import PartitionReader
 from services.ledger import batches as ledger_batches
 from services.ledger import topics
 from services.postgres.connection import Connection
+from services.streams.reading import read_to_end
 
-_PATIENCE = 90.0  # seconds without progress: longer than a transaction may stay open
+_PATIENCE = 90  # seconds without progress: longer than a transaction may stay open
 
 
 class TopicLog:
@@ -56,25 +56,16 @@ class TopicLog:
         very end of the log. The open transaction of another slot hides the messages that were committed after it began,
         until it has ended.
         """
-        ends = {partition: end for partition, end in self.ends().items() if partition in starts}
         parts: dict[int, list[Part]] = {}
         rows: dict[int, int] = {}
-        self._reader.assign(starts)
-        read_up_to, moved_at = dict(starts), time.monotonic()
-        while any(read_up_to[partition] < end for partition, end in ends.items()):
-            if time.monotonic() - moved_at > _PATIENCE:
-                raise StoreDown(
-                    "kafka", f"reading {self.dataset.topic} to its end made no progress for {_PATIENCE:.0f} s"
-                )
-            for message in self._reader.poll(1.0):
+        for messages, _ in read_to_end(self._reader, self.dataset.topic, starts, _PATIENCE):
+            for message in messages:
                 if (found := announced(message)) is None:
                     continue
                 batch_id, count = found
                 if batch_id in batches:
                     parts.setdefault(batch_id, []).append(Part(message.partition, message.offset))
                     rows[batch_id] = rows.get(batch_id, 0) + count
-            if (now := {**read_up_to, **self._reader.read_up_to()}) != read_up_to:
-                read_up_to, moved_at = now, time.monotonic()
         self._reader.assign({})
         return {batch_id: (tuple(parts[batch_id]), rows[batch_id]) for batch_id in sorted(parts)}
 

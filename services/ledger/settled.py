@@ -19,8 +19,7 @@ _PAGE = 10_000  # batch ids read at once
 
 @dataclass(slots=True)
 class Settled:
-    """Every batch id up to `end` is settled. This class does no I/O: `update_settled` reads what the methods are
-    given."""
+    """Every batch id up to `end` is settled. The methods do no I/O: `update_settled` reads what they are given."""
 
     end: int = 0
     _highest: int = 0  # the highest committed id that was seen above a missing one

@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 
 from services.core import metric_names
+from services.core.backoff import Backoff
 from services.core.dataset import Dataset
 from services.ledger.watermark import Watermarks
 from services.postgres.pool import Pool
 from services.runtime import metrics
-from services.runtime.workers import Backoff, Worker
+from services.runtime.workers import Worker
 from services.stores.postgres import rollup_chunks, schema
 
 _INTERVAL_SECONDS = 2.0

@@ -19,7 +19,7 @@ from services.replay.gaps import Gaps
 from services.replay.refill import Refill
 from services.replay.settings import ReplaySettings
 from services.stores import postgres
-from services.streams import dead_letters, kafka, topics
+from services.streams import dead_letters, kafka, kafka_client, topics
 from services.streams.dead_letters import DeadLetters
 
 
@@ -91,7 +91,7 @@ class Replays:
         moves = position.topic_id != topic_id or any(
             not low <= position.offsets.get(partition, -1) <= end for partition, (low, end) in bounds.items()
         )
-        if moves and kafka.members(self._kafka_url, kafka.sink_group(store, dataset.name)):
+        if moves and kafka_client.members(self._kafka_url, kafka_client.sink_group(store, dataset.name)):
             raise Conflict(
                 f"the replay has to set where {store} goes on in {dataset.topic}: stop stream-to-store --store {store}"
                 " (a killed one leaves its group after some seconds), and start it again once the replay has begun"

@@ -23,7 +23,7 @@ from services.stream_to_store.backlog import Limits
 from services.stream_to_store.consumer import Consumer, Progress, Target
 from services.stream_to_store.own_progress import OwnProgress
 from services.stream_to_store.settings import StreamToStoreSettings
-from services.streams import kafka, topics
+from services.streams import kafka, kafka_client, topics
 from services.streams.dead_letters import TOPIC, DeadLetters
 from services.streams.loop import GroupLoop
 
@@ -77,7 +77,7 @@ def make_loop(settings: StreamToStoreSettings, store: str, dataset: Dataset) -> 
     else:
         seconds = seconds or WAIT_SECONDS
         open_progress = partial(SinkProgress, ledger, _sink_reader(store), dataset)
-    reader = kafka.KafkaGroupReader(url, dataset.topic, kafka.sink_group(store, dataset.name))
+    reader = kafka.KafkaGroupReader(url, dataset.topic, kafka_client.sink_group(store, dataset.name))
     consumer = Consumer(
         Target(store, dataset, writer, DeadLetters(open_producer, store, dataset)),
         reader,

@@ -27,10 +27,11 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Generic, Protocol, TypeVar
 
+from services.core.backoff import Backoff
 from services.core.errors import Backpressure, LogpipeError
 from services.core.ports import GroupReader, Message
 from services.runtime import logs
-from services.runtime.workers import Backoff, Worker
+from services.runtime.workers import Worker
 
 POLL_SECONDS = 0.1
 BACKOFF = Backoff(0.2, 10.0)

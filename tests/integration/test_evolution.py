@@ -32,6 +32,7 @@ from services.stream_to_store.consumer import Consumer, Target
 from services.streams import kafka
 from services.streams.dead_letters import DeadLetters
 from services.streams.loop import GroupLoop, State
+from services.streams.topics import ensure_topics
 from services.verify.reconcile import Scope, reconcile
 from tests import marks
 
@@ -123,7 +124,7 @@ class World:
         self.slots = 7_000 + uuid.uuid4().int % 1_000_000
         self.postgres = PostgresReader(postgres_url)
         self.clickhouse = ClickHouseReader(clickhouse_url)
-        kafka.ensure_topics(kafka_url, {"visits": PARTITIONS, "dead-letter": 1}, 1)
+        ensure_topics(kafka_url, {"visits": PARTITIONS, "dead-letter": 1}, 1)
         self.ledger = connect(postgres_url)
 
     def loop(self, dataset: Dataset) -> GroupLoop[Consumer]:

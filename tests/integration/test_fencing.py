@@ -32,6 +32,7 @@ from services.ledger.topics import Topic
 from services.postgres.connection import connect
 from services.runtime import metrics
 from services.streams import kafka
+from services.streams.topics import ensure_topics
 from tests.integration.test_publisher import DATASET, PARTITIONS, Bench
 
 
@@ -70,7 +71,7 @@ def recreate_topic(bench: Bench) -> None:
     while bench.dataset.topic in admin.list_topics(timeout=60).topics:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    kafka.ensure_topics(bench.kafka_url, {bench.dataset.topic: PARTITIONS}, 1)
+    ensure_topics(bench.kafka_url, {bench.dataset.topic: PARTITIONS}, 1)
     with closing(kafka.KafkaPartitionReader(bench.kafka_url, bench.dataset.topic)) as reader:
 
         def is_there() -> bool:

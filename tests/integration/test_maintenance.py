@@ -32,6 +32,7 @@ from services.stores import postgres
 from services.stores.clickhouse.writer import ClickHouseWriter
 from services.streams import kafka
 from services.streams.dead_letters import TOPIC, DeadLetters
+from services.streams.topics import ensure_topics
 from tests import lake_tables, marks
 from tests.conftest import database_of
 
@@ -156,7 +157,7 @@ def test_dead_letters_leave_their_topic_with_their_batches(
 ) -> None:
     fill(environment, {1: TODAY - 5, 2: TODAY - 5, 3: TODAY})
     url = environment["LOGPIPE_KAFKA_URL"]
-    kafka.ensure_topics(url, {TOPIC: 1}, 1)
+    ensure_topics(url, {TOPIC: 1}, 1)
     with closing(kafka.KafkaPartitionReader(url, TOPIC)) as topic:
         start = topic.bounds()[0][1]
     dead_letters = DeadLetters(lambda: kafka.KafkaProducer(url, "test-maintenance"), "clickhouse", DATASET)

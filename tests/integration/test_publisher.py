@@ -28,6 +28,7 @@ from services.postgres.clock import now_microseconds
 from services.postgres.connection import connect
 from services.stores import postgres
 from services.streams import kafka
+from services.streams.topics import ensure_topics
 from tests import marks
 
 DATASET = datasets.find("logs")
@@ -49,7 +50,7 @@ class Bench:
         postgres.prepare(self.connection, DATASET)
         postgres.ensure_partitions(self.connection, DATASET, int(time.time()) // 86_400, 2)
         topics = {dataset.topic: PARTITIONS, "events.activity": PARTITIONS, "alerts.realtime": PARTITIONS}
-        kafka.ensure_topics(kafka_url, topics, 1)
+        ensure_topics(kafka_url, topics, 1)
         self._committer = Committer(
             postgres_url,
             {dataset.name: CODEC},

@@ -31,7 +31,8 @@ from services.lake.table import rejects_uri
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.runtime.settings import LakeSettings
-from services.streams.kafka import KafkaPartitionReader, KafkaProducer, ensure_topics
+from services.streams.kafka import KafkaPartitionReader, KafkaProducer
+from services.streams.topics import ensure_topics
 from spark_jobs.checkpoint import CheckpointFolder
 from tests.processes import Process, free_port
 

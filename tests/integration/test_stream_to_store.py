@@ -28,6 +28,7 @@ from services.postgres.connection import connect
 from services.stores.clickhouse.reader import ClickHouseReader
 from services.stores.memory import MemoryStore
 from services.streams import kafka
+from services.streams.topics import ensure_topics
 from tests.processes import Process, free_port
 
 PARTITIONS = 4
@@ -256,7 +257,7 @@ def urls(stack_folder: Path) -> Iterator[dict[str, str]]:
 @pytest.mark.timeout(240)
 def test_killed_twice_it_stores_every_row_once(urls: dict[str, str]) -> None:
     kafka_url, postgres_url = urls["LOGPIPE_KAFKA_URL"], urls["LOGPIPE_POSTGRES_URL"]
-    kafka.ensure_topics(kafka_url, {DATASET.topic: PARTITIONS}, 1)
+    ensure_topics(kafka_url, {DATASET.topic: PARTITIONS}, 1)
     port = free_port()
     environment = {
         **urls,
