@@ -21,7 +21,7 @@ from services.core.read_back import ReadBack
 from services.core.rows import RowCodec, Rows
 from services.ingest_api.topic_log import TopicLog
 from services.ledger import batches as ledger_batches
-from services.ledger_batches.slots import Lease
+from services.ledger.slots import Lease
 from services.postgres.connection import Connection
 from services.runtime import logs, metrics
 from services.stores.postgres import PostgresReader

@@ -20,8 +20,8 @@ from services.core.ports import PartitionReader, StoreReader, StoreWriter, Trans
 from services.ingest_api.topic_log import TopicLog
 from services.ledger import batches as ledger_batches
 from services.ledger import topics
-from services.ledger_batches.slots import Lease
-from services.ledger_batches.topics import Topic
+from services.ledger.slots import Lease
+from services.ledger.topics import Topic
 from services.postgres.connection import Connection
 
 

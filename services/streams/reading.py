@@ -13,9 +13,8 @@ def read_to_end(
 ) -> Iterator[tuple[list[Message], Mapping[int, int]]]:
     """Yield the committed messages of the topic `name`, from the offsets `starts` to the present ends.
 
-    Offsets are by partition. Each result has the next messages and the offsets read up to. An open transaction hides the
-    messages after its first one until it has ended. Blocks. Raises StoreDown after `patience` polls of a second without
-    progress.
+    Offsets are by partition. Each result has the next messages and the offsets read up to. An open transaction hides
+    the messages that follow its first one. Blocks. Raises StoreDown after `patience` polls (of 1 s) without progress.
     """
     ends = {partition: end for partition, (_, end) in topic.bounds().items() if partition in starts}
     read_up_to, idle = dict(starts), 0

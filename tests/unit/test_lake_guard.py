@@ -27,7 +27,7 @@ def begin(position: Position | None, checkpoint: Checkpoint | None, *, empty: bo
 def test_nothing_there_begins_at_the_topics_beginning(position: Position | None) -> None:
     assert begin(position, None, empty=True) == {}
     with pytest.raises(
-        NeedsOperator, match=r"stands at offset 0 of partition 1 .* has only 5 to 50: messages were del"
+        NeedsOperator, match=r"partition 1 of .* up to offset 0, .* has only 5 to 50: messages were del"
     ):
         starting_offsets(DATASET, position, True, None, "topic-1", BOUNDS)
 
@@ -52,9 +52,9 @@ def test_a_released_table_begins_where_it_stands() -> None:
     [
         (STORED, None, "its checkpoint is missing"),
         (STORED, Checkpoint("query-2", 7, ENDS), "its checkpoint is of query query-2"),
-        (STORED, Checkpoint("query-1", 5, ENDS), "batch 5, but the table to batch 7"),
-        (STORED, Checkpoint("query-1", 8, ENDS), "batch 8, but the table to batch 7"),
-        (STORED, Checkpoint("query-1", 7, {7: {0: 20, 1: 29}}), "batch 7 ends elsewhere"),
+        (STORED, Checkpoint("query-1", 5, ENDS), "batch 5, and its table at batch 7"),
+        (STORED, Checkpoint("query-1", 8, ENDS), "batch 8, and its table at batch 7"),
+        (STORED, Checkpoint("query-1", 7, {7: {0: 20, 1: 29}}), "batch 7 ends at other offsets"),
         (RELEASED, Checkpoint("query-1", 7, ENDS), "knows of batches up to 7"),
         (None, Checkpoint("query-1", 7, ENDS), "knows of batches up to 7"),
         (None, None, "rows that no batch of this job put there"),
@@ -84,9 +84,9 @@ def test_what_does_not_belong_together_is_refused(
     ("position", "topic_id", "bounds", "message"),
     [
         (RELEASED, "topic-2", BOUNDS, "was deleted and created again"),
-        (RELEASED, "topic-1", {0: (21, 50), 1: (5, 50)}, "stands at offset 20 of partition 0 .* only 21 to 50"),
-        (RELEASED, "topic-1", {0: (0, 19), 1: (5, 50)}, "stands at offset 20 of partition 0 .* only 0 to 19"),
-        (RELEASED, "topic-1", {0: (0, 50)}, "stands at offset 30 of partition 1"),
+        (RELEASED, "topic-1", {0: (21, 50), 1: (5, 50)}, "partition 0 of .* up to offset 20, .* only 21 to 50"),
+        (RELEASED, "topic-1", {0: (0, 19), 1: (5, 50)}, "partition 0 of .* up to offset 20, .* only 0 to 19"),
+        (RELEASED, "topic-1", {0: (0, 50)}, "partition 1 of .* up to offset 30"),
     ],
 )
 def test_what_the_topic_no_longer_has_is_refused(
@@ -94,7 +94,7 @@ def test_what_the_topic_no_longer_has_is_refused(
 ) -> None:
     with pytest.raises(NeedsOperator, match=message) as refused:
         starting_offsets(DATASET, position, False, None, topic_id, bounds)
-    assert "without what was deleted" in str(refused.value)
+    assert "names the rows that are missing" in str(refused.value)
     assert "logpipe verify" in str(refused.value)
 
 
