@@ -22,7 +22,7 @@ from services.ingest_api.disk import DiskFloor
 from services.ingest_api.endpoints import HEALTH_PATH, Ingest, collect_router
 from services.ingest_api.memory import Trimmer
 from services.ingest_api.postgres_maintenance import PostgresMaintenance
-from services.ingest_api.publisher import MessageCache, SlotPublisher, open_slot_producer
+from services.ingest_api.publisher import MessageCache, SlotKafka, SlotPublisher, open_slot_producer
 from services.ingest_api.search_index import SearchIndexer
 from services.ingest_api.service import IngestService
 from services.ingest_api.settings import IngestSettings
@@ -116,16 +116,14 @@ def _topic_names(known: tuple[Dataset, ...]) -> list[str]:
 def _publisher_opener(
     settings: IngestSettings, known: tuple[Dataset, ...], message_cache: MessageCache, rows: PostgresReader
 ) -> Callable[[Lease], SlotPublisher]:
+    by_name = {dataset.name: dataset for dataset in known}
+    slot_kafka = SlotKafka(
+        partial(open_slot_producer, settings.kafka_url),
+        partial(kafka.KafkaPartitionReader, settings.kafka_url),
+        settings.kafka_partitions,
+    )
+
     def open_publisher(lease: Lease) -> SlotPublisher:
-        return SlotPublisher(
-            lease,
-            {dataset.name: dataset for dataset in known},
-            message_cache,
-            partial(open_slot_producer, settings.kafka_url),
-            lambda topic: kafka.KafkaPartitionReader(settings.kafka_url, topic),
-            rows,
-            settings.kafka_partitions,
-            settings.publisher_rows,
-        )
+        return SlotPublisher(lease, by_name, slot_kafka, message_cache, rows, settings.publisher_rows)
 
     return open_publisher

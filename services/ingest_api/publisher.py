@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from services.core import kafka_value, metric_names
 from services.core.dataset import Dataset
@@ -63,6 +63,18 @@ class MessageCache:
             return outgoing
 
 
+@dataclass(frozen=True, slots=True)
+class SlotKafka:
+    """How a publisher reaches Kafka: its producer by the number of the slot, a reader by the name of a topic.
+
+    `partitions`: the number of partitions that messages are distributed to.
+    """
+
+    open_producer: Callable[[int], TransactionalProducer]
+    open_reader: Callable[[str], PartitionReader]
+    partitions: int
+
+
 class SlotPublisher:
     """Publishes one slot's batches under one lease. Not thread-safe. `close` it to let go of the producer."""
 
@@ -70,21 +82,17 @@ class SlotPublisher:
         self,
         lease: Lease,
         datasets: Mapping[str, Dataset],
+        kafka: SlotKafka,
         cache: MessageCache,
-        open_producer: Callable[[int], TransactionalProducer],
-        open_reader: Callable[[str], PartitionReader],
         rows: PostgresReader,
-        partitions: int,
         max_rows: int,
     ) -> None:
         self.lease = lease
         self._datasets = datasets
         self._codecs = {name: RowCodec(dataset) for name, dataset in datasets.items()}
         self._cache = cache
-        self._open_producer = open_producer
-        self._open_reader = open_reader
+        self._kafka = kafka
         self._rows = rows
-        self._partitions = partitions
         self._max_rows = max_rows
         self._producer: TransactionalProducer | None = None
         self._logs: dict[str, TopicLog] = {}
@@ -133,12 +141,12 @@ class SlotPublisher:
 
     def _open(self, connection: Connection) -> TransactionalProducer:
         """Fence the slot's former producer, then find out what it and this publisher have left in doubt."""
-        producer = self._open_producer(self.lease.slot)
+        producer = self._kafka.open_producer(self.lease.slot)
         try:
             if self._doubt is None:
                 self._doubt = ledger_batches.in_doubt(connection, self.lease)
             for name, dataset in self._datasets.items():
-                self._logs[name] = TopicLog(connection, dataset, self._open_reader(dataset.topic))
+                self._logs[name] = TopicLog(connection, dataset, self._kafka.open_reader(dataset.topic))
             self._recover(connection, self._doubt)
             self._doubt = []
             self._advance(connection)
@@ -176,7 +184,9 @@ class SlotPublisher:
                 " columns this one does not know (let a newer one publish it), or its rows were changed: run"
                 " `logpipe verify --store postgres`"
             )
-        return kafka_value.encode(dataset, batch.batch_id, batch.created_at, Rows.of(rows), lines, self._partitions)
+        return kafka_value.encode(
+            dataset, batch.batch_id, batch.created_at, Rows.of(rows), lines, self._kafka.partitions
+        )
 
     def _known(self, name: str) -> Dataset:
         if name not in self._datasets:

@@ -50,11 +50,17 @@ def update(connection: Connection, topic: PartitionReader) -> None:
             _add(connection, topic_id, dead_letters, end)
 
 
-def dead_lettered(connection: Connection, store: str, dataset: str, batches: Sequence[int]) -> list[DeadLettered]:
-    """Return the dead-lettered rows of these batches of the dataset in one store, as far as they are indexed."""
-    query = "SELECT batch_id, row_id, rows FROM dead_letters WHERE store = %s AND dataset = %s AND batch_id = ANY(%s)"
+def dead_lettered(
+    connection: Connection, store: str, dataset: str, batches: Sequence[int] | None = None
+) -> list[DeadLettered]:
+    """Return the dead-lettered rows of the dataset in one store, of all indexed batches or of `batches` only."""
+    query = "SELECT batch_id, row_id, rows FROM dead_letters WHERE store = %s AND dataset = %s AND batch_id >= 0"
     with translated():
-        return [DeadLettered(*row) for row in connection.execute(query, (store, dataset, list(batches)))]
+        if batches is None:
+            found = connection.execute(query, (store, dataset))
+        else:
+            found = connection.execute(f"{query} AND batch_id = ANY(%s)", (store, dataset, list(batches)))
+        return [DeadLettered(*row) for row in found]
 
 
 def forget(connection: Connection, dataset: str, floor: int) -> int:

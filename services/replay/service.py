@@ -16,7 +16,7 @@ from services.ledger.watermark import Watermarks
 from services.postgres.pool import Pool
 from services.replay.display import Display
 from services.replay.gaps import Gaps
-from services.replay.refill import Refill
+from services.replay.refill import Refill, Source, Stream, Target
 from services.replay.settings import ReplaySettings
 from services.stores import postgres
 from services.streams import dead_letters, kafka, kafka_client, topics
@@ -62,21 +62,15 @@ class Replays:
             numbers = reading.topic_numbers(connection, dataset.topic, topic_id)
             starts = reading.sink_offsets(connection, store, dataset.name)
             display.total(reading.count(connection, dataset.name, replay.next - 1, replay.last).rows)
-        return Refill(
-            RowCodec(dataset),
-            self._ledger,
-            progress,
-            replay,
-            self._source,
+        target = Target(
             self._reader,
             self._writer,
             self._opened.enter_context(closing(DeadLetters(self._open_producer, store, dataset))),
-            numbers,
-            starts,
             self._dead_lettered_rows(dataset),
             lambda: Watermarks(self._ledger).of(self._reader, dataset),
-            display,
         )
+        source = Source(self._ledger, self._source)
+        return Refill(RowCodec(dataset), source, target, Stream(numbers, starts), progress, replay, display)
 
     def _note(
         self, progress: ReplayProgress, topic: PartitionReader, topic_id: str, dataset: Dataset, first: int | None

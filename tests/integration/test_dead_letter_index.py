@@ -60,7 +60,7 @@ def topic() -> Topic:
 
 
 def dead_lettered(
-    connection: Any, topic: Topic, store: str = "memory", batches: Sequence[int] = range(100)
+    connection: Any, topic: Topic, store: str = "memory", batches: Sequence[int] | None = None
 ) -> list[DeadLettered]:
     dead_letter_index.update(connection, topic.reader())
     return sorted(dead_letter_index.dead_lettered(connection, store, DATASET.name, batches), key=str)

@@ -19,7 +19,7 @@ from services.core.errors import NeedsOperator
 from services.core.queries import AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.core.rows import RowCodec
 from services.ingest_api.committer import Accepted, Committer, Submission
-from services.ingest_api.publisher import MessageCache, SlotPublisher
+from services.ingest_api.publisher import MessageCache, SlotKafka, SlotPublisher
 from services.ledger import reading
 from services.ledger.sink_progress import SinkProgress, positions
 from services.postgres.connection import connect
@@ -100,11 +100,13 @@ class Ingest:
         publisher = SlotPublisher(
             marks.lease(self.connection, slot),
             {self.dataset.name: self.dataset},
+            SlotKafka(
+                lambda slot: kafka.KafkaProducer(self._kafka_url, f"visits-{slot}"),
+                lambda topic: kafka.KafkaPartitionReader(self._kafka_url, topic),
+                PARTITIONS,
+            ),
             cache or self.cache,
-            lambda slot: kafka.KafkaProducer(self._kafka_url, f"visits-{slot}"),
-            lambda topic: kafka.KafkaPartitionReader(self._kafka_url, topic),
             self.rows,
-            PARTITIONS,
             max_rows=100_000,
         )
         with closing(publisher):

@@ -21,7 +21,7 @@ from services.core.kafka_value import announced
 from services.core.ledger import Batch
 from services.core.rows import RowCodec
 from services.ingest_api.committer import Accepted, Committer, Submission
-from services.ingest_api.publisher import MessageCache, SlotPublisher
+from services.ingest_api.publisher import MessageCache, SlotKafka, SlotPublisher
 from services.ledger import batches
 from services.ledger.slots import Lease
 from services.postgres.clock import now_microseconds
@@ -69,11 +69,13 @@ class Bench:
         return SlotPublisher(
             lease or self.lease(),
             {self.dataset.name: self.dataset},
+            SlotKafka(
+                lambda slot: kafka.KafkaProducer(self.kafka_url, f"test-slot-{slot}"),
+                lambda topic: kafka.KafkaPartitionReader(self.kafka_url, topic),
+                PARTITIONS,
+            ),
             self.cache,
-            lambda slot: kafka.KafkaProducer(self.kafka_url, f"test-slot-{slot}"),
-            lambda topic: kafka.KafkaPartitionReader(self.kafka_url, topic),
             self.rows,
-            PARTITIONS,
             max_rows=100_000,
         )
 
