@@ -174,7 +174,7 @@ class Refill:
             lost = self._lost(connection, mark, self._replay.last, 1)
         if lost:
             self._wait(
-                f"stream-to-store --store {self._target.reader.name} has to load batches after {mark}, such as {lost[0]}",
+                f"stream-to-store --store {self._target.reader.name} has to load batches after {mark}",
                 _POLL_SECONDS,
             )
         return not lost
