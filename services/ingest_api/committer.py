@@ -2,8 +2,8 @@
 
     BEGIN; transaction id, batch ids; keys of idempotent requests; COPY rows; ledger rows; COMMIT
 
-A request that PostgreSQL refuses, for whatever validation let through, never fails its neighbours: the group is
-then committed request by request.
+If PostgreSQL refuses a value that our validation let through, the group is committed again request by request, so that
+only the request with the value fails.
 """
 
 import time
@@ -37,8 +37,7 @@ _log = logs.get("committer")
 class Submission:
     """One request's rows. `key` is its Idempotency-Key, '' when it has none.
 
-    `ledger` is the id of the ledger that a client with a journal counts in, '' for any: the client's rows are of no use
-    to another ledger.
+    `ledger` is the id of the ledger that the rows are meant for, '' for any. A client with a journal sends it.
     """
 
     rows: Rows
@@ -85,7 +84,7 @@ class Committer:
         self._connection: psycopg.Connection[Any] | None = None
 
     def commit(self, dataset: Dataset, group: Sequence[Submission]) -> list[Outcome]:
-        """The outcome of each submission, in order. Never raises a LogpipeError: it is the outcome then."""
+        """Return the outcome of each submission, in order. A LogpipeError is an outcome, and is not raised."""
         try:
             try:
                 return self._commit(dataset, group)
@@ -254,7 +253,7 @@ class Committer:
 
 
 def _refused(cursor: psycopg.Cursor[Any], group: Sequence[Submission]) -> list[Outcome | None]:
-    """The refusal of each submission that is meant for another ledger; None for the others."""
+    """Return the error of each submission that is meant for another ledger, and None for the others."""
     if not any(submission.ledger for submission in group):
         return [None] * len(group)
     there = str(ledger_id(cursor.connection))

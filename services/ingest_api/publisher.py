@@ -1,9 +1,9 @@
-"""From the ledger to Kafka: every committed batch once, in a transaction of its slot's producer.
+"""Publishes every committed batch to Kafka once, in a transaction of its slot's producer.
 
-The ledger says which batches are to be published; the cache only saves reading rows back that have just been written. A
-publisher that begins with a slot, or goes on after an error, first opens a new producer for the slot, which fences the
-producer that had the slot before. Then the publisher looks whether the topic holds batches that are in doubt, because a
-transaction may have been committed and not marked.
+The ledger says which batches are not published. The cache has the messages of new batches, so that their rows need not
+be read back. A publisher that begins with a slot, or continues after an error, first opens a new producer for the slot,
+which fences the former producer. Then the publisher searches the topic for the batches in doubt, because a transaction
+may have been committed although its batches were not marked.
 """
 
 import threading
@@ -33,7 +33,7 @@ _log = logs.get("publisher")
 
 
 class MessageCache:
-    """Messages of batches just committed, up to `limit` bytes; the oldest go when it is full.
+    """The messages of the newest batches, up to `limit` bytes. If the cache is full, the oldest messages are dropped.
 
     A batch that is larger than the cache is not kept: it would push out all others.
     """
@@ -76,7 +76,7 @@ class SlotKafka:
 
 
 class SlotPublisher:
-    """Publishes one slot's batches under one lease. Not thread-safe. `close` it to let go of the producer."""
+    """Publishes the batches of one slot under one lease. Not thread-safe. `close` closes the producer."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class SlotPublisher:
         self._advanced = 0.0
 
     def step(self, connection: Connection) -> int:
-        """Publish and mark the oldest unpublished batches in one Kafka transaction; how many there were.
+        """Publish the oldest unpublished batches in one Kafka transaction, and mark them. Return how many.
 
         Raises StoreDown (call again later), Fenced (check the lease first) or NeedsOperator.
         """
@@ -140,7 +140,7 @@ class SlotPublisher:
             self._producer = None
 
     def _open(self, connection: Connection) -> TransactionalProducer:
-        """Fence the slot's former producer, then find out what it and this publisher have left in doubt."""
+        """Fence the slot's former producer, and mark the batches in doubt that it or this publisher has published."""
         producer = self._kafka.open_producer(self.lease.slot)
         try:
             if self._doubt is None:
@@ -156,7 +156,7 @@ class SlotPublisher:
         return producer
 
     def _within_bounds(self, batches: Sequence[Batch]) -> list[list[Outgoing]]:
-        """The messages of the first batches, up to `_TRANSACTION_BYTES`, of one at least."""
+        """Return the messages of the first batches, up to `_TRANSACTION_BYTES`, of at least one batch."""
         outgoing, size = [], 0
         for batch in batches:
             outgoing.append(self._messages(batch))
@@ -202,9 +202,9 @@ class SlotPublisher:
         )
 
     def _advance(self, connection: Connection) -> None:
-        """Note where the slot's next messages can be: all of its messages so far are marked.
+        """Record the offsets after which the slot's next messages will be, because all former ones are marked.
 
-        Raises NeedsOperator if a topic was cut: stores that have not read its lost end would pass over the loss.
+        Raises NeedsOperator if a topic was cut: a store that has not read its lost end would not notice the loss.
         """
         for name, log in self._logs.items():
             log.check()
@@ -212,7 +212,7 @@ class SlotPublisher:
         self._advanced = time.monotonic()
 
     def _recover(self, connection: Connection, doubt: Sequence[Batch]) -> None:
-        """Mark those batches that a transaction committed and that were not marked."""
+        """Mark the batches in doubt that are in the topics."""
         for name in sorted({batch.dataset for batch in doubt}):
             self._known(name)
             own = {batch.batch_id: batch for batch in doubt if batch.dataset == name}
@@ -221,7 +221,7 @@ class SlotPublisher:
                 self._mark(connection, found)
 
     def _found(self, connection: Connection, log: TopicLog, doubt: Mapping[int, Batch]) -> list[Batch]:
-        """Those of `doubt` that the topic holds. Raises NeedsOperator when that cannot be told."""
+        """Return those of `doubt` that the topic contains. Raises NeedsOperator if that cannot be determined."""
         slot, topic = self.lease.slot, log.dataset.topic
         positions = ledger_batches.slot_positions(connection, slot, log.dataset.name)
         if not positions:
@@ -255,7 +255,7 @@ class SlotPublisher:
 
 
 def open_slot_producer(kafka_url: str, slot: int) -> TransactionalProducer:
-    """Fences the producer that published the slot before. Raises StoreDown."""
+    """Open the slot's producer, which fences the former one. Raises StoreDown."""
     return KafkaProducer(kafka_url, f"logpipe-slot-{slot}")
 
 

@@ -1,4 +1,4 @@
-"""A dataset's topic as the publisher of a slot sees it: which topic it is, and which batches it holds."""
+"""A dataset's topic as the publisher of a slot sees it: the topic's identity, and the batches that it contains."""
 
 from collections.abc import Mapping
 
@@ -24,13 +24,13 @@ class TopicLog:
         self.topic = topics.register(connection, dataset.name, dataset.topic, reader.topic_id(), self.ends())
 
     def ends(self) -> dict[int, int]:
-        """Partition -> end of the log, with the transactions that are still open."""
+        """Return partition -> end of the log, including the messages of open transactions."""
         return {partition: end for partition, (_, end) in self.bounds().items()}
 
     def uncut_ends(self, connection: Connection) -> dict[int, int]:
-        """The `ends`. Raises NeedsOperator if the topic was cut: if they lie before what the slots have published."""
+        """Return the `ends`. Raises NeedsOperator if the topic was cut, so that it ends before published messages."""
         published = ledger_batches.published_ends(connection, self.dataset.name, self.topic.topic_id)
-        ends = self.ends()  # after the slots' positions, which go on meanwhile
+        ends = self.ends()  # read after the positions of the slots, which may rise meanwhile
         if cut := [partition for partition, end in published.items() if end > ends.get(partition, 0)]:
             raise NeedsOperator(
                 f"topic {self.dataset.topic} was cut: partitions {cut} end before messages that were published, and new"
@@ -41,20 +41,19 @@ class TopicLog:
         return ends
 
     def bounds(self) -> Mapping[int, tuple[int, int]]:
-        """Partition -> first offset still kept, end of the log."""
+        """Return partition -> first offset that the topic still has, end of the log."""
         return self._reader.bounds()
 
     def check(self) -> None:
-        """Raises StoreDown when the topic is no longer the one that was registered."""
+        """Raise StoreDown if the topic is no longer the one that was registered."""
         if self._reader.topic_id() != self.topic.topic_id:
             raise StoreDown("kafka", f"topic {self.dataset.topic} was deleted and created again: opening it again")
 
     def holds(self, batches: Mapping[int, Batch], starts: Mapping[int, int]) -> dict[int, tuple[tuple[Part, ...], int]]:
-        """Find those of `batches` (by id) at or above the offsets `starts` (by partition): batch id -> its parts, rows.
+        """Search the topic from the offsets `starts` (by partition) for `batches` (by id). Return id -> its parts and rows.
 
-        A message that does not announce the number of its rows is foreign, and the stores refuse it, too. Reads to the
-        very end of the log. The open transaction of another slot hides the messages that were committed after it began,
-        until it has ended.
+        A message that does not announce the number of its rows is foreign, and the stores refuse it, too. Waits for the
+        end of open transactions of other slots, which hide messages.
         """
         parts: dict[int, list[Part]] = {}
         rows: dict[int, int] = {}
