@@ -10,7 +10,7 @@ _TYPES = {"integer": "BIGINT", "number": "DOUBLE", "text": "STRING"}
 
 
 def rejects_schema() -> Schema:
-    """The columns of the table of rejects: the fields of a dead letter (`core.dead_letter`), as far as they differ.
+    """Return the columns of the table of rejects: the fields of a dead letter (`core.dead_letter`) that differ.
 
     The table is of one store and one dataset, so there is no column for either. `value` is the whole line or message,
     as bytes, so there is no `value_bytes`. ADR 0003 says why rejects are not sent to the topic of dead letters.

@@ -184,7 +184,7 @@ class Book:
 
 
 def _decoded(value: bytes) -> tuple[list[_Row], list[str]]:
-    """The rows of a message, and why some of its lines are none.
+    """Return the rows of a message, and why some of its lines are none.
 
     The services are keys in PostgreSQL: one that cannot be a key would fail every later commit.
     """

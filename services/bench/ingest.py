@@ -77,7 +77,7 @@ async def _send(url: str, bodies: list[bytes]) -> None:
 
 
 def _await_published(url: str) -> float:
-    """The moment when no batch was left to publish."""
+    """Return the moment when no batch was left to publish."""
     with psycopg.connect(url, autocommit=True) as connection:
         while connection.execute("SELECT FROM batches WHERE published_at IS NULL LIMIT 1").fetchone():
             time.sleep(0.02)

@@ -188,7 +188,7 @@ def _engines() -> Mapping[str, tuple[str, Mapping[str, str]]]:
 
 
 def _as_of(client: httpx.Client) -> int:
-    """The last batch that every store has."""
+    """Return the last batch that every store has."""
     return min(int(client.get(f"/api/query/{route}/stats").json()["as_of"]) for route, _ in _engines().values())
 
 

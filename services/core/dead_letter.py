@@ -87,7 +87,7 @@ _decoder = msgspec.json.Decoder(Record)
 
 
 def encode(store: str, dataset: Dataset, dead_letter: DeadLetter) -> tuple[bytes, bytes]:
-    """The key and the value of a dead letter about a row of the dataset that `store` refuses."""
+    """Return the key and the value of a dead letter about a row of the dataset that `store` refuses."""
     key = f"{store}:{dataset.topic}:{dead_letter.partition}:{dead_letter.offset}".encode()
     text = dead_letter.value.decode(errors="backslashreplace")
     while len(value := msgspec.json.encode(_value(store, dataset, dead_letter, text))) > MAX_DEAD_LETTER_BYTES:

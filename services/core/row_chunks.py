@@ -117,7 +117,7 @@ def _last_end(text: bytes) -> int:
 
 
 def _last_comma(text: bytes, depth: int) -> int:
-    """The last comma between two elements of the list; -1: none. `text` begins in the list if `depth` is 1."""
+    """Return the last comma between two elements of the list; -1: none. `text` begins in the list if `depth` is 1."""
     structure = _Structure(text, depth)
     return structure.last((structure.kinds == ord(",")) & (structure.levels == 1))
 

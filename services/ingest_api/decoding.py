@@ -25,7 +25,7 @@ the limit of bytes in flight."""
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a body contains rows: `decode` decodes a small body, and `decode_chunks` decodes a large one with `decode`."""
+    """How a body contains rows: `decode` decodes a small body, and `decode_chunks` a large one, with `decode`."""
 
     decode: Decode
     decode_chunks: Callable[[Iterator[bytes], Decode], Iterator[tuple[Rows, int]]]

@@ -50,7 +50,7 @@ class TopicLog:
             raise StoreDown("kafka", f"topic {self.dataset.topic} was deleted and created again: opening it again")
 
     def holds(self, batches: Mapping[int, Batch], starts: Mapping[int, int]) -> dict[int, tuple[tuple[Part, ...], int]]:
-        """Search the topic from the offsets `starts` (by partition) for `batches` (by id). Return id -> its parts and rows.
+        """Search the topic from the offsets `starts` (by partition) for `batches` (by id): batch id -> parts, rows.
 
         A message that does not announce the number of its rows is foreign, and the stores refuse it, too. Waits for the
         end of open transactions of other slots, which hide messages.

@@ -36,14 +36,14 @@ class LineReader:
         )
 
     def table(self, block: Block) -> pa.Table:
-        """The rows of `block`, in the form of the dataset's table. Raises RowRejected."""
+        """Return the rows of `block`, in the form of the dataset's table. Raises RowRejected."""
         try:
             return self._table(block.lines, block.rows)
         except _Unsound as error:
             raise RowRejected(None, str(error)) from error
 
     def rejected(self, block: Block) -> dict[int, str]:
-        """The rows of `block` that are not sound, and why: by `core.lines`, then by halving the lines that remain."""
+        """Return the unsound rows of `block`, and why: by `core.lines`, then by halving the lines that remain."""
         lines = kafka_value.split(block.lines)
         rejected = self._check_lines(lines).problems
         groups = [[at for at in range(len(lines)) if at not in rejected]]

@@ -34,7 +34,7 @@ def table_schema(dataset: Dataset) -> Schema:
 
 
 def layout(dataset: Dataset, group_rows: int | None = None) -> WriterProperties:
-    """How its files are written: ids and times as differences, which are read several times as fast as dictionaries.
+    """Return how files are written: ids and times as differences, which are read much faster than dictionaries.
 
     `group_rows`: rows of a row group, which is fetched and passed over as a whole; None: a file has one.
     """

@@ -77,7 +77,7 @@ def needed(connection: Connection) -> Needed | None:
 
 
 def _start(connection: Connection, topic_id: str) -> int:
-    """The first offset that is not indexed."""
+    """Return the first offset that is not indexed."""
     with connection.transaction():
         connection.execute(
             "INSERT INTO dead_letter_index (topic_id, next_offset) VALUES (%s, 0) ON CONFLICT DO NOTHING", (topic_id,)

@@ -38,7 +38,7 @@ class Settled:
         return bool(ids) and ids[-1] > self.end
 
     def suspects(self, open_writers: Collection[str]) -> frozenset[str]:
-        """The open transactions that may have drawn a missing id. `open_writers` were read after the ids of `add`."""
+        """Return the open transactions that may have drawn a missing id. `open_writers` were read after `add`."""
         if self._suspects is None:
             self._suspects = frozenset(open_writers)
         self._suspects = self._suspects.intersection(open_writers)

@@ -149,7 +149,7 @@ class SinkProgress:
             )
 
     def _is_empty(self) -> bool:
-        """Whether the store's table has no rows. Looked at once in the life of a table."""
+        """Return whether the store's table has no rows. Looked at once in the life of a table."""
         [[rows]] = self._reader.execute(StatsQuery(self._dataset), as_of=MAX_BATCH).rows
         return int(rows) == 0
 
@@ -173,7 +173,7 @@ def created_again(what: str, store: str, dataset: str) -> NeedsOperator:
 
 
 def positions(postgres_url: str, store: str, dataset: str) -> dict[int, SinkPosition]:
-    """The position of every partition, for readers. Raises StoreDown."""
+    """Return the position of every partition, for readers. Raises StoreDown."""
     with connect(postgres_url) as connection, translated():
         return _positions(connection.execute(_SELECT, (store, dataset)))
 

@@ -46,7 +46,7 @@ class Slot:
 
 
 def session_name(owner: UUID) -> str:
-    """The application_name of all database sessions of the ingest process `owner`."""
+    """Return the application_name of all database sessions of the ingest process `owner`."""
     return f"{_SESSION}{owner}"
 
 
@@ -103,7 +103,7 @@ def give_up(connection: Connection, lease: Lease, reason: str) -> None:
 
 
 def every(connection: Connection) -> list[Slot]:
-    """All slots, in order. Raises StoreDown."""
+    """Return all slots, in order. Raises StoreDown."""
     query = SQL("""SELECT slot, NOT {}, coalesce(waiting, 0), stuck
                    FROM slots LEFT JOIN (SELECT slot, count(*) AS waiting FROM batches WHERE published_at IS NULL
                                          GROUP BY slot) AS unpublished USING (slot)

@@ -64,7 +64,7 @@ class Watermarks:
         self._topics: dict[tuple[str, str], TopicNumbers] = {}
 
     def settled(self) -> int:
-        """The highest id at or below which no batch can appear any more. Raises StoreDown('postgres')."""
+        """Return the highest id at or below which no batch can appear any more. Raises StoreDown('postgres')."""
         with _held(self._settling, "postgres"), self._pool.connection() as connection:
             self._begin(connection)
             assert self._settled is not None
@@ -89,12 +89,12 @@ class Watermarks:
             self._topics.clear()
 
     def held_by(self, seconds: float) -> list[OpenWriter]:
-        """The transactions that have kept `settled` from rising for more than `seconds`."""
+        """Return the transactions that have kept `settled` from rising for more than `seconds`."""
         since = self._blockers.since
         return list(self._blockers.writers) if since is not None and time.monotonic() - since > seconds else []
 
     def of(self, reader: StoreReader, dataset: Dataset) -> int:
-        """The watermark of one store now.
+        """Return the watermark of one store now.
 
         Raises StoreDown of the ledger or the store, also if the store's table was created again and not filled since.
         """
@@ -120,7 +120,7 @@ class Watermarks:
                 return self._advance(connection, mark, reader, dataset, position, settled)
 
     def last_known(self, reader: StoreReader, dataset: Dataset) -> int:
-        """The watermark that was last computed here, which is still valid while the ledger is unreachable.
+        """Return the watermark that was last computed here, which is still valid while the ledger is unreachable.
 
         0 when it was never computed, or when the store's table was created again since. Raises StoreDown of the store.
         """
@@ -136,7 +136,7 @@ class Watermarks:
         return mark.saved.batch_id if is_same else 0
 
     def lag(self, dataset: Dataset, watermark: int) -> Lag:
-        """The batches of `dataset` above `watermark`, counted up to 100,000."""
+        """Return the batches of `dataset` above `watermark`, counted up to 100,000."""
         with self._pool.connection() as connection:
             return reading.lag(connection, dataset.name, watermark, _MOST_LAG)
 
@@ -196,7 +196,7 @@ def _check(connection: Connection, mark: _Mark, store: str, dataset: str, positi
 
 
 def _walk(connection: Connection, dataset: str, after: int, stop: int, loaded: LoadedBatches) -> int:
-    """The batch up to which all are loaded, or the batch at which the walk was after `_WALK_SECONDS`."""
+    """Return the batch up to which all are loaded, or the batch at which the walk was after `_WALK_SECONDS`."""
     deadline = time.monotonic() + _WALK_SECONDS
     while after < stop and time.monotonic() < deadline:
         last = min(stop, reading.next_batch(connection, dataset, after, stop) + _PAGE)
@@ -208,7 +208,7 @@ def _walk(connection: Connection, dataset: str, after: int, stop: int, loaded: L
 
 
 def _stands_beyond(now: StorePosition, then: StorePosition) -> bool:
-    """Whether the position `now` covers the position `then`. A position of an earlier release names no table."""
+    """Return whether the position `now` covers the position `then`. A position of an earlier release names no table."""
     return (
         then.table_id in ("", now.table_id)
         and then.topic_id in ("", now.topic_id)

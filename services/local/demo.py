@@ -154,7 +154,7 @@ def _results_table(client: httpx.Client, settings: LocalSettings) -> Table:
 
 
 def _summary(result: Any) -> str:
-    """All stores gave this one."""
+    """Return the text of a result that is the same in all stores."""
     match result:
         case {"logs_count": logs, "events_count": events}:
             return f"equal: {logs:,} logs, {events:,} events"

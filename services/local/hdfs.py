@@ -131,7 +131,7 @@ def _core_site(settings: LocalSettings) -> dict[str, str]:
 
 
 def _web_pages_closed(settings: LocalSettings) -> dict[str, str]:
-    """The properties that close the web pages of HDFS to all clients but the stack.
+    """Return the properties that close the web pages of HDFS to all clients but the stack.
 
     The pages change data (WebHDFS, `fsck` with `delete`), accept any name of a user, and cannot be turned off. With
     these properties, a page requires a cookie that is signed with the stack's secret; there is no LDAP server that

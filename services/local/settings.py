@@ -81,11 +81,11 @@ class LocalSettings(Settings):
         return {**self.urls(), "LOGPIPE_STACK": str(self.folder), "LOGPIPE_INGEST_URL": ingest}
 
     def is_replaced(self, url: str) -> bool:
-        """Whether the setting named `url` says that the component runs outside the stack."""
+        """Return whether the setting named `url` says that the component runs outside the stack."""
         return self._replacement(url, self._own_urls()) is not None
 
     def _replacement(self, name: str, own: Mapping[str, str]) -> str | None:
-        """The URL of a component outside the stack; None if only its password differs from the stack's own URL."""
+        """Return the URL of a component outside the stack; None if only the password differs from the stack's URL."""
         value = getattr(self, name)
         url = value.get_secret_value() if isinstance(value, SecretStr) else value
         return None if url is None or _without_password(url) == _without_password(own[name]) else url

@@ -275,5 +275,5 @@ def _holder(port: int) -> str:
 
 
 def _is_kept_up(state: State) -> bool:
-    """Whether the program runs, or the supervisor starts it again because it has died."""
+    """Return whether the program runs, or the supervisor starts it again because it has died."""
     return bool(state.pid) or state.name == "BACKOFF"

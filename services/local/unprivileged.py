@@ -82,7 +82,7 @@ def make_open(folder: Path) -> None:
 
 
 def data_folder(folder: Path) -> Path:
-    """The data folder of the server that belongs to `folder`. The data folder exists after the first start only."""
+    """Return the data folder of the server that belongs to `folder`. It exists after the first start only."""
     link = _link(folder)
     return link.readlink() / "data" if link.is_symlink() else folder / "data"
 

@@ -25,7 +25,7 @@ class Row:
 
 
 def rows(stack: Stack) -> list[Row]:
-    """Each program the supervisor knows; those that are stopped are not asked whether they are ready."""
+    """Return a row for each program that the supervisor knows. Only running programs are asked if they are ready."""
     states = stack.states()
     if not states:
         return []

@@ -45,7 +45,7 @@ class Migrations:
     folder: Path
 
     def names(self) -> list[str]:
-        """The migrations that this release knows, in the order in which they are applied."""
+        """Return the migrations that this release knows, in the order in which they are applied."""
         return sorted(file.stem for file in self.folder.glob("*.sql"))
 
 

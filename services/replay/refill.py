@@ -251,7 +251,7 @@ class Refill:
 
 
 def cut(batches: Sequence[Batch]) -> Sequence[Batch]:
-    """The first of `batches`, for one block: all accepted on one day, and no more than are needed for BLOCK_ROWS."""
+    """Return the first of `batches`, for one block: of one day, and no more than are needed for BLOCK_ROWS."""
     rows = 0
     for index, batch in enumerate(batches):
         if rows >= BLOCK_ROWS or batch.created_at // DAY != batches[0].created_at // DAY:

@@ -76,13 +76,13 @@ class ReportTable:
         within_limit(lambda: write_deltalake(table, data, mode="overwrite", predicate=only, partition_by=["day"]))
 
     def days(self) -> list[date]:
-        """Those with a report, the latest first."""
+        """Return the days that have a report, the latest first."""
         table = self._table.latest()
         partitions = within_limit(table.partitions) if table else []
         return sorted((date.fromisoformat(str(each["day"])) for each in partitions), reverse=True)
 
     def of(self, day: date) -> list[dict[str, Any]]:
-        """The rows of `day`; none when its report was never made. Raises ResultTooLarge."""
+        """Return the rows of `day`; none when its report was never made. Raises ResultTooLarge."""
         engine = self._table.engine()
         if engine is None:
             return []

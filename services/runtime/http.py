@@ -50,7 +50,7 @@ _log = logs.get("http")
 
 
 def needs(access: Access) -> Any:
-    """A route dependency: who may call it. Routes without one are open."""
+    """Return a route dependency: who may call it. Routes without one are open."""
 
     async def check(request: Request) -> None:
         request.app.state.guard.check(access, request.headers.get("authorization", ""))

@@ -69,7 +69,7 @@ class OriginGuard:
 
 
 def _crosses_origins(site: bytes | None, origin: str, host: str) -> bool:
-    """Whether the page is of another origin than this listener; a request without both headers is no page's."""
+    """Return whether the page is of another origin than this listener; a request without both headers is no page's."""
     if site is not None:
         return site not in (b"same-origin", b"none")
     return bool(origin) and origin.partition("://")[2] != host

@@ -109,13 +109,13 @@ class Journal:
             raise NeedsOperator(f"another `logpipe send` of {path} is running") from error
 
     def was_interrupted(self) -> bool:
-        """Whether the last run left chunks of which it is unknown whether they were stored."""
+        """Return whether the last run left chunks of which it is unknown whether they were stored."""
         with suppress(NeedsOperator):
             return bool(self._read().begun)
         return False
 
     def load(self, agreeing: Agreeing) -> Progress:
-        """The last run, to go on with. Raises NeedsOperator when no journal tells it for certain."""
+        """Return the last run, to continue it. Raises NeedsOperator if the journal is missing or damaged."""
         own = self._read() if self.file.exists() else None
         marks = [mark for mark in (own.done, own.sent()) if mark.bytes] if own else []
         if agreeing(marks) is None:
@@ -130,7 +130,7 @@ class Journal:
         return self.progress
 
     def _records_of_kin(self) -> list[tuple[Path, Progress]]:
-        """The records of files whose names are as if one were the other after a rotation."""
+        """Return the records of files whose names are as if one were the other after a rotation."""
         found = []
         for file in self.file.parent.glob("*.progress"):
             with suppress(msgspec.MsgspecError, UnicodeDecodeError, OSError):
@@ -232,7 +232,7 @@ def _begun(path: str, options: Options, years: list[Stretch]) -> Progress:
 
 
 def _stem(path: str) -> str:
-    """What rotation leaves of a name: "app" of app.log, app.log.1.gz, app-20240501.log and app.log-20240501."""
+    """Return what rotation leaves of a name: "app" of app.log, app.log.1.gz, app-20240501.log and app.log-20240501."""
     return re.split(r"\.|[-_]?\d", Path(path).name, maxsplit=1)[0]
 
 

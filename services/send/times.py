@@ -95,7 +95,7 @@ class TimeParser:
         raise ValueError(f"not a time: {reason}") from reason
 
     def _strptime(self, text: str, time_format: str) -> datetime:
-        """As datetime.strptime reads it, and a leap second besides."""
+        """Parse as datetime.strptime does, and accept a leap second, too."""
         parts = strptime(text, time_format)
         zone = self._zone if parts.tm_gmtoff is None else timezone(timedelta(seconds=parts.tm_gmtoff))
         if parts.tm_sec >= 60:

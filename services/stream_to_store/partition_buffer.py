@@ -111,7 +111,7 @@ class PartitionBuffer:
         self.bytes = sum(e.bytes for e in self._held)
 
     def _end_of_day(self) -> int:
-        """The offset before which all messages were accepted on one day."""
+        """Return the offset before which all messages were accepted on one day."""
         day = self.day
         for envelope in self._held:
             if not envelope.problem and envelope.created_at // DAY != day:

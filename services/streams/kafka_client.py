@@ -113,12 +113,12 @@ def delete_before(url: str, topic: str, topic_id: str, partition: int, offset: i
 
 
 def sink_group(store: str, dataset: str) -> str:
-    """The consumer group that loads a dataset's topic into a store."""
+    """Return the consumer group that loads a dataset's topic into a store."""
     return f"logpipe-{store}-{dataset}"
 
 
 def members(url: str, group: str) -> int:
-    """How many consumers are in the group; one that died is counted until its session times out. Raises StoreDown."""
+    """Return the number of consumers in the group. A dead one counts until its session times out. Raises StoreDown."""
     admin = AdminClient(config(url))  # its answers come only while it lives
     with translated():
         described = admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT)

@@ -45,7 +45,7 @@ class Topic(NamedTuple):
         return _NO_LIMIT if self.retention_hours is None else self.retention_hours * _HOUR_MS
 
     def settings(self) -> dict[str, str]:
-        """The configuration of the topic when it is made. acks=all and two replicas survive the loss of a broker."""
+        """Return the configuration of a new topic. acks=all and two replicas survive the loss of a broker."""
         return {
             "cleanup.policy": "delete",
             "retention.ms": str(self.retention_ms),

@@ -26,7 +26,7 @@ class DeadLetteredRows:
         return len(self.ids) + self.unnamed
 
     def __or__(self, other: "DeadLetteredRows") -> "DeadLetteredRows":
-        """The rows that were dead-lettered in either of two places, or in both."""
+        """Return the rows that were dead-lettered in either of two places, or in both."""
         return DeadLetteredRows(self.ids | other.ids, max(self.unnamed, other.unnamed))
 
 
@@ -39,7 +39,7 @@ class KeepsRejects(Protocol):
     """A store that keeps its rejected rows in tables of its own."""
 
     def rejected(self, dataset: Dataset) -> Iterator[DeadLettered]:
-        """Each rejected row once. Blocks. Raises StoreDown."""
+        """Yield each rejected row once. Blocks. Raises StoreDown."""
 
 
 class DeadLetterLookup:
@@ -50,7 +50,7 @@ class DeadLetterLookup:
         self._open_topic = open_topic
 
     def of(self, reader: StoreReader, dataset: Dataset, batches: Sequence[int]) -> Mapping[int, DeadLetteredRows]:
-        """Batch -> its dead-lettered rows, for those of `batches` that have any. Blocks. Raises StoreDown.
+        """Return batch -> its dead-lettered rows, for those of `batches` that have any. Blocks. Raises StoreDown.
 
         Each call updates the index first, which reads only the dead letters that are new since the last update.
         """
@@ -69,7 +69,7 @@ class DeadLetterLookup:
 
 
 def by_batch(dead_lettered: Iterable[DeadLettered]) -> Mapping[int, DeadLetteredRows]:
-    """Batch -> its dead-lettered rows. `dead_lettered` is of one store and dataset."""
+    """Return batch -> its dead-lettered rows. `dead_lettered` is of one store and dataset."""
     ids: defaultdict[int, set[int]] = defaultdict(set)
     unnamed: Counter[int] = Counter()
     for batch_id, row_id, rows in dead_lettered:

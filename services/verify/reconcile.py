@@ -159,7 +159,7 @@ def add_counts(
 
 
 def _ids(reader: StoreReader, dataset: Dataset, batches: Sequence[int]) -> Mapping[int, set[int]]:
-    """Batch -> ids of its rows in the store. `batches` are in order."""
+    """Return batch -> ids of its rows in the store. `batches` are in order."""
     ids: dict[int, set[int]] = {batch_id: set() for batch_id in batches}
     for row in reader.rows(dataset, batches[0], batches[-1]) if batches else ():
         if (batch_id := batch_of(row[0])) in ids:

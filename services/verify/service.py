@@ -173,7 +173,7 @@ class Verification:
 
 
 def above(floor: Callable[[], int], check: Callable[[int], Result]) -> Result:
-    """What `check` finds from the floor on; again when it rose meanwhile, for retention drops what is below it."""
+    """Return the result of `check` from the floor on. Repeat it if retention has raised the floor meanwhile."""
     while True:
         result = check(start := floor())
         if floor() == start:

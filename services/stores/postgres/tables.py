@@ -87,7 +87,7 @@ def require(connection: Connection, dataset: Dataset) -> None:
 
 
 def _lacking(dataset: Dataset, found: Mapping[str, str]) -> list[Column]:
-    """The columns to be added to a table with the columns `found` (name -> type). Raises NeedsOperator."""
+    """Return the columns to be added to a table with the columns `found` (name -> type). Raises NeedsOperator."""
     lacking = []
     for column in dataset.columns:
         if column.name not in found:
