@@ -163,7 +163,9 @@ class World:
         assert accepted
         found = {}
         for reader in (self.postgres, self.clickhouse):
-            result = reconcile(reader, dataset, accepted, {}, Scope(0, last, None, 0), lambda rows: None)
+            result = reconcile(
+                reader, dataset, accepted, lambda batches: {}, Scope(0, last, None, 0), lambda rows: None
+            )
             assert result.compared == len(accepted) or not result.ok
             found[reader.name] = result.examples
         return found

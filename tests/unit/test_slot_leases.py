@@ -1,7 +1,7 @@
 """The leases of an ingest process, without PostgreSQL: what its two threads see of each other's changes."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from threading import Event
 from typing import Any
 from unittest.mock import MagicMock, Mock
@@ -13,6 +13,7 @@ from services.core.errors import StoreDown
 from services.ingest_api import slot_leases
 from services.ingest_api.slot_leases import SlotLeases
 from services.ingest_api.slot_owner import SlotOwner
+from services.ledger import schema
 from services.ledger.slots import Lease
 
 CONNECTION = MagicMock()
@@ -52,11 +53,11 @@ class Slots:
 
 
 @pytest.fixture
-def slots(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slots]:
+def slots(monkeypatch: pytest.MonkeyPatch) -> Slots:
     made = Slots()
     monkeypatch.setattr(slot_leases, "slots", made)
     monkeypatch.setattr(slot_leases, "connect", lambda url, name: MagicMock(closed=False))
-    monkeypatch.setattr(slot_leases.schema, "require", lambda connection: None)
+    monkeypatch.setattr(schema, "require", lambda connection: None)
     return made
 
 

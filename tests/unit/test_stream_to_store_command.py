@@ -5,6 +5,7 @@ from unittest.mock import Mock
 import pytest
 from click.testing import CliRunner
 
+from services import stores
 from services.stores.memory import MemoryStore
 from services.stream_to_store import main
 
@@ -16,8 +17,8 @@ class OfTheWrongKind(MemoryStore):
 def test_a_store_whose_reader_is_of_the_wrong_kind_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     serve = Mock()
     monkeypatch.setattr(main, "serve", serve)
-    monkeypatch.setattr(main.stores, "open_writer", lambda name: MemoryStore())
-    monkeypatch.setattr(main.stores, "open_reader", lambda name: OfTheWrongKind())
+    monkeypatch.setattr(stores, "open_writer", lambda name: MemoryStore())
+    monkeypatch.setattr(stores, "open_reader", lambda name: OfTheWrongKind())
     result = CliRunner().invoke(main.main, ["--store", "memory"])
     assert result.exit_code == 1
     assert "its reader must have progress 'sink'" in result.output
