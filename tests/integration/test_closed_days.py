@@ -191,7 +191,7 @@ def rows_read(connection: Any, table: str) -> int:
 def test_notes_of_an_earlier_release_are_completed(connection: Any, own_postgres_url: str) -> None:
     postgres.close_days(connection, DATASET)
     connection.execute("ALTER TABLE closed_days DROP COLUMN first_id")
-    connection.execute((schema.MIGRATIONS.folder / "stores-0001-rollups-and-closed-days.sql").read_bytes())
+    connection.execute((schema.MIGRATIONS.folder / "postgres-0001-rollups-and-closed-days.sql").read_bytes())
     with closing(postgres.PostgresReader(own_postgres_url)) as reader:
         assert list(reader.counts(DATASET, 6, 6)) == [(6, 10, 10)]
         assert postgres.close_days(connection, DATASET) == DAYS

@@ -31,7 +31,7 @@ from services.postgres.pool import Pool
 from tests.processes import Process, free_port
 
 SCHEMAS = Path(__file__).with_name("schemas")
-NAMES = ["ledger-0001-tables", "alerts-0001-tables", "stores-0001-rollups-and-closed-days", "reports-0001-windows"]
+NAMES = ["ledger-0001-tables", "alerts-0001-tables", "postgres-0001-rollups-and-closed-days", "reports-0001-windows"]
 MADE_AT_RUN_TIME = """
     CREATE TABLE rollup_chunks (rollup text NOT NULL, until_batch bigint NOT NULL, day date NOT NULL,
         row_count bigint NOT NULL, PRIMARY KEY (rollup, until_batch));

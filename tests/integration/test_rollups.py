@@ -41,7 +41,7 @@ from services.stores.postgres.tables import midnight
 from tests.conftest import running
 
 DAY = 86_400_000_000
-MIGRATION = schema.MIGRATIONS.folder / "stores-0001-rollups-and-closed-days.sql"
+MIGRATION = schema.MIGRATIONS.folder / "postgres-0001-rollups-and-closed-days.sql"
 LEVELS, SERVICES, HOSTS = ("INFO", "ERROR", "é", ""), ("api", "a'b", "%s"), ("", "h-1")
 SPAN = 7 * MINUTE
 

@@ -131,7 +131,7 @@ def test_a_table_that_does_not_say_where_it_stands_cannot_be_resumed() -> None:
     stream, handle = Mock(dataset=DATASET), Mock()
     handle.file_uris.return_value = ["one"]
     stream.tables.rows.current_version.return_value = (handle, None)
-    with pytest.raises(NeedsOperator, match="only --rebuild helps"):
+    with pytest.raises(NeedsOperator, match="use --rebuild"):
         resume(stream)
     stream.checkpoint.delete.assert_not_called()
 

@@ -6,6 +6,7 @@ import pytest
 
 from services.core.errors import StoreDown
 from services.datasets.logs import DATASET
+from services.reports import windows as report_windows
 from spark_jobs import windows
 from spark_jobs.checkpoint import Checkpoint
 from spark_jobs.settings import RealtimeSettings
@@ -17,6 +18,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Mock:
     made = Mock(uri="hdfs://checkpoint")
     monkeypatch.setattr(windows, "CheckpointFolder", Mock(return_value=made))
     monkeypatch.setattr(windows, "connect", MagicMock())
+    monkeypatch.setattr(report_windows, "require", lambda connection: None)
     monkeypatch.setattr(windows, "counted", MagicMock())  # needs a session of Spark
     return made
 
