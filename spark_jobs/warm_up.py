@@ -98,7 +98,7 @@ class WarmUp:
             within_limit(lambda: self._hdfs.delete(self._path, recursive=True))
 
     def _write(self, made_up: DataFrame, batch: int) -> None:
-        """Called by Spark for each batch, one after the other, until the query is stopped."""
+        """Run a round. Called by Spark for each batch, one after the other, until the query is stopped."""
         with self._round:
             if self._stopped or settled(self.rounds):
                 return

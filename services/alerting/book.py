@@ -171,7 +171,7 @@ class Book:
             alerts.add_post(self._connection, alert_id, "resolved")
 
     def _forget(self, service: str, before: int) -> None:
-        """What no window reaches any more."""
+        """Forget the counts that no window needs any more."""
         seconds = self._counts.get(service, {})
         if not any(second < before for second in seconds):
             return

@@ -53,7 +53,7 @@ class Batcher(Generic[Group, Item]):
         return max(0.0, oldest + self._max_wait - self._clock())
 
     def take(self) -> tuple[Group, list[Item]] | None:
-        """The items of the group that is due longest, within both bounds unless its first alone is beyond them."""
+        """Return items of the group that has been due longest, within both limits or one item that exceeds them."""
         due = [
             (queue.entries[0].since, group)
             for group, queue in self._waiting.items()

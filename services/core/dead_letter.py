@@ -97,7 +97,7 @@ def encode(store: str, dataset: Dataset, dead_letter: DeadLetter) -> tuple[bytes
 
 
 def decode(value: bytes) -> Record:
-    """Raises Malformed for a value that is no dead letter."""
+    """Decode the value of a dead letter. Raises Malformed for any other value."""
     try:
         return _decoder.decode(value)
     except UNDECODABLE as error:

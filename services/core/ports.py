@@ -224,7 +224,7 @@ class PartitionReader(Protocol):
         """
 
     def assign(self, positions: Mapping[int, int]) -> None:
-        """From now on read exactly these partitions, from these offsets."""
+        """Read exactly these partitions from now on, from these offsets."""
 
     def poll(self, timeout: float) -> list[Message]:
         """Return the messages that have come, at most some thousand, or [] after `timeout` seconds.

@@ -111,7 +111,7 @@ def _likely_comma(text: bytes) -> int:
 
 
 def _last_end(text: bytes) -> int:
-    """Where the last value of those side by side in `text` ends; -1: none does. `text` begins between two values."""
+    """Return the end of the last value in `text`; -1: no value ends. `text` begins between two values."""
     structure = _Structure(text, 0)
     return structure.last((structure.steps < 0) & (structure.levels == 0))
 

@@ -108,15 +108,15 @@ class RowCodec:
         }
 
     def decode_object(self, body: bytes) -> Rows:
-        """One JSON object. Raises Malformed (not JSON) or InvalidRow."""
+        """Decode one JSON object. Raises Malformed (not JSON) or InvalidRow."""
         return self._columns(body, [self._decode(self._one.decode, body, self._refused_body)])
 
     def decode_array(self, body: bytes) -> Rows:
-        """A JSON list of objects. Raises Malformed or InvalidRow."""
+        """Decode a JSON list of objects. Raises Malformed or InvalidRow."""
         return self._columns(body, self._decode(self._many.decode, body, self._refused_list))
 
     def decode_lines(self, body: bytes) -> Rows:
-        """One JSON object a line (NDJSON), blank lines ignored. Raises MalformedLine or InvalidRow."""
+        """Decode NDJSON, one JSON object in each line; blank lines are ignored. Raises MalformedLine or InvalidRow."""
         return self._columns(body, self._decode(self._one.decode_lines, body, self._refused_lines))
 
     def encode(self, rows: Iterable[Row]) -> list[bytes]:

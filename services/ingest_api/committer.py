@@ -241,7 +241,7 @@ class Committer:
         return committed
 
     def _outcome_of(self, xid: str, batch: Batch) -> bool:
-        """Raises StoreDown while PostgreSQL is unreachable, and while the transaction runs."""
+        """Return whether it was committed. Raises StoreDown if PostgreSQL is unreachable, or the transaction runs."""
         try:
             committed = ledger_batches.committed(self._connected(), xid, batch)
         except StoreDown:

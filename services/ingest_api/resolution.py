@@ -135,5 +135,5 @@ def _lacking(held: Mapping[str, Mapping[int, int]], batches: Sequence[Batch]) ->
 
 
 def _held(sink: StoreReader, dataset: Dataset, batches: Sequence[Batch]) -> dict[int, int]:
-    """Batch id -> how many of its rows the store has."""
+    """Return batch id -> how many of its rows the store has."""
     return {batch_id: distinct for batch_id, _, distinct in sink.counts_of(dataset, batches)}

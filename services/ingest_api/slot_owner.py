@@ -105,7 +105,7 @@ class SlotOwner:
             raise
 
     def _drain(self) -> None:
-        """The end of the thread: publish what is left, until a failure, and release the slots."""
+        """Publish the batches that are left, until a failure, and release the slots. Called at the thread's end."""
         try:
             while not self._abort.is_set() and self._publish_once():
                 pass
@@ -117,7 +117,7 @@ class SlotOwner:
             self._release_all()
 
     def _check_topics(self) -> None:
-        """At the start and after a failure. Raises NeedsOperator when no slot can be published, and StoreDown."""
+        """Check the topics, again after a failure. Raises StoreDown, and NeedsOperator if no slot can be published."""
         if self._topics_checked:
             return
         try:

@@ -95,7 +95,7 @@ class LineReader:
 
 
 def _check_values(field: LineField, values: pa.ChunkedArray) -> None:
-    """Raises _Unsound. A null passes: the field is not required, or its lack was noticed before."""
+    """Raise _Unsound for a wrong value. A null passes: the field is not required, or was reported as missing before."""
     if bounds := field.bounds:
         found = pc.min_max(values).as_py()
         if found["min"] < bounds.lowest or found["max"] > bounds.highest:

@@ -82,7 +82,7 @@ class EmbeddedWriter:
         ]
 
     def end_writes(self, dataset: Dataset) -> None:
-        """A commit, after which writers that have read the position before it are Fenced.
+        """Make a commit, after which writers that have read the position before it are Fenced.
 
         Raises NeedsOperator when Spark fills the table: this process cannot know whether Spark is writing a batch.
         """

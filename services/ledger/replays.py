@@ -25,7 +25,7 @@ class ReplayProgress:
     """One row of table replays, and the lock on it, which ends with the connection. Methods raise StoreDown."""
 
     def __init__(self, postgres_url: str, store: str, dataset: Dataset) -> None:
-        """Raises Conflict while another replay of this store and dataset runs."""
+        """Connect. Raises Conflict while another replay of this store and dataset runs."""
         self._dataset = dataset
         self._key = {"store": store, "dataset": dataset.name}
         self._connection = connect(postgres_url, closed_when_idle=False)  # its lock must last

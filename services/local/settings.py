@@ -56,7 +56,7 @@ class LocalSettings(Settings):
 
     @classmethod
     def on_free_ports(cls, stack: Path) -> Self:
-        """For a stack beside others: no default port is used, and nothing is replaced by a URL."""
+        """Return settings of a stack beside others: it has no default port, and no component outside the stack."""
         names = [name for name in cls.model_fields if name.endswith("_port")]
         with ExitStack() as held:  # all held at once, so that none is given twice
             sockets = [held.enter_context(socket.socket()) for _ in names]

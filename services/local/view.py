@@ -39,7 +39,7 @@ def _row(program: Program, state: State) -> Row:
 
 
 def _memory(pid: int) -> int:
-    """Of a process and its children: what they have for themselves, and shared memory once."""
+    """Return the memory of a process and its children, with the memory that they share counted once."""
     total = 0
     with suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -79,7 +79,7 @@ def bring_up(console: Console, stack: Stack) -> None:
 
 @contextmanager
 def progress(console: Console, names: tuple[str, ...]) -> Iterator[Watcher]:
-    """One line a program; yields what to tell about each."""
+    """Show a line for each name; yields the watcher that updates the lines."""
     shown = Progress(
         SpinnerColumn(finished_text="•"), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
     )

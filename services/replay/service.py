@@ -27,7 +27,7 @@ class Replays:
     """A context; what it opened is closed at its end, and other replays may begin."""
 
     def __init__(self, settings: ReplaySettings, store: str) -> None:
-        """Raises Invalid for a store that cannot be replayed into."""
+        """Open the store. Raises Invalid for a store that cannot be replayed into."""
         self._settings = settings
         self._url = settings.postgres_url.get_secret_value()
         self._kafka_url = settings.kafka_url
@@ -44,7 +44,7 @@ class Replays:
         self._opened.close()
 
     def begin(self, dataset: Dataset, first: int | None, display: Display) -> Refill:
-        """From now on it is noted in the ledger. `first`: start over, at this batch.
+        """Begin a replay, and record it in the ledger. `first`: start over, at this batch.
 
         Raises Conflict when another replay or the store's stream is in the way, Invalid when `first` is too high.
         """
@@ -75,7 +75,7 @@ class Replays:
     def _note(
         self, progress: ReplayProgress, topic: PartitionReader, topic_id: str, dataset: Dataset, first: int | None
     ) -> Replay:
-        """Raises StoreDown if the topic is being created again right now."""
+        """Record the replay in the ledger. Raises StoreDown if the topic is being created again at this moment."""
         store = self._reader.name
         with self._ledger.connection() as connection:
             position = reading.sink_position(connection, store, dataset.name)
@@ -107,7 +107,7 @@ class Replays:
 
 
 def check_first(ledger: Pool, reader: StoreReader, dataset: Dataset, first: int) -> None:
-    """Raises Invalid when the store would lack what was accepted before batch `first`."""
+    """Raise Invalid if the store would lack batches that were accepted before batch `first`."""
     with ledger.connection() as connection:
         last = reading.last_batch(connection)
     if first > last:

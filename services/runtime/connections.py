@@ -90,7 +90,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than the reply is made."""
+        """Called when the client reads more slowly than the reply is written."""
         super().pause_writing()
         self._await_reading()
 

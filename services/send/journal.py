@@ -75,7 +75,7 @@ class Progress(msgspec.Struct):
     years: list[Stretch] = []
 
     def sent(self) -> Mark:
-        """Up to where the file was sent, acked or not."""
+        """Return the offset up to which the file was sent, acked or not."""
         return self.begun[-1].end if self.begun else self.done
 
 
@@ -93,7 +93,7 @@ class Journal:
     former_path = ""
 
     def __init__(self, folder: Path, path: str) -> None:
-        """Raises NeedsOperator when another send of the same file runs, or the folder cannot be written."""
+        """Lock the journal. Raises NeedsOperator if another send of the file runs, or the folder cannot be written."""
         full = os.path.realpath(path)
         self.file = folder / f"{Path(full).name}-{xxhash.xxh3_64_hexdigest(full.encode())}.progress"
         self._path = full
@@ -141,7 +141,7 @@ class Journal:
         return found
 
     def _take_over(self, file: Path) -> Progress:
-        """The record of this text is under another path: from now on it is under this one, and that path's is new."""
+        """Move the record of this text from another path to this one, and begin a new record for the other path."""
         with file.with_suffix(".lock").open("wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,20 +154,20 @@ class Journal:
                 progress.options = msgspec.structs.replace(progress.options, origin=origin)
             self.progress = progress
             self._write()
-            # The file that has the former path now goes on later: its times may be of another year.
+            # The file at the former path continues later: its times may be of another year.
             following = _begun(self.former_path, msgspec.structs.replace(progress.options, year=None), [])
             following.ledger = progress.ledger
             _replace(file, following)
         return progress
 
     def start(self, options: Options, years: list[Stretch]) -> Progress:
-        """A new run of the file."""
+        """Begin a new run of the file."""
         self.progress = _begun(self._path, options, years)
         self._write()
         return self.progress
 
     def bind(self, ledger: str) -> None:
-        """The run belongs to this ledger, '' when ingest is of a release that does not tell it.
+        """Record the ledger of the run, '' if ingest is of a release that does not name its ledger.
 
         Raises OtherLedger when the run belongs to another one.
         """
@@ -185,7 +185,7 @@ class Journal:
         self._write()
 
     def begin(self, end: Mark) -> bool:
-        """A chunk is about to be sent; False: it was acked in an earlier run, leave it out."""
+        """Record that a chunk is about to be sent. Return False if an earlier run had it acked: leave it out then."""
         assert self.progress
         for begun in self.progress.begun:
             if begun.end == end:

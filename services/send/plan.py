@@ -151,7 +151,7 @@ class Plan:
         return self.source.name.partition(".")[0]
 
     def _years(self, make: MakeParser, options: Options) -> list[Stretch]:
-        """None for a format whose times have a year, and for a pipe, unless the year is given."""
+        """Return the years; empty if the times have a year, and for a pipe without a given year."""
         if not make(Window()).yearless or (self.journal is None and options.year is None):
             return []
         lines, size = self._last() if self.journal else ([], 0)

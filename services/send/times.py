@@ -54,7 +54,7 @@ class TimeParser:
         self.yearless = not self._is_instant and not re.search("%[YyGcx]", self._format)
 
     def wire(self, text: str) -> str:
-        """Raises ValueError, saying why the text is no such time."""
+        """Return the time in wire form. Raises ValueError, which says why the text is not a time."""
         if self._split and (parts := self._split(text)):
             head, fraction, tail = parts.groups("")
             second = self._second(head + tail)

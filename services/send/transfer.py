@@ -52,7 +52,7 @@ class Transfer:
         self._totals = totals
 
     async def run(self, chunks: Iterator[Chunk]) -> None:
-        """Raises the error that stopped the transfer; everything acked until then is in the journal."""
+        """Send. Raises the error that stopped the transfer; the journal has everything that was acked until then."""
         broken = None
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -114,7 +114,7 @@ class Consumer:
         return self._backlog.read_up_to()
 
     def take(self, messages: Sequence[Message], read_up_to: Mapping[int, int]) -> None:
-        """Raises NeedsOperator for rows that this process would store without some of their columns."""
+        """Buffer messages. Raises NeedsOperator for rows that this process would store without some columns."""
         now = self._clock()
         for message in messages:
             if is_newer(message, self.dataset):

@@ -81,7 +81,7 @@ def translate(error: KafkaError) -> LogpipeError:
 
 
 def describe(admin: AdminClient, topic: str) -> TopicDescription | None:
-    """None when there is no such topic."""
+    """Return the description of a topic; None if there is no such topic."""
     future = admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_TIMEOUT)[topic]
     try:
         described: TopicDescription = future.result()

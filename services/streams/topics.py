@@ -77,7 +77,7 @@ def ensure(settings: KafkaSettings, names: Iterable[str]) -> None:
 def ensure_topics(
     url: str, topics: Mapping[str, int], replication: int, retention_hours: int = RETENTION_HOURS
 ) -> None:
-    """The same for `topics` (name -> partitions); returns when all can be used."""
+    """Make or check `topics` (name -> partitions) as `ensure` does; returns when all can be used."""
     wanted = [
         Topic(name, partitions, replication, None if name == DEAD_LETTERS else retention_hours)
         for name, partitions in topics.items()

@@ -51,7 +51,7 @@ class Verification:
         self._progress = progress
 
     def run(self, readers: Sequence[StoreReader], request: Request) -> Report:
-        """Raises StoreDown when the ledger cannot be read; a store that cannot is in the report."""
+        """Verify the stores. Raises StoreDown of the ledger; a store that cannot be read is named in the report."""
         last = self._as_of()
         first = self._first(request.days)
         self._await(readers, request, last)
