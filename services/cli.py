@@ -85,7 +85,7 @@ class _Commands(click.Group):
 
 
 def _missing(name: str, error: ModuleNotFoundError) -> Exception:
-    """What the user installs, or the error itself when the module is one of ours."""
+    """Return what the user installs, or the error itself when the module is one of ours."""
     module = (error.name or "").partition(".")[0]
     if module in ("services", "spark_jobs", ""):
         return error

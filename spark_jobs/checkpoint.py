@@ -1,12 +1,13 @@
-"""The checkpoint of a streaming query beside its table: do the two belong together, and where does the query begin?
+"""Compares the checkpoint of a streaming query with its table, and finds the offsets at which the query starts.
 
-A query that begins with a lost, foreign or older checkpoint would double rows or leave some out, in silence. So the
-two are compared before it starts: the id of the query and the offsets of the last batch stand in both.
+A query that starts with a lost, foreign or older checkpoint would double rows or leave rows out, in silence. So the
+checkpoint is compared with the table before the query starts: both have the id of the query and the offsets of the last
+batch.
 
-A file of the checkpoint may be damaged: HDFS lost its end on a full disk, or with the power. Two kinds of damage lose
-nothing. The file belongs to a batch that the table does not have: Spark plans that batch anew. Or the file only marks
-the table's last batch as done: Spark runs the batch again, and Delta leaves its rows out. Such a file is removed, for
-Spark itself would fail on it. Any other damage is refused.
+A file of the checkpoint may be damaged, because HDFS lost its end on a full disk or in a power failure. Two kinds of
+damage lose nothing. If the file belongs to a batch that the table does not have, Spark plans that batch again. If the
+file only marks the table's last batch as done, Spark runs the batch again, and Delta skips its rows. Such a file is
+removed, because Spark itself would fail on it. Any other damage is refused.
 """
 
 from collections.abc import Collection, Mapping
@@ -28,7 +29,7 @@ Offsets = Mapping[int, int]
 _METADATA = "metadata"
 _START = "sources/0/0"  # the offsets that the query began at
 _VERSION = b"v1"  # of the files of offsets
-_LAST = 3  # batches: the one under way, the last one done, and the one before, which Spark reads when it starts
+_LAST = 3  # batches: the running one, the last one that is done, and the one before, which Spark reads at its start
 _DAMAGED = (msgspec.MsgspecError, KeyError, ValueError)
 
 
@@ -38,9 +39,11 @@ class _Metadata(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """`committed`: the last batch that Spark knows to be done, -1 if none. `ends`: of the last batches, where readable.
+    """`committed`: the last batch that Spark has recorded as done, -1 if none. `ends`: batch -> the offsets at its end,
+    for the last batches that are readable.
 
-    `query`: '' when its file is lost or damaged. `damaged`: the files that cannot be read, as paths in the checkpoint.
+    `query`: the id of the query, '' if its file is lost or damaged. `damaged`: the unreadable files, as paths in the
+    checkpoint.
     """
 
     query: str
@@ -60,15 +63,15 @@ class CheckpointFolder:
         self._hdfs = Client(settings.hdfs_url)
 
     def load(self) -> Checkpoint | None:
-        """None when there is none."""
+        """Return the checkpoint, None if there is none."""
         return within_limit(self._load)
 
     def query(self) -> str:
-        """The id of the query it is of."""
+        """Return the id of the query that the checkpoint belongs to."""
         return within_limit(self._query)
 
     def end(self, batch: int) -> Offsets:
-        """Partition -> next offset after `batch`; before the first batch, where the query began."""
+        """Return partition -> the offset that follows `batch`; for batch -1, the offset at which the query began."""
         return within_limit(lambda: self._offsets(f"offsets/{batch}" if batch >= 0 else _START))
 
     def delete(self) -> None:
@@ -112,7 +115,7 @@ class CheckpointFolder:
         return False
 
     def _is_mark(self, name: str) -> bool:
-        """Whether the file says that a batch is done: a line with a version, then a line of JSON."""
+        """Return whether the file marks a batch as done: it has a line with a version, then a line of JSON."""
         version, _, state = self._read(name).partition(b"\n")
         try:
             msgspec.json.decode(state, type=dict[str, msgspec.Raw])
@@ -147,17 +150,17 @@ def starting_offsets(
     topic_id: str,
     bounds: Mapping[int, tuple[int, int]],
 ) -> Offsets:
-    """Where a query without batches begins, by partition; those not named begin at offset 0.
+    """Return partition -> the offset at which a query without batches starts. Other partitions start at offset 0.
 
-    `position`, `table_is_empty`: of the table. `bounds`: the topic's, first and next offset by partition. Raises
-    NeedsOperator when going on would double rows or leave some out.
+    `position` and `table_is_empty` are of the table. `bounds`: partition -> the first offset that the topic still has,
+    and its end. Raises NeedsOperator if the start would double rows or leave rows out.
     """
     if position is None and not table_is_empty:
         raise _refused(dataset, "its table has rows that no batch of this job put there")
     if position and position.topic_id not in ("", topic_id):
         raise _refused(
             dataset,
-            f"the topic {dataset.topic} was deleted and made anew since its table was filled",
+            f"the topic {dataset.topic} was deleted and created again since its table was filled",
             lost=True,
         )
     if position and position.query == EMBEDDED:
@@ -174,15 +177,15 @@ def starting_offsets(
         if not first <= offset <= end:
             raise _refused(
                 dataset,
-                f"its table stands at offset {offset} of partition {partition} of {dataset.topic}, which has only"
-                f" {first} to {end}: messages were deleted before they were read",
+                f"its table has loaded partition {partition} of {dataset.topic} up to offset {offset}, and the topic"
+                f" has only {first} to {end}: messages were deleted before they were read",
                 lost=True,
             )
     return offsets
 
 
 def without_meaning(position: Position | None, checkpoint: Checkpoint | None) -> list[str]:
-    """The damaged files to remove before Spark starts. Call after `starting_offsets`."""
+    """Return the damaged files to remove before Spark starts. Called after `starting_offsets`."""
     if checkpoint is None:
         return []
     if position is None or position.is_free:
@@ -191,7 +194,7 @@ def without_meaning(position: Position | None, checkpoint: Checkpoint | None) ->
 
 
 def _says_nothing(name: str, stored: int) -> bool:
-    """`stored`: the last batch that the table has of the checkpoint's query."""
+    """Return whether the damage of this file loses nothing. `stored`: the last batch of the query in the table."""
     folder, _, batch = name.partition("/")
     return (folder == "offsets" and int(batch) > stored) or (folder == "commits" and int(batch) == stored)
 
@@ -215,27 +218,27 @@ def _check_owned(dataset: Dataset, position: Position, checkpoint: Checkpoint) -
     if position.batch - checkpoint.committed not in (0, 1):
         raise _refused(
             dataset,
-            f"its checkpoint has come to batch {checkpoint.committed}, but the table to batch {position.batch}:"
-            " one of the two was put back to an older state",
+            f"its checkpoint is at batch {checkpoint.committed}, and its table at batch {position.batch}:"
+            " one of the two was restored from an older state",
         )
     if checkpoint.ends.get(position.batch) != position.offsets:
-        raise _refused(dataset, f"batch {position.batch} ends elsewhere in its checkpoint than in the table")
+        raise _refused(dataset, f"batch {position.batch} ends at other offsets in its checkpoint than in its table")
 
 
 def _refused(dataset: Dataset, what: str, *, lost: bool = False) -> NeedsOperator:
-    why = "Going on would double rows or leave some out, so nothing was done."
+    why = "To continue would double rows or leave rows out, so nothing was done."
     return NeedsOperator(f"{dataset.name}: {what}. {why} {ways_out(dataset, lost)}")
 
 
 def ways_out(dataset: Dataset, lost: bool) -> str:
-    """What an operator can do. `lost`: the topic no longer has all that the table lacks."""
+    """Return what an operator can do. `lost`: the topic no longer has all messages that the table lacks."""
     command = "logpipe stream-to-lake"
-    goes_on = (
-        f"with what the topic still has, without what was deleted (`logpipe verify --store {NAME}` will name it)"
+    continues = (
+        f"with the messages that the topic still has (`logpipe verify --store {NAME}` names the rows that are missing)"
         if lost
         else "from the position of the table"
     )
     return (
-        f"To go on {goes_on}: `{command} --resume {dataset.name}`. To delete the table and read again all that the"
+        f"To continue {continues}: `{command} --resume {dataset.name}`. To delete the table and read again all that the"
         f" topic still has: `{command} --rebuild {dataset.name} --yes`."
     )

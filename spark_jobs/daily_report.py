@@ -23,7 +23,7 @@ class Count(NamedTuple):
 
 
 class Endpoint(NamedTuple):
-    """`ms`: its 50th, 95th and 99th percentile."""
+    """`ms`: the 50th, 95th and 99th percentile of its response times."""
 
     endpoint: str
     requests: int
@@ -31,7 +31,7 @@ class Endpoint(NamedTuple):
 
 
 def rows(spark: SparkSession, settings: LakeSettings, day: date, extent: Extent) -> list[Report]:
-    """One row, whether there are logs or not."""
+    """Return one row, also for a day without logs."""
     of_day = logs(spark, settings, day, day, extent.as_of)
     counts = of_day.groupBy("level", "service", "hour").agg(sql.expr("count(1) AS rows"))
     slowest = (
@@ -45,7 +45,7 @@ def rows(spark: SparkSession, settings: LakeSettings, day: date, extent: Extent)
 
 
 def assembled(counts: Iterable[Count], slowest: Iterable[Endpoint]) -> Report:
-    """Everything in its order: the most first, ties by name."""
+    """Return the report. Lists are in the order of rows, the most first; equal ones in the order of names."""
     counts = list(counts)
     ((_, total),) = _volumes(counts, lambda count: None).items() or [(None, volume(0, 0))]
     return {

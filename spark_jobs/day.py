@@ -1,4 +1,4 @@
-"""The lake's logs of some days, as the reports read them. A day is one of event time, in UTC."""
+"""Reads the logs of some days from the lake, for the reports. A day is a UTC day of event time."""
 
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from services.runtime.settings import LakeSettings
 from spark_jobs.settings import ReportSettings
 
 DATASET = "logs"
-ERROR = "ERROR"  # the level
+ERROR = "ERROR"  # the level of logs that count as errors
 
-# Exact: each distinct value of a group is kept in memory, so it is rounded to a tenth of a millisecond before.
+# Exact percentiles keep each distinct value in memory, so values are rounded to a tenth of a millisecond before.
 PERCENTILES = "percentile(ms, array(0.5D, 0.95D, 0.99D)) AS ms"
 
 _METADATA = "from_json(metadata, 'endpoint STRING, response_time_ms DOUBLE')"
@@ -30,7 +30,7 @@ _LONGEST_MS = 1e9
 
 
 def logs(spark: SparkSession, settings: LakeSettings, first: date, last: date, as_of: int) -> DataFrame:
-    """Those of the days first..last in the batches up to `as_of`; `ms` is NULL where no response time is known."""
+    """Return the logs of first..last in the batches up to `as_of`. `ms` is the response time, NULL if unknown."""
     start, end = begin(first), begin(last + timedelta(days=1))
     return (
         spark.read.format("delta")
@@ -53,17 +53,17 @@ def logs(spark: SparkSession, settings: LakeSettings, first: date, last: date, a
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """What the lake has: all batches up to `as_of`, of the days from `kept` on."""
+    """What the lake has: all batches up to `as_of`, and of these the days from `kept` on."""
 
     as_of: int
     kept: date
 
 
 def loaded(settings: ReportSettings, day: date) -> Extent:
-    """What can be reported on.
+    """Return what the lake has, if it has all rows of `day` that were accepted before the end of the day.
 
-    Raises StoreDown while it lacks some that came before day's end, and Invalid when retention has dropped rows of the
-    day: a report made then would leave rows out, and nobody would see it.
+    Raises StoreDown while the lake lacks some of them, and Invalid if retention has dropped rows of the day: such a
+    report would leave rows out, and no user would notice.
     """
     dataset = datasets.find(DATASET)
     with (
@@ -81,8 +81,8 @@ def loaded(settings: ReportSettings, day: date) -> Extent:
     if waiting and datetime.now(UTC) >= end and waiting[0].created_at < end.timestamp() * 1e6:
         raise StoreDown(
             NAME,
-            f"it is still loading what was accepted before the end of {day} (it has all up to batch {as_of}): try again"
-            " in a minute; if batch and message stay the same, see the log of its writer",
+            f"it is still loading what was accepted before the end of {day} (it has batch {as_of}): try again in a"
+            " minute; if the batch stays the same, see the log of the lake's writer",
         )
     return Extent(as_of, kept)
 
@@ -92,11 +92,11 @@ def begin(day: date) -> datetime:
 
 
 def volume(rows: int, errors: int) -> dict[str, Any]:
-    """The columns of that name."""
+    """Return the columns `rows`, `errors` and `error_rate`."""
     return {"rows": rows, "errors": errors, "error_rate": errors / rows if rows else None}
 
 
 def percentiles(ms: list[float] | None) -> dict[str, float | None]:
-    """The columns of that name, from what PERCENTILES gave."""
+    """Return the columns `p50_ms`, `p95_ms` and `p99_ms` from the result of PERCENTILES."""
     p50, p95, p99 = ms or (None, None, None)
     return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99}

@@ -1,4 +1,4 @@
-"""The streams of one process, run in a thread until the process stops or one of them fails."""
+"""Runs the streams of one process in a thread, until the process stops or a stream fails."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ from spark_jobs.session import open_session
 from spark_jobs.settings import SparkSettings, StreamSettings
 
 _SUPERVISE_SECONDS = 0.5
-_LAG_EVERY = 10  # turns of the supervision
+_LAG_EVERY = 10  # the lag is measured in each tenth turn of the supervision
 _DRAIN_SECONDS = 18
 
 _log = logs.get("driver")
@@ -37,32 +37,33 @@ class Stream(Protocol):
     def dataset(self) -> Dataset: ...
 
     def start(self, spark: SparkSession) -> None:
-        """Returns when the query runs."""
+        """Start the query; returns once it runs."""
 
     def supervise(self, spark: SparkSession) -> None:
-        """Called again and again: raises what ended the query."""
+        """Raise the error that ended the query, if it has ended. Called twice a second."""
 
     def stop(self, deadline: float) -> None:
-        """By `deadline` (monotonic) at the latest."""
+        """Stop the query by `deadline` (monotonic) at the latest."""
 
-    def report_lag(self) -> None: ...
+    def report_lag(self) -> None:
+        """Set the gauge of the offsets that were not read yet. Raises StoreDown."""
 
     def health(self) -> str | None:
         """Return why the stream is not ready; None if it is. May be called by any thread."""
 
 
 WarmUp = Callable[[SparkSession, Event], None]
-"""Called once, in the driver's thread, before the streams start; the process is not ready before it returns.
+"""Called once, in the driver's thread, before the streams start. The process is ready after it has returned.
 
 It blocks for a bounded time, and ends early when the event is set. It raises LogpipeError to end the process.
 """
 
 
 class Driver:
-    """Runs `prepare`, again while it raises StoreDown, then `warm_up`, and then the streams, in a thread.
+    """Runs `prepare`, then `warm_up`, then the streams, in a thread. Repeats `prepare` while it raises StoreDown.
 
-    `name` is the application's name in Spark. `error` is why the driver ended by itself; then this process is sent a
-    SIGTERM.
+    `name` is the application's name in Spark. `error` is the reason if the driver ended by itself. It then
+    sends SIGTERM to this process.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Driver:
         self._worker.start()
 
     def stop(self) -> None:
-        """Let the batches under way end; the next process repeats those that do not end in time. Blocks."""
+        """Let the running batches end. The next process repeats a batch that does not end in time. Blocks."""
         self._stop.set()
         self._worker.stop(None)
 
@@ -156,10 +157,9 @@ def run(
     prepare: Callable[[], None],
     warm_up: WarmUp | None = None,
 ) -> None:
-    """Serve health and metrics of the streams until the process is told to stop. Raises what ended one of them.
+    """Run the streams, and serve their health and metrics, until the process is told to stop.
 
-    `prepare` comes before the streams start; it is called again for as long as it raises StoreDown. `warm_up` comes
-    between the two.
+    `prepare` and `warm_up`: see `Driver`. Raises the error that ended a stream.
     """
     driver, readiness = Driver(name, settings, streams, prepare, warm_up), Readiness()
     readiness.add("driver", driver.health)

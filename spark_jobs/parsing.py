@@ -1,7 +1,7 @@
-"""From Kafka messages to a table's rows, and to its rejects, in Spark SQL.
+"""Turns Kafka messages into the rows of a table, and into rejects, in Spark SQL.
 
 The rules are those of `core.kafka_value` for a message and those of `core.line_fields` for a line; the expressions here
-are made from their constants. A message or a line that does not keep the rules goes to the rejects, with the reason.
+are made from their constants. A message or a line that breaks a rule becomes a reject, with the reason.
 """
 
 from pyspark.sql import DataFrame
@@ -17,13 +17,13 @@ MESSAGE = ("partition", "offset", "key", "value", "headers")  # the columns that
 
 NEWER = "messages with columns that this process does not know, or of a newer version"
 
-_CORRUPT = "_corrupt"  # the field in which from_json puts a line with a value of a wrong type
+_CORRUPT = "_corrupt"  # from_json puts a line that has a value of a wrong type into this field
 
 
 def lines(messages: DataFrame, dataset: Dataset) -> DataFrame:
-    """One row for each line: its place in the topic, and its fields in `r`. A refused message has one line, NULL.
+    """Return one row for each line: its place in the topic, and its fields in `r`. A refused message has one NULL line.
 
-    The query fails with NEWER at a message of a newer version or with more columns: they would be left out unnoticed.
+    The query fails with NEWER at a message of a newer version or with more columns, which would be lost unnoticed.
     """
     newer = f"problem IS NULL AND columns BETWEEN {len(dataset.columns) + 1} AND {kafka_value.MAX_NUMBER}"
     known = f"IF({newer}, raise_error('{NEWER}'), lines) AS lines"
@@ -39,7 +39,7 @@ def lines(messages: DataFrame, dataset: Dataset) -> DataFrame:
 
 
 def rows(sound: DataFrame, dataset: Dataset) -> DataFrame:
-    """The rows of sound lines, in the form of the dataset's table."""
+    """Return the rows of sound lines, with the columns of the dataset's table."""
     fields = {field.name: field for field in line_fields(dataset)}
     columns = (CREATED_AT, *dataset.columns)
     values = [f"{_value(column, fields[column.name])} AS `{column.name}`" for column in columns]
@@ -48,7 +48,7 @@ def rows(sound: DataFrame, dataset: Dataset) -> DataFrame:
 
 
 def rejects(unsound: DataFrame, dataset: Dataset) -> DataFrame:
-    """The lines that are not sound, in the form of the dataset's table of rejects."""
+    """Return the lines that are not sound, with the columns of the table of rejects."""
     checks = (f"WHEN NOT coalesce({condition}, false) THEN '{what}'" for what, condition in _checks(dataset).items())
     return unsound.selectExpr(
         f"'{dataset.topic}' AS topic",
@@ -64,7 +64,7 @@ def rejects(unsound: DataFrame, dataset: Dataset) -> DataFrame:
 
 
 def sound(dataset: Dataset) -> str:
-    """The condition that a line has to meet to become a row."""
+    """Return the condition that a line has to meet to become a row."""
     return f"coalesce({' AND '.join(_checks(dataset).values())}, false)"
 
 
@@ -81,7 +81,7 @@ _ENVELOPE = (
     f"{_header(kafka_value.ROWS_HEADER)} AS announced",
     f"{_header(kafka_value.COLUMNS_HEADER)} AS columns",
     f"{_header(kafka_value.VERSION_HEADER)} AS version",
-    # The last newline ends a line, and none begins after it.
+    # No line begins after the last newline.
     "split(CAST(substring(value, 1, octet_length(value) - 1) AS STRING), '\\n') AS lines",
 )
 _BATCH_ID = f"try_cast(split_part(key, '{kafka_value.KEY_SEPARATOR}', 1) AS BIGINT)"
@@ -107,8 +107,8 @@ _CHECKED = (
     "columns",
     f"{_PROBLEM} AS problem",
 )
-# Every line of a message gets a copy of what is beside the lines: with the whole message, 1,000 lines of a large one
-# would be hundreds of megabytes.
+# Spark copies these columns for every line of a message. With the whole message among them, 1,000 lines of a large
+# message would take hundreds of megabytes.
 _KEPT = ("partition", "offset", "IF(problem IS NULL, NULL, value) AS value", "batch_id", "lines", "size", "problem")
 _LINES = (
     "partition",
@@ -123,7 +123,7 @@ _JSON_OPTIONS = f"map('columnNameOfCorruptRecord', '{_CORRUPT}')"
 
 
 def _checks(dataset: Dataset) -> dict[str, str]:
-    """The reason for which a line is refused -> the condition that a line without this fault meets."""
+    """Return reason -> condition: a line that does not meet the condition is rejected for that reason."""
     fields = line_fields(dataset)
     checks = {"not a JSON object whose values are of the right types": f"r IS NOT NULL AND r.{_CORRUPT} IS NULL"}
     for field in fields:

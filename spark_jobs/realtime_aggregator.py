@@ -1,4 +1,4 @@
-"""`logpipe realtime-aggregator`: parses, wires, runs. One Spark driver, one streaming query."""
+"""`logpipe realtime-aggregator`: parses, wires, runs. One Spark driver runs one streaming query."""
 
 from functools import partial
 

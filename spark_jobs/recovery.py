@@ -1,6 +1,7 @@
-"""What an operator can do when a table and its checkpoint do not belong together. Nothing may write them meanwhile.
+"""The commands for a table and a checkpoint that do not belong together. No process may write either meanwhile.
 
-The checkpoint goes first: should this end half-way, the next start is refused again, and this can be repeated.
+Each command deletes the checkpoint first. If the command ends half-way, the next start is refused again, and the
+command can be repeated.
 """
 
 from collections.abc import Mapping
@@ -11,14 +12,14 @@ from spark_jobs.stream import LakeStream
 
 
 def resume(stream: LakeStream) -> Position:
-    """Delete the checkpoint. The next start goes on at the position of the table, which is returned.
+    """Delete the checkpoint. The next start continues at the position of the table, which is returned.
 
-    Where the topic no longer has the next messages, the position is moved to the beginning of the topic.
+    In partitions that no longer have the next messages, the position is moved to the beginning of the topic.
     """
     stream.tables.prepare()
     handle, position = stream.tables.rows.current_version()
     if position is None and handle.file_uris():
-        raise NeedsOperator(f"{stream.dataset.name}: no commit of its table has a position: only --rebuild helps")
+        raise NeedsOperator(f"{stream.dataset.name}: no commit of its table has a position: use --rebuild")
     former = _queries(stream, position)
     released = _released(position or Position.first(), stream.topic.topic_id(), stream.topic.bounds())
     stream.checkpoint.delete()
@@ -29,7 +30,7 @@ def resume(stream: LakeStream) -> Position:
 def rebuild(stream: LakeStream, *, give_up_rows: bool) -> None:
     """Delete the checkpoint and all rows; the next start reads the topic from its beginning.
 
-    Raises NeedsOperator if there are rows, unless `give_up_rows`: no other store fills the lake.
+    Raises NeedsOperator if there are rows, unless `give_up_rows`: a row that the topic lacks cannot be restored.
     """
     stream.tables.prepare()
     if not give_up_rows and not stream.tables.is_empty():
@@ -45,7 +46,7 @@ def rebuild(stream: LakeStream, *, give_up_rows: bool) -> None:
 
 
 def _queries(stream: LakeStream, position: Position | None) -> set[str]:
-    """The ids of the streaming queries that may still have a batch for the table under way."""
+    """Return the ids of the streaming queries that may still be writing a batch to the table."""
     checkpoint = stream.checkpoint.load()
     found = {checkpoint.query if checkpoint else "", position.query if position else ""}
     return found - {"", CLAIMED, EMBEDDED}
@@ -56,7 +57,7 @@ def _released(position: Position, topic_id: str, bounds: Mapping[int, tuple[int,
         offsets = {partition: first for partition, (first, _) in bounds.items()}
         return Position(topic_id, offsets, generation=position.generation)
     offsets = {p: min(max(position.offsets.get(p, 0), first), end) for p, (first, end) in bounds.items()}
-    # Whether the table's last batch still had to write its rejects, only the lost checkpoint knew.
+    # Only the lost checkpoint knew whether the rejects of the table's last batch were written.
     last = position.unfinished if position.is_free or position.query == EMBEDDED else position
     kept = last is not None and all(bounds[p][0] <= start for p, start in last.start.items() if p in bounds)
     return Position(topic_id, offsets, unfinished=last if kept else None, generation=position.generation)

@@ -1,4 +1,4 @@
-"""`logpipe daily-report` and `logpipe service-analysis`: parses, wires, runs. Each ends when its day is written."""
+"""`logpipe daily-report` and `logpipe service-analysis`: parses, wires, runs. Each ends once its report is written."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
@@ -25,7 +25,10 @@ from spark_jobs.tables import Tables
 Make = Callable[[SparkSession, LakeSettings, date, Extent], Sequence[Report]]
 
 _day = click.option(
-    "--day", required=True, type=click.DateTime(["%Y-%m-%d"]), help="Of event time, in UTC. Any day, also again."
+    "--day",
+    required=True,
+    type=click.DateTime(["%Y-%m-%d"]),
+    help="A day of event time, in UTC. A day may be reported again.",
 )
 
 
@@ -34,7 +37,7 @@ _day = click.option(
 def daily_report(day: datetime) -> None:
     """Report a day: rows by level and service, error rate, busiest hours, slowest endpoints.
 
-    Replaces what an earlier run wrote of that day; read it at /api/reports/daily.
+    The report replaces an earlier one of the same day. It is served at /api/reports/daily.
     """
     run("daily", daily.rows, day.date())
 
@@ -44,7 +47,7 @@ def daily_report(day: datetime) -> None:
 def service_analysis(day: datetime) -> None:
     """Analyse a day by service: error rates and latencies against the seven days before, top errors, anomalies.
 
-    Replaces what an earlier run wrote of that day; read it at /api/reports/services.
+    The report replaces an earlier one of the same day. It is served at /api/reports/services.
     """
     run("services", services.rows, day.date())
 
@@ -69,5 +72,5 @@ def run(name: str, make: Make, day: date) -> None:
         raise click.ClickException(str(error)) from error
     except (PySparkException, Py4JError) as error:
         raise click.ClickException(str(StoreDown(NAME, str(error).strip().splitlines()[0]))) from error
-    count = max(row["rows"] for row in rows)  # one of them is about all logs
+    count = max(row["rows"] for row in rows)  # one of the rows is about all logs
     click.echo(f"report {name} of {day}: {count:,} logs, as of batch {extent.as_of}")

@@ -1,4 +1,4 @@
-"""What Spark reads from a line of a dataset, and the table that takes the lines that are not sound."""
+"""The fields that Spark reads from a line of a dataset, and the columns of the table of rejects."""
 
 import pyarrow as pa
 from deltalake import Schema
@@ -10,7 +10,11 @@ _TYPES = {"integer": "BIGINT", "number": "DOUBLE", "text": "STRING"}
 
 
 def rejects_schema() -> Schema:
-    """The columns of the table of rejects. `line` counts from 0; it is null for a whole message, of `rows` lines."""
+    """Return the columns of the table of rejects: the fields of a dead letter (`core.dead_letter`) that differ.
+
+    The table is of one store and one dataset, so there is no column for either. `value` is the whole line or message,
+    as bytes, so there is no `value_bytes`. ADR 0003 says why rejects are not sent to the topic of dead letters.
+    """
     return Schema.from_arrow(
         pa.schema(
             [
@@ -29,5 +33,5 @@ def rejects_schema() -> Schema:
 
 
 def line_schema(dataset: Dataset) -> str:
-    """The schema of one line of a Kafka value, as Spark's from_json takes it. Times are integers in a line."""
+    """Return the schema of one line of a Kafka value for Spark's from_json. Times are integers in a line."""
     return ", ".join(f"`{field.name}` {_TYPES[field.type]}" for field in line_fields(dataset))

@@ -11,23 +11,22 @@ from services.reports.tables import Report
 from services.runtime.settings import LakeSettings
 from spark_jobs.day import ERROR, PERCENTILES, Extent, logs, percentiles, volume
 
-BEFORE = 7  # days compared with
-_MESSAGES = 10  # of a service
+BEFORE = 7  # days that the day is compared with
+_MESSAGES = 10  # most frequent messages of a service
 _MESSAGE_LENGTH = 200
 
 _SIGMAS = 3
-_FEWEST_ROWS = 100  # of the day: fewer say little
-_FEWEST_DAYS = 3  # with rows before it: from fewer no sigma is taken
-_LEAST_EXCESS: Mapping[
-    str, Callable[[float], float]
-] = {  # above the mean: less is nothing to look into, however steady the days before were
+_FEWEST_ROWS = 100  # a day with fewer rows has no anomalies
+_FEWEST_DAYS = 3  # days with rows before the day; from fewer, no standard deviation is computed
+_LEAST_EXCESS: Mapping[str, Callable[[float], float]] = {
     "error_rate": lambda mean: 0.01,
     "p95_ms": lambda mean: 0.1 * mean,
 }
+"""Measure -> the least excess over its mean that is an anomaly, however steady the days before were."""
 
 
 class ServiceDay(NamedTuple):
-    """`service`: None is all of them. `ms`: 50th, 95th and 99th percentile, None where no response time is known."""
+    """`service`: None stands for all services. `ms`: 50th, 95th and 99th percentile, None if no time is known."""
 
     service: str | None
     day: date
@@ -43,7 +42,7 @@ class Message(NamedTuple):
 
 
 def rows(spark: SparkSession, settings: LakeSettings, day: date, extent: Extent) -> list[Report]:
-    """One for each service that has logs on `day`, and one, its service None, for all of them together."""
+    """Return a row for each service that has logs on `day`, and one with service None for all services together."""
     first = max(day - timedelta(days=BEFORE), extent.kept)
     recent = logs(spark, settings, first, day, extent.as_of)
     service_days = spark.sql(_SERVICE_DAYS, recent=recent).collect()
@@ -69,7 +68,7 @@ _TOP_MESSAGES = f"""
 
 
 def assembled(day: date, first: date, found: Iterable[ServiceDay], messages: Iterable[Message]) -> list[Report]:
-    """`first`: the earliest day that `found` is about. `messages`: the most frequent first."""
+    """Return the rows. `first`: the earliest day of `found`. `messages`: the most frequent first."""
     by_service: dict[str | None, dict[date, ServiceDay]] = {None: {}}
     for each in found:
         by_service.setdefault(each.service, {})[each.day] = each
@@ -108,7 +107,7 @@ def _measures(service: str | None, day: date, found: Mapping[date, ServiceDay]) 
 
 
 def anomalies(this: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of a day's measures, those far above their mean of the days before."""
+    """Return the measures of a day that are far above their means of the days before."""
     if this["rows"] < _FEWEST_ROWS:
         return []
     found = []

@@ -1,4 +1,4 @@
-"""The Spark session of every job, with the settings that matter to Delta on HDFS."""
+"""Opens the Spark session of a job, with the settings that Delta on HDFS needs."""
 
 import os
 from pathlib import Path
@@ -15,18 +15,18 @@ _SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.shuffle.partitions": "2",
     "spark.sql.adaptive.enabled": "false",
-    # The default, 50, makes of every commit a job of 50 tasks.
+    # With the default, 50, every commit is a job of 50 tasks.
     "spark.databricks.delta.snapshotPartitions": "1",
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
-    # A .crc file with each commit would never be deleted, and every reader lists the log.
+    # A .crc file of a commit would never be deleted, and every reader lists the log.
     "spark.databricks.delta.writeChecksumFile.enabled": "false",
     # The default waits 0.4 s for each file of the log.
     "spark.hadoop.dfs.client.block.write.locateFollowingBlock.initial.delay.ms": "20",
-    # The default, INT96, is larger and has no statistics.
+    # The default type, INT96, is larger and has no statistics.
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
-    # As cheap as snappy to write.
+    # Files are smaller than with snappy, and writing them is as fast.
     "spark.sql.parquet.compression.codec": "zstd",
-    # Else each task sorts its rows by day before it writes them.
+    # With the default, 0, each task sorts its rows by day before it writes them.
     "spark.sql.maxConcurrentOutputFileWriters": "8",
     # A small dataset does not wait behind a large one.
     "spark.scheduler.mode": "FAIR",
@@ -38,7 +38,7 @@ _SETTINGS = {
 
 
 def open_session(name: str, settings: SparkSettings) -> SparkSession:
-    """Starts the driver's JVM, which takes some seconds."""
+    """Start the driver's JVM and return its session. Blocks for some seconds."""
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ.setdefault("SPARK_CONF_DIR", str(Path(__file__).parent / "conf"))
     builder = SparkSession.builder.appName(name).master(settings.spark_master)

@@ -1,3 +1,5 @@
+"""The settings of the Spark jobs."""
+
 from pathlib import Path
 
 from pydantic import Field
@@ -16,15 +18,17 @@ class SparkSettings(LakeSettings):
 
 
 class StreamSettings(SparkSettings, KafkaSettings, ListenSettings):
-    """Of any process of streaming queries."""
+    """The settings of every process that runs streaming queries."""
 
 
 class StreamToLakeSettings(StreamSettings):
     stream_to_lake_port: Port = Field(8084, description="port of health and metrics")
-    lake_trigger_seconds: float = Field(10.0, ge=0, description="a commit every so often")
-    lake_rows_per_trigger: int = Field(600_000, ge=1, description="rows of one commit, about, when catching up")
+    lake_trigger_seconds: float = Field(10.0, ge=0, description="seconds between two commits")
+    lake_rows_per_trigger: int = Field(
+        600_000, ge=1, description="about how many rows one commit has while the stream catches up"
+    )
     lake_warm_up_seconds: float = Field(
-        90.0, ge=0, description="how long a start may warm Spark up, at most, before it is ready; 0: not at all"
+        90.0, ge=0, description="the most seconds that a start warms Spark up before it is ready; 0: no warm-up"
     )
 
 
@@ -34,4 +38,4 @@ class ReportSettings(SparkSettings, PostgresSettings):
 
 class RealtimeSettings(StreamSettings, PostgresSettings):
     realtime_port: Port = Field(8087, description="port of health and metrics")
-    realtime_trigger_seconds: float = Field(2.0, ge=0, description="the windows are brought up to date every so often")
+    realtime_trigger_seconds: float = Field(2.0, ge=0, description="seconds between two updates of the windows")

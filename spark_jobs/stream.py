@@ -1,9 +1,10 @@
-"""One dataset's streaming query: from its Kafka topic into its Delta table, every row once.
+"""The streaming query of one dataset: from its Kafka topic into its Delta table, every row once.
 
-A batch's rows are one commit, which carries the query's id and the batch's number (so Delta takes it once), and the
-position it reaches. Lines that are not sound are counted in the same pass; only when there are any does a second pass
-over the same messages put them into the rejects, under a number of its own. After a crash in between, the rows are
-there already and only the second pass is run again.
+A batch here is a micro-batch of Spark. The rows of a batch are one commit. The commit carries the id of the query and
+the number of the batch, by which Delta takes it once, and the position that it reaches. Spark counts the lines that are
+not sound while it writes the others. If there are any, it reads the same messages a second time, and writes the unsound
+lines to the table of rejects, under a transaction id of their own. After a crash between the two writes, the rows are
+in the table, and only the second write is repeated.
 """
 
 import time
@@ -36,7 +37,7 @@ _log = logs.get("stream_to_lake")
 
 
 class LakeStream:
-    """`open` may be called again after it raised StoreDown; `start` begins or goes on, `stop` lets a batch end."""
+    """A stream of the driver (`driver.Stream`). `open` is called before `start`, and again if it raised StoreDown."""
 
     def __init__(self, settings: StreamToLakeSettings, dataset: Dataset, topic: PartitionReader) -> None:
         self.dataset = dataset
@@ -57,9 +58,9 @@ class LakeStream:
         self._log = _log.bind(dataset=dataset.name)
 
     def open(self) -> None:
-        """Make the tables, find where to go on, and claim the table of rows, so that no other writer begins.
+        """Create the tables, find the offsets to start at, and claim the table of rows, so that no other writer starts.
 
-        Raises StoreDown, and NeedsOperator when it is not certain where to go on.
+        Raises StoreDown, and NeedsOperator if the offsets to start at are not certain.
         """
         self.tables.prepare()
         self._topic_id = self.topic.topic_id()
@@ -85,7 +86,7 @@ class LakeStream:
         self._generation = position.generation
 
     def start(self, spark: SparkSession) -> None:
-        """Returns when the query runs. Raises StoreDown, and NeedsOperator if unread messages were dropped."""
+        """Start the query; returns once it runs. Raises StoreDown, and NeedsOperator if unread messages are gone."""
         if self._unfinished:
             self._write_last_rejects(spark, self._unfinished)
             self._unfinished = None
@@ -108,7 +109,7 @@ class LakeStream:
         )
 
     def supervise(self, spark: SparkSession) -> None:
-        """Raises what ended the query; begins it anew when its batches turned out far too small or large."""
+        """Raise the error that ended the query. Start it again if its batches are far too small or too large."""
         assert self._query is not None
         if error := self._query.exception():
             raise self._error or _translate(self.dataset, error)
@@ -122,7 +123,7 @@ class LakeStream:
         return None if self._query.isActive else "the query has ended"
 
     def stop(self, deadline: float) -> None:
-        """At the end of the batch under way, or at `deadline` (monotonic); then it is repeated by the next start."""
+        """Stop the query when its batch ends, or at `deadline` (monotonic): then the next start repeats the batch."""
         if self._query is None:
             return
         before = self._stored
@@ -131,17 +132,17 @@ class LakeStream:
         self._query.stop()
 
     def report_lag(self) -> None:
-        """Raises StoreDown."""
+        """Set the gauge of the lag. Raises StoreDown."""
         metrics.gauge(metric_names.SINK_LAG_OFFSETS, *self._labels).set(self.lag())
 
     def lag(self) -> int:
-        """The offsets of the topic that the table does not have yet. Call after `open`; raises StoreDown."""
+        """Return how many offsets of the topic the table has not loaded. Called after `open`. Raises StoreDown."""
         return sum(
             end - self._position.get(partition, first) for partition, (first, end) in self.topic.bounds().items()
         )
 
     def _write_last_rejects(self, spark: SparkSession, position: Position) -> None:
-        """Write the rejects of the batch whose position is `position`, in case a crash left them out."""
+        """Write the rejects of the batch that ends at `position`, because a crash may have prevented it."""
         messages = (
             spark.read.format("kafka")
             .options(
@@ -166,17 +167,17 @@ class LakeStream:
         }
 
     def _starting_offsets(self) -> str:
-        """For a query that has no checkpoint yet."""
+        """Return the offsets at which a query without a checkpoint starts, in the form of Spark's option."""
         return self._json({partition: self._from.get(partition, 0) for partition in self.topic.bounds()})
 
     def _json(self, offsets: Offsets) -> str:
         return msgspec.json.encode({self.dataset.topic: dict(offsets)}).decode()
 
     def _write(self, messages: DataFrame, batch: int) -> None:
-        """Called by Spark for each batch, and again for a batch that Spark does not know to be done.
+        """Write a batch. Called by Spark, and again for a batch of which Spark has no record that it was done.
 
-        Spark does not notice that the topic was deleted and made anew. So its id is compared before the batch is
-        written, and again before Spark learns that the batch is done.
+        Spark does not notice that the topic was deleted and created again. So the topic's id is compared before the
+        batch is written, and again before Spark records that the batch is done.
         """
         try:
             self._check_topic(batch)
@@ -189,8 +190,8 @@ class LakeStream:
     def _check_topic(self, batch: int) -> None:
         if self.topic.topic_id() != self._topic_id:
             raise NeedsOperator(
-                f"{self.dataset.name}: the topic {self.dataset.topic} was deleted and made anew while batch {batch} was"
-                f" under way. {ways_out(self.dataset, lost=True)}"
+                f"{self.dataset.name}: the topic {self.dataset.topic} was deleted and created again while batch {batch}"
+                f" was under way. {ways_out(self.dataset, lost=True)}"
             )
 
     def _write_batch(self, messages: DataFrame, batch: int) -> None:
@@ -220,16 +221,17 @@ class LakeStream:
         if rows:
             freshness = metrics.histogram(metric_names.FRESHNESS_SECONDS, *self._labels)
             now = time.time()
-            for point in range(_FRESHNESS_POINTS + 1):  # as if they had been accepted evenly from oldest to newest
+            for point in range(_FRESHNESS_POINTS + 1):  # as if the rows had been accepted at an even rate
                 accepted = oldest + (newest - oldest) * point / _FRESHNESS_POINTS
                 freshness.observe(max(0.0, now - accepted / 1e6))
 
 
 def adapted(limit: int, budget: int, offsets: int, rows: int) -> int:
-    """The offsets a batch may have, after one had `offsets` with `rows` rows; changed when it was far off.
+    """Return the most offsets that the next batch may have, so that it has about `budget` rows.
 
-    A message holds one row or two thousand, and transactions take up offsets, too: only a batch that the limit cut
-    off, or that grew too large, shows what `budget` rows take.
+    The last batch had `rows` rows in `offsets` offsets. The limit changes only if that is far from the budget: a
+    message holds one row or two thousand, and transactions take up offsets, too, so only a batch that the limit cut
+    short, or that is too large, shows how many offsets `budget` rows need.
     """
     too_large, cut_short = rows > 2 * budget, offsets >= 0.9 * limit and rows < budget / 2
     return max(_LOWEST_LIMIT, round(offsets * budget / max(1, rows))) if too_large or cut_short else limit
@@ -252,6 +254,6 @@ def _translate(dataset: Dataset, error: PySparkException) -> LogpipeError:
 
 
 def _line_from(text: str, mark: str) -> str:
-    """The last line of `text` that has `mark`, from there on; else its first line."""
+    """Return the last line of `text` that contains `mark`, from `mark` on; without one, the first line."""
     lines = text.strip().splitlines() or [""]
     return next((line[line.index(mark) :].strip() for line in reversed(lines) if mark in line), lines[0])

@@ -1,4 +1,4 @@
-"""`logpipe stream-to-lake`: parses, wires, runs. One Spark driver, one streaming query a dataset."""
+"""`logpipe stream-to-lake`: parses, wires, runs. One Spark driver runs a streaming query for each dataset."""
 
 from threading import Event
 
@@ -16,21 +16,25 @@ from spark_jobs.stream import LakeStream
 
 
 @click.command()
-@click.option("--dataset", "names", multiple=True, help="A dataset to take; may be repeated. Default: all.")
-@click.option("--resume", metavar="DATASET", help="Give up its checkpoint: a start goes on from its table.")
-@click.option("--rebuild", metavar="DATASET", help="Delete its rows and checkpoint, to read its topic again.")
-@click.option("--yes", is_flag=True, help="With --rebuild: although rows may be in no topic any more.")
+@click.option("--dataset", "names", multiple=True, help="A dataset to load; may be repeated. Default: all.")
+@click.option(
+    "--resume", metavar="DATASET", help="Delete its checkpoint: the next start continues where its table ends."
+)
+@click.option(
+    "--rebuild", metavar="DATASET", help="Delete its rows and checkpoint: the next start reads its topic again."
+)
+@click.option("--yes", is_flag=True, help="With --rebuild: delete the rows, although the topic may lack some of them.")
 def main(names: tuple[str, ...], resume: str | None, rebuild: str | None, *, yes: bool) -> None:
-    """Take datasets from their topics into the lake, exactly once.
+    """Load datasets from their topics into the lake, exactly once.
 
-    With --resume or --rebuild it only does that, and ends. Nothing else may write the dataset meanwhile.
+    With --resume or --rebuild, the command does only that, and ends. No process may write the dataset meanwhile.
     """
     settings = StreamToLakeSettings()
     logs.configure("stream-to-lake", settings.log_level)
     try:
         if resume:
             position = recovery.resume(make_stream(settings, datasets.find(resume)))
-            click.echo(f"{resume}: the next start goes on at {position.offsets}")
+            click.echo(f"{resume}: the next start continues at {position.offsets}")
         elif rebuild:
             recovery.rebuild(make_stream(settings, datasets.find(rebuild)), give_up_rows=yes)
             click.echo(f"{rebuild}: emptied; the next start reads its topic from the beginning")
@@ -52,7 +56,7 @@ def run(settings: StreamToLakeSettings, chosen: tuple[Dataset, ...]) -> None:
         behind = any(stream.lag() for stream in streams)
 
     def warm(spark: SparkSession, stop: Event) -> None:
-        # Messages that wait would wait longer, and the batch that reads them warms Spark as well as made-up ones do.
+        # Waiting messages would wait longer, and the batch that reads them warms Spark up as well as made-up messages.
         warm_up.run(spark, settings, chosen, 0 if behind else settings.lake_warm_up_seconds, stop)
         for stream in streams:
             stream.open()  # another writer may have written the table meanwhile

@@ -1,4 +1,4 @@
-"""The lake's tables as their writer sees them: made, extended, emptied, released. By delta-rs, without Spark."""
+"""Creates, extends, claims, releases and empties the lake's tables for the Spark writer, by delta-rs without Spark."""
 
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -18,7 +18,7 @@ _LAST_BATCH = (1 << 62) - 1  # of a streaming query: no later one can be stored
 
 
 class Tables:
-    """Those of one dataset. Methods raise StoreDown."""
+    """The table of rows and the table of rejects of one dataset. Methods raise StoreDown."""
 
     def __init__(self, settings: LakeSettings, dataset: Dataset) -> None:
         self.rows = Table(table_uri(settings, dataset.name))
@@ -26,7 +26,7 @@ class Tables:
         self._dataset = dataset
 
     def prepare(self) -> None:
-        """Create what is missing, also columns; raises NeedsOperator when a column is of another type."""
+        """Create the missing tables and columns. Raises NeedsOperator if a column has another type."""
         schema.prepare(self.rows, schema.table_schema(self._dataset), [schema.DAY])
         schema.prepare(self.rejects, rejects_schema(), [])
 
@@ -36,15 +36,15 @@ class Tables:
     def claim(self, handle: DeltaTable, position: Position) -> None:
         """Make Spark the owner of the table, so that no other writer may begin. `position` is the position of `handle`.
 
-        Raises StoreDown when somebody has written it since: look again.
+        Raises StoreDown when another process has written the table since: read the table again.
         """
         self._commit(handle, structs.replace(position, query=CLAIMED))
 
     def release(self, handle: DeltaTable, position: Position, former: Collection[str]) -> None:
-        """Make the table one without an owner, with this `position`. The commit is made on the version of `handle`.
+        """Give up the ownership of the table, at this `position`. The commit is made on the version of `handle`.
 
-        `former`: ids of streaming queries. A batch of one that is under way fails, because Delta takes no batch of a
-        query that has stored a later one. Raises NeedsOperator when somebody has written the table since.
+        `former`: ids of streaming queries. A batch that one of them is writing fails, because Delta refuses a batch of
+        a query that has stored a later one. Raises NeedsOperator when another process has written the table since.
         """
         try:
             self._commit(handle, position, [Transaction(query, _LAST_BATCH) for query in former])
@@ -56,9 +56,9 @@ class Tables:
             ) from error
 
     def empty(self, position: Position, former: Collection[str]) -> None:
-        """Delete all rows, and release the table at `position`, of a new generation. `former`: see `release`.
+        """Delete all rows, and release the table at `position`, which has a new generation. `former`: see `release`.
 
-        Queries that run meanwhile are not disturbed.
+        Queries that run meanwhile still read the deleted rows.
         """
         commit = CommitProperties(custom_metadata={"userMetadata": position.encode()})
         for table in (self.rejects, self.rows):

@@ -1,10 +1,10 @@
 """Warms Spark up before the streams of the lake start, so that the first rows are not stored by a cold JVM.
 
-A JVM that has just started loads each class at its first use and interprets code until the compiler has seen it run.
-The first two batches of a cold driver therefore take several times as long as the later ones. Here a streaming query
-like the real one takes this cost: it reads made-up messages, and each of its batches, a round, is parsed and written
-by the same code as a real one, into a scratch table in the lake's file system. The warm-up ends when rounds hardly get
-faster. At a limit the streams start in any case. A failure is only logged: a stream that starts cold is slow, but
+A JVM that has just started loads each class at its first use, and interprets code until it has compiled it. The first
+two batches of a cold driver therefore take several times as long as the later ones. The warm-up bears this cost: a
+streaming query reads made-up messages. Each of its batches is called a round. It is parsed and written by the same code
+as a real batch, into a scratch table in the lake's file system. The warm-up ends when the rounds hardly get faster. At
+a time limit, the streams start in any case. A failure of the warm-up is only logged, because a cold stream is slow, but
 right.
 
 The scratch folder, `warm-up-<dataset>` beside the tables, holds the table and the query's checkpoint. It is deleted
@@ -38,8 +38,8 @@ from spark_jobs import parsing, writer
 from spark_jobs.checkpoint import CheckpointFolder
 from spark_jobs.tables import Tables
 
-_ROUND_MESSAGES = 40  # few, so that a slow machine ends a round, too, within the limit
-_MESSAGE_ROWS = 250  # as many as a message has that the generator causes
+_ROUND_MESSAGES = 40  # few, so that a slow machine, too, ends a round within the time limit
+_MESSAGE_ROWS = 250  # as in a message of the generator's rows
 _FEWEST_ROUNDS = 3
 _SETTLED = 0.8  # of the duration of the round before: a round that is not faster than this is the last
 _POLL_SECONDS = 0.1
@@ -64,7 +64,7 @@ class WarmUp:
         self._round = Lock()  # held while a round runs
 
     def start(self, spark: SparkSession) -> None:
-        """Returns when the query runs. Raises StoreDown and Spark's errors."""
+        """Start the query; returns once it runs. Raises StoreDown and Spark's errors."""
         self._tables.prepare()
         self._query = (
             _made_up(spark, self._dataset)
@@ -75,30 +75,30 @@ class WarmUp:
         )
 
     def finished(self) -> bool:
-        """Whether no further round is of use. Raises the error that ended the query."""
+        """Return whether a further round is of no use. Raises the error that ended the query."""
         assert self._query is not None
         if error := self._query.exception():
             raise error
         return settled(self.rounds)
 
     def stop(self) -> None:
-        """End the query after the round that runs, so that Spark logs no error. Blocks until then; raises its error."""
+        """End the query after the running round, so that Spark logs no error. Blocks. Raises the query's error."""
         self._stopped = True
         with self._round:
             pass
         if self._query is None:
             return
-        with suppress(PySparkException, Py4JError):  # Spark's time limit: planning the next round goes on for a while
+        with suppress(PySparkException, Py4JError):  # Spark's time limit ends, and it still plans the next round
             self._query.stop()
         self._query.awaitTermination(_END_SECONDS)
 
     def delete_scratch(self) -> None:
-        """Raises StoreDown."""
+        """Delete the scratch folder, if there is one. Raises StoreDown."""
         with suppress(FileNotFoundError):
             within_limit(lambda: self._hdfs.delete(self._path, recursive=True))
 
     def _write(self, made_up: DataFrame, batch: int) -> None:
-        """Called by Spark for each batch, one after the other, until the query is stopped."""
+        """Run a round. Called by Spark for each batch, one after the other, until the query is stopped."""
         with self._round:
             if self._stopped or settled(self.rounds):
                 return
@@ -110,8 +110,8 @@ class WarmUp:
 def run(spark: SparkSession, settings: LakeSettings, datasets: Sequence[Dataset], limit: float, stop: Event) -> None:
     """Warm up each of `datasets`. Blocks for about `limit` seconds at most, or until `stop` is set.
 
-    The datasets come one after the other: side by side, each would pay for what the first one warms for all. With a
-    limit of 0 there is no warm-up. A round that still runs at the limit ends in the background, while the streams
+    The datasets are warmed up one after the other, because the first one warms up most of the code of the others. With
+    a limit of 0 there is no warm-up. A round that still runs at the limit ends in the background, while the streams
     start. The scratch folders are deleted after the last round. Those that a crash left are deleted in every case.
     """
     warm_ups = [WarmUp(settings, dataset) for dataset in datasets]
@@ -144,7 +144,7 @@ def _end(warm_up: WarmUp) -> None:
 
 
 def settled(rounds: Sequence[float]) -> bool:
-    """Whether the last round was hardly faster than the one before. `rounds`: durations in seconds, oldest first."""
+    """Return whether the last round was hardly faster than the one before. `rounds`: seconds, oldest first."""
     return len(rounds) >= _FEWEST_ROUNDS and rounds[-1] > _SETTLED * rounds[-2]
 
 
@@ -158,9 +158,9 @@ def await_finish(
 
 
 def _made_up(spark: SparkSession, dataset: Dataset) -> DataFrame:
-    """An unending stream of sound messages, with the columns that are read of Spark's Kafka source."""
+    """Return an endless stream of sound messages, with the columns that are read of Spark's Kafka source."""
     texts = [_message(dataset, batch_id) for batch_id in (2, 3)]
-    # Chosen by the row's number: Spark would parse a constant once, when it plans the query.
+    # The value depends on the row's number, because Spark parses a constant only once, when it plans the query.
     chosen = sql.get(sql.array(*(sql.lit(text.value) for text in texts)), (sql.col("number") % len(texts)).cast("int"))
     headers = [
         sql.struct(sql.lit(name).alias("key"), sql.lit(value).alias("value"))

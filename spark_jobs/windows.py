@@ -1,10 +1,10 @@
 """Rows by level and service in windows of ten seconds of event time, counted by Spark while they arrive.
 
-Each micro-batch yields the new totals of the windows that changed, which the driver writes to PostgreSQL. A batch that
-is run again, after a crash, yields the same totals again.
+Each micro-batch returns the new totals of the windows that changed, and the driver writes them to PostgreSQL. A batch
+that is repeated after a crash returns the same totals.
 
-Windows are derived data: where its checkpoint is lost or damaged, the query starts anew with the last minutes of the
-topic. A checkpoint counts offsets of one topic, and its folder is named by the topic's id.
+Windows are derived data. If the checkpoint is lost or damaged, the query starts over with the last minutes of the
+topic. A checkpoint counts offsets of one topic, and its folder has the topic's id in its name.
 """
 
 import time
@@ -30,19 +30,19 @@ from spark_jobs.settings import RealtimeSettings
 
 _STORE = "realtime"
 _LATENESS = "30 seconds"
-_FIRST_MINUTES = 10  # of the topic, read by a start without a checkpoint
+_FIRST_MINUTES = 10  # a start without a checkpoint reads these last minutes of the topic
 
-# A clock that runs ahead by more would move the watermark with it, and all other rows would come too late for ever.
+# A row whose time is far ahead would raise Spark's watermark, and all other rows would count as late.
 _AHEAD = "r.timestamp <= r.created_at + 10000000"
 
-# PostgreSQL's texts, which hold the windows, cannot hold the character NUL; ingest refuses it, other writers may not.
+# A text in PostgreSQL cannot contain the character NUL. Ingest refuses it, but another writer of the topic may not.
 _STORABLE = "instr(r.level, decode(X'00', 'UTF-8')) = 0 AND instr(r.service, decode(X'00', 'UTF-8')) = 0"
 
 _log = logs.get("realtime_aggregator")
 
 
 class WindowStream:
-    """`start` begins or goes on; `stop` may cut a batch off, which is then run again."""
+    """A stream of the driver (`driver.Stream`). `stop` may interrupt a batch, which the next start repeats."""
 
     def __init__(self, settings: RealtimeSettings, dataset: Dataset, topic: PartitionReader) -> None:
         self.dataset = dataset
@@ -54,9 +54,9 @@ class WindowStream:
         self._labels = (_STORE, dataset.name)
 
     def start(self, spark: SparkSession) -> None:
-        """Returns when the query runs. Raises StoreDown."""
+        """Start the query; returns once it runs. Raises StoreDown."""
         with connect(self._settings.postgres_url.get_secret_value()) as connection:
-            windows.prepare(connection)
+            windows.require(connection)
         self._topic_id = self._topic.topic_id()
         checkpoint = self._checkpoint()
         messages = spark.readStream.format("kafka").options(**self._source()).load().select(*parsing.MESSAGE)
@@ -72,7 +72,7 @@ class WindowStream:
         _log.info("query started", query=self._query.id)
 
     def supervise(self, spark: SparkSession) -> None:
-        """Raises what ended the query."""
+        """Raise the error that ended the query, if it has ended."""
         assert self._query is not None
         if error := self._query.exception():
             raise self._error or _translated(error)
@@ -87,7 +87,7 @@ class WindowStream:
             self._query.stop()
 
     def report_lag(self) -> None:
-        """Raises StoreDown."""
+        """Set the gauge of the lag. Raises StoreDown."""
         progress = self._query.lastProgress if self._query else None
         if progress is None:
             return
@@ -96,11 +96,11 @@ class WindowStream:
         metrics.gauge(metric_names.SINK_LAG_OFFSETS, *self._labels).set(lag)
 
     def _checkpoint(self) -> CheckpointFolder:
-        """A checkpoint with a damaged file is deleted: Spark would fail on it at every start."""
+        """Return the checkpoint. One with a damaged file is deleted, because Spark would fail on it at every start."""
         folder = CheckpointFolder(self._settings, f"realtime-windows-{self._topic_id}", self.dataset.topic)
         found = folder.load()
         if found and found.damaged:
-            _log.warning("damaged checkpoint deleted, starting anew", files=sorted(found.damaged))
+            _log.warning("damaged checkpoint deleted, starting over", files=sorted(found.damaged))
             folder.delete()
         return folder
 
@@ -113,17 +113,19 @@ class WindowStream:
             "includeHeaders": "true",
             "startingTimestamp": str(start),
             "startingOffsetsByTimestampStrategy": "latest",
-            # What retention deleted while this did not run is too old to be shown.
+            # Messages that retention deleted while the job did not run are too old to be shown.
             "failOnDataLoss": "false",
         }
 
     def _write(self, changed: DataFrame, batch: int) -> None:
-        """Called by Spark for each batch, and again for one that it does not know to be done."""
+        """Write the changed windows. Called by Spark, and again for a batch of which Spark has no record."""
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
             found = [Window(datetime.fromtimestamp(start, UTC), *rest) for start, *rest in changed.collect()]
             try:
                 if self._topic.topic_id() != self._topic_id:
-                    raise StoreDown(_STORE, f"the topic {self.dataset.topic} was made anew: the next start reads it")
+                    raise StoreDown(
+                        _STORE, f"the topic {self.dataset.topic} was created again: the next start reads it"
+                    )
                 with connect(self._settings.postgres_url.get_secret_value()) as connection:
                     windows.upsert(connection, found)
             except LogpipeError as error:
@@ -132,7 +134,7 @@ class WindowStream:
 
 
 def counted(messages: DataFrame, dataset: Dataset) -> DataFrame:
-    """From Kafka messages to windows: start in epoch seconds, level, service, rows. Unsound lines are left out."""
+    """Count the rows of Kafka messages by window: start in epoch seconds, level, service, rows. Skips unsound lines."""
     return (
         parsing.lines(messages, dataset)
         .where(parsing.sound(dataset))

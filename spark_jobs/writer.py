@@ -20,9 +20,9 @@ def write_rows(
 ) -> Mapping[str, Any]:
     """Append the sound lines of `messages` to the table at `uri` in one commit, which carries `metadata`.
 
-    Delta leaves a commit out that the table already has under the same `query` and `batch`. Returns the number of
+    Delta skips a commit that the table already has under the same `query` and `batch`. Returns the number of
     `rows` and of `rejected` lines, and the `oldest` and `newest` time of acceptance of the rows, in microseconds (None
-    without rows). Raises StoreDown when Delta left the commit out, and PySparkException.
+    without rows). Raises StoreDown if Delta skipped the commit, and PySparkException.
     """
     observation = Observation()
     sound = parsing.sound(dataset)
@@ -40,7 +40,7 @@ def write_rows(
     try:
         return started(lambda: observation.get).result(_METRICS_SECONDS)
     except TimeoutError as error:
-        # Delta left the write out, and the observation never gets a value.
+        # Delta skipped the write, so the observation never gets a value.
         raise StoreDown(NAME, f"batch {batch} was stored by another driver, or the table was released") from error
 
 

@@ -72,7 +72,7 @@ class Book:
         self._policy = policy
         self.topic_id = topic_id
         self._longest = max((rule.window for rule in policy.rules), default=0)
-        # The place first: should somebody else move on meanwhile, the first commit is fenced.
+        # The place first: if another process moves it meanwhile, the first commit is fenced.
         self.positions = alerts.positions(connection, topic_id, kept, second)
         self._counts = alerts.counts(connection)
         self._open = {(alert.rule, alert.service): alert for alert in alerts.open_alerts(connection)}
@@ -171,7 +171,7 @@ class Book:
             alerts.add_post(self._connection, alert_id, "resolved")
 
     def _forget(self, service: str, before: int) -> None:
-        """What no window reaches any more."""
+        """Forget the counts that no window needs any more."""
         seconds = self._counts.get(service, {})
         if not any(second < before for second in seconds):
             return
@@ -184,7 +184,7 @@ class Book:
 
 
 def _decoded(value: bytes) -> tuple[list[_Row], list[str]]:
-    """The rows of a message, and why some of its lines are none.
+    """Return the rows of a message, and why some of its lines are none.
 
     The services are keys in PostgreSQL: one that cannot be a key would fail every later commit.
     """

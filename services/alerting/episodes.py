@@ -16,7 +16,7 @@ _NONE = Tally(0)
 def judge(
     rule: Rule, service: str, tallies: Mapping[int, Tally], alert: Alert | None, since: int, until: int
 ) -> Iterator[Alert]:
-    """The alerts of one rule and service as they stand after the seconds from `since` up to before `until`.
+    """Yield the alerts of one rule and service as they stand after the seconds from `since` up to before `until`.
 
     `alert`: the open one. `tallies` reach back `rule.window` seconds before `since`. Those that ended come first, the
     one that is still open last.
@@ -42,7 +42,7 @@ def judge(
 
 
 def _changes(rule: Rule, tallies: Mapping[int, Tally], since: int, until: int) -> list[int]:
-    """The seconds at which a window may hold another number of rows; the first too, for the rule may have changed."""
+    """Return the seconds at which a window may have another number of rows, and the first, as the rule may be new."""
     if since >= until:
         return []
     moments = {moment for second in tallies for moment in (second, second + rule.window)}

@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def create_app(settings: AlertingSettings) -> FastAPI:
-    """Raises NeedsOperator when the rules are wrong."""
+    """Return the app. Raises NeedsOperator if the rules are wrong."""
     rules = load(settings.alert_rules or DEFAULT_RULES)
     url = settings.postgres_url.get_secret_value()
     webhooks = Webhooks(rules, settings.alert_webhook)

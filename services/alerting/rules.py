@@ -15,7 +15,7 @@ _DAY = 86_400
 
 
 def masked(url: SecretStr) -> str:
-    """For logs: the path, the query and the user of a webhook's address may be secrets."""
+    """Return a URL for logs: the path, the query and the user of a webhook's address may be secrets."""
     parts = urlsplit(url.get_secret_value())
     return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}/..."
 
@@ -57,7 +57,7 @@ class _File(BaseModel):
 
 
 def load(path: Path) -> list[Rule]:
-    """Raises NeedsOperator, saying which rule and field is wrong."""
+    """Load the rules. Raises NeedsOperator, which names the rule and the field that are wrong."""
     try:
         content = yaml.safe_load(path.read_bytes())
         rules = _File.model_validate(content).rules

@@ -105,7 +105,7 @@ class Watcher:
             self._connection = None
 
     def after(self, error: LogpipeError) -> AfterFailure:
-        """An error that needs an operator passes, too, once the topic is mended: nothing is lost by a retry."""
+        """Load again after every error, also one that needs an operator: a retry loses nothing."""
         return AfterFailure.RELOAD
 
     def close(self) -> None:
@@ -123,11 +123,13 @@ class Watcher:
 
     def _commit(self, book: Book, complete: int) -> None:
         if self._topic.topic_id() != book.topic_id:
-            raise StoreDown("kafka", "the topic of errors was deleted and made anew: it is read again from its start")
+            raise StoreDown(
+                "kafka", "the topic of errors was deleted and created again: it is read again from its start"
+            )
         book.commit(self._read_up_to, complete)
 
     def _look(self, book: Book) -> _Target:
-        """The ledger is read before the ends: a batch that does not wait there lies before the ends."""
+        """Return the next target. The ledger is read before the ends, so that published batches lie before the ends."""
         now = int(self._now(self._connected()))
         if any(position.judged > now for position in book.positions.values()):
             raise StoreDown("postgres", "its clock went back: the seconds that were judged too early are judged again")

@@ -15,9 +15,10 @@ from services.alerting.rules import Rule, masked
 from services.alerts import repository as alerts
 from services.alerts.repository import Post
 from services.core import metric_names
+from services.core.backoff import Backoff
 from services.postgres.connection import Connection, connect
 from services.runtime import logs, metrics
-from services.runtime.workers import Backoff, Worker
+from services.runtime.workers import Worker
 
 IDLE_SECONDS = 0.5
 TIMEOUT_SECONDS = 5.0  # for each step of a request

@@ -97,10 +97,10 @@ def now(connection: Connection) -> float:
 def positions(
     connection: Connection, topic_id: str, kept: Mapping[int, tuple[int, int]], second: int
 ) -> dict[int, Position]:
-    """The position of each partition in `kept`: partition -> (first offset still kept, end of the log).
+    """Return the position of each partition in `kept`: partition -> (first offset still kept, end of the log).
 
     `second` is the present one. A new partition begins at its end, so that errors from before alerting was started
-    raise no alert. A topic that was made anew begins at its start. Messages that retention has deleted are skipped.
+    raise no alert. A topic that was created again begins at its start. Messages that retention has deleted are skipped.
 
     No position is judged beyond the present second: it would come from a time at which PostgreSQL's clock was ahead.
     Counts far beyond the present second are deleted for the same reason: they were judged while the clock was ahead.
@@ -132,7 +132,7 @@ def move(connection: Connection, partition: int, topic_id: str, before: Position
 
 
 def counts(connection: Connection) -> dict[str, dict[int, Tally]]:
-    """All counts: service -> second -> tally."""
+    """Return all counts: service -> second -> tally."""
     found: dict[str, dict[int, Tally]] = {}
     with translated():
         for service, second, *tally in connection.execute("SELECT service, second, rows, sample FROM alert_counts"):
@@ -156,7 +156,7 @@ def forget_counts(connection: Connection, service: str, before: int) -> None:
 
 
 def open_alerts(connection: Connection) -> list[Alert]:
-    """The alerts that are not resolved."""
+    """Return the alerts that are not resolved."""
     with translated():
         return [Alert(*row) for row in connection.execute(_OPEN)]
 
@@ -222,7 +222,7 @@ def add_post(connection: Connection, alert_id: int, event: Event) -> None:
 
 
 def claim_post(connection: Connection, seconds: float) -> Post | None:
-    """The next event to post; no other caller gets it for `seconds`. None when none is due.
+    """Return the next event to post; no other caller gets it for `seconds`. None when none is due.
 
     The event `resolved` of an alert is not due before its event `opened` was delivered. The event with the fewest
     attempts comes first, so that an unreachable receiver does not delay the others.
@@ -267,7 +267,7 @@ def failed(connection: Connection, post: Post, problem: str, seconds: float) -> 
 
 
 def find(connection: Connection, state: State | None, service: str | None, limit: int) -> list[dict[str, Any]]:
-    """The alerts in this state and of this service (None: all), the newest first."""
+    """Return the alerts in this state and of this service (None: all), the newest first."""
     with translated(), connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(
             f"{_SHOWN} WHERE (%(state)s::text IS NULL OR (resolved_at IS NULL) = (%(state)s = 'open'))"
@@ -277,6 +277,6 @@ def find(connection: Connection, state: State | None, service: str | None, limit
 
 
 def get(connection: Connection, alert_id: int) -> dict[str, Any] | None:
-    """One alert with its posts; None when there is no such alert."""
+    """Return one alert with its posts; None when there is no such alert."""
     with translated(), connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(f"{_SHOWN} WHERE id = %s", (alert_id,)).fetchone()

@@ -14,7 +14,7 @@ _BLOCK = 1000
 
 
 def measure(runs: int) -> list[Figure]:
-    """Each run in a process of its own, so that its peak memory is its own."""
+    """Measure each run in a process of its own, so that its peak memory is its own."""
     rates, memory = [], []
     for _ in range(runs):
         out = subprocess.run([sys.executable, "-m", __name__], check=True, capture_output=True, text=True).stdout

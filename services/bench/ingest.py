@@ -16,7 +16,7 @@ from services.ingest_client.client import IngestClient
 from services.local.postgres_files import binary
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
-from services.stores.postgres import copy_target
+from services.stores.postgres import partition_name
 
 _ROWS = 500_000
 _REQUEST_ROWS = 1000
@@ -35,7 +35,7 @@ def measure(folder: Path, runs: int, say: Say) -> list[Figure]:
     with Stack(LocalSettings.on_free_ports(folder), _COMPONENTS) as stack:
         url = stack.settings.urls()["LOGPIPE_POSTGRES_URL"]
         ingest = f"http://127.0.0.1:{stack.settings.ingest_port}"
-        target = copy_target(dataset, int(time.time()) // 86_400)
+        target = partition_name(dataset, int(time.time()) // 86_400)
         file = folder / "rows.copy"
         asyncio.run(_send(ingest, bodies))  # the warm-up, and the rows that \copy will be given
         _psql(url, f"\\copy {target} to '{file}'")
@@ -77,7 +77,7 @@ async def _send(url: str, bodies: list[bytes]) -> None:
 
 
 def _await_published(url: str) -> float:
-    """The moment when no batch was left to publish."""
+    """Return the moment when no batch was left to publish."""
     with psycopg.connect(url, autocommit=True) as connection:
         while connection.execute("SELECT FROM batches WHERE published_at IS NULL LIMIT 1").fetchone():
             time.sleep(0.02)

@@ -67,7 +67,7 @@ def measure(folder: Path, rows: int, runs: int, say: Say) -> tuple[list[Figure],
     ):
         say(f"loading {rows:,} rows")
         _load(stack, rows)
-        say(f"writing the lake anew in files of about {_SMALL_FILE_ROWS:,} rows")
+        say(f"writing the lake again in files of about {_SMALL_FILE_ROWS:,} rows")
         _shatter(stack)
         before = _ask_all(client, f"{rows:,} logs, the lake in small files", runs, say)
         say("compacting")
@@ -188,7 +188,7 @@ def _engines() -> Mapping[str, tuple[str, Mapping[str, str]]]:
 
 
 def _as_of(client: httpx.Client) -> int:
-    """The last batch that every store has."""
+    """Return the last batch that every store has."""
     return min(int(client.get(f"/api/query/{route}/stats").json()["as_of"]) for route, _ in _engines().values())
 
 

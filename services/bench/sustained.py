@@ -82,7 +82,7 @@ def measure(folder: Path, writer: LakeWriter, rates: list[int], seconds: int, sa
 
 
 def _latency(stack: Stack, writer: LakeWriter, seconds: int, say: Say) -> tuple[Figure, list[Figure]]:
-    """Of the replies, and until the rows are in the stores."""
+    """Return the latency of the replies, and the time until the rows are in the stores."""
     values = []
     seen: dict[str, list[float]] = {name: [] for name in stores.writers()}
     for run in range(3):

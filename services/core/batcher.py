@@ -1,6 +1,6 @@
-"""Collects requests into group commits: small ones together, a large one alone, each after a short wait at most.
+"""Collects requests into groups for group commits: several small ones, or one large one, each after a short wait.
 
-Pure bookkeeping on an injected clock; the caller does the waiting.
+The clock is injected. The module does not wait; the caller does.
 """
 
 from collections import deque
@@ -27,7 +27,7 @@ class _Queue(Generic[Item]):
 
 
 class Batcher(Generic[Group, Item]):
-    """Collects items by group until there are `max_rows` or `max_bytes`, or the oldest waited `max_wait` seconds."""
+    """Collects items by group until they have `max_rows` or `max_bytes`, or the oldest has waited for `max_wait`."""
 
     def __init__(self, max_rows: int, max_bytes: int, max_wait: float, clock: Callable[[], float]) -> None:
         self._max_rows = max_rows
@@ -53,7 +53,7 @@ class Batcher(Generic[Group, Item]):
         return max(0.0, oldest + self._max_wait - self._clock())
 
     def take(self) -> tuple[Group, list[Item]] | None:
-        """The items of the group that is due longest, within both bounds unless its first alone is beyond them."""
+        """Return items of the group that has been due longest, within both limits or one item that exceeds them."""
         due = [
             (queue.entries[0].since, group)
             for group, queue in self._waiting.items()

@@ -123,7 +123,7 @@ class _Rows:
         return RowRejected(at - self._starts[block], reason, block=block)
 
     def only(self, group: Sequence[int], attempt: str) -> list[Block]:
-        """The same blocks with the rows of `group` (in order) only."""
+        """Return the same blocks with the rows of `group` (in order) only."""
         cut = []
         for number, block in enumerate(self._blocks):
             own = group[bisect_left(group, self._starts[number]) : bisect_left(group, self._starts[number + 1])]

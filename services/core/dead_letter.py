@@ -9,7 +9,7 @@ functions are pure. Spark keeps its rejects in a table of the lake instead (`spa
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -47,6 +47,14 @@ class DeadLetter:
     value: bytes
 
 
+class DeadLettered(NamedTuple):
+    """`rows` rows of a batch: the row with the id `row_id`, or rows whose ids could not be read."""
+
+    batch_id: int
+    row_id: int | None
+    rows: int
+
+
 # The types are bounded by what PostgreSQL's index of the dead letters can hold: no foreign message can stop the index.
 _Name = Annotated[str, msgspec.Meta(max_length=249, pattern="^[^\\x00]*$")]
 _Int = Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)]
@@ -79,7 +87,7 @@ _decoder = msgspec.json.Decoder(Record)
 
 
 def encode(store: str, dataset: Dataset, dead_letter: DeadLetter) -> tuple[bytes, bytes]:
-    """The key and the value of a dead letter about a row of the dataset that `store` refuses."""
+    """Return the key and the value of a dead letter about a row of the dataset that `store` refuses."""
     key = f"{store}:{dataset.topic}:{dead_letter.partition}:{dead_letter.offset}".encode()
     text = dead_letter.value.decode(errors="backslashreplace")
     while len(value := msgspec.json.encode(_value(store, dataset, dead_letter, text))) > MAX_DEAD_LETTER_BYTES:
@@ -89,7 +97,7 @@ def encode(store: str, dataset: Dataset, dead_letter: DeadLetter) -> tuple[bytes
 
 
 def decode(value: bytes) -> Record:
-    """Raises Malformed for a value that is no dead letter."""
+    """Decode the value of a dead letter. Raises Malformed for any other value."""
     try:
         return _decoder.decode(value)
     except UNDECODABLE as error:

@@ -20,7 +20,7 @@ def batch_of(row_id: int) -> int:
 
 
 def end_id(as_of: int) -> int:
-    """The first id that a query as of batch `as_of` must not see."""
+    """Return the first id that a query as of batch `as_of` must not see."""
     return (as_of + 1) << ROW_BITS
 
 

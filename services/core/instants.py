@@ -90,7 +90,7 @@ def parse(values: Sequence[str]) -> list[int]:
 
 
 def of_row(text: str, zone: tzinfo | None = None) -> int:
-    """The time of a row. `zone`: of a time without an offset, which is refused where `zone` is None.
+    """Return the time of a row. `zone`: of a time without an offset, which is refused where `zone` is None.
 
     Raises ValueError, which says why.
     """
@@ -106,7 +106,7 @@ def of_bound(text: str) -> int:
 
 
 def _uniform(values: Sequence[str]) -> list[int] | None:
-    """None unless all are of the common form and one width, and days of the calendar."""
+    """Return None unless all texts have the common form and one width, and are days of the calendar."""
     width = len(values[0])
     if width not in _UNIFORM or set(map(len, values)) != {width}:
         return None

@@ -77,7 +77,7 @@ class Envelope:
 def encode(
     dataset: Dataset, batch_id: int, created_at: int, rows: Rows, lines: Sequence[bytes], partitions: int
 ) -> list[Outgoing]:
-    """The messages of a batch for the dataset's topic, then those for the topic of its alert.
+    """Return the messages of a batch for the dataset's topic, then those for the topic of its alert.
 
     `lines[i]` is the line of row i. `created_at` is in microseconds. Each topic has `partitions` partitions.
     """
@@ -100,7 +100,7 @@ def encode(
 
 
 def decode(message: Message) -> Envelope:
-    """Decode a message of a dataset's topic, which somebody else may have written. Does not look into the lines."""
+    """Decode a message of a dataset's topic, which any program may have written. Does not look into the lines."""
     rows = message.value.count(b"\n")
     try:
         batch_id = batch_of_key(message.key)
@@ -121,7 +121,7 @@ def decode(message: Message) -> Envelope:
 
 
 def announced(message: Message) -> tuple[int, int] | None:
-    """The batch of a message and the number of its rows, by the key and a header; None of a foreign message.
+    """Return the batch of a message and the number of its rows, by the key and a header; None of a foreign message.
 
     For the publisher, which counts a batch's messages. It holds for messages of newer versions, too.
     """
@@ -135,12 +135,12 @@ def announced(message: Message) -> tuple[int, int] | None:
 
 
 def has_newer_version(message: Message) -> bool:
-    """Whether a message of any of the topics is of a newer version than VERSION."""
+    """Return whether a message of any of the topics is of a newer version than VERSION."""
     return _believed(message.headers, VERSION_HEADER) > VERSION
 
 
 def is_newer(message: Message, dataset: Dataset) -> bool:
-    """Whether a message of the dataset's topic is of a newer version, or has more columns than `dataset` has here.
+    """Return whether a message of the dataset's topic has a newer version, or more columns than `dataset` has here.
 
     A foreign message is not newer, whatever its headers say.
     """
@@ -154,7 +154,7 @@ def batch_key(batch_id: int, part: int) -> bytes:
 
 
 def batch_of_key(key: bytes) -> int:
-    """The batch of a message with this key. Raises ValueError for a foreign key."""
+    """Return the batch of a message with this key. Raises ValueError for a foreign key."""
     batch_id = int(key.partition(b":")[0]) if _is_batch_key(key) else -1
     if not 0 <= batch_id <= MAX_BATCH:
         raise ValueError(f"the key {key[:_SHOWN_BYTES]!r} is not <batch>:<part>")
@@ -162,17 +162,17 @@ def batch_of_key(key: bytes) -> int:
 
 
 def partition_of(key: str, partitions: int) -> int:
-    """The partition of rows with this key. It never changes, so that rows of one key keep their order."""
+    """Return the partition of rows with this key. It never changes, so that rows of one key keep their order."""
     return crc32(key.encode()) % partitions
 
 
 def join(lines: Sequence[bytes]) -> bytes:
-    """The value of these lines, which have no newlines."""
+    """Return the value of these lines, which have no newlines."""
     return b"\n".join([*lines, b""])
 
 
 def split(value: bytes) -> list[bytes]:
-    """The lines of a value, without their newlines. A last line that is not ended by a newline is a line, too."""
+    """Return the lines of a value, without their newlines. A last line without a newline is a line, too."""
     lines = value.split(b"\n")
     if not lines[-1]:
         lines.pop()
@@ -211,6 +211,6 @@ def _values(lines: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
 
 
 def _believed(headers: Mapping[str, bytes], name: str) -> int:
-    """The number in the header, 0 when there is none that is believed."""
+    """Return the number in the header, 0 when there is none that is believed."""
     text = headers.get(name, b"")
     return int(text) if len(text) <= len(str(MAX_NUMBER)) and text.isdigit() else 0

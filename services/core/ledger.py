@@ -62,7 +62,7 @@ class StorePosition:
     """How far a store has come, and the identities that this counts in.
 
     `offsets`: partition -> first offset not yet loaded, of the topic `topic_id`. `table_id` changes when the table is
-    made anew or emptied in order to be filled again. Both ids are '' where nothing is known of them yet.
+    created again or emptied in order to be filled again. Both ids are '' where nothing is known of them yet.
     """
 
     table_id: str

@@ -53,7 +53,7 @@ class LineField:
 
 @lru_cache
 def line_fields(dataset: Dataset) -> tuple[LineField, ...]:
-    """The fields in the canonical order: id, created_at, then the dataset's columns."""
+    """Return the fields in the canonical order: id, created_at, then the dataset's columns."""
     return (
         LineField(ID.name, "integer", required=True, bounds=IDS),
         LineField(CREATED_AT.name, "integer", required=True, bounds=INSTANTS),

@@ -45,7 +45,7 @@ class Checked(NamedTuple):
 
 
 def are_rows_of(value: bytes, lines: int, batch_id: int, created_at: int) -> bool:
-    """Whether each line of a message has an id of the batch, and the batch's time of acceptance.
+    """Return whether each line of a message has an id of the batch, and the batch's time of acceptance.
 
     It looks at nothing else. Where it returns False, `LineCheck` tells which lines have them. `lines` is their number.
     """
@@ -123,7 +123,7 @@ def line_check(dataset: Dataset) -> LineCheck:
 
 
 def _identity(line: bytes) -> tuple[int | None, int | None]:
-    """The id and the time of acceptance of a line that is no row, None where they cannot be read."""
+    """Return the id and the time of acceptance of a line that is no row, None where they cannot be read."""
     try:
         found = _identities.decode(line)
     except UNDECODABLE:
@@ -152,7 +152,7 @@ def _row_type(dataset: Dataset) -> type[msgspec.Struct]:
 
 
 def _defined(field: LineField) -> Any:
-    """A field as `msgspec.defstruct` takes it."""
+    """Return a field in the form of `msgspec.defstruct`."""
     kind: Any = _TYPES[field.type]
     if field.bounds:
         kind = Annotated[kind, msgspec.Meta(ge=field.bounds.lowest, le=field.bounds.highest)]

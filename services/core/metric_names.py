@@ -21,7 +21,7 @@ HTTP_SECONDS = Metric(
 CONNECTIONS_CLOSED = Metric(
     "logpipe_http_connections_closed_total",
     "counter",
-    "Connections closed: too many at once (limit), a head too slow or too long, or a reply that nobody reads.",
+    "Connections closed: too many at once (limit), a head too slow or too long, or a reply that is not read.",
     ("reason",),
 )
 DEGRADED = Metric(

@@ -94,7 +94,7 @@ class OwnProgressWriter(StoreWriter, Protocol):
     wait_seconds: ClassVar[float]
 
     def positions(self, dataset: Dataset, topic_id: str) -> Mapping[int, int]:
-        """Partition -> first offset not yet stored. After `prepare`. Raises StoreDown, NeedsOperator."""
+        """Return partition -> first offset not yet stored. After `prepare`. Raises StoreDown, NeedsOperator."""
 
     def rejections(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
         """Return the rows that `complete` will reject. Called first: its transaction counts these rows as loaded."""
@@ -114,29 +114,29 @@ class BaseReader(Protocol):
         """Return the query's result from the batches up to `as_of` only. Thread-safe.
 
         Raises StoreDown, Backpressure, or QueryTimeout after `seconds`: the store no longer works on the query then.
-        Raises ResultTooLarge (see `bounds`) before the result is in memory. `stop` ends the query from another thread;
-        the error that is raised then does not matter.
+        Raises ResultTooLarge (see `result_size`) before the result is in memory. `stop` ends the query from another
+        thread; the error that is raised then does not matter.
         """
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        """(batch, rows, distinct ids) of each batch found in first..last, by really reading the ids, in order.
+        """Yield (batch, rows, distinct ids) of each batch found in first..last, by really reading the ids, in order.
 
         Finds the rows of every batch in the range, whatever their day of acceptance, and whether or not the ledger has
-        the batch. For `verify`, which searches for rows that nobody accepted. Raises StoreDown.
+        the batch. For `verify`, which searches for rows that were never accepted. Raises StoreDown.
         """
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
-        """All rows of the batches first..last in canonical form, in any order; like `counts`, of every day."""
+        """Yield all rows of the batches first..last in canonical form, in any order; like `counts`, of every day."""
 
     def counts_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[tuple[int, int, int]]:
-        """(batch, rows, distinct ids) of each of these batches that is found, in any order.
+        """Yield (batch, rows, distinct ids) of each of these batches that is found, in any order.
 
         The rows are searched for on the batches' days of acceptance only, so the cost depends on these batches and not
         on the number of days that the store holds. Raises StoreDown.
         """
 
     def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
-        """All rows of these batches in canonical form, in any order, found by their ids and their days of acceptance.
+        """Yield all rows of these batches in canonical form, in any order, found by ids and days of acceptance.
 
         The cost depends on these batches alone, however many others and however many days the store holds. Raises
         StoreDown.
@@ -157,7 +157,7 @@ class SinkReader(BaseReader, Protocol):
     progress: ClassVar[Literal["sink"]]
 
     def table_id(self, dataset: Dataset) -> str:
-        """The identity of the dataset's table, '' where there is none. Raises StoreDown.
+        """Return the identity of the dataset's table, '' where there is none. Raises StoreDown.
 
         A new table has another identity, so the position that was kept for the former table no longer counts.
         """
@@ -169,7 +169,7 @@ class OwnProgressReader(BaseReader, Protocol):
     progress: ClassVar[Literal["own"]]
 
     def position(self, dataset: Dataset) -> StorePosition:
-        """The position up to which the store has committed the topic. Raises StoreDown."""
+        """Return the position up to which the store has committed the topic. Raises StoreDown."""
 
 
 StoreReader = LedgerReader | SinkReader | OwnProgressReader
@@ -218,20 +218,22 @@ class PartitionReader(Protocol):
         """Changes when the topic is deleted and made again. Raises StoreDown."""
 
     def bounds(self) -> Mapping[int, tuple[int, int]]:
-        """Partition -> (first offset still kept, end of the log). Raises StoreDown.
+        """Return partition -> (first offset still kept, end of the log). Raises StoreDown.
 
         The end counts transactions still open: `read_up_to` gets there once they have ended.
         """
 
     def assign(self, positions: Mapping[int, int]) -> None:
-        """From now on read exactly these partitions, from these offsets."""
+        """Read exactly these partitions from now on, from these offsets."""
 
     def poll(self, timeout: float) -> list[Message]:
-        """Whatever has come, at most some thousand messages; [] after `timeout` seconds. Raises StoreDown,
-        NeedsOperator when an assigned offset is no longer kept."""
+        """Return the messages that have come, at most some thousand, or [] after `timeout` seconds.
+
+        Raises StoreDown, and NeedsOperator if the topic no longer has an assigned offset.
+        """
 
     def read_up_to(self) -> Mapping[int, int]:
-        """Partition -> the offset up to which everything committed has been returned (past control records)."""
+        """Return partition -> the offset up to which everything committed has been returned (past control records)."""
 
     def close(self) -> None: ...
 
@@ -243,7 +245,7 @@ class GroupReader(PartitionReader, Protocol):
     """
 
     def rebalanced(self) -> Sequence[int] | None:
-        """The partitions now assigned to this member if that changed since the last call, else None.
+        """Return the partitions now assigned to this member if that changed since the last call, else None.
 
         Until `assign` is called for them, nothing is read.
         """

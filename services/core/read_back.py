@@ -55,16 +55,16 @@ class ReadBack:
             pass
 
     def rows(self, batch_id: int) -> int:
-        """How many rows of the batch were read."""
+        """Return how many rows of the batch were read."""
         return self._rows[batch_id]
 
     def is_as_accepted(self, batch: Batch) -> bool:
-        """Whether the rows of the batch that were read have the checksum that the ledger has."""
+        """Return whether the rows of the batch that were read have the checksum that the ledger has."""
         return self._sums[batch.batch_id] & CHECKSUM_MASK == batch.checksum
 
 
 def _runs(rows: Sequence[Row]) -> Iterator[tuple[int, int]]:
-    """The places [start, stop) of consecutive rows of one batch. There is at least one row."""
+    """Yield the places [start, stop) of consecutive rows of one batch. There is at least one row."""
     batches = np.fromiter(map(itemgetter(0), rows), np.int64, len(rows)) >> ROW_BITS
     changes = np.flatnonzero(np.diff(batches)) + 1
     return pairwise([0, *changes.tolist(), len(rows)])

@@ -111,13 +111,13 @@ def _likely_comma(text: bytes) -> int:
 
 
 def _last_end(text: bytes) -> int:
-    """Where the last value of those side by side in `text` ends; -1: none does. `text` begins between two values."""
+    """Return the end of the last value in `text`; -1: no value ends. `text` begins between two values."""
     structure = _Structure(text, 0)
     return structure.last((structure.steps < 0) & (structure.levels == 0))
 
 
 def _last_comma(text: bytes, depth: int) -> int:
-    """The last comma between two elements of the list; -1: none. `text` begins in the list if `depth` is 1."""
+    """Return the last comma between two elements of the list; -1: none. `text` begins in the list if `depth` is 1."""
     structure = _Structure(text, depth)
     return structure.last((structure.kinds == ord(",")) & (structure.levels == 1))
 

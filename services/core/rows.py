@@ -70,13 +70,13 @@ class Rows:
 
     @staticmethod
     def of(tuples: Sequence[Row]) -> "Rows":
-        """What `tuples` would give, back into columns; at least one row."""
+        """Return rows from tuples, the inverse of `tuples`. There is at least one tuple."""
         _ids, _times, *columns = zip(*tuples, strict=True)
         return Rows(len(tuples), columns)
 
     @staticmethod
     def joined(parts: Sequence["Rows"]) -> "Rows":
-        """All rows of `parts`, in order; at least one part, none of them empty."""
+        """Return all rows of `parts`, in order. There is at least one part, and no part is empty."""
         if len(parts) == 1:
             return parts[0]
         columns = zip(*(part.columns for part in parts), strict=True)
@@ -108,26 +108,26 @@ class RowCodec:
         }
 
     def decode_object(self, body: bytes) -> Rows:
-        """One JSON object. Raises Malformed (not JSON) or InvalidRow."""
+        """Decode one JSON object. Raises Malformed (not JSON) or InvalidRow."""
         return self._columns(body, [self._decode(self._one.decode, body, self._refused_body)])
 
     def decode_array(self, body: bytes) -> Rows:
-        """A JSON list of objects. Raises Malformed or InvalidRow."""
+        """Decode a JSON list of objects. Raises Malformed or InvalidRow."""
         return self._columns(body, self._decode(self._many.decode, body, self._refused_list))
 
     def decode_lines(self, body: bytes) -> Rows:
-        """One JSON object a line (NDJSON), blank lines ignored. Raises MalformedLine or InvalidRow."""
+        """Decode NDJSON, one JSON object in each line; blank lines are ignored. Raises MalformedLine or InvalidRow."""
         return self._columns(body, self._decode(self._one.decode_lines, body, self._refused_lines))
 
     def encode(self, rows: Iterable[Row]) -> list[bytes]:
-        """The line of each row, without newlines."""
+        """Return the line of each row, without newlines."""
         lines = list(map(self._encode, starmap(self._stored, rows)))
         for left_out in self._left_out:
             lines = [line.replace(left_out, b"") for line in lines]
         return lines
 
     def decode_line(self, line: bytes) -> Row:
-        """A line back into its row; raises Malformed when it is not one of this dataset's lines."""
+        """Decode a line into its row. Raises Malformed if it is not a line of this dataset."""
         try:
             return msgspec.structs.astuple(self._decode_line(line))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -169,7 +169,7 @@ class RowCodec:
         return self._invalid_row(reason)
 
     def _are_json(self, lines: Sequence[bytes]) -> bool:
-        """Whether each line is a JSON value. False also where only a look at each line can tell."""
+        """Return whether each line is a JSON value. False also where only a look at each line can tell."""
         text = b"\n".join(lines)
         try:
             text.decode()
@@ -178,7 +178,7 @@ class RowCodec:
             return False
 
     def _not_json(self, text: bytes) -> str | None:
-        """Why the text is no JSON value; None when it is one."""
+        """Return why the text is no JSON value; None when it is one."""
         try:
             decoded = text.decode()
             self._any.decode(text)
@@ -259,7 +259,7 @@ class RowCodec:
 
 
 def checksum(lines: Iterable[bytes]) -> int:
-    """The sum of the lines' 64-bit hashes, in 0..2**63-1: the same in whatever order they come."""
+    """Return the sum of the lines' 64-bit hashes, in 0..2**63-1: the same in whatever order they come."""
     return sum(map(xxhash.xxh3_64_intdigest, lines)) & CHECKSUM_MASK
 
 
@@ -290,7 +290,7 @@ def _stored_struct(dataset: Dataset) -> type[msgspec.Struct]:
 
 
 def _missing(column: Column) -> Any:
-    """The canonical form of no value."""
+    """Return the canonical form of a missing value."""
     return "{}" if column.kind == "json" else _MISSING[column.kind]
 
 

@@ -1,4 +1,4 @@
-"""How a query that runs in a store is ended by another thread, because nobody waits for its result any more."""
+"""How a query that runs in a store is ended by another thread, because the client no longer waits for its result."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ class Stop:
         """
         with self._lock:
             if self._is_stopped:
-                raise QueryCancelled("nobody waits for the result of this query any more")
+                raise QueryCancelled("the client no longer waits for the result of this query")
             self._end = end
         try:
             yield

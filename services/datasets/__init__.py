@@ -24,7 +24,7 @@ def all_datasets() -> tuple[Dataset, ...]:
 
 
 def find(name: str) -> Dataset:
-    """The dataset called `name`; raises Invalid naming those there are."""
+    """Return the dataset called `name`; raises Invalid naming those there are."""
     known = {d.name: d for d in all_datasets()}
     if name not in known:
         raise Invalid(f"unknown dataset {name!r}; there are: {', '.join(known)}")

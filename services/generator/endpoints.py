@@ -31,7 +31,7 @@ def _generator(request: Request) -> Generator:
 
 @router.get("/", response_class=JSONResponse)
 async def index(request: Request) -> Response:
-    """The web page for a browser, else what there is."""
+    """Return the web page to a browser, and the list of endpoints to other clients."""
     if "text/html" in request.headers.get("accept", ""):
         return HTMLResponse(_PAGE, headers={"Vary": "Accept"})
     running = _generator(request).status()["running"]

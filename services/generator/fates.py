@@ -2,7 +2,7 @@
 
 acked          the ingest API replied 200: the rows are stored
 refused        the rows are not stored: a 4xx, or ingest was full or unreachable until the client's patience ran out
-indeterminate  nobody knows: a lost connection, a timeout or a server error that no later attempt settled
+indeterminate  the outcome is unknown: a lost connection, a timeout or a server error that no later attempt settled
 """
 
 from dataclasses import dataclass

@@ -111,7 +111,7 @@ class Load:
         return cls(client, dataset, request_rows, request_rows / rate, round(rate * seconds), seed)
 
     async def run(self) -> Report:
-        """Returns once everything is sent or `stop` was called, and the fate of each row is settled."""
+        """Send; returns once everything is sent or `stop` was called, and the fate of each row is settled."""
         started = time.monotonic()
         async with asyncio.TaskGroup() as group:
             self._pacing = group.create_task(self._pace(group))

@@ -27,7 +27,7 @@ class Schedule:
         return max(0.0, self._now() - self.due)
 
     def take(self) -> float:
-        """The next tick is being done; returns when it was due."""
+        """Count the next tick as done, and return when it was due."""
         due = self.due
         self._taken += 1
         return due

@@ -72,7 +72,7 @@ class Synthesizer:
         return b"".join(self._block(at, min(BLOCK_ROWS, last - at)) for at in range(first, last, BLOCK_ROWS))
 
     def lines(self, first: int, count: int) -> list[bytes]:
-        """The same rows as separate JSON objects."""
+        """Return the same rows as separate JSON objects."""
         return self.ndjson(first, count).split(b"\n")[:-1]
 
     def _block(self, first: int, count: int) -> bytes:
@@ -96,7 +96,7 @@ class _Segment(Protocol):
     width: int
 
     def render(self, rows: _Rows) -> Text:
-        """One text of at most `width` bytes for each row, or a single text that all rows have."""
+        """Return one text of at most `width` bytes for each row, or a single text that all rows have."""
 
 
 class _Literal:
@@ -124,7 +124,7 @@ class _Chosen:
         self.width = self._texts.itemsize
 
     def pick(self, rows: _Rows) -> NDArray[np.intp]:
-        """The index in `values` of each row's value."""
+        """Return the index in `values` of each row's value."""
         return np.asarray(np.searchsorted(self._bounds, rows.words[self._word], side="right"))
 
     def render(self, rows: _Rows) -> Text:

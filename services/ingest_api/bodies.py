@@ -1,6 +1,6 @@
-"""Reading a request body: bounded in size, in time and in all bytes in flight; and decompressing it in chunks.
+"""Reads request bodies, with limits of size, of time and of the bytes in flight, and decompresses them in chunks.
 
-A body may take as long as it needs on a slow link, if it keeps coming: the time that it has grows with each byte.
+On a slow link, a body may take as long as it needs while bytes arrive, because its time limit grows with each byte.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _INPUT_BYTES = 64 << 10  # passed at a time, because zlib copies the unread inpu
 
 
 class Claim:
-    """The bytes of one request that are in flight. `most` is the highest number so far."""
+    """The number of bytes that one request has in flight. `most` is the highest number so far."""
 
     def __init__(self, in_flight: "InFlight") -> None:
         self._in_flight = in_flight
@@ -38,18 +38,18 @@ class Claim:
         self.most = 0
 
     def take(self, count: int) -> None:
-        """Claim so many bytes more. Raises Backpressure when that would be too many."""
+        """Add `count` bytes to the claim. Raises Backpressure if the process then has too many in flight."""
         self._in_flight.change(self, count)
         self.bytes += count
         self.most = max(self.most, self.bytes)
 
     def resize(self, total: int) -> None:
-        """Take what is missing to `total`, or give back what is more."""
+        """Change the claim to `total` bytes. Raises Backpressure as `take` does."""
         self.take(total - self.bytes)
 
 
 class InFlight:
-    """Counts the bytes being worked on; refuses early and cheaply beyond a bound. All methods belong to one loop."""
+    """Counts the bytes that requests have in flight, and refuses requests above a limit. Used by one event loop."""
 
     def __init__(self, limit: int, ended: Callable[[int], None]) -> None:
         """`ended` is called at the end of each request, with the most bytes that it had in flight."""
@@ -59,7 +59,7 @@ class InFlight:
         self._gauge = metrics.gauge(metric_names.BYTES_IN_FLIGHT)
 
     def check(self, count: int) -> None:
-        """Raises Backpressure when `count` bytes more would be too many; one request alone never is."""
+        """Raise Backpressure if `count` more bytes are too many. A request that is alone is never refused."""
         if self._bytes and self._bytes + count > self._limit:
             raise Backpressure(f"{self._bytes} bytes are being worked on; at most {self._limit} at once")
 
@@ -71,7 +71,7 @@ class InFlight:
 
     @contextmanager
     def reserve(self) -> Iterator[Claim]:
-        """Yields the claim of one request, which is given back at the end."""
+        """Yield the claim of one request, and release it at the end."""
         claim = Claim(self)
         try:
             yield claim
@@ -81,7 +81,7 @@ class InFlight:
 
 
 def encoding_of(request: Request) -> str:
-    """identity, gzip or zstd. Raises UnsupportedMedia."""
+    """Return identity, gzip or zstd. Raises UnsupportedMedia."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", *_DECOMPRESSORS):
         raise UnsupportedMedia(f"Content-Encoding {encoding!r} is not known; send identity, gzip or zstd")
@@ -89,7 +89,7 @@ def encoding_of(request: Request) -> str:
 
 
 async def read(request: Request, claim: Claim, limit: int) -> bytes:
-    """The body as it was sent. Raises TooLarge, RequestTimeout or Backpressure."""
+    """Return the body as it was sent. Raises TooLarge, RequestTimeout or Backpressure."""
     chunks, size = [], 0
     try:
         loop = asyncio.get_running_loop()
@@ -112,7 +112,7 @@ async def read(request: Request, claim: Claim, limit: int) -> bytes:
 
 
 def chunks_of(body: bytes, encoding: str, limit: int) -> Iterator[bytes]:
-    """The body, decompressed as far as the caller goes on, CHUNK_BYTES at most at a time.
+    """Yield the decompressed body in chunks of at most CHUNK_BYTES, each decompressed when it is asked for.
 
     Raises Malformed, or TooLarge once there are more than `limit` bytes.
     """
@@ -154,7 +154,7 @@ def _decompressed(body: bytes, encoding: str) -> Iterator[bytes]:
                         raise Malformed(f"the {encoding} body has more than {_MEMBERS} members")
                 held.append(member.decompress(rest, room))
                 room -= len(held[-1])
-                full = not room and not member.eof  # then it may hold more without more input
+                full = not room and not member.eof  # then the decompressor may return more bytes without more input
                 rest = member.unused_data if member.eof else getattr(member, "unconsumed_tail", b"")
                 if not room:
                     yield b"".join(held)

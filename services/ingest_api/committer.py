@@ -2,8 +2,8 @@
 
     BEGIN; transaction id, batch ids; keys of idempotent requests; COPY rows; ledger rows; COMMIT
 
-A request that PostgreSQL refuses, for whatever validation let through, never fails its neighbours: the group is
-then committed request by request.
+If PostgreSQL refuses a value that our validation let through, the group is committed again request by request, so that
+only the request with the value fails.
 """
 
 import time
@@ -22,7 +22,7 @@ from services.core.instants import DAY
 from services.core.ledger import Batch
 from services.core.ports import Outgoing
 from services.core.rows import RowCodec, Rows, checksum
-from services.ledger import batches as ledger
+from services.ledger import batches as ledger_batches
 from services.ledger.identity import ledger_id
 from services.postgres.clock import now_microseconds
 from services.postgres.connection import PIPELINE, connect
@@ -37,8 +37,7 @@ _log = logs.get("committer")
 class Submission:
     """One request's rows. `key` is its Idempotency-Key, '' when it has none.
 
-    `ledger` is the id of the ledger that a client with a journal counts in, '' for any: the client's rows are of no use
-    to another ledger.
+    `ledger` is the id of the ledger that the rows are meant for, '' for any. A client with a journal sends it.
     """
 
     rows: Rows
@@ -55,13 +54,14 @@ class Accepted:
 
 
 Outcome = Accepted | LogpipeError
-Publish = Callable[[Batch, list[Outgoing]], None]
+OnCommitted = Callable[[Batch, list[Outgoing]], None]
+"""Called after the commit with each batch and its messages. Does not block."""
 
 
 class Committer:
     """One PostgreSQL connection that commits groups, one at a time; used by one thread at a time.
 
-    `slot` returns the slot of new batches. `publish` is called after the commit, with each batch and its messages.
+    `slot` returns the slot of new batches.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Committer:
         url: str,
         codecs: dict[str, RowCodec],
         slot: Callable[[], int],
-        publish: Publish,
+        on_committed: OnCommitted,
         batch_rows: int,
         partitions: int,
         session_name: str = PIPELINE,
@@ -78,13 +78,13 @@ class Committer:
         self._session_name = session_name
         self._codecs = codecs
         self._slot = slot
-        self._publish = publish
+        self._on_committed = on_committed
         self._batch_rows = batch_rows
         self._partitions = partitions
         self._connection: psycopg.Connection[Any] | None = None
 
     def commit(self, dataset: Dataset, group: Sequence[Submission]) -> list[Outcome]:
-        """The outcome of each submission, in order. Never raises a LogpipeError: it is the outcome then."""
+        """Return the outcome of each submission, in order. A LogpipeError is an outcome, and is not raised."""
         try:
             try:
                 return self._commit(dataset, group)
@@ -119,7 +119,7 @@ class Committer:
                 fresh = [index for index, outcome in enumerate(outcomes) if outcome is None]
                 if fresh:
                     total = sum(group[index].rows.count for index in fresh)
-                    begun = ledger.begin(cursor, -(-total // self._batch_rows))
+                    begun = ledger_batches.begin(cursor, -(-total // self._batch_rows))
                     xid = begun.xid
                     made = self._write(cursor, dataset, [group[index] for index in fresh], begun)
                     for index, outcome in zip(fresh, self._record(cursor, dataset, group, fresh, made), strict=True):
@@ -137,7 +137,7 @@ class Committer:
             self.close()  # never leave a transaction open for the next group
             raise
         for batch, outgoing in made:
-            self._publish(batch, outgoing)
+            self._on_committed(batch, outgoing)
             metrics.histogram(metric_names.COMMIT_ROWS, dataset.name).observe(batch.rows)
         metrics.histogram(metric_names.COMMIT_SECONDS, dataset.name).observe(time.perf_counter() - started)
         return [outcome for outcome in outcomes if outcome is not None]
@@ -150,8 +150,8 @@ class Committer:
         keys = sorted({s.key for s in group if s.key})
         if not keys:
             return refused
-        held = ledger.lock_keys(cursor, keys)
-        known = ledger.known_requests(cursor, [key for key in keys if held[key]])
+        held = ledger_batches.lock_keys(cursor, keys)
+        known = ledger_batches.known_requests(cursor, [key for key in keys if held[key]])
         outcomes: list[Outcome | None] = []
         running: set[str] = set()
         for submission, refusal in zip(group, refused, strict=True):
@@ -168,7 +168,7 @@ class Committer:
         return outcomes
 
     def _write(
-        self, cursor: psycopg.Cursor[Any], dataset: Dataset, group: Sequence[Submission], begun: ledger.Begun
+        self, cursor: psycopg.Cursor[Any], dataset: Dataset, group: Sequence[Submission], begun: ledger_batches.Begun
     ) -> list[tuple[Batch, list[Outgoing]]]:
         created_at = begun.created_at
         slot, codec = self._slot(), self._codecs[dataset.name]
@@ -184,7 +184,7 @@ class Committer:
                 lines = codec.encode(chunk.tuples(batch_id, created_at))
                 record = Batch(batch_id, slot, dataset.name, len(lines), checksum(lines), created_at)
                 made.append((record, kafka_value.encode(dataset, batch_id, created_at, chunk, lines, self._partitions)))
-        ledger.insert(cursor, [record for record, _ in made])
+        ledger_batches.insert(cursor, [record for record, _ in made])
         return made
 
     def _record(
@@ -206,12 +206,12 @@ class Committer:
             outcomes.append(Accepted(first, submission.rows.count))
             if submission.key:
                 requests.append(
-                    ledger.Request(
+                    ledger_batches.Request(
                         submission.key, submission.body_hash, dataset.name, first, last, submission.rows.count
                     )
                 )
         if requests:
-            ledger.insert_requests(cursor, requests)
+            ledger_batches.insert_requests(cursor, requests)
         return outcomes
 
     def _connected(self) -> psycopg.Connection[Any]:
@@ -241,9 +241,9 @@ class Committer:
         return committed
 
     def _outcome_of(self, xid: str, batch: Batch) -> bool:
-        """Raises StoreDown while PostgreSQL is unreachable, and while the transaction runs."""
+        """Return whether it was committed. Raises StoreDown if PostgreSQL is unreachable, or the transaction runs."""
         try:
-            committed = ledger.committed(self._connected(), xid, batch)
+            committed = ledger_batches.committed(self._connected(), xid, batch)
         except StoreDown:
             self.close()
             raise
@@ -253,7 +253,7 @@ class Committer:
 
 
 def _refused(cursor: psycopg.Cursor[Any], group: Sequence[Submission]) -> list[Outcome | None]:
-    """The refusal of each submission that is meant for another ledger; None for the others."""
+    """Return the error of each submission that is meant for another ledger, and None for the others."""
     if not any(submission.ledger for submission in group):
         return [None] * len(group)
     there = str(ledger_id(cursor.connection))
@@ -265,7 +265,7 @@ def _refused(cursor: psycopg.Cursor[Any], group: Sequence[Submission]) -> list[O
     ]
 
 
-def _repeated(known: ledger.Request, dataset: Dataset, submission: Submission) -> Outcome:
+def _repeated(known: ledger_batches.Request, dataset: Dataset, submission: Submission) -> Outcome:
     if known.body_hash != submission.body_hash or known.dataset != dataset.name:
         return KeyReused(f"Idempotency-Key {known.key!r} was used for another body")
     return Accepted(known.first_batch, known.rows, duplicate=True)

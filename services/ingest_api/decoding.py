@@ -1,7 +1,6 @@
-"""From a request body to its rows. A large body is decompressed and decoded off the event loop, a chunk at a time.
+"""Decodes request bodies into rows. A large body is decompressed and decoded in a thread, one chunk at a time.
 
-Every chunk is a step of its own in one thread, so that other requests are answered meanwhile, and no more memory is
-taken than was claimed before.
+Other requests are served between two chunks, and the memory for a chunk is claimed before it is decoded.
 """
 
 import asyncio
@@ -17,15 +16,16 @@ from services.core.rows import Rows
 from services.ingest_api.bodies import CHUNK_BYTES, Claim, chunks_of
 
 INLINE_BYTES = 1 << 20
-"""A decompressed body of at most this size is decoded on the event loop: it takes some milliseconds."""
+"""A decompressed body of at most this size is decoded on the event loop, because it takes only some milliseconds."""
 
 ROW_BYTES = 160
-"""What a decoded row counts besides its text: a full body of the shortest rows then fits into what may be in flight."""
+"""The bytes that a decoded row counts for beside its text. With this number, a full body of the shortest rows fits into
+the limit of bytes in flight."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How rows lie in a body: `decode` reads a small body, and `decode_chunks` a large one by means of it."""
+    """How a body contains rows: `decode` decodes a small body, and `decode_chunks` a large one, with `decode`."""
 
     decode: Decode
     decode_chunks: Callable[[Iterator[bytes], Decode], Iterator[tuple[Rows, int]]]
@@ -33,7 +33,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """`body_hash` is that of the decompressed body, b"" when it was not asked for; `size` is its bytes."""
+    """`size`: the bytes of the decompressed body. `body_hash`: the hash of these bytes, b"" if it was not asked for."""
 
     rows: Rows
     size: int
@@ -41,9 +41,9 @@ class Decoded:
 
 
 class Decoder:
-    """Decodes one large body after the other in its thread; belongs to one event loop.
+    """Decodes large bodies one after the other in its thread. Used by one event loop.
 
-    A second large body at the same time would gain nothing, and hold twice the memory for twice the time.
+    Two large bodies at the same time would take twice the memory for twice the time.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Decoder:
     async def decode(
         self, body: bytes, encoding: str, layout: Layout, claim: Claim, limit: int, *, hashed: bool
     ) -> Decoded:
-        """The rows of a body whose bytes `claim` has; afterwards `claim` has what the rows take.
+        """Return the rows of a body. `claim` has the bytes of the body, and afterwards the bytes of its rows.
 
         Raises TooLarge, Malformed, InvalidRow or Backpressure.
         """
@@ -74,7 +74,7 @@ class Decoder:
         return Decoded(rows, size, hasher.digest() if hasher else b"")
 
     async def _decode_large(self, layout: Layout, chunks: Iterator[bytes], claim: Claim) -> tuple[Rows, int]:
-        """The rows, and the bytes of their text."""
+        """Return the rows, and the number of bytes of their text."""
         loop = asyncio.get_running_loop()
         received, rows, size, count = claim.bytes, list[Rows](), 0, 0
         steps = layout.decode_chunks(chunks, layout.decode)
@@ -94,7 +94,7 @@ class Decoder:
 
 
 def _begin(body: bytes, encoding: str, chunks: Iterator[bytes], claim: Claim) -> tuple[list[bytes], bool]:
-    """The chunks of a body that is small once it is decompressed, and True; else the first chunks, and False."""
+    """Return all chunks of the body and True if the decompressed body is small, else its first chunks and False."""
     if encoding == "identity" or len(body) > INLINE_BYTES:
         return [], False
     claim.take(INLINE_BYTES + CHUNK_BYTES)
@@ -108,7 +108,7 @@ def _begin(body: bytes, encoding: str, chunks: Iterator[bytes], claim: Claim) ->
 
 
 def _drop(rows: list[Rows]) -> None:
-    """Free a chunk after the other: nothing else runs in the process while a million rows are freed at once."""
+    """Free the chunks one by one, because nothing else runs in the process while a million rows are freed at once."""
     while rows:
         rows.pop()
 

@@ -29,6 +29,6 @@ class DiskFloor:
         return None
 
     def check(self) -> None:
-        """Raises Backpressure when there is too little space."""
+        """Raise Backpressure if there is too little space."""
         if reason := self.health():
             raise Backpressure(f"disk: {reason}", retry_after=30)

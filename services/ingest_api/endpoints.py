@@ -1,4 +1,4 @@
-"""POST /api/collect/<singular or plural> of every dataset, by the HTTP contract."""
+"""The endpoints POST /api/collect/<singular or plural> of every dataset."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ MAX_KEY_LENGTH = 255
 HEALTH_PATH = "/api/collect/health"
 
 _NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
-"""No type is registered for one object a line: each of these is what some tool sends."""
+"""No media type is registered for one JSON object in each line, and tools send different ones."""
 
 _EXAMPLES: dict[str, Any] = {
     "timestamp": "2026-01-31T12:00:00.123456Z",
@@ -37,7 +37,7 @@ _EXAMPLES: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
-    """What the endpoints need; one per process, in `app.state.ingest`. `ledger`: its id, '' until it has been read."""
+    """What the endpoints need, in `app.state.ingest`. `ledger` returns the ledger id, '' until it has been read."""
 
     service: IngestService
     decoder: Decoder
@@ -79,7 +79,7 @@ def collect_router(datasets: tuple[Dataset, ...]) -> APIRouter:
                 },
             ),
             methods=["POST"],
-            summary=f"Accept many {dataset.plural}: a JSON list, or one object a line",
+            summary=f"Accept many {dataset.plural}: a JSON list, or one object in each line",
             dependencies=[needs("control")],
             openapi_extra=_request_body(
                 {"application/json": {"type": "array", "items": schema}, "application/x-ndjson": schema}
@@ -106,7 +106,7 @@ def _endpoint(dataset: Dataset, word: str, layouts: dict[str, Layout]) -> Callab
         with ingest.in_flight.reserve() as claim:
             body = await bodies.read(request, claim, ingest.max_body)
             decoded = await ingest.decoder.decode(body, encoding, layout, claim, ingest.max_body, hashed=bool(key))
-            del body  # the rows have all of it; what waits for its commit is held once
+            del body  # the rows contain all of it, and wait for their commit
             if not decoded.rows.count:
                 raise Invalid("no rows: send at least one")
             submission = Submission(decoded.rows, key, decoded.body_hash, request.headers.get(LEDGER_HEADER, ""))
@@ -117,7 +117,7 @@ def _endpoint(dataset: Dataset, word: str, layouts: dict[str, Layout]) -> Callab
         if many:
             reply["count"] = result.rows
         reply["duplicate"] = result.duplicate
-        # FastAPI would copy and check a reply that it makes itself.
+        # FastAPI would copy and validate a reply that is not a Response.
         return JSONResponse(reply, headers={LEDGER_HEADER: ingest.ledger()})
 
     return collect
@@ -134,7 +134,7 @@ def _layout(request: Request, layouts: dict[str, Layout]) -> Layout:
     content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if content_type in layouts:
         return layouts[content_type]
-    if content_type in ("application/x-www-form-urlencoded", "text/plain"):  # what `curl -d` and sendBeacon say
+    if content_type in ("application/x-www-form-urlencoded", "text/plain"):  # sent by `curl -d` and sendBeacon
         return layouts["application/json"]
     raise UnsupportedMedia(f"Content-Type {content_type!r} is not known here; send {' or '.join(layouts)}")
 

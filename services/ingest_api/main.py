@@ -22,7 +22,7 @@ from services.ingest_api.disk import DiskFloor
 from services.ingest_api.endpoints import HEALTH_PATH, Ingest, collect_router
 from services.ingest_api.memory import Trimmer
 from services.ingest_api.postgres_maintenance import PostgresMaintenance
-from services.ingest_api.publisher import MessageCache, SlotPublisher, open_slot_producer
+from services.ingest_api.publisher import MessageCache, SlotKafka, SlotPublisher, open_slot_producer
 from services.ingest_api.search_index import SearchIndexer
 from services.ingest_api.service import IngestService
 from services.ingest_api.settings import IngestSettings
@@ -79,14 +79,14 @@ def create_app(settings: IngestSettings) -> FastAPI:
         background.start()
         owner.start()
 
-        def publish(batch: Batch, outgoing: list[Outgoing]) -> None:
+        def on_committed(batch: Batch, outgoing: list[Outgoing]) -> None:
             message_cache.put(batch.batch_id, outgoing)
             owner.wake()
 
         codecs = {dataset.name: RowCodec(dataset) for dataset in known}
         group_rows, partitions = settings.ingest_group_rows, settings.kafka_partitions
         committers = [
-            Committer(url, codecs, owner.slot, publish, group_rows, partitions, session_name)
+            Committer(url, codecs, owner.slot, on_committed, group_rows, partitions, session_name)
             for _ in range(settings.ingest_connections)
         ]
         service = IngestService(committers, group_rows, settings.ingest_group_wait)
@@ -116,16 +116,14 @@ def _topic_names(known: tuple[Dataset, ...]) -> list[str]:
 def _publisher_opener(
     settings: IngestSettings, known: tuple[Dataset, ...], message_cache: MessageCache, rows: PostgresReader
 ) -> Callable[[Lease], SlotPublisher]:
+    by_name = {dataset.name: dataset for dataset in known}
+    slot_kafka = SlotKafka(
+        partial(open_slot_producer, settings.kafka_url),
+        partial(kafka.KafkaPartitionReader, settings.kafka_url),
+        settings.kafka_partitions,
+    )
+
     def open_publisher(lease: Lease) -> SlotPublisher:
-        return SlotPublisher(
-            lease,
-            {dataset.name: dataset for dataset in known},
-            message_cache,
-            partial(open_slot_producer, settings.kafka_url),
-            lambda topic: kafka.KafkaPartitionReader(settings.kafka_url, topic),
-            rows,
-            settings.kafka_partitions,
-            settings.publisher_rows,
-        )
+        return SlotPublisher(lease, by_name, slot_kafka, message_cache, rows, settings.publisher_rows)
 
     return open_publisher

@@ -3,6 +3,7 @@
 They wait for the tables, create day partitions ahead of time, and delete old request keys.
 """
 
+from services.core.backoff import Backoff
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
 from services.core.instants import DAY
@@ -11,7 +12,7 @@ from services.ledger.identity import ledger_id
 from services.postgres.clock import now_microseconds
 from services.postgres.connection import PIPELINE, Connection, connect
 from services.runtime import logs
-from services.runtime.workers import Backoff, Worker
+from services.runtime.workers import Worker
 from services.stores import postgres
 
 DAYS_AHEAD = 7

@@ -1,16 +1,16 @@
-"""From the ledger to Kafka: every committed batch once, in a transaction of its slot's producer.
+"""Publishes every committed batch to Kafka once, in a transaction of its slot's producer.
 
-The ledger says which batches are to be published; the cache only saves reading rows back that have just been written.
-A publisher that begins with a slot, or goes on after an error, first opens the slot's producer anew, which fences the
-producer that had the slot before. Then the publisher looks whether the topic holds batches that are in doubt, because
-a transaction may have been committed and not marked.
+The ledger says which batches are not published. The cache has the messages of new batches, so that their rows need not
+be read back. A publisher that begins with a slot, or continues after an error, first opens a new producer for the slot,
+which fences the former producer. Then the publisher searches the topic for the batches in doubt, because a transaction
+may have been committed although its batches were not marked.
 """
 
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from services.core import kafka_value, metric_names
 from services.core.dataset import Dataset
@@ -20,7 +20,7 @@ from services.core.ports import Outgoing, PartitionReader, TransactionalProducer
 from services.core.read_back import ReadBack
 from services.core.rows import RowCodec, Rows
 from services.ingest_api.topic_log import TopicLog
-from services.ledger import batches as ledger
+from services.ledger import batches as ledger_batches
 from services.ledger.slots import Lease
 from services.postgres.connection import Connection
 from services.runtime import logs, metrics
@@ -33,7 +33,7 @@ _log = logs.get("publisher")
 
 
 class MessageCache:
-    """Messages of batches just committed, up to `limit` bytes; the oldest go when it is full.
+    """The messages of the newest batches, up to `limit` bytes. If the cache is full, the oldest messages are dropped.
 
     A batch that is larger than the cache is not kept: it would push out all others.
     """
@@ -63,28 +63,36 @@ class MessageCache:
             return outgoing
 
 
+@dataclass(frozen=True, slots=True)
+class SlotKafka:
+    """How a publisher reaches Kafka: its producer by the number of the slot, a reader by the name of a topic.
+
+    `partitions`: the number of partitions that messages are distributed to.
+    """
+
+    open_producer: Callable[[int], TransactionalProducer]
+    open_reader: Callable[[str], PartitionReader]
+    partitions: int
+
+
 class SlotPublisher:
-    """Publishes one slot's batches under one lease. Not thread-safe. `close` it to let go of the producer."""
+    """Publishes the batches of one slot under one lease. Not thread-safe. `close` closes the producer."""
 
     def __init__(
         self,
         lease: Lease,
         datasets: Mapping[str, Dataset],
+        kafka: SlotKafka,
         cache: MessageCache,
-        open_producer: Callable[[int], TransactionalProducer],
-        open_reader: Callable[[str], PartitionReader],
         rows: PostgresReader,
-        partitions: int,
         max_rows: int,
     ) -> None:
         self.lease = lease
         self._datasets = datasets
         self._codecs = {name: RowCodec(dataset) for name, dataset in datasets.items()}
         self._cache = cache
-        self._open_producer = open_producer
-        self._open_reader = open_reader
+        self._kafka = kafka
         self._rows = rows
-        self._partitions = partitions
         self._max_rows = max_rows
         self._producer: TransactionalProducer | None = None
         self._logs: dict[str, TopicLog] = {}
@@ -92,7 +100,7 @@ class SlotPublisher:
         self._advanced = 0.0
 
     def step(self, connection: Connection) -> int:
-        """Publish and mark the oldest unpublished batches in one Kafka transaction; how many there were.
+        """Publish the oldest unpublished batches in one Kafka transaction, and mark them. Return how many.
 
         Raises StoreDown (call again later), Fenced (check the lease first) or NeedsOperator.
         """
@@ -101,7 +109,7 @@ class SlotPublisher:
                 self._producer = self._open(connection)
             elif time.monotonic() - self._advanced > _ADVANCE_SECONDS:
                 self._advance(connection)
-            batches = ledger.unpublished(connection, self.lease, self._max_rows)
+            batches = ledger_batches.unpublished(connection, self.lease, self._max_rows)
             if not batches:
                 return 0
             outgoing = self._within_bounds(batches)
@@ -132,13 +140,13 @@ class SlotPublisher:
             self._producer = None
 
     def _open(self, connection: Connection) -> TransactionalProducer:
-        """Fence the slot's former producer, then find out what it and this publisher have left in doubt."""
-        producer = self._open_producer(self.lease.slot)
+        """Fence the slot's former producer, and mark the batches in doubt that it or this publisher has published."""
+        producer = self._kafka.open_producer(self.lease.slot)
         try:
             if self._doubt is None:
-                self._doubt = ledger.in_doubt(connection, self.lease)
+                self._doubt = ledger_batches.in_doubt(connection, self.lease)
             for name, dataset in self._datasets.items():
-                self._logs[name] = TopicLog(connection, dataset, self._open_reader(dataset.topic))
+                self._logs[name] = TopicLog(connection, dataset, self._kafka.open_reader(dataset.topic))
             self._recover(connection, self._doubt)
             self._doubt = []
             self._advance(connection)
@@ -148,7 +156,7 @@ class SlotPublisher:
         return producer
 
     def _within_bounds(self, batches: Sequence[Batch]) -> list[list[Outgoing]]:
-        """The messages of the first batches, up to `_TRANSACTION_BYTES`, of one at least."""
+        """Return the messages of the first batches, up to `_TRANSACTION_BYTES`, of at least one batch."""
         outgoing, size = [], 0
         for batch in batches:
             outgoing.append(self._messages(batch))
@@ -176,7 +184,9 @@ class SlotPublisher:
                 " columns this one does not know (let a newer one publish it), or its rows were changed: run"
                 " `logpipe verify --store postgres`"
             )
-        return kafka_value.encode(dataset, batch.batch_id, batch.created_at, Rows.of(rows), lines, self._partitions)
+        return kafka_value.encode(
+            dataset, batch.batch_id, batch.created_at, Rows.of(rows), lines, self._kafka.partitions
+        )
 
     def _known(self, name: str) -> Dataset:
         if name not in self._datasets:
@@ -187,20 +197,22 @@ class SlotPublisher:
         return self._datasets[name]
 
     def _mark(self, connection: Connection, batches: Sequence[Batch]) -> None:
-        ledger.mark_published(connection, self.lease, batches, {name: log.topic for name, log in self._logs.items()})
+        ledger_batches.mark_published(
+            connection, self.lease, batches, {name: log.topic for name, log in self._logs.items()}
+        )
 
     def _advance(self, connection: Connection) -> None:
-        """Note where the slot's next messages can be: all of its messages so far are marked.
+        """Record the offsets after which the slot's next messages will be, because all former ones are marked.
 
-        Raises NeedsOperator if a topic was cut: stores that have not read its lost end would pass over the loss.
+        Raises NeedsOperator if a topic was cut: a store that has not read its lost end would not notice the loss.
         """
         for name, log in self._logs.items():
             log.check()
-            ledger.advance_slot(connection, self.lease, name, log.topic, log.uncut_ends(connection))
+            ledger_batches.advance_slot(connection, self.lease, name, log.topic, log.uncut_ends(connection))
         self._advanced = time.monotonic()
 
     def _recover(self, connection: Connection, doubt: Sequence[Batch]) -> None:
-        """Mark those batches that a transaction committed and nobody marked."""
+        """Mark the batches in doubt that are in the topics."""
         for name in sorted({batch.dataset for batch in doubt}):
             self._known(name)
             own = {batch.batch_id: batch for batch in doubt if batch.dataset == name}
@@ -209,9 +221,9 @@ class SlotPublisher:
                 self._mark(connection, found)
 
     def _found(self, connection: Connection, log: TopicLog, doubt: Mapping[int, Batch]) -> list[Batch]:
-        """Those of `doubt` that the topic holds. Raises NeedsOperator when that cannot be told."""
+        """Return those of `doubt` that the topic contains. Raises NeedsOperator if that cannot be determined."""
         slot, topic = self.lease.slot, log.dataset.topic
-        positions = ledger.slot_positions(connection, slot, log.dataset.name)
+        positions = ledger_batches.slot_positions(connection, slot, log.dataset.name)
         if not positions:
             return []
         bounds = log.bounds()
@@ -236,14 +248,14 @@ class SlotPublisher:
                 )
         if not is_same and len(found) < len(doubt):
             raise NeedsOperator(
-                f"topic {topic} was deleted and made anew, and the former topic may have held"
+                f"topic {topic} was deleted and created again, and the former topic may have held"
                 f" {len(doubt) - len(found)} batches of slot {slot}, which stores may have loaded: {where}"
             )
         return [replace(doubt[batch_id], parts=parts) for batch_id, (parts, _) in found.items()]
 
 
 def open_slot_producer(kafka_url: str, slot: int) -> TransactionalProducer:
-    """Fences the producer that published the slot before. Raises StoreDown."""
+    """Open the slot's producer, which fences the former one. Raises StoreDown."""
     return KafkaProducer(kafka_url, f"logpipe-slot-{slot}")
 
 

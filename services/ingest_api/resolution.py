@@ -1,4 +1,4 @@
-"""Settles a slot of which nobody can tell from the topic alone whether its batches were published.
+"""Settles a slot of which the topic alone does not tell whether its batches were published.
 
 The stores are asked, too: a batch of which a store holds rows was published. A batch that neither the topic nor any
 store has is published again by the next owner of the slot, whether it was published before or not: no store has loaded
@@ -6,7 +6,7 @@ it. So that no store loads it after the look, nothing may fill the stores meanwh
 
 A batch that was published and is not in the topic as a whole is marked by what is known of it. If it went to the topic
 that is there now, each missing message gets the highest offset that it can have had: a store that has come beyond that
-offset has passed the message. If the topic was made anew, the batch is marked with the former topic.
+offset has passed the message. If the topic was created again, the batch is marked with the former topic.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from services.core.errors import Conflict, NeedsOperator
 from services.core.ledger import Batch, Part
 from services.core.ports import PartitionReader, StoreReader, StoreWriter, TransactionalProducer
 from services.ingest_api.topic_log import TopicLog
-from services.ledger import batches as ledger
+from services.ledger import batches as ledger_batches
 from services.ledger import topics
 from services.ledger.slots import Lease
 from services.ledger.topics import Topic
@@ -60,7 +60,7 @@ def resolve(
     know, or when the topic was cut.
     """
     with closing(open_producer(lease.slot)):  # this ends a transaction that is still open
-        doubt = ledger.in_doubt(connection, lease)
+        doubt = ledger_batches.in_doubt(connection, lease)
         for name in sorted({batch.dataset for batch in doubt}):
             if name not in datasets:
                 raise NeedsOperator(f"dataset {name!r} is not known here: run this command of a newer release")
@@ -86,7 +86,7 @@ def _end_writes(sinks: Sequence[Sink], dataset: Dataset) -> None:
 def _settle(
     connection: Connection, lease: Lease, log: TopicLog, doubt: Mapping[int, Batch], sinks: Sequence[StoreReader]
 ) -> Resolved:
-    dataset, positions = log.dataset, ledger.slot_positions(connection, lease.slot, log.dataset.name)
+    dataset, positions = log.dataset, ledger_batches.slot_positions(connection, lease.slot, log.dataset.name)
     former = _former_topic(connection, log, positions)
     starts = positions.get(log.topic.topic_id, {})
     log.uncut_ends(connection)
@@ -104,10 +104,10 @@ def _settle(
         parts |= dict.fromkeys(only_stored, tuple(dropped))
     else:
         lost = [replace(doubt[b], parts=()) for b in only_stored]
-        ledger.mark_published(connection, lease, lost, {dataset.name: former})
+        ledger_batches.mark_published(connection, lease, lost, {dataset.name: former})
     published = [replace(doubt[b], parts=parts[b]) for b in sorted(parts)]
-    ledger.mark_published(connection, lease, published, {dataset.name: log.topic})
-    ledger.advance_slot(connection, lease, dataset.name, log.topic, {p: end for p, (_, end) in bounds.items()})
+    ledger_batches.mark_published(connection, lease, published, {dataset.name: log.topic})
+    ledger_batches.advance_slot(connection, lease, dataset.name, log.topic, {p: end for p, (_, end) in bounds.items()})
     published_in_part = [doubt[b] for b in (*only_stored, *(found.keys() - whole))]
     return Resolved(
         dataset.name,
@@ -135,5 +135,5 @@ def _lacking(held: Mapping[str, Mapping[int, int]], batches: Sequence[Batch]) ->
 
 
 def _held(sink: StoreReader, dataset: Dataset, batches: Sequence[Batch]) -> dict[int, int]:
-    """Batch id -> how many of its rows the store has."""
+    """Return batch id -> how many of its rows the store has."""
     return {batch_id: distinct for batch_id, _, distinct in sink.counts_of(dataset, batches)}

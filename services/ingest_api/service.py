@@ -1,4 +1,4 @@
-"""Takes the rows of requests, groups them, has them committed and tells each request its outcome."""
+"""Groups the rows of requests, passes each group to a committer, and returns its outcome to each request."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
 from services.ingest_api.committer import Accepted, Committer, Outcome, Submission
 
-GROUP_BYTES = 16 << 20  # of request bodies: more of them in one transaction gain nothing
+GROUP_BYTES = 16 << 20  # of request bodies in one transaction; more would not make it more efficient
 
 _Waiting = tuple[Submission, "asyncio.Future[Outcome]"]
 
@@ -30,9 +30,9 @@ class IngestService:
         self._workers = [asyncio.create_task(self._work(committer)) for committer in self._committers]
 
     async def accept(self, dataset: Dataset, submission: Submission, size: int) -> Accepted:
-        """Returns once the rows, of a body of `size` bytes, are on disk.
+        """Return the batch once the rows, from a body of `size` bytes, are on disk.
 
-        Raises Conflict, Invalid, OtherLedger or StoreDown; nothing is stored then.
+        Raises Conflict, Invalid, OtherLedger or StoreDown; then nothing is stored.
         """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._batcher.add(dataset, (submission, future), submission.rows.count, size)
@@ -43,7 +43,7 @@ class IngestService:
         return outcome
 
     async def drain(self) -> None:
-        """Commit what waits, then stop."""
+        """Commit the waiting requests, then stop."""
         self._draining = True
         self._changed.set()
         await asyncio.gather(*self._workers)
@@ -58,17 +58,17 @@ class IngestService:
             submissions = [submission for submission, _ in waiting]
             try:
                 outcomes = await loop.run_in_executor(self._threads, committer.commit, dataset, submissions)
-            except Exception as error:  # noqa: BLE001 - a bug: tell those who wait, and go on serving the others
+            except Exception as error:  # noqa: BLE001 - a bug: these requests fail, and others are served
                 for _, future in waiting:
                     if not future.done():
                         future.set_exception(error)
                 continue
             for (_, future), outcome in zip(waiting, outcomes, strict=True):
-                if not future.done():  # its client may have left
+                if not future.done():  # its client may have disconnected
                     future.set_result(outcome)
 
     async def _next_group(self) -> tuple[Dataset, list[_Waiting]] | None:
-        """The next group that is due; None when draining and nothing is left."""
+        """Return the next group that is due; None if the service is draining and no request is left."""
         while True:
             if group := self._batcher.take():
                 return group
@@ -79,4 +79,4 @@ class IngestService:
                 async with asyncio.timeout(self._batcher.seconds_until_due()):
                     await self._changed.wait()
             except TimeoutError:
-                pass  # the oldest has waited long enough
+                pass  # the oldest request has waited long enough

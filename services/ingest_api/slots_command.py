@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services import datasets, stores
+from services.core.backoff import Backoff
 from services.core.errors import LogpipeError, StoreDown
 from services.core.ports import StoreReader
 from services.ingest_api.publisher import open_slot_producer
@@ -19,8 +20,9 @@ from services.ledger.slots import Lease
 from services.postgres.connection import Connection, connect
 from services.runtime import logs
 from services.runtime.settings import KafkaSettings, PostgresSettings
-from services.runtime.workers import Backoff, Worker
-from services.streams.kafka import KafkaPartitionReader, members, sink_group
+from services.runtime.workers import Worker
+from services.streams.kafka import KafkaPartitionReader
+from services.streams.kafka_client import members, sink_group
 
 
 class SlotsSettings(PostgresSettings, KafkaSettings):

@@ -1,6 +1,5 @@
-"""A dataset's topic as the publisher of a slot sees it: which topic it is, and which batches it holds."""
+"""A dataset's topic as the publisher of a slot sees it: the topic's identity, and the batches that it contains."""
 
-import time
 from collections.abc import Mapping
 
 from services.core.dataset import Dataset
@@ -8,11 +7,12 @@ from services.core.errors import NeedsOperator, StoreDown
 from services.core.kafka_value import announced
 from services.core.ledger import Batch, Part
 from services.core.ports import PartitionReader
-from services.ledger import batches as ledger
+from services.ledger import batches as ledger_batches
 from services.ledger import topics
 from services.postgres.connection import Connection
+from services.streams.reading import read_to_end
 
-_PATIENCE = 90.0  # seconds without progress: longer than a transaction may stay open
+_PATIENCE = 90  # seconds without progress: longer than a transaction may stay open
 
 
 class TopicLog:
@@ -24,57 +24,47 @@ class TopicLog:
         self.topic = topics.register(connection, dataset.name, dataset.topic, reader.topic_id(), self.ends())
 
     def ends(self) -> dict[int, int]:
-        """Partition -> end of the log, with the transactions that are still open."""
+        """Return partition -> end of the log, including the messages of open transactions."""
         return {partition: end for partition, (_, end) in self.bounds().items()}
 
     def uncut_ends(self, connection: Connection) -> dict[int, int]:
-        """The `ends`. Raises NeedsOperator if the topic was cut: if they lie before what the slots have published."""
-        published = ledger.published_ends(connection, self.dataset.name, self.topic.topic_id)
-        ends = self.ends()  # after the slots' positions, which go on meanwhile
+        """Return the `ends`. Raises NeedsOperator if the topic was cut, so that it ends before published messages."""
+        published = ledger_batches.published_ends(connection, self.dataset.name, self.topic.topic_id)
+        ends = self.ends()  # read after the positions of the slots, which may rise meanwhile
         if cut := [partition for partition, end in published.items() if end > ends.get(partition, 0)]:
             raise NeedsOperator(
                 f"topic {self.dataset.topic} was cut: partitions {cut} end before messages that were published, and new"
                 " messages would get offsets that stores count as loaded. Let the stores load what the topic still has,"
-                " delete it, start an ingest API, which makes it anew, and see 'A topic that was cut' in"
+                " delete it, start an ingest API, which creates it again, and see 'A topic that was cut' in"
                 " docs/operations.md"
             )
         return ends
 
     def bounds(self) -> Mapping[int, tuple[int, int]]:
-        """Partition -> first offset still kept, end of the log."""
+        """Return partition -> first offset that the topic still has, end of the log."""
         return self._reader.bounds()
 
     def check(self) -> None:
-        """Raises StoreDown when the topic is no longer the one that was registered."""
+        """Raise StoreDown if the topic is no longer the one that was registered."""
         if self._reader.topic_id() != self.topic.topic_id:
-            raise StoreDown("kafka", f"topic {self.dataset.topic} was deleted and made anew: opening it again")
+            raise StoreDown("kafka", f"topic {self.dataset.topic} was deleted and created again: opening it again")
 
     def holds(self, batches: Mapping[int, Batch], starts: Mapping[int, int]) -> dict[int, tuple[tuple[Part, ...], int]]:
-        """Find those of `batches` (by id) at or above the offsets `starts` (by partition): batch id -> its parts, rows.
+        """Search the topic from the offsets `starts` (by partition) for `batches` (by id): batch id -> parts, rows.
 
-        A message that does not announce the number of its rows is foreign, and the stores refuse it, too. Reads to the
-        very end of the log. The open transaction of another slot hides the messages that were committed after it began,
-        until it has ended.
+        A message that does not announce the number of its rows is foreign, and the stores refuse it, too. Waits for the
+        end of open transactions of other slots, which hide messages.
         """
-        ends = {partition: end for partition, end in self.ends().items() if partition in starts}
         parts: dict[int, list[Part]] = {}
         rows: dict[int, int] = {}
-        self._reader.assign(starts)
-        read_up_to, moved_at = dict(starts), time.monotonic()
-        while any(read_up_to[partition] < end for partition, end in ends.items()):
-            if time.monotonic() - moved_at > _PATIENCE:
-                raise StoreDown(
-                    "kafka", f"reading {self.dataset.topic} to its end made no progress for {_PATIENCE:.0f} s"
-                )
-            for message in self._reader.poll(1.0):
+        for messages, _ in read_to_end(self._reader, self.dataset.topic, starts, _PATIENCE):
+            for message in messages:
                 if (found := announced(message)) is None:
                     continue
                 batch_id, count = found
                 if batch_id in batches:
                     parts.setdefault(batch_id, []).append(Part(message.partition, message.offset))
                     rows[batch_id] = rows.get(batch_id, 0) + count
-            if (now := {**read_up_to, **self._reader.read_up_to()}) != read_up_to:
-                read_up_to, moved_at = now, time.monotonic()
         self._reader.assign({})
         return {batch_id: (tuple(parts[batch_id]), rows[batch_id]) for batch_id in sorted(parts)}
 

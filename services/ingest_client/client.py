@@ -56,7 +56,7 @@ class IngestClient:
             await self._session.close()
 
     async def ledger(self, on_retry: OnRetry | None = None) -> str:
-        """The id of the ledger that rows go to; '' when ingest is of a release that does not name its ledger.
+        """Return the id of the ledger that rows go to; '' when ingest is of a release that does not name its ledger.
 
         From now on ingest stores the rows that this client sends in that ledger only: see `send`. Waits as `send` does,
         and raises the same errors, but OtherLedger.

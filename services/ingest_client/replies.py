@@ -36,7 +36,7 @@ class _Accepted(msgspec.Struct):
 
 
 def is_duplicate(content: bytes) -> bool:
-    """Whether the rows of this 200 were stored by an earlier request with the same key.
+    """Return whether the rows of this 200 were stored by an earlier request with the same key.
 
     Raises LogpipeError when `content` is not what the ingest API sends.
     """
@@ -47,7 +47,7 @@ def is_duplicate(content: bytes) -> bool:
 
 
 def error_of(status: int, retry_after: str | None, content: bytes) -> LogpipeError:
-    """The error that a reply other than 200 stands for. `retry_after`: its header, None without one."""
+    """Return the error that a reply other than 200 stands for. `retry_after`: its header, None without one."""
     problem: dict[str, Any] = {}
     with suppress(msgspec.MsgspecError):  # a proxy between the client and the ingest API replies in its own words
         problem = msgspec.json.decode(content, type=dict[str, Any])

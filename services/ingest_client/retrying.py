@@ -20,6 +20,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from services.core.backoff import Backoff
 from services.core.errors import (
     Backpressure,
     Conflict,
@@ -30,8 +31,8 @@ from services.core.errors import (
     Unreachable,
 )
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
-"""Seconds between two attempts, doubling from the first to the longest, unless the server names a pause."""
+BACKOFF = Backoff(0.05, 2.0)
+"""The pauses between two attempts, unless the server names a longer one."""
 
 _REPEATED = (Backpressure, Conflict, RequestTimeout, StoreDown)
 _NOT_STORED = (Backpressure, RequestTimeout, Unreachable)
@@ -41,14 +42,14 @@ OnRetry = Callable[[LogpipeError], None]
 
 
 async def retried(attempt: Callable[[], Awaitable[Result]], patience: float, on_retry: OnRetry | None = None) -> Result:
-    """The result of the first `attempt` that succeeds.
+    """Return the result of the first `attempt` that succeeds.
 
     Called on the event loop by the client. `patience`: seconds to go on after the first failure. `on_retry` is called
     with each failure that another attempt follows, before the pause.
 
     Raises the error of an attempt that must not be repeated, and Undelivered when the patience has run out.
     """
-    pause, give_up, in_doubt = FIRST_PAUSE, 0.0, False
+    failures, give_up, in_doubt = 0, 0.0, False
     while True:
         try:
             return await attempt()
@@ -56,10 +57,12 @@ async def retried(attempt: Callable[[], Awaitable[Result]], patience: float, on_
             now = time.monotonic()
             give_up = give_up or now + patience
             in_doubt = in_doubt or not isinstance(error, _NOT_STORED)
-            wait = max(FIRST_PAUSE, error.retry_after) if isinstance(error, Backpressure) else pause
-            if now + wait > give_up:
+            failures += 1
+            pause = BACKOFF.pause(failures)
+            if isinstance(error, Backpressure):
+                pause = max(BACKOFF.first, error.retry_after)
+            if now + pause > give_up:
                 raise Undelivered(f"gave up after {patience:g} s: {error}", in_doubt=in_doubt) from error
             if on_retry:
                 on_retry(error)
-        await asyncio.sleep(wait)
-        pause = min(2 * pause, LONGEST_PAUSE)
+        await asyncio.sleep(pause)

@@ -14,10 +14,11 @@ import pyarrow as pa
 from deltalake import QueryBuilder
 from deltalake.exceptions import DeltaError
 
-from services.core.bounds import gathered
 from services.core.dataset import Dataset
+from services.core.dead_letter import DeadLettered
 from services.core.errors import Invalid, ResultTooLarge
 from services.core.queries import Filters, ListQuery, StatsQuery
+from services.core.result_size import gathered
 from services.core.rows import Row
 from services.lake import NAME
 from services.lake.reader import Found, LakeReader, Limit
@@ -67,14 +68,11 @@ class DataFusion:
 class EmbeddedReader(LakeReader):
     label: ClassVar[str] = NAME
 
-    def rejected(self, dataset: Dataset) -> Iterator[tuple[int, int | None, int]]:
-        """Yield (batch, id, 1) of each rejected row, and (batch, None, rows) where no id could be read.
-
-        Raises StoreDown.
-        """
+    def rejected(self, dataset: Dataset) -> Iterator[DeadLettered]:
+        """Yield the rows that Spark rejected, as far as their batch is known. Raises StoreDown."""
         engine = self._table(rejects_uri(self._settings, dataset)).engine()
         statement = "SELECT batch_id, id, rows FROM t WHERE batch_id IS NOT NULL"
-        return _rows(engine, statement) if engine else iter(())
+        return (DeadLettered(*row) for row in _rows(engine, statement)) if engine else iter(())
 
     def _dialect(self, snapshot: Snapshot) -> Dialect:
         return DataFusion()

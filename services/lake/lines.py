@@ -36,14 +36,14 @@ class LineReader:
         )
 
     def table(self, block: Block) -> pa.Table:
-        """The rows of `block`, in the form of the dataset's table. Raises RowRejected."""
+        """Return the rows of `block`, in the form of the dataset's table. Raises RowRejected."""
         try:
             return self._table(block.lines, block.rows)
         except _Unsound as error:
             raise RowRejected(None, str(error)) from error
 
     def rejected(self, block: Block) -> dict[int, str]:
-        """The rows of `block` that are not sound, and why: by `core.lines`, then by halving the lines that remain."""
+        """Return the unsound rows of `block`, and why: by `core.lines`, then by halving the lines that remain."""
         lines = kafka_value.split(block.lines)
         rejected = self._check_lines(lines).problems
         groups = [[at for at in range(len(lines)) if at not in rejected]]
@@ -95,7 +95,7 @@ class LineReader:
 
 
 def _check_values(field: LineField, values: pa.ChunkedArray) -> None:
-    """Raises _Unsound. A null passes: the field is not required, or its lack was noticed before."""
+    """Raise _Unsound for a wrong value. A null passes: the field is not required, or was reported as missing before."""
     if bounds := field.bounds:
         found = pc.min_max(values).as_py()
         if found["min"] < bounds.lowest or found["max"] > bounds.highest:

@@ -46,7 +46,7 @@ class TableLog:
     def repeat_position(self) -> None:
         """Commit the table's position again, unless the newest commit has it.
 
-        A commit of somebody else at the same time is a writer's, which has a newer position.
+        A commit of another process at the same time is a writer's, which has a newer position.
         """
         if self._table.latest() is None:
             return

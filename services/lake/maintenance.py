@@ -121,6 +121,6 @@ def _vacuum(handle: DeltaTable, grace: timedelta) -> int:
 
 
 def _on_days(days: Sequence[date]) -> str:
-    """The condition that a row was accepted on one of `days`."""
+    """Return the condition that a row was accepted on one of `days`."""
     listed = ", ".join(f"DATE '{day.isoformat()}'" for day in days)
     return f"{DAY} IN ({listed})"

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from services.core.bounds import few_groups
 from services.core.dataset import Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import batch_of
 from services.core.ledger import Batch, StorePosition
 from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.core.queries import AggregateQuery, ListQuery, Method, Query, QueryResult, StatsQuery
+from services.core.result_size import few_groups
 from services.core.rows import Row
 from services.core.stopping import Stop
 from services.lake import NAME

@@ -14,7 +14,7 @@ _INDEXED_COLUMNS = 3  # id, created_at and the dataset's time: a table's first c
 _CONFIGURATION: dict[str, str] = {
     "delta.dataSkippingNumIndexedCols": str(_INDEXED_COLUMNS),
     # `logpipe maintain` writes checkpoints and cleans up the log. A writer's commit does neither, except that one in a
-    # thousand writes a checkpoint: without one, a table that nobody maintains could soon not be opened any more.
+    # thousand writes a checkpoint: without one, a table without maintenance could soon not be opened any more.
     "delta.checkpointInterval": "1000",
     "delta.enableExpiredLogCleanup": "false",
     # Longer than any query needs the version that it began with.
@@ -34,7 +34,7 @@ def table_schema(dataset: Dataset) -> Schema:
 
 
 def layout(dataset: Dataset, group_rows: int | None = None) -> WriterProperties:
-    """How its files are written: ids and times as differences, which are read several times as fast as dictionaries.
+    """Return how files are written: ids and times as differences, which are read much faster than dictionaries.
 
     `group_rows`: rows of a row group, which is fetched and passed over as a whole; None: a file has one.
     """

@@ -46,7 +46,7 @@ class Snapshot:
         )
 
     def files_within(self, bounds: Bounds) -> int:
-        """How many files may hold rows within all `bounds`: those that the engine opens."""
+        """Return how many files may hold rows within all `bounds`: those that the engine opens."""
         conditions = []
         for column, least, beyond in bounds:
             if beyond is not None and (low := self._statistic("min", column)) is not None:

@@ -17,8 +17,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql.connect.client import DefaultChannelBuilder
 from pyspark.sql.connect.session import SparkSession
 
-from services.core.bounds import gathered
 from services.core.errors import StoreDown
+from services.core.result_size import gathered
 from services.core.rows import Row
 from services.lake import NAME
 from services.lake.reader import Found, LakeReader, Limit

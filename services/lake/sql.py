@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.core.bounds import MAX_GROUPS
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.ids import ROW_BITS, end_id, first_id, spans
 from services.core.instants import to_datetime
 from services.core.ledger import Batch
 from services.core.queries import AggregateQuery, Filters, ListQuery
+from services.core.result_size import MAX_GROUPS
 from services.lake.schema import DAY
 from services.lake.snapshot import Bounds
 

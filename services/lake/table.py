@@ -1,7 +1,7 @@
 """A Delta table of the lake, for its readers and writers: its address, its latest version, its position.
 
-A writer puts the position that the table has in the topic (`Position`) into each commit. So the table itself says what
-it holds, also if the writer's checkpoint is lost.
+A writer puts the position in the topic that the table reaches (`Position`) into each commit. So the table itself says
+which messages it contains, also if the checkpoint of the writer is lost.
 """
 
 import re
@@ -26,15 +26,15 @@ from services.runtime.settings import LakeSettings
 
 EMBEDDED = "embedded"
 CLAIMED = "spark"
-"""The `query` of a position: that the embedded writer left; that Spark claimed before its first batch. No id of a
-streaming query looks like these."""
+"""The `query` of a position that the embedded writer has committed, and that Spark has claimed before its first batch.
+No id of a streaming query looks like these."""
 
-_SECONDS = 30.0  # for one call: the HDFS client may wait for a server for ever
+_SECONDS = 30.0  # time limit of one call: the HDFS client may wait for a server for ever
 _HISTORY = (1, 16, 256, 4096)
-"""Commits read, newest first, to find the last position, until one has it: bounded, however long the log is.
+"""How many of the newest commits are read to find the last position: more only if fewer contain none.
 
-Only commits of maintenance have no position: a run of its tasks makes at most one for each day, and then repeats the
-position.
+Only commits of maintenance have no position. A run of its tasks makes at most one commit for each day, and then repeats
+the position. So the number of commits that are read does not depend on the length of the log.
 """
 
 _DECORATION = re.compile(r"\x1b\[\d*m|↳")  # delta-rs prints its errors for a terminal
@@ -43,17 +43,19 @@ Result = TypeVar("Result")
 
 
 class Position(msgspec.Struct, frozen=True):
-    """The position of a table: every message of the topic below `offsets` (partition -> next) is in it or its rejects.
+    """The position of a table: it has every message of the topic below `offsets`, or the rejects have it.
 
-    Batch `batch` of the streaming query `query` wrote it and began at `start`; the embedded writer (EMBEDDED) gives
-    no start, and `batch` changes when its writes are ended (`EmbeddedWriter.end_writes`). `query` is empty while no
-    writer owns the table, and CLAIMED while Spark owns it and has stored no batch. The next writer then
-    completes the rejects of the batch whose position is `unfinished`, and starts at `offsets`, or at offset 0 of
-    partitions that `offsets` lacks.
+    `offsets`: partition -> the next offset.
 
-    `generation` is random. It is made with the table's first position and again by each --rebuild, and every later
-    position carries it: positions of two generations do not count the same rows. A table that the release before this
-    one filled has none ('') until it is rebuilt.
+    Batch `batch` of the streaming query `query` has committed this position, and began at `start`. The embedded writer
+    (EMBEDDED) sets no start, and changes `batch` when its writes are ended (`EmbeddedWriter.end_writes`). `query` is
+    empty while no writer owns the table, and CLAIMED while Spark owns the table and has stored no batch. The next
+    writer then completes the rejects of the batch whose position is `unfinished`. It starts at `offsets`, and at offset
+    0 of partitions that `offsets` lacks.
+
+    `generation` is random. The first position of a table and each --rebuild set a new one, which every later position
+    repeats. Positions of two generations do not count the same rows. A table that an earlier release filled has no
+    generation ('') until it is rebuilt.
     """
 
     topic_id: str
@@ -66,7 +68,7 @@ class Position(msgspec.Struct, frozen=True):
 
     @classmethod
     def first(cls, topic_id: str = "", offsets: Mapping[int, int] | None = None) -> "Position":
-        """The position of a table without rows, of a new generation."""
+        """Return the position of a table without rows, with a new generation."""
         return cls(topic_id, dict(offsets or {}), generation=uuid.uuid4().hex)
 
     @property
@@ -89,19 +91,19 @@ class Table:
         self._memory = memory
         self._lock = RLock()
         self._table: DeltaTable | None = None
-        self._position: tuple[int, Position | None] = (-1, None)  # with the version that has it
+        self._position: tuple[int, Position | None] = (-1, None)  # the last one among the commits up to this version
         self._snapshot: Snapshot | None = None  # the last one that was taken
 
     def snapshot(self) -> Snapshot | None:
-        """As it is now, for a reader; None when there is no table."""
+        """Return the current version, for a reader; None if there is no table."""
         return within_limit(self._take_snapshot)
 
     def engine(self) -> QueryBuilder | None:
-        """One that knows the table, as it is now, as `t`; None when there is no table."""
+        """Return an engine that knows the current version as `t`; None if there is no table."""
         return within_limit(self._engine)
 
     def latest(self) -> DeltaTable | None:
-        """Return the current version, for a writer; None when there is no table."""
+        """Return the current version, for a writer; None if there is no table."""
         return within_limit(self._refresh)
 
     def position(self) -> Position | None:
@@ -109,7 +111,7 @@ class Table:
         return within_limit(self._find_position)
 
     def own_position(self) -> StorePosition:
-        """The position with the identity of what it counts in: the table's id, and its generation where it has one."""
+        """Return the position with the identities that it counts in. The table id contains the generation, if any."""
         return within_limit(self._own_position)
 
     def current_version(self) -> tuple[DeltaTable, Position | None]:
@@ -155,7 +157,7 @@ class Table:
             return StorePosition(table_id, position.topic_id, position.offsets)
 
     def _find_position(self) -> Position | None:
-        """The table may have been deleted and made anew: its handle does not notice, but the generation is another."""
+        """Return the position. A handle does not notice that its table was created again, but the generation tells."""
         with self._held():
             known, before = self._position
             position = self._read_position()
@@ -186,7 +188,7 @@ class Table:
             except TableNotFoundError:
                 self._table = None
             except BaseException:
-                self._table = None  # it may have been made anew
+                self._table = None  # it may have been created again
                 raise
             return self._table
 
@@ -196,7 +198,7 @@ def _generation(position: Position | None) -> str:
 
 
 def last_position(table: DeltaTable, commits: int) -> Position | None:
-    """The newest position in the last `commits` commits of `table`, None when none of them has one."""
+    """Return the newest position in the last `commits` commits of `table`; None if none of them has one."""
     for commit in table.history(commits):
         try:
             return msgspec.json.decode(commit.get("userMetadata", ""), type=Position)
@@ -214,13 +216,13 @@ def rejects_uri(settings: LakeSettings, dataset: Dataset) -> str:
 
 
 def within_limit(work: Callable[[], Result]) -> Result:
-    """`work`, in a thread that is given up on when it takes too long. Raises StoreDown."""
+    """Return the result of `work`. It runs in a thread, which is abandoned after the time limit. Raises StoreDown."""
     with translated():
         return started(work).result(_SECONDS)
 
 
 def started(work: Callable[[], Result]) -> Future[Result]:
-    """`work`, under way in a thread of its own, which does not keep the process from ending."""
+    """Start `work` in a thread of its own, which does not keep the process from ending. Return the future result."""
     future: Future[Result] = Future()
 
     def run() -> None:

@@ -1,7 +1,7 @@
 """The embedded writer: what stream_to_store consumes, into a table of the lake by delta-rs, every row once.
 
 Rows and the position they reach are one commit, made on the very version of the table that had the position before:
-if anybody commits in between, this commit fails and what the table has now is looked at anew. So a block that is
+if another process commits in between, this commit fails and the table is read again. So a block that is
 there already is left out, a gap is refused, and of two writers one learns of the other.
 """
 
@@ -82,9 +82,9 @@ class EmbeddedWriter:
         ]
 
     def end_writes(self, dataset: Dataset) -> None:
-        """A commit, after which writers that have read the position before it are Fenced.
+        """Make a commit, after which writers that have read the position before it are Fenced.
 
-        Raises NeedsOperator when Spark fills the table: nobody can tell from here whether a batch of it is under way.
+        Raises NeedsOperator when Spark fills the table: this process cannot know whether Spark is writing a batch.
         """
         table = Table(table_uri(self._settings, dataset.name))
 
@@ -135,7 +135,7 @@ def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: Positi
         )
     if position.topic_id not in ("", topic_id):
         raise NeedsOperator(
-            f"{dataset.name}: the topic {dataset.topic} was deleted and made anew since its table in the lake was"
+            f"{dataset.name}: the topic {dataset.topic} was deleted and created again since its table in the lake was"
             f" filled. To go on with what the new one has: {release}. To delete the rows first: {rebuild}"
         )
     return structs.replace(position, topic_id=topic_id, start={})

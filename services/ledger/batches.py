@@ -73,7 +73,7 @@ def lock_keys(cursor: Cursor, keys: Sequence[str]) -> dict[str, bool]:
 
 
 def known_requests(cursor: Cursor, keys: Sequence[str]) -> dict[str, Request]:
-    """The requests already answered under these keys. Call only with keys whose lock is held."""
+    """Return the requests already answered under these keys. Call only with keys whose lock is held."""
     rows = cursor.execute(
         "SELECT idempotency_key, body_hash, dataset, first_batch, last_batch, rows FROM requests"
         " WHERE idempotency_key = ANY(%s)",
@@ -108,7 +108,7 @@ def forget_requests(connection: Connection, hours: float) -> int:
 
 
 def committed(connection: Connection, xid: str, batch: Batch) -> bool | None:
-    """Whether transaction `xid`, which wrote `batch`, was committed; None while it is still running.
+    """Return whether transaction `xid`, which wrote `batch`, was committed; None while it is still running.
 
     The ledger row decides. When a crash ends a transaction before it has reached the disk, PostgreSQL gives its id out
     again, so the id alone may name another transaction; until then the id is "in the future".
@@ -129,7 +129,7 @@ def committed(connection: Connection, xid: str, batch: Batch) -> bool | None:
 
 
 def unpublished(connection: Connection, lease: Lease, max_rows: int) -> list[Batch]:
-    """The slot's oldest unpublished batches, about `max_rows` rows of them, at least one if there is one.
+    """Return the slot's oldest unpublished batches, about `max_rows` rows of them, at least one if there is one.
 
     Returns an empty list if another process has leased the slot.
     """
@@ -149,7 +149,7 @@ def unpublished(connection: Connection, lease: Lease, max_rows: int) -> list[Bat
 
 
 def in_doubt(connection: Connection, lease: Lease) -> list[Batch]:
-    """The slot's unmarked batches that a former owner may have published: those accepted before `lease` began."""
+    """Return the unmarked batches of the slot that a former owner may have published: accepted before `lease` began."""
     with translated():
         rows = connection.execute(
             """
@@ -164,7 +164,7 @@ def in_doubt(connection: Connection, lease: Lease) -> list[Batch]:
 
 
 def count_unpublished(connection: Connection, slot: int) -> int:
-    """How many batches of the slot are not marked as published, counted up to 10,000. Raises StoreDown."""
+    """Return how many batches of the slot are not marked as published, counted up to 10,000. Raises StoreDown."""
     with translated():
         row = connection.execute(
             "SELECT count(*) FROM (SELECT FROM batches WHERE slot = %s AND published_at IS NULL LIMIT %s) AS waiting",
@@ -230,7 +230,7 @@ def slot_positions(connection: Connection, slot: int, dataset: str) -> dict[str,
 
 
 def published_ends(connection: Connection, dataset: str, topic_id: str) -> dict[int, int]:
-    """Partition -> the highest offset up to which any slot has published or searched."""
+    """Return partition -> the highest offset up to which any slot has published or searched."""
     query = "SELECT partition, max(next_offset) FROM slot_positions WHERE dataset = %s AND topic_id = %s GROUP BY 1"
     with translated():
         return dict(connection.execute(query, (dataset, topic_id)).fetchall())

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
+from services.core.dead_letter import DeadLettered
 from services.core.errors import StoreDown
 from services.core.ports import PartitionReader
 from services.postgres.connection import Connection, translated
@@ -30,14 +31,6 @@ _FORGET = """DELETE FROM dead_letters WHERE ctid = ANY(ARRAY(
                  LIMIT %s))"""
 
 
-class DeadLettered(NamedTuple):
-    """`rows` rows of a batch: the row with the id `row_id`, or rows whose ids could not be read."""
-
-    batch_id: int
-    row_id: int | None
-    rows: int
-
-
 class Needed(NamedTuple):
     """The lowest offset of the topic `topic_id` whose dead letter is still in the index, or not indexed yet."""
 
@@ -48,8 +41,8 @@ class Needed(NamedTuple):
 def update(connection: Connection, topic: PartitionReader) -> None:
     """Index every dead letter that was committed to `topic` before this call, and close `topic`. Raises StoreDown.
 
-    No transaction is open while the topic is read. A topic that was deleted and made anew is read from its start. The
-    dead letters of the old topic stay, because what they say is still true.
+    No transaction is open while the topic is read. A topic that was deleted and created again is read from its start.
+    The dead letters of the old topic stay, because what they say is still true.
     """
     with closing(topic), translated():
         topic_id = topic.topic_id()
@@ -84,15 +77,15 @@ def needed(connection: Connection) -> Needed | None:
 
 
 def _start(connection: Connection, topic_id: str) -> int:
-    """The first offset that is not indexed."""
+    """Return the first offset that is not indexed."""
     with connection.transaction():
         connection.execute(
             "INSERT INTO dead_letter_index (topic_id, next_offset) VALUES (%s, 0) ON CONFLICT DO NOTHING", (topic_id,)
         )
-        anew = connection.execute(
+        other_topic = connection.execute(
             "UPDATE dead_letter_index SET topic_id = %s, next_offset = 0 WHERE topic_id <> %s", (topic_id, topic_id)
         )
-        if anew.rowcount:
+        if other_topic.rowcount:
             connection.execute("UPDATE dead_letters SET letter = NULL WHERE letter IS NOT NULL")
         row = connection.execute("SELECT next_offset FROM dead_letter_index").fetchone()
     assert row is not None
@@ -107,7 +100,7 @@ def _add(connection: Connection, topic_id: str, dead_letters: Sequence[StoredDea
             "UPDATE dead_letter_index SET next_offset = greatest(next_offset, %s) WHERE topic_id = %s", (end, topic_id)
         )
         if cursor.rowcount == 0:
-            raise StoreDown("kafka", f"topic {TOPIC} was deleted and made anew while it was read")
+            raise StoreDown("kafka", f"topic {TOPIC} was deleted and created again while it was read")
 
 
 def _values(dead_letters: Sequence[StoredDeadLetter]) -> Iterator[tuple[Any, ...]]:

@@ -13,7 +13,7 @@ _DELETED_AT_ONCE = 10_000  # batches
 
 
 def today(connection: Connection) -> int:
-    """The day by PostgreSQL's clock, in days since 1970-01-01 UTC, for retention to count from.
+    """Return the day by PostgreSQL's clock, in days since 1970-01-01 UTC, for retention to count from.
 
     Raises NeedsOperator when the clock has jumped: with a wrong clock, retention would drop days that are to be kept.
     """

@@ -6,7 +6,7 @@ from services.postgres.connection import Connection, translated
 
 
 def ledger_id(connection: Connection) -> UUID:
-    """The ledger's id, which changes when the ledger is deleted and made anew. Raises StoreDown."""
+    """Return the ledger's id, which changes when the ledger is deleted and created again. Raises StoreDown."""
     with translated():
         row = connection.execute("SELECT id FROM ledger").fetchone()
     assert row is not None

@@ -13,14 +13,14 @@ from services.postgres.connection import Connection, translated
 
 
 def batch_ids(connection: Connection, after: int, limit: int) -> list[int]:
-    """The first `limit` committed batch ids above `after`, of all datasets, in order."""
+    """Return the first `limit` committed batch ids above `after`, of all datasets, in order."""
     query = "SELECT batch_id FROM batches WHERE batch_id > %s ORDER BY batch_id LIMIT %s"
     with translated():
         return [batch_id for (batch_id,) in connection.execute(query, (after, limit))]
 
 
 def next_batch(connection: Connection, dataset: str, after: int, last: int) -> int:
-    """The lowest committed batch id of `dataset` with `after` < id <= `last`; `last` when there is none."""
+    """Return the lowest committed batch id of `dataset` with `after` < id <= `last`; `last` when there is none."""
     query = "SELECT batch_id FROM batches WHERE dataset = %s AND batch_id > %s AND batch_id <= %s ORDER BY 1 LIMIT 1"
     with translated():
         row = connection.execute(query, (dataset, after, last)).fetchone()
@@ -40,7 +40,7 @@ class OpenWriter(NamedTuple):
 
 
 def writers(connection: Connection) -> list[OpenWriter]:
-    """The open transactions that have drawn batch ids.
+    """Return the open transactions that have drawn batch ids.
 
     `nextval` locks the sequence until its transaction ends; the lock is released after the commit can be seen.
     """
@@ -54,7 +54,7 @@ def writers(connection: Connection) -> list[OpenWriter]:
 
 
 def batches(connection: Connection, dataset: str, after: int, last: int, limit: int) -> list[Batch]:
-    """The first `limit` committed batches of `dataset` with `after` < id <= `last`, in order."""
+    """Return the first `limit` committed batches of `dataset` with `after` < id <= `last`, in order."""
     query = """SELECT batch_id, slot, dataset, rows, checksum, created_at, parts FROM batches
                WHERE dataset = %s AND batch_id > %s AND batch_id <= %s ORDER BY batch_id LIMIT %s"""
     with translated():
@@ -73,7 +73,7 @@ class Count(NamedTuple):
 
 
 def count(connection: Connection, dataset: str, after: int, last: int) -> Count:
-    """The committed batches of `dataset` with `after` < id <= `last`, counted up to a million."""
+    """Return the committed batches of `dataset` with `after` < id <= `last`, counted up to a million."""
     query = """SELECT count(*), coalesce(sum(rows), 0)::bigint FROM (
                    SELECT rows FROM batches WHERE dataset = %s AND batch_id > %s AND batch_id <= %s LIMIT %s
                ) AS counted"""
@@ -90,7 +90,7 @@ class Lag(NamedTuple):
 
 
 def lag(connection: Connection, dataset: str, after: int, most: int) -> Lag:
-    """The batches of `dataset` above `after`, counted up to `most`; their age by PostgreSQL's clock."""
+    """Return the batches of `dataset` above `after`, counted up to `most`; their age by PostgreSQL's clock."""
     query = """SELECT count(*), coalesce(extract(epoch FROM clock_timestamp()) - min(created_at) / 1e6, 0)::float8
                FROM (SELECT created_at FROM batches WHERE dataset = %s AND batch_id > %s
                      ORDER BY batch_id LIMIT %s) AS above"""
@@ -99,13 +99,13 @@ def lag(connection: Connection, dataset: str, after: int, most: int) -> Lag:
 
 
 def last_batch(connection: Connection) -> int:
-    """The highest committed batch id of any dataset, 0 when there is none."""
+    """Return the highest committed batch id of any dataset, 0 when there is none."""
     with translated():
         return int(_one(connection, "SELECT coalesce(max(batch_id), 0) FROM batches")[0])
 
 
 def first_since(connection: Connection, instant: int) -> int:
-    """The lowest batch id from which on all batches were accepted at or after `instant`, in microseconds since 1970.
+    """Return the lowest batch id from which on all batches were accepted at `instant` (in microseconds) or later.
 
     The id is found by bisection, so the result holds as long as PostgreSQL's clock was never put back.
     """
@@ -123,13 +123,13 @@ def first_since(connection: Connection, instant: int) -> int:
 
 
 def floor(connection: Connection, dataset: str) -> int:
-    """The lowest batch that retention has left in place, 0 when it has dropped nothing."""
+    """Return the lowest batch that retention keeps, 0 if it has dropped nothing."""
     with translated():
         return int(_one(connection, "SELECT coalesce(max(batch_id), 0) FROM floors WHERE dataset = %s", (dataset,))[0])
 
 
 def oldest_unpublished(connection: Connection, dataset: str) -> int | None:
-    """The time of acceptance of the oldest batch that is not in Kafka yet, in microseconds; None when all are.
+    """Return the time of acceptance of the oldest batch that is not in Kafka yet, in microseconds; None when all are.
 
     Only the lowest batch of each slot is read. The time is too late when another batch of the slot was accepted earlier
     and got a higher id, by as much as their transactions differed in length.
@@ -150,14 +150,14 @@ def oldest_unpublished(connection: Connection, dataset: str) -> int | None:
 
 
 def last_dropped(connection: Connection, dataset: str) -> int | None:
-    """The time of acceptance of the last batch that retention has dropped, in microseconds; None without one."""
+    """Return the time of acceptance of the last batch that retention has dropped, in microseconds; None without one."""
     query = "SELECT max(dropped_until) FROM floors WHERE dataset = %s"
     with translated():
         return cast(int | None, _one(connection, query, (dataset,))[0])
 
 
 def sink_position(connection: Connection, store: str, dataset: str) -> StorePosition:
-    """The position of the store's sink. Raises StoreDown when its partitions count in different topics or tables."""
+    """Return the position of the store's sink. Raises StoreDown if its partitions have different topics or tables."""
     query = "SELECT table_id, topic_id, partition, next_offset FROM sink_progress WHERE store = %s AND dataset = %s"
     with translated():
         rows = connection.execute(query, (store, dataset)).fetchall()
@@ -173,7 +173,7 @@ def sink_position(connection: Connection, store: str, dataset: str) -> StorePosi
 
 
 def sink_offsets(connection: Connection, store: str, dataset: str) -> dict[int, int]:
-    """Partition -> first offset that the store's sink has not confirmed."""
+    """Return partition -> first offset that the store's sink has not confirmed."""
     query = "SELECT partition, next_offset FROM sink_progress WHERE store = %s AND dataset = %s"
     with translated():
         return dict(connection.execute(query, (store, dataset)).fetchall())
@@ -187,7 +187,7 @@ class Replayed(NamedTuple):
 
 
 def replayed(connection: Connection, store: str, dataset: str) -> Replayed | None:
-    """The progress of the running replay; None when none runs."""
+    """Return the progress of the running replay; None when none runs."""
     query = "SELECT next_batch - 1, table_id FROM replays WHERE store = %s AND dataset = %s"
     with translated():
         row = connection.execute(query, (store, dataset)).fetchone()
@@ -205,7 +205,7 @@ class TopicNumbers(NamedTuple):
 
 
 def topic_numbers(connection: Connection, topic: str, topic_id: str) -> TopicNumbers:
-    """The numbers of a topic; `current` is -1 for a topic to which no batch was published."""
+    """Return the numbers of a topic; `current` is -1 for a topic to which no batch was published."""
     query = """SELECT coalesce(min(number), 0), coalesce(max(number) FILTER (WHERE topic_id = %s),
                       CASE WHEN count(*) = 0 THEN 0 ELSE -1 END) FROM topics WHERE name = %s"""
     with translated():
@@ -215,7 +215,7 @@ def topic_numbers(connection: Connection, topic: str, topic_id: str) -> TopicNum
 def lost_batches(
     connection: Connection, dataset: str, after: int, last: int, topics: TopicNumbers, limit: int
 ) -> list[int]:
-    """The first `limit` published batches of `dataset` with `after` < id <= `last` that no stream can read any more."""
+    """Return the first `limit` published batches with `after` < id <= `last` that no sink can read any more."""
     query = """SELECT batch_id FROM batches WHERE dataset = %s AND batch_id > %s AND batch_id <= %s
                AND parts IS NOT NULL AND (coalesce(topic, %s) <> %s OR parts = '[]') ORDER BY batch_id LIMIT %s"""
     values = (dataset, after, last, topics.first, topics.current, limit)
@@ -224,13 +224,13 @@ def lost_batches(
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class LoadedBatches:
     """Which batches count as loaded. A batch of topic number `topics.current` does, once `offsets` are above its parts.
 
     A batch of another topic, or one that is in no topic any more, can no longer be read by a stream. It counts as
     loaded up to batch `replayed`; beyond that only where `skips_lost`, once the stream reads a later topic than the
-    batch's: an operator has had the stream go on without it. A batch of the newest topic that is not in there has no
-    later topic to wait for.
+    batch's: an operator has had the stream go on without it. A batch that was published to the newest topic and that
+    this topic lacks has no later topic to wait for.
     """
 
     topics: TopicNumbers
@@ -256,17 +256,17 @@ _FIRST_MISSING = """
     ORDER BY batch_id LIMIT 1"""
 
 
-def first_missing(connection: Connection, dataset: str, after: int, last: int, taken: Taken) -> int | None:
-    """The first batch of `dataset` with `after` < id <= `last` that is not loaded; None when all are."""
+def first_missing(connection: Connection, dataset: str, after: int, last: int, loaded: LoadedBatches) -> int | None:
+    """Return the first batch of `dataset` with `after` < id <= `last` that is not loaded; None when all are."""
     values = {
         "dataset": dataset,
         "after": after,
         "last": last,
-        "first": taken.topics.first,
-        "current": taken.topics.current,
-        "offsets": [taken.offsets.get(partition, 0) for partition in range(max(taken.offsets, default=-1) + 1)],
-        "replayed": taken.replayed,
-        "skips_lost": taken.skips_lost,
+        "first": loaded.topics.first,
+        "current": loaded.topics.current,
+        "offsets": [loaded.offsets.get(partition, 0) for partition in range(max(loaded.offsets, default=-1) + 1)],
+        "replayed": loaded.replayed,
+        "skips_lost": loaded.skips_lost,
     }
     with translated():
         row = connection.execute(_FIRST_MISSING, values).fetchone()

@@ -25,7 +25,7 @@ class ReplayProgress:
     """One row of table replays, and the lock on it, which ends with the connection. Methods raise StoreDown."""
 
     def __init__(self, postgres_url: str, store: str, dataset: Dataset) -> None:
-        """Raises Conflict while another replay of this store and dataset runs."""
+        """Connect. Raises Conflict while another replay of this store and dataset runs."""
         self._dataset = dataset
         self._key = {"store": store, "dataset": dataset.name}
         self._connection = connect(postgres_url, closed_when_idle=False)  # its lock must last
@@ -47,8 +47,8 @@ class ReplayProgress:
 
         The replay ends with the last batch that the ledger has now. `bounds`: see `sink_repair.skip`; empty if every
         position lies within the topic. One transaction begins the replay and binds the positions to the topic and the
-        table; from then on the replay caps the store's watermark. If the topic or the table was made anew, the replay
-        begins anew. Raises Invalid if `first` is given in that case.
+        table; from then on the replay caps the store's watermark. If the topic or the table was created again, the
+        replay starts over. Raises Invalid if `first` is given in that case.
         """
         store, dataset = self._key["store"], self._key["dataset"]
         with self._transaction() as connection:
@@ -57,14 +57,14 @@ class ReplayProgress:
                 sink_repair.bind_topic(connection, store, self._dataset, former, topic_id)
             other_table = sink_repair.bind_table(connection, store, dataset, table_id)
             if first is not None and (former is not None or other_table):
-                raise Invalid(f"the topic or the table of {dataset} was made anew: leave --from-batch out")
+                raise Invalid(f"the topic or the table of {dataset} was created again: leave --from-batch out")
             if bounds:
                 sink_repair.skip(connection, store, dataset, topic_id, table_id, bounds)
-            anew = first is not None or former is not None or other_table
-            values = {**self._key, "id": uuid4(), "first": first or 0, "table_id": table_id, "anew": anew}
+            starts_over = first is not None or former is not None or other_table
+            values = {**self._key, "id": uuid4(), "first": first or 0, "table_id": table_id, "starts_over": starts_over}
             connection.execute(
                 "DELETE FROM replays WHERE store = %(store)s AND dataset = %(dataset)s"
-                " AND (%(anew)s OR table_id NOT IN ('', %(table_id)s))",
+                " AND (%(starts_over)s OR table_id NOT IN ('', %(table_id)s))",
                 values,
             )
             # Read after the bounds: a message below the end of the topic belongs to a batch that was accepted before.

@@ -22,7 +22,7 @@ _LAST_SEEN = """
 
 
 def now_microseconds(connection: Connection, *, trust_clock: bool = False) -> int:
-    """The time by PostgreSQL's clock, in microseconds since 1970, UTC; the time is kept as the last one seen.
+    """Return the time by PostgreSQL's clock, in microseconds since 1970, UTC; the time is kept as the last one seen.
 
     Raises NeedsOperator when the clock is more than two days ahead of the last time seen, and keeps that time.
     `trust_clock`: an operator says that the clock is right. Raises StoreDown.

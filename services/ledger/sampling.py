@@ -39,7 +39,7 @@ class _Ids:
 def choose(
     connection: Connection, dataset: str, first: int, last: int, size: int, chance: random.Random
 ) -> list[Batch]:
-    """At most `size` batches of the dataset with first <= id <= last, in order; each is as likely as any other.
+    """Return at most `size` batches of the dataset with first <= id <= last, in order; each is as likely as any other.
 
     A dataset that has few batches has them listed by the index on (dataset, id). Otherwise ids are drawn, and looked up
     by the ledger's primary key, until enough of them are batches of the dataset. Raises StoreDown.

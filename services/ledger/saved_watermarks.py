@@ -22,7 +22,7 @@ class Saved:
 
 
 def read(connection: Connection, store: str = "", dataset: str = "") -> Saved:
-    """The watermark of a store and dataset; without these two the id up to which all batch ids are settled."""
+    """Return the watermark of a store and dataset; without these two the id up to which all batch ids are settled."""
     query = "SELECT table_id, topic_id, offsets, batch_id, epoch FROM watermarks WHERE store = %s AND dataset = %s"
     with translated():
         row = connection.execute(query, (store, dataset)).fetchone()

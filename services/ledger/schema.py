@@ -38,7 +38,7 @@ def build_index(connection: Connection) -> None:
 
 
 def _has_index(connection: Connection) -> bool | None:
-    """None where there is no such index; False where its build was interrupted."""
+    """Return whether the index is valid: None without an index, False if its build was interrupted."""
     query = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('batches_dataset')"
     row = connection.execute(query).fetchone()
     return None if row is None else bool(row[0])

@@ -19,14 +19,14 @@ _PAGE = 10_000  # batch ids read at once
 
 @dataclass(slots=True)
 class Settled:
-    """Every batch id up to `end` is settled. This class does no I/O: `look` reads what the methods are given."""
+    """Every batch id up to `end` is settled. The methods do no I/O: `update_settled` reads what they are given."""
 
     end: int = 0
     _highest: int = 0  # the highest committed id that was seen above a missing one
     _suspects: frozenset[str] | None = None  # open transactions that may have drawn one of the missing ids
 
-    def take(self, ids: Sequence[int]) -> bool:
-        """Take the first committed ids above `end`, in order. True when an id below the last of them is missing."""
+    def add(self, ids: Sequence[int]) -> bool:
+        """Add the first committed ids above `end`, in order. Return whether an id below the last of them is missing."""
         for batch_id in ids:
             if batch_id != self.end + 1:
                 break
@@ -38,7 +38,7 @@ class Settled:
         return bool(ids) and ids[-1] > self.end
 
     def suspects(self, open_writers: Collection[str]) -> frozenset[str]:
-        """The open transactions that may have drawn a missing id. `open_writers` were read after the ids of `take`."""
+        """Return the open transactions that may have drawn a missing id. `open_writers` were read after `add`."""
         if self._suspects is None:
             self._suspects = frozenset(open_writers)
         self._suspects = self._suspects.intersection(open_writers)
@@ -52,28 +52,28 @@ class Settled:
         last = ids[-1] if ids else 0
         self.end = max(self.end, self._highest if complete else min(self._highest, last))
         self._suspects = None
-        self.take([batch_id for batch_id in ids if batch_id > self.end])
+        self.add([batch_id for batch_id in ids if batch_id > self.end])
 
 
 @dataclass(slots=True)
-class Look:
-    """The result of `look`: the transactions that have kept ids from being settled since `held_since`."""
+class Blockers:
+    """The open transactions that have kept ids from being settled since the monotonic time `since`; else empty."""
 
-    held_by: Sequence[OpenWriter] = field(default_factory=tuple)
-    held_since: float | None = None  # monotonic
+    writers: Sequence[OpenWriter] = field(default_factory=tuple)
+    since: float | None = None
 
 
-def look(connection: Connection, settled: Settled, before: Look) -> Look:
-    """Bring `settled` up to date. Raises StoreDown."""
+def update_settled(connection: Connection, settled: Settled, before: Blockers) -> Blockers:
+    """Bring `settled` up to date, and return what blocks it. `before` is the last result. Raises StoreDown."""
     while True:
         ids = reading.batch_ids(connection, settled.end, _PAGE)
-        if not settled.take(ids):
+        if not settled.add(ids):
             if len(ids) < _PAGE:
-                return Look()
+                return Blockers()
             continue
         writers = {writer.transaction: writer for writer in reading.writers(connection)}
         if suspects := settled.suspects(writers.keys()):
-            since = time.monotonic() if before.held_since is None else before.held_since
-            return Look([writers[transaction] for transaction in sorted(suspects)], since)
+            since = time.monotonic() if before.since is None else before.since
+            return Blockers([writers[transaction] for transaction in sorted(suspects)], since)
         ids = reading.batch_ids(connection, settled.end, _PAGE)
         settled.settle(ids, complete=len(ids) < _PAGE)

@@ -60,7 +60,7 @@ class SinkProgress:
     def load(self, partitions: Iterable[int]) -> list[SinkPosition]:
         """Return the positions of `partitions`, and of the partitions that share a pending insert with them.
 
-        A partition without a position starts at 0. Raises NeedsOperator if the topic or the table was made anew.
+        A partition without a position starts at 0. Raises NeedsOperator if the topic or the table was created again.
         """
         wanted = list(partitions)
         store, dataset = self._key
@@ -82,12 +82,12 @@ class SinkProgress:
     def check_topic(self, topic_id: str) -> None:
         """Raise NeedsOperator if `topic_id` is not the topic that the positions count in."""
         if topic_id != self._topic_id:
-            raise made_anew("topic", *self._key)
+            raise created_again("topic", *self._key)
 
     def check_table(self) -> None:
         """Raise NeedsOperator if the store's table is not the table that the positions vouch for."""
         if self._reader.table_id(self._dataset) != self._table_id:
-            raise made_anew("table", *self._key)
+            raise created_again("table", *self._key)
 
     def begin(self, pending: Mapping[int, Range]) -> bool:
         """Mark ranges that one insert is about to write as pending, by partition. Repeating the call is harmless.
@@ -137,19 +137,19 @@ class SinkProgress:
                 " replay has begun"
             )
         if any(topic_id != self._topic_id for topic_id, _, _ in rows):
-            raise made_anew("topic", store, dataset)
+            raise created_again("topic", store, dataset)
         if any(bound not in ("", table_id) for _, bound, _ in rows):
-            raise made_anew("table", store, dataset)
+            raise created_again("table", store, dataset)
         if any(bound == "" for _, bound, _ in rows):  # positions of a release that stored no table id
             if any(next_offset for _, _, next_offset in rows) and self._is_empty():
-                raise made_anew("table", store, dataset)
+                raise created_again("table", store, dataset)
             connection.execute(
                 "UPDATE sink_progress SET table_id = %s WHERE store = %s AND dataset = %s AND table_id = ''",
                 (table_id, store, dataset),
             )
 
     def _is_empty(self) -> bool:
-        """Whether the store's table has no rows. Looked at once in the life of a table."""
+        """Return whether the store's table has no rows. Looked at once in the life of a table."""
         [[rows]] = self._reader.execute(StatsQuery(self._dataset), as_of=MAX_BATCH).rows
         return int(rows) == 0
 
@@ -165,15 +165,15 @@ class SinkProgress:
             raise
 
 
-def made_anew(what: str, store: str, dataset: str) -> NeedsOperator:
+def created_again(what: str, store: str, dataset: str) -> NeedsOperator:
     return NeedsOperator(
-        f"the {what} of {dataset} was made anew since {store} was filled: stop stream-to-store --store {store}, run"
+        f"the {what} of {dataset} was created again since {store} was filled: stop stream-to-store --store {store}, run"
         f" `logpipe replay --store {store} --dataset {dataset}`, and start it again once the replay has begun"
     )
 
 
 def positions(postgres_url: str, store: str, dataset: str) -> dict[int, SinkPosition]:
-    """The position of every partition, for readers. Raises StoreDown."""
+    """Return the position of every partition, for readers. Raises StoreDown."""
     with connect(postgres_url) as connection, translated():
         return _positions(connection.execute(_SELECT, (store, dataset)))
 

@@ -20,7 +20,7 @@ _ONE_AT_A_TIME = "LOCK TABLE slots IN SHARE ROW EXCLUSIVE MODE"
 _SESSION = "logpipe-ingest-"
 
 _LEASE = SQL("make_interval(secs => {})").format(LEASE_SECONDS)
-# A renewal in the future was written before a crash by a server whose clock was ahead: nobody has renewed it since.
+# A renewal in the future was written before a crash by a server whose clock was ahead: it was not renewed since.
 _LAPSED = SQL("(renewed_at NOT BETWEEN clock_timestamp() - {lease} AND clock_timestamp() + {lease})").format(
     lease=_LEASE
 )
@@ -46,7 +46,7 @@ class Slot:
 
 
 def session_name(owner: UUID) -> str:
-    """The application_name of all database sessions of the ingest process `owner`."""
+    """Return the application_name of all database sessions of the ingest process `owner`."""
     return f"{_SESSION}{owner}"
 
 
@@ -56,19 +56,19 @@ def acquire(connection: Connection, owner: UUID) -> Lease:
     A slot with unpublished batches is left to `adopt_orphan`, so that new batches never wait behind a stuck slot.
     """
     free = SQL("{} AND NOT {}").format(_LAPSED, _UNFINISHED)
-    lease = _take(connection, owner, free)
+    lease = _lease_lowest(connection, owner, free)
     return _create(connection, owner) if lease is None else lease
 
 
 def adopt_orphan(connection: Connection, owner: UUID) -> Lease | None:
     """Lease one slot that has unpublished batches and no living owner; None when there is none. Raises StoreDown."""
-    return _take(connection, owner, SQL("{} AND {}").format(_LAPSED, _UNFINISHED))
+    return _lease_lowest(connection, owner, SQL("{} AND {}").format(_LAPSED, _UNFINISHED))
 
 
 def take_over(connection: Connection, owner: UUID, slot: int) -> Lease:
     """Lease this slot for an operator. Raises NotFound, StoreDown, or Conflict while a living owner publishes it."""
     resolvable = SQL("slot = {} AND (stuck <> '' OR {})").format(slot, _LAPSED)
-    if lease := _take(connection, owner, resolvable):
+    if lease := _lease_lowest(connection, owner, resolvable):
         return lease
     if all(slot != other.slot for other in every(connection)):
         raise NotFound(f"there is no slot {slot}: `logpipe slots` lists them")
@@ -88,8 +88,8 @@ def release(connection: Connection, lease: Lease) -> None:
     """Let others have the slot at once. Raises StoreDown."""
     with translated():
         connection.execute(
-            "UPDATE slots SET owner = nobody, reader = nobody, renewed_at = '-infinity', stuck = ''"
-            " FROM (SELECT gen_random_uuid() AS nobody) AS fresh WHERE slot = %s AND epoch = %s",
+            "UPDATE slots SET owner = none, reader = none, renewed_at = '-infinity', stuck = ''"
+            " FROM (SELECT gen_random_uuid() AS none) AS fresh WHERE slot = %s AND epoch = %s",
             (lease.slot, lease.epoch),
         )
 
@@ -103,7 +103,7 @@ def give_up(connection: Connection, lease: Lease, reason: str) -> None:
 
 
 def every(connection: Connection) -> list[Slot]:
-    """All slots, in order. Raises StoreDown."""
+    """Return all slots, in order. Raises StoreDown."""
     query = SQL("""SELECT slot, NOT {}, coalesce(waiting, 0), stuck
                    FROM slots LEFT JOIN (SELECT slot, count(*) AS waiting FROM batches WHERE published_at IS NULL
                                          GROUP BY slot) AS unpublished USING (slot)
@@ -143,12 +143,12 @@ def end_lapsed_sessions(connection: Connection) -> int:
     return int(row[0])
 
 
-def _take(connection: Connection, owner: UUID, condition: Composed) -> Lease | None:
+def _lease_lowest(connection: Connection, owner: UUID, condition: Composed) -> Lease | None:
     """Lease the lowest slot that fulfils `condition`, once the sessions of its lapsed owner have been ended."""
     query = SQL(
         "SELECT slot AS free, owner IS NOT DISTINCT FROM reader AS by_epoch FROM slots WHERE {} ORDER BY slot LIMIT 1"
     ).format(condition)
-    take = SQL("""UPDATE slots SET owner = {owner}, reader = {owner}, renewed_at = clock_timestamp(),
+    change = SQL("""UPDATE slots SET owner = {owner}, reader = {owner}, renewed_at = clock_timestamp(),
                                    epoch = epoch + 1, stuck = '', first_batch = NULL
                   FROM ({query}) AS lowest WHERE slot = free
                   RETURNING slot, epoch, by_epoch""").format(owner=owner, query=query)
@@ -158,7 +158,7 @@ def _take(connection: Connection, owner: UUID, condition: Composed) -> Lease | N
         end_lapsed_sessions(connection)
         with connection.transaction():
             connection.execute(_ONE_AT_A_TIME)
-            row = connection.execute(take).fetchone()
+            row = connection.execute(change).fetchone()
         if row is None:
             return None
         lease, by_epoch = Lease(row[0], row[1]), row[2]

@@ -1,4 +1,4 @@
-"""The topics that batches were published to. A topic that was deleted and made anew is another one."""
+"""The topics that batches were published to. A topic that was deleted and created again is another one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Topic:
 
 
 def register(connection: Connection, dataset: str, name: str, topic_id: str, ends: Mapping[int, int]) -> Topic:
-    """The present topic of `dataset`. `ends`: partition -> end of its log. Raises StoreDown.
+    """Return the present topic of `dataset`. `ends`: partition -> end of its log. Raises StoreDown.
 
     Version 1 wrote positions of slots without the topic's id. They are bound to the present topic when it reaches up
     to all of them. Otherwise they belong to a topic that is no more. That topic is then registered before the present
@@ -43,7 +43,7 @@ def register(connection: Connection, dataset: str, name: str, topic_id: str, end
 
 
 def number(connection: Connection, name: str, topic_id: str) -> int:
-    """The number of this topic, which it gets when it is first asked for. Raises StoreDown."""
+    """Return the number of this topic, which it gets when it is first asked for. Raises StoreDown."""
     with translated():
         connection.execute(
             "INSERT INTO topics (name, topic_id) SELECT %s, %s WHERE NOT EXISTS"

@@ -5,7 +5,7 @@ loaded, by the position that the store has confirmed. Both continue where the la
 another one, so they read only new batches.
 
 A position consists of offsets in one topic, and says which rows are in one table. A batch that was published to another
-topic, or a table that was made anew, is never measured by it.
+topic, or a table that was created again, is never measured by it.
 """
 
 import time
@@ -21,9 +21,9 @@ from services.core.ledger import StorePosition
 from services.core.ports import StoreReader
 from services.ledger import reading, saved_watermarks, schema, slots
 from services.ledger.identity import ledger_id
-from services.ledger.reading import Lag, OpenWriter, Taken, TopicNumbers
+from services.ledger.reading import Lag, LoadedBatches, OpenWriter, TopicNumbers
 from services.ledger.saved_watermarks import Saved
-from services.ledger.settled import Look, Settled, look
+from services.ledger.settled import Blockers, Settled, update_settled
 from services.postgres.connection import Connection
 from services.postgres.pool import Pool
 
@@ -57,18 +57,18 @@ class Watermarks:
         self._pool = pool
         self._ledger_id: UUID | None = None
         self._settled: Settled | None = None
-        self._look = Look()
+        self._blockers = Blockers()
         self._settling = Lock()
         self._settled_saved_at = float("-inf")
         self._marks: dict[tuple[str, str], _Mark] = {}
         self._topics: dict[tuple[str, str], TopicNumbers] = {}
 
     def settled(self) -> int:
-        """The highest id at or below which no batch can appear any more. Raises StoreDown('postgres')."""
+        """Return the highest id at or below which no batch can appear any more. Raises StoreDown('postgres')."""
         with _held(self._settling, "postgres"), self._pool.connection() as connection:
             self._begin(connection)
             assert self._settled is not None
-            self._look = look(connection, self._settled, self._look)
+            self._blockers = update_settled(connection, self._settled, self._blockers)
             if self.held_by(slots.LEASE_SECONDS):
                 # An ingest process adopts the slot of a lapsed owner and ends its sessions; here none may be alive.
                 slots.end_lapsed_sessions(connection)
@@ -78,25 +78,25 @@ class Watermarks:
             return self._settled.end
 
     def _begin(self, connection: Connection) -> None:
-        """Start from what the ledger has saved, again when the ledger was made anew: its ids begin at 1 then."""
+        """Start from what the ledger has saved, again when the ledger was created again: its ids begin at 1 then."""
         if self._settled is None:
             schema.require(connection)
         found = ledger_id(connection)
         if found != self._ledger_id:
-            self._ledger_id, self._look = found, Look()
+            self._ledger_id, self._blockers = found, Blockers()
             self._settled = Settled(saved_watermarks.read(connection).batch_id)
             self._marks.clear()
             self._topics.clear()
 
     def held_by(self, seconds: float) -> list[OpenWriter]:
-        """The transactions that have kept `settled` from rising for more than `seconds`."""
-        since = self._look.held_since
-        return list(self._look.held_by) if since is not None and time.monotonic() - since > seconds else []
+        """Return the transactions that have kept `settled` from rising for more than `seconds`."""
+        since = self._blockers.since
+        return list(self._blockers.writers) if since is not None and time.monotonic() - since > seconds else []
 
     def of(self, reader: StoreReader, dataset: Dataset) -> int:
-        """The watermark of one store now.
+        """Return the watermark of one store now.
 
-        Raises StoreDown, of the ledger or the store: also when the store's table was made anew and not filled since.
+        Raises StoreDown of the ledger or the store, also if the store's table was created again and not filled since.
         """
         settled = self.settled()
         if reader.progress == "ledger":
@@ -120,9 +120,9 @@ class Watermarks:
                 return self._advance(connection, mark, reader, dataset, position, settled)
 
     def last_known(self, reader: StoreReader, dataset: Dataset) -> int:
-        """The watermark that was last computed here, which is still valid while the ledger is unreachable.
+        """Return the watermark that was last computed here, which is still valid while the ledger is unreachable.
 
-        0 when it was never computed, or when the store's table was made anew since. Raises StoreDown of the store.
+        0 when it was never computed, or when the store's table was created again since. Raises StoreDown of the store.
         """
         if reader.progress == "ledger":
             return self._settled.end if self._settled else 0
@@ -136,7 +136,7 @@ class Watermarks:
         return mark.saved.batch_id if is_same else 0
 
     def lag(self, dataset: Dataset, watermark: int) -> Lag:
-        """The batches of `dataset` above `watermark`, counted up to 100,000."""
+        """Return the batches of `dataset` above `watermark`, counted up to 100,000."""
         with self._pool.connection() as connection:
             return reading.lag(connection, dataset.name, watermark, _MOST_LAG)
 
@@ -155,13 +155,13 @@ class Watermarks:
             _refuse_another_table(reader.name, dataset.name, position.table_id, replay.table_id)
         _check(connection, mark, reader.name, dataset.name, position)
         stop = settled if replay is None else min(settled, replay.batch_id)
-        taken = Taken(
+        loaded = LoadedBatches(
             self._topic_numbers(connection, dataset.topic, position.topic_id),
             position.offsets,
             0 if replay is None else replay.batch_id,
             skips_lost=reader.progress == "own",
         )
-        risen = replace(mark.saved, batch_id=_walk(connection, dataset.name, mark.saved.batch_id, stop, taken))
+        risen = replace(mark.saved, batch_id=_walk(connection, dataset.name, mark.saved.batch_id, stop, loaded))
         gained = risen.batch_id - mark.saved.batch_id
         if gained > _SAVE_BATCHES or (gained and time.monotonic() - mark.saved_at > _SAVE_SECONDS):
             saved_watermarks.raise_to(connection, risen, reader.name, dataset.name)
@@ -195,12 +195,12 @@ def _check(connection: Connection, mark: _Mark, store: str, dataset: str, positi
     mark.saved = replace(mark.saved, position=position)
 
 
-def _walk(connection: Connection, dataset: str, after: int, stop: int, taken: Taken) -> int:
-    """The batch up to which all are loaded, or the batch at which the walk was after `_WALK_SECONDS`."""
+def _walk(connection: Connection, dataset: str, after: int, stop: int, loaded: LoadedBatches) -> int:
+    """Return the batch up to which all are loaded, or the batch at which the walk was after `_WALK_SECONDS`."""
     deadline = time.monotonic() + _WALK_SECONDS
     while after < stop and time.monotonic() < deadline:
         last = min(stop, reading.next_batch(connection, dataset, after, stop) + _PAGE)
-        missing = reading.first_missing(connection, dataset, after, last, taken)
+        missing = reading.first_missing(connection, dataset, after, last, loaded)
         if missing is not None:
             return missing - 1
         after = last
@@ -208,7 +208,7 @@ def _walk(connection: Connection, dataset: str, after: int, stop: int, taken: Ta
 
 
 def _stands_beyond(now: StorePosition, then: StorePosition) -> bool:
-    """Whether the position `now` covers the position `then`. A position of an earlier release names no table."""
+    """Return whether the position `now` covers the position `then`. A position of an earlier release names no table."""
     return (
         then.table_id in ("", now.table_id)
         and then.topic_id in ("", now.topic_id)
@@ -221,7 +221,7 @@ def _refuse_another_table(store: str, dataset: str, there: str, filled: str) -> 
     if there and filled and there != filled:
         raise StoreDown(
             store,
-            f"its table {dataset} was made anew and does not hold what was loaded before: run"
+            f"its table {dataset} was created again and does not hold what was loaded before: run"
             f" `logpipe replay --store {store} --dataset {dataset}`",
         )
 

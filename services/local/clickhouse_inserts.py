@@ -1,4 +1,4 @@
-"""Inserts of rows that follow their statement, into the embedded ClickHouse engine."""
+"""Runs INSERT statements whose rows follow the statement, in the embedded ClickHouse engine."""
 
 import os
 import re
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from chdb.session import Session
 
-_STATEMENT_LIMIT = 1 << 18  # bytes, as max_query_size: the statement is not looked for in the rows behind it
-# Ends with the line end after the format's name.
+_STATEMENT_LIMIT = 1 << 18  # bytes, as max_query_size; what comes later is rows, and is not searched
+# The match ends with the newline after the name of the format.
 _STATEMENT = re.compile(
     rb"\s*(?P<target>INSERT\s+INTO\s(?:(?!(?<!`)\b(?:VALUES|SELECT)\b).)*?)\s*"
     rb"(?P<settings>\bSETTINGS\s+\w+\s*=(?:(?!(?<!`)\b(?:VALUES|SELECT)\b).)*?)?\s*"
@@ -27,7 +27,7 @@ class Insert:
 
 
 def parse(text: bytes) -> Insert | None:
-    """Return None if no rows follow the statement."""
+    """Return the insert, or None if no rows follow the statement."""
     found = _STATEMENT.match(text[:_STATEMENT_LIMIT])
     if found is None:
         return None

@@ -1,12 +1,12 @@
-"""What clients of the embedded ClickHouse engine may do: its user `default` is granted what the pipeline needs.
+"""The rights of clients of the embedded ClickHouse engine: its user `default` has what the pipeline needs.
 
-Everything that reaches files, URLs, other servers or programs is not granted: the table functions and engines `file`,
+The user has no right to reach files, URLs, other servers or programs: the table functions and engines `file`,
 `url`, `s3`, `remote`, `mysql`, ...; dictionaries; named collections; backups; users; SYSTEM. Settings that name a file
 or an address have a fixed value.
 
-For two kinds of statement the engine asks for no right, and `refusal` looks for their words: INFILE and OUTFILE, which
-read and write files of the client, because client and engine are one process here; and KILL of queries of the own user,
-also in a session that is read-only. What is left, the function `file`, is stopped by the process's confinement.
+The engine runs two kinds of statement without any right, so `refusal` looks for their words. INFILE and OUTFILE read
+and write files of the client, and here client and engine are one process. KILL ends queries of the same user, also in
+a read-only session. The function `file` remains; the confinement of the process stops it (`confinement`).
 """
 
 import re
@@ -30,15 +30,15 @@ _CLIENT_FILES = re.compile(r"\b(?:INFILE|OUTFILE)\b", re.IGNORECASE)
 _KILL = re.compile(r"\bKILL\b", re.IGNORECASE)
 
 READ_ONLY = {"readonly": "2"}
-"""The setting of a request that must change nothing, as a ClickHouse server has it for GET: settings of the request and
-temporary tables are allowed."""
+"""The setting of a request that must change nothing, the same as for GET in a ClickHouse server. Settings of the
+request and temporary tables are allowed."""
 
 
 def refusal(statement: str, read_only: bool) -> str:
-    """Why a client's statement is refused, '' if it is not.
+    """Return why a client's statement is refused, '' if it is not.
 
-    The words are refused in literals, too: a second parser of the engine's language would differ from the engine's. A
-    literal can be a parameter of the query instead.
+    The words are refused in literals, too, because a parser of ours would differ from the engine's. A client can send
+    the literal as a parameter of the query instead.
     """
     if _CLIENT_FILES.search(statement):
         return "INFILE and OUTFILE are refused, also in a literal: send and receive rows by HTTP"
@@ -66,7 +66,7 @@ def write(file: Path) -> None:
 
 
 def close_default_database(session: Session) -> None:
-    """Attach the database `default` as what it is on the disk.
+    """Attach the database `default` with the engine that it has on disk.
 
     The engine starts with a database `default` in which every name of a file is a table, too.
     """

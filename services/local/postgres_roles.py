@@ -1,6 +1,6 @@
 """Who may do what in the stack's PostgreSQL: the role of all processes is no superuser, and needs a password.
 
-The superuser `postgres` has no password, so that nobody can log in as superuser. The set-up runs in the server's
+The superuser `postgres` has no password, so that no client can log in as superuser. The set-up runs in the server's
 single-user mode, before the server listens. A folder of a release before this one, in which everybody was the superuser
 `logpipe` without a password, is converted.
 """

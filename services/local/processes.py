@@ -1,4 +1,4 @@
-"""The pipeline's own processes as programs of the stack: `python -m services <name>`."""
+"""The processes of the pipeline as programs of the stack: `python -m services <name>`."""
 
 import sys
 from dataclasses import replace
@@ -9,7 +9,7 @@ from services.local.settings import LocalSettings
 from services.stores import clickhouse, lake
 
 _KEEP_FREED_BLOCKS = {
-    # A body is a large block, and glibc would give each back to the kernel and ask for it again, page by page.
+    # A body is a large block. glibc would return it to the kernel, and request it again page by page.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
@@ -28,7 +28,7 @@ def ingest_api(settings: LocalSettings) -> Program:
 
 
 def ingest_api_2(settings: LocalSettings) -> Program:
-    """A second process on the port of the first: Python code runs on one core a process."""
+    """A second process on the same port, because a process runs Python code on one core only."""
     return replace(ingest_api(settings), name="ingest-api-2", ports={})
 
 
@@ -101,7 +101,7 @@ def query_api(settings: LocalSettings) -> Program:
 
 
 def _yielding(program: Program, nice: int) -> Program:
-    """Run with a lower priority: a commit uses all cores for a second, and requests must not wait for it."""
+    """Return the program with a lower priority: its work uses all cores at times, and requests must not wait."""
     return replace(program, command=("nice", "-n", str(nice), *program.command))
 
 
@@ -124,7 +124,7 @@ def _process(
     environment: dict[str, str] | None = None,
     name: str = "",
 ) -> Program:
-    """`name`: where it is not that of its command."""
+    """`name` is given where the program and its command have different names."""
     address = f"http://127.0.0.1:{port}"
     name = name or command
     return Program(

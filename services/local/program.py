@@ -1,4 +1,4 @@
-"""What the stack knows about one of its child processes, whatever it is."""
+"""The description of a program of the stack, and helpers for the files that it needs."""
 
 import os
 import shutil
@@ -15,10 +15,10 @@ from services.runtime.health import Check
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """`folder` holds its data and is its working directory.
+    """`folder` contains the program's data and is its working directory.
 
-    `address` is what clients use. `ports`: name of the setting -> port, all on 127.0.0.1. `prepare` makes the data
-    folder ready; called before each start, blocking, idempotent. `ready` is called repeatedly once it was started.
+    `address` is for clients. `ports`: name of the setting -> port on 127.0.0.1. `prepare` is called before each start,
+    to make the data folder ready; it blocks and is idempotent. `ready` is the health check after the start.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Program:
 
 @contextmanager
 def made_whole(folder: Path) -> Iterator[Path]:
-    """Make a data folder completely or not at all: a start that was killed half-way leaves no half-made folder.
+    """Create a data folder completely or not at all, so that a start that is killed leaves no incomplete folder.
 
     The context yields a path beside `folder` where nothing exists. The block makes a folder there, which is renamed
     to `folder` when the block ends without an error.
@@ -53,7 +53,7 @@ def write_private(file: Path, text: str) -> None:
 
 
 def http_ready(url: str) -> Check:
-    """Ready when `url` answers 200."""
+    """Return a check that `url` answers 200."""
 
     def check() -> str | None:
         try:

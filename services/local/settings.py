@@ -1,4 +1,4 @@
-"""Settings of the local stack: its ports, its folders, and which components somebody else runs."""
+"""Settings of the local stack: its ports, its folders, and which components run outside the stack."""
 
 import re
 import socket
@@ -56,7 +56,7 @@ class LocalSettings(Settings):
 
     @classmethod
     def on_free_ports(cls, stack: Path) -> Self:
-        """For a stack beside others: no default port is used, and nothing is replaced by a URL."""
+        """Return settings of a stack beside others: it has no default port, and no component outside the stack."""
         names = [name for name in cls.model_fields if name.endswith("_port")]
         with ExitStack() as held:  # all held at once, so that none is given twice
             sockets = [held.enter_context(socket.socket()) for _ in names]
@@ -81,11 +81,11 @@ class LocalSettings(Settings):
         return {**self.urls(), "LOGPIPE_STACK": str(self.folder), "LOGPIPE_INGEST_URL": ingest}
 
     def is_replaced(self, url: str) -> bool:
-        """Whether the setting named `url` says that somebody else runs the component."""
+        """Return whether the setting named `url` says that the component runs outside the stack."""
         return self._replacement(url, self._own_urls()) is not None
 
     def _replacement(self, name: str, own: Mapping[str, str]) -> str | None:
-        """The URL of a component that somebody else runs. One that differs from ours in the password only is ours."""
+        """Return the URL of a component outside the stack; None if only the password differs from the stack's URL."""
         value = getattr(self, name)
         url = value.get_secret_value() if isinstance(value, SecretStr) else value
         return None if url is None or _without_password(url) == _without_password(own[name]) else url

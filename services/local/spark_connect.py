@@ -1,4 +1,4 @@
-"""Spark Connect as a program of the stack: the lake's second engine, on one core. Started only when it is named."""
+"""Spark Connect as a program of the stack: the lake's second engine, on one core. It is started only by its name."""
 
 import socket
 import sys
@@ -17,12 +17,12 @@ _SETTINGS = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     "spark.sql.session.timeZone": "UTC",
-    # One core: nothing is won by more tasks, or by planning again between two stages.
+    # On one core, more tasks gain nothing, nor does planning again between two stages.
     "spark.sql.shuffle.partitions": "1",
     "spark.sql.adaptive.enabled": "false",
     "spark.databricks.delta.snapshotPartitions": "1",
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "1",
-    # Above it rows are sorted on disk: the selection of the first n sets room aside for all n, however few there are.
+    # Above this limit, rows are sorted on disk, because a selection of the first n rows reserves memory for n rows.
     "spark.sql.execution.topKSortFallbackThreshold": "100000",
 }
 

@@ -62,8 +62,11 @@ _PROGRAMS: Mapping[str, _Entry] = {
     "generator": _Entry(processes.generator, needs=("ingest-api",)),
 }
 NAMES = tuple(_PROGRAMS)
+TABLES = "tables"
+"""The step of `up` that applies the migrations, once PostgreSQL is ready."""
+
 Watcher = Callable[[str, str], None]
-"""Called with a program's name and its new state, such as starting or ready."""
+"""Called with the name of a program, or TABLES, and its new state, such as starting or ready."""
 
 
 class Stack:
@@ -98,6 +101,12 @@ class Stack:
         """The programs this stack runs itself."""
         return tuple(name for name in NAMES if name in self._only and not self._replaced(name))
 
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What `up` tells its watcher about: the programs, and TABLES before the first program that needs them."""
+        first = next((at for at, name in enumerate(self.names) if _needs_tables(name)), None)
+        return self.names if first is None else (*self.names[:first], TABLES, *self.names[first:])
+
     def program(self, name: str) -> Program:
         return _PROGRAMS[name].make(self.settings)
 
@@ -123,9 +132,9 @@ class Stack:
             with ThreadPoolExecutor(len(NAMES) + 1) as pool:
                 for name in self.names:  # needs come first in this order, so their futures exist
                     needs = [ready[need] for need in _PROGRAMS[name].needs if need in ready]
-                    if "postgres" in _PROGRAMS[name].needs:
+                    if _needs_tables(name):
                         if tables is None:
-                            tables = pool.submit(self._migrate, ready.get("postgres"), given_up)
+                            tables = pool.submit(self._migrate, ready.get("postgres"), given_up, watcher)
                         needs.append(tables)
                     ready[name] = pool.submit(self._bring_up, known[name], needs, given_up, watcher)
         except KeyboardInterrupt:
@@ -185,12 +194,14 @@ class Stack:
             given_up.set()
             raise
 
-    def _migrate(self, postgres: Future[None] | None, given_up: threading.Event) -> None:
+    def _migrate(self, postgres: Future[None] | None, given_up: threading.Event, watcher: Watcher) -> None:
         """Make the tables in PostgreSQL, once it is ready. `postgres` is None when this `up` does not start it."""
         try:
             if postgres is not None:
                 postgres.result()
+            watcher(TABLES, "migrating")
             migrate(self.settings.urls()["LOGPIPE_POSTGRES_URL"])
+            watcher(TABLES, "ready")
         except BaseException:
             given_up.set()
             raise
@@ -236,6 +247,10 @@ class Stack:
             )
 
 
+def _needs_tables(name: str) -> bool:
+    return "postgres" in _PROGRAMS[name].needs
+
+
 def _check_ports(program: Program) -> None:
     for setting, port in program.ports.items():
         with socket.socket() as probe:
@@ -260,5 +275,5 @@ def _holder(port: int) -> str:
 
 
 def _is_kept_up(state: State) -> bool:
-    """Whether the program runs, or the supervisor starts it again because it has died."""
+    """Return whether the program runs, or the supervisor starts it again because it has died."""
     return bool(state.pid) or state.name == "BACKOFF"

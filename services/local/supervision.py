@@ -1,6 +1,6 @@
-"""The supervisor that keeps the stack's programs running: starts it, tells it what to run, asks it how they are.
+"""Starts, configures and queries the supervisord that keeps the programs of the stack running.
 
-It is a supervisord of the stack's own, with all its state in the stack's folder, spoken to by a Unix socket there.
+Each stack has its own supervisord. Its state is in the stack's folder, and so is the Unix socket by which it is called.
 """
 
 import os
@@ -29,7 +29,7 @@ MARK = "LOGPIPE_SUPERVISED_IN"
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """`name`: STOPPED, STARTING, RUNNING, BACKOFF (died, is started again soon), STOPPING, EXITED or FATAL."""
+    """`name`: STOPPED, STARTING, RUNNING, BACKOFF (it has ended and starts again soon), STOPPING, EXITED or FATAL."""
 
     name: str
     pid: int
@@ -37,12 +37,12 @@ class State:
 
 
 class Supervisor:
-    """Everything blocks. Usable from several threads: each call has a connection of its own."""
+    """All methods block. Thread-safe, because each call has a connection of its own."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._config = folder / "supervisord.conf"
-        self._programs = folder / "programs"  # a file of configuration for each
+        self._programs = folder / "programs"  # has a file of configuration for each program
         self._socket = folder / "supervisord.sock"
         self._pid_file = folder / "supervisord.pid"
 
@@ -51,7 +51,7 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        """The running supervisord of this folder."""
+        """The process id of the supervisord of this folder; None if it does not run."""
         with suppress(OSError, ValueError, psutil.Error):
             process = psutil.Process(int(self._pid_file.read_text()))
             if str(self._config) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
@@ -61,10 +61,10 @@ class Supervisor:
     def configure(
         self, programs: Iterable[Program], chosen: Collection[str], inherited: Mapping[str, str]
     ) -> list[str]:
-        """Run a supervisord that knows exactly these programs.
+        """Start supervisord if it does not run, and configure it with exactly these programs.
 
-        The programs named in `chosen` get the present configuration, with the environment `inherited` beside their own;
-        the others keep theirs. Programs whose configuration changed are stopped; returns their names.
+        The programs named in `chosen` get a new configuration, with the environment `inherited` beside their own. The
+        other programs keep theirs. Stops the programs whose configuration has changed, and returns their names.
         """
         if len(str(self._socket)) > _SOCKET_PATH_LIMIT:
             raise NeedsOperator(
@@ -92,7 +92,7 @@ class Supervisor:
         return changed
 
     def states(self) -> dict[str, State]:
-        """Of every program it knows; empty when no supervisord runs."""
+        """Return the state of every configured program; empty if supervisord does not run."""
         if (pid := self.pid) is None:
             return {}
         try:
@@ -107,7 +107,7 @@ class Supervisor:
         self._call("startProcess", name, False)
 
     def stop(self, name: str) -> None:
-        """Returns when it has ended."""
+        """Stop a program; returns once it has ended."""
         with suppress(xmlrpc.client.Fault):  # it does not run
             self._call("stopProcess", name)
 
@@ -120,7 +120,7 @@ class Supervisor:
         self.end_leftovers()
 
     def end_leftovers(self) -> None:
-        """End what a killed supervisord left behind: it would hold the ports and the data folders."""
+        """End the processes that a killed supervisord left behind, because they occupy ports and data folders."""
         left = [process for process in psutil.process_iter() if self._is_ours(process)]
         for process in left:
             with suppress(psutil.NoSuchProcess):
@@ -164,7 +164,7 @@ class Supervisor:
                 logfile_backups=1,
                 pidfile=self._pid_file,
                 directory=self._folder,
-                # Only says that running as root is meant; without it supervisord warns.
+                # Without this line, supervisord warns that it runs as root.
                 **({"user": "root"} if os.geteuid() == 0 else {}),
             ),
             _section("unix_http_server", file=self._socket, chmod="0600"),
@@ -186,7 +186,7 @@ class Supervisor:
             autostart="false",
             autorestart="true",
             startsecs=1,
-            startretries=100,  # a pause of one second more after each: a dead dependency is waited for
+            startretries=100,  # the pause is a second longer after each, so a dependency may be down for a while
             stopsignal=program.stop_signal,
             stopwaitsecs=STOP_SECONDS,
             killasgroup="true",
@@ -223,6 +223,6 @@ def _section(name: str, **values: Any) -> str:
 
 
 def _quoted(value: str) -> str:
-    """As supervisor reads it: either quote, nothing escaped."""
+    """Quote a value for supervisord, which knows both quotes and no escapes."""
     quote = "'" if '"' in value else '"'
     return f"{quote}{value}{quote}"

@@ -1,9 +1,9 @@
-"""The user that servers of the stack run as when root starts the stack, and where their data lies.
+"""The unprivileged user that servers of the stack run as when root starts the stack, and the place of their data.
 
-PostgreSQL and the ClickHouse engine run what their clients send them, and must reach no more than their own data.
-Started by root (in a container, in a CI), they run as `nobody`, an account that every Unix has, and must reach their
-data by the folders' modes alone. Where a parent folder of the data is closed to other users (a checkout in a home
-folder of mode 700), the data is kept below /var/lib/logpipe. No folder's mode is changed.
+PostgreSQL and the ClickHouse engine run the statements of their clients, so they must reach their own data only. If
+root starts them (in a container, in a CI), they run as `nobody`, an account that every Unix has. This user must have
+access to the data by the modes of the folders. If a parent folder is closed to other users, such as a home folder of
+mode 700, the data is kept below /var/lib/logpipe. No mode of a folder is changed.
 """
 
 import errno
@@ -22,7 +22,7 @@ from services.core.errors import NeedsOperator
 
 OUTSIDE = Path("/var/lib/logpipe")
 _USER = "nobody"
-_NORMAL_NICE = 20  # 20 minus the nice value 0: so the kernel counts the best priority that a process may ask for
+_NORMAL_NICE = 20  # 20 minus the nice value 0, as RLIMIT_NICE counts
 
 
 class Identity(TypedDict, total=False):
@@ -34,7 +34,7 @@ class Identity(TypedDict, total=False):
 
 
 def identity() -> Identity:
-    """The user that runs the servers: `nobody` when this process is root's, else the user of this process."""
+    """Return the user that runs the servers: `nobody` if this process belongs to root, else its own user."""
     if os.geteuid() != 0:
         return {}
     account = pwd.getpwnam(_USER)
@@ -42,20 +42,20 @@ def identity() -> Identity:
 
 
 def become() -> None:
-    """Make this process one of the user of `identity`.
+    """Change the user of this process to that of `identity`.
 
-    Its threads may go back to the normal priority from a lower one, if that can be had (see `may_lower_priority`).
+    Its threads may return from a lower priority to the normal one, if the kernel allows it (see `may_lower_priority`).
     """
     if who := identity():
-        with suppress(ValueError):  # root of a container may not
+        with suppress(ValueError):  # root of a container may not be allowed to
             resource.setrlimit(resource.RLIMIT_NICE, (_NORMAL_NICE, _NORMAL_NICE))
         os.setgroups(who["extra_groups"])
         os.setgid(who["group"])
-        os.setuid(who["user"])  # the kernel takes all capabilities away with root's user id
+        os.setuid(who["user"])  # the kernel drops all capabilities together with root's user id
 
 
 def may_lower_priority() -> bool:
-    """Whether a thread of this process that lowers its priority may raise it again to what it was."""
+    """Return whether a thread of this process that lowers its priority may raise it again."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_lower_and_raise).result()
 
@@ -72,17 +72,17 @@ def _lower_and_raise() -> bool:
 
 
 def is_closed(place: Path) -> bool:
-    """Whether a folder above `place` may not be entered by users other than its owner and group."""
+    """Return whether a folder above `place` is closed to users other than its owner and group."""
     return any(not parent.stat().st_mode & 0o001 for parent in place.parents)
 
 
 def make_open(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o755)  # whatever the umask
+    folder.chmod(0o755)  # independent of the umask
 
 
 def data_folder(folder: Path) -> Path:
-    """The data folder of the server that belongs to `folder`. The data folder exists after the first start only."""
+    """Return the data folder of the server that belongs to `folder`. It exists after the first start only."""
     link = _link(folder)
     return link.readlink() / "data" if link.is_symlink() else folder / "data"
 
@@ -90,12 +90,12 @@ def data_folder(folder: Path) -> Path:
 def prepare_data(folder: Path) -> Path:
     """Put the data of a server where the user of `identity` can reach it, and return the data folder.
 
-    A data folder found inside a closed folder is moved. A data folder of another owner changes its owner. A prepare
-    that was killed is completed by the next one.
+    A data folder inside a closed folder is moved. A data folder of another owner changes its owner. If the process is
+    killed meanwhile, the next call completes the work.
     """
     if os.geteuid() == 0 and is_closed(folder / "data") and not _link(folder).is_symlink():
-        # The name is random, not derived from the path: a stack folder that is deleted and made anew must not find the
-        # data of the former one.
+        # The name is random, not derived from the path: a stack folder that was deleted and created again must not find
+        # the data of the former one.
         _link(folder).symlink_to(OUTSIDE / f"stack-{secrets.token_hex(6)}")
     data = data_folder(folder)
     if _link(folder).is_symlink():
@@ -108,7 +108,7 @@ def prepare_data(folder: Path) -> Path:
 
 
 def hand_over(data: Path) -> None:
-    """Give a folder to the user of `identity`. The folder itself is last, so that its owner says that all is done."""
+    """Change the owner to the user of `identity`. The folder itself comes last, and marks that the work is done."""
     who = identity()
     if who and data.stat().st_uid != who["user"]:
         for path in (*data.rglob("*"), data):
@@ -116,21 +116,21 @@ def hand_over(data: Path) -> None:
 
 
 def delete_outside(folder: Path) -> None:
-    """Delete the data that lies outside `folder`, if any does."""
+    """Delete the data that lies outside `folder`, if there is any."""
     if _link(folder).is_symlink():
         shutil.rmtree(_link(folder).readlink(), ignore_errors=True)
 
 
 def _link(folder: Path) -> Path:
-    """A symbolic link in the stack folder that names the folder outside. Absent when the data lies in `folder`."""
+    """Return the symbolic link to the folder outside. The link does not exist if the data lies in `folder`."""
     return folder / "outside"
 
 
 def _move(inside: Path, data: Path) -> None:
-    """Move a data folder out of the stack folder. Whatever moment a kill comes at, one whole data folder exists.
+    """Move a data folder out of the stack folder. At every moment, one complete data folder exists.
 
-    On one file system a rename does it. Otherwise the data is copied to `part`; `inside` gets the name `moved` only
-    when the copy is complete, so that `moved` says that the copy may be used.
+    Within one file system, the folder is renamed. Otherwise the data is copied to `part`. `inside` is renamed to
+    `moved` after the copy is complete, so the existence of `moved` says that the copy can be used.
     """
     part, moved = data.with_name("data.copy"), inside.with_name("data.moved")
     if inside.exists():

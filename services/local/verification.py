@@ -1,4 +1,4 @@
-"""`logpipe verify` run as a command on a local stack, as a user would run it."""
+"""Runs `logpipe verify` as a command on a local stack, as a user does."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from services.local.settings import LocalSettings
 
 
 def verify(settings: LocalSettings, wait: float, *options: str) -> dict[str, Any]:
-    """Its JSON report; `wait`: seconds the stores have to load everything. Raises NeedsOperator when it gave none."""
+    """Return the JSON report. `wait`: the seconds that the stores have to load everything. Raises NeedsOperator."""
     done = subprocess.run(
         [sys.executable, "-m", "services", "verify", "--json", "--wait", str(wait), *options],
         env=os.environ | settings.urls(),

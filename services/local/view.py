@@ -25,7 +25,7 @@ class Row:
 
 
 def rows(stack: Stack) -> list[Row]:
-    """Each program the supervisor knows; those that are stopped are not asked whether they are ready."""
+    """Return a row for each program that the supervisor knows. Only running programs are asked if they are ready."""
     states = stack.states()
     if not states:
         return []
@@ -39,7 +39,7 @@ def _row(program: Program, state: State) -> Row:
 
 
 def _memory(pid: int) -> int:
-    """Of a process and its children: what they have for themselves, and shared memory once."""
+    """Return the memory of a process and its children, with the memory that they share counted once."""
     total = 0
     with suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -72,14 +72,14 @@ def table(stack: Stack, of: list[Row] | None = None) -> Table:
 
 
 def bring_up(console: Console, stack: Stack) -> None:
-    with progress(console, stack.names) as watcher:
+    with progress(console, stack.steps) as watcher:
         stack.up(watcher)
     console.print(table(stack))
 
 
 @contextmanager
 def progress(console: Console, names: tuple[str, ...]) -> Iterator[Watcher]:
-    """One line a program; yields what to tell about each."""
+    """Show a line for each name; yields the watcher that updates the lines."""
     shown = Progress(
         SpinnerColumn(finished_text="•"), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
     )

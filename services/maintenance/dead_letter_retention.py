@@ -7,7 +7,8 @@ from services.lake.maintenance import TableMaintenance
 from services.ledger import dead_letter_index, reading
 from services.maintenance.settings import MaintainSettings
 from services.postgres.connection import connect
-from services.streams import dead_letters, kafka
+from services.streams import dead_letters, kafka, kafka_client
+from services.streams.topics import ensure_topics
 
 
 class DeadLetterRetention:
@@ -32,7 +33,7 @@ class DeadLetterRetention:
                 return
             if rejects := self._lake.drop_rejects(floor):
                 yield f"{rejects} rejects of dropped batches deleted"
-            kafka.ensure_topics(self._settings.kafka_url, {dead_letters.TOPIC: 1}, self._settings.kafka_replication)
+            ensure_topics(self._settings.kafka_url, {dead_letters.TOPIC: 1}, self._settings.kafka_replication)
             dead_letter_index.update(
                 connection, kafka.KafkaPartitionReader(self._settings.kafka_url, dead_letters.TOPIC)
             )
@@ -40,5 +41,5 @@ class DeadLetterRetention:
                 yield f"{deleted} dead letters of dropped batches deleted"
             if needed := dead_letter_index.needed(connection):
                 place = (dead_letters.TOPIC, needed.topic_id, dead_letters.PARTITION, needed.offset)
-                kafka.delete_before(self._settings.kafka_url, *place)
+                kafka_client.delete_before(self._settings.kafka_url, *place)
         self._floor = floor

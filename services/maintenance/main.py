@@ -12,11 +12,11 @@ from services import datasets
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
 from services.ledger import retention_clock, schema
+from services.maintenance.rollups import RollupMaintenance
 from services.maintenance.schedule import MaintenanceSchedule
 from services.maintenance.settings import MaintainSettings
 from services.maintenance.tasks import MaintenanceTasks
 from services.postgres.connection import connect
-from services.rollups.maintenance import RollupMaintenance
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve

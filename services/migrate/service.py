@@ -7,9 +7,11 @@ from services.alerts import repository as alerts
 from services.ledger import schema
 from services.postgres import migrations
 from services.postgres.connection import connect
+from services.reports import windows
 from services.stores import postgres
+from services.stores.postgres import schema as rows
 
-ROOMS = (schema.MIGRATIONS, alerts.MIGRATIONS)
+ROOMS = (schema.MIGRATIONS, alerts.MIGRATIONS, rows.MIGRATIONS, windows.MIGRATIONS)
 """In the order in which their migrations are applied. A room that brings migrations has a line here."""
 
 

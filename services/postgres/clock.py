@@ -9,7 +9,7 @@ NOW_MICROSECONDS = SQL("(extract(epoch FROM clock_timestamp()) * 1000000)::bigin
 
 
 def now_microseconds(connection: Connection) -> int:
-    """The time on PostgreSQL's server, in microseconds since 1970, UTC. Raises StoreDown."""
+    """Return the time on PostgreSQL's server, in microseconds since 1970, UTC. Raises StoreDown."""
     with translated():
         row = connection.execute(SQL("SELECT {}").format(NOW_MICROSECONDS)).fetchone()
     assert row is not None

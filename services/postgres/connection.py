@@ -55,7 +55,7 @@ def connect(url: str, *, autocommit: bool = True, name: str = PIPELINE, closed_w
 
 
 def session_settings(name: str, options: str = "") -> dict[str, Any]:
-    """The keyword arguments of `psycopg.connect` that every session of the pipeline has.
+    """Return the keyword arguments of `psycopg.connect` that every session of the pipeline has.
 
     `name` is shown as the session's application_name. `options`: more settings of the session, as `-c name=value`.
     """

@@ -5,7 +5,7 @@ A room that has tables brings a folder of files ROOM-NUMBER-WHAT.sql, which are 
 (`require`).
 
 A migration only adds, so that processes of the release before it go on while it runs and after it ran: tables, columns
-with a default, indexes on small tables. What nobody uses any more is dropped by a migration of a later release. A
+with a default, indexes on small tables. What no process uses any more is dropped by a migration of a later release. A
 migration is one transaction together with the mark that it was applied, so a process that is killed leaves all of it
 or nothing. A statement that cannot be part of a transaction, such as CREATE INDEX CONCURRENTLY, is maintenance.
 """
@@ -45,7 +45,7 @@ class Migrations:
     folder: Path
 
     def names(self) -> list[str]:
-        """The migrations that this release knows, in the order in which they are applied."""
+        """Return the migrations that this release knows, in the order in which they are applied."""
         return sorted(file.stem for file in self.folder.glob("*.sql"))
 
 

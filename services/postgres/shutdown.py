@@ -2,7 +2,7 @@
 
 A thread opens a session every few seconds as long as this process has sessions open. When the server refuses that
 session because it is shutting down, the thread closes this process's idle sessions. A session that is in use is closed
-in a later turn, once it is idle. The next use of a closed session raises an error, and the user connects anew.
+in a later turn, once it is idle. The next use of a closed session raises an error, and the user connects again.
 """
 
 import socket
@@ -88,7 +88,7 @@ def _connected(info: psycopg.ConnectionInfo) -> socket.socket:
 
 
 def _close_if_idle(session: Session) -> None:
-    if session.lock.acquire(blocking=False):  # nobody can use the session while this thread has its lock
+    if session.lock.acquire(blocking=False):  # no other thread can use the session while this thread has its lock
         try:
             if session.info.transaction_status == TransactionStatus.IDLE:
                 session.close()

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from services.alerts import repository as alerts
 from services.core.errors import NotFound
 from services.postgres.connection import Connection
-from services.query_api.ledger import LedgerPool
+from services.query_api.ledger_threads import LedgerThreads
 from services.query_api.replies import json_reply
 from services.runtime.http import needs
 from services.runtime.settings import PostgresSettings
@@ -20,18 +20,18 @@ _LAST_ID = (1 << 63) - 1
 _THREADS = 2
 
 
-async def _alerts(request: Request) -> LedgerPool:
-    found: LedgerPool = request.app.state.alerts
+async def _alerts(request: Request) -> LedgerThreads:
+    found: LedgerThreads = request.app.state.alerts
     return found
 
 
-_Alerts = Annotated[LedgerPool, Depends(_alerts)]
+_Alerts = Annotated[LedgerThreads, Depends(_alerts)]
 
 
 def router(settings: PostgresSettings) -> APIRouter:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.alerts = LedgerPool(settings.postgres_url.get_secret_value(), _THREADS)
+        app.state.alerts = LedgerThreads(settings.postgres_url.get_secret_value(), _THREADS)
         yield
         await run_in_threadpool(app.state.alerts.close)
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from services.core.dataset import Dataset
 from services.core.errors import Invalid
-from services.query_api.leaving import while_connected
+from services.query_api.disconnection import while_connected
 from services.query_api.parameters import (
     CompareParameters,
     OneStoreAggregate,

@@ -7,7 +7,7 @@ from threading import Lock
 from services.core.errors import Invalid
 from services.core.ports import StoreReader
 from services.core.stores import OpenReader, Store
-from services.query_api.pools import Pool
+from services.query_api.query_threads import QueryThreads
 
 
 class Engine:
@@ -22,7 +22,7 @@ class Engine:
         suffix = f"_{other}" if other else ""
         self.store, self.main = store, main
         self.source, self.label = store.source + suffix, store.name + suffix
-        self.pool = Pool(self.label)
+        self.threads = QueryThreads(self.label)
         self._open = open_other
         self._opening = Lock()
         self._reader = None if open_other else main
@@ -36,7 +36,7 @@ class Engine:
             return self._reader
 
     def close(self) -> None:
-        self.pool.close()
+        self.threads.close()
         if self._reader is not None:
             self._reader.close()
 

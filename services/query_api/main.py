@@ -20,6 +20,7 @@ from services.query_api.cache import CacheSettings, open_cache
 from services.query_api.endpoints import router
 from services.query_api.scopes import Scopes
 from services.query_api.service import QueryService
+from services.reports import windows
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
@@ -62,7 +63,7 @@ def application(settings: QuerySettings) -> FastAPI:
         service = QueryService(stores.readable(), known, watermarks, settings.query_seconds, cache, Scopes(ledger))
         app.state.service = service
         readiness.add("ledger", lambda: _problem(watermarks))
-        readiness.add("alerts", lambda: _outdated(ledger))
+        readiness.add("tables", lambda: _outdated(ledger))
         readiness.add("watermark", lambda: _held(watermarks), degraded=True)
         readiness.add("stores", service.late, degraded=True)
         measuring = Worker("measure", partial(_measure, service, settings.query_late_seconds))
@@ -86,10 +87,11 @@ def _problem(watermarks: Watermarks) -> str | None:
 
 
 def _outdated(pool: Pool) -> str | None:
-    """Which command makes the alerts' tables, if they are older than this release."""
+    """Return which command changes the tables that queries read, if they are older than this release."""
     try:
         with pool.connection() as connection:
             repository.require(connection)
+            windows.require(connection)
     except StoreDown as error:
         return str(error)
     return None

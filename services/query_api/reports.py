@@ -13,9 +13,9 @@ from services.core.errors import NotFound
 from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.lake import NAME as LAKE
 from services.postgres.connection import Connection
-from services.query_api.leaving import while_connected
-from services.query_api.ledger import LedgerPool
-from services.query_api.pools import Pool
+from services.query_api.disconnection import while_connected
+from services.query_api.ledger_threads import LedgerThreads
+from services.query_api.query_threads import QueryThreads
 from services.query_api.replies import json_reply
 from services.reports import windows
 from services.reports.tables import SCHEMAS, ReportTable
@@ -29,8 +29,8 @@ _THREADS = 4  # for the reports of a day, and the same number for the windows of
 
 class Reports(NamedTuple):
     tables: Mapping[str, ReportTable]
-    lake: Pool
-    ledger: LedgerPool
+    lake: QueryThreads
+    ledger: LedgerThreads
 
     def of(self, name: str, day: date) -> list[dict[str, Any]]:
         """Return the rows of the report `name` of a day. Raises NotFound when the report was never made."""
@@ -58,8 +58,8 @@ def router(settings: PostgresSettings) -> APIRouter:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         lake = LakeSettings()
         tables = {name: ReportTable(lake, name) for name in SCHEMAS}
-        ledger = LedgerPool(settings.postgres_url.get_secret_value(), _THREADS)
-        opened = Reports(tables, Pool(LAKE, _THREADS), ledger)
+        ledger = LedgerThreads(settings.postgres_url.get_secret_value(), _THREADS)
+        opened = Reports(tables, QueryThreads(LAKE, _THREADS), ledger)
         app.state.reports = opened
         yield
         opened.lake.close()

@@ -115,7 +115,7 @@ class QueryService:
             result = self._cached(chosen, query, batch, deadline, stop, use_cache=use_cache)
             return present(Reply(chosen.source, result, batch, _ms_since(start)))
 
-        return await chosen.pool.run(work, self._seconds, _GRACE_SECONDS)
+        return await chosen.threads.run(work, self._seconds, _GRACE_SECONDS)
 
     async def stats(
         self,
@@ -138,7 +138,7 @@ class QueryService:
             }
             return Stats(chosen.source, results, batch, _ms_since(start))
 
-        return await chosen.pool.run(work, self._seconds, _GRACE_SECONDS)
+        return await chosen.threads.run(work, self._seconds, _GRACE_SECONDS)
 
     async def compare(self, query: Query, as_of: int | None = None, *, all_engines: bool = False) -> Comparison:
         """Query all stores at once, as of the lowest of their watermarks or of an earlier batch.
@@ -261,7 +261,7 @@ class QueryService:
 
         async def run(engine: Engine) -> None:
             try:
-                results[engine.source] = await engine.pool.run(partial(work, engine), self._seconds, _GRACE_SECONDS)
+                results[engine.source] = await engine.threads.run(partial(work, engine), self._seconds, _GRACE_SECONDS)
             except (StoreDown, Backpressure, QueryTimeout) as error:
                 failures[engine.source] = error
 

@@ -22,7 +22,7 @@ class Missing:
 
 
 def find(reader: StoreReader, codec: RowCodec, batches: Sequence[Batch], dead_lettered: Gaps) -> Gaps:
-    """The gaps of `batches` in the store that `reader` reads. `dead_lettered`: batch -> ids of its dead-lettered rows.
+    """Return the gaps of `batches` in the store of `reader`. `dead_lettered`: batch -> ids of its dead-lettered rows.
 
     Blocks. Raises what the reader raises.
     """

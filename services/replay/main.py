@@ -19,7 +19,7 @@ from services.runtime import logs
 @click.option("--store", required=True, help="The store to refill, e.g. clickhouse.")
 @click.option("--dataset", "names", multiple=True, help="A dataset to replay; may be repeated. Default: all.")
 @click.option(
-    "--from-batch", "first", type=click.IntRange(1), help="Begin anew at this batch; the store has all before it."
+    "--from-batch", "first", type=click.IntRange(1), help="Start over at this batch; the store has all before it."
 )
 def main(store: str, names: tuple[str, ...], first: int | None) -> None:
     """Refill a store from PostgreSQL, exactly once, while rows go on coming in.

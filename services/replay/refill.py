@@ -1,14 +1,16 @@
-"""The loop that brings what a store lacks of one dataset from PostgreSQL, exactly once, while the stream loads on.
+"""Copies the rows of one dataset that a store lacks from PostgreSQL, exactly once, while the sink goes on loading.
 
-The stream and a replay never write the same row: a batch of which the stream has still to load a part is waited for,
-and what it says to have loaded is counted in the store, and only what is missing there is written. Per range of
-batches: the range goes to the ledger, its missing rows go to the store under a token made of it, the range is marked
-done. After a failure or a crash the next attempt finds the pending range, and completes it (`StoreWriter.complete`).
+The sink and a replay never write the same row. The replay waits for a batch of which the sink has still to load a part.
+Of a batch that the sink has loaded, it searches the store for the rows, and writes the missing ones. A range of batches
+is recorded in the ledger first; then its missing rows are written under a token that is made of the range; then the
+range is marked as done. After a failure or a crash, the next attempt finds the pending range, and completes it
+(`StoreWriter.complete`).
 """
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
 
 from services.core import kafka_value
 from services.core.dead_letter import NO_PLACE, DeadLetter
@@ -33,45 +35,59 @@ _PAGE_BATCHES = 2_000
 _POLL_SECONDS, _RETRY_SECONDS = 0.2, 2.0
 
 
-class Refill:
-    """The replay of one dataset.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The accepted batches: `ledger` has their records, `reader` reads their rows."""
 
-    `starts`: partition -> the offset from which on the stream loads, in the topic `topics.current`. `dead_lettered`:
-    batch -> ids of the rows that were dead-lettered before. `watermark` computes the store's present watermark, and
-    saves it in the ledger.
+    ledger: Pool
+    reader: StoreReader
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The store that lacks rows. `dead_lettered`: batch -> ids of the rows that were dead-lettered before.
+
+    `watermark` computes the store's present watermark, and saves it in the ledger.
     """
+
+    reader: StoreReader
+    writer: StoreWriter
+    dead_letters: DeadLetters
+    dead_lettered: gaps.Gaps
+    watermark: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What the sink loads: partition -> the offset from which on it loads the topic `topics.current`."""
+
+    topics: TopicNumbers
+    starts: Mapping[int, int]
+
+
+class Refill:
+    """The replay of one dataset. `progress` records how far `replay` has come."""
 
     def __init__(
         self,
         codec: RowCodec,
-        ledger: Pool,
+        source: Source,
+        target: Target,
+        stream: Stream,
         progress: ReplayProgress,
         replay: Replay,
-        source: StoreReader,
-        reader: StoreReader,
-        writer: StoreWriter,
-        dead_letters: DeadLetters,
-        topics: TopicNumbers,
-        starts: Mapping[int, int],
-        dead_lettered: gaps.Gaps,
-        watermark: Callable[[], int],
         display: Display,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._codec = codec
         self._name = codec.dataset.name
-        self._ledger = ledger
+        self._source = source
+        self._target = target
+        self._stream = stream
         self._progress = progress
         self._replay = replay
-        self._source = source
-        self._reader = reader
-        self._writer = writer
-        self._dead_letters = dead_letters
-        self._topics = topics
-        self._starts = starts
-        self._watermark = watermark
         self._dead_lettered: defaultdict[int, set[int]] = defaultdict(
-            set, {batch: set(ids) for batch, ids in dead_lettered.items()}
+            set, {batch: set(ids) for batch, ids in target.dead_lettered.items()}
         )
         self._display = display
         self._pause = pause
@@ -90,7 +106,7 @@ class Refill:
             except Backpressure as error:
                 self._wait(str(error), error.retry_after)
             except StoreDown as error:
-                if error.store != self._reader.name:
+                if error.store != self._target.reader.name:
                     raise
                 self._wait(str(error), _RETRY_SECONDS)
         self._progress.finish(self._replay)
@@ -99,11 +115,11 @@ class Refill:
     def _step(self) -> None:
         """Bring what is missing of the next page of batches, up to the first that has to be waited for."""
         replay, pending = self._replay, self._replay.range_last is not None
-        with self._ledger.connection() as connection:
+        with self._source.ledger.connection() as connection:
             floor = reading.floor(connection, self._name)
             stop = replay.last if replay.range_last is None else replay.range_last
             page = reading.batches(connection, self._name, max(replay.next, floor) - 1, stop, _PAGE_BATCHES)
-            offsets = reading.sink_offsets(connection, self._reader.name, self._name)
+            offsets = reading.sink_offsets(connection, self._target.reader.name, self._name)
             lost = set(self._lost(connection, page[0].batch_id - 1, page[-1].batch_id, len(page))) if page else set()
         own = [batch for batch in page if batch.batch_id in lost or not self._is_streamed(batch)]
         for batch in own:
@@ -114,7 +130,7 @@ class Refill:
                 stop = batch.batch_id - 1
                 break
         own = [batch for batch in own if batch.batch_id <= stop]
-        found = gaps.find(self._reader, self._codec, own, self._dead_lettered)
+        found = gaps.find(self._target.reader, self._codec, own, self._dead_lettered)
         rest = [batch for batch in page if batch.batch_id <= stop]
         end = stop if pending or len(page) < _PAGE_BATCHES else rest[-1].batch_id
         self._bring_all(rest, {batch.batch_id for batch in own}, found, end, floor)
@@ -153,27 +169,27 @@ class Refill:
 
         The stream's offsets do not count in the topics that those batches were published to.
         """
-        mark = self._watermark()
-        with self._ledger.connection() as connection:
+        mark = self._target.watermark()
+        with self._source.ledger.connection() as connection:
             lost = self._lost(connection, mark, self._replay.last, 1)
         if lost:
             self._wait(
-                f"batches between {mark} and {lost[0]} are for stream-to-store --store {self._reader.name} to load",
+                f"stream-to-store --store {self._target.reader.name} has to load batches after {mark}",
                 _POLL_SECONDS,
             )
         return not lost
 
     def _lost(self, connection: Connection, after: int, last: int, limit: int) -> list[int]:
-        return reading.lost_batches(connection, self._name, after, last, self._topics, limit)
+        return reading.lost_batches(connection, self._name, after, last, self._stream.topics, limit)
 
     def _bring(self, batches: Sequence[Batch], found: gaps.Gaps, end: int, floor: int) -> int | None:
         """Write the missing rows of `batches`, and return how many; None if the step has to be repeated."""
         known = self._replay.range_last is not None
         limit = None if known or len(batches) == 1 else _BLOCK_BYTES
         try:
-            missing = gaps.read(self._source, self._codec, batches, found, limit)
+            missing = gaps.read(self._source.reader, self._codec, batches, found, limit)
         except NeedsOperator:
-            with self._ledger.connection() as connection:
+            with self._source.ledger.connection() as connection:
                 if reading.floor(connection, self._name) > floor:  # retention has just dropped them
                     return None
             raise
@@ -196,14 +212,14 @@ class Refill:
         rejections: Sequence[RowRejected]
         try:
             if known:
-                rejections = self._writer.complete([block])
+                rejections = self._target.writer.complete([block])
             else:
-                self._writer.write([block])
+                self._target.writer.write([block])
                 return 0
         except RowRejected:
-            rejections = self._writer.complete([block])
+            rejections = self._target.writer.complete([block])
         places = [rejection.row or 0 for rejection in rejections]
-        self._dead_letters.send(
+        self._target.dead_letters.send(
             [
                 _dead_letter(missing.ids[place], rejection.reason, missing.lines[place])
                 for place, rejection in zip(places, rejections, strict=True)
@@ -219,14 +235,14 @@ class Refill:
         return (
             batch.parts is not None
             and batch.parts != ()
-            and all(p.offset >= self._starts.get(p.partition, 0) for p in batch.parts)
+            and all(p.offset >= self._stream.starts.get(p.partition, 0) for p in batch.parts)
         )
 
     def _unloaded(self, batch: Batch, offsets: Mapping[int, int]) -> str:
         if batch.parts is None:
             return f"batch {batch.batch_id} is not in Kafka yet: an ingest API has to publish it"
         if any(part.offset >= offsets.get(part.partition, 0) for part in batch.parts):
-            return f"a part of batch {batch.batch_id} is for stream-to-store --store {self._reader.name} to load"
+            return f"a part of batch {batch.batch_id} is for stream-to-store --store {self._target.reader.name} to load"
         return ""
 
     def _wait(self, reason: str, seconds: float) -> None:
@@ -235,7 +251,7 @@ class Refill:
 
 
 def cut(batches: Sequence[Batch]) -> Sequence[Batch]:
-    """The first of `batches`, for one block: all accepted on one day, and no more than are needed for BLOCK_ROWS."""
+    """Return the first of `batches`, for one block: of one day, and no more than are needed for BLOCK_ROWS."""
     rows = 0
     for index, batch in enumerate(batches):
         if rows >= BLOCK_ROWS or batch.created_at // DAY != batches[0].created_at // DAY:

@@ -16,10 +16,10 @@ from services.ledger.watermark import Watermarks
 from services.postgres.pool import Pool
 from services.replay.display import Display
 from services.replay.gaps import Gaps
-from services.replay.refill import Refill
+from services.replay.refill import Refill, Source, Stream, Target
 from services.replay.settings import ReplaySettings
 from services.stores import postgres
-from services.streams import dead_letters, kafka, topics
+from services.streams import dead_letters, kafka, kafka_client, topics
 from services.streams.dead_letters import DeadLetters
 
 
@@ -27,7 +27,7 @@ class Replays:
     """A context; what it opened is closed at its end, and other replays may begin."""
 
     def __init__(self, settings: ReplaySettings, store: str) -> None:
-        """Raises Invalid for a store that cannot be replayed into."""
+        """Open the store. Raises Invalid for a store that cannot be replayed into."""
         self._settings = settings
         self._url = settings.postgres_url.get_secret_value()
         self._kafka_url = settings.kafka_url
@@ -44,7 +44,7 @@ class Replays:
         self._opened.close()
 
     def begin(self, dataset: Dataset, first: int | None, display: Display) -> Refill:
-        """From now on it is noted in the ledger. `first`: begin anew, at this batch.
+        """Begin a replay, and record it in the ledger. `first`: start over, at this batch.
 
         Raises Conflict when another replay or the store's stream is in the way, Invalid when `first` is too high.
         """
@@ -62,36 +62,30 @@ class Replays:
             numbers = reading.topic_numbers(connection, dataset.topic, topic_id)
             starts = reading.sink_offsets(connection, store, dataset.name)
             display.total(reading.count(connection, dataset.name, replay.next - 1, replay.last).rows)
-        return Refill(
-            RowCodec(dataset),
-            self._ledger,
-            progress,
-            replay,
-            self._source,
+        target = Target(
             self._reader,
             self._writer,
             self._opened.enter_context(closing(DeadLetters(self._open_producer, store, dataset))),
-            numbers,
-            starts,
             self._dead_lettered_rows(dataset),
             lambda: Watermarks(self._ledger).of(self._reader, dataset),
-            display,
         )
+        source = Source(self._ledger, self._source)
+        return Refill(RowCodec(dataset), source, target, Stream(numbers, starts), progress, replay, display)
 
     def _note(
         self, progress: ReplayProgress, topic: PartitionReader, topic_id: str, dataset: Dataset, first: int | None
     ) -> Replay:
-        """Raises StoreDown if the topic is being made anew right now."""
+        """Record the replay in the ledger. Raises StoreDown if the topic is being created again at this moment."""
         store = self._reader.name
         with self._ledger.connection() as connection:
             position = reading.sink_position(connection, store, dataset.name)
         bounds = topic.bounds()  # after the position, which a sink that runs moves on
         if topic.topic_id() != topic_id:
-            raise StoreDown("kafka", f"{dataset.topic} is being made anew: run the same command again")
+            raise StoreDown("kafka", f"{dataset.topic} is being created again: run the same command again")
         moves = position.topic_id != topic_id or any(
             not low <= position.offsets.get(partition, -1) <= end for partition, (low, end) in bounds.items()
         )
-        if moves and kafka.members(self._kafka_url, kafka.sink_group(store, dataset.name)):
+        if moves and kafka_client.members(self._kafka_url, kafka_client.sink_group(store, dataset.name)):
             raise Conflict(
                 f"the replay has to set where {store} goes on in {dataset.topic}: stop stream-to-store --store {store}"
                 " (a killed one leaves its group after some seconds), and start it again once the replay has begun"
@@ -113,7 +107,7 @@ class Replays:
 
 
 def check_first(ledger: Pool, reader: StoreReader, dataset: Dataset, first: int) -> None:
-    """Raises Invalid when the store would lack what was accepted before batch `first`."""
+    """Raise Invalid if the store would lack batches that were accepted before batch `first`."""
     with ledger.connection() as connection:
         last = reading.last_batch(connection)
     if first > last:

@@ -1,6 +1,6 @@
 """The reports of a day: a Delta table each under `reports/` in the lake, a partition a day.
 
-A day is one of event time, in UTC. Making its report anew replaces its partition in one commit. A day whose report was
+A day is one of event time, in UTC. Making its report again replaces its partition in one commit. A day whose report was
 made has rows here even when it has no logs; docs/jobs.md describes the columns.
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 from deltalake import DeltaTable, Schema, write_deltalake
 
-from services.core.bounds import MAX_RESULT_BYTES
 from services.core.errors import ResultTooLarge
+from services.core.result_size import MAX_RESULT_BYTES
 from services.lake.table import Table, table_uri, within_limit
 from services.runtime.settings import LakeSettings
 
@@ -76,13 +76,13 @@ class ReportTable:
         within_limit(lambda: write_deltalake(table, data, mode="overwrite", predicate=only, partition_by=["day"]))
 
     def days(self) -> list[date]:
-        """Those with a report, the latest first."""
+        """Return the days that have a report, the latest first."""
         table = self._table.latest()
         partitions = within_limit(table.partitions) if table else []
         return sorted((date.fromisoformat(str(each["day"])) for each in partitions), reverse=True)
 
     def of(self, day: date) -> list[dict[str, Any]]:
-        """The rows of `day`; none when its report was never made. Raises ResultTooLarge."""
+        """Return the rows of `day`; none when its report was never made. Raises ResultTooLarge."""
         engine = self._table.engine()
         if engine is None:
             return []

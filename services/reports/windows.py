@@ -1,30 +1,25 @@
 """The windows of the last hours, counted while rows arrive: a table in PostgreSQL, updated many times a minute.
 
-A window's count only grows. So the higher of two counts is the later one, and writing them again, in any order, or
-counting anew what had been counted already, leaves the table as it was.
+A window's count only grows, so the higher of two counts is the later one. The counts may therefore be written again, in
+any order, and rows may be counted again: the table stays as it was.
 """
 
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import NamedTuple
 
 from psycopg.rows import class_row
 
-from services.core.bounds import MAX_GROUPS
 from services.core.errors import ResultTooLarge
+from services.core.result_size import MAX_GROUPS
+from services.postgres import migrations
 from services.postgres.connection import Connection, translated
 
 WINDOW_SECONDS = 10
 KEPT_MINUTES = 24 * 60
 
-_TABLE = """
-CREATE TABLE IF NOT EXISTS realtime_windows (
-    start      timestamptz NOT NULL,
-    service    text NOT NULL,
-    level      text NOT NULL,
-    rows       bigint NOT NULL,
-    PRIMARY KEY (start, service, level)
-)"""
+MIGRATIONS = migrations.Migrations(Path(__file__).with_name("migrations"))
 
 
 class Window(NamedTuple):
@@ -36,14 +31,13 @@ class Window(NamedTuple):
     rows: int
 
 
-def prepare(connection: Connection) -> None:
-    """Create the table if it is missing. Raises StoreDown."""
-    with translated():
-        connection.execute(_TABLE)
+def require(connection: Connection) -> None:
+    """Raise StoreDown, which names `logpipe migrate`, while the table is older than this release."""
+    migrations.require(connection, MIGRATIONS)
 
 
 def upsert(connection: Connection, windows: Sequence[Window]) -> None:
-    """In one transaction; drops those too old to be kept. Raises StoreDown."""
+    """Add these windows, and delete those that are too old, in one transaction. Raises StoreDown."""
     starts, levels, services, rows = zip(*windows, strict=True) if windows else ((), (), (), ())
     with translated(), connection.transaction():
         connection.execute(
@@ -58,12 +52,12 @@ def upsert(connection: Connection, windows: Sequence[Window]) -> None:
 
 
 def latest(connection: Connection, minutes: int) -> list[Window] | None:
-    """Those that began in the last `minutes`, the latest first; None when nobody ever counted.
+    """Return the windows that began in the last `minutes`, the latest first; None if no window was ever counted.
 
     Raises StoreDown, or ResultTooLarge.
     """
     with translated(), connection.cursor(row_factory=class_row(Window)) as cursor:
-        if connection.execute("SELECT to_regclass('realtime_windows')").fetchone() == (None,):
+        if connection.execute("SELECT FROM realtime_windows LIMIT 1").fetchone() is None:
             return None
         found = cursor.execute(
             "SELECT start, level, service, rows FROM realtime_windows"

@@ -1,4 +1,4 @@
-"""Who may call: nobody needs a token on loopback; beyond it, a bearer token."""
+"""Authentication: a process that listens beyond loopback requires a bearer token."""
 
 import ipaddress
 import secrets

@@ -39,7 +39,7 @@ def max_connections() -> int:
 def bounded_protocol(
     limit: int, head_seconds: float = HEAD_SECONDS, write_seconds: float = WRITE_SECONDS
 ) -> type["BoundedProtocol"]:
-    """The protocol of one server."""
+    """Return the protocol of one server."""
     own = {"limit": limit, "head_seconds": head_seconds, "write_seconds": write_seconds, "waiting": {}}
     return type("Bounded", (BoundedProtocol,), own)
 
@@ -90,7 +90,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than the reply is made."""
+        """Called when the client reads more slowly than the reply is written."""
         super().pause_writing()
         self._await_reading()
 

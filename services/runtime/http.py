@@ -50,7 +50,7 @@ _log = logs.get("http")
 
 
 def needs(access: Access) -> Any:
-    """A route dependency: who may call it. Routes without one are open."""
+    """Return a route dependency: who may call it. Routes without one are open."""
 
     async def check(request: Request) -> None:
         request.app.state.guard.check(access, request.headers.get("authorization", ""))
@@ -236,7 +236,7 @@ async def _on_invalid_parameters(request: Request, error: Exception) -> Response
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    return problem(400, "the client left before its body was complete")  # for the metrics: nobody reads it
+    return problem(400, "the client left before its body was complete")  # for the metrics: the client does not read it
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

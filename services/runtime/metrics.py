@@ -40,5 +40,5 @@ def _labelled(metric: Metric, labels: tuple[str, ...]) -> Counter | Gauge | Hist
 
 
 def exposition() -> tuple[bytes, str]:
-    """The text of /metrics and its content type."""
+    """Return the text of /metrics and its content type."""
     return generate_latest(), CONTENT_TYPE_LATEST

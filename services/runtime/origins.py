@@ -32,7 +32,7 @@ class OriginGuard:
         self._app = app
         bound = f"[{settings.host}]" if ":" in settings.host else settings.host
         self._hosts = LOOPBACK_HOSTS | {bound, *settings.hosts}
-        # No page has an address of this machine as its own name, so an address proves that nobody rebinds a name.
+        # No page has an address of this machine as its own name, so an address proves that no name was rebound.
         self._any_address = settings.host in _WILDCARDS
         self._origins = settings.origins
         self._open_paths = open_paths
@@ -69,7 +69,7 @@ class OriginGuard:
 
 
 def _crosses_origins(site: bytes | None, origin: str, host: str) -> bool:
-    """Whether the page is of another origin than this listener; a request without both headers is no page's."""
+    """Return whether the page is of another origin than this listener; a request without both headers is no page's."""
     if site is not None:
         return site not in (b"same-origin", b"none")
     return bool(origin) and origin.partition("://")[2] != host

@@ -9,29 +9,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from services.core.backoff import Backoff
 from services.core.errors import LogpipeError
 from services.runtime import logs
 
+_BACKOFF = Backoff(1.0, 10.0)
 _log = logs.get("workers")
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """How long to pause after failures in a row: `first` seconds, then twice as long each time, at most `longest`.
-
-    For threads that must not sleep, because a stop signal or other work ends the pause. A call that may sleep until it
-    succeeds is retried by stamina instead.
-    """
-
-    first: float
-    longest: float
-
-    def pause(self, failures: int) -> float:
-        """Return the seconds to pause after this many failures in a row (1 or more)."""
-        doublings = min(failures - 1, 32)  # a larger power would overflow after a long outage
-        return min(self.first * 2.0**doublings, self.longest)
 
 
 Turn = Callable[[], float | None]
@@ -57,7 +41,7 @@ class Worker:
         turn: Turn,
         *,
         close: Callable[[], None] | None = None,
-        backoff: Backoff = Backoff(1.0, 10.0),
+        backoff: Backoff = _BACKOFF,
         delay: float = 0.0,
         exits_on_bug: bool = False,
     ) -> None:

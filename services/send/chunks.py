@@ -200,7 +200,7 @@ class Chunker:
         return section.full > 0 or len(section.lines) >= self._limit or section.size >= CHUNK_BYTES
 
     def _goes_on(self, section: _Section, line: bytes) -> bool:
-        """Whether the line belongs to what lies in a full section, as far as a record may reach."""
+        """Return whether the line belongs to what lies in a full section, as far as a record may reach."""
         if section.closed or section.size - section.full >= RECORD_BYTES:
             return False
         if section.split:

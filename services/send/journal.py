@@ -28,7 +28,7 @@ from services.send.source import Mark, another_file
 from services.send.years import Stretch
 
 _VERSION = 2
-ANEW = "run without --resume to send the whole file"
+START_OVER = "run without --resume to send the whole file"
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -75,7 +75,7 @@ class Progress(msgspec.Struct):
     years: list[Stretch] = []
 
     def sent(self) -> Mark:
-        """Up to where the file was sent, acked or not."""
+        """Return the offset up to which the file was sent, acked or not."""
         return self.begun[-1].end if self.begun else self.done
 
 
@@ -93,7 +93,7 @@ class Journal:
     former_path = ""
 
     def __init__(self, folder: Path, path: str) -> None:
-        """Raises NeedsOperator when another send of the same file runs, or the folder cannot be written."""
+        """Lock the journal. Raises NeedsOperator if another send of the file runs, or the folder cannot be written."""
         full = os.path.realpath(path)
         self.file = folder / f"{Path(full).name}-{xxhash.xxh3_64_hexdigest(full.encode())}.progress"
         self._path = full
@@ -109,13 +109,13 @@ class Journal:
             raise NeedsOperator(f"another `logpipe send` of {path} is running") from error
 
     def was_interrupted(self) -> bool:
-        """Whether the last run left chunks of which nobody knows whether they were stored."""
+        """Return whether the last run left chunks of which it is unknown whether they were stored."""
         with suppress(NeedsOperator):
             return bool(self._read().begun)
         return False
 
     def load(self, agreeing: Agreeing) -> Progress:
-        """The last run, to go on with. Raises NeedsOperator when no journal tells it for certain."""
+        """Return the last run, to continue it. Raises NeedsOperator if the journal is missing or damaged."""
         own = self._read() if self.file.exists() else None
         marks = [mark for mark in (own.done, own.sent()) if mark.bytes] if own else []
         if agreeing(marks) is None:
@@ -130,7 +130,7 @@ class Journal:
         return self.progress
 
     def _records_of_kin(self) -> list[tuple[Path, Progress]]:
-        """The records of files whose names are as if one were the other after a rotation."""
+        """Return the records of files whose names are as if one were the other after a rotation."""
         found = []
         for file in self.file.parent.glob("*.progress"):
             with suppress(msgspec.MsgspecError, UnicodeDecodeError, OSError):
@@ -141,7 +141,7 @@ class Journal:
         return found
 
     def _take_over(self, file: Path) -> Progress:
-        """The record of this text is under another path: from now on it is under this one, and that path's is new."""
+        """Move the record of this text from another path to this one, and begin a new record for the other path."""
         with file.with_suffix(".lock").open("wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,20 +154,20 @@ class Journal:
                 progress.options = msgspec.structs.replace(progress.options, origin=origin)
             self.progress = progress
             self._write()
-            # The file that has the former path now goes on later: its times may be of another year.
+            # The file at the former path continues later: its times may be of another year.
             following = _begun(self.former_path, msgspec.structs.replace(progress.options, year=None), [])
             following.ledger = progress.ledger
             _replace(file, following)
         return progress
 
     def start(self, options: Options, years: list[Stretch]) -> Progress:
-        """A new run of the file."""
+        """Begin a new run of the file."""
         self.progress = _begun(self._path, options, years)
         self._write()
         return self.progress
 
     def bind(self, ledger: str) -> None:
-        """The run belongs to this ledger, '' when ingest is of a release that does not tell it.
+        """Record the ledger of the run, '' if ingest is of a release that does not name its ledger.
 
         Raises OtherLedger when the run belongs to another one.
         """
@@ -179,13 +179,13 @@ class Journal:
         if self.progress.ledger:
             raise OtherLedger(
                 f"what was sent up to line {self.progress.done.lines} is in another ledger: the pipeline was wiped"
-                f" since, or LOGPIPE_INGEST_URL is of another one; {ANEW}"
+                f" since, or LOGPIPE_INGEST_URL is of another one; {START_OVER}"
             )
         self.progress.ledger, self.progress.version = ledger, _VERSION
         self._write()
 
     def begin(self, end: Mark) -> bool:
-        """A chunk is about to be sent; False: it was acked in an earlier run, leave it out."""
+        """Record that a chunk is about to be sent. Return False if an earlier run had it acked: leave it out then."""
         assert self.progress
         for begun in self.progress.begun:
             if begun.end == end:
@@ -209,15 +209,17 @@ class Journal:
         try:
             progress = msgspec.json.decode(self.file.read_bytes(), type=Progress)
         except FileNotFoundError as error:
-            raise NeedsOperator(f"there is no record of an earlier send of this file: {ANEW}") from error
+            raise NeedsOperator(f"there is no record of an earlier send of this file: {START_OVER}") from error
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise NeedsOperator(f"the record of the earlier send is damaged ({self.file}: {error}): {ANEW}") from error
+            raise NeedsOperator(
+                f"the record of the earlier send is damaged ({self.file}: {error}): {START_OVER}"
+            ) from error
         if progress.version > _VERSION:
             raise NeedsOperator(
-                f"a newer release wrote the record of the earlier send ({self.file}): update logpipe, or {ANEW}"
+                f"a newer release wrote the record of the earlier send ({self.file}): update logpipe, or {START_OVER}"
             )
         if progress.path != self._path:
-            raise NeedsOperator(f"{self.file} is the record of another file, {progress.path}: {ANEW}")
+            raise NeedsOperator(f"{self.file} is the record of another file, {progress.path}: {START_OVER}")
         return progress
 
     def _write(self) -> None:
@@ -230,7 +232,7 @@ def _begun(path: str, options: Options, years: list[Stretch]) -> Progress:
 
 
 def _stem(path: str) -> str:
-    """What rotation leaves of a name: "app" of app.log, app.log.1.gz, app-20240501.log and app.log-20240501."""
+    """Return what rotation leaves of a name: "app" of app.log, app.log.1.gz, app-20240501.log and app.log-20240501."""
     return re.split(r"\.|[-_]?\d", Path(path).name, maxsplit=1)[0]
 
 

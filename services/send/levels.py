@@ -37,7 +37,7 @@ _WORDS = {word: level for level, words in LEVELS.items() for word in words}
 
 
 def standard_level(word: str) -> str:
-    """The pipeline's name of a level; of an unknown word, that in capitals."""
+    """Return the pipeline's name of a level; of an unknown word, that in capitals."""
     return _WORDS.get(word.lower()) or word.upper()
 
 

@@ -1,4 +1,4 @@
-"""A line of a log file -> one row of the dataset `logs` in wire form; and which format a file has."""
+"""Parses lines of log files into rows of the dataset `logs` in wire form, and detects the format of a file."""
 
 import re
 from collections import Counter
@@ -18,8 +18,8 @@ from services.send.times import TimeParser, Window
 
 NDJSON, DOCKER = "ndjson", "docker"
 JSON_FORMATS = {
-    NDJSON: "rows as the ingest API takes them, one JSON object a line",
-    DOCKER: "containers' logs as Docker's driver json-file writes them",
+    NDJSON: "rows as the ingest API takes them, one JSON object in each line",
+    DOCKER: "logs of containers as Docker's driver json-file writes them",
 }
 """The formats that no regular expression describes."""
 
@@ -27,15 +27,15 @@ _ABSENT = (None, "", "-")
 _encode = msgspec.json.Encoder().encode
 _codec = RowCodec(find("logs"))
 
-ANY_ZONE = timedelta(days=1)  # a file's times may be in a zone ahead of the one its own time is known in
+ANY_ZONE = timedelta(days=1)  # the times in a file may be of a zone that is ahead of the zone of this machine
 
 
 class Unparsed(Exception):
-    """The line is not one of the format; says why."""
+    """The line does not have the format; the message says why."""
 
 
 class Defaults(msgspec.Struct, frozen=True):
-    """For rows that lack them; '' where none was given."""
+    """Values for rows that lack them; '' where the user gave none."""
 
     level: str = ""
     service: str = ""
@@ -43,7 +43,7 @@ class Defaults(msgspec.Struct, frozen=True):
 
 
 class Part(NamedTuple):
-    """A line that is a record, or a part of one that its writer split. `is_last`: the record ends with it."""
+    """A line that is a record, or a part of a record that its writer split. `is_last`: the record ends here."""
 
     stream: str
     message: str
@@ -52,23 +52,23 @@ class Part(NamedTuple):
 
 class Parser(Protocol):
     yearless: bool
-    """Whether some of its times have no year."""
+    """Whether some times of the format have no year."""
 
     splits: bool
-    """Whether its lines may be parts of records; blanks at their end then belong to the message."""
+    """Whether lines of the format may be parts of records. Blanks at the end of a line then belong to the message."""
 
     def row(self, line: str, more: str = "") -> bytes:
-        """One JSON object in wire form, not yet validated; `more` is added to its message. Raises Unparsed."""
+        """Return one JSON object in wire form, not yet validated. `more` is added to its message. Raises Unparsed."""
 
     def continues(self, line: str) -> bool:
-        """Whether the line is no record of its own, but more of the one before it."""
+        """Return whether the line continues the record before it."""
 
     def part(self, line: str) -> Part | None:
-        """None for a line that is no part, and always where `splits` is false."""
+        """Return the part; None for a line that is not a part, and always if `splits` is false."""
 
 
 class NdjsonParser:
-    """Lines in wire form already: only what is missing is filled in, all else keeps its bytes."""
+    """Parses lines that are in wire form: adds the missing defaults, and keeps the bytes of everything else."""
 
     yearless = splits = False
 
@@ -99,7 +99,7 @@ class _DockerLine(msgspec.Struct):
 
 
 class DockerParser:
-    """Lines of Docker's driver json-file: a line without a newline at its end is a part of a longer one."""
+    """Parses lines of Docker's driver json-file. A log text without a newline at its end is a part of a longer one."""
 
     yearless, splits = False, True
 
@@ -142,7 +142,7 @@ def _whole(log: str) -> str:
 
 
 class TextParser:
-    """Lines of one of `formats.FORMATS`, or of a custom one. `origin`: the service of lines for want of any other."""
+    """Parses lines of a format of `formats.FORMATS` or a custom one. `origin`: the service of lines without one."""
 
     def __init__(self, form: Format, zone: tzinfo, window: Window, defaults: Defaults, origin: str = "") -> None:
         self._name = form.name
@@ -193,15 +193,15 @@ class TextParser:
         return Part(found["stream"], found["message"], found["more"] is None)
 
     def time(self, line: str) -> datetime:
-        """The line's time alone; raises Unparsed."""
+        """Return only the time of the line. Raises Unparsed."""
         return datetime.fromisoformat(self.fields(line)[1])
 
     def is_vague(self, line: str) -> bool:
-        """Whether the layout that the line has is one of many other formats, too."""
+        """Return whether many other formats have the same layout as the line."""
         return next((vague for match, vague in self._vague if match(line)), False)
 
     def fields(self, line: str) -> tuple[dict[str, str | None], str]:
-        """The groups of the line, and its time in wire form; raises Unparsed."""
+        """Return the groups of the line, and its time in wire form. Raises Unparsed."""
         for match, times in self._layouts:
             if found := match(line):
                 groups: dict[str, str | None] = found.groupdict()
@@ -214,14 +214,14 @@ class TextParser:
 
 
 def custom(pattern: str, time_format: str) -> Format:
-    """A format of the user's own, one layout; raises Invalid."""
+    """Return a format of the user's own, which has one layout. Raises Invalid."""
     form = Format("--pattern", "", (Layout(time_format, pattern),))
     _compile(form, form.layouts[0])
     return form
 
 
 def make(form: Format | str, zone: tzinfo, window: Window, defaults: Defaults, origin: str) -> Parser:
-    """The parser of a format; those of JSON_FORMATS go by their names."""
+    """Return the parser of a format. A format of JSON_FORMATS is given by its name."""
     if form == NDJSON:
         return NdjsonParser(defaults)
     if form == DOCKER:
@@ -236,9 +236,10 @@ def detect(
     now: datetime,
     defaults: Defaults = Defaults(),  # noqa: B008 it is frozen
 ) -> tuple[str, int]:
-    """The format that most of these lines surely have, and how many do; ('', 0) when they have none.
+    """Return the format that most of these lines certainly have, and how many have it; ('', 0) if they have none.
 
-    A wrong format stores rows that nobody can mend, so a format whose lines look like those of many others needs proof.
+    A wrong format stores rows that cannot be corrected. So a format whose lines look like those of many other formats
+    needs proof.
     """
     window = Window(until=now + ANY_ZONE)
     ndjson, docker = NdjsonParser(defaults), DockerParser(zone, defaults, "origin")
@@ -253,7 +254,7 @@ def detect(
 
 
 def why_no_row(parser: Parser, line: str) -> str | None:
-    """Why the line alone gives no row that ingest accepts; None when it gives one."""
+    """Return why the line alone gives no row that ingest accepts; None if it gives one."""
     try:
         _codec.decode_object(parser.row(line))
     except (Unparsed, LogpipeError) as error:
@@ -262,7 +263,7 @@ def why_no_row(parser: Parser, line: str) -> str | None:
 
 
 def _count(form: Format, parser: TextParser, lines: Sequence[str]) -> int:
-    """How many of the lines have the format; 0 when less than half of those prove it."""
+    """Return how many of the lines have the format; 0 if less than half of these prove it."""
     found = [(line, groups) for line in lines if (groups := _groups(parser, line)) is not None]
     if not form.proof:
         return len(found)

@@ -93,7 +93,7 @@ class Plan:
         stretches = self._years(make, options)
         self._chunker = self._make_chunker(options, self._parser_at(make, stretches))
         if self.journal and self.journal.was_interrupted():
-            say("an earlier send of this file was interrupted: this one begins anew (--resume would go on with it)")
+            say("an earlier send of this file was interrupted: this one starts over (--resume would go on with it)")
         self.run = self.journal.start(options, stretches).run if self.journal else uuid4().hex
 
     def _make_chunker(self, options: Options, parser_at: ParserAt) -> Chunker:
@@ -151,7 +151,7 @@ class Plan:
         return self.source.name.partition(".")[0]
 
     def _years(self, make: MakeParser, options: Options) -> list[Stretch]:
-        """None for a format whose times have a year, and for a pipe, unless the year is given."""
+        """Return the years; empty if the times have a year, and for a pipe without a given year."""
         if not make(Window()).yearless or (self.journal is None and options.year is None):
             return []
         lines, size = self._last() if self.journal else ([], 0)

@@ -65,7 +65,7 @@ class Source:
         return datetime.now(UTC) if self._pipe else datetime.fromtimestamp(self._path.stat().st_mtime, UTC)
 
     def offset(self) -> int:
-        """How far the file was read, in bytes of the file as it lies there."""
+        """Return how far the file was read, in bytes of the file as it lies there."""
         return self._bytes if self._pipe else self._file.tell()
 
     def mark(self) -> Mark:
@@ -100,7 +100,7 @@ class Source:
         return found
 
     def lines(self, cuts: Sequence[int] = ()) -> Iterator[bytes | None]:
-        """Each line with its newline, cut at MAX_LINE bytes; of a pipe, about every second None.
+        """Yield each line with its newline, cut at MAX_LINE bytes; of a pipe, about every second None.
 
         NUL characters in front of a line do not count: they are the hole that a writer leaves whose file was truncated.
         `cuts`: bytes of the file, in order, where it once ended: a line ends there too, whatever was added since.
@@ -137,7 +137,7 @@ class Source:
                 yield text
 
     def first(self, count: int) -> list[bytes]:
-        """The first lines that are not blank, read apart; of a pipe those that its first bytes hold."""
+        """Return the first lines that are not blank, read apart; of a pipe those that its first bytes hold."""
         found: list[bytes] = []
         file: BinaryIO = io.BytesIO(self._pipe.head) if self._pipe else self._path.open("rb")
         try:
@@ -150,7 +150,7 @@ class Source:
         return found
 
     def last(self) -> tuple[list[bytes], int]:
-        """The last lines of a file, and its bytes, decompressed: a compressed file is read whole for them."""
+        """Return the last lines of a file, and its bytes, decompressed: a compressed file is read whole for them."""
         with _translated(), self._path.open("rb") as file, _decompressed(file, _peek(file)) as stream:
             size, blocks = 0, deque[bytes](maxlen=2)
             if stream is file:
@@ -223,7 +223,7 @@ def another_file(lines: int) -> str:
 
 
 def decode(line: bytes, *, keep_blanks: bool = False) -> tuple[str, bool]:
-    """The text of a line, and whether it is UTF-8; what is not is taken for Latin-1.
+    """Return the text of a line, and whether it is UTF-8; what is not is taken for Latin-1.
 
     The text has no colours, no byte order mark, no NUL characters in front (the hole that a writer leaves whose file
     was truncated under it), and without `keep_blanks` no blanks at its end.

@@ -54,7 +54,7 @@ class TimeParser:
         self.yearless = not self._is_instant and not re.search("%[YyGcx]", self._format)
 
     def wire(self, text: str) -> str:
-        """Raises ValueError, saying why the text is no such time."""
+        """Return the time in wire form. Raises ValueError, which says why the text is not a time."""
         if self._split and (parts := self._split(text)):
             head, fraction, tail = parts.groups("")
             second = self._second(head + tail)
@@ -95,7 +95,7 @@ class TimeParser:
         raise ValueError(f"not a time: {reason}") from reason
 
     def _strptime(self, text: str, time_format: str) -> datetime:
-        """As datetime.strptime reads it, and a leap second besides."""
+        """Parse as datetime.strptime does, and accept a leap second, too."""
         parts = strptime(text, time_format)
         zone = self._zone if parts.tm_gmtoff is None else timezone(timedelta(seconds=parts.tm_gmtoff))
         if parts.tm_sec >= 60:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from services.core.errors import Invalid, InvalidRow, KeyReused, Malformed, OtherLedger
 from services.send.chunks import Chunk, Reject
-from services.send.journal import ANEW, Journal
+from services.send.journal import START_OVER, Journal
 
 STALLED_SECONDS = 120
 """An attempt ends when for this long no byte of it went out and no reply came; on a slow link it may take longer."""
@@ -52,7 +52,7 @@ class Transfer:
         self._totals = totals
 
     async def run(self, chunks: Iterator[Chunk]) -> None:
-        """Raises the error that stopped the transfer; everything acked until then is in the journal."""
+        """Send. Raises the error that stopped the transfer; the journal has everything that was acked until then."""
         broken = None
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -86,7 +86,7 @@ class Transfer:
                 duplicate = True
                 break
             except OtherLedger as error:
-                raise OtherLedger(f"the pipeline was wiped while this ran ({error}): {ANEW}") from error
+                raise OtherLedger(f"the pipeline was wiped while this ran ({error}): {START_OVER}") from error
             except InvalidRow as error:
                 if not 0 <= error.index < len(chunk.rows):
                     raise Invalid(f"ingest refuses row {error.index} of {len(chunk.rows)}: {error}") from error

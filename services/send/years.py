@@ -57,7 +57,7 @@ def decided(
 
 
 def followed(stretches: Sequence[Stretch], make: MakeParser, last: Sequence[str], size: int) -> list[Stretch]:
-    """The same, and what follows the `size` bytes that the file has now: times after that of its last line."""
+    """Return the same, and what follows the `size` bytes that the file has now: times after that of its last line."""
     end = _first_time(make(stretches[-1].window), reversed(last))
     if end is None or size <= stretches[-1].start:
         return list(stretches)

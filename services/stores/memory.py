@@ -9,7 +9,6 @@ from uuid import uuid4
 import msgspec
 
 from services.core import kafka_value
-from services.core.bounds import few_groups, gathered
 from services.core.completion import complete
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected
@@ -19,6 +18,7 @@ from services.core.line_fields import line_fields
 from services.core.lines import line_check
 from services.core.ports import DEFAULT_QUERY_SECONDS, Block, group_token
 from services.core.queries import AggregateQuery, Filters, ListQuery, Query, QueryResult, StatsQuery
+from services.core.result_size import few_groups, gathered
 from services.core.rows import Row
 from services.core.stopping import Stop
 

@@ -64,10 +64,10 @@ class Backlog:
         begun = [buffer for buffer in self._buffers.values() if buffer.group]
         for buffer in begun:
             group = [self._buffers[partition] for partition in buffer.group]
-            if all(other.complete() for other in group):
+            if all(other.is_ready() for other in group):
                 return group
         if begun:
             return ()
-        complete = [buffer for buffer in self._buffers.values() if buffer.complete()]
-        day = next((buffer.day for buffer in complete if buffer.day is not None), None)
-        return [buffer for buffer in complete if buffer.day in (day, None)]
+        ready = [buffer for buffer in self._buffers.values() if buffer.is_ready()]
+        day = next((buffer.day for buffer in ready if buffer.day is not None), None)
+        return [buffer for buffer in ready if buffer.day in (day, None)]

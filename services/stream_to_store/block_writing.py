@@ -26,7 +26,7 @@ def write(
     `is_first`: no former attempt at these messages was made. Raises StoreDown and Backpressure: call again, and then it
     is not the first.
     """
-    dead_letters.send([_whole(envelope) for taken, _ in ranges for envelope in taken.poison])
+    dead_letters.send([_whole(envelope) for found, _ in ranges for envelope in found.poison])
     blocks = [block for _, block in ranges]
     if is_first:
         try:
@@ -36,21 +36,25 @@ def write(
             pass
     # A line that is no row of its message's batch is left out here: a completion searches the store for the rows of
     # these batches, accepted on this day, and would never find the line's row.
-    own = [[_Own.of(block.dataset, envelope) for envelope in taken.good] for taken, block in ranges]
-    found = [dead_letter for parts in own for part in parts for dead_letter in part.strangers]
+    own = [[_OwnLines.of(block.dataset, envelope) for envelope in found.good] for found, block in ranges]
+    dead_lettered = [dead_letter for messages in own for lines in messages for dead_letter in lines.strangers]
     left = [
-        replace(block, rows=sum(len(part.numbers) for part in parts), lines=b"".join(part.joined() for part in parts))
-        for block, parts in zip(blocks, own, strict=True)
+        replace(
+            block,
+            rows=sum(len(lines.numbers) for lines in messages),
+            lines=b"".join(lines.joined() for lines in messages),
+        )
+        for block, messages in zip(blocks, own, strict=True)
     ]
     own_progress = writer if isinstance(writer, OwnProgressWriter) else None
     rejections = own_progress.rejections(left) if own_progress else _written(writer, left, is_first)
-    ends = [list(accumulate(len(part.numbers) for part in parts)) for parts in own]
+    ends = [list(accumulate(len(lines.numbers) for lines in messages)) for messages in own]
     for rejection in rejections:
         row = rejection.row or 0
         at = bisect_right(ends[rejection.block], row)
-        part = own[rejection.block][at]
-        found.append(part.dead_letter(row - ends[rejection.block][at] + len(part.numbers), rejection.reason))
-    dead_letters.send(found)
+        lines = own[rejection.block][at]
+        dead_lettered.append(lines.dead_letter(row - ends[rejection.block][at] + len(lines.numbers), rejection.reason))
+    dead_letters.send(dead_lettered)
     if own_progress:  # its transaction counts the dead-lettered lines as loaded, so the dead letters are sent before
         own_progress.write(without(left, rejections))
     return sum(block.rows for block in left) - len(rejections)
@@ -73,7 +77,7 @@ def _written(writer: StoreWriter, blocks: Sequence[Block], is_first: bool) -> Se
 
 
 @dataclass(frozen=True)
-class _Own:
+class _OwnLines:
     """The lines of one message that are rows of its batch. `strangers` are dead letters about the other lines.
 
     `numbers` are the numbers of these lines in the message, from 0.
@@ -85,11 +89,11 @@ class _Own:
     strangers: Sequence[DeadLetter] = ()
 
     @staticmethod
-    def of(dataset: Dataset, envelope: Envelope) -> "_Own":
+    def of(dataset: Dataset, envelope: Envelope) -> "_OwnLines":
         batch_id, created_at = envelope.batch_id, envelope.created_at
         assert batch_id is not None  # without one, the envelope has a problem
         if are_rows_of(envelope.message.value, envelope.rows, batch_id, created_at):
-            return _Own(dataset, envelope, range(envelope.rows))
+            return _OwnLines(dataset, envelope, range(envelope.rows))
         strangers, numbers = [], []
         lines = split(envelope.message.value)
         ids, times, problems = line_check(dataset).check(lines)
@@ -105,7 +109,7 @@ class _Own:
                 numbers.append(number)
                 continue
             strangers.append(_dead_letter(envelope, number, lines[number], own_id, reason))
-        return _Own(dataset, envelope, numbers, strangers)
+        return _OwnLines(dataset, envelope, numbers, strangers)
 
     def joined(self) -> bytes:
         if not self.strangers:

@@ -114,7 +114,7 @@ class Consumer:
         return self._backlog.read_up_to()
 
     def take(self, messages: Sequence[Message], read_up_to: Mapping[int, int]) -> None:
-        """Raises NeedsOperator for rows that this process would store without some of their columns."""
+        """Buffer messages. Raises NeedsOperator for rows that this process would store without some columns."""
         now = self._clock()
         for message in messages:
             if is_newer(message, self.dataset):
@@ -178,15 +178,15 @@ class Consumer:
     def _store(self, bound: _Bound, buffers: Sequence[PartitionBuffer]) -> None:
         is_first = not any(buffer.group for buffer in buffers)
         group = [buffer.partition for buffer in buffers]
-        ranges = [buffer.take(group) for buffer in buffers]
-        pending = {taken.partition: taken.offsets for taken in ranges}
+        ranges = [buffer.begin(group) for buffer in buffers]
+        pending = {each.partition: each.offsets for each in ranges}
         # The id of a deleted topic never returns: if it is the same now, all these messages were read from that topic.
         bound.progress.check_topic(self._topic.topic_id())
         if not is_first:
             bound.progress.check_table()
         if bound.progress.begin(pending):  # a former owner of the partitions may have tried to write these ranges
             is_first = False
-        blocks = [(taken, taken.block(self.dataset, bound.topic_id)) for taken in ranges]
+        blocks = [(each, each.block(self.dataset, bound.topic_id)) for each in ranges]
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
             rows = block_writing.write(self._target.writer, blocks, self._target.dead_letters, is_first)
         bound.progress.finish(pending)
@@ -194,5 +194,5 @@ class Consumer:
             buffer.finish()
         metrics.counter(metric_names.SINK_ROWS, *self._labels).inc(rows)
         freshness = metrics.histogram(metric_names.FRESHNESS_SECONDS, *self._labels)
-        for _, created_at in {(e.batch_id, e.created_at) for taken in ranges for e in taken.good}:
+        for _, created_at in {(e.batch_id, e.created_at) for each in ranges for e in each.good}:
             freshness.observe(max(0.0, time.time() - created_at / 1e6))

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -11,8 +11,8 @@ from fastapi import FastAPI
 
 from services import datasets, stores
 from services.core.dataset import Dataset
-from services.core.errors import Invalid
-from services.core.ports import OwnProgressWriter, TransactionalProducer
+from services.core.errors import Invalid, LogpipeError
+from services.core.ports import OwnProgressWriter, SinkReader, TransactionalProducer
 from services.ledger.sink_progress import SinkProgress
 from services.runtime import logs
 from services.runtime.health import Readiness
@@ -23,7 +23,7 @@ from services.stream_to_store.backlog import Limits
 from services.stream_to_store.consumer import Consumer, Progress, Target
 from services.stream_to_store.own_progress import OwnProgress
 from services.stream_to_store.settings import StreamToStoreSettings
-from services.streams import kafka, topics
+from services.streams import kafka, kafka_client, topics
 from services.streams.dead_letters import TOPIC, DeadLetters
 from services.streams.loop import GroupLoop
 
@@ -38,8 +38,11 @@ def main(store: str, names: tuple[str, ...]) -> None:
     """Take datasets from their topics into a store, exactly once."""
     settings = StreamToStoreSettings()
     logs.configure("stream-to-store", settings.log_level)
-    chosen = tuple(map(datasets.find, names)) or datasets.all_datasets()
-    loops = [make_loop(settings, store, dataset) for dataset in chosen]
+    try:
+        chosen = tuple(map(datasets.find, names)) or datasets.all_datasets()
+        loops = [make_loop(settings, store, dataset) for dataset in chosen]
+    except LogpipeError as error:
+        raise click.ClickException(str(error)) from error
     serve(create_app(settings, loops), settings.host, settings.stream_to_store_port)
 
 
@@ -66,20 +69,15 @@ def make_loop(settings: StreamToStoreSettings, store: str, dataset: Dataset) -> 
         return kafka.KafkaProducer(url, f"logpipe-{TOPIC}-{uuid.uuid4()}")
 
     writer = stores.open_writer(store)
-    own = writer if isinstance(writer, OwnProgressWriter) else None
-
-    def open_progress(topic_id: str) -> Progress:
-        if own:
-            return OwnProgress(own, dataset, topic_id)
-        reader = stores.open_reader(store)
-        if reader.progress != "sink":
-            raise Invalid(
-                f"{store} is filled from Kafka, so its reader must have the identity of its tables (SinkReader)"
-            )
-        return SinkProgress(ledger, reader, dataset, topic_id)
-
-    seconds = settings.block_seconds or (own.wait_seconds if own else WAIT_SECONDS)
-    reader = kafka.KafkaGroupReader(url, dataset.topic, kafka.sink_group(store, dataset.name))
+    seconds = settings.block_seconds
+    open_progress: Callable[[str], Progress]
+    if isinstance(writer, OwnProgressWriter):
+        seconds = seconds or writer.wait_seconds
+        open_progress = partial(OwnProgress, writer, dataset)
+    else:
+        seconds = seconds or WAIT_SECONDS
+        open_progress = partial(SinkProgress, ledger, _sink_reader(store), dataset)
+    reader = kafka.KafkaGroupReader(url, dataset.topic, kafka_client.sink_group(store, dataset.name))
     consumer = Consumer(
         Target(store, dataset, writer, DeadLetters(open_producer, store, dataset)),
         reader,
@@ -88,3 +86,12 @@ def make_loop(settings: StreamToStoreSettings, store: str, dataset: Dataset) -> 
         open_progress,
     )
     return GroupLoop(f"{dataset.name}-{store}", reader, consumer)
+
+
+def _sink_reader(store: str) -> SinkReader:
+    """Open the reader by which SinkProgress knows the identity of the store's tables. Raises Invalid."""
+    reader = stores.open_reader(store)
+    if reader.progress != "sink":
+        reader.close()
+        raise Invalid(f"the writer of {store} keeps no positions, so its reader must have progress 'sink' (SinkReader)")
+    return reader

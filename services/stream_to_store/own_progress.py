@@ -14,7 +14,7 @@ class OwnProgress:
         self._topic_id = topic_id
 
     def load(self, partitions: Sequence[int]) -> Iterable[SinkPosition]:
-        """Where to go on; a partition never seen before starts at 0. Raises StoreDown, NeedsOperator."""
+        """Return the positions; a partition that was never read starts at 0. Raises StoreDown, NeedsOperator."""
         positions = self._writer.positions(self._dataset, self._topic_id)
         return [SinkPosition(partition, positions.get(partition, 0)) for partition in partitions]
 

@@ -87,17 +87,17 @@ class PartitionBuffer:
                 self.since = now
             self.read_up_to = read_up_to
 
-    def complete(self) -> bool:
-        """Return whether there are messages to `take`, and the whole pending range is read if there is one."""
+    def is_ready(self) -> bool:
+        """Return whether there are messages to write, and the whole pending range is read if there is one."""
         return self.read_up_to > (self._pending.last if self._pending else self.next_offset)
 
-    def take(self, group: Sequence[int]) -> MessageRange:
-        """Return the range to write with one insert with those of `group`; the same range again until `finish`."""
+    def begin(self, group: Sequence[int]) -> MessageRange:
+        """Return the range that one insert writes together with those of `group`, the same range until `finish`."""
         self.group = group
         if self._pending is None:
             self._pending = Range(self.next_offset, self._end_of_day() - 1)
-        taken = [e for e in self._held if e.message.offset <= self._pending.last]
-        good, poison = [e for e in taken if not e.problem], [e for e in taken if e.problem]
+        chosen = [e for e in self._held if e.message.offset <= self._pending.last]
+        good, poison = [e for e in chosen if not e.problem], [e for e in chosen if e.problem]
         return MessageRange(self.partition, self._pending, good, poison)
 
     def finish(self) -> None:
@@ -111,7 +111,7 @@ class PartitionBuffer:
         self.bytes = sum(e.bytes for e in self._held)
 
     def _end_of_day(self) -> int:
-        """The offset before which all messages were accepted on one day."""
+        """Return the offset before which all messages were accepted on one day."""
         day = self.day
         for envelope in self._held:
             if not envelope.problem and envelope.created_at // DAY != day:

@@ -9,13 +9,14 @@ from typing import NamedTuple
 from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.dead_letter import DeadLetter, Record, decode, encode
-from services.core.errors import Malformed, StoreDown
+from services.core.errors import Malformed
 from services.core.ports import Message, Outgoing, PartitionReader, TransactionalProducer
 from services.runtime import logs, metrics
+from services.streams.reading import read_to_end
 from services.streams.topics import DEAD_LETTERS
 
 TOPIC, PARTITION = DEAD_LETTERS, 0
-_IDLE_POLLS = 10  # seconds without a message: a transaction that was left open holds up the end for a minute at most
+_PATIENCE = 10  # seconds without progress: a transaction that was left open holds up the end for a minute at most
 
 _log = logs.get("dead_letters")
 
@@ -62,19 +63,9 @@ def read(topic: PartitionReader, start: int) -> Iterator[tuple[list[StoredDeadLe
 
     Blocks. Raises StoreDown.
     """
-    first, end = topic.bounds()[PARTITION]
-    read_up_to = max(start, first)
-    if read_up_to >= end:
-        return
-    topic.assign({PARTITION: read_up_to})
-    idle = 0
-    while read_up_to < end:
-        messages = topic.poll(1.0)
-        idle = 0 if messages else idle + 1
-        if idle == _IDLE_POLLS:
-            raise StoreDown("kafka", f"topic {TOPIC} could not be read to its end: try again in a minute")
-        read_up_to = topic.read_up_to()[PARTITION]
-        yield list(_decoded(messages)), read_up_to
+    first, _ = topic.bounds()[PARTITION]
+    for messages, read_up_to in read_to_end(topic, TOPIC, {PARTITION: max(start, first)}, _PATIENCE):
+        yield list(_decoded(messages)), read_up_to[PARTITION]
 
 
 def _decoded(messages: Sequence[Message]) -> Iterator[StoredDeadLetter]:

@@ -18,24 +18,10 @@ from services.streams.kafka_client import (
     REQUEST_TIMEOUT,
     STORE,
     config,
-    delete_before,
     describe,
-    members,
-    sink_group,
     translate,
     translated,
 )
-from services.streams.topics import ensure_topics
-
-__all__ = [
-    "KafkaGroupReader",
-    "KafkaPartitionReader",
-    "KafkaProducer",
-    "delete_before",
-    "ensure_topics",
-    "members",
-    "sink_group",
-]
 
 MAX_POLL = 1000  # messages
 QUEUE_KBYTES = 16 * 1024  # fetched ahead, a reader

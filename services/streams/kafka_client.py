@@ -81,7 +81,7 @@ def translate(error: KafkaError) -> LogpipeError:
 
 
 def describe(admin: AdminClient, topic: str) -> TopicDescription | None:
-    """None when there is no such topic."""
+    """Return the description of a topic; None if there is no such topic."""
     future = admin.describe_topics(TopicCollection([topic]), request_timeout=REQUEST_TIMEOUT)[topic]
     try:
         described: TopicDescription = future.result()
@@ -95,7 +95,7 @@ def describe(admin: AdminClient, topic: str) -> TopicDescription | None:
 def delete_before(url: str, topic: str, topic_id: str, partition: int, offset: int) -> bool:
     """Delete the records below `offset`; False when there are none. Raises StoreDown.
 
-    Nothing is deleted from a topic that was made anew since, whose id is another.
+    Nothing is deleted from a topic that was created again since, whose id is another.
     """
     admin = AdminClient(config(url))
     with translated():
@@ -113,12 +113,12 @@ def delete_before(url: str, topic: str, topic_id: str, partition: int, offset: i
 
 
 def sink_group(store: str, dataset: str) -> str:
-    """The consumer group that loads a dataset's topic into a store."""
+    """Return the consumer group that loads a dataset's topic into a store."""
     return f"logpipe-{store}-{dataset}"
 
 
 def members(url: str, group: str) -> int:
-    """How many consumers are in the group; one that died is counted until its session times out. Raises StoreDown."""
+    """Return the number of consumers in the group. A dead one counts until its session times out. Raises StoreDown."""
     admin = AdminClient(config(url))  # its answers come only while it lives
     with translated():
         described = admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT)

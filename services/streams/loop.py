@@ -1,7 +1,7 @@
-"""The loop that reads a topic as a member of a consumer group. The only one: stream_to_store and alerting run it.
+"""The loop that reads a topic as a member of a consumer group. stream_to_store and alerting run it.
 
-The loop owns the group's reader. It polls, follows rebalances, and backs off after a failure; what is done with the
-messages is a `Handler`'s. The loop's state is one of these:
+The loop owns the reader of the group. It polls, follows rebalances, and backs off after a failure. A `Handler`
+processes the messages. The loop's state is one of these:
 
     STARTING ── prepared ──▶ UNLOADED ── positions loaded ──▶ READING ◀── flushed ── PAUSED
                                 ▲  ▲                           │  │                    ▲
@@ -9,16 +9,16 @@ messages is a `Handler`'s. The loop's state is one of these:
                                 └─────────── rebalance, RELOAD ────────────────────────┘
     any state ── failure, STOP ──▶ STOPPED
 
-STARTING: the handler is being prepared; the group is polled already, so that this process keeps its place in it.
+STARTING: the handler is being prepared. The loop polls already, so that this process stays a member of the group.
 UNLOADED: the positions of the assigned partitions have to be loaded. No partition may be assigned yet.
 READING: messages are read and handed to the handler, which is asked after each poll to write what is due.
 PAUSED: a write failed, and the handler still holds the messages. Nothing is read until that write has succeeded, so
 that the messages in memory stay bounded.
-STOPPED: only an operator can say how to go on. The loop does nothing any more.
+STOPPED: an operator is needed. The loop does nothing any more.
 
-After a failure in any state the loop pauses for longer each time, and goes on in the state that the handler chooses
-(`AfterFailure`). The group is polled meanwhile: a member that does not poll loses its partitions. A partition that was
-revoked or lost is dropped by the handler without a write; its next owner reads the messages again.
+After each failure in a row, the loop pauses for longer, and continues in the state that the handler chooses
+(`AfterFailure`). It polls meanwhile, because a member that does not poll loses its partitions. The handler drops the
+messages of a partition that was revoked or lost without a write, and the next owner reads them again.
 """
 
 import time
@@ -27,10 +27,11 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Generic, Protocol, TypeVar
 
+from services.core.backoff import Backoff
 from services.core.errors import Backpressure, LogpipeError
 from services.core.ports import GroupReader, Message
 from services.runtime import logs
-from services.runtime.workers import Backoff, Worker
+from services.runtime.workers import Worker
 
 POLL_SECONDS = 0.1
 BACKOFF = Backoff(0.2, 10.0)
@@ -39,7 +40,7 @@ _log = logs.get("loop")
 
 
 class AfterFailure(Enum):
-    """How the loop goes on after a failure of its handler or its reader."""
+    """How the loop continues after a failure of its handler or its reader."""
 
     KEEP = auto()
     """The handler still holds the messages that it took: flush again, then read on."""
@@ -52,9 +53,9 @@ class AfterFailure(Enum):
 
 
 class Handler(Protocol):
-    """What is done with the messages of the assigned partitions. Called by the loop's thread only.
+    """Processes the messages of the assigned partitions. Called by the loop's thread only.
 
-    `prepare`, `load` and `flush` may block. They raise LogpipeError when they fail; `after` then says how to go on.
+    `prepare`, `load` and `flush` may block. They raise LogpipeError when they fail; `after` then says how to continue.
     Backpressure makes the loop pause for its `retry_after` at least.
     """
 
@@ -81,10 +82,10 @@ class Handler(Protocol):
         """
 
     def drop(self) -> None:
-        """Forget all that is held: the partitions were revoked or lost, or the positions are loaded again."""
+        """Forget all messages: the partitions were revoked or lost, or the positions are loaded again."""
 
     def after(self, error: LogpipeError) -> AfterFailure:
-        """Decide how to go on after `error`."""
+        """Return how to continue after `error`."""
 
     def close(self) -> None:
         """Write what is held as far as possible at once, and close all connections. Called once, at the end."""
@@ -163,7 +164,7 @@ class GroupLoop(Generic[HandlerT]):
         except LogpipeError as error:
             self._fail(error)
         except Exception:
-            self._stop()  # nothing may be written of a state that may be wrong
+            self._stop()  # the state may be wrong, so nothing may be written
             raise
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ class MemoryBroker:
         del self._topics[name]
 
     def delete_records(self, name: str, partition: int, before: int) -> None:
-        """What retention does."""
+        """Delete messages, as retention does."""
         self._topics[name].first[partition] = before
 
     def producer(self, transactional_id: str) -> "MemoryProducer":

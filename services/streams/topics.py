@@ -45,7 +45,7 @@ class Topic(NamedTuple):
         return _NO_LIMIT if self.retention_hours is None else self.retention_hours * _HOUR_MS
 
     def settings(self) -> dict[str, str]:
-        """The configuration of the topic when it is made. acks=all and two replicas survive the loss of a broker."""
+        """Return the configuration of a new topic. acks=all and two replicas survive the loss of a broker."""
         return {
             "cleanup.policy": "delete",
             "retention.ms": str(self.retention_ms),
@@ -77,7 +77,7 @@ def ensure(settings: KafkaSettings, names: Iterable[str]) -> None:
 def ensure_topics(
     url: str, topics: Mapping[str, int], replication: int, retention_hours: int = RETENTION_HOURS
 ) -> None:
-    """The same for `topics` (name -> partitions); returns when all can be used."""
+    """Make or check `topics` (name -> partitions) as `ensure` does; returns when all can be used."""
     wanted = [
         Topic(name, partitions, replication, None if name == DEAD_LETTERS else retention_hours)
         for name, partitions in topics.items()

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from services.core.dataset import Dataset
+from services.core.dead_letter import DeadLettered
 from services.core.ports import PartitionReader, StoreReader
 from services.ledger import dead_letter_index
 from services.postgres.pool import Pool
 
-OpenStream = Callable[[], PartitionReader]
-Reject = tuple[int, int | None, int]
-"""(batch, id of the row, 1), or (batch, None, rows) of which no id could be read."""
+OpenTopic = Callable[[], PartitionReader]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,53 +26,53 @@ class DeadLetteredRows:
         return len(self.ids) + self.unnamed
 
     def __or__(self, other: "DeadLetteredRows") -> "DeadLetteredRows":
-        """The rows that were dead-lettered in either of two places, or in both."""
+        """Return the rows that were dead-lettered in either of two places, or in both."""
         return DeadLetteredRows(self.ids | other.ids, max(self.unnamed, other.unnamed))
+
+
+LookUp = Callable[[Sequence[int]], Mapping[int, DeadLetteredRows]]
+"""Returns the dead-lettered rows of those of these batches that have any: of one store and dataset, as of now."""
 
 
 @runtime_checkable
 class KeepsRejects(Protocol):
     """A store that keeps its rejected rows in tables of its own."""
 
-    def rejected(self, dataset: Dataset) -> Iterator[Reject]:
-        """Each rejected row once. Blocks. Raises StoreDown."""
+    def rejected(self, dataset: Dataset) -> Iterator[DeadLettered]:
+        """Yield each rejected row once. Blocks. Raises StoreDown."""
 
 
 class DeadLetterLookup:
-    """Looks up the dead-lettered rows of a store and dataset. The first call that needs the index updates it, once."""
+    """Looks up the dead-lettered rows of a store and dataset, including those that were dead-lettered a moment ago."""
 
-    def __init__(self, ledger: Pool, open_topic: OpenStream) -> None:
+    def __init__(self, ledger: Pool, open_topic: OpenTopic) -> None:
         self._ledger = ledger
         self._open_topic = open_topic
-        self._is_current = False
 
-    def of(
-        self, reader: StoreReader, dataset: Dataset, batches: Sequence[int] | None = None
-    ) -> Mapping[int, DeadLetteredRows]:
-        """Batch -> its dead-lettered rows, of all batches or of these only. Blocks. Raises StoreDown."""
-        if reader.progress == "ledger":
+    def of(self, reader: StoreReader, dataset: Dataset, batches: Sequence[int]) -> Mapping[int, DeadLetteredRows]:
+        """Return batch -> its dead-lettered rows, for those of `batches` that have any. Blocks. Raises StoreDown.
+
+        Each call updates the index first, which reads only the dead letters that are new since the last update.
+        """
+        if reader.progress == "ledger" or not batches:
             return {}
         with self._ledger.connection() as connection:
-            if not self._is_current:
-                dead_letter_index.update(connection, self._open_topic())
-                self._is_current = True
+            dead_letter_index.update(connection, self._open_topic())
             indexed = by_batch(dead_letter_index.dead_lettered(connection, reader.name, dataset.name, batches))
         if not isinstance(reader, KeepsRejects):
             return indexed
         # Spark keeps rejects, and the embedded writer sends dead letters. A rebuilt table may have both for one row.
         rejects = by_batch(reader.rejected(dataset))
-        wanted = indexed.keys() | rejects.keys() if batches is None else set(batches)
-        both = {
-            batch: indexed.get(batch, DeadLetteredRows()) | rejects.get(batch, DeadLetteredRows()) for batch in wanted
-        }
-        return {batch: dead_lettered for batch, dead_lettered in both.items() if dead_lettered.rows}
+        nothing = DeadLetteredRows()
+        wanted = set(batches) & (indexed.keys() | rejects.keys())
+        return {batch: indexed.get(batch, nothing) | rejects.get(batch, nothing) for batch in wanted}
 
 
-def by_batch(rejects: Iterable[Reject]) -> Mapping[int, DeadLetteredRows]:
-    """Batch -> its dead-lettered rows. `rejects` are of one store and dataset."""
+def by_batch(dead_lettered: Iterable[DeadLettered]) -> Mapping[int, DeadLetteredRows]:
+    """Return batch -> its dead-lettered rows. `dead_lettered` is of one store and dataset."""
     ids: defaultdict[int, set[int]] = defaultdict(set)
     unnamed: Counter[int] = Counter()
-    for batch_id, row_id, rows in rejects:
+    for batch_id, row_id, rows in dead_lettered:
         if row_id is None:
             unnamed[batch_id] += rows
         else:

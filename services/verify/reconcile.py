@@ -10,7 +10,7 @@ from services.core.ledger import Batch
 from services.core.ports import StoreReader
 from services.core.read_back import ReadBack
 from services.core.rows import Row, RowCodec
-from services.verify.dead_letters import DeadLetteredRows
+from services.verify.dead_letters import DeadLetteredRows, LookUp
 
 _CHUNK_ROWS = 2_000_000  # counted by a store in one go
 _EXAMPLES = 5
@@ -64,19 +64,19 @@ def reconcile(
     reader: StoreReader,
     dataset: Dataset,
     accepted: Iterable[Batch],
-    dead_lettered: Mapping[int, DeadLetteredRows],
+    look_up: LookUp,
     scope: Scope,
     advance: Advance,
 ) -> Result:
     """Compare `accepted`, the ledger's batches of the dataset within the scope, in order, with the rows in the store.
 
-    `dead_lettered`: batch -> dead-lettered rows. Blocks. Raises StoreDown when the store cannot be read.
+    `look_up` finds dead-lettered rows. Blocks. Raises StoreDown when the store or the dead letters cannot be read.
     """
     result = Result(dataset.name, reader.name)
     sample = _Sample(scope.sample or 0, random.Random(scope.seed))  # noqa: S311 -- no secret
     codec = RowCodec(dataset)
     for first, last, batches in _chunks(accepted, scope):
-        complete = _count(reader, dataset, first, last, batches, dead_lettered, result)
+        complete = _count(reader, dataset, first, last, batches, look_up, result)
         if scope.sample is None:
             _compare(codec, complete, reader.rows(dataset, first, last), result)
         else:
@@ -106,18 +106,22 @@ def _count(
     first: int,
     last: int,
     batches: list[Batch],
-    dead_lettered: Mapping[int, DeadLetteredRows],
+    look_up: LookUp,
     result: Result,
 ) -> list[Batch]:
-    """Count the rows of `batches`, and add to `result`. Return the batches that seem complete by their counts."""
+    """Count the rows of `batches`, and add to `result`. Return the batches that seem complete by their counts.
+
+    Dead letters are looked up after the rows were counted, because the store may dead-letter rows meanwhile.
+    """
     stored = {batch_id: (rows, distinct) for batch_id, rows, distinct in reader.counts(dataset, first, last)}
+    dead_lettered = look_up([batch.batch_id for batch in batches])
     partial = [batch.batch_id for batch in batches if batch.batch_id in dead_lettered]
     ids = _ids(reader, dataset, partial)
     complete = []
     for batch in batches:
         rows, distinct = stored.pop(batch.batch_id, (0, 0))
         dead = dead_lettered.get(batch.batch_id)
-        if judge(batch, rows, distinct, (ids[batch.batch_id], dead) if dead else None, result):
+        if add_counts(batch, rows, distinct, (ids[batch.batch_id], dead) if dead else None, result):
             complete.append(batch)
     for batch_id, (rows, distinct) in stored.items():
         result.found += distinct
@@ -127,10 +131,10 @@ def _count(
     return complete
 
 
-def judge(
+def add_counts(
     batch: Batch, rows: int, distinct: int, partial: tuple[set[int], DeadLetteredRows] | None, result: Result
 ) -> bool:
-    """Add to `result` what a store has of `batch`; whether all rows are there once, as far as counting tells.
+    """Add to `result` what a store has of `batch`. Return whether it has each row once, as far as counts can tell.
 
     `partial`: the ids in the store, and the rows that were dead-lettered; None when none were.
     """
@@ -155,7 +159,7 @@ def judge(
 
 
 def _ids(reader: StoreReader, dataset: Dataset, batches: Sequence[int]) -> Mapping[int, set[int]]:
-    """Batch -> ids of its rows in the store. `batches` are in order."""
+    """Return batch -> ids of its rows in the store. `batches` are in order."""
     ids: dict[int, set[int]] = {batch_id: set() for batch_id in batches}
     for row in reader.rows(dataset, batches[0], batches[-1]) if batches else ():
         if (batch_id := batch_of(row[0])) in ids:

@@ -1,15 +1,15 @@
 """Compares a few batches, chosen at random, with their rows in one store. It reads no other rows."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from services.core.dataset import Dataset
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
 from services.core.read_back import ReadBack
 from services.core.rows import RowCodec
-from services.verify.dead_letters import DeadLetteredRows
-from services.verify.reconcile import Advance, Result, compare, judge
+from services.verify.dead_letters import LookUp
+from services.verify.reconcile import Advance, Result, add_counts, compare
 
 _AT_ONCE = 50  # batches of one query: bounds the ids held
 
@@ -18,12 +18,12 @@ def reconcile(
     reader: StoreReader,
     dataset: Dataset,
     chosen: Sequence[Batch],
-    dead_lettered: Mapping[int, DeadLetteredRows],
+    look_up: LookUp,
     advance: Advance,
 ) -> Result:
-    """Compare the rows and the checksums of the chosen batches. `dead_lettered`: batch -> dead-lettered rows.
+    """Compare the rows and the checksums of the chosen batches. `look_up` finds dead-lettered rows.
 
-    Blocks. Raises StoreDown.
+    It is called after the rows were read, because the store may dead-letter rows meanwhile. Blocks. Raises StoreDown.
     """
     result = Result(dataset.name, reader.name)
     codec = RowCodec(dataset)
@@ -33,9 +33,10 @@ def reconcile(
         ids: defaultdict[int, set[int]] = defaultdict(set)
         for run in back.runs(reader.rows_of(dataset, batches)):
             ids[run.batch_id].update(row[0] for row in run.rows)
+        dead_lettered = look_up([batch.batch_id for batch in batches])
         for batch in batches:
             found, dead = ids[batch.batch_id], dead_lettered.get(batch.batch_id)
-            if judge(batch, back.rows(batch.batch_id), len(found), (found, dead) if dead else None, result):
+            if add_counts(batch, back.rows(batch.batch_id), len(found), (found, dead) if dead else None, result):
                 compare(batch, back, result)
         advance(sum(batch.rows for batch in batches))
     return result

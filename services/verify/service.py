@@ -51,7 +51,7 @@ class Verification:
         self._progress = progress
 
     def run(self, readers: Sequence[StoreReader], request: Request) -> Report:
-        """Raises StoreDown when the ledger cannot be read; a store that cannot is in the report."""
+        """Verify the stores. Raises StoreDown of the ledger; a store that cannot be read is named in the report."""
         last = self._as_of()
         first = self._first(request.days)
         self._await(readers, request, last)
@@ -113,7 +113,7 @@ class Verification:
                 reader,
                 dataset,
                 self._accepted(dataset, scope),
-                self._dead_letters.of(reader, dataset),
+                partial(self._dead_letters.of, reader, dataset),
                 scope,
                 lambda rows: self._progress.advance(task, rows),
             )
@@ -137,7 +137,7 @@ class Verification:
                 reader,
                 dataset,
                 chosen,
-                self._dead_letters.of(reader, dataset, ids),
+                partial(self._dead_letters.of, reader, dataset),
                 lambda rows: self._progress.advance(task, rows),
             )
         finally:
@@ -173,7 +173,7 @@ class Verification:
 
 
 def above(floor: Callable[[], int], check: Callable[[int], Result]) -> Result:
-    """What `check` finds from the floor on; again when it rose meanwhile, for retention drops what is below it."""
+    """Return the result of `check` from the floor on. Repeat it if retention has raised the floor meanwhile."""
     while True:
         result = check(start := floor())
         if floor() == start:

@@ -17,7 +17,7 @@ import pytest
 from psycopg import sql
 from psycopg.errors import QueryCanceled
 
-from services.core import bounds
+from services.core import result_size
 from services.core.dataset import Column, Dataset
 from services.core.errors import LogpipeError, QueryCancelled, QueryTimeout, ResultTooLarge, StoreDown
 from services.core.ids import batch_of, first_id
@@ -361,23 +361,23 @@ def test_a_result_that_is_too_large_is_refused(store: StoreReader, monkeypatch: 
     reader = EmbeddedReader(store._settings) if isinstance(store, ProcessReader) else store
     groups, page = AggregateQuery(MEASURES, "order"), ListQuery(MEASURES, order_by="id", limit=1000)
     count = len(Oracle(groups, LAST).rows())
-    for module in (bounds, postgres_rollups, clickhouse_rollups, clickhouse_queries, queries, lake_sql):
+    for module in (result_size, postgres_rollups, clickhouse_rollups, clickhouse_queries, queries, lake_sql):
         if hasattr(module, "MAX_GROUPS"):
             monkeypatch.setattr(module, "MAX_GROUPS", count)
     assert len(reader.execute(groups, LAST).rows) == count
-    monkeypatch.setattr(bounds, "MAX_GROUPS", count - 1)
+    monkeypatch.setattr(result_size, "MAX_GROUPS", count - 1)
     with pytest.raises(ResultTooLarge, match=f"more than {count - 1} groups"):
         reader.execute(groups, LAST)
     size = sum(sum(len(v) if isinstance(v, str) else 8 for v in row) for row in Oracle(page, LAST).rows())
-    monkeypatch.setattr(bounds, "MAX_RESULT_BYTES", size)
+    monkeypatch.setattr(result_size, "MAX_RESULT_BYTES", size)
     assert len(reader.execute(page, LAST).rows) == BATCHES * ROWS
     monkeypatch.setattr(queries, "_ROWS_AT_ONCE", 10)
     monkeypatch.setattr(embedded, "_ROWS_AT_ONCE", 10)
     for refused in (size - 1, size // 2, 0):
-        monkeypatch.setattr(bounds, "MAX_RESULT_BYTES", refused)
+        monkeypatch.setattr(result_size, "MAX_RESULT_BYTES", refused)
         with pytest.raises(ResultTooLarge, match="smaller limit"):
             reader.execute(page, LAST)
-    monkeypatch.setattr(bounds, "MAX_RESULT_BYTES", size - 1)
+    monkeypatch.setattr(result_size, "MAX_RESULT_BYTES", size - 1)
     assert len(reader.execute(replace(page, limit=9), LAST).rows) == 9
 
 

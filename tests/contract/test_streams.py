@@ -15,6 +15,7 @@ from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
 from services.core.ports import GroupReader, Message, Outgoing, PartitionReader, TransactionalProducer
 from services.streams import kafka, kafka_client, topics
 from services.streams.memory import MemoryBroker
+from services.streams.topics import ensure_topics
 
 PARTITIONS = 3
 
@@ -34,7 +35,7 @@ class RealBroker:
         self._admin = AdminClient({"bootstrap.servers": url, "log_level": 0})
 
     def ensure_topics(self, topics: dict[str, int]) -> None:
-        kafka.ensure_topics(self._url, topics, 1)
+        ensure_topics(self._url, topics, 1)
 
     def delete_topic(self, name: str) -> None:
         self._admin.delete_topics([name])[name].result(60)
@@ -274,7 +275,7 @@ def test_an_unreachable_broker_is_down(monkeypatch: pytest.MonkeyPatch, opened: 
         monkeypatch.setattr(module, name, 0.3)
     nowhere = "127.0.0.1:1"
     with pytest.raises(StoreDown):
-        kafka.ensure_topics(nowhere, {"t": 1}, 1)
+        ensure_topics(nowhere, {"t": 1}, 1)
     with pytest.raises(StoreDown):
         kafka.KafkaProducer(nowhere, "t")
     reader = opened(kafka.KafkaPartitionReader(nowhere, "t"))

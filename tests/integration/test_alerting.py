@@ -26,6 +26,7 @@ from services.alerting.webhook import Poster, Webhooks
 from services.alerts import repository as alerts
 from services.alerts.repository import Alert
 from services.core import kafka_value
+from services.core.backoff import Backoff
 from services.core.ids import first_id
 from services.core.ledger import Batch
 from services.core.ports import Outgoing
@@ -39,7 +40,6 @@ from services.query_api.alerts import router
 from services.runtime.health import Readiness
 from services.runtime.http import make_app
 from services.runtime.settings import ListenSettings, PostgresSettings
-from services.runtime.workers import Backoff
 from services.streams import kafka, loop
 from services.streams.loop import GroupLoop
 from services.streams.memory import MemoryBroker
@@ -359,7 +359,7 @@ def test_postgres_or_kafka_unreachable_delays_alerts_and_loses_none(
 
 
 @pytest.mark.parametrize("rows", [1, 10], ids=["shorter", "longer than where the watcher was"])
-def test_a_topic_made_anew_under_a_watcher_is_read_from_its_start(
+def test_a_topic_created_again_under_a_watcher_is_read_from_its_start(
     scene: Scene, connection: Connection, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     monkeypatch.setattr(loop, "BACKOFF", Backoff(0, 0))

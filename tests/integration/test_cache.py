@@ -159,7 +159,7 @@ def test_a_scope_is_read_once_a_second_and_kept_without_the_ledger(postgres_url:
             " ON CONFLICT (dataset) DO UPDATE SET batch_id = excluded.batch_id"
         )
         assert changed()
-        reader.table_id = lambda dataset: "made anew"  # type: ignore[method-assign]
+        reader.table_id = lambda dataset: "created again"  # type: ignore[method-assign]
         assert changed()
         ledger.connection.side_effect = StoreDown("postgres", "down")
         assert not changed()

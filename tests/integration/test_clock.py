@@ -61,7 +61,7 @@ def test_rows_partitions_and_leases_follow_postgres(postgres_url: str, connectio
     maintenance._maintain(connection)
     after = now_microseconds(connection)
     days = range(before // DAY, after // DAY + DAYS_AHEAD)
-    assert partitions(connection) == {postgres.copy_target(DATASET, day) for day in days}
+    assert partitions(connection) == {postgres.partition_name(DATASET, day) for day in days}
     row = connection.execute("SELECT created_at FROM batches WHERE batch_id = %s", (outcome.batch_id,)).fetchone()
     assert row is not None
     assert before <= row[0] <= after

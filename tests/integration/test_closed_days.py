@@ -19,7 +19,7 @@ from services.core.rows import Row
 from services.datasets.logs import DATASET
 from services.postgres.connection import connect
 from services.stores import postgres
-from services.stores.postgres import closed_days, queries, retention
+from services.stores.postgres import closed_days, queries, retention, schema
 from services.stores.postgres import reader as reader_module
 from services.stores.postgres.tables import midnight
 
@@ -154,7 +154,7 @@ def test_rows_that_nobody_accepted_are_found_on_closed_days(connection: Any, own
 def test_a_partition_that_was_put_in_place_of_a_closed_one_is_read(connection: Any, own_postgres_url: str) -> None:
     """The note of the former partition is still there, but the trigger that would delete it is not."""
     postgres.close_days(connection, DATASET)
-    connection.execute(f"DROP TABLE {postgres.copy_target(DATASET, TODAY - 20)}")
+    connection.execute(f"DROP TABLE {postgres.partition_name(DATASET, TODAY - 20)}")
     postgres.ensure_partitions(connection, DATASET, TODAY - 20, 1)
     insert(connection, TODAY - 20, 500)
     with closing(postgres.PostgresReader(own_postgres_url)) as reader:
@@ -164,7 +164,7 @@ def test_a_partition_that_was_put_in_place_of_a_closed_one_is_read(connection: A
 def test_closing_a_day_reads_a_small_part_of_its_partition(connection: Any) -> None:
     """The least and the greatest id are in the middle of the table, where no order of the rows leads to them."""
     day = TODAY - 20
-    partition = postgres.copy_target(DATASET, day)
+    partition = postgres.partition_name(DATASET, day)
     connection.execute(f"DELETE FROM {partition}")
     for first, rows in ((1_000_000, 30_000), (17, 1), (9_000_000, 1), (2_000_000, 30_000)):
         connection.execute(
@@ -191,6 +191,7 @@ def rows_read(connection: Any, table: str) -> int:
 def test_notes_of_an_earlier_release_are_completed(connection: Any, own_postgres_url: str) -> None:
     postgres.close_days(connection, DATASET)
     connection.execute("ALTER TABLE closed_days DROP COLUMN first_id")
+    connection.execute((schema.MIGRATIONS.folder / "postgres-0001-rollups-and-closed-days.sql").read_bytes())
     with closing(postgres.PostgresReader(own_postgres_url)) as reader:
         assert list(reader.counts(DATASET, 6, 6)) == [(6, 10, 10)]
         assert postgres.close_days(connection, DATASET) == DAYS

@@ -1,17 +1,16 @@
 """The index of the dead letters in PostgreSQL: each letter once, and only new ones are ever read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 import pytest
 
-from services.core.dead_letter import DeadLetter
+from services.core.dead_letter import DeadLetter, DeadLettered
 from services.core.ports import Message, Outgoing
 from services.datasets.logs import DATASET
 from services.ledger import dead_letter_index
-from services.ledger.dead_letter_index import DeadLettered
 from services.postgres.connection import Connection, connect
 from services.postgres.pool import Pool
 from services.stores.memory import MemoryStore
@@ -60,9 +59,11 @@ def topic() -> Topic:
     return Topic()
 
 
-def dead_lettered(connection: Any, topic: Topic, store: str = "memory", **of: Any) -> list[DeadLettered]:
+def dead_lettered(
+    connection: Any, topic: Topic, store: str = "memory", batches: Sequence[int] | None = None
+) -> list[DeadLettered]:
     dead_letter_index.update(connection, topic.reader())
-    return sorted(dead_letter_index.dead_lettered(connection, store, DATASET.name, **of), key=str)
+    return sorted(dead_letter_index.dead_lettered(connection, store, DATASET.name, batches), key=str)
 
 
 def test_a_letter_counts_once_however_often_it_was_sent(
@@ -87,7 +88,7 @@ def test_a_letter_counts_once_however_often_it_was_sent(
     assert dead_lettered(connection, topic, "clickhouse") == found[:1]
     assert dead_lettered(connection, topic, batches=[8, 99]) == found[2:3]
     ledger = Pool(own_postgres_url)
-    counted = DeadLetterLookup(ledger, topic.reader).of(MemoryStore(), DATASET)
+    counted = DeadLetterLookup(ledger, topic.reader).of(MemoryStore(), DATASET, range(100))
     ledger.close()
     assert counted == {
         7: DeadLetteredRows(frozenset({70, 71})),
@@ -119,7 +120,7 @@ def test_what_the_topic_no_longer_has_stays_known(connection: Connection, topic:
     assert dead_lettered(connection, topic) == [DeadLettered(7, 70, 1), DeadLettered(8, 80, 1)]
 
 
-def test_a_topic_made_anew_is_read_from_its_start(connection: Connection, topic: Topic) -> None:
+def test_a_topic_created_again_is_read_from_its_start(connection: Connection, topic: Topic) -> None:
     topic.send(dead_letter(7, 70), dead_letter(8, 80))
     dead_lettered(connection, topic)
     topic.broker.delete_topic(TOPIC)

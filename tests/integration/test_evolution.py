@@ -19,7 +19,7 @@ from services.core.errors import NeedsOperator
 from services.core.queries import AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.core.rows import RowCodec
 from services.ingest_api.committer import Accepted, Committer, Submission
-from services.ingest_api.publisher import MessageCache, SlotPublisher
+from services.ingest_api.publisher import MessageCache, SlotKafka, SlotPublisher
 from services.ledger import reading
 from services.ledger.sink_progress import SinkProgress, positions
 from services.postgres.connection import connect
@@ -32,6 +32,7 @@ from services.stream_to_store.consumer import Consumer, Target
 from services.streams import kafka
 from services.streams.dead_letters import DeadLetters
 from services.streams.loop import GroupLoop, State
+from services.streams.topics import ensure_topics
 from services.verify.reconcile import Scope, reconcile
 from tests import marks
 
@@ -99,11 +100,13 @@ class Ingest:
         publisher = SlotPublisher(
             marks.lease(self.connection, slot),
             {self.dataset.name: self.dataset},
+            SlotKafka(
+                lambda slot: kafka.KafkaProducer(self._kafka_url, f"visits-{slot}"),
+                lambda topic: kafka.KafkaPartitionReader(self._kafka_url, topic),
+                PARTITIONS,
+            ),
             cache or self.cache,
-            lambda slot: kafka.KafkaProducer(self._kafka_url, f"visits-{slot}"),
-            lambda topic: kafka.KafkaPartitionReader(self._kafka_url, topic),
             self.rows,
-            PARTITIONS,
             max_rows=100_000,
         )
         with closing(publisher):
@@ -123,7 +126,7 @@ class World:
         self.slots = 7_000 + uuid.uuid4().int % 1_000_000
         self.postgres = PostgresReader(postgres_url)
         self.clickhouse = ClickHouseReader(clickhouse_url)
-        kafka.ensure_topics(kafka_url, {"visits": PARTITIONS, "dead-letter": 1}, 1)
+        ensure_topics(kafka_url, {"visits": PARTITIONS, "dead-letter": 1}, 1)
         self.ledger = connect(postgres_url)
 
     def loop(self, dataset: Dataset) -> GroupLoop[Consumer]:
@@ -160,7 +163,9 @@ class World:
         assert accepted
         found = {}
         for reader in (self.postgres, self.clickhouse):
-            result = reconcile(reader, dataset, accepted, {}, Scope(0, last, None, 0), lambda rows: None)
+            result = reconcile(
+                reader, dataset, accepted, lambda batches: {}, Scope(0, last, None, 0), lambda rows: None
+            )
             assert result.compared == len(accepted) or not result.ok
             found[reader.name] = result.examples
         return found

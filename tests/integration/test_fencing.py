@@ -1,4 +1,4 @@
-"""Leases and identities of slots: a former owner changes nothing, and another topic is never taken for the same."""
+"""Leases and identities of slots: a former owner changes nothing, and another topic is never loaded for the same."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -26,12 +26,13 @@ from services.ingest_api.publisher import SlotPublisher
 from services.ingest_api.slot_owner import SlotOwner
 from services.ingest_api.topic_log import TopicLog
 from services.ledger import batches, reading, slots, topics
-from services.ledger.reading import Taken
+from services.ledger.reading import LoadedBatches
 from services.ledger.slots import LEASE_SECONDS, Lease
 from services.ledger.topics import Topic
 from services.postgres.connection import connect
 from services.runtime import metrics
 from services.streams import kafka
+from services.streams.topics import ensure_topics
 from tests.integration.test_publisher import DATASET, PARTITIONS, Bench
 
 
@@ -60,7 +61,7 @@ def fail_to_mark(monkeypatch: pytest.MonkeyPatch, publisher: SlotPublisher, benc
             publisher.step(bench.connection)
 
 
-def make_topic_anew(bench: Bench) -> None:
+def recreate_topic(bench: Bench) -> None:
     """Returns when the broker names the new topic: an attempt at the former one would leave a batch in doubt."""
     with closing(kafka.KafkaPartitionReader(bench.kafka_url, bench.dataset.topic)) as reader:
         former = reader.topic_id()
@@ -70,7 +71,7 @@ def make_topic_anew(bench: Bench) -> None:
     while bench.dataset.topic in admin.list_topics(timeout=60).topics:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    kafka.ensure_topics(bench.kafka_url, {bench.dataset.topic: PARTITIONS}, 1)
+    ensure_topics(bench.kafka_url, {bench.dataset.topic: PARTITIONS}, 1)
     with closing(kafka.KafkaPartitionReader(bench.kafka_url, bench.dataset.topic)) as reader:
 
         def is_there() -> bool:
@@ -83,7 +84,7 @@ def make_topic_anew(bench: Bench) -> None:
 
 
 def publish(publisher: SlotPublisher, bench: Bench) -> int:
-    """One step, repeated as the owner of a slot does: a broker learns late that it leads a topic made anew."""
+    """One step, repeated as the owner of a slot does: a broker learns late that it leads a topic created again."""
     deadline = time.monotonic() + 90
     while True:
         try:
@@ -164,9 +165,11 @@ def test_what_a_deleted_topic_may_have_held_is_published_again_only_after_the_st
     publisher.step(bench.connection)
     publisher.close()
     stored, absent = (bench.commit(10).pop() for _ in range(2))
-    make_topic_anew(bench)
+    recreate_topic(bench)
     heir = bench.publisher()
-    with pytest.raises(NeedsOperator, match=r"made anew, and the former topic may have held 2 batches .*slots resolve"):
+    with pytest.raises(
+        NeedsOperator, match=r"created again, and the former topic may have held 2 batches .*slots resolve"
+    ):
         publish(heir, bench)
     heir.close()
     resolved = resolve(bench, bench.lease(), Store({stored: 10}))
@@ -183,18 +186,18 @@ def test_what_a_deleted_topic_may_have_held_is_published_again_only_after_the_st
     def first_missing(topic_id: str) -> int | None:
         """Of a stream that has read all of this topic, and goes on with another one only when it is told to."""
         numbers = reading.topic_numbers(bench.connection, bench.dataset.topic, topic_id)
-        taken = Taken(numbers, dict.fromkeys(range(PARTITIONS), 1 << 40), skips_lost=True)
-        return reading.first_missing(bench.connection, "logs", stored - 1, stored, taken)
+        loaded = LoadedBatches(numbers, dict.fromkeys(range(PARTITIONS), 1 << 40), skips_lost=True)
+        return reading.first_missing(bench.connection, "logs", stored - 1, stored, loaded)
 
     assert [first_missing(topic_id) for topic_id in (old, new)] == [stored, None]
 
 
 def test_a_batch_accepted_under_the_lease_is_in_no_doubt(bench: Bench) -> None:
-    """Otherwise every slot that is leased after a topic was made anew would get stuck."""
+    """Otherwise every slot that is leased after a topic was created again would get stuck."""
     publisher = bench.publisher()
     publisher.step(bench.connection)
     publisher.close()
-    make_topic_anew(bench)
+    recreate_topic(bench)
     lease = bench.lease()
     own = bench.commit(10)
     publisher = bench.publisher(lease)
@@ -233,7 +236,7 @@ def test_a_former_owner_reads_no_batch_that_is_accepted_under_a_later_lease(
     assert {batch.batch_id for batch in batches.in_doubt(bench.connection, lease)} == before
 
 
-def test_a_batch_that_came_to_a_topic_made_anew_under_the_producer_is_found_there(
+def test_a_batch_that_came_to_a_topic_created_again_under_the_producer_is_found_there(
     bench: Bench, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher = bench.publisher()
@@ -242,13 +245,13 @@ def test_a_batch_that_came_to_a_topic_made_anew_under_the_producer_is_found_ther
     publisher.close()
     positions = "SELECT partition, topic_id, next_offset FROM slot_positions WHERE slot = %s"
     former = bench.connection.execute(positions, (bench.slot,)).fetchall()
-    make_topic_anew(bench)
+    recreate_topic(bench)
     publisher = bench.publisher()
     publish(publisher, bench)
     own = bench.commit(10)
     fail_to_mark(monkeypatch, publisher, bench)
     publisher.close()
-    for partition, topic_id, next_offset in former:  # as if the topic had been made anew after the last mark
+    for partition, topic_id, next_offset in former:  # as if the topic had been created again after the last mark
         bench.connection.execute(
             "UPDATE slot_positions SET topic_id = %s, next_offset = %s WHERE slot = %s AND partition = %s",
             (topic_id, next_offset, bench.slot, partition),
@@ -273,7 +276,7 @@ def test_messages_of_a_new_topic_that_retention_deleted_leave_batches_in_doubt(b
     publisher = bench.publisher()
     publisher.step(bench.connection)
     publisher.close()
-    make_topic_anew(bench)
+    recreate_topic(bench)
     with closing(kafka.KafkaProducer(bench.kafka_url, f"fill-{uuid4()}")) as producer:
         landed = producer.publish([Outgoing(bench.dataset.topic, 0, b"x", b"{}")] * 10)
     admin = AdminClient({"bootstrap.servers": bench.kafka_url})
@@ -444,8 +447,9 @@ def test_the_gauge_of_unpublished_batches_rises_without_kafka(bench: Bench, post
     gauge = metrics.gauge(metric_names.UNPUBLISHED_BATCHES, str(bench.slot))
     bench.lease()
     bench.connection.execute("UPDATE slots SET renewed_at = '-infinity' WHERE slot = %s", (bench.slot,))
-    owner = SlotOwner(postgres_url, uuid4(), unreachable, Stuck)  # type: ignore[arg-type]
-    owner._held.add(slots.take_over(bench.connection, owner._owner, bench.slot))
+    owner_id = uuid4()
+    slots.take_over(bench.connection, owner_id, bench.slot)
+    owner = SlotOwner(postgres_url, owner_id, unreachable, Stuck)  # type: ignore[arg-type]
     owner.start()
     try:
         bench.commit(300)
@@ -494,8 +498,8 @@ def test_a_stuck_slot_is_settled_by_the_topic_and_the_stores(bench: Bench) -> No
 
     def first_missing(short: int) -> int | None:
         """Of a store that has read up to `short` offsets before what the topic still has."""
-        taken = Taken(numbers, {p: end - short for p, end in ends.items()}, skips_lost=True)
-        return reading.first_missing(bench.connection, "logs", lost - 1, half, taken)
+        loaded = LoadedBatches(numbers, {p: end - short for p, end in ends.items()}, skips_lost=True)
+        return reading.first_missing(bench.connection, "logs", lost - 1, half, loaded)
 
     assert (first_missing(1), first_missing(0)) == (lost, None)
     heir = bench.publisher()
@@ -525,7 +529,7 @@ def test_a_batch_that_only_a_store_has_is_in_no_topic(bench: Bench) -> None:
     resolved = resolve(bench, bench.lease(), Store({own: 9}))
     assert (resolved.in_topic, resolved.in_stores_only, resolved.lacking) == (0, 1, {"clickhouse": 1})
     numbers = reading.topic_numbers(bench.connection, bench.dataset.topic, topic_ids(bench)[-1])
-    everything = Taken(numbers, dict.fromkeys(range(PARTITIONS), 1 << 40), skips_lost=True)
+    everything = LoadedBatches(numbers, dict.fromkeys(range(PARTITIONS), 1 << 40), skips_lost=True)
     assert reading.lost_batches(bench.connection, "logs", own - 1, own, numbers, 9) == [own]
     assert reading.first_missing(bench.connection, "logs", own - 1, own, replace(everything, skips_lost=False)) == own
     assert reading.first_missing(bench.connection, "logs", own - 1, own, replace(everything, replayed=own)) is None
@@ -561,7 +565,7 @@ def test_a_slot_is_not_settled_by_a_topic_that_was_cut(bench: Bench) -> None:
     publisher.close()
     with pytest.raises(NeedsOperator, match=r"was cut: .*delete it"):
         resolve(bench, bench.lease(), Store({}))
-    make_topic_anew(bench)
+    recreate_topic(bench)
     assert resolve(bench, bench.lease(), Store({})).to_publish == 1
 
 

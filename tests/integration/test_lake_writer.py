@@ -20,6 +20,7 @@ from services.local.stack import Stack
 from services.runtime.settings import LakeSettings
 from services.streams import kafka
 from services.streams.dead_letters import TOPIC
+from services.streams.topics import ensure_topics
 from tests.processes import Process, free_port
 
 pytestmark = pytest.mark.timeout(240)
@@ -58,7 +59,7 @@ def until(condition: Callable[[], bool], process: Process, seconds: float = 90) 
 
 def test_killed_twice_it_stores_every_row_once_and_the_table_is_its_own(urls: dict[str, str]) -> None:
     kafka_url = urls["LOGPIPE_KAFKA_URL"]
-    kafka.ensure_topics(kafka_url, {DATASET.topic: PARTITIONS}, 1)
+    ensure_topics(kafka_url, {DATASET.topic: PARTITIONS}, 1)
     port = free_port()
     environment = {
         **urls,

@@ -32,6 +32,7 @@ from services.stores import postgres
 from services.stores.clickhouse.writer import ClickHouseWriter
 from services.streams import kafka
 from services.streams.dead_letters import TOPIC, DeadLetters
+from services.streams.topics import ensure_topics
 from tests import lake_tables, marks
 from tests.conftest import database_of
 
@@ -156,7 +157,7 @@ def test_dead_letters_leave_their_topic_with_their_batches(
 ) -> None:
     fill(environment, {1: TODAY - 5, 2: TODAY - 5, 3: TODAY})
     url = environment["LOGPIPE_KAFKA_URL"]
-    kafka.ensure_topics(url, {TOPIC: 1}, 1)
+    ensure_topics(url, {TOPIC: 1}, 1)
     with closing(kafka.KafkaPartitionReader(url, TOPIC)) as topic:
         start = topic.bounds()[0][1]
     dead_letters = DeadLetters(lambda: kafka.KafkaProducer(url, "test-maintenance"), "clickhouse", DATASET)
@@ -221,12 +222,12 @@ def as_date(day: int) -> date:
 def unfinished_drop(environment: dict[str, str], day: int) -> None:
     """What kill -9 leaves between detaching a partition and dropping it."""
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
-        connection.execute(f"ALTER TABLE logs DETACH PARTITION {postgres.copy_target(DATASET, day)} CONCURRENTLY")
+        connection.execute(f"ALTER TABLE logs DETACH PARTITION {postgres.partition_name(DATASET, day)} CONCURRENTLY")
 
 
 def partitions(connection: psycopg.Connection[Any]) -> list[int]:
     names = connection.execute(r"SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ '^logs_y\d'").fetchall()
-    known = {postgres.copy_target(DATASET, day): day for day in range(TODAY - 9, TODAY + 9)}
+    known = {postgres.partition_name(DATASET, day): day for day in range(TODAY - 9, TODAY + 9)}
     return sorted(known[name] for (name,) in names)
 
 

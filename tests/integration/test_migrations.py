@@ -31,7 +31,18 @@ from services.postgres.pool import Pool
 from tests.processes import Process, free_port
 
 SCHEMAS = Path(__file__).with_name("schemas")
-NAMES = ["ledger-0001-tables", "alerts-0001-tables"]
+NAMES = ["ledger-0001-tables", "alerts-0001-tables", "postgres-0001-rollups-and-closed-days", "reports-0001-windows"]
+MADE_AT_RUN_TIME = """
+    CREATE TABLE rollup_chunks (rollup text NOT NULL, until_batch bigint NOT NULL, day date NOT NULL,
+        row_count bigint NOT NULL, PRIMARY KEY (rollup, until_batch));
+    CREATE TABLE closed_days (dataset text NOT NULL, day int NOT NULL, least bigint NOT NULL, greatest bigint NOT NULL,
+        last_id bigint NOT NULL, PRIMARY KEY (dataset, day));
+    CREATE TABLE realtime_windows (start timestamptz NOT NULL, service text NOT NULL, level text NOT NULL,
+        rows bigint NOT NULL, PRIMARY KEY (start, service, level));
+    INSERT INTO rollup_chunks VALUES ('logs_by_level', 7, '2026-01-02', 40);
+    INSERT INTO closed_days VALUES ('logs', 20000, 1, 2, 3);
+    INSERT INTO realtime_windows VALUES ('2026-01-02', 'auth', 'INFO', 5);
+"""
 ROWS_OF_VERSION_1 = """
     INSERT INTO batches (batch_id, slot, dataset, rows, checksum, xid, created_at, published_at, parts)
         VALUES (nextval('batch_ids'), 0, 'logs', 5, 1, pg_current_xact_id(), 1, now(), '[[0, 7]]'),
@@ -193,8 +204,25 @@ def test_a_ledger_of_an_earlier_release_is_taken_over(
         assert Watermarks(pool).settled() == 2
     assert connection.execute("SELECT nextval('batch_ids')").fetchone() == (3,)
     schema.build_index(connection)
-    with closing(connect(postgres_url)) as anew:
-        assert columns_of(structure(connection)) == columns_of(structure(anew))
+    with closing(connect(postgres_url)) as new:
+        assert columns_of(structure(connection)) == columns_of(structure(new))
+
+
+def test_tables_that_processes_of_an_earlier_release_made_are_taken_over(
+    empty_postgres_url: str, connection: Connection, postgres_url: str
+) -> None:
+    connection.execute(MADE_AT_RUN_TIME.encode())
+    assert migrate(empty_postgres_url) == NAMES
+    made = ("rollup_chunks", "closed_days", "realtime_windows")
+    with closing(connect(postgres_url)) as new:
+        found, wanted = ([row for row in structure(each) if row[0] in made] for each in (connection, new))
+    assert found == wanted
+    rows = [connection.execute(f"SELECT t::text FROM {table} AS t").fetchall() for table in made]
+    assert rows == [
+        [("(logs_by_level,7,2026-01-02,40,f)",)],
+        [("(logs,20000,1,2,3,)",)],
+        [('("2026-01-02 00:00:00+00",auth,INFO,5)',)],
+    ]
 
 
 def columns_of(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

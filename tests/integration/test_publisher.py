@@ -21,13 +21,14 @@ from services.core.kafka_value import announced
 from services.core.ledger import Batch
 from services.core.rows import RowCodec
 from services.ingest_api.committer import Accepted, Committer, Submission
-from services.ingest_api.publisher import MessageCache, SlotPublisher
+from services.ingest_api.publisher import MessageCache, SlotKafka, SlotPublisher
 from services.ledger import batches
 from services.ledger.slots import Lease
 from services.postgres.clock import now_microseconds
 from services.postgres.connection import connect
 from services.stores import postgres
 from services.streams import kafka
+from services.streams.topics import ensure_topics
 from tests import marks
 
 DATASET = datasets.find("logs")
@@ -49,7 +50,7 @@ class Bench:
         postgres.prepare(self.connection, DATASET)
         postgres.ensure_partitions(self.connection, DATASET, int(time.time()) // 86_400, 2)
         topics = {dataset.topic: PARTITIONS, "events.activity": PARTITIONS, "alerts.realtime": PARTITIONS}
-        kafka.ensure_topics(kafka_url, topics, 1)
+        ensure_topics(kafka_url, topics, 1)
         self._committer = Committer(
             postgres_url,
             {dataset.name: CODEC},
@@ -68,11 +69,13 @@ class Bench:
         return SlotPublisher(
             lease or self.lease(),
             {self.dataset.name: self.dataset},
+            SlotKafka(
+                lambda slot: kafka.KafkaProducer(self.kafka_url, f"test-slot-{slot}"),
+                lambda topic: kafka.KafkaPartitionReader(self.kafka_url, topic),
+                PARTITIONS,
+            ),
             self.cache,
-            lambda slot: kafka.KafkaProducer(self.kafka_url, f"test-slot-{slot}"),
-            lambda topic: kafka.KafkaPartitionReader(self.kafka_url, topic),
             self.rows,
-            PARTITIONS,
             max_rows=100_000,
         )
 
@@ -152,7 +155,7 @@ def test_rows_that_are_read_back_are_searched_for_on_their_day_only(postgres_url
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert len(before) > 40
-        assert scanned == {postgres.copy_target(bench.dataset, today)}
+        assert scanned == {postgres.partition_name(bench.dataset, today)}
 
 
 def test_rows_that_are_not_cached_are_read_back(bench: Bench) -> None:

@@ -36,6 +36,8 @@ from services.runtime.settings import ListenSettings
 from services.stores import clickhouse, postgres
 from services.stores.clickhouse.reader import ClickHouseReader
 from services.stores.clickhouse.writer import ClickHouseWriter
+from services.streams import dead_letters
+from services.streams.memory import MemoryBroker, MemoryPartitionReader
 from services.verify.dead_letters import DeadLetterLookup
 from services.verify.reconcile import Result
 from services.verify.service import Request, Verification
@@ -268,11 +270,9 @@ def verify(
     sample: int | None = None,
     days: float | None = None,
 ) -> dict[str, Result]:
-    def no_topic() -> Any:
-        raise AssertionError("no topic in this test")
-
-    lookup = DeadLetterLookup(ledger, no_topic)
-    lookup._is_current = True
+    broker = MemoryBroker()
+    broker.ensure_topics({dead_letters.TOPIC: 1})
+    lookup = DeadLetterLookup(ledger, lambda: MemoryPartitionReader(broker, dead_letters.TOPIC))
     with Progress(disable=True) as progress:
         request = Request([pipeline.dataset], None, 1, wait, sample, days)
         report = Verification(ledger, lookup, progress).run(readers, request)

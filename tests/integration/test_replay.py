@@ -320,7 +320,7 @@ def test_where_a_stream_begins_is_not_set_under_its_feet(world: World) -> None:
     assert world.sql("SELECT FROM replays") == []
 
 
-def test_a_topic_that_was_made_anew_is_told_and_the_replay_brings_what_it_lost(world: World) -> None:
+def test_a_topic_that_was_created_again_is_told_and_the_replay_brings_what_it_lost(world: World) -> None:
     """The last test here: the ingest API of this test would have to publish to the new topic."""
     world.stream.stop()
     stored = world.watermark()

@@ -18,27 +18,30 @@ from psycopg import sql
 
 from services.core import rollups
 from services.core.dataset import Dataset
-from services.core.errors import NeedsOperator
+from services.core.errors import NeedsOperator, StoreDown
 from services.core.ledger import Batch
 from services.core.ports import Block, StoreReader
 from services.core.queries import BUCKETS, MINUTE, AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.core.rows import RowCodec, Rows, checksum
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import batches as ledger_batches
+from services.maintenance import rollups as maintenance
+from services.maintenance.rollups import RollupMaintenance
+from services.migrate.service import migrate
 from services.postgres.connection import connect
-from services.rollups import maintenance
-from services.rollups.maintenance import RollupMaintenance
 from services.stores import postgres
 from services.stores.clickhouse.reader import ClickHouseReader
-from services.stores.clickhouse.rollups import BUCKET_BITS
+from services.stores.clickhouse.rollups import BATCH_SPAN_BITS
 from services.stores.clickhouse.tables import create_table
 from services.stores.clickhouse.writer import ClickHouseWriter
 from services.stores.postgres import rollup_chunks as chunks
 from services.stores.postgres import rollups as rollup
+from services.stores.postgres import schema
 from services.stores.postgres.tables import midnight
-from tests.conftest import in_database, running
+from tests.conftest import running
 
 DAY = 86_400_000_000
+MIGRATION = schema.MIGRATIONS.folder / "postgres-0001-rollups-and-closed-days.sql"
 LEVELS, SERVICES, HOSTS = ("INFO", "ERROR", "é", ""), ("api", "a'b", "%s"), ("", "h-1")
 SPAN = 7 * MINUTE
 
@@ -59,7 +62,6 @@ class Pipeline:
         self._chance = random.Random(seed)
         self._codec = RowCodec(self.dataset)
         postgres.prepare(self.connection, self.dataset)
-        rollup.prepare(self.connection, self.dataset)
 
     def accept(self, count: int) -> Block:
         """Batches into PostgreSQL, and the block that holds them."""
@@ -270,7 +272,7 @@ def test_days_that_retention_drops(pipeline: Pipeline, rolled_up: bool) -> None:
     assert method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == ("rollup" if rolled_up else "scan")
     rollup.forget(pipeline.connection, pipeline.dataset, day + 1)
     pipeline.connection.execute("INSERT INTO floors VALUES (%s, %s)", (pipeline.dataset.name, pipeline.loaded + 1))
-    leaf = sql.Identifier(postgres.copy_target(pipeline.dataset, day))
+    leaf = sql.Identifier(postgres.partition_name(pipeline.dataset, day))
     pipeline.connection.execute(sql.SQL("TRUNCATE {}").format(leaf))
     while pipeline.roll_up():
         pass
@@ -323,7 +325,7 @@ class History:
         connection.execute("INSERT INTO floors VALUES (%s, %s)", (dataset.name, self.ends[days - 1] + 1))
         rollup.forget(connection, dataset, self.first_day + days)
         for day in range(self.first_day, self.first_day + days):
-            leaf = sql.Identifier(postgres.copy_target(dataset, day))
+            leaf = sql.Identifier(postgres.partition_name(dataset, day))
             connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(leaf))
 
 
@@ -338,7 +340,7 @@ def test_the_chunks_of_a_day_become_one(pipeline: Pipeline) -> None:
     assert method_of(pipeline.readers[0], pipeline.dataset, history.ends[4]) == "rollup"
 
 
-def test_nothing_is_counted_twice_while_the_settled_ids_are_found_out_anew(pipeline: Pipeline) -> None:
+def test_nothing_is_counted_twice_while_the_settled_ids_are_read_again(pipeline: Pipeline) -> None:
     """As after a restore: ids seem to be settled up to the middle of a day whose chunks were merged."""
     history = History(pipeline, 9)
     for settled in (history.ends[0] + 10, history.ends[3] - 1, history.ends[-1] - 1):
@@ -435,8 +437,8 @@ def test_a_rollup_of_an_earlier_release_is_merged(pipeline: Pipeline, monkeypatc
     with pipeline.connection.transaction(force_rollback=True):  # other tests use the table
         pipeline.connection.execute("ALTER TABLE rollup_chunks DROP COLUMN merged")
         pipeline.connection.execute("DROP INDEX rollup_chunks_day")
-        rollup.prepare(pipeline.connection, pipeline.dataset)
-        rollup.prepare(pipeline.connection, pipeline.dataset)
+        for _ in range(2):
+            pipeline.connection.execute(MIGRATION.read_bytes())
         history.keep()
         assert {history.chunks()[day] for day in range(3)} == {1}
     history.keep()
@@ -457,15 +459,12 @@ def test_the_rollups_follow(pipeline: Pipeline, postgres_url: str, monkeypatch: 
         keeping.stop(10)
 
 
-def test_a_database_without_rollups_is_scanned(postgres_url: str) -> None:
-    """As it is when the query API is new and the ingest API is not yet."""
-    name = f"old_{uuid4().hex[:12]}"
-    with closing(connect(postgres_url)) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"'.encode())
-    url = in_database(postgres_url, name)
-    with closing(connect(url)) as connection:
-        postgres.prepare(connection, LOGS)
-    with closing(postgres.PostgresReader(url)) as reader:
+def test_a_database_without_rollups_is_scanned(empty_postgres_url: str) -> None:
+    """As it is before the first run of `logpipe maintain`. Before `logpipe migrate`, the error names the command."""
+    with closing(postgres.PostgresReader(empty_postgres_url)) as reader:
+        with pytest.raises(StoreDown, match="logpipe migrate"):
+            method_of(reader, LOGS, 100)
+        migrate(empty_postgres_url)
         assert method_of(reader, LOGS, 100) == "scan"
 
 
@@ -480,7 +479,7 @@ def test_rows_that_were_there_before_the_projection(pipeline: Pipeline) -> None:
     deadline = time.monotonic() + 60
     while client.query(missing).result_rows != [(0,)]:
         assert time.monotonic() < deadline
-    whole = (pipeline.loaded + 1 >> BUCKET_BITS << BUCKET_BITS) - 1
+    whole = (pipeline.loaded + 1 >> BATCH_SPAN_BITS << BATCH_SPAN_BITS) - 1
     read = [pipeline.readers[1].execute(StatsQuery(pipeline.dataset, scan), whole).scanned for scan in (False, True)]
     assert read[0]["rows"] < read[1]["rows"], "it counts by the projection"
 

@@ -155,7 +155,7 @@ def test_a_store_with_transactions_of_its_own_passes_what_its_operator_gave_up(l
     assert of(Watermarks(ledger), reader) == 3
 
 
-def test_a_table_that_was_made_anew_is_refused_until_it_is_replayed(
+def test_a_table_that_was_created_again_is_refused_until_it_is_replayed(
     ledger: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.ledger.watermark._TABLE_SECONDS", 0.0)
@@ -209,7 +209,7 @@ def test_a_store_that_fell_back_starts_again(ledger: Pool, now: StorePosition) -
     reader.own = StorePosition("table", "topic" if now.topic_id == "topic" else now.topic_id, {0: 100})
     first = Watermarks(ledger)
     assert of(first, reader) == of(other, reader) == 5
-    reader.own = StorePosition(now.table_id + "-anew", now.topic_id, {0: 2}) if now.table_id == "another" else now
+    reader.own = StorePosition(now.table_id + "-again", now.topic_id, {0: 2}) if now.table_id == "another" else now
     assert of(first, reader) == of(other, reader) == of(Watermarks(ledger), reader) == 1
 
 
@@ -322,7 +322,7 @@ def test_a_stopped_ingest_process_holds_the_watermark_for_seconds_only(
             stopped.execute("SELECT 1")
 
 
-def test_a_ledger_that_was_made_anew_is_read_from_its_start(ledger: Pool) -> None:
+def test_a_ledger_that_was_created_again_is_read_from_its_start(ledger: Pool) -> None:
     """A process that knew the former ledger neither answers from it nor saves what it knew in the new one."""
     accept(ledger, 50)
     stand(ledger, {0: 100})
@@ -351,7 +351,7 @@ def test_a_dataset_without_batches_costs_nothing(ledger: Pool) -> None:
 
 
 @pytest.mark.parametrize("progress", ["sink", "own"])
-def test_without_the_ledger_a_table_made_anew_is_not_asked_at_the_old_point(ledger: Pool, progress: str) -> None:
+def test_without_the_ledger_a_table_created_again_is_not_asked_at_the_old_point(ledger: Pool, progress: str) -> None:
     accept(ledger, 3)
     stand(ledger, {0: 100})
     reader, watermarks = Reader(progress), Watermarks(ledger)

@@ -17,6 +17,7 @@ from services.core.errors import StoreDown
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.local import unprivileged
+from services.migrate.service import migrate
 from services.postgres.connection import connect
 from services.stores import postgres
 from services.stores.postgres import tables
@@ -67,6 +68,7 @@ def url_with_pg_trgm(stack_folder: Path) -> Iterator[str]:
                 except StoreDown:
                     assert time.monotonic() < deadline
                     time.sleep(0.05)
+            migrate(url)
             yield url
         finally:
             server.send_signal(signal.SIGINT)
@@ -79,7 +81,7 @@ def test_closed_days_are_indexed_once(url_with_pg_trgm: str, monkeypatch: pytest
         other.execute("SELECT pg_advisory_lock(%s)", (SEARCH_LOCK,))
         assert postgres.index_search(connection, SEARCHED, DAY + 2) == []  # somebody else is at it
         other.execute("SELECT pg_advisory_unlock_all()")
-        closed = [postgres.copy_target(SEARCHED, day) for day in (DAY, DAY + 1)]
+        closed = [postgres.partition_name(SEARCHED, day) for day in (DAY, DAY + 1)]
         connection.execute(
             "INSERT INTO searched (id, created_at, timestamp, level, service)"
             " SELECT n, %s, now(), 'INFO', 'api' FROM generate_series(1, 100) AS n",

@@ -38,7 +38,8 @@ from services.reports import windows
 from services.runtime.health import Readiness
 from services.runtime.http import make_app
 from services.runtime.settings import LakeSettings, ListenSettings, PostgresSettings
-from services.streams.kafka import KafkaProducer, ensure_topics
+from services.streams.kafka import KafkaProducer
+from services.streams.topics import ensure_topics
 from spark_jobs import parsing, reports, warm_up, writer
 from spark_jobs.session import open_session
 from spark_jobs.settings import ReportSettings

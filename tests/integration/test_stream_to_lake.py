@@ -21,6 +21,7 @@ from deltalake import DeltaTable, QueryBuilder
 from hdfs_native import Client, WriteOptions
 
 from services.core import kafka_value
+from services.core.dead_letter import DeadLettered
 from services.core.ids import first_id
 from services.core.ports import Outgoing
 from services.core.rows import Row, RowCodec, Rows, checksum
@@ -30,8 +31,8 @@ from services.lake.table import rejects_uri
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.runtime.settings import LakeSettings
-from services.streams.kafka import KafkaPartitionReader, KafkaProducer, ensure_topics
-from services.verify.dead_letters import Reject
+from services.streams.kafka import KafkaPartitionReader, KafkaProducer
+from services.streams.topics import ensure_topics
 from spark_jobs.checkpoint import CheckpointFolder
 from tests.processes import Process, free_port
 
@@ -50,7 +51,7 @@ class World:
     kafka_url: str
     codec: RowCodec = field(default_factory=lambda: RowCodec(DATASET))
     accepted: dict[int, list[Row]] = field(default_factory=dict)
-    poisoned: list[Reject] = field(default_factory=list)
+    poisoned: list[DeadLettered] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.reader = EmbeddedReader(self.settings)
@@ -110,7 +111,7 @@ class World:
         assert found == checksum(self.codec.encode(row for rows in self.accepted.values() for row in rows))
         assert self.rejected() == self.poisoned
 
-    def rejected(self) -> list[Reject]:
+    def rejected(self) -> list[DeadLettered]:
         return sorted(self.reader.rejected(DATASET), key=lambda reject: (reject[2], reject[1] or 0))
 
     def metric(self, name: str) -> float:
@@ -192,7 +193,7 @@ def test_what_is_not_sound_is_kept_apart_and_its_neighbours_are_stored(world: Wo
     producer.close()
     world.accepted[batch_id] = [row for n, row in enumerate(rows) if n not in (10, 11, 12)]
     rejects = ((None, 1), (None, 1), (rows[12][0], 1), (None, 2), (None, 3), (None, ROWS))
-    world.poisoned = [(batch_id, row_id, count) for row_id, count in rejects]
+    world.poisoned = [DeadLettered(batch_id, row_id, count) for row_id, count in rejects]
     before = world.metric("logpipe_sink_rows_total")
     wait(world.drained, world.process)
     wait(lambda: world.rejected() != [], world.process)

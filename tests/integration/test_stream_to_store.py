@@ -28,6 +28,7 @@ from services.postgres.connection import connect
 from services.stores.clickhouse.reader import ClickHouseReader
 from services.stores.memory import MemoryStore
 from services.streams import kafka
+from services.streams.topics import ensure_topics
 from tests.processes import Process, free_port
 
 PARTITIONS = 4
@@ -154,7 +155,7 @@ def test_a_ledger_of_before_blocks_were_written_together(
     assert other.load([0]) == [SinkPosition(0, 0, Range(0, 9), (0,))]
 
 
-def test_a_topic_made_anew_needs_an_operator(progress: SinkProgress, postgres_url: str, table: MemoryStore) -> None:
+def test_a_topic_created_again_needs_an_operator(progress: SinkProgress, postgres_url: str, table: MemoryStore) -> None:
     progress.load([0])
     command = f"logpipe replay --store {table.name} --dataset logs"
     with (
@@ -167,7 +168,9 @@ def test_a_topic_made_anew_needs_an_operator(progress: SinkProgress, postgres_ur
         progress.check_topic("topic-2")
 
 
-def test_a_table_made_anew_needs_an_operator(progress: SinkProgress, other: SinkProgress, table: MemoryStore) -> None:
+def test_a_table_created_again_needs_an_operator(
+    progress: SinkProgress, other: SinkProgress, table: MemoryStore
+) -> None:
     progress.load([0])
     progress.check_table()
     table.drop(DATASET)
@@ -207,7 +210,7 @@ def test_positions_of_a_release_without_table_ids_are_bound_if_the_table_can_be_
         assert progress.load([0]) == [SinkPosition(0, offset)]
         progress.check_table()
     else:
-        with pytest.raises(NeedsOperator, match="made anew"):
+        with pytest.raises(NeedsOperator, match="created again"):
             progress.load([0])
 
 
@@ -254,7 +257,7 @@ def urls(stack_folder: Path) -> Iterator[dict[str, str]]:
 @pytest.mark.timeout(240)
 def test_killed_twice_it_stores_every_row_once(urls: dict[str, str]) -> None:
     kafka_url, postgres_url = urls["LOGPIPE_KAFKA_URL"], urls["LOGPIPE_POSTGRES_URL"]
-    kafka.ensure_topics(kafka_url, {DATASET.topic: PARTITIONS}, 1)
+    ensure_topics(kafka_url, {DATASET.topic: PARTITIONS}, 1)
     port = free_port()
     environment = {
         **urls,

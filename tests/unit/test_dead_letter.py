@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from services.core.dead_letter import MAX_DEAD_LETTER_BYTES, DeadLetter, Record, decode, encode
 from services.core.errors import Malformed
 from services.datasets.logs import DATASET
+from spark_jobs.schema import rejects_schema
 
 INTS, BIG_INTS = st.integers(-1, (1 << 31) - 1), st.integers(-1, (1 << 63) - 1)
 LETTERS = st.builds(
@@ -57,3 +58,9 @@ def test_a_long_value_is_cut(byte: bytes) -> None:
 def test_what_is_no_letter_is_refused(value: bytes) -> None:
     with pytest.raises(Malformed):
         decode(value)
+
+
+def test_the_table_of_rejects_has_the_fields_of_a_dead_letter() -> None:
+    encoded = json.loads(encode("lake", DATASET, DeadLetter(0, 5, 0, 7, 70, 1, "reason", b"value"))[1])
+    same_in_every_row, of_a_cut_value = {"store", "dataset"}, {"value_bytes"}
+    assert {field.name for field in rejects_schema().fields} == encoded.keys() - same_in_every_row - of_a_cut_value

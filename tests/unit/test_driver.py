@@ -7,8 +7,9 @@ from unittest.mock import MagicMock, Mock
 
 import pytest
 
+from services.core.backoff import Backoff
 from services.core.errors import NeedsOperator, StoreDown
-from services.runtime.workers import Backoff, Worker
+from services.runtime.workers import Worker
 from spark_jobs import driver
 from spark_jobs.driver import Driver
 

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from services.core.backoff import Backoff
 from services.core.errors import (
     Backpressure,
     Conflict,
@@ -40,7 +41,7 @@ ROW = InvalidRow(3, "level", "is not one of the levels")
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrying, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(retrying, "BACKOFF", Backoff(0.001, 2.0))
 
 
 def reply(error: LogpipeError, **extra: object) -> bytes:

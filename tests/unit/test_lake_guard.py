@@ -27,7 +27,7 @@ def begin(position: Position | None, checkpoint: Checkpoint | None, *, empty: bo
 def test_nothing_there_begins_at_the_topics_beginning(position: Position | None) -> None:
     assert begin(position, None, empty=True) == {}
     with pytest.raises(
-        NeedsOperator, match=r"stands at offset 0 of partition 1 .* has only 5 to 50: messages were del"
+        NeedsOperator, match=r"partition 1 of .* up to offset 0, .* has only 5 to 50: messages were del"
     ):
         starting_offsets(DATASET, position, True, None, "topic-1", BOUNDS)
 
@@ -52,9 +52,9 @@ def test_a_released_table_begins_where_it_stands() -> None:
     [
         (STORED, None, "its checkpoint is missing"),
         (STORED, Checkpoint("query-2", 7, ENDS), "its checkpoint is of query query-2"),
-        (STORED, Checkpoint("query-1", 5, ENDS), "batch 5, but the table to batch 7"),
-        (STORED, Checkpoint("query-1", 8, ENDS), "batch 8, but the table to batch 7"),
-        (STORED, Checkpoint("query-1", 7, {7: {0: 20, 1: 29}}), "batch 7 ends elsewhere"),
+        (STORED, Checkpoint("query-1", 5, ENDS), "batch 5, and its table at batch 7"),
+        (STORED, Checkpoint("query-1", 8, ENDS), "batch 8, and its table at batch 7"),
+        (STORED, Checkpoint("query-1", 7, {7: {0: 20, 1: 29}}), "batch 7 ends at other offsets"),
         (RELEASED, Checkpoint("query-1", 7, ENDS), "knows of batches up to 7"),
         (None, Checkpoint("query-1", 7, ENDS), "knows of batches up to 7"),
         (None, None, "rows that no batch of this job put there"),
@@ -83,10 +83,10 @@ def test_what_does_not_belong_together_is_refused(
 @pytest.mark.parametrize(
     ("position", "topic_id", "bounds", "message"),
     [
-        (RELEASED, "topic-2", BOUNDS, "was deleted and made anew"),
-        (RELEASED, "topic-1", {0: (21, 50), 1: (5, 50)}, "stands at offset 20 of partition 0 .* only 21 to 50"),
-        (RELEASED, "topic-1", {0: (0, 19), 1: (5, 50)}, "stands at offset 20 of partition 0 .* only 0 to 19"),
-        (RELEASED, "topic-1", {0: (0, 50)}, "stands at offset 30 of partition 1"),
+        (RELEASED, "topic-2", BOUNDS, "was deleted and created again"),
+        (RELEASED, "topic-1", {0: (21, 50), 1: (5, 50)}, "partition 0 of .* up to offset 20, .* only 21 to 50"),
+        (RELEASED, "topic-1", {0: (0, 19), 1: (5, 50)}, "partition 0 of .* up to offset 20, .* only 0 to 19"),
+        (RELEASED, "topic-1", {0: (0, 50)}, "partition 1 of .* up to offset 30"),
     ],
 )
 def test_what_the_topic_no_longer_has_is_refused(
@@ -94,7 +94,7 @@ def test_what_the_topic_no_longer_has_is_refused(
 ) -> None:
     with pytest.raises(NeedsOperator, match=message) as refused:
         starting_offsets(DATASET, position, False, None, topic_id, bounds)
-    assert "without what was deleted" in str(refused.value)
+    assert "names the rows that are missing" in str(refused.value)
     assert "logpipe verify" in str(refused.value)
 
 
@@ -131,7 +131,7 @@ def test_a_table_that_does_not_say_where_it_stands_cannot_be_resumed() -> None:
     stream, handle = Mock(dataset=DATASET), Mock()
     handle.file_uris.return_value = ["one"]
     stream.tables.rows.current_version.return_value = (handle, None)
-    with pytest.raises(NeedsOperator, match="only --rebuild helps"):
+    with pytest.raises(NeedsOperator, match="use --rebuild"):
         resume(stream)
     stream.checkpoint.delete.assert_not_called()
 
@@ -183,16 +183,16 @@ def test_damage_that_loses_nothing_is_removed(
     assert without_meaning(position, checkpoint) == removed
 
 
-def test_a_topic_made_anew_between_or_within_batches_ends_the_query() -> None:
+def test_a_topic_created_again_between_or_within_batches_ends_the_query() -> None:
     stream = LakeStream(StreamToLakeSettings(), DATASET, Mock())
     stream._topic_id = "topic-1"
     written: list[int] = []
     for ids, batches in ((["topic-2"], []), (["topic-1", "topic-2"], [8])):
         stream.topic.topic_id.side_effect = ids  # type: ignore[attr-defined]
         stream._write_batch = lambda messages, batch: written.append(batch)  # type: ignore[method-assign]
-        with pytest.raises(NeedsOperator, match=r"made anew while batch 8 was under way.*--resume logs"):
+        with pytest.raises(NeedsOperator, match=r"created again while batch 8 was under way.*--resume logs"):
             stream._write(Mock(), 8)
         assert written == batches
     stream._query = Mock()
-    with pytest.raises(NeedsOperator, match="made anew"):
+    with pytest.raises(NeedsOperator, match="created again"):
         stream.supervise(Mock())

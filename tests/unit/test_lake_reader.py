@@ -249,7 +249,7 @@ def test_a_query_that_needs_more_memory_than_it_may_use_is_refused(ten_files: La
     assert reader.execute(StatsQuery(LOGS), 99).rows == [(20,)]
 
 
-def test_a_table_made_anew_is_read_anew(reader: EmbeddedReader, settings: LakeSettings) -> None:
+def test_a_table_created_again_is_read_again(reader: EmbeddedReader, settings: LakeSettings) -> None:
     lake_tables.append(settings, LOGS, [log(1), log(2)], Position("t", {0: 9}, query="q", batch=0))
     assert reader.position(LOGS).offsets == {0: 9}
     tables = Tables(settings, LOGS)
@@ -278,7 +278,7 @@ def test_a_position_names_the_table_its_generation_and_the_topic(
 
 
 @pytest.mark.parametrize("batches", [1, 9], ids=["shorter log", "longer log"])
-def test_a_table_that_was_deleted_and_made_anew_under_a_reader_has_another_identity(
+def test_a_table_that_was_deleted_and_created_again_under_a_reader_has_another_identity(
     reader: EmbeddedReader, settings: LakeSettings, batches: int
 ) -> None:
     def fill(topic_id: str, count: int) -> None:

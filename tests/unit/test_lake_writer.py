@@ -224,11 +224,11 @@ def test_rows_that_no_commit_explains_need_an_operator(writer: EmbeddedWriter, s
         writer.positions(DATASET, "t")
 
 
-def test_a_topic_made_anew_needs_an_operator(writer: EmbeddedWriter) -> None:
+def test_a_topic_created_again_needs_an_operator(writer: EmbeddedWriter) -> None:
     writer.write([block(1, 0, 4)])
-    with pytest.raises(NeedsOperator, match="made anew"):
+    with pytest.raises(NeedsOperator, match="created again"):
         writer.positions(DATASET, "u")
-    with pytest.raises(NeedsOperator, match="made anew"):
+    with pytest.raises(NeedsOperator, match="created again"):
         writer.write([block(2, 5, 9, topic_id="u")])
 
 

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from services.core import bounds, dead_letter, row_chunks
+from services.core import dead_letter, result_size, row_chunks
 from services.core.dead_letter import MAX_REASON_CHARACTERS, DeadLetter
 from services.core.errors import LogpipeError
 from services.core.instants import of_row
@@ -28,7 +28,7 @@ from services.ingest_api.disk import DiskFloor
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.query_api import parameters
-from services.query_api.pools import Pool
+from services.query_api.query_threads import QueryThreads
 from tests.unit.test_docs import all_settings, table
 
 TESTS = Path(__file__).parents[1]
@@ -68,16 +68,16 @@ def lack(floor: int, check: Callable[[], Any]) -> Callable[[int], Any]:
     return probe
 
 
-def fill_pool(places: int) -> None:
+def fill_threads(places: int) -> None:
     async def run() -> None:
-        pool, released = Pool("store", 1), Event()
-        waiting = [asyncio.ensure_future(pool.run(lambda stop: released.wait(9), 9)) for _ in range(places)]
+        threads, released = QueryThreads("store", 1), Event()
+        waiting = [asyncio.ensure_future(threads.run(lambda stop: released.wait(9), 9)) for _ in range(places)]
         await asyncio.sleep(0)  # each of them takes its place, or is refused
         released.set()
         try:
             await asyncio.gather(*waiting)
         finally:
-            pool.close()
+            threads.close()
 
     asyncio.run(run())
 
@@ -96,11 +96,11 @@ PROBES: dict[str, Callable[[int], Any]] = {
     "services.core.dataset.MAX_CATEGORY_CHARACTERS": lambda n: CODEC.decode_object(LOG % (b"x" * n, b"{}")),
     "services.core.rows.MAX_JSON_DEPTH": lambda n: CODEC.decode_object(LOG % (b"x", nested(n))),
     "services.core.instants._MAX_LENGTH": lambda n: of_row(f"2026-01-31T12:00:00.{'1' * (n - 21)}Z"),
-    "services.core.bounds.MAX_GROUPS": lambda n: bounds.few_groups([()] * n),
-    "services.core.bounds.MAX_RESULT_BYTES": lambda n: bounds.gathered([[("x" * n,)]]),
+    "services.core.result_size.MAX_GROUPS": lambda n: result_size.few_groups([()] * n),
+    "services.core.result_size.MAX_RESULT_BYTES": lambda n: result_size.gathered([[("x" * n,)]]),
     "services.query_api.parameters.MAX_LIMIT": lambda n: parameters.ListParameters(order_by="id", limit=n),
     "services.query_api.parameters.MAX_OFFSET": TypeAdapter(parameters._Offset).validate_python,
-    "services.query_api.pools.PLACES": fill_pool,
+    "services.query_api.query_threads.PLACES": fill_threads,
     "services.local.stack._FREE_BYTES": lack(2 * GIB, new_stack),
 }
 """Limit -> what takes or refuses a thing of this size."""

@@ -22,7 +22,7 @@ from services.datasets.logs import DATASET as LOGS
 from services.ledger import watermark as watermark_module
 from services.ledger.watermark import Watermarks
 from services.query_api import cursor as cursors
-from services.query_api import pools
+from services.query_api import query_threads
 from services.query_api import service as service_module
 from services.query_api.endpoints import router
 from services.query_api.service import QueryService
@@ -136,7 +136,7 @@ class Api:
 
     def hdfs_pool_places(self) -> int:
         """How many more queries of the lake would be taken."""
-        return self._service._stores["hdfs"].default.pool._places._value
+        return self._service._stores["hdfs"].default.threads._places._value
 
     def open_spark(self) -> StubReader:
         self.opened += 1
@@ -606,9 +606,9 @@ def hanging(api: Api, monkeypatch: pytest.MonkeyPatch) -> Event:
 def test_no_more_queries_wait_for_a_store_than_it_has_places(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     released = hanging(api, monkeypatch)
     try:
-        for _ in range(pools.THREADS):
+        for _ in range(query_threads.THREADS):
             assert "hangs" in api.get("hdfs/logs", status=503)["detail"]
-        for _ in range(pools.PLACES):  # no thread is left for these, and they give their places back
+        for _ in range(query_threads.PLACES):  # no thread is left for these, and they give their places back
             assert "no answer within" in api.get("hdfs/logs", status=504)["detail"]
         assert "hdfs" in api.get("compare")["missing"]
         assert api.get("postgres/logs")["returned_count"] == 1
@@ -620,7 +620,7 @@ def test_queries_beyond_the_places_of_a_store_are_refused_and_others_answered(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More requests hang than the server has threads for endpoints that block."""
-    monkeypatch.setattr(pools, "PLACES", 60)
+    monkeypatch.setattr(query_threads, "PLACES", 60)
     api = Api()
     released = Event()
     monkeypatch.setattr(api.hdfs, "execute", lambda *_: released.wait(20) and QueryResult([], 0.0, total=0))

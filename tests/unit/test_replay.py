@@ -21,7 +21,7 @@ from services.ledger.reading import TopicNumbers
 from services.ledger.replays import Replay
 from services.replay import refill
 from services.replay.display import Outcome
-from services.replay.refill import Refill, cut
+from services.replay.refill import Refill, Source, Stream, Target, cut
 from services.stores.memory import MemoryStore
 
 CODEC = RowCodec(DATASET)
@@ -95,22 +95,16 @@ class World:
         own: Any = self
         return Refill(
             CODEC,
-            own,
+            Source(own, self.source),
+            Target(self.store, self.store, own, self.dead_lettered, self.watermark),
+            Stream(TopicNumbers(1, 2), self.offsets if starts is None else starts),
             own,
             self.replay,
-            self.source,
-            self.store,
-            self.store,
-            own,
-            TopicNumbers(1, 2),
-            self.offsets if starts is None else starts,
-            self.dead_lettered,
-            self.watermark,
             own,
             self.pause,
         ).run()
 
-    def run_anew(self) -> None:
+    def start_over(self) -> None:
         self.replay = Replay(uuid.uuid4(), 0, max(self.accepted), None)
         self.run()
 
@@ -259,7 +253,7 @@ def test_a_store_that_is_wiped_again_is_filled_again(world: World) -> None:
     """Though it remembers the tokens of the first time, and drops what comes under them."""
     world.run()
     world.store.forget_rows(DATASET)
-    world.run_anew()
+    world.start_over()
     assert world.store.held() == ids(1, 2, 4, 5)
 
 

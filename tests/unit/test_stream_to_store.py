@@ -76,7 +76,7 @@ class Table:
 
     def check_topic(self, topic_id: str) -> None:
         if topic_id != self.topic_id:
-            raise NeedsOperator("the topic was made anew")
+            raise NeedsOperator("the topic was created again")
 
     def check_table(self) -> None:
         self._failpoint("check table")
@@ -143,7 +143,7 @@ class World:
     def publish(self, outgoing: Sequence[Outgoing]) -> list[Part]:
         return self._producer.publish(outgoing)
 
-    def make_topic_anew(self) -> None:
+    def recreate_topic(self) -> None:
         self.broker.delete_topic(DATASET.topic)
         self.broker.ensure_topics({DATASET.topic: PARTITIONS})
 
@@ -673,7 +673,7 @@ def test_nothing_is_read_of_a_topic_that_was_cut(world: World) -> None:
 
 
 @pytest.mark.parametrize("waiting", ["write", "begin"])
-def test_a_topic_that_is_made_anew_while_the_consumer_waits_needs_an_operator(world: World, waiting: str) -> None:
+def test_a_topic_that_is_created_again_while_the_consumer_waits_needs_an_operator(world: World, waiting: str) -> None:
     """Also after the new topic has grown beyond the old offset."""
     consumer = world.consumer()
     world.accept(100)
@@ -682,23 +682,23 @@ def test_a_topic_that_is_made_anew_while_the_consumer_waits_needs_an_operator(wo
     world.accept(100)
     world.run(consumer, until=lambda: consumer.health() == "memory: unreachable")
     stored = world.stored()
-    world.make_topic_anew()
+    world.recreate_topic()
     world.accept(1000)
-    with pytest.raises(NeedsOperator, match="made anew"):
+    with pytest.raises(NeedsOperator, match="created again"):
         world.run(consumer)
     assert world.stored() == stored
     assert all(at.next_offset == 0 or at.pending or at.next_offset < 100 for at in world.table.positions.values())
 
 
-def test_messages_that_were_read_from_a_topic_made_anew_are_not_written(world: World) -> None:
+def test_messages_that_were_read_from_a_topic_created_again_are_not_written(world: World) -> None:
     consumer = world.consumer()
     world.run(consumer, until=lambda: consumer.health() is None)
     world.accept(30)
     consumer.step()  # reads, and waits for more rows
-    world.make_topic_anew()
+    world.recreate_topic()
     world.accept(1000)
     world.now += 2
-    with pytest.raises(NeedsOperator, match="made anew"):
+    with pytest.raises(NeedsOperator, match="created again"):
         world.run(consumer)
     assert world.stored() == []
     assert all(at.pending is None for at in world.table.positions.values())

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -10,6 +11,8 @@ from unittest.mock import MagicMock
 import pytest
 from rich.console import Console
 
+from services.core.dataset import Dataset
+from services.core.dead_letter import DeadLettered
 from services.core.errors import StoreDown
 from services.core.ids import first_id
 from services.core.ledger import Batch
@@ -17,12 +20,11 @@ from services.core.ports import Block, Message, Outgoing
 from services.core.rows import Row, RowCodec, checksum
 from services.datasets.logs import DATASET
 from services.ledger import dead_letter_index
-from services.ledger.dead_letter_index import DeadLettered
 from services.stores.memory import MemoryStore
 from services.streams import dead_letters
 from services.streams.memory import MemoryBroker, MemoryPartitionReader
 from services.verify import reconcile, sample
-from services.verify.dead_letters import DeadLetteredRows, DeadLetterLookup, Reject
+from services.verify.dead_letters import DeadLetteredRows, DeadLetterLookup, LookUp
 from services.verify.reconcile import Result, Scope
 from services.verify.report import Report, as_json, show
 from services.verify.service import above
@@ -54,6 +56,10 @@ class Store(MemoryStore):
         self.write([Block(DATASET, "topic", 0, batch_id, batch_id, CREATED // 86_400_000_000, len(rows), lines)])
 
 
+def looked_up(dead_lettered: Mapping[int, DeadLetteredRows] | None) -> LookUp:
+    return lambda batches: {b: dead for b, dead in (dead_lettered or {}).items() if b in batches}
+
+
 def check(
     changed: Mapping[int, Sequence[Row]],
     dead_lettered: Mapping[int, DeadLetteredRows] | None = None,
@@ -68,7 +74,7 @@ def check(
     steps: list[int] = []
     accepted = [batch for batch in LEDGER if batch.batch_id >= first]
     result = reconcile.reconcile(
-        store, DATASET, iter(accepted), dead_lettered or {}, Scope(first, LAST, sample, seed), steps.append
+        store, DATASET, iter(accepted), looked_up(dead_lettered), Scope(first, LAST, sample, seed), steps.append
     )
     assert sum(steps) == sum(batch.rows for batch in accepted)
     return result
@@ -145,6 +151,37 @@ def test_a_dead_lettered_row_is_not_missing() -> None:
         assert result.compared == 4
 
 
+class LateDeadLetter(Store):
+    """A store whose sink dead-letters the first row of batch 7 when the store is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dead_lettered: dict[int, DeadLetteredRows] = {}
+        for batch_id, rows in {**ACCEPTED, 7: ACCEPTED[7][1:]}.items():
+            self.put(batch_id, rows)
+
+    def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        self.dead_lettered[7] = DeadLetteredRows(frozenset({first_id(7)}))
+        return super().counts(dataset, first, last)
+
+    def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
+        self.dead_lettered[7] = DeadLetteredRows(frozenset({first_id(7)}))
+        return super().rows_of(dataset, batches)
+
+
+def test_a_row_that_is_dead_lettered_during_the_verification_is_not_missing() -> None:
+    store = LateDeadLetter()
+    scope = Scope(0, LAST, None, 1)
+    found = reconcile.reconcile(store, DATASET, iter(LEDGER), looked_up(store.dead_lettered), scope, lambda rows: None)
+    assert differences(found) == {"dead_lettered": 1}
+
+
+def test_a_row_that_is_dead_lettered_while_a_sample_is_read_is_not_missing() -> None:
+    store = LateDeadLetter()
+    found = sample.reconcile(store, DATASET, LEDGER, looked_up(store.dead_lettered), lambda rows: None)
+    assert differences(found) == {"dead_lettered": 1}
+
+
 def test_a_dead_lettered_row_that_was_stored_all_the_same() -> None:
     for dead_lettered in (DeadLetteredRows(frozenset({first_id(7)})), DeadLetteredRows(unnamed=1)):
         result = check({}, {7: dead_lettered})
@@ -181,7 +218,7 @@ def check_sample(
     store = Store()
     for batch_id, rows in {**ACCEPTED, **changed}.items():
         store.put(batch_id, rows)
-    return sample.reconcile(store, DATASET, LEDGER[1:4], dead_lettered or {}, lambda rows: None)
+    return sample.reconcile(store, DATASET, LEDGER[1:4], looked_up(dead_lettered), lambda rows: None)
 
 
 def test_a_sample_is_judged_as_all_batches_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,26 +259,26 @@ def test_dead_letters_that_cannot_be_read_to_the_end() -> None:
 
 def test_a_store_that_keeps_its_rejects_is_asked_for_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
     class Lake(MemoryStore):
-        def rejected(self, dataset: Any) -> Iterator[Reject]:
-            return iter([(4, None, 2), (7, 70, 1), (7, None, 1), (7, 71, 1)])
+        def rejected(self, dataset: Any) -> Iterator[DeadLettered]:
+            return starmap(DeadLettered, [(4, None, 2), (7, 70, 1), (7, None, 1), (7, 71, 1)])
 
-    def indexed(connection: Any, store: str, dataset: str, batches: Sequence[int] | None) -> list[DeadLettered]:
+    def indexed(connection: Any, store: str, dataset: str, batches: Sequence[int]) -> list[DeadLettered]:
         assert (store, dataset) == ("memory", "logs")
         found = [DeadLettered(7, 70, 1), DeadLettered(7, None, 1), DeadLettered(8, 80, 1)]
-        return [each for each in found if batches is None or each.batch_id in batches]
+        return [each for each in found if each.batch_id in batches]
 
     updated: list[Any] = []
     monkeypatch.setattr(dead_letter_index, "update", lambda connection, topic: updated.append(topic))
     monkeypatch.setattr(dead_letter_index, "dead_lettered", indexed)
     lookup = DeadLetterLookup(MagicMock(), lambda: "topic")  # type: ignore[arg-type, return-value]
     seven = DeadLetteredRows(frozenset({70, 71}), unnamed=1)
-    assert lookup.of(Lake(), DATASET) == {
+    assert lookup.of(Lake(), DATASET, range(10)) == {
         4: DeadLetteredRows(unnamed=2),
         7: seven,
         8: DeadLetteredRows(frozenset({80})),
     }
     assert lookup.of(Lake(), DATASET, [7, 9]) == {7: seven}
-    assert updated == ["topic"], "once"
+    assert updated == ["topic"] * 2, "before each look"
 
 
 def test_what_retention_drops_while_it_is_read_is_not_missing() -> None:

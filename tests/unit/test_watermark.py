@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.ledger import settled as room
 from services.ledger.reading import OpenWriter
-from services.ledger.settled import Look, Settled, look
+from services.ledger.settled import Blockers, Settled, update_settled
 
 Step = tuple[str, int]
 STEPS = st.lists(
@@ -60,31 +60,31 @@ class Server:
 @given(STEPS, st.integers(1, 5), st.integers(0, 3))
 @settings(max_examples=500)
 def test_settles_only_what_has_ended_and_all_in_the_end(steps: list[Step], page: int, between: int) -> None:
-    server, state, seen = Server(iter(steps)), Settled(), Look()
+    server, state, seen = Server(iter(steps)), Settled(), Blockers()
     with patch.object(room, "reading", server), patch.object(room, "_PAGE", page):
         playing = True
         while playing:
             for _ in range(between):
                 server.play()
             before = state.end
-            seen = look(None, state, seen)  # type: ignore[arg-type]
+            seen = update_settled(None, state, seen)  # type: ignore[arg-type]
             assert state.end >= before
             assert not any(batch_id <= state.end for batch_id in server.in_flight())
             playing = server.play()
         for drawn in server.open.values():
             server.committed.update(drawn)
         server.open.clear()
-        seen = look(None, state, seen)  # type: ignore[arg-type]
-    assert seen == Look()
+        seen = update_settled(None, state, seen)  # type: ignore[arg-type]
+    assert seen == Blockers()
     assert state.end == max(server.committed, default=0)
 
 
 def test_a_transaction_that_drew_no_missing_id_holds_nothing() -> None:
     """A writer that began to draw after the gap was seen keeps later ids from being settled, not earlier ones."""
     state = Settled()
-    assert state.take([1, 3])
+    assert state.add([1, 3])
     assert state.suspects({"a"}) == {"a"}
-    assert state.take([3])
+    assert state.add([3])
     assert state.suspects({"b"}) == frozenset()
     state.settle([3], complete=True)
     assert state.end == 3
@@ -92,8 +92,8 @@ def test_a_transaction_that_drew_no_missing_id_holds_nothing() -> None:
 
 def test_who_holds_the_ids_is_told_until_they_are_settled() -> None:
     state = Settled()
-    state.take([1, 3])
+    state.add([1, 3])
     assert state.suspects({"a", "b"}) == {"a", "b"}
-    state.take([3, 4])
+    state.add([3, 4])
     assert state.suspects({"b", "c"}) == {"b"}
     assert state.end == 1

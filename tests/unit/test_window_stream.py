@@ -1,4 +1,4 @@
-"""The windows' query starts anew, rather than go on with a checkpoint that is damaged or of another topic."""
+"""The windows' query starts over, rather than go on with a checkpoint that is damaged or of another topic."""
 
 from unittest.mock import MagicMock, Mock
 
@@ -6,6 +6,7 @@ import pytest
 
 from services.core.errors import StoreDown
 from services.datasets.logs import DATASET
+from services.reports import windows as report_windows
 from spark_jobs import windows
 from spark_jobs.checkpoint import Checkpoint
 from spark_jobs.settings import RealtimeSettings
@@ -17,6 +18,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Mock:
     made = Mock(uri="hdfs://checkpoint")
     monkeypatch.setattr(windows, "CheckpointFolder", Mock(return_value=made))
     monkeypatch.setattr(windows, "connect", MagicMock())
+    monkeypatch.setattr(report_windows, "require", lambda connection: None)
     monkeypatch.setattr(windows, "counted", MagicMock())  # needs a session of Spark
     return made
 
@@ -50,10 +52,10 @@ def test_a_checkpoint_is_of_one_topic(folder: Mock) -> None:
     assert names == ["realtime-windows-topic-1", "realtime-windows-topic-2"]
 
 
-def test_a_topic_made_anew_under_the_query_ends_it(folder: Mock) -> None:
+def test_a_topic_created_again_under_the_query_ends_it(folder: Mock) -> None:
     folder.load.return_value = None
     stream = started("topic-1")
     stream._write(MagicMock(**{"collect.return_value": []}), 4)
     stream._topic.topic_id.return_value = "topic-2"  # type: ignore[attr-defined]
-    with pytest.raises(StoreDown, match="was made anew: the next start reads it"):
+    with pytest.raises(StoreDown, match="was created again: the next start reads it"):
         stream._write(MagicMock(**{"collect.return_value": []}), 5)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from services.core.backoff import Backoff
 from services.core.errors import StoreDown
-from services.runtime.workers import Backoff, Worker, Workers
+from services.runtime.workers import Worker, Workers
 
 NO_PAUSE = Backoff(0.0, 0.0)
 

@@ -1,4 +1,4 @@
-"""Each hour: merge the lake's small files, and delete the files that nobody reads any more."""
+"""Each hour: merge the lake's small files, and delete the files that no query reads any more."""
 
 from airflow.sdk import DAG
 from command import DEFAULTS, logpipe

@@ -21,7 +21,7 @@ def rules_of(dataset: Dataset) -> dict[str, Rule]:
 
 
 def complete(dataset: Dataset, own: Mapping[str, Rule]) -> dict[str, Rule]:
-    """The rules in `own`, and rules by kind for the other columns on the wire.
+    """Return the rules in `own`, and rules by kind for the other columns on the wire.
 
     Raises ValueError when a rule in `own` is for a column that is not on the wire.
     """

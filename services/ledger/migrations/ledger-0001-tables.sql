@@ -68,7 +68,7 @@ CREATE TABLE IF NOT EXISTS sink_progress (
 );
 
 -- Stores that are being refilled from PostgreSQL. Of the batches up to `last_batch`, those below `next_batch` are
--- written, and next_batch to range_last are being written. A replay that begins anew gets another `id`.
+-- written, and next_batch to range_last are being written. A replay that starts over has another `id`.
 CREATE TABLE IF NOT EXISTS replays (
     store      text NOT NULL,
     dataset    text NOT NULL,
@@ -95,7 +95,7 @@ CREATE TABLE IF NOT EXISTS ledger (
 );
 INSERT INTO ledger DEFAULT VALUES ON CONFLICT DO NOTHING;
 
--- Every topic that batches were ever published to. A topic that was deleted and made anew has another `topic_id`.
+-- Every topic that batches were ever published to. A topic that was deleted and created again has another `topic_id`.
 CREATE TABLE IF NOT EXISTS topics (
     number   smallint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name     text NOT NULL,

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import Error
 
-from services.core.bounds import MAX_GROUPS, MAX_RESULT_BYTES, few_groups, gathered, too_large
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.errors import QueryTimeout
 from services.core.ids import end_id, first_id, spans
@@ -26,6 +25,7 @@ from services.core.queries import (
     StatsQuery,
     like_pattern,
 )
+from services.core.result_size import MAX_GROUPS, MAX_RESULT_BYTES, few_groups, gathered, too_large
 from services.core.rows import Row
 from services.core.stopping import Stop
 from services.stores.clickhouse import STORE, rollups

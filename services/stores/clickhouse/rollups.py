@@ -10,23 +10,23 @@ from typing import Any
 from clickhouse_connect.driver.client import Client
 
 from services.core import rollups
-from services.core.bounds import MAX_GROUPS
 from services.core.dataset import Dataset
 from services.core.ids import ROW_BITS
 from services.core.queries import AggregateQuery, Query
+from services.core.result_size import MAX_GROUPS
 from services.core.rollups import Plan, Times
 from services.stores.clickhouse.names import quoted, stored
 
-BUCKET_BITS = 6
-"""The projection tells batches apart by the 64. The rows of the last 64 batches are scanned unless all are wanted."""
+BATCH_SPAN_BITS = 6
+"""The projection counts spans of 64 batches. A query as of a batch within a span scans the rows of that span."""
 
-_BUCKET = f"bitShiftRight(id, {ROW_BITS + BUCKET_BITS})"
+_SPAN = f"bitShiftRight(id, {ROW_BITS + BATCH_SPAN_BITS})"
 
 
 def prepare(client: Client, dataset: Dataset) -> None:
     """Add the projection to the dataset's table, and to the parts that existed before it; idempotent."""
     alter, name = f"ALTER TABLE {quoted(dataset.name)}", rollups.name(dataset)
-    keys = ", ".join([_minute(_time(dataset)), *map(quoted, dataset.groupings), _BUCKET])
+    keys = ", ".join([_minute(_time(dataset)), *map(quoted, dataset.groupings), _SPAN])
     # Rows that an operator deletes leave the counts, too.
     client.command(f"{alter} MODIFY SETTING lightweight_mutation_projection_mode = 'rebuild'")
     client.command(f"{alter} ADD PROJECTION IF NOT EXISTS {quoted(name)} (SELECT {keys}, count() GROUP BY {keys})")
@@ -40,15 +40,15 @@ def prepare(client: Client, dataset: Dataset) -> None:
 
 
 def plan(query: Query, as_of: int) -> Plan | None:
-    """Plan the query for the projection, which counts all batches of whole buckets. None when a scan must answer."""
-    return rollups.plan(query, (as_of + 1) >> BUCKET_BITS << BUCKET_BITS, as_of)
+    """Plan the query for the projection, which counts whole spans of batches. Return None if a scan must answer."""
+    return rollups.plan(query, (as_of + 1) >> BATCH_SPAN_BITS << BATCH_SPAN_BITS, as_of)
 
 
 def statement(plan: Plan) -> tuple[str, dict[str, Any]]:
     """Return the statement that counts by this plan, and its parameters. Its rows have the form of a QueryResult."""
     time = _time(plan.query.dataset)
     # ClickHouse uses the projection only for expressions that are spelled as the projection spells them.
-    counts = [_counts(plan, f"{_BUCKET} < {plan.until >> BUCKET_BITS:d}", _minute(time), plan.minutes)]
+    counts = [_counts(plan, f"{_SPAN} < {plan.until >> BATCH_SPAN_BITS:d}", _minute(time), plan.minutes)]
     counts += [_counts(plan, f"id >= {r.first_id:d} AND id < {r.end_id:d}", time, r.times) for r in plan.rows]
     keys, order = ", ".join(plan.keys), ", ".join(plan.order)
     columns = ", ".join([*plan.keys, "sum(part) AS counted"])

@@ -141,7 +141,7 @@ def drop_days(dataset: Dataset, before: int, keep: Collection[int] = ()) -> int:
 
 
 def _engine(client: Client, dataset: Dataset) -> str:
-    """The table's engine with its settings, in ClickHouse's own spelling."""
+    """Return the table's engine with its settings, in ClickHouse's own spelling."""
     query = "SELECT engine_full FROM system.tables WHERE database = currentDatabase() AND name = {table:String}"
     rows: Any = client.query(query, {"table": dataset.name}).result_rows
     return str(rows[0][0])

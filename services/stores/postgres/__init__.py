@@ -5,19 +5,20 @@ the ingest API copies them directly into that day's partition (`copy_statement`)
 ledger entry. This package holds the tables, the reader, the rollups and the retention.
 """
 
+from services.core.dataset import Dataset
 from services.core.stores import Store
-from services.postgres.connection import NAME
+from services.postgres.connection import NAME, Connection
 from services.runtime.settings import PostgresSettings
+from services.stores.postgres import rollups, tables
 from services.stores.postgres.closed_days import close as close_days
 from services.stores.postgres.copying import copy_rows, copy_statement, copy_types
 from services.stores.postgres.reader import PostgresReader
 from services.stores.postgres.retention import drop_days
 from services.stores.postgres.tables import (
-    copy_target,
     days_with_rows_from,
     ensure_partitions,
     index_search,
-    prepare,
+    partition_name,
     require,
 )
 
@@ -27,14 +28,23 @@ __all__ = [
     "close_days",
     "copy_rows",
     "copy_statement",
-    "copy_target",
     "copy_types",
     "days_with_rows_from",
     "ensure_partitions",
     "index_search",
+    "partition_name",
     "prepare",
     "require",
 ]
+
+
+def prepare(connection: Connection, dataset: Dataset) -> None:
+    """Create the dataset's table and its rollup, or add what they lack. Called by `logpipe migrate`; blocks.
+
+    The migrations (`schema`) must have been applied. Raises StoreDown, NeedsOperator.
+    """
+    tables.prepare(connection, dataset)
+    rollups.prepare(connection, dataset)
 
 
 def _open_reader() -> PostgresReader:

@@ -19,28 +19,12 @@ from services.core.instants import DAY
 from services.core.rows import Row
 from services.postgres.clock import now_microseconds
 from services.postgres.connection import Connection, translated
-from services.stores.postgres.tables import copy_target, day_of, midnight, partitions
+from services.stores.postgres import schema
+from services.stores.postgres.tables import day_of, midnight, partition_name, partitions, summarize_ids
 
-_LOCK = 7_316_005  # advisory lock of the process that creates the table
 _DAYS_AT_ONCE = 40
 _LOCK_TIMEOUT = "2s"  # to wait for writers of a closed day, which end within milliseconds unless one hangs
 
-_TABLE = """
-CREATE TABLE IF NOT EXISTS closed_days (
-    dataset    text NOT NULL,
-    day        int NOT NULL,       -- days since 1970-01-01 UTC
-    least      bigint NOT NULL,    -- microseconds since 1970, UTC
-    greatest   bigint NOT NULL,
-    last_id    bigint NOT NULL,
-    first_id   bigint,             -- NULL in notes of an earlier release, which are written again
-    PRIMARY KEY (dataset, day)
-);
-CREATE OR REPLACE FUNCTION reopen_day() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    DELETE FROM closed_days WHERE dataset = TG_ARGV[0] AND day = TG_ARGV[1]::int;
-    RETURN NULL;
-END $$;
-"""
 _NONE_LEAST, _NONE_GREATEST = (1 << 63) - 1, -1  # bounds of a day without rows, which match no condition
 _EDGE_PAGES = 64  # that are read at the start and at the end of a partition's table
 
@@ -64,17 +48,11 @@ def close(connection: Connection, dataset: Dataset) -> int:
     """
     closed = 0
     with translated():
-        with connection.transaction():
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            if connection.execute("SELECT to_regclass('closed_days')").fetchone() == (None,):
-                connection.execute(_TABLE)
-            elif not _knows_first_ids(connection):
-                connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-                connection.execute("ALTER TABLE closed_days ADD COLUMN first_id bigint")
+        schema.require(connection)
         query = "SELECT day FROM closed_days WHERE dataset = %s AND first_id IS NOT NULL"
         days = connection.execute(query, (dataset.name,))
-        noted = {copy_target(dataset, day) for (day,) in days}
-        today = copy_target(dataset, now_microseconds(connection) // DAY)
+        noted = {partition_name(dataset, day) for (day,) in days}
+        today = partition_name(dataset, now_microseconds(connection) // DAY)
         over = (name for name in partitions(connection, dataset) - noted if name < today)
         for name in sorted(over, reverse=True)[:_DAYS_AT_ONCE]:
             closed += _close(connection, dataset, name)
@@ -135,18 +113,8 @@ def _ids(connection: Connection, partition: str) -> tuple[int, int]:
     return (_NONE_LEAST, -1) if first is None else (first, last)
 
 
-def summarize_ids(connection: Connection, partition: str) -> None:
-    """Bring the BRIN index of a partition's ids up to date: every query reads the pages that it does not cover."""
-    query = """SELECT brin_summarize_new_values(indexrelid) FROM pg_index
-               JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
-               WHERE amname = 'brin' AND indrelid = %s::regclass"""
-    connection.execute(query, (f'"{partition}"',))
-
-
 def known(fetch: Fetch, dataset: Dataset) -> list[ClosedDay]:
-    """Return the notes that are valid now; each query reads them again. Return [] when no day was ever closed."""
-    if fetch(sql.SQL("SELECT to_regclass('closed_days')").format(), ()) == [(None,)]:
-        return []
+    """Return the notes that are valid now; each query reads them again."""
     query = sql.SQL("SELECT day, least, greatest, last_id FROM closed_days WHERE dataset = {}").format(dataset.name)
     return [ClosedDay(*row) for row in fetch(query, ())]
 
@@ -157,10 +125,6 @@ def without_ids(connection: Connection, dataset: Dataset, first_id: int, end_id:
     A note is used only while its partition has the trigger that deletes the note. So a partition that was restored or
     attached by hand is read, whatever the note of its predecessor says. `verify` depends on this.
     """
-    if connection.execute("SELECT to_regclass('closed_days')").fetchone() == (None,):
-        return sql.SQL("")
-    if not _knows_first_ids(connection):
-        return sql.SQL("")
     guarded = connection.execute(_GUARDED, (f'"{dataset.name}"',)).fetchall()
     query = "SELECT day FROM closed_days WHERE dataset = %s AND (last_id < %s OR first_id >= %s)"
     days = {day for (day,) in connection.execute(query, (dataset.name, first_id, end_id))}
@@ -170,12 +134,6 @@ def without_ids(connection: Connection, dataset: Dataset, first_id: int, end_id:
 _GUARDED = """SELECT relname FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
               JOIN pg_trigger ON tgrelid = inhrelid AND tgname = 'reopen_day' AND tgenabled IN ('O', 'A')
               WHERE inhparent = to_regclass(%s)"""
-
-
-def _knows_first_ids(connection: Connection) -> bool:
-    query = """SELECT FROM pg_attribute WHERE attrelid = to_regclass('closed_days') AND attname = 'first_id'
-               AND NOT attisdropped"""
-    return connection.execute(query).fetchone() is not None
 
 
 def without(days: Iterable[ClosedDay]) -> sql.Composable:

@@ -9,7 +9,7 @@ from psycopg import sql
 from services.core.dataset import CREATED_AT, Column, Dataset
 from services.core.ids import first_id
 from services.core.rows import Row, Rows
-from services.stores.postgres.tables import TYPES, copy_target
+from services.stores.postgres.tables import TYPES, partition_name
 
 EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds, the zero of PostgreSQL's binary timestamps
 
@@ -17,7 +17,7 @@ EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds, the zero of PostgreSQ
 def copy_statement(dataset: Dataset, day: int) -> sql.Composed:
     """Return the COPY into the day's partition, in canonical order of columns. It needs `copy_types` to be set."""
     columns = sql.SQL(", ").join(map(sql.Identifier, dataset.column_names))
-    target = sql.Identifier(copy_target(dataset, day))
+    target = sql.Identifier(partition_name(dataset, day))
     return sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(target, columns)
 
 

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 from psycopg import sql
 
-from services.core.bounds import MAX_GROUPS, few_groups, gathered
 from services.core.dataset import CREATED_AT, ID, Dataset
 from services.core.ids import end_id
 from services.core.instants import DAY, to_datetime
@@ -22,6 +21,7 @@ from services.core.queries import (
     StatsQuery,
     like_pattern,
 )
+from services.core.result_size import MAX_GROUPS, few_groups, gathered
 from services.core.rows import Row
 from services.postgres.connection import Connection
 from services.stores.postgres import closed_days, rollups

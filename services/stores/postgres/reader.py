@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import groupby
 from typing import ClassVar, Literal
@@ -21,9 +22,9 @@ from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.core.queries import Query, QueryResult
 from services.core.rows import Row
 from services.core.stopping import Stop
-from services.postgres.connection import NAME, PIPELINE, Connection, translated
+from services.postgres.connection import NAME, PIPELINE, Connection
 from services.postgres.pool import Pool
-from services.stores.postgres import closed_days, queries
+from services.stores.postgres import closed_days, queries, schema
 from services.stores.postgres.copying import EPOCH
 from services.stores.postgres.tables import TYPES, midnight
 
@@ -43,12 +44,13 @@ class PostgresReader:
         # A good plan depends on the limit and the times of the query. Compiling a plan costs more than most queries.
         options = "-c plan_cache_mode=force_custom_plan -c jit=off"
         self._pool = Pool(url, max_connections, _POOL_TIMEOUT, _configure, options, session_name)
+        self._has_tables = False
 
     def execute(
         self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
     ) -> QueryResult:
         deadline = time.monotonic() + seconds
-        with translated(), self._pool.connection() as connection, connection.transaction():
+        with self._connection() as connection, connection.transaction():
             try:
                 with (stop or Stop()).by(connection.cancel_safe):
                     return queries.run(queries.Execution(connection, deadline), query, as_of)
@@ -56,23 +58,32 @@ class PostgresReader:
                 raise QueryTimeout(NAME, seconds) from error
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        with translated(), self._pool.connection() as connection:
+        with self._connection() as connection:
             where = _range(connection, dataset, first, last)
             yield from _counts(connection, dataset, where)
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
-        with translated(), self._pool.connection() as connection:
+        with self._connection() as connection:
             yield from _copy(connection, dataset, _range(connection, dataset, first, last))
 
     def counts_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[tuple[int, int, int]]:
         for where in _days(batches):
-            with translated(), self._pool.connection() as connection:
+            with self._connection() as connection:
                 yield from _counts(connection, dataset, where)
 
     def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
         for where in _days(batches):
-            with translated(), self._pool.connection() as connection:
+            with self._connection() as connection:
                 yield from _copy(connection, dataset, where)
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """Lend a connection. Raises StoreDown, also while `logpipe migrate` of this release has not run."""
+        with self._pool.connection() as connection:
+            if not self._has_tables:
+                schema.require(connection)
+                self._has_tables = True
+            yield connection
 
     def close(self) -> None:
         self._pool.close()

@@ -7,8 +7,8 @@ from psycopg import sql
 from services.core.dataset import Dataset
 from services.postgres.connection import Connection, connect, translated
 from services.runtime.settings import PostgresSettings
-from services.stores.postgres import rollups
-from services.stores.postgres.tables import copy_target, day_of
+from services.stores.postgres import rollups, schema
+from services.stores.postgres.tables import day_of, partition_name
 
 
 def drop_days(dataset: Dataset, before: int, keep: Collection[int] = ()) -> int:
@@ -18,12 +18,13 @@ def drop_days(dataset: Dataset, before: int, keep: Collection[int] = ()) -> int:
     blocks any. A later call completes a detachment that was interrupted. Called by `logpipe maintain`; blocks.
     """
     dropped = 0
-    kept = {copy_target(dataset, day) for day in keep}
+    kept = {partition_name(dataset, day) for day in keep}
     names = {"names": rf"^{dataset.name}_y\d{{4}}m\d{{2}}d\d{{2}}$"}
     with connect(PostgresSettings().postgres_url.get_secret_value()) as connection, translated():
+        schema.require(connection)
         rollups.forget(connection, dataset, before, keep)
         for name, pending in connection.execute(_DAYS, names).fetchall():
-            if name >= copy_target(dataset, before) or name in kept:
+            if name >= partition_name(dataset, before) or name in kept:
                 continue
             leaf = sql.Identifier(name)
             _forget_note(connection, dataset, day_of(name))
@@ -38,8 +39,7 @@ def drop_days(dataset: Dataset, before: int, keep: Collection[int] = ()) -> int:
 
 def _forget_note(connection: Connection, dataset: Dataset, day: int) -> None:
     """Delete the note of a closed day: a new partition for the day would have no trigger to delete it."""
-    if connection.execute("SELECT to_regclass('closed_days')").fetchone() != (None,):
-        connection.execute("DELETE FROM closed_days WHERE dataset = %s AND day = %s", (dataset.name, day))
+    connection.execute("DELETE FROM closed_days WHERE dataset = %s AND day = %s", (dataset.name, day))
 
 
 # Includes the partitions that a killed drop left: detached by half (`inhdetachpending` is true), or wholly (null).

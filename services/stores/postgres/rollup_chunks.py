@@ -27,6 +27,7 @@ from services.core.rows import Row
 from services.ledger import reading
 from services.postgres.connection import Connection, translated
 from services.stores.postgres.rollups import LOCK, keys, until
+from services.stores.postgres.tables import partition_name, summarize_ids
 
 CHUNK_ROWS = 500_000
 """About as many rows as a query scans at most. A smaller chunk makes the rollup larger, a larger one the scan longer
@@ -85,7 +86,7 @@ def roll_up(connection: Connection, dataset: Dataset, settled: int) -> int:
             return 0
         midnight = to_datetime(chunk.day * DAY)
         accepted = sql.SQL("created_at >= {} AND created_at < {}").format(midnight, midnight + timedelta(days=1))
-        _summarize(connection, dataset, accepted)
+        _summarize(connection, partition_name(dataset, chunk.day))
         counted = _add(connection, dataset, start, chunk.until, accepted)
         dropped = counted == 0 and start < reading.floor(connection, dataset.name)
         if counted != chunk.rows and not dropped:
@@ -116,15 +117,15 @@ def merge(connection: Connection, dataset: Dataset) -> int:
             (name, _MERGED_AT_ONCE),
         ).fetchall()
         # Only adjacent chunks are merged: after a clock was put back, a day can have chunks that are not adjacent.
-        parts = [until for until, _ in takewhile(lambda chunk: chunk[1] == unmerged[0][1], unmerged)]
-        counted = _move(connection, dataset, parts) if len(parts) > 1 else None
-        connection.execute("DELETE FROM rollup_chunks WHERE rollup = %s AND until_batch = ANY(%s)", (name, parts[:-1]))
+        ends = [until for until, _ in takewhile(lambda chunk: chunk[1] == unmerged[0][1], unmerged)]
+        counted = _move(connection, dataset, ends) if len(ends) > 1 else None
+        connection.execute("DELETE FROM rollup_chunks WHERE rollup = %s AND until_batch = ANY(%s)", (name, ends[:-1]))
         connection.execute(
             "UPDATE rollup_chunks SET merged = true, row_count = coalesce(%s, row_count)"
             " WHERE rollup = %s AND until_batch = %s",
-            (counted, name, parts[-1]),
+            (counted, name, ends[-1]),
         )
-        return len(parts)
+        return len(ends)
 
 
 # The oldest chunk that is not merged, if its day is due. A day later than that of the newest chunk is due, too, because
@@ -139,10 +140,10 @@ _DUE = """
 def _move(connection: Connection, dataset: Dataset, chunks: Sequence[int]) -> int:
     """Add up the counts of these chunks as counts of the last one, and return how many rows they count."""
     statement = sql.SQL("""
-        WITH parts AS (DELETE FROM {rollup} WHERE until_batch = ANY(%s) RETURNING {keys}, row_count),
+        WITH merged AS (DELETE FROM {rollup} WHERE until_batch = ANY(%s) RETURNING {keys}, row_count),
         moved AS (
             INSERT INTO {rollup} (until_batch, {keys}, row_count)
-            SELECT {last}, {keys}, sum(row_count)::bigint FROM parts GROUP BY {keys} RETURNING row_count
+            SELECT {last}, {keys}, sum(row_count)::bigint FROM merged GROUP BY {keys} RETURNING row_count
         ) SELECT coalesce(sum(row_count), 0)::bigint FROM moved""").format(
         rollup=sql.Identifier(rollups.name(dataset)),
         keys=sql.SQL(", ").join(map(sql.Identifier, ("at_minute", *dataset.groupings))),
@@ -175,15 +176,8 @@ def _add(connection: Connection, dataset: Dataset, start: int, end: int, accepte
     return int(row[0])
 
 
-def _summarize(connection: Connection, dataset: Dataset, accepted: sql.Composed) -> None:
-    """Bring the index of ids up to date, by which the chunk and the rows after it are found.
-
-    PostgreSQL does so by itself about once a minute; until then every query reads all rows that were added.
-    """
-    statement = sql.SQL("""
-        SELECT brin_summarize_new_values(indexrelid) FROM pg_index
-        JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
-        WHERE amname = 'brin' AND indrelid = (SELECT tableoid FROM {} WHERE {} LIMIT 1)""")
+def _summarize(connection: Connection, partition: str) -> None:
+    """Bring the index of ids up to date, by which the chunk and the rows after it are found."""
     with suppress(psycopg.errors.LockNotAvailable), connection.transaction():  # a running vacuum does the same
         connection.execute("SET LOCAL lock_timeout = '100ms'")
-        connection.execute(statement.format(sql.Identifier(dataset.name), accepted))
+        summarize_ids(connection, partition)

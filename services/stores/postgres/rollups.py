@@ -10,10 +10,10 @@ from typing import Any
 from psycopg import sql
 
 from services.core import rollups
-from services.core.bounds import MAX_GROUPS
 from services.core.dataset import Dataset
 from services.core.instants import DAY, to_datetime
 from services.core.queries import AggregateQuery, Query
+from services.core.result_size import MAX_GROUPS
 from services.core.rollups import Plan, Times
 from services.postgres.connection import Connection, translated
 from services.stores.postgres import closed_days
@@ -21,35 +21,18 @@ from services.stores.postgres.closed_days import ClosedDay, Fetch
 
 LOCK = 7_316_004  # advisory lock of the process that creates a rollup or adds to it
 
-_CHUNKS = """
--- A chunk holds all batches below `until_batch` that are not in an earlier chunk. `day` is the day of their acceptance.
--- `merged`: the chunk is the only one of its day. The chunks of the newest days are not merged yet.
-CREATE TABLE IF NOT EXISTS rollup_chunks (
-    rollup      text NOT NULL,
-    until_batch bigint NOT NULL,
-    day         date NOT NULL,
-    row_count   bigint NOT NULL,
-    merged      boolean NOT NULL DEFAULT false,
-    PRIMARY KEY (rollup, until_batch)
-)"""
-_CHUNK_INDEXES = {
-    "rollup_chunks_day": "CREATE INDEX rollup_chunks_day ON rollup_chunks (rollup, day)",
-    "rollup_chunks_unmerged": "CREATE INDEX rollup_chunks_unmerged ON rollup_chunks (rollup, until_batch)"
-    " WHERE NOT merged",
-}
-_LOCK_TIMEOUT = "2s"  # for changes of table rollup_chunks, which queries read
 _DELETED_AT_ONCE = 20  # chunks of one transaction
-
-"""Runs a statement with these values for its placeholders."""
 
 
 def prepare(connection: Connection, dataset: Dataset) -> None:
-    """Create what the dataset's rollup lacks. The dataset's table must exist. Processes may call it at once."""
+    """Create what the dataset's rollup lacks: its table of counts, and the indexes. The dataset's table must exist.
+
+    Several processes may call it at once. Raises StoreDown.
+    """
     name = rollups.name(dataset)
     table = sql.Identifier(name)
     with translated(), connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
-        _prepare_chunks(connection)
         if connection.execute("SELECT to_regclass(%s)", (f'"{name}"',)).fetchone() == (None,):
             connection.execute("DELETE FROM rollup_chunks WHERE rollup = %s", (name,))
             create = sql.SQL(
@@ -64,19 +47,6 @@ def prepare(connection: Connection, dataset: Dataset) -> None:
             connection.execute(sql.SQL("CREATE INDEX ON {} (until_batch)").format(table))
 
 
-def _prepare_chunks(connection: Connection) -> None:
-    connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
-    connection.execute(_CHUNKS)
-    if connection.execute(_KNOWS_MERGED).fetchone() is None:
-        connection.execute("ALTER TABLE rollup_chunks ADD COLUMN merged boolean NOT NULL DEFAULT false")
-    for index, create in _CHUNK_INDEXES.items():
-        if connection.execute("SELECT to_regclass(%s)", (index,)).fetchone() == (None,):
-            connection.execute(create)
-    connection.execute("SET LOCAL lock_timeout = 0")
-
-
-_KNOWS_MERGED = """SELECT FROM pg_attribute
-                   WHERE attrelid = 'rollup_chunks'::regclass AND attname = 'merged' AND NOT attisdropped"""
 _FOUND_BY_CHUNK = """SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
                      WHERE indrelid = to_regclass(%s) AND attname = 'until_batch'"""
 
@@ -96,8 +66,6 @@ def forget(connection: Connection, dataset: Dataset, before: int, keep: Collecti
     }
     delete = sql.SQL("DELETE FROM {} WHERE until_batch = ANY(%s)").format(sql.Identifier(name))
     with translated():
-        if connection.execute("SELECT to_regclass(%s)", (f'"{name}"',)).fetchone() == (None,):
-            return
         while True:
             with connection.transaction():
                 # This waits for a chunk that is being added or merged.
@@ -140,7 +108,7 @@ def until(fetch: Fetch, rollup: str, limit: int) -> int:
 
 def plan(fetch: Fetch, query: Query, as_of: int) -> Plan | None:
     """Plan the query for the chunks that exist now. None when a scan must answer. Reads nothing for other queries."""
-    if not rollups.covers(query) or fetch(sql.SQL("SELECT to_regclass('rollup_chunks')").format(), ()) == [(None,)]:
+    if not rollups.covers(query):
         return None
     return rollups.plan(query, until(fetch, rollups.name(query.dataset), as_of + 1), as_of)
 

@@ -43,7 +43,7 @@ TYPES = {
 
 
 def prepare(connection: Connection, dataset: Dataset) -> None:
-    """Create the dataset's table, or add the optional columns it lacks. Called by `logpipe migrate`; blocks.
+    """Create the dataset's table, or add the optional columns it lacks.
 
     An added column needs an exclusive lock of the table. While the change waits for that lock behind a long query, all
     writers wait behind the change. Therefore the lock has a short timeout, and the change is tried again. Blocks for up
@@ -87,7 +87,7 @@ def require(connection: Connection, dataset: Dataset) -> None:
 
 
 def _lacking(dataset: Dataset, found: Mapping[str, str]) -> list[Column]:
-    """The columns to be added to a table with the columns `found` (name -> type). Raises NeedsOperator."""
+    """Return the columns to be added to a table with the columns `found` (name -> type). Raises NeedsOperator."""
     lacking = []
     for column in dataset.columns:
         if column.name not in found:
@@ -110,7 +110,7 @@ def ensure_partitions(connection: Connection, dataset: Dataset, first_day: int, 
 
     A partition is created beside the table and then attached, which neither waits for running queries nor blocks any.
     """
-    wanted = {copy_target(dataset, day): day for day in range(first_day, first_day + days)}
+    wanted = {partition_name(dataset, day): day for day in range(first_day, first_day + days)}
     with translated(), connection.transaction():
         if not wanted.keys() - partitions(connection, dataset):
             return
@@ -141,11 +141,22 @@ def index_search(connection: Connection, dataset: Dataset, today: int) -> list[s
             return []
         try:
             connection.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
-            closed = (name for name in partitions(connection, dataset) if name < copy_target(dataset, today))
+            closed = (name for name in partitions(connection, dataset) if name < partition_name(dataset, today))
             newest_first = sorted(closed, reverse=True)
             return [name for name in newest_first if _index_partition(connection, name, dataset.search)]
         finally:
             connection.execute("SELECT pg_advisory_unlock(%s)", (SEARCH_LOCK,))
+
+
+def summarize_ids(connection: Connection, partition: str) -> None:
+    """Bring the BRIN index of a partition's ids up to date: every query reads the pages that it does not cover.
+
+    PostgreSQL does so by itself about once a minute.
+    """
+    query = """SELECT brin_summarize_new_values(indexrelid) FROM pg_index
+               JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam
+               WHERE amname = 'brin' AND indrelid = %s::regclass"""
+    connection.execute(query, (f'"{partition}"',))
 
 
 def _index_partition(connection: Connection, partition: str, column: str) -> bool:
@@ -169,7 +180,7 @@ def days_with_rows_from(connection: Connection, dataset: Dataset, before: int, b
     found = []
     with translated():
         for name in sorted(partitions(connection, dataset)):
-            if name < copy_target(dataset, before):
+            if name < partition_name(dataset, before):
                 query = sql.SQL("SELECT FROM {} WHERE id >= {} LIMIT 1")
                 if connection.execute(query.format(sql.Identifier(name), first_id(batch_id))).fetchone() is not None:
                     found.append(day_of(name))
@@ -197,11 +208,11 @@ def partitions(connection: Connection, dataset: Dataset) -> set[str]:
     return {name for (name,) in connection.execute(query, (f'"{dataset.name}"',))}
 
 
-def copy_target(dataset: Dataset, day: int) -> str:
+def partition_name(dataset: Dataset, day: int) -> str:
     """Return the partition of the rows that were accepted on `day` (days since 1970-01-01 UTC)."""
     return f"{dataset.name}_{midnight(day):y%Ym%md%d}"
 
 
 def day_of(partition: str) -> int:
-    """Return the day whose rows a partition holds: the inverse of `copy_target`."""
+    """Return the day whose rows a partition holds: the inverse of `partition_name`."""
     return (datetime.strptime(partition[-11:], "y%Ym%md%d").replace(tzinfo=UTC).date() - date(1970, 1, 1)).days

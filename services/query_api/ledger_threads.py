@@ -10,18 +10,18 @@ from services.core.stopping import Stop
 from services.postgres import pool
 from services.postgres.connection import NAME as POSTGRES
 from services.postgres.connection import Connection
-from services.query_api.leaving import while_connected
-from services.query_api.pools import Pool
+from services.query_api.disconnection import while_connected
+from services.query_api.query_threads import QueryThreads
 
 Result = TypeVar("Result")
 
 
-class LedgerPool:
+class LedgerThreads:
     """A pool of threads, with a connection to the ledger for each thread."""
 
     def __init__(self, url: str, threads: int) -> None:
         self._ledger = pool.Pool(url, max_connections=threads)
-        self._pool = Pool(POSTGRES, threads)
+        self._threads = QueryThreads(POSTGRES, threads)
 
     async def read(self, request: Request, work: Callable[[Connection], Result]) -> Result:
         """Run `work` in one of the threads. Its statement is cancelled when the client disconnects, or after 30 s."""
@@ -30,9 +30,9 @@ class LedgerPool:
             with self._ledger.connection() as connection, stop.by(connection.cancel_safe):
                 return work(connection)
 
-        return await while_connected(request, self._pool.run(connected, DEFAULT_QUERY_SECONDS))
+        return await while_connected(request, self._threads.run(connected, DEFAULT_QUERY_SECONDS))
 
     def close(self) -> None:
         """Blocks until the connections are closed."""
-        self._pool.close()
+        self._threads.close()
         self._ledger.close()

@@ -44,7 +44,7 @@ def few_groups(groups: list[Row]) -> list[Row]:
 
 
 def _size(values: Sequence[object]) -> int:
-    """The size of one column, whose values are all texts, or all numbers or missing."""
+    """Return the size of one column, whose values are all texts, or all numbers or missing."""
     if isinstance(values[0], str):
         return sum(map(len, values))  # type: ignore[arg-type]
     return _NUMBER_BYTES * len(values)

@@ -23,7 +23,7 @@ PLACES = 64
 Result = TypeVar("Result")
 
 
-class Pool:
+class QueryThreads:
     """`store` is named in errors."""
 
     def __init__(self, store: str, threads: int = THREADS) -> None:

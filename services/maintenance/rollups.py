@@ -1,15 +1,19 @@
-"""Brings the rollups in PostgreSQL up to date with the accepted batches, in a thread of a process."""
+"""Brings the rollups in PostgreSQL up to date with the accepted batches, in a thread of `logpipe maintain`.
+
+Other stores keep their rollups up to date themselves. `services/stores/postgres/rollup_chunks.py` has the SQL.
+"""
 
 import time
 from collections.abc import Sequence
 
 from services.core import metric_names
+from services.core.backoff import Backoff
 from services.core.dataset import Dataset
 from services.ledger.watermark import Watermarks
 from services.postgres.pool import Pool
 from services.runtime import metrics
-from services.runtime.workers import Backoff, Worker
-from services.stores.postgres import rollup_chunks, rollups
+from services.runtime.workers import Worker
+from services.stores.postgres import rollup_chunks, schema
 
 _INTERVAL_SECONDS = 2.0
 _BACKOFF = Backoff(5.0, 10.0)
@@ -22,7 +26,6 @@ class RollupMaintenance:
         self._datasets = datasets
         self._ledger = Pool(url, max_connections=1)
         self._watermarks = Watermarks(self._ledger)
-        self._prepared = set[str]()
 
     def worker(self) -> Worker:
         """Return the thread that updates the rollups, not started yet. While it fails, queries scan the rows.
@@ -41,9 +44,7 @@ class RollupMaintenance:
         """Add one chunk to one rollup, and merge the chunks of one day. Return the number of rows that were counted."""
         settled = self._watermarks.settled()
         with self._ledger.connection() as connection:
-            if dataset.name not in self._prepared:
-                rollups.prepare(connection, dataset)
-                self._prepared.add(dataset.name)
+            schema.require(connection)
             rows = rollup_chunks.roll_up(connection, dataset, settled)
             rollup_chunks.merge(connection, dataset)
         metrics.counter(metric_names.ROLLUP_ROWS, dataset.name).inc(rows)
