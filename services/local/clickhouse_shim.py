@@ -288,7 +288,7 @@ def make_app(folder: Path) -> Starlette:
         ],
         lifespan=lifespan,
     )
-    http.guard_origins(app, ListenSettings(host=HOST, allowed_origins=""), frozenset({"/ping"}), links=False)
+    http.guard_origins(app, ListenSettings(host=HOST), frozenset({"/ping"}), links=False)
     return app
 
 
