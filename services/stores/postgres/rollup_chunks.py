@@ -187,3 +187,5 @@ def _summarize(connection: Connection, dataset: Dataset, accepted: sql.Composed)
     with suppress(psycopg.errors.LockNotAvailable), connection.transaction():  # a running vacuum does the same
         connection.execute("SET LOCAL lock_timeout = '100ms'")
         connection.execute(statement.format(sql.Identifier(dataset.name), accepted))
+        # A setting that is changed in a savepoint outlives it, and the statements that follow may wait longer.
+        connection.execute("SET LOCAL lock_timeout TO DEFAULT")
