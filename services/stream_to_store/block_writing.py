@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 from services.core.completion import checked, without
 from services.core.dataset import Dataset
@@ -13,7 +14,7 @@ from services.core.errors import RowRejected
 from services.core.ids import batch_of
 from services.core.kafka_value import Envelope, join, split
 from services.core.lines import are_rows_of, line_check
-from services.core.ports import Block, OwnProgressWriter, StoreWriter
+from services.core.ports import Block, OwnProgressWriter, SinkWriter, StoreWriter
 from services.stream_to_store.partition_buffer import MessageRange
 from services.streams.dead_letters import DeadLetters
 
@@ -37,13 +38,13 @@ def write(
     # A line that is no row of its message's batch is left out here: a completion searches the store for the rows of
     # these batches, accepted on this day, and would never find the line's row.
     own = [[_Own.of(block.dataset, envelope) for envelope in taken.good] for taken, block in ranges]
-    found = [dead_letter for parts in own for part in parts for dead_letter in part.strangers]
     left = [
         replace(block, rows=sum(len(part.numbers) for part in parts), lines=b"".join(part.joined() for part in parts))
         for block, parts in zip(blocks, own, strict=True)
     ]
-    own_progress = writer if isinstance(writer, OwnProgressWriter) else None
-    rejections = own_progress.rejections(left) if own_progress else _written(writer, left, is_first)
+    rejections = writer.rejections(left) if isinstance(writer, OwnProgressWriter) else _written(writer, left, is_first)
+    strangers = [[stranger for part in parts for stranger in part.strangers] for parts in own]
+    found = [stranger.dead_letter for stranger in _unstored(writer, blocks, strangers, is_first)]
     ends = [list(accumulate(len(part.numbers) for part in parts)) for parts in own]
     for rejection in rejections:
         row = rejection.row or 0
@@ -51,12 +52,13 @@ def write(
         part = own[rejection.block][at]
         found.append(part.dead_letter(row - ends[rejection.block][at] + len(part.numbers), rejection.reason))
     dead_letters.send(found)
-    if own_progress:  # its transaction counts the dead-lettered lines as loaded, so the dead letters are sent before
-        own_progress.write(without(left, rejections))
+    if isinstance(writer, OwnProgressWriter):
+        # Its transaction counts the dead-lettered lines as loaded, so the dead letters are sent before.
+        writer.write(without(left, rejections))
     return sum(block.rows for block in left) - len(rejections)
 
 
-def _written(writer: StoreWriter, blocks: Sequence[Block], is_first: bool) -> Sequence[RowRejected]:
+def _written(writer: SinkWriter, blocks: Sequence[Block], is_first: bool) -> Sequence[RowRejected]:
     """Write the rows that the store takes, and return the others.
 
     `is_first`: the store has just rejected the blocks as a whole, at the first attempt. Then it holds none of the rows,
@@ -72,9 +74,34 @@ def _written(writer: StoreWriter, blocks: Sequence[Block], is_first: bool) -> Se
     return writer.complete(blocks)
 
 
+def _unstored(
+    writer: StoreWriter, blocks: Sequence[Block], strangers: Sequence[Sequence["_Stranger"]], is_first: bool
+) -> Sequence["_Stranger"]:
+    """Leave out the strangers that a former attempt has stored: that attempt may have succeeded, its reply been lost.
+
+    `strangers` are those of each block. `is_first`: the store has rejected the blocks as a whole, so it holds none.
+    """
+    every = [stranger for of_block in strangers for stranger in of_block]
+    if is_first or not every:
+        return every
+    if isinstance(writer, OwnProgressWriter):
+        of_blocks = zip(blocks, strangers, strict=True)
+        return [stranger for block, own in of_blocks if own and not writer.is_loaded(block) for stranger in own]
+    ids = {stranger.row_id for stranger in every if stranger.row_id is not None}
+    there = writer.stored_ids(blocks[0].dataset, ids)
+    return [stranger for stranger in every if stranger.row_id not in there]
+
+
+class _Stranger(NamedTuple):
+    """A line that is no row of its message's batch. `row_id` is the id in the line, None if it has none."""
+
+    row_id: int | None
+    dead_letter: DeadLetter
+
+
 @dataclass(frozen=True)
 class _Own:
-    """The lines of one message that are rows of its batch. `strangers` are dead letters about the other lines.
+    """The lines of one message that are rows of its batch, and the other lines.
 
     `numbers` are the numbers of these lines in the message, from 0.
     """
@@ -82,7 +109,7 @@ class _Own:
     dataset: Dataset
     envelope: Envelope
     numbers: Sequence[int]
-    strangers: Sequence[DeadLetter] = ()
+    strangers: Sequence[_Stranger] = ()
 
     @staticmethod
     def of(dataset: Dataset, envelope: Envelope) -> "_Own":
@@ -104,7 +131,7 @@ class _Own:
             else:
                 numbers.append(number)
                 continue
-            strangers.append(_dead_letter(envelope, number, lines[number], own_id, reason))
+            strangers.append(_Stranger(row_id, _dead_letter(envelope, number, lines[number], own_id, reason)))
         return _Own(dataset, envelope, numbers, strangers)
 
     def joined(self) -> bytes:

@@ -10,6 +10,7 @@ from clickhouse_connect.driver.summary import QuerySummary
 from services.core.completion import complete
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected, StoreDown
+from services.core.ids import batch_of
 from services.core.ports import Block, group_token
 from services.stores.clickhouse import STORE, attempts, tables
 from services.stores.clickhouse.client import connect, translated
@@ -36,7 +37,7 @@ _BAD_ROW = {6, 25, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 306, 349, 376, 
 
 
 class ClickHouseWriter:
-    """A StoreWriter, which connects at its first use."""
+    """A SinkWriter, which connects at its first use."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -76,6 +77,9 @@ class ClickHouseWriter:
             return attempts.stored_ids(self._client, blocks, batches)
 
         return complete(STORE.name, blocks, stored_ids, self.write)
+
+    def stored_ids(self, dataset: Dataset, ids: Set[int]) -> Set[int]:
+        return attempts.stored_on_any_day(self._client, dataset, {batch_of(row_id) for row_id in ids}) & ids
 
     def end_writes(self, dataset: Dataset) -> None:
         attempts.end_all(self._client, dataset)
