@@ -91,11 +91,12 @@ def create_app(settings: IngestSettings) -> FastAPI:
         ]
         service = IngestService(committers, group_rows, settings.ingest_group_wait)
         service.start()
-        decoder = Decoder()
+        decoder, in_flight = Decoder(), InFlight(settings.ingest_max_in_flight)
+        in_flight.request_ended = Trimmer(decoder.thread, in_flight).request_ended
         app.state.ingest = Ingest(
             service,
             decoder,
-            InFlight(settings.ingest_max_in_flight, Trimmer(decoder.thread).request_ended),
+            in_flight,
             disk,
             settings.ingest_max_body,
             maintenance.ledger,

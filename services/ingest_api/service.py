@@ -9,6 +9,7 @@ from services.core.batcher import Batcher
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
 from services.ingest_api.committer import Accepted, Committer, Outcome, Submission
+from services.ingest_api.decoding import free
 
 GROUP_BYTES = 16 << 20  # of request bodies: more of them in one transaction gain nothing
 
@@ -35,7 +36,7 @@ class IngestService:
         Raises Conflict, Invalid, OtherLedger or StoreDown; nothing is stored then.
         """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._batcher.add(dataset, (submission, future), submission.rows.count, size)
+        self._batcher.add(dataset, (submission, future), submission.rows, size)
         self._changed.set()
         outcome = await future
         if isinstance(outcome, LogpipeError):
@@ -52,20 +53,23 @@ class IngestService:
             committer.close()
 
     async def _work(self, committer: Committer) -> None:
-        loop = asyncio.get_running_loop()
         while group := await self._next_group():
-            dataset, waiting = group
-            submissions = [submission for submission, _ in waiting]
-            try:
-                outcomes = await loop.run_in_executor(self._threads, committer.commit, dataset, submissions)
-            except Exception as error:  # noqa: BLE001 - a bug: tell those who wait, and go on serving the others
-                for _, future in waiting:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for (_, future), outcome in zip(waiting, outcomes, strict=True):
-                if not future.done():  # its client may have left
-                    future.set_result(outcome)
+            await self._commit(committer, *group)
+            del group  # until there is another group, its rows would be kept
+
+    async def _commit(self, committer: Committer, dataset: Dataset, waiting: Sequence[_Waiting]) -> None:
+        loop = asyncio.get_running_loop()
+        submissions = [submission for submission, _ in waiting]
+        try:
+            outcomes = await loop.run_in_executor(self._threads, _committed, committer, dataset, submissions)
+        except Exception as error:  # noqa: BLE001 - a bug: tell those who wait, and go on serving the others
+            for _, future in waiting:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), outcome in zip(waiting, outcomes, strict=True):
+            if not future.done():  # its client may have left
+                future.set_result(outcome)
 
     async def _next_group(self) -> tuple[Dataset, list[_Waiting]] | None:
         """The next group that is due; None when draining and nothing is left."""
@@ -80,3 +84,12 @@ class IngestService:
                     await self._changed.wait()
             except TimeoutError:
                 pass  # the oldest has waited long enough
+
+
+def _committed(committer: Committer, dataset: Dataset, submissions: Sequence[Submission]) -> Sequence[Outcome]:
+    """Commit in the thread of the committer, and free the rows there: on the event loop, nothing else would run."""
+    try:
+        return committer.commit(dataset, submissions)
+    finally:
+        for submission in submissions:
+            free(submission.chunks)

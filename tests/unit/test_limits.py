@@ -38,7 +38,7 @@ GIB = 1 << 30
 
 
 def take_bytes(count: int) -> None:
-    in_flight = InFlight(1 << 28, lambda most: None)
+    in_flight = InFlight(1 << 28)
     with in_flight.reserve() as first, in_flight.reserve() as second:
         first.take(1)
         second.take(count - 1)
