@@ -2,7 +2,7 @@
 
 import gzip
 import io
-from typing import IO
+from typing import Any
 
 import lz4.frame
 from backports import zstd
@@ -31,14 +31,14 @@ def decoded(body: bytes, encoding: str) -> bytes:
         return body
     try:
         with _opened(body, encoding) as frames:
-            text = frames.read(MAX_BODY_BYTES + 1)
+            text: bytes = frames.read(MAX_BODY_BYTES + 1)
     except (OSError, EOFError, RuntimeError, zstd.ZstdError) as error:
         raise QueryError(f"cannot decompress the body: {error}", BAD_ARGUMENTS) from error
     _check_size(len(text))
     return text
 
 
-def _opened(body: bytes, encoding: str) -> IO[bytes]:
+def _opened(body: bytes, encoding: str) -> Any:
     compressed = io.BytesIO(body)
     match encoding:
         case "lz4":

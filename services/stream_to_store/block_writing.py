@@ -1,20 +1,20 @@
 """Writes blocks of which a store may reject rows. Rejected rows become dead letters, and the other rows are stored."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
-from services.core.completion import checked, without
+from services.core.completion import without
 from services.core.dataset import Dataset
 from services.core.dead_letter import DeadLetter
 from services.core.errors import RowRejected
 from services.core.ids import batch_of
 from services.core.kafka_value import Envelope, join, split
-from services.core.lines import are_rows_of, line_check
-from services.core.ports import Block, OwnProgressWriter, SinkWriter, StoreWriter
+from services.core.lines import line_check
+from services.core.ports import Block, OwnProgressWriter, StoreWriter
 from services.stream_to_store.partition_buffer import MessageRange
 from services.streams.dead_letters import DeadLetters
 
@@ -35,43 +35,34 @@ def write(
             return sum(block.rows for block in blocks)
         except RowRejected:
             pass
+    own = [[_Own.of(block.dataset, envelope) for envelope in taken.good] for taken, block in ranges]
+    strangers = [[stranger for part in parts for stranger in part.strangers] for parts in own]
+    if is_first and not isinstance(writer, OwnProgressWriter):
+        # The store has just rejected the blocks as a whole, so it holds none of the rows. Those that our own check lets
+        # pass are written without a search for them.
+        sound = [_block(block, [part.sound() for part in parts]) for block, parts in zip(blocks, own, strict=True)]
+        try:
+            writer.write(sound)
+            dead_letters.send([dead_letter for parts in own for part in parts for dead_letter in part.unsound()])
+            return sum(block.rows for block in sound)
+        except RowRejected:
+            pass
     # A line that is no row of its message's batch is left out here: a completion searches the store for the rows of
     # these batches, accepted on this day, and would never find the line's row.
-    own = [[_Own.of(block.dataset, envelope) for envelope in taken.good] for taken, block in ranges]
-    left = [
-        replace(block, rows=sum(len(part.numbers) for part in parts), lines=b"".join(part.joined() for part in parts))
-        for block, parts in zip(blocks, own, strict=True)
-    ]
-    rejections = writer.rejections(left) if isinstance(writer, OwnProgressWriter) else _written(writer, left, is_first)
-    strangers = [[stranger for part in parts for stranger in part.strangers] for parts in own]
+    left = [_block(block, parts) for block, parts in zip(blocks, own, strict=True)]
+    rejections = writer.rejections(left) if isinstance(writer, OwnProgressWriter) else writer.complete(left)
     found = [stranger.dead_letter for stranger in _unstored(writer, blocks, strangers, is_first)]
     ends = [list(accumulate(len(part.numbers) for part in parts)) for parts in own]
     for rejection in rejections:
         row = rejection.row or 0
         at = bisect_right(ends[rejection.block], row)
         part = own[rejection.block][at]
-        found.append(part.dead_letter(row - ends[rejection.block][at] + len(part.numbers), rejection.reason))
+        found.append(part.dead_letter(part.numbers[row - ends[rejection.block][at]], rejection.reason))
     dead_letters.send(found)
     if isinstance(writer, OwnProgressWriter):
         # Its transaction counts the dead-lettered lines as loaded, so the dead letters are sent before.
         writer.write(without(left, rejections))
     return sum(block.rows for block in left) - len(rejections)
-
-
-def _written(writer: SinkWriter, blocks: Sequence[Block], is_first: bool) -> Sequence[RowRejected]:
-    """Write the rows that the store takes, and return the others.
-
-    `is_first`: the store has just rejected the blocks as a whole, at the first attempt. Then it holds none of the rows,
-    and those that our own check lets pass are written without a look at the store.
-    """
-    if is_first:
-        sound, rejections = checked(blocks)
-        try:
-            writer.write(sound)
-            return rejections
-        except RowRejected:
-            pass
-    return writer.complete(blocks)
 
 
 def _unstored(
@@ -92,6 +83,12 @@ def _unstored(
     return [stranger for stranger in every if stranger.row_id not in there]
 
 
+def _block(block: Block, parts: Sequence["_Own"]) -> Block:
+    """The same block with the own lines of its messages only."""
+    rows = sum(len(part.numbers) for part in parts)
+    return replace(block, rows=rows, lines=b"".join(part.joined() for part in parts))
+
+
 class _Stranger(NamedTuple):
     """A line that is no row of its message's batch. `row_id` is the id in the line, None if it has none."""
 
@@ -103,23 +100,26 @@ class _Stranger(NamedTuple):
 class _Own:
     """The lines of one message that are rows of its batch, and the other lines.
 
-    `numbers` are the numbers of these lines in the message, from 0.
+    `numbers` are the numbers of these lines in the message, from 0. `problems` says why some of them are no rows by our
+    own check.
     """
 
     dataset: Dataset
     envelope: Envelope
     numbers: Sequence[int]
     strangers: Sequence[_Stranger] = ()
+    problems: Mapping[int, str] = field(default_factory=dict)
 
     @staticmethod
     def of(dataset: Dataset, envelope: Envelope) -> "_Own":
+        check = line_check(dataset)
         batch_id, created_at = envelope.batch_id, envelope.created_at
         assert batch_id is not None  # without one, the envelope has a problem
-        if are_rows_of(envelope.message.value, envelope.rows, batch_id, created_at):
+        if check.are_rows_of(envelope.message.value, envelope.rows, batch_id, created_at):
             return _Own(dataset, envelope, range(envelope.rows))
         strangers, numbers = [], []
         lines = split(envelope.message.value)
-        ids, times, problems = line_check(dataset).check(lines)
+        ids, times, problems = check.check(lines)
         for number, (row_id, time) in enumerate(zip(ids, times, strict=True)):
             own_id = row_id if row_id is not None and batch_of(row_id) == batch_id else None
             if own_id is None:
@@ -132,24 +132,36 @@ class _Own:
                 numbers.append(number)
                 continue
             strangers.append(_Stranger(row_id, _dead_letter(envelope, number, lines[number], own_id, reason)))
-        return _Own(dataset, envelope, numbers, strangers)
+        own = set(numbers)
+        return _Own(
+            dataset,
+            envelope,
+            numbers,
+            strangers,
+            {number: problems[number] for number in sorted(own & problems.keys())},
+        )
 
     def joined(self) -> bytes:
-        if not self.strangers:
+        if len(self.numbers) == self.envelope.rows:
             return self.envelope.message.value
         return join([self._lines[number] for number in self.numbers])
 
-    def dead_letter(self, at: int, reason: str) -> DeadLetter:
-        number = self.numbers[at]
-        return _dead_letter(self.envelope, number, self._lines[number], self._ids[number], reason)
+    def sound(self) -> "_Own":
+        return replace(self, numbers=[number for number in self.numbers if number not in self.problems])
+
+    def unsound(self) -> Sequence[DeadLetter]:
+        """The dead letters about the lines that `sound` leaves out, and about the strangers."""
+        rejected = [self.dead_letter(number, reason) for number, reason in self.problems.items()]
+        return [*(stranger.dead_letter for stranger in self.strangers), *rejected]
+
+    def dead_letter(self, number: int, reason: str) -> DeadLetter:
+        line = self._lines[number]
+        [row_id] = line_check(self.dataset).check([line]).ids
+        return _dead_letter(self.envelope, number, line, row_id, reason)
 
     @cached_property
     def _lines(self) -> Sequence[bytes]:
         return split(self.envelope.message.value)
-
-    @cached_property
-    def _ids(self) -> Sequence[int | None]:
-        return line_check(self.dataset).check(self._lines).ids
 
 
 def _whole(envelope: Envelope) -> DeadLetter:

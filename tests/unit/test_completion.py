@@ -10,7 +10,7 @@ from services.core import completion
 from services.core.completion import complete
 from services.core.errors import RowRejected, StoreDown
 from services.core.ids import batch_of, first_id
-from services.core.lines import are_rows_of
+from services.core.lines import line_check
 from services.core.ports import Block, group_token
 from services.core.rows import RowCodec
 from services.datasets.logs import DATASET
@@ -156,8 +156,8 @@ def test_a_line_of_several_values_is_no_row() -> None:
     table = Table(())
     (first, second, third) = lines(IDS[:3])
     own = [first + second, b"", third]
-    assert not are_rows_of(first + second + b"\n\n", 2, 5, 5)
-    assert are_rows_of(first + b"\n" + second + b"\n", 2, 5, 5)
+    assert not line_check(DATASET).are_rows_of(first + second + b"\n\n", 2, 5, 5)
+    assert line_check(DATASET).are_rows_of(first + b"\n" + second + b"\n", 2, 5, 5)
     rejected = complete("store", [block(own)], table.ids, table.write)
     assert [(each.row, each.reason) for each in rejected] == [
         (0, "the line is not one object"),
