@@ -19,6 +19,7 @@ UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not the JSON that a decoder expects."""
 
 _AT_ONCE = 1000  # lines that are decoded in one call
+_MOST_DIGITS = len(str(IDS.highest))
 
 Instant = Annotated[int, msgspec.Meta(ge=INSTANTS.lowest, le=INSTANTS.highest)]
 Category = Annotated[str, msgspec.Meta(max_length=MAX_CATEGORY_CHARACTERS)]
@@ -145,6 +146,8 @@ def _names_twice(line: bytes) -> bool:
 
 
 def _integer(value: Any) -> int | None:
+    if type(value) is str and value.isascii() and value.isdecimal() and len(value) <= _MOST_DIGITS:
+        value = int(value)  # a store may have taken a number in quotes
     return value if type(value) is int and 0 <= value <= IDS.highest else None
 
 

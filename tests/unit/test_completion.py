@@ -152,6 +152,16 @@ def test_a_line_that_gives_a_name_twice_is_no_row() -> None:
     assert [(each.row, each.reason) for each in rejected] == [(0, "a name is given twice")]
 
 
+def test_a_line_that_the_store_has_taken_and_our_check_rejects_is_stored() -> None:
+    """A number in quotes, for example."""
+    table = Table(())
+    table.rows[IDS[0]] = 1
+    quoted = [line.replace(b'"id":', b'"id":"', 1).replace(b",", b'",', 1) for line in lines(IDS[:2])]
+    too_long = quoted[1].replace(b'"id":"', b'"id":"' + b"9" * 5000)
+    rejected = complete("store", [block([*quoted, too_long])], table.ids, table.write)
+    assert [each.row for each in rejected] == [1, 2]
+
+
 def test_a_line_of_several_values_is_no_row() -> None:
     table = Table(())
     (first, second, third) = lines(IDS[:3])

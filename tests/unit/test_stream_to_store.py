@@ -650,6 +650,39 @@ class CountsRowsOnly(FailingStore):
         super().write(blocks)
 
 
+class NamesARow(FailingStore):
+    """As ClickHouse does, but the row is any."""
+
+    near = 0
+
+    def write(self, blocks: Sequence[Block]) -> None:
+        try:
+            super().write(blocks)
+        except RowRejected as error:
+            raise RowRejected(None, error.reason, near=self.near) from error
+
+
+@pytest.mark.parametrize("near", range(8))
+@pytest.mark.parametrize("bad", [(4,), (0, 5), (2, 3)])
+def test_the_row_that_a_store_names_is_where_bad_lines_are_looked_for_first(
+    world: World, near: int, bad: tuple[int, ...]
+) -> None:
+    store = world.store = NamesARow(world.failpoint)
+    store.near = near
+    lines = [b'{"id":%d,"created_at":5,"timestamp":%d,"name":"n"}\n' % (first_id(99) + n, n) for n in range(6)]
+    for at in bad:
+        lines[at] = lines[at].replace(b'"n"', b"5")
+    values = [b"".join(lines[at : at + 2]) for at in (0, 2, 4)]
+    world.publish(
+        [poison(p, value=value, headers={"created_at": b"5", "rows": b"2"}) for p, value in enumerate(values)]
+    )
+    world.run(world.consumer())
+    assert sorted(row[2] for row in world.stored()) == [n for n in range(6) if n not in bad]
+    assert sorted(dead_letter["id"] - first_id(99) for dead_letter in world.dead_letters()) == list(bad)
+    bad_messages = {at // 2 for at in bad}
+    assert world.failpoint.passed["write"] == (3 if near // 2 in bad_messages and len(bad_messages) > 1 else 2)
+
+
 def test_a_line_without_a_row_does_not_put_the_blame_on_a_neighbour(world: World) -> None:
     world.store = CountsRowsOnly(world.failpoint)
     good = [b'{"id":%d,"created_at":5,"timestamp":%d,"name":"n"}\n' % (first_id(99) + n, n) for n in range(6)]

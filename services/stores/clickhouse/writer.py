@@ -1,5 +1,6 @@
 """Writes blocks. The NDJSON of the blocks goes to the server unchanged. Blocks of one write become one data part."""
 
+import re
 from collections.abc import Sequence, Set
 from functools import cached_property
 
@@ -36,6 +37,10 @@ _INSERT_SETTINGS = {
 _BAD_ROW = {6, 25, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 306, 349, 376, 441, 469}
 
 
+# How ClickHouse ends the message about a line that it cannot parse, and about a row that violates a CHECK.
+_AT_ROW = re.compile(r"(?:\(|violated )at row (\d+)\b")
+
+
 class ClickHouseWriter:
     """A SinkWriter, which connects at its first use."""
 
@@ -66,7 +71,8 @@ class ClickHouseWriter:
         except StoreDown as error:
             cause = error.__cause__
             if isinstance(cause, Error) and cause.code in _BAD_ROW:
-                raise RowRejected(None, str(cause)[:500]) from error
+                found = _AT_ROW.search(str(cause))
+                raise RowRejected(None, str(cause)[:500], near=int(found[1]) - 1 if found else None) from error
             raise
         if reply and not isinstance(reply, QuerySummary):  # an error after the headers of a reply with status 200
             raise StoreDown(STORE.name, str(reply)[:500])
