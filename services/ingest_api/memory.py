@@ -15,7 +15,8 @@ from services.ingest_api.bodies import InFlight
 TRIM_BYTES = 8 << 20
 """A request that took this much is large enough."""
 
-_TRIM_SECONDS = 5.0  # after the last such request: by then its rows are published
+_FIRST_SECONDS = 5.0  # after the last such request
+_LAST_SECONDS = 80.0  # after twice the pause each time: by then the rows of the request are published, too
 
 
 class Trimmer:
@@ -34,16 +35,20 @@ class Trimmer:
     def request_ended(self, size: int) -> None:
         if size < TRIM_BYTES:
             return
+        self._wait(_FIRST_SECONDS)
+
+    def _wait(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(_TRIM_SECONDS, self._run)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._run, seconds)
 
-    def _run(self) -> None:
-        self._timer = None
-        if self._in_flight.bytes < TRIM_BYTES:
-            self._executor.submit(self._give_back)
-        else:
-            self.request_ended(TRIM_BYTES)
+    def _run(self, waited: float) -> None:
+        if self._in_flight.bytes >= TRIM_BYTES:
+            self._wait(waited)
+            return
+        self._executor.submit(self._give_back)
+        if waited < _LAST_SECONDS:
+            self._wait(2 * waited)
 
     def _give_back(self) -> None:
         gc.collect()

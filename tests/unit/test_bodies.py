@@ -113,40 +113,39 @@ async def test_a_large_body_is_held_in_chunks_that_are_freed_one_by_one() -> Non
     assert not [column for rows in found.chunks for column in rows.columns if gc.is_tracked(column)]
 
 
-async def test_memory_is_given_back_once_no_large_request_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
-    given_back, waited = asyncio.Queue[None](), asyncio.Queue[int]()
+async def test_memory_is_given_back_while_no_large_request_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back, waits = asyncio.Queue[None](), asyncio.Queue[float]()
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(memory, "_TRIM_SECONDS", 0.01)
+    monkeypatch.setattr(memory, "_FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(memory, "_LAST_SECONDS", 0.04)
     monkeypatch.setattr(
         memory.Trimmer, "_give_back", lambda self: loop.call_soon_threadsafe(given_back.put_nowait, None)
     )
+
+    class Watched(memory.Trimmer):
+        def _wait(self, seconds: float) -> None:
+            waits.put_nowait(seconds)
+            super()._wait(seconds)
+
     with ThreadPoolExecutor(1) as thread:
         in_flight = InFlight(LIMIT)
-        trimmer = memory.Trimmer(thread, in_flight)
-
-        def request_ended(size: int) -> None:
-            waited.put_nowait(size)
-            memory.Trimmer.request_ended(trimmer, size)
-
-        in_flight.request_ended = request_ended
-        monkeypatch.setattr(trimmer, "request_ended", request_ended)
+        in_flight.request_ended = Watched(thread, in_flight).request_ended
         for size in (1, memory.TRIM_BYTES - 1):
             with in_flight.reserve() as claim:
                 claim.take(size)
-        await asyncio.sleep(0.05)
-        assert given_back.empty()
-        assert [waited.get_nowait() for _ in range(2)] == [1, memory.TRIM_BYTES - 1]
-        with in_flight.reserve() as long:
-            long.take(memory.TRIM_BYTES)
-            for _ in range(3):
-                with in_flight.reserve() as claim:
-                    claim.take(memory.TRIM_BYTES)
-                    claim.resize(1)
-            async with asyncio.timeout(60):
-                for _ in range(8):  # the three requests, then the timer again and again
-                    await waited.get()
-            assert given_back.empty()
+        assert waits.empty()
         async with asyncio.timeout(60):
+            with in_flight.reserve() as other:
+                other.take(memory.TRIM_BYTES)
+                for _ in range(3):
+                    with in_flight.reserve() as claim:
+                        claim.take(memory.TRIM_BYTES)
+                        claim.resize(1)
+                assert [await waits.get() for _ in range(9)] == [0.01] * 9
+                assert given_back.empty()
+            while await waits.get() < 0.04:
+                await given_back.get()
             await given_back.get()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
     assert given_back.empty()
+    assert waits.empty()
