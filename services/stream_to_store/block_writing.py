@@ -33,8 +33,8 @@ def write(
         try:
             writer.write(blocks)
             return sum(block.rows for block in blocks)
-        except RowRejected as rejection:
-            near = rejection.near
+        except RowRejected as error:
+            near = error.near
         # The store has just rejected the blocks as a whole, so it holds none of the rows. Those that our own check lets
         # pass are written without a search for them.
         for own in () if isinstance(writer, OwnProgressWriter) else _guesses(ranges, near):
