@@ -91,14 +91,6 @@ def complete(
     )
 
 
-def checked(blocks: Sequence[Block]) -> tuple[list[Block], list[RowRejected]]:
-    """Return the same blocks without the rows that our own check rejects, and the rejections."""
-    rows = _Rows(blocks)
-    problems = line_check(blocks[0].dataset).check(rows.lines).problems
-    sound = rows.only([at for at in range(len(rows.lines)) if at not in problems], "")
-    return sound, [rows.rejection(at, reason) for at, reason in sorted(problems.items())]
-
-
 def without(blocks: Sequence[Block], rejected: Collection[RowRejected]) -> list[Block]:
     """Return the same blocks without the rows that are rejected."""
     rows = _Rows(blocks)

@@ -173,16 +173,18 @@ class QueryCancelled(LogpipeError):
 class RowRejected(LogpipeError):
     """A store will never take row `row` (0-based) of block `block` (0-based); no row of the blocks was stored.
 
-    `row` is None when the store does not say which row it rejects.
+    `row` is None when the store does not say which row it rejects. `near` is the place where to look for such a row: a
+    number among the rows of all blocks, from 0, which blank lines make too low.
     """
 
     title = "Row rejected"
 
-    def __init__(self, row: int | None, reason: str, block: int = 0) -> None:
+    def __init__(self, row: int | None, reason: str, block: int = 0, near: int | None = None) -> None:
         super().__init__(reason if row is None else f"row {row}: {reason}")
         self.row = row
         self.reason = reason
         self.block = block
+        self.near = near
 
 
 class Fenced(LogpipeError):

@@ -19,6 +19,7 @@ UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not the JSON that a decoder expects."""
 
 _AT_ONCE = 1000  # lines that are decoded in one call
+_MOST_DIGITS = len(str(IDS.highest))
 
 Instant = Annotated[int, msgspec.Meta(ge=INSTANTS.lowest, le=INSTANTS.highest)]
 Category = Annotated[str, msgspec.Meta(max_length=MAX_CATEGORY_CHARACTERS)]
@@ -44,23 +45,6 @@ class Checked(NamedTuple):
     problems: dict[int, str]
 
 
-def are_rows_of(value: bytes, lines: int, batch_id: int, created_at: int) -> bool:
-    """Return whether each line of a message has an id of the batch, and the batch's time of acceptance.
-
-    It looks at nothing else. Where it returns False, `LineCheck` tells which lines have them. `lines` is their number.
-    """
-    if not _one_a_line(value.removesuffix(b"\n"), lines):
-        return False
-    try:
-        found = _identities.decode_lines(value)
-    except UNDECODABLE:
-        return False
-    first, end = first_id(batch_id), first_id(batch_id + 1)
-    return len(found) == lines and all(
-        type(row.id) is int and first <= row.id < end and row.created_at == created_at for row in found
-    )
-
-
 def _one_a_line(text: bytes, lines: int) -> bool:
     """False if a line may hold no value, or several. `text` ends without a newline."""
     return text[:1] == b"{" and text[-1:] == b"}" and text.count(b"}\n{") == lines - 1
@@ -71,6 +55,24 @@ class LineCheck:
 
     def __init__(self, dataset: Dataset) -> None:
         self._decoder = msgspec.json.Decoder(_row_type(dataset))
+
+    def are_rows_of(self, value: bytes, lines: int, batch_id: int, created_at: int) -> bool:
+        """Whether each line of a message is a row of the batch, accepted at this time, as `RowCodec` writes it.
+
+        This takes half the time of `check`, which tells where it is False. `lines` is the number of lines.
+        """
+        if not _one_a_line(value.removesuffix(b"\n"), lines):
+            return False
+        try:
+            rows = self._rows(value)
+        except UNDECODABLE:
+            return False
+        first, end = first_id(batch_id), first_id(batch_id + 1)
+        return (
+            len(rows) == lines
+            and _encode_lines(rows) == value
+            and all(first <= row.id < end and row.created_at == created_at for row in rows)
+        )
 
     def check(self, lines: Sequence[bytes]) -> Checked:
         """Check lines, which have no newlines."""
@@ -144,6 +146,8 @@ def _names_twice(line: bytes) -> bool:
 
 
 def _integer(value: Any) -> int | None:
+    if type(value) is str and value.isascii() and value.isdecimal() and len(value) <= _MOST_DIGITS:
+        value = int(value)  # a store may have taken a number in quotes
     return value if type(value) is int and 0 <= value <= IDS.highest else None
 
 

@@ -3,7 +3,7 @@
 All methods block; async callers run them in a thread. An adapter translates its driver's errors (see `errors`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -53,8 +53,8 @@ def group_token(blocks: Sequence[Block]) -> str:
     return f"{group_range(blocks)}#{attempt}" if attempt else group_range(blocks)
 
 
-class StoreWriter(Protocol):
-    """Called by stream_to_store and replay, by one thread a writer. All methods block.
+class BaseWriter(Protocol):
+    """What every writer of a store offers. Called by stream_to_store and replay, by one thread a writer.
 
     The blocks of a group are of one dataset and day, at most one for each partition, in the order of partitions.
     """
@@ -83,9 +83,19 @@ class StoreWriter(Protocol):
         """
 
 
+class SinkWriter(BaseWriter, Protocol):
+    """Of a store whose position the ledger keeps. The store's reader is a SinkReader."""
+
+    def stored_ids(self, dataset: Dataset, ids: Set[int]) -> Set[int]:
+        """Return which of these ids the store holds, whatever their day. Raises StoreDown.
+
+        Called after `complete`, so every former attempt has ended.
+        """
+
+
 @runtime_checkable
-class OwnProgressWriter(StoreWriter, Protocol):
-    """A StoreWriter whose own transactions keep the store's position. The store's reader is an OwnProgressReader.
+class OwnProgressWriter(BaseWriter, Protocol):
+    """Of a store whose own transactions keep the store's position. The store's reader is an OwnProgressReader.
 
     A transaction takes long, so blocks come after `wait_seconds`. `write` and `complete` raise NeedsOperator, too, and
     Fenced when a block does not follow what is stored: load the positions again.
@@ -98,6 +108,13 @@ class OwnProgressWriter(StoreWriter, Protocol):
 
     def rejections(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
         """Return the rows that `complete` will reject. Called first: its transaction counts these rows as loaded."""
+
+    def is_loaded(self, block: Block) -> bool:
+        """Return whether a former attempt at the block was stored. Raises StoreDown, NeedsOperator, Fenced."""
+
+
+StoreWriter = SinkWriter | OwnProgressWriter
+"""The two kinds, by who keeps the store's position."""
 
 
 class BaseReader(Protocol):

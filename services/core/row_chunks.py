@@ -36,18 +36,19 @@ def decode_object(chunks: Iterable[bytes], decode: Decode) -> Decoded:
 
 def decode_lines(chunks: Iterable[bytes], decode: Decode) -> Decoded:
     """The body is one object a line."""
-    done, start, rest = 0, 0, b""
+    # `decode` takes a byte order mark off the text that it gets. The newline keeps it from the texts after the first.
+    done, start, rest, opening = 0, 0, b"", b""
     for chunk in chunks:
         rest += chunk
         end = rest.rfind(b"\n") + 1
-        rows = _attempt(rest[:end], decode) if end else None
+        rows = _attempt(opening + rest[:end], decode) if end else None
         if rows is None and (end := _last_end(rest) + 1):
-            rows = _decode(rest[:end], decode, done, start)
+            rows = _decode(opening + rest[:end], decode, done, start)
         if rows is not None:
             yield rows, end
-            done, start, rest = done + rows.count, start + end, rest[end:]
+            done, start, rest, opening = done + rows.count, start + end, rest[end:], b"\n"
         _refuse_long_row(rest, done)
-    yield _decode(rest, decode, done, start), len(rest)
+    yield _decode(opening + rest, decode, done, start), len(rest)
 
 
 def decode_array(chunks: Iterable[bytes], decode: Decode) -> Decoded:

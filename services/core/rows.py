@@ -8,12 +8,13 @@ compares.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, repeat, starmap
 from typing import Any
 from uuid import UUID
 
 import msgspec
+import numpy as np
 import xxhash
 
 from services.core import instants
@@ -68,11 +69,36 @@ class Rows:
             return self
         return Rows(stop - start, [column[start:stop] for column in self.columns])
 
+    def unvisited(self) -> "Rows":
+        """The same rows, in columns that Python's garbage collection does not visit.
+
+        It visits every value of every list, and nothing else runs in the process meanwhile: with a million rows, for
+        half a second.
+        """
+        columns: Sequence[Any] = [np.fromiter(column, object, self.count) for column in self.columns]
+        return Rows(self.count, columns)
+
     @staticmethod
     def of(tuples: Sequence[Row]) -> "Rows":
         """Return rows from tuples, the inverse of `tuples`. There is at least one tuple."""
         _ids, _times, *columns = zip(*tuples, strict=True)
         return Rows(len(tuples), columns)
+
+    @staticmethod
+    def batches(chunks: Iterable["Rows"], size: int) -> Iterator["Rows"]:
+        """All rows of `chunks`, in order, `size` at a time; the last ones may be fewer."""
+        held, count = list[Rows](), 0
+        for chunk in chunks:
+            start = 0
+            while count + chunk.count - start >= size:
+                stop = start + size - count
+                yield Rows.joined([*held, chunk.slice(start, stop)])
+                held, count, start = [], 0, stop
+            if start < chunk.count:
+                held.append(chunk.slice(start, chunk.count))
+                count += chunk.count - start
+        if held:
+            yield Rows.joined(held)
 
     @staticmethod
     def joined(parts: Sequence["Rows"]) -> "Rows":

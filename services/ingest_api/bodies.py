@@ -51,23 +51,23 @@ class Claim:
 class InFlight:
     """Counts the bytes that requests have in flight, and refuses requests above a limit. Used by one event loop."""
 
-    def __init__(self, limit: int, ended: Callable[[int], None]) -> None:
-        """`ended` is called at the end of each request, with the most bytes that it had in flight."""
+    def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._ended = ended
-        self._bytes = 0
+        self.bytes = 0
+        self.request_ended: Callable[[int], None] = lambda most: None
+        """Called at the end of each request, with the most bytes that it had in flight."""
         self._gauge = metrics.gauge(metric_names.BYTES_IN_FLIGHT)
 
     def check(self, count: int) -> None:
         """Raise Backpressure if `count` more bytes are too many. A request that is alone is never refused."""
-        if self._bytes and self._bytes + count > self._limit:
-            raise Backpressure(f"{self._bytes} bytes are being worked on; at most {self._limit} at once")
+        if self.bytes and self.bytes + count > self._limit:
+            raise Backpressure(f"{self.bytes} bytes are being worked on; at most {self._limit} at once")
 
     def change(self, claim: Claim, count: int) -> None:
-        if count > 0 and self._bytes > claim.bytes:
+        if count > 0 and self.bytes > claim.bytes:
             self.check(count)
-        self._bytes += count
-        self._gauge.set(self._bytes)
+        self.bytes += count
+        self._gauge.set(self.bytes)
 
     @contextmanager
     def reserve(self) -> Iterator[Claim]:
@@ -77,7 +77,7 @@ class InFlight:
             yield claim
         finally:
             claim.resize(0)
-            self._ended(claim.most)
+            self.request_ended(claim.most)
 
 
 def encoding_of(request: Request) -> str:

@@ -9,7 +9,7 @@ only the request with the value fails.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain
 from typing import Any
 
 import psycopg
@@ -35,15 +35,19 @@ _log = logs.get("committer")
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One request's rows. `key` is its Idempotency-Key, '' when it has none.
+    """One request's rows, in chunks of which none is empty. `key` is its Idempotency-Key, '' when it has none.
 
     `ledger` is the id of the ledger that the rows are meant for, '' for any. A client with a journal sends it.
     """
 
-    rows: Rows
+    chunks: list[Rows]
     key: str = ""
     body_hash: bytes = b""
     ledger: str = ""
+
+    @property
+    def rows(self) -> int:
+        return sum(chunk.count for chunk in self.chunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +122,7 @@ class Committer:
                 outcomes = self._known(cursor, dataset, group)
                 fresh = [index for index, outcome in enumerate(outcomes) if outcome is None]
                 if fresh:
-                    total = sum(group[index].rows.count for index in fresh)
+                    total = sum(group[index].rows for index in fresh)
                     begun = ledger_batches.begin(cursor, -(-total // self._batch_rows))
                     xid = begun.xid
                     made = self._write(cursor, dataset, [group[index] for index in fresh], begun)
@@ -172,18 +176,17 @@ class Committer:
     ) -> list[tuple[Batch, list[Outgoing]]]:
         created_at = begun.created_at
         slot, codec = self._slot(), self._codecs[dataset.name]
-        rows = Rows.joined([submission.rows for submission in group])
+        chunks = chain.from_iterable(submission.chunks for submission in group)
         made = []
         with cursor.copy(postgres.copy_statement(dataset, created_at // DAY)) as copy:
             copy.set_types(postgres.copy_types(dataset))
-            for start, batch_id in zip(count(0, self._batch_rows), begun.batch_ids, strict=False):
-                chunk = rows.slice(start, start + self._batch_rows)
-                for values in postgres.copy_rows(dataset, chunk, batch_id, created_at):
+            for rows, batch_id in zip(Rows.batches(chunks, self._batch_rows), begun.batch_ids, strict=True):
+                for values in postgres.copy_rows(dataset, rows, batch_id, created_at):
                     copy.write_row(values)
                 # PostgreSQL works on what was just sent while this process makes the messages.
-                lines = codec.encode(chunk.tuples(batch_id, created_at))
+                lines = codec.encode(rows.tuples(batch_id, created_at))
                 record = Batch(batch_id, slot, dataset.name, len(lines), checksum(lines), created_at)
-                made.append((record, kafka_value.encode(dataset, batch_id, created_at, chunk, lines, self._partitions)))
+                made.append((record, kafka_value.encode(dataset, batch_id, created_at, rows, lines, self._partitions)))
         ledger_batches.insert(cursor, [record for record, _ in made])
         return made
 
@@ -201,13 +204,13 @@ class Committer:
         for index in fresh:
             submission = group[index]
             first = made[row // self._batch_rows][0].batch_id
-            row += submission.rows.count
+            row += submission.rows
             last = made[(row - 1) // self._batch_rows][0].batch_id
-            outcomes.append(Accepted(first, submission.rows.count))
+            outcomes.append(Accepted(first, submission.rows))
             if submission.key:
                 requests.append(
                     ledger_batches.Request(
-                        submission.key, submission.body_hash, dataset.name, first, last, submission.rows.count
+                        submission.key, submission.body_hash, dataset.name, first, last, submission.rows
                     )
                 )
         if requests:

@@ -107,9 +107,9 @@ def _endpoint(dataset: Dataset, word: str, layouts: dict[str, Layout]) -> Callab
             body = await bodies.read(request, claim, ingest.max_body)
             decoded = await ingest.decoder.decode(body, encoding, layout, claim, ingest.max_body, hashed=bool(key))
             del body  # the rows contain all of it, and wait for their commit
-            if not decoded.rows.count:
+            if not decoded.chunks:
                 raise Invalid("no rows: send at least one")
-            submission = Submission(decoded.rows, key, decoded.body_hash, request.headers.get(LEDGER_HEADER, ""))
+            submission = Submission(decoded.chunks, key, decoded.body_hash, request.headers.get(LEDGER_HEADER, ""))
             result = await ingest.service.accept(dataset, submission, decoded.size)
         if not result.duplicate:
             accepted.inc(result.rows)

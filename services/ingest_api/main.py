@@ -36,6 +36,7 @@ from services.runtime.workers import Workers
 from services.stores.postgres import PostgresReader
 from services.streams import kafka, topics
 
+COMMIT_SECONDS = 5  # for the last commits: the requests that wait for them have had SHUTDOWN_SECONDS before
 DRAIN_SECONDS = 15
 BACKGROUND_SECONDS = 1
 
@@ -91,17 +92,18 @@ def create_app(settings: IngestSettings) -> FastAPI:
         ]
         service = IngestService(committers, group_rows, settings.ingest_group_wait)
         service.start()
-        decoder = Decoder()
+        decoder, in_flight = Decoder(), InFlight(settings.ingest_max_in_flight)
+        in_flight.request_ended = Trimmer(decoder.thread, in_flight).request_ended
         app.state.ingest = Ingest(
             service,
             decoder,
-            InFlight(settings.ingest_max_in_flight, Trimmer(decoder.thread).request_ended),
+            in_flight,
             disk,
             settings.ingest_max_body,
             maintenance.ledger,
         )
         yield
-        await service.drain()
+        await service.drain(COMMIT_SECONDS)
         await asyncio.to_thread(owner.stop, DRAIN_SECONDS)
         await asyncio.to_thread(background.stop, BACKGROUND_SECONDS)
         rows.close()

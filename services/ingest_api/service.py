@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from services.core.batcher import Batcher
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
 from services.ingest_api.committer import Accepted, Committer, Outcome, Submission
+from services.ingest_api.decoding import free
+from services.runtime.threads import Threads
 
 GROUP_BYTES = 16 << 20  # of request bodies in one transaction; more would not make it more efficient
 
@@ -23,7 +25,7 @@ class IngestService:
         self._batcher: Batcher[Dataset, _Waiting] = Batcher(group_rows, GROUP_BYTES, group_wait, time.monotonic)
         self._changed = asyncio.Event()
         self._draining = False
-        self._threads = ThreadPoolExecutor(len(committers), thread_name_prefix="committer")
+        self._threads = Threads(len(committers), "committer")
         self._workers: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -35,37 +37,41 @@ class IngestService:
         Raises Conflict, Invalid, OtherLedger or StoreDown; then nothing is stored.
         """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._batcher.add(dataset, (submission, future), submission.rows.count, size)
+        self._batcher.add(dataset, (submission, future), submission.rows, size)
         self._changed.set()
         outcome = await future
         if isinstance(outcome, LogpipeError):
             raise outcome
         return outcome
 
-    async def drain(self) -> None:
-        """Commit the waiting requests, then stop."""
+    async def drain(self, seconds: float) -> None:
+        """Commit what waits, for at most `seconds`, then stop. A commit that hangs is abandoned with the process."""
         self._draining = True
         self._changed.set()
-        await asyncio.gather(*self._workers)
-        self._threads.shutdown()
-        for committer in self._committers:
-            committer.close()
+        ended, _ = await asyncio.wait(self._workers, timeout=seconds)
+        self._threads.close()
+        for committer, worker in zip(self._committers, self._workers, strict=True):
+            if worker in ended:
+                committer.close()
 
     async def _work(self, committer: Committer) -> None:
-        loop = asyncio.get_running_loop()
         while group := await self._next_group():
-            dataset, waiting = group
-            submissions = [submission for submission, _ in waiting]
-            try:
-                outcomes = await loop.run_in_executor(self._threads, committer.commit, dataset, submissions)
-            except Exception as error:  # noqa: BLE001 - a bug: these requests fail, and others are served
-                for _, future in waiting:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for (_, future), outcome in zip(waiting, outcomes, strict=True):
-                if not future.done():  # its client may have disconnected
-                    future.set_result(outcome)
+            await self._commit(committer, *group)
+            del group  # until there is another group, its rows would be kept
+
+    async def _commit(self, committer: Committer, dataset: Dataset, waiting: Sequence[_Waiting]) -> None:
+        submissions = [submission for submission, _ in waiting]
+        try:
+            call = partial(_committed, committer, dataset, submissions)
+            outcomes = await asyncio.wrap_future(self._threads.submit(call))
+        except Exception as error:  # noqa: BLE001 - a bug: tell those who wait, and go on serving the others
+            for _, future in waiting:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), outcome in zip(waiting, outcomes, strict=True):
+            if not future.done():  # its client may have left
+                future.set_result(outcome)
 
     async def _next_group(self) -> tuple[Dataset, list[_Waiting]] | None:
         """Return the next group that is due; None if the service is draining and no request is left."""
@@ -80,3 +86,12 @@ class IngestService:
                     await self._changed.wait()
             except TimeoutError:
                 pass  # the oldest request has waited long enough
+
+
+def _committed(committer: Committer, dataset: Dataset, submissions: Sequence[Submission]) -> Sequence[Outcome]:
+    """Commit in the thread of the committer, and free the rows there: on the event loop, nothing else would run."""
+    try:
+        return committer.commit(dataset, submissions)
+    finally:
+        for submission in submissions:
+            free(submission.chunks)

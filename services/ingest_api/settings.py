@@ -1,9 +1,9 @@
 from pydantic import Field
 
-from services.runtime.settings import KafkaSettings, ListenSettings, Port, PostgresSettings
+from services.runtime.settings import CrossOriginSettings, KafkaSettings, Port, PostgresSettings
 
 
-class IngestSettings(PostgresSettings, KafkaSettings, ListenSettings):
+class IngestSettings(PostgresSettings, KafkaSettings, CrossOriginSettings):
     ingest_port: Port = 8081
     ingest_connections: int = Field(1, ge=1, le=32, description="PostgreSQL connections that COPY side by side")
     ingest_group_rows: int = Field(10_000, ge=1, le=131_072, description="rows of a group commit, and of a batch")

@@ -27,7 +27,7 @@ _ATTEMPTS = 5  # of a commit: only maintenance comes in between, and not often
 
 
 class EmbeddedWriter:
-    """StoreWriter with a progress of its own (OwnProgressWriter). Not thread-safe."""
+    """An OwnProgressWriter. Not thread-safe."""
 
     wait_seconds: ClassVar[float] = 2.0  # a commit takes a second, however little is in it
 
@@ -80,6 +80,10 @@ class EmbeddedWriter:
             for number, block in enumerate(blocks)
             for row, reason in sorted(self._tables[block.dataset][1].rejected(block).items())
         ]
+
+    def is_loaded(self, block: Block) -> bool:
+        handle, found = self._tables[block.dataset][0].current_version()
+        return not _is_next(block, _owned(block.dataset, block.topic_id, handle, found))
 
     def end_writes(self, dataset: Dataset) -> None:
         """Make a commit, after which writers that have read the position before it are Fenced.

@@ -11,9 +11,7 @@ A request by another method than POST changes nothing. What clients may do is in
 is started, the process takes the user of `unprivileged` and confines itself to its data folder.
 """
 
-import gzip
 import importlib
-import io
 import json
 import os
 import re
@@ -26,8 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
-import lz4.frame
-import zstandard
 from chdb.session import Session
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -35,7 +31,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from services.local import clickhouse_inserts, clickhouse_rights, confinement, unprivileged
+from services.local import clickhouse_bodies, clickhouse_inserts, clickhouse_rights, confinement, unprivileged
+from services.local.clickhouse_errors import ACCESS_DENIED, BAD_ARGUMENTS, CANNOT_OPEN_FILE, NOT_IMPLEMENTED, QueryError
 from services.local.clickhouse_inserts import Insert
 from services.local.supervision import MARK
 from services.runtime import http, logs
@@ -84,20 +81,6 @@ _NOT_SETTINGS = {
 }
 _KILL_QUERY = re.compile(r"\s*KILL\s+QUERY\b", re.IGNORECASE)
 _QUERY_ID = re.compile(r"\bquery_id\b", re.IGNORECASE)
-_CODE = re.compile(r"Code: (\d+)\.")
-_NOT_IMPLEMENTED, _BAD_ARGUMENTS, _CANNOT_OPEN_FILE, _ACCESS_DENIED, _STD_EXCEPTION = 48, 36, 76, 497, 1001
-_NOT_FOUND_CODES = {46, 47, 50, 60, 81, 115}
-_FORBIDDEN_CODES = {164, 497}
-_BAD_REQUEST_CODES = {6, 26, 27, 33, 36, 38, 41, 53, 62, 72, 117, 386, 457}
-
-
-class QueryError(Exception):
-    """The engine, or this shim, refuses a request. `code` is the number of the error in ClickHouse."""
-
-    def __init__(self, message: str, code: int | None = None) -> None:
-        found = _CODE.search(message)
-        self.code = code or (int(found[1]) if found else _STD_EXCEPTION)
-        super().__init__(message if found else f"Code: {self.code}. DB::Exception: {message}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +161,7 @@ class Engine:
             raise QueryError(
                 f"{self._folder} is not the folder that this process was started on: put the folder back, and restart"
                 " this process",
-                _CANNOT_OPEN_FILE,
+                CANNOT_OPEN_FILE,
             )
 
     @contextmanager
@@ -207,15 +190,15 @@ def _parsed(query: bytes, body: bytes) -> tuple[Insert | None, str]:
         insert = clickhouse_inserts.parse(text)
         return insert, "" if insert else text.decode()
     except UnicodeDecodeError as error:
-        raise QueryError(f"the statement is not UTF-8: {error}", _BAD_ARGUMENTS) from error
+        raise QueryError(f"the statement is not UTF-8: {error}", BAD_ARGUMENTS) from error
 
 
 def _check(statement: str, arguments: Mapping[str, str], read_only: bool) -> None:
     """Raise QueryError for a request that the engine itself would not refuse."""
     if refusal := clickhouse_rights.refusal(statement, read_only):
-        raise QueryError(refusal, _ACCESS_DENIED)
+        raise QueryError(refusal, ACCESS_DENIED)
     if read_only and "session_id" in arguments:  # the session would be read-only from now on
-        raise QueryError("a request with a session_id must use POST", _NOT_IMPLEMENTED)
+        raise QueryError("a request with a session_id must use POST", NOT_IMPLEMENTED)
 
 
 def _settings(arguments: Mapping[str, str]) -> dict[str, str]:
@@ -235,7 +218,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 def _name(setting: str) -> str:
     if not setting.isidentifier():
-        raise QueryError(f"{setting!r} is no setting", _BAD_ARGUMENTS)
+        raise QueryError(f"{setting!r} is no setting", BAD_ARGUMENTS)
     return setting
 
 
@@ -245,22 +228,6 @@ def _identifier(name: str) -> str:
 
 def _literal(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def decoded(body: bytes, encoding: str) -> bytes:
-    """Decompress all frames of the body: clickhouse-connect sends one frame per block of rows."""
-    match encoding:
-        case "" | "identity":
-            return body
-        case "lz4":
-            with lz4.frame.open(io.BytesIO(body)) as frames:
-                return bytes(frames.read())
-        case "gzip":
-            return gzip.decompress(body)
-        case "zstd":
-            with zstandard.ZstdDecompressor().stream_reader(body, read_across_frames=True) as reader:
-                return reader.read()
-    raise QueryError(f"unknown Content-Encoding {encoding!r}", _BAD_ARGUMENTS)
 
 
 def make_app(folder: Path) -> Starlette:
@@ -292,7 +259,7 @@ def make_app(folder: Path) -> Starlette:
         ],
         lifespan=lifespan,
     )
-    http.guard_origins(app, ListenSettings(host=HOST, allowed_origins=""), frozenset({"/ping"}), links=False)
+    http.guard_origins(app, ListenSettings(host=HOST), frozenset({"/ping"}), links=False)
     return app
 
 
@@ -300,38 +267,27 @@ async def _ping(request: Request) -> Response:
     return PlainTextResponse("Ok.\n")
 
 
-def _status(code: int) -> int:
-    """Return the HTTP status for an error of the engine."""
-    for status, codes in ((403, _FORBIDDEN_CODES), (404, _NOT_FOUND_CODES), (400, _BAD_REQUEST_CODES)):
-        if code in codes:
-            return status
-    return 500
-
-
 async def _query(request: Request) -> Response:
     arguments = dict(request.query_params)
     headers = {"X-ClickHouse-Query-Id": arguments.get("query_id") or str(uuid.uuid4())}
-    body = await request.body()
-    if not arguments.get("query") and not body:
-        return await _ping(request)
     default_format = arguments.get("default_format") or request.headers.get("X-ClickHouse-Format", "TabSeparated")
     arguments |= {k: v for k, v in [("database", request.headers.get("X-ClickHouse-Database"))] if v}
 
-    def run() -> Reply:
+    def run(body: bytes) -> Reply:
         if request.headers.get("content-type", "").startswith("multipart/"):
-            raise QueryError("multipart bodies are not supported by the embedded engine", _NOT_IMPLEMENTED)
-        try:
-            data = decoded(body, request.headers.get("content-encoding", ""))
-        except (OSError, EOFError, RuntimeError, zstandard.ZstdError) as error:
-            raise QueryError(f"cannot decompress the body: {error}", _BAD_ARGUMENTS) from error
+            raise QueryError("multipart bodies are not supported by the embedded engine", NOT_IMPLEMENTED)
+        data = clickhouse_bodies.decoded(body, request.headers.get("content-encoding", ""))
         engine: Engine = request.app.state.engine
         return engine.execute(arguments, data, default_format, read_only=request.method != "POST")
 
     try:
-        reply = await run_in_threadpool(run)
+        body = await clickhouse_bodies.read(request)
+        if not arguments.get("query") and not body:
+            return await _ping(request)
+        reply = await run_in_threadpool(run, body)
     except QueryError as error:
         headers["X-ClickHouse-Exception-Code"] = str(error.code)
-        return PlainTextResponse(f"{error}\n", _status(error.code), headers)
+        return PlainTextResponse(f"{error}\n", error.status, headers)
     headers["X-ClickHouse-Format"] = reply.format
     headers["X-ClickHouse-Timezone"] = "UTC"
     headers["X-ClickHouse-Summary"] = json.dumps(

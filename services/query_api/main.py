@@ -25,7 +25,7 @@ from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
 from services.runtime.settings import ListenSettings, Port, PostgresSettings
-from services.runtime.workers import Worker
+from services.runtime.workers import Worker, Workers
 
 _MEASURE_SECONDS = 5
 _STOP_SECONDS = 10
@@ -66,7 +66,7 @@ def application(settings: QuerySettings) -> FastAPI:
         readiness.add("tables", lambda: _outdated(ledger))
         readiness.add("watermark", lambda: _held(watermarks), degraded=True)
         readiness.add("stores", service.late, degraded=True)
-        measuring = Worker("measure", partial(_measure, service, settings.query_late_seconds))
+        measuring = measuring_workers(service, settings.query_late_seconds)
         measuring.start()
         yield
         await run_in_threadpool(measuring.stop, _STOP_SECONDS)
@@ -104,9 +104,15 @@ def _held(watermarks: Watermarks) -> str | None:
     return None
 
 
-def _measure(service: QueryService, late_seconds: float) -> float:
-    """The turn of a worker: measure once. Returns the seconds until the next time."""
-    service.measure(late_seconds)
+def measuring_workers(service: QueryService, late_seconds: float) -> Workers:
+    """One for each store, so that a store that hangs does not keep the others from being measured."""
+    turns = {route: partial(_measure, service, route, late_seconds) for route in service.routes}
+    return Workers(*(Worker(f"measure {route}", turn) for route, turn in turns.items()))
+
+
+def _measure(service: QueryService, route: str, late_seconds: float) -> float:
+    """The turn of a worker: measure one store once. Returns the seconds until the next time."""
+    service.measure(route, late_seconds)
     return _MEASURE_SECONDS
 
 

@@ -6,13 +6,14 @@ occupies its own threads only.
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from threading import BoundedSemaphore
 from typing import TypeVar
 
 from services.core.errors import QueryTimeout, StoreBusy, StoreDown
 from services.core.stopping import Stop
+from services.runtime.threads import Threads
 
 THREADS = 8
 """The number of queries of a store that run at the same time."""
@@ -28,8 +29,8 @@ class QueryThreads:
 
     def __init__(self, store: str, threads: int = THREADS) -> None:
         self._store = store
-        self._threads = ThreadPoolExecutor(threads, store)
-        self._stopping = ThreadPoolExecutor(1, f"{store}-stop")  # telling a store to stop may take long, too
+        self._threads = Threads(threads, store)
+        self._stopping = Threads(1, f"{store}-stop")  # telling a store to stop may take long, too
         self._places = BoundedSemaphore(PLACES)
 
     async def run(self, work: Callable[[Stop], Result], seconds: float, grace: float = 0.0) -> Result:
@@ -56,7 +57,7 @@ class QueryThreads:
 
     def close(self) -> None:
         for threads in (self._threads, self._stopping):
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.close()
 
     def _submit(self, work: Callable[[], Result]) -> Future[Result]:
         if not self._places.acquire(blocking=False):

@@ -89,7 +89,7 @@ class QueryService:
         self._watermarks = watermarks
         self._seconds = seconds
         self._cache = cache
-        self._late: Mapping[str, str] = {}
+        self._late: dict[str, Mapping[str, str]] = {}
         self._scopes = scopes
 
     async def ask(
@@ -177,31 +177,36 @@ class QueryService:
         digests = {source: hashed for source, (_, hashed) in found.items()}
         return Comparison(results, digests, missing, batch, _ms_since(start))
 
-    def measure(self, late_seconds: float) -> None:
-        """Set the gauges of every store's watermark and lag. Those of an unreachable store keep their last values.
+    @property
+    def routes(self) -> Sequence[str]:
+        """The stores, as URLs call them."""
+        return tuple(self._stores)
+
+    def measure(self, route: str, late_seconds: float) -> None:
+        """Set the gauges of one store's watermark and lag. Those of an unreachable store keep their last values.
 
         A store is late when its oldest batch above the watermark is older than `late_seconds`. Blocks.
         """
-        late: dict[str, str] = {}
-        for reader in (store.default.main for store in self._stores.values()):
-            for dataset in self._datasets:
-                name = f"{reader.name}/{dataset.name}"
-                try:
-                    mark = self._watermarks.of(reader, dataset)
-                    lag = self._watermarks.lag(dataset, mark)
-                except LogpipeError as error:
-                    late[name] = str(error)
-                    continue
-                metrics.gauge(metric_names.WATERMARK_BATCH, reader.name, dataset.name).set(mark)
-                metrics.gauge(metric_names.WATERMARK_LAG_BATCHES, reader.name, dataset.name).set(lag.batches)
-                metrics.gauge(metric_names.WATERMARK_LAG_SECONDS, reader.name, dataset.name).set(lag.seconds)
-                if lag.seconds > late_seconds:
-                    late[name] = f"{lag.seconds:.0f} s behind: see /readyz of the process that fills the store"
-        self._late = late
+        reader, late = self._stores[route].default.main, dict[str, str]()
+        for dataset in self._datasets:
+            name = f"{reader.name}/{dataset.name}"
+            try:
+                mark = self._watermarks.of(reader, dataset)
+                lag = self._watermarks.lag(dataset, mark)
+            except LogpipeError as error:
+                late[name] = str(error)
+                continue
+            metrics.gauge(metric_names.WATERMARK_BATCH, reader.name, dataset.name).set(mark)
+            metrics.gauge(metric_names.WATERMARK_LAG_BATCHES, reader.name, dataset.name).set(lag.batches)
+            metrics.gauge(metric_names.WATERMARK_LAG_SECONDS, reader.name, dataset.name).set(lag.seconds)
+            if lag.seconds > late_seconds:
+                late[name] = f"{lag.seconds:.0f} s behind: see /readyz of the process that fills the store"
+        self._late[route] = late
 
     def late(self) -> str | None:
         """Return the stores that were late or unreachable when they were last measured, each with its reason."""
-        return "; ".join(f"{name}: {reason}" for name, reason in self._late.items()) or None
+        measured = [self._late.get(route, {}) for route in self._stores]
+        return "; ".join(f"{name}: {reason}" for late in measured for name, reason in late.items()) or None
 
     def close(self) -> None:
         for store in self._stores.values():

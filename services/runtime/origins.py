@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.runtime.auth import is_address
 from services.runtime.problems import problem
-from services.runtime.settings import ListenSettings
+from services.runtime.settings import CrossOriginSettings, ListenSettings
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
@@ -35,6 +35,9 @@ class OriginGuard:
         # No page has an address of this machine as its own name, so an address proves that no name was rebound.
         self._any_address = settings.host in _WILDCARDS
         self._origins = settings.origins
+        self._advice = (
+            "; LOGPIPE_ALLOWED_ORIGINS names those that may" if isinstance(settings, CrossOriginSettings) else ""
+        )
         self._open_paths = open_paths
         self._links = links
 
@@ -58,7 +61,7 @@ class OriginGuard:
         if self._links and scope["method"] == "GET" and headers.get(b"sec-fetch-dest") == b"document":
             return None
         whose = f"of {origin[:_SHOWN]}" if origin else "of another origin"
-        return problem(403, f"a web page {whose} may not call this; LOGPIPE_ALLOWED_ORIGINS names those that may")
+        return problem(403, f"a web page {whose} may not call this{self._advice}")
 
     def _is_ours(self, host: str) -> bool:
         parsed = _HOST.fullmatch(host)

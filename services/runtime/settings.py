@@ -55,23 +55,38 @@ class ListenSettings(Settings):
     allowed_hosts: str = Field(
         "", description="host names, comma-separated, that requests may name besides loopback's and the bound address"
     )
-    allowed_origins: str = Field(
-        "", description="origins, comma-separated, whose web pages may call, such as https://shop.example.org"
-    )
 
     @field_validator("allowed_hosts")
     @classmethod
     def _names_hosts(cls, text: str) -> str:
         return _checked(text, _HOST_NAME, "a host name or address without a port")
 
+    @property
+    def hosts(self) -> frozenset[str]:
+        return _listed(self.allowed_hosts.lower())
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """The origins of other sites whose web pages may call this process."""
+        return frozenset()
+
+
+class CrossOriginSettings(ListenSettings):
+    """A process that web pages of other sites may call.
+
+    Only the ingest API is one. Such a page may send any request, so the others ignore the setting, which stands in the
+    environment of all processes.
+    """
+
+    allowed_origins: str = Field(
+        "",
+        description="origins, comma-separated, whose web pages may call the ingest API: https://shop.example.org",
+    )
+
     @field_validator("allowed_origins")
     @classmethod
     def _names_origins(cls, text: str) -> str:
         return _checked(text, _ORIGIN, "an origin: http(s)://host[:port], without a path")
-
-    @property
-    def hosts(self) -> frozenset[str]:
-        return _listed(self.allowed_hosts.lower())
 
     @property
     def origins(self) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
@@ -55,6 +55,9 @@ class MemoryStore:
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
         return complete(self.name, blocks, lambda _: {row[0] for row in self._all(blocks[0].dataset)}, self.write)
+
+    def stored_ids(self, dataset: Dataset, ids: Set[int]) -> Set[int]:
+        return {row[0] for row in self._all(dataset)} & ids
 
     def end_writes(self, dataset: Dataset) -> None:
         """Nothing to do: a write ends before another thread can act."""

@@ -11,7 +11,7 @@ import pytest
 from services.core.dataset import Column, Dataset
 from services.core.errors import NeedsOperator, RowRejected, StoreDown
 from services.core.ids import first_id
-from services.core.ports import Block, StoreReader, StoreWriter
+from services.core.ports import Block, OwnProgressWriter, StoreReader, StoreWriter
 from services.core.queries import StatsQuery
 from services.core.rows import Row, RowCodec
 from services.lake.embedded import EmbeddedReader
@@ -190,8 +190,9 @@ BAD_ROWS = [
 @pytest.mark.parametrize("bad", BAD_ROWS)
 def test_with_a_bad_row_nothing_is_stored(store: Store, dataset: Dataset, bad: bytes) -> None:
     good = RowCodec(dataset).encode([row(1, n) for n in range(5)])
-    with pytest.raises(RowRejected):
+    with pytest.raises(RowRejected) as rejected:
         store.writer.write([lines_block(dataset, [*good[:3], bad, *good[3:]])])
+    assert rejected.value.near == (3 if isinstance(store.writer, ClickHouseWriter) else None)
     assert stored(store, dataset) == []
     store.writer.write([lines_block(dataset, good)])  # its good neighbours, under the same token
     assert len(stored(store, dataset)) == 5
@@ -274,6 +275,20 @@ def partitions(dataset: Dataset) -> list[Block]:
     """Blocks of three partitions, and an empty one."""
     blocks = [replace(block(dataset, [row(b, n) for n in range(50)]), partition=b) for b in range(1, 4)]
     return [*blocks, replace(block(dataset, []), partition=9)]
+
+
+def test_a_writer_says_what_a_former_attempt_has_stored(store: Store, dataset: Dataset) -> None:
+    of_another_day = (first_id(7), NOON + 86_400_000_000, *row(7, 0)[2:])
+    attempted = lines_block(dataset, RowCodec(dataset).encode([row(1, 0), of_another_day]))
+    next_block = block(dataset, [row(2, 0)], first=attempted.last + 1)
+    store.writer.write([attempted])
+    if isinstance(store.writer, OwnProgressWriter):
+        assert store.writer.is_loaded(attempted)
+        assert not store.writer.is_loaded(next_block)
+    else:
+        asked = {first_id(1), first_id(1) + 1, first_id(2), first_id(7)}
+        assert store.writer.stored_ids(dataset, asked) == {first_id(1), first_id(7)}
+        assert store.writer.stored_ids(dataset, set()) == set()
 
 
 def test_a_block_without_rows_changes_nothing(store: Store, dataset: Dataset) -> None:

@@ -56,7 +56,7 @@ def test_rows_partitions_and_leases_follow_postgres(postgres_url: str, connectio
         connection.execute(f"DROP TABLE {name}")
     before = now_microseconds(connection)
     with closing(Committer(postgres_url, {"logs": CODEC}, lambda: 500_000, lambda *_: None, 100, 4)) as committer:
-        [outcome] = committer.commit(DATASET, [Submission(CODEC.decode_lines(ROW))])  # it makes its own partition
+        [outcome] = committer.commit(DATASET, [Submission([CODEC.decode_lines(ROW)])])  # it makes its own partition
     assert isinstance(outcome, Accepted)
     maintenance._maintain(connection)
     after = now_microseconds(connection)

@@ -92,7 +92,7 @@ class Ingest:
     def accept(self, **values: Any) -> None:
         row = {"at": "2026-01-31T12:00:00Z", "note": "é"} | values
         lines = [msgspec.json.encode(row | {"page": f"page-{n % 7}"}) for n in range(ROWS)]
-        [outcome] = self.committer.commit(self.dataset, [Submission(self.codec.decode_lines(b"\n".join(lines)))])
+        [outcome] = self.committer.commit(self.dataset, [Submission([self.codec.decode_lines(b"\n".join(lines))])])
         assert isinstance(outcome, Accepted), outcome
 
     def publish(self, slot: int, cache: MessageCache | None = None) -> None:

@@ -82,7 +82,7 @@ class Bench:
     def commit(self, rows: int) -> set[int]:
         """Accept so many rows; the ids of their batches."""
         decoded = CODEC.decode_lines(b"\n".join(ROW % (n % 7) for n in range(rows)))
-        [outcome] = self._committer.commit(self.dataset, [Submission(decoded)])
+        [outcome] = self._committer.commit(self.dataset, [Submission([decoded])])
         assert isinstance(outcome, Accepted)
         return set(range(outcome.batch_id, outcome.batch_id - -rows // 100))
 

@@ -391,6 +391,18 @@ def test_a_merge_between_the_statements_of_a_query_is_not_seen(
     assert result.rows == pipeline.readers[0].execute(StatsQuery(pipeline.dataset, scan=True), as_of).rows
 
 
+def test_the_statements_after_the_summary_of_an_index_may_wait_for_locks_as_before(pipeline: Pipeline) -> None:
+    pipeline.accept(1)
+    with pipeline.connection.transaction():
+        pipeline.connection.execute("SELECT 1")
+        before = pipeline.connection.execute("SHOW lock_timeout").fetchone()
+        partition = sql.SQL("SELECT tableoid::regclass::text FROM {}").format(sql.Identifier(pipeline.dataset.name))
+        row = pipeline.connection.execute(partition).fetchone()
+        assert row is not None
+        chunks._summarize(pipeline.connection, row[0].strip('"'))
+        assert pipeline.connection.execute("SHOW lock_timeout").fetchone() == before
+
+
 def test_forgotten_days_leave_no_chunks_and_are_not_looked_at_again(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Bodies of requests: what a small compressed body may cost, and that no chunk is taken before it is claimed."""
 
 import asyncio
+import gc
 import gzip
 import json
 import random
@@ -66,9 +67,6 @@ def test_decompression_ends_at_the_limit(encoding: str, monkeypatch: pytest.Monk
     assert made <= (1 << 20) + CHUNK_BYTES
 
 
-def ignored(most: int) -> None: ...
-
-
 async def decoded(body: bytes, encoding: str, claim: Claim, *, hashed: bool = False) -> decoding.Decoded:
     claim.take(len(body))
     return await Decoder().decode(body, encoding, LINES, claim, LIMIT, hashed=hashed)
@@ -77,17 +75,15 @@ async def decoded(body: bytes, encoding: str, claim: Claim, *, hashed: bool = Fa
 @pytest.mark.parametrize("encoding", PACK)
 @pytest.mark.parametrize("body", [LINE * 3, MANY], ids=["small", "large"])
 async def test_the_claim_ends_as_what_the_rows_take(encoding: str, body: bytes) -> None:
-    claim = Claim(InFlight(LIMIT * 4, ignored))
+    claim = Claim(InFlight(LIMIT * 4))
     found = await decoded(PACK[encoding](body), encoding, claim, hashed=True)
-    assert (found.rows.count, found.size) == (body.count(b"\n"), len(body))
-    assert (
-        found.body_hash == (await decoded(body, "identity", Claim(InFlight(LIMIT * 4, ignored)), hashed=True)).body_hash
-    )
-    assert claim.bytes == len(body) + found.rows.count * ROW_BYTES
+    assert (found.count, found.size) == (body.count(b"\n"), len(body))
+    assert found.body_hash == (await decoded(body, "identity", Claim(InFlight(LIMIT * 4)), hashed=True)).body_hash
+    assert claim.bytes == len(body) + found.count * ROW_BYTES
 
 
 async def test_a_bomb_beside_others_is_refused_before_it_is_decompressed() -> None:
-    in_flight = InFlight(8 << 20, ignored)
+    in_flight = InFlight(8 << 20)
     with in_flight.reserve() as other:
         other.take(5 << 20)
         with in_flight.reserve() as claim, pytest.raises(Backpressure):
@@ -97,7 +93,7 @@ async def test_a_bomb_beside_others_is_refused_before_it_is_decompressed() -> No
 
 
 async def test_a_bomb_of_white_space_is_refused_after_the_bytes_of_one_row() -> None:
-    claim = Claim(InFlight(LIMIT * 4, ignored))
+    claim = Claim(InFlight(LIMIT * 4))
     with pytest.raises(InvalidRow):
         await decoded(gzip.compress(b" " * LIMIT), "gzip", claim)
     assert claim.most < row_chunks.MAX_WIRE_ROW
@@ -106,32 +102,50 @@ async def test_a_bomb_of_white_space_is_refused_after_the_bytes_of_one_row() -> 
 async def test_an_error_late_in_a_large_body_names_its_row() -> None:
     body = zlib.compress(MANY + b"{}\n", wbits=31)
     with pytest.raises(InvalidRow) as refused:
-        await decoded(body, "gzip", Claim(InFlight(LIMIT * 4, ignored)))
+        await decoded(body, "gzip", Claim(InFlight(LIMIT * 4)))
     assert refused.value.index == MANY.count(b"\n")
 
 
-async def test_memory_is_given_back_after_large_requests_and_again_after_the_last_of_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    given_back = asyncio.Queue[None]()
+async def test_a_large_body_is_held_in_chunks_that_are_freed_one_by_one() -> None:
+    found = await decoded(MANY, "identity", Claim(InFlight(LIMIT * 4)))
+    assert found.count == MANY.count(b"\n")
+    assert max(rows.count for rows in found.chunks) <= CHUNK_BYTES // len(LINE) + 1
+    assert not [column for rows in found.chunks for column in rows.columns if gc.is_tracked(column)]
+
+
+async def test_memory_is_given_back_while_no_large_request_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back, waits = asyncio.Queue[None](), asyncio.Queue[float]()
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(memory, "_TRIM_SECONDS", 0.01)
+    monkeypatch.setattr(memory, "_FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(memory, "_LAST_SECONDS", 0.04)
     monkeypatch.setattr(
         memory.Trimmer, "_give_back", lambda self: loop.call_soon_threadsafe(given_back.put_nowait, None)
     )
+
+    class Watched(memory.Trimmer):
+        def _wait(self, seconds: float) -> None:
+            waits.put_nowait(seconds)
+            super()._wait(seconds)
+
     with ThreadPoolExecutor(1) as thread:
-        in_flight = InFlight(LIMIT, memory.Trimmer(thread).request_ended)
+        in_flight = InFlight(LIMIT)
+        in_flight.request_ended = Watched(thread, in_flight).request_ended
         for size in (1, memory.TRIM_BYTES - 1):
             with in_flight.reserve() as claim:
                 claim.take(size)
-        await asyncio.sleep(0.05)
-        assert given_back.empty()
-        for _ in range(3):
-            with in_flight.reserve() as claim:
-                claim.take(memory.TRIM_BYTES)
-                claim.resize(1)
+        assert waits.empty()
         async with asyncio.timeout(60):
+            with in_flight.reserve() as other:
+                other.take(memory.TRIM_BYTES)
+                for _ in range(3):
+                    with in_flight.reserve() as claim:
+                        claim.take(memory.TRIM_BYTES)
+                        claim.resize(1)
+                assert [await waits.get() for _ in range(9)] == [0.01] * 9
+                assert given_back.empty()
+            while await waits.get() < 0.04:
+                await given_back.get()
             await given_back.get()
-            await given_back.get()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
     assert given_back.empty()
+    assert waits.empty()

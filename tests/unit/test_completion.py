@@ -10,7 +10,7 @@ from services.core import completion
 from services.core.completion import complete
 from services.core.errors import RowRejected, StoreDown
 from services.core.ids import batch_of, first_id
-from services.core.lines import are_rows_of
+from services.core.lines import line_check
 from services.core.ports import Block, group_token
 from services.core.rows import RowCodec
 from services.datasets.logs import DATASET
@@ -152,12 +152,22 @@ def test_a_line_that_gives_a_name_twice_is_no_row() -> None:
     assert [(each.row, each.reason) for each in rejected] == [(0, "a name is given twice")]
 
 
+def test_a_line_that_the_store_has_taken_and_our_check_rejects_is_stored() -> None:
+    """A number in quotes, for example."""
+    table = Table(())
+    table.rows[IDS[0]] = 1
+    quoted = [line.replace(b'"id":', b'"id":"', 1).replace(b",", b'",', 1) for line in lines(IDS[:2])]
+    too_long = quoted[1].replace(b'"id":"', b'"id":"' + b"9" * 5000)
+    rejected = complete("store", [block([*quoted, too_long])], table.ids, table.write)
+    assert [each.row for each in rejected] == [1, 2]
+
+
 def test_a_line_of_several_values_is_no_row() -> None:
     table = Table(())
     (first, second, third) = lines(IDS[:3])
     own = [first + second, b"", third]
-    assert not are_rows_of(first + second + b"\n\n", 2, 5, 5)
-    assert are_rows_of(first + b"\n" + second + b"\n", 2, 5, 5)
+    assert not line_check(DATASET).are_rows_of(first + second + b"\n\n", 2, 5, 5)
+    assert line_check(DATASET).are_rows_of(first + b"\n" + second + b"\n", 2, 5, 5)
     rejected = complete("store", [block(own)], table.ids, table.write)
     assert [(each.row, each.reason) for each in rejected] == [
         (0, "the line is not one object"),

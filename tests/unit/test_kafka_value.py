@@ -29,7 +29,7 @@ from services.core.kafka_value import (
     partition_of,
     split,
 )
-from services.core.lines import are_rows_of, line_check
+from services.core.lines import line_check
 from services.core.ports import Message, Outgoing
 from services.core.rows import MAX_LINE_BYTES, Row, RowCodec, Rows
 
@@ -171,7 +171,7 @@ def test_what_is_encoded_is_decoded_again(batch: tuple[Dataset, int, int, list[R
         assert envelope == Envelope(each, batch_id, created_at, len(lines))
         assert not is_newer(each, of)
         assert len(each.value) <= MAX_VALUE_BYTES
-        assert are_rows_of(each.value, len(lines), batch_id, created_at)
+        assert line_check(of).are_rows_of(each.value, len(lines), batch_id, created_at)
         assert line_check(of).check(lines).problems == {}
         decoded = [codec.decode_line(line) for line in lines]
         assert {partition_of(row[of.column_names.index(of.key)], partitions) for row in decoded} == {each.partition}

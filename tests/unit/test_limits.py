@@ -38,7 +38,7 @@ GIB = 1 << 30
 
 
 def take_bytes(count: int) -> None:
-    in_flight = InFlight(1 << 28, lambda most: None)
+    in_flight = InFlight(1 << 28)
     with in_flight.reserve() as first, in_flight.reserve() as second:
         first.take(1)
         second.take(count - 1)
@@ -120,6 +120,7 @@ TRIED_IN = {
     "LOGPIPE_QUERY_SECONDS": "unit/test_query_api.py::test_out_of_time",
     "services.lake.processes.ENGINE_BYTES": "unit/test_lake_reader.py::test_a_query_that_needs_more_memory",
     "services.lake.processes.PROCESS_BYTES": "unit/test_lake_processes.py::test_a_process_that_dies_fails_one_query",
+    "services.local.clickhouse_bodies.MAX_BODY_BYTES": "unit/test_clickhouse_bodies.py::test_a_body_is_read_up_to",
     "services.query_api.alerts.MAX_LIMIT": "integration/test_alerting.py::test_the_api",
     "services.send.source.MAX_LINE": "unit/test_send.py::test_an_endless_record_is_cut_and_the_rest_is_rejected",
     "services.send.chunks.RECORD_BYTES": "unit/test_send.py::test_a_record_of_too_many_parts_is_cut",

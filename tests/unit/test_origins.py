@@ -10,9 +10,11 @@ from fastapi import APIRouter, FastAPI
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
+from services.ingest_api.settings import IngestSettings
 from services.runtime.health import Readiness
 from services.runtime.http import make_app
-from services.runtime.settings import ListenSettings
+from services.runtime.settings import CrossOriginSettings, ListenSettings
+from tests.unit.test_docs import all_settings
 
 HERE = "127.0.0.1:8081"
 EVIL = "http://evil.example"
@@ -69,7 +71,9 @@ class Listener:
             return StreamingResponse(rows(), media_type="text/csv", headers={"X-Seed": "7"})
 
         settings = {"allowed_hosts": "", "allowed_origins": "", **settings}
-        app = make_app("test", ListenSettings(**settings), [router], _no_lifespan, Readiness(), frozenset({"/alive"}))
+        app = make_app(
+            "test", CrossOriginSettings(**settings), [router], _no_lifespan, Readiness(), frozenset({"/alive"})
+        )
         self._transport = httpx.ASGITransport(app)
 
     async def ask(self, method: str, path: str, headers: dict[str, str], host: str = HERE) -> httpx.Response:
@@ -206,6 +210,18 @@ async def test_pages_of_a_configured_origin_may_call() -> None:
         assert is_refused(await listener.ask(method, "/value", headers), 403)
 
 
+def test_only_the_ingest_api_may_be_called_by_pages_of_a_configured_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The setting is in the environment of every process, and such a page may send any request."""
+    all_settings()  # imports the settings of every process
+    monkeypatch.setenv("LOGPIPE_ALLOWED_ORIGINS", SHOP)
+    kinds = [ListenSettings]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    honouring = {kind for kind in kinds if kind().origins}
+    assert len(kinds) > 6
+    assert honouring == {CrossOriginSettings, IngestSettings}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -219,7 +235,7 @@ async def test_pages_of_a_configured_origin_may_call() -> None:
 )
 def test_a_setting_that_would_never_match_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="is not"):
-        ListenSettings(**settings)
+        CrossOriginSettings(**settings)
 
 
 async def test_head_is_answered_as_get_is(listener: Listener) -> None:

@@ -1,6 +1,7 @@
 """The query API's parameters, replies and errors by contract; stores are stubs that record their queries."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,11 +21,13 @@ from services.core.stores import Store
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import watermark as watermark_module
+from services.ledger.reading import Lag
 from services.ledger.watermark import Watermarks
 from services.query_api import cursor as cursors
 from services.query_api import query_threads
 from services.query_api import service as service_module
 from services.query_api.endpoints import router
+from services.query_api.main import measuring_workers
 from services.query_api.service import QueryService
 from services.runtime.health import Readiness
 from services.runtime.http import make_app
@@ -77,13 +80,22 @@ def _counts(query: AggregateQuery) -> list[Any]:
 class StubWatermarks:
     ledger_down = False
 
+    def __init__(self) -> None:
+        self.hanging = ""
+        self.released = Event()
+
     def of(self, reader: StubReader, dataset: Dataset) -> int:
+        if reader.name == self.hanging:
+            self.released.wait(30)
         if self.ledger_down:
             raise StoreDown("postgres", "connection refused")
         return reader.watermark
 
     def last_known(self, reader: StubReader, dataset: Dataset) -> int:
         return reader.watermark - 1
+
+    def lag(self, dataset: Dataset, mark: int) -> Lag:
+        return Lag(batches=20 - mark, seconds=20.0 - mark)
 
 
 TOY = Dataset(
@@ -124,7 +136,7 @@ class Api:
         app = make_app("Query API", ListenSettings(**listen), [router(datasets)], _no_lifespan, Readiness())
         app.state.service = service
         self.app = app
-        self._service = service
+        self.service = service
         self._transport = httpx.ASGITransport(app)
 
     def _described(self, reader: StubReader) -> Store:
@@ -136,7 +148,7 @@ class Api:
 
     def hdfs_pool_places(self) -> int:
         """How many more queries of the lake would be taken."""
-        return self._service._stores["hdfs"].default.threads._places._value
+        return self.service._stores["hdfs"].default.threads._places._value
 
     def open_spark(self) -> StubReader:
         self.opened += 1
@@ -489,6 +501,24 @@ def test_query_time_is_measured(api: Api) -> None:
     api.get("postgres/logs")
     text = api.fetch("/metrics").text
     assert 'logpipe_query_seconds_count{dataset="logs",question="list",store="postgres"}' in text
+
+
+def test_a_store_that_hangs_does_not_freeze_the_gauges_of_the_others(api: Api) -> None:
+    api.watermarks.hanging = "postgres"  # the first one
+    measuring = measuring_workers(api.service, late_seconds=9.5)
+    measuring.start()
+    try:
+        while not api.service.late():
+            time.sleep(0.01)
+        assert api.service.late() == "; ".join(
+            f"hdfs/{dataset}: 10 s behind: see /readyz of the process that fills the store"
+            for dataset in ("events", "logs", "toys")
+        )
+        text = api.fetch("/metrics").text
+        assert 'logpipe_watermark_lag_seconds{dataset="logs",store="hdfs"} 10.0' in text
+    finally:
+        api.watermarks.released.set()
+        measuring.stop(10)
 
 
 def test_pages_by_cursor_keep_order_and_as_of(api: Api) -> None:

@@ -107,6 +107,14 @@ def test_errors_name_the_row_and_the_place_in_the_body() -> None:
             in_chunks(decode_chunks, decode, body.replace(b'{"level": 5}', b"{nonsense}"), 1000)
 
 
+def test_a_byte_order_mark_is_taken_off_the_body_and_not_off_each_chunk() -> None:
+    row, mark = json.dumps(LOG).encode() + b"\n", b"\xef\xbb\xbf"
+    assert len(in_chunks(row_chunks.decode_lines, CODEC.decode_lines, mark + row * 9, len(row))) == 9
+    for size in range(len(row), 3 * len(row), 7):
+        with pytest.raises(Malformed, match="row 1: "):
+            in_chunks(row_chunks.decode_lines, CODEC.decode_lines, row + mark + row * 9, size)
+
+
 def test_a_row_that_never_ends_is_refused_before_all_of_it_is_read() -> None:
     read = 0
 

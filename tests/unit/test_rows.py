@@ -1,6 +1,8 @@
 """Decoding request bodies: good rows become canonical, bad ones are refused with index and field."""
 
+import itertools
 import json
+import random
 from typing import Any
 
 import pytest
@@ -207,6 +209,21 @@ def test_deep_nesting_is_refused(depth: int) -> None:
 
 def test_brackets_inside_strings_are_not_nesting() -> None:
     assert codec.decode_array(log(metadata={"a": "[" * 1000})).count == 2
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 7, 100])
+def test_chunks_of_rows_become_batches(size: int) -> None:
+    rows = codec.decode_array(b"[" + b",".join(log(message=str(n))[1:-1] for n in range(12)) + b"]")
+    numbered = list(zip(*rows.columns, strict=True))
+    for seed in range(20):
+        rng = random.Random(seed)
+        cuts = [0, *sorted(rng.sample(range(1, rows.count), rng.randrange(6))), rows.count]
+        chunks = [rows.slice(start, stop) for start, stop in itertools.pairwise(cuts)]
+        chunks = [rows.unvisited() if rng.random() < 0.5 else rows for rows in chunks]
+        batches = list(Rows.batches(chunks, size))
+        assert [row for batch in batches for row in zip(*batch.columns, strict=True)] == numbered, seed
+        assert [batch.count for batch in batches[:-1]] == [size] * (len(batches) - 1)
+        assert 0 < batches[-1].count <= size
 
 
 def test_a_row_larger_than_a_message_may_be_is_refused() -> None:

@@ -31,7 +31,7 @@ def request(pieces: list[bytes], pause: float, paused: list[float]) -> Request:
 
 
 def read(pieces: list[bytes], pause: float, paused: list[float]) -> Any:
-    with InFlight(1 << 20, lambda most: None).reserve() as claim:
+    with InFlight(1 << 20).reserve() as claim:
         return asyncio.run(bodies.read(request(pieces, pause, paused), claim, 1 << 20))
 
 

@@ -553,6 +553,28 @@ def test_a_line_of_another_day_than_its_message_is_put_aside_when_a_write_is_com
     assert (dead_letter["line"], dead_letter["id"]) == (1, first_id(99) + 1)
 
 
+STRANGERS = [
+    (first_id(99) + 1, NOON + DAY),  # of the same batch, and of another day than the message
+    (first_id(7), NOON),  # of another batch
+]
+
+
+@pytest.mark.parametrize(("row_id", "created_at"), STRANGERS)
+@pytest.mark.parametrize("has_own_progress", [False, True])
+def test_a_stranger_that_was_stored_before_the_reply_was_lost_is_not_dead_lettered(
+    world: World, row_id: int, created_at: int, has_own_progress: bool
+) -> None:
+    if has_own_progress:
+        world.store = CountsDeadLettersAsStored(world.failpoint)
+    line = b'{"id":%d,"created_at":%d,"timestamp":1,"name":"n"}\n'
+    value = line % (first_id(99), NOON) + line % (row_id, created_at)
+    world.failpoint.plan["write done"] = [StoreDown("memory", "the reply was lost")]
+    world.publish([poison(value=value, headers={"created_at": b"%d" % NOON, "rows": b"2"})])
+    world.run(world.consumer())
+    assert sorted(row[0] for row in world.stored()) == sorted([first_id(99), row_id])
+    assert world.dead_letters() == []
+
+
 def test_a_foreign_key_of_any_size_gives_a_letter_that_can_be_sent(world: World) -> None:
     """Escaped twice, the key would be larger than a message may be."""
     world.publish([poison(key=b"\0" * 300_000), poison(1, value=b"\0" * 900_000 + b"\n", key=b"no batch")])
@@ -590,6 +612,9 @@ class CountsDeadLettersAsStored(FailingStore):
     def positions(self, dataset: Dataset, topic_id: str) -> Mapping[int, int]:
         raise NotImplementedError  # the progress is the world's table
 
+    def is_loaded(self, block: Block) -> bool:
+        return any(block.range_token in token for token in self._written[DATASET.name])
+
     def rejections(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
         return [
             RowRejected(row, reason, block=at)
@@ -623,6 +648,39 @@ class CountsRowsOnly(FailingStore):
             if b'"name":' not in line:
                 raise RowRejected(row, "no name", block=at)
         super().write(blocks)
+
+
+class NamesARow(FailingStore):
+    """As ClickHouse does, but the row is any."""
+
+    near = 0
+
+    def write(self, blocks: Sequence[Block]) -> None:
+        try:
+            super().write(blocks)
+        except RowRejected as error:
+            raise RowRejected(None, error.reason, near=self.near) from error
+
+
+@pytest.mark.parametrize("near", range(8))
+@pytest.mark.parametrize("bad", [(4,), (0, 5), (2, 3)])
+def test_the_row_that_a_store_names_is_where_bad_lines_are_looked_for_first(
+    world: World, near: int, bad: tuple[int, ...]
+) -> None:
+    store = world.store = NamesARow(world.failpoint)
+    store.near = near
+    lines = [b'{"id":%d,"created_at":5,"timestamp":%d,"name":"n"}\n' % (first_id(99) + n, n) for n in range(6)]
+    for at in bad:
+        lines[at] = lines[at].replace(b'"n"', b"5")
+    values = [b"".join(lines[at : at + 2]) for at in (0, 2, 4)]
+    world.publish(
+        [poison(p, value=value, headers={"created_at": b"5", "rows": b"2"}) for p, value in enumerate(values)]
+    )
+    world.run(world.consumer())
+    assert sorted(row[2] for row in world.stored()) == [n for n in range(6) if n not in bad]
+    assert sorted(dead_letter["id"] - first_id(99) for dead_letter in world.dead_letters()) == list(bad)
+    bad_messages = {at // 2 for at in bad}
+    assert world.failpoint.passed["write"] == (3 if near // 2 in bad_messages and len(bad_messages) > 1 else 2)
 
 
 def test_a_line_without_a_row_does_not_put_the_blame_on_a_neighbour(world: World) -> None:

@@ -38,10 +38,18 @@ def stored_ids(client: Client, blocks: Sequence[Block], batches: Set[int]) -> Se
     """Return the ids of these batches that are in the table, on the day of the blocks' rows. Raises StoreDown."""
     if not batches:
         return set()
-    dataset = blocks[0].dataset
     day = next(block.day for block in blocks if block.rows)
     on_day = f"toYYYYMMDD({stored(CREATED_AT)}) = toYYYYMMDD(toDate({day}))"
-    query = select(quoted(ID.name), dataset, f"{on_day} AND ({among_ids_of(batches)})")
+    return _ids(client, blocks[0].dataset, f"{on_day} AND ({among_ids_of(batches)})")
+
+
+def stored_on_any_day(client: Client, dataset: Dataset, batches: Set[int]) -> Set[int]:
+    """Return the ids of these batches that are in the table. Raises StoreDown."""
+    return _ids(client, dataset, among_ids_of(batches)) if batches else set()
+
+
+def _ids(client: Client, dataset: Dataset, condition: str) -> Set[int]:
+    query = select(quoted(ID.name), dataset, condition)
     with translated(), client.query_column_block_stream(query) as stream:
         return {row_id for columns in stream for row_id in columns[0]}
 

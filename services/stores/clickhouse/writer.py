@@ -1,5 +1,6 @@
 """Writes blocks. The NDJSON of the blocks goes to the server unchanged. Blocks of one write become one data part."""
 
+import re
 from collections.abc import Sequence, Set
 from functools import cached_property
 
@@ -10,6 +11,7 @@ from clickhouse_connect.driver.summary import QuerySummary
 from services.core.completion import complete
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected, StoreDown
+from services.core.ids import batch_of
 from services.core.ports import Block, group_token
 from services.stores.clickhouse import STORE, attempts, tables
 from services.stores.clickhouse.client import connect, translated
@@ -35,8 +37,12 @@ _INSERT_SETTINGS = {
 _BAD_ROW = {6, 25, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 306, 349, 376, 441, 469}
 
 
+# How ClickHouse ends the message about a line that it cannot parse, and about a row that violates a CHECK.
+_AT_ROW = re.compile(r"(?:\(|violated )at row (\d+)\b")
+
+
 class ClickHouseWriter:
-    """A StoreWriter, which connects at its first use."""
+    """A SinkWriter, which connects at its first use."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -65,7 +71,8 @@ class ClickHouseWriter:
         except StoreDown as error:
             cause = error.__cause__
             if isinstance(cause, Error) and cause.code in _BAD_ROW:
-                raise RowRejected(None, str(cause)[:500]) from error
+                found = _AT_ROW.search(str(cause))
+                raise RowRejected(None, str(cause)[:500], near=int(found[1]) - 1 if found else None) from error
             raise
         if reply and not isinstance(reply, QuerySummary):  # an error after the headers of a reply with status 200
             raise StoreDown(STORE.name, str(reply)[:500])
@@ -76,6 +83,9 @@ class ClickHouseWriter:
             return attempts.stored_ids(self._client, blocks, batches)
 
         return complete(STORE.name, blocks, stored_ids, self.write)
+
+    def stored_ids(self, dataset: Dataset, ids: Set[int]) -> Set[int]:
+        return attempts.stored_on_any_day(self._client, dataset, {batch_of(row_id) for row_id in ids}) & ids
 
     def end_writes(self, dataset: Dataset) -> None:
         attempts.end_all(self._client, dataset)

@@ -181,3 +181,5 @@ def _summarize(connection: Connection, partition: str) -> None:
     with suppress(psycopg.errors.LockNotAvailable), connection.transaction():  # a running vacuum does the same
         connection.execute("SET LOCAL lock_timeout = '100ms'")
         summarize_ids(connection, partition)
+        # A setting that is changed in a savepoint outlives it, and the statements that follow may wait longer.
+        connection.execute("SET LOCAL lock_timeout TO DEFAULT")
