@@ -36,7 +36,6 @@ from services.runtime.workers import Workers
 from services.stores.postgres import PostgresReader
 from services.streams import kafka, topics
 
-COMMIT_SECONDS = 5  # for the last commits: the requests that wait for them have had SHUTDOWN_SECONDS before
 DRAIN_SECONDS = 15
 BACKGROUND_SECONDS = 1
 
@@ -103,7 +102,7 @@ def create_app(settings: IngestSettings) -> FastAPI:
             maintenance.ledger,
         )
         yield
-        await service.drain(COMMIT_SECONDS)
+        await service.drain()
         await asyncio.to_thread(owner.stop, DRAIN_SECONDS)
         await asyncio.to_thread(background.stop, BACKGROUND_SECONDS)
         rows.close()

@@ -3,14 +3,13 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 
 from services.core.batcher import Batcher
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
 from services.ingest_api.committer import Accepted, Committer, Outcome, Submission
 from services.ingest_api.decoding import free
-from services.runtime.threads import Threads
 
 GROUP_BYTES = 16 << 20  # of request bodies in one transaction; more would not make it more efficient
 
@@ -25,7 +24,7 @@ class IngestService:
         self._batcher: Batcher[Dataset, _Waiting] = Batcher(group_rows, GROUP_BYTES, group_wait, time.monotonic)
         self._changed = asyncio.Event()
         self._draining = False
-        self._threads = Threads(len(committers), "committer")
+        self._threads = ThreadPoolExecutor(len(committers), thread_name_prefix="committer")
         self._workers: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -44,15 +43,14 @@ class IngestService:
             raise outcome
         return outcome
 
-    async def drain(self, seconds: float) -> None:
-        """Commit what waits, for at most `seconds`, then stop. A commit that hangs is abandoned with the process."""
+    async def drain(self) -> None:
+        """Commit what waits, then stop."""
         self._draining = True
         self._changed.set()
-        ended, _ = await asyncio.wait(self._workers, timeout=seconds)
-        self._threads.close()
-        for committer, worker in zip(self._committers, self._workers, strict=True):
-            if worker in ended:
-                committer.close()
+        await asyncio.gather(*self._workers)
+        self._threads.shutdown()
+        for committer in self._committers:
+            committer.close()
 
     async def _work(self, committer: Committer) -> None:
         while group := await self._next_group():
@@ -60,10 +58,10 @@ class IngestService:
             del group  # until there is another group, its rows would be kept
 
     async def _commit(self, committer: Committer, dataset: Dataset, waiting: Sequence[_Waiting]) -> None:
+        loop = asyncio.get_running_loop()
         submissions = [submission for submission, _ in waiting]
         try:
-            call = partial(_committed, committer, dataset, submissions)
-            outcomes = await asyncio.wrap_future(self._threads.submit(call))
+            outcomes = await loop.run_in_executor(self._threads, _committed, committer, dataset, submissions)
         except Exception as error:  # noqa: BLE001 - a bug: tell those who wait, and go on serving the others
             for _, future in waiting:
                 if not future.done():
