@@ -10,15 +10,15 @@ from services.runtime.threads import Threads
 
 STUCK = """
 from threading import Event
-from services.query_api.pools import Pool
+from services.query_api.query_threads import QueryThreads
 import asyncio
 
 async def run():
-    pool = Pool("store", 1)
+    threads = QueryThreads("store", 1)
     try:
-        await pool.run(lambda stop: Event().wait(), 0.2)
+        await threads.run(lambda stop: Event().wait(), 0.2)
     finally:
-        pool.close()
+        threads.close()
 
 try:
     asyncio.run(run())
