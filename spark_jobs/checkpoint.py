@@ -190,7 +190,7 @@ def without_meaning(position: Position | None, checkpoint: Checkpoint | None) ->
         return []
     if position is None or position.is_free:
         return sorted(checkpoint.damaged)
-    return sorted(name for name in checkpoint.damaged if _says_nothing(name, position.batch))
+    return sorted(name for name in checkpoint.damaged if _says_nothing(name, position.micro_batch))
 
 
 def _says_nothing(name: str, stored: int) -> bool:
@@ -208,21 +208,23 @@ def _check_unowned(dataset: Dataset, checkpoint: Checkpoint | None) -> None:
 
 
 def _check_owned(dataset: Dataset, position: Position, checkpoint: Checkpoint) -> None:
-    kept = sorted(name for name in checkpoint.damaged if not _says_nothing(name, position.batch))
+    kept = sorted(name for name in checkpoint.damaged if not _says_nothing(name, position.micro_batch))
     if kept:
         raise _refused(dataset, f"its checkpoint is damaged: {', '.join(kept)} cannot be read")
     if checkpoint.query != position.query:
         raise _refused(
             dataset, f"its checkpoint is of query {checkpoint.query}, but the table was filled by {position.query}"
         )
-    if position.batch - checkpoint.committed not in (0, 1):
+    if position.micro_batch - checkpoint.committed not in (0, 1):
         raise _refused(
             dataset,
-            f"its checkpoint is at batch {checkpoint.committed}, and its table at batch {position.batch}:"
+            f"its checkpoint is at batch {checkpoint.committed}, and its table at batch {position.micro_batch}:"
             " one of the two was restored from an older state",
         )
-    if checkpoint.ends.get(position.batch) != position.offsets:
-        raise _refused(dataset, f"batch {position.batch} ends at other offsets in its checkpoint than in its table")
+    if checkpoint.ends.get(position.micro_batch) != position.offsets:
+        raise _refused(
+            dataset, f"batch {position.micro_batch} ends at other offsets in its checkpoint than in its table"
+        )
 
 
 def _refused(dataset: Dataset, what: str, *, lost: bool = False) -> NeedsOperator:

@@ -47,10 +47,10 @@ def rows(sound: DataFrame, dataset: Dataset) -> DataFrame:
     return sound.selectExpr(f"r.{ID.name} AS {ID.name}", *values, day)
 
 
-def rejects(unsound: DataFrame, dataset: Dataset) -> DataFrame:
+def rejects(invalid: DataFrame, dataset: Dataset) -> DataFrame:
     """Return the lines that are not sound, with the columns of the table of rejects."""
     checks = (f"WHEN NOT coalesce({condition}, false) THEN '{what}'" for what, condition in _checks(dataset).items())
-    return unsound.selectExpr(
+    return invalid.selectExpr(
         f"'{dataset.topic}' AS topic",
         "partition",
         "offset",

@@ -2,7 +2,7 @@
 
 A batch here is a micro-batch of Spark. The rows of a batch are one commit. The commit carries the id of the query and
 the number of the batch, by which Delta takes it once, and the position that it reaches. Spark counts the lines that are
-not sound while it writes the others. If there are any, it reads the same messages a second time, and writes the unsound
+invalid while it writes the others. If there are any, it reads the same messages a second time, and writes the invalid
 lines to the table of rejects, under a transaction id of their own. After a crash between the two writes, the rows are
 in the table, and only the second write is repeated.
 """
@@ -81,7 +81,7 @@ class LakeStream:
             position = position or Position.first()
             self.tables.claim(handle, position)
         self._position = self._from
-        self._stored = -1 if position.is_free else position.batch
+        self._stored = -1 if position.is_free else position.micro_batch
         self._unfinished = position.unfinished
         self._generation = position.generation
 
@@ -153,7 +153,7 @@ class LakeStream:
             .load()
         )
         try:
-            writer.write_rejects(messages, self.dataset, self.tables.rejects.uri, position.query, position.batch)
+            writer.write_rejects(messages, self.dataset, self.tables.rejects.uri, position.query, position.micro_batch)
         except PySparkException as error:
             raise _translate(self.dataset, error) from error
 
@@ -204,7 +204,7 @@ class LakeStream:
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
             position = Position(self._topic_id, dict(end), dict(start), query, batch, generation=self._generation)
             found = writer.write_rows(
-                messages, self.dataset, self.tables.rows.uri, position.query, position.batch, position.encode()
+                messages, self.dataset, self.tables.rows.uri, position.query, position.micro_batch, position.encode()
             )
             if found["rejected"]:
                 writer.write_rejects(messages, self.dataset, self.tables.rejects.uri, query, batch)

@@ -134,7 +134,7 @@ class WindowStream:
 
 
 def counted(messages: DataFrame, dataset: Dataset) -> DataFrame:
-    """Count the rows of Kafka messages by window: start in epoch seconds, level, service, rows. Skips unsound lines."""
+    """Count the rows of Kafka messages by window: start in epoch seconds, level, service, rows. Skips invalid lines."""
     return (
         parsing.lines(messages, dataset)
         .where(parsing.sound(dataset))

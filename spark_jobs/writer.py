@@ -46,9 +46,9 @@ def write_rows(
 
 def write_rejects(messages: DataFrame, dataset: Dataset, uri: str, query: str, batch: int) -> None:
     """Append the lines of `messages` that are not sound to the table of rejects at `uri`. Raises PySparkException."""
-    unsound = parsing.lines(messages, dataset).where(f"NOT {parsing.sound(dataset)}")
+    invalid = parsing.lines(messages, dataset).where(f"NOT {parsing.sound(dataset)}")
     (
-        parsing.rejects(unsound, dataset)
+        parsing.rejects(invalid, dataset)
         .coalesce(1)
         .write.format("delta")
         .mode("append")

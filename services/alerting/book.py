@@ -4,7 +4,7 @@ Counts, position and episodes are written in one transaction. After any error th
 loaded, and the topic is read again from there: what is in memory never decides more than what is stored.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -113,12 +113,16 @@ class Book:
                 alerts.move(self._connection, partition, self.topic_id, position, after[partition])
             alerts.add_counts(self._connection, self._new)
             self._add_up()
-            for service in sorted({*self._counts, *(service for _, service in self._open)}):
+            opened = defaultdict[str, dict[str, Alert]](dict)
+            for (rule, service), alert in self._open.items():
+                opened[service][rule] = alert
+            for service in sorted({*self._counts, *opened}):
                 partition = partition_of(service, self._policy.partitions)
                 if partition in after:
-                    for alert in self._judged(service, before[partition].judged, after[partition].judged):
+                    since, until = before[partition].judged, after[partition].judged
+                    for alert in self._judged(service, opened[service], since, until):
                         self._save(alert)
-                    self._forget(service, after[partition].judged - self._longest)
+                    self._forget(service, until - self._longest)
         self.positions = after
         self._new = {}
         self._show()
@@ -143,8 +147,8 @@ class Book:
             before = seconds.get(second)
             seconds[second] = Tally(before.rows + tally.rows, tally.sample) if before else tally
 
-    def _judged(self, service: str, since: int, until: int) -> Iterator[Alert]:
-        opened = {rule: alert for (rule, of), alert in self._open.items() if of == service}
+    def _judged(self, service: str, opened: dict[str, Alert], since: int, until: int) -> Iterator[Alert]:
+        """Yield the alerts of a service that change. `opened`: rule -> its open alert of this service."""
         tallies = self._counts.get(service, {})
         for rule in self._policy.rules:
             if rule.matches(service):

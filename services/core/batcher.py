@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
-Group = TypeVar("Group", bound=Hashable)
+Key = TypeVar("Key", bound=Hashable)
 
 
 class _Entry(NamedTuple, Generic[Item]):
@@ -26,19 +26,19 @@ class _Queue(Generic[Item]):
     size: int = 0
 
 
-class Batcher(Generic[Group, Item]):
-    """Collects items by group until they have `max_rows` or `max_bytes`, or the oldest has waited for `max_wait`."""
+class Batcher(Generic[Key, Item]):
+    """Collects items of one key until they have `max_rows` or `max_bytes`, or the oldest has waited for `max_wait`."""
 
     def __init__(self, max_rows: int, max_bytes: int, max_wait: float, clock: Callable[[], float]) -> None:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._max_wait = max_wait
         self._clock = clock
-        self._waiting: dict[Group, _Queue[Item]] = {}
+        self._waiting: dict[Key, _Queue[Item]] = {}
 
-    def add(self, group: Group, item: Item, rows: int, size: int) -> None:
+    def add(self, key: Key, item: Item, rows: int, size: int) -> None:
         """`size`: bytes."""
-        queue = self._waiting.setdefault(group, _Queue())
+        queue = self._waiting.setdefault(key, _Queue())
         queue.entries.append(_Entry(self._clock(), rows, size, item))
         queue.rows += rows
         queue.size += size
@@ -52,17 +52,17 @@ class Batcher(Generic[Group, Item]):
         oldest = min(queue.entries[0].since for queue in self._waiting.values())
         return max(0.0, oldest + self._max_wait - self._clock())
 
-    def take(self) -> tuple[Group, list[Item]] | None:
-        """Return items of the group that has been due longest, within both limits or one item that exceeds them."""
+    def take(self) -> tuple[Key, list[Item]] | None:
+        """Return the key that has been due longest, with a group of its items, within both limits or one large item."""
         due = [
-            (queue.entries[0].since, group)
-            for group, queue in self._waiting.items()
+            (queue.entries[0].since, key)
+            for key, queue in self._waiting.items()
             if self._full(queue) or self._clock() - queue.entries[0].since >= self._max_wait
         ]
         if not due:
             return None
-        group = min(due, key=lambda d: d[0])[1]
-        queue, rows, size = self._waiting[group], 0, 0
+        key = min(due, key=lambda d: d[0])[1]
+        queue, rows, size = self._waiting[key], 0, 0
         taken: list[Item] = []
         while queue.entries and (not taken or self._fits(rows, size, queue.entries[0])):
             entry = queue.entries.popleft()
@@ -72,8 +72,8 @@ class Batcher(Generic[Group, Item]):
         queue.rows -= rows
         queue.size -= size
         if not queue.entries:
-            del self._waiting[group]
-        return group, taken
+            del self._waiting[key]
+        return key, taken
 
     def _full(self, queue: _Queue[Item]) -> bool:
         return queue.rows >= self._max_rows or queue.size >= self._max_bytes

@@ -55,8 +55,9 @@ class DeadLettered(NamedTuple):
     rows: int
 
 
-# The types are bounded by what PostgreSQL's index of the dead letters can hold: no foreign message can stop the index.
-_Name = Annotated[str, msgspec.Meta(max_length=249, pattern="^[^\\x00]*$")]
+# The types are bounded by what PostgreSQL's index of the dead letters can hold, 2,704 bytes an entry: no message of
+# another program can stop the index. Names of stores, datasets and topics have only the characters of Kafka's topics.
+_Name = Annotated[str, msgspec.Meta(max_length=249, pattern="^[A-Za-z0-9._-]*$")]
 _Int = Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)]
 _BigInt = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)]
 

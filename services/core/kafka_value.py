@@ -162,7 +162,7 @@ def batch_of_key(key: bytes) -> int:
 
 
 def partition_of(key: str, partitions: int) -> int:
-    """Return the partition of rows with this key. It never changes, so that rows of one key keep their order."""
+    """Return the partition of rows with this key. Rows of one key keep their order while `partitions` is the same."""
     return crc32(key.encode()) % partitions
 
 

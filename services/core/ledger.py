@@ -1,4 +1,4 @@
-"""Values of the ledger: what was accepted, where it was published, how far each sink has come."""
+"""Values of the ledger: what was accepted, where it was published, and which offsets each sink has loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class SinkPosition:
 
 @dataclass(frozen=True, slots=True)
 class StorePosition:
-    """How far a store has come, and the identities that this counts in.
+    """The offsets up to which a store has loaded a topic, with the ids of the topic and of the table.
 
     `offsets`: partition -> first offset not yet loaded, of the topic `topic_id`. `table_id` changes when the table is
     created again or emptied in order to be filled again. Both ids are '' where nothing is known of them yet.

@@ -141,7 +141,8 @@ def _names_twice(line: bytes) -> bool:
         nonlocal lost
         lost += len(pairs) - len(dict(pairs))
 
-    json.loads(line, object_pairs_hook=count)
+    # Numbers stay texts: int() refuses one of more than 4,300 digits.
+    json.loads(line, object_pairs_hook=count, parse_int=str, parse_float=str)
     return lost > 0
 
 

@@ -65,8 +65,8 @@ class BaseWriter(Protocol):
     def write(self, blocks: Sequence[Block]) -> None:
         """Store the rows of all blocks, or none.
 
-        For a first attempt, and for writes of `complete`, which `Block.attempt` tells apart. Raises RowRejected: no row
-        is stored. Raises Backpressure or StoreDown: the outcome is unknown, call `complete`.
+        Called for a first attempt. `complete` calls it, too; `Block.attempt` tells the attempts apart. Raises
+        RowRejected if no row is stored, and Backpressure or StoreDown if the outcome is unknown: then call `complete`.
         """
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
@@ -84,7 +84,7 @@ class BaseWriter(Protocol):
 
 
 class SinkWriter(BaseWriter, Protocol):
-    """Of a store whose position the ledger keeps. The store's reader is a SinkReader."""
+    """The writer of a store whose position the ledger keeps. The store's reader is a SinkReader."""
 
     def stored_ids(self, dataset: Dataset, ids: Set[int]) -> Set[int]:
         """Return which of these ids the store holds, whatever their day. Raises StoreDown.
@@ -95,7 +95,7 @@ class SinkWriter(BaseWriter, Protocol):
 
 @runtime_checkable
 class OwnProgressWriter(BaseWriter, Protocol):
-    """Of a store whose own transactions keep the store's position. The store's reader is an OwnProgressReader.
+    """The writer of a store whose own transactions keep the position. The store's reader is an OwnProgressReader.
 
     A transaction takes long, so blocks come after `wait_seconds`. `write` and `complete` raise NeedsOperator, too, and
     Fenced when a block does not follow what is stored: load the positions again.
@@ -163,13 +163,13 @@ class BaseReader(Protocol):
 
 
 class LedgerReader(BaseReader, Protocol):
-    """Of the store whose rows are written in the ledger's own transaction."""
+    """The reader of the store whose rows are written in the ledger's own transaction."""
 
     progress: ClassVar[Literal["ledger"]]
 
 
 class SinkReader(BaseReader, Protocol):
-    """Of a store that stream_to_store fills, and whose position the ledger keeps (table sink_progress)."""
+    """The reader of a store that stream_to_store fills, and whose position the ledger keeps (table sink_progress)."""
 
     progress: ClassVar[Literal["sink"]]
 
@@ -181,7 +181,7 @@ class SinkReader(BaseReader, Protocol):
 
 
 class OwnProgressReader(BaseReader, Protocol):
-    """Of a store whose own transactions keep its position. Its writer is an OwnProgressWriter."""
+    """The reader of a store whose own transactions keep its position. Its writer is an OwnProgressWriter."""
 
     progress: ClassVar[Literal["own"]]
 
@@ -220,9 +220,10 @@ class TransactionalProducer(Protocol):
     """The one writer with a given transactional id; a second one fences the first."""
 
     def publish(self, messages: Sequence[Outgoing]) -> list[Part]:
-        """Send all in one transaction and wait for its commit; where each landed, in the same order.
+        """Send all in one transaction, wait for its commit, and return the partition and offset of each, in order.
 
-        Raises Fenced, or StoreDown: unknown whether committed, and this producer is finished: open another, look.
+        Raises Fenced. Raises StoreDown if the outcome is unknown: then close this producer, open another one, and
+        search the topic for the messages.
         """
 
     def close(self) -> None: ...
@@ -258,7 +259,7 @@ class PartitionReader(Protocol):
 class GroupReader(PartitionReader, Protocol):
     """A PartitionReader whose partitions are shared out among the members of a consumer group.
 
-    A member may read those of others, too: `assign` takes any.
+    `assign` may also name partitions of other members.
     """
 
     def rebalanced(self) -> Sequence[int] | None:

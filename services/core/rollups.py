@@ -30,7 +30,7 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowRange:
     """The rows with first_id <= id < end_id at these times."""
 
     first_id: int
@@ -49,7 +49,7 @@ class Plan:
     query: Query
     until: int
     minutes: Times
-    rows: tuple[Rows, ...]
+    rows: tuple[RowRange, ...]
     keys: tuple[LiteralString, ...]
     order: tuple[LiteralString, ...]
 
@@ -78,11 +78,11 @@ def plan(query: Query, until: int, as_of: int) -> Plan | None:
     if not covers(query) or until == 0 or (start is not None and end is not None and start >= end):
         return None
     boundary, last = first_id(until), end_id(as_of)
-    rows = [Rows(boundary, last, times)] if boundary < last else []
+    rows = [RowRange(boundary, last, times)] if boundary < last else []
     if start != times.start:
-        rows.append(Rows(0, boundary, Times(times.start, start)))
+        rows.append(RowRange(0, boundary, Times(times.start, start)))
     if end != times.end:
-        rows.append(Rows(0, boundary, Times(end, times.end)))
+        rows.append(RowRange(0, boundary, Times(end, times.end)))
     by_time = isinstance(query, AggregateQuery) and query.bucket is not None
     by_value = isinstance(query, AggregateQuery) and query.group_by is not None
     keys: tuple[LiteralString, ...] = (*(["counted_time"] if by_time else []), *(["counted_key"] if by_value else []))

@@ -31,7 +31,8 @@ CHECKSUM_MASK = (1 << 63) - 1  # so that a checksum fits a signed 64-bit column
 
 _LINES_AT_ONCE = 1000  # of a refused body, that are looked at in one call for lines that are no JSON
 _SUSPECT_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
-_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
+_REFUSED_OR_PAIRED = re.compile(r"(?<!\\)(?:\\\\)*\\u(0000|[dD][89a-fA-F][0-9a-fA-F]{2})")
+"""An escape of NUL or of a surrogate, behind any number of escaped backslashes."""
 _AT = re.compile(r"^(?P<reason>.*?)(?: - at `\$(?:\[(?P<index>\d+)\])?(?:\.(?P<field>[^`]*))?`)?$", re.DOTALL)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _NOT_A_LIST = "one object a line is no JSON list: send such lines as application/x-ndjson"
@@ -50,7 +51,7 @@ _MISSING: dict[str, Any] = {"category": "", "text": "", "number": None, "json": 
 
 
 class Rows:
-    """The accepted rows of one request, column by column in canonical form, before they have an id."""
+    """Rows without ids, column by column in canonical form."""
 
     __slots__ = ("columns", "count")
 
@@ -354,17 +355,17 @@ def _checked_json(column: Column, index: int, text: str, suspect: bool) -> str:
 
 def _refused_escape(text: str) -> str | None:
     high_ends_at = -1  # where an unpaired high surrogate ended
-    for escape in _ESCAPE.finditer(text):
-        code = int(escape[1], 16) if escape[1] else 0x20
+    for escape in _REFUSED_OR_PAIRED.finditer(text):
+        code = int(escape[1], 16)
         if high_ends_at >= 0:
-            if escape.start() != high_ends_at or not 0xDC00 <= code <= 0xDFFF:
+            if escape.start(1) - len("\\u") != high_ends_at or not 0xDC00 <= code <= 0xDFFF:
                 return "contains a lone surrogate"
             high_ends_at = -1
         elif code == 0:
             return "contains the character NUL (\\u0000)"
-        elif 0xD800 <= code <= 0xDBFF:
+        elif code <= 0xDBFF:
             high_ends_at = escape.end()
-        elif 0xDC00 <= code <= 0xDFFF:
+        else:
             return "contains a lone surrogate"
     return "contains a lone surrogate" if high_ends_at >= 0 else None
 

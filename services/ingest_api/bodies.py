@@ -1,9 +1,11 @@
 """Reads request bodies, with limits of size, of time and of the bytes in flight, and decompresses them in chunks.
 
 On a slow link, a body may take as long as it needs while bytes arrive, because its time limit grows with each byte.
+But when other bodies would be refused because too many bytes are in flight, the body that comes most slowly is ended.
 """
 
 import asyncio
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,8 @@ BODY_SECONDS = 30
 No pause may be as long either.
 """
 BODY_BYTES_PER_SECOND = 1024
+GRACE_SECONDS = 5.0
+"""A body that has come for less time is not ended in favour of other bodies."""
 CHUNK_BYTES = 256 << 10
 """A body is decompressed this many bytes at a time."""
 
@@ -30,12 +34,24 @@ _INPUT_BYTES = 64 << 10  # passed at a time, because zlib copies the unread inpu
 
 
 class Claim:
-    """The number of bytes that one request has in flight. `most` is the highest number so far."""
+    """The number of bytes that one request has in flight. `most` is the highest number so far.
+
+    `deadline` is that of the body while it arrives, which began at `started` (monotonic seconds).
+    """
 
     def __init__(self, in_flight: "InFlight") -> None:
         self._in_flight = in_flight
         self.bytes = 0
         self.most = 0
+        self.started = 0.0
+        self.deadline: asyncio.Timeout | None = None
+        self.is_ended = False
+
+    def end(self) -> None:
+        """End the body that arrives: `read` raises Backpressure."""
+        if self.deadline:
+            self.is_ended = True
+            self.deadline.reschedule(asyncio.get_running_loop().time())
 
     def take(self, count: int) -> None:
         """Add `count` bytes to the claim. Raises Backpressure if the process then has too many in flight."""
@@ -54,6 +70,7 @@ class InFlight:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.bytes = 0
+        self._claims = set[Claim]()
         self.request_ended: Callable[[int], None] = lambda most: None
         """Called at the end of each request, with the most bytes that it had in flight."""
         self._gauge = metrics.gauge(metric_names.BYTES_IN_FLIGHT)
@@ -61,6 +78,7 @@ class InFlight:
     def check(self, count: int) -> None:
         """Raise Backpressure if `count` more bytes are too many. A request that is alone is never refused."""
         if self.bytes and self.bytes + count > self._limit:
+            self._end_slowest()
             raise Backpressure(f"{self.bytes} bytes are being worked on; at most {self._limit} at once")
 
     def change(self, claim: Claim, count: int) -> None:
@@ -69,13 +87,23 @@ class InFlight:
         self.bytes += count
         self._gauge.set(self.bytes)
 
+    def _end_slowest(self) -> None:
+        """End the body that has brought the fewest bytes a second, so that its bytes are free for the next request."""
+        now = time.monotonic()
+        arriving = [claim for claim in self._claims if claim.deadline and claim.bytes]
+        slow = [claim for claim in arriving if now - claim.started > GRACE_SECONDS]
+        if slow:
+            min(slow, key=lambda claim: claim.bytes / (now - claim.started)).end()
+
     @contextmanager
     def reserve(self) -> Iterator[Claim]:
         """Yield the claim of one request, and release it at the end."""
         claim = Claim(self)
+        self._claims.add(claim)
         try:
             yield claim
         finally:
+            self._claims.discard(claim)
             claim.resize(0)
             self.request_ended(claim.most)
 
@@ -93,21 +121,26 @@ async def read(request: Request, claim: Claim, limit: int) -> bytes:
     chunks, size = [], 0
     try:
         loop = asyncio.get_running_loop()
-        started = loop.time()
+        claim.started = time.monotonic()
         async with asyncio.timeout(BODY_SECONDS) as deadline:
+            claim.deadline = deadline
             async for chunk in request.stream():
                 size += len(chunk)
-                at_least = started + BODY_SECONDS + size / BODY_BYTES_PER_SECOND
-                deadline.reschedule(min(at_least, loop.time() + BODY_SECONDS))
+                left = claim.started + BODY_SECONDS + size / BODY_BYTES_PER_SECOND - time.monotonic()
+                deadline.reschedule(loop.time() + min(left, BODY_SECONDS))
                 if size > limit:
                     raise TooLarge(f"the body has more than {limit} bytes: send several requests")
                 claim.take(len(chunk))
                 chunks.append(chunk)
     except TimeoutError as error:
+        if claim.is_ended:
+            raise Backpressure("the body came slowly, and other requests needed its place") from error
         raise RequestTimeout(
             f"{size} bytes of the body arrived in time; at least {BODY_BYTES_PER_SECOND} a second are expected after"
             f" the first {BODY_SECONDS} s, without a pause of {BODY_SECONDS} s"
         ) from error
+    finally:
+        claim.deadline = None
     return b"".join(chunks)
 
 

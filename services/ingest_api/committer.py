@@ -1,6 +1,7 @@
 """Group commit: requests of one dataset share one PostgreSQL transaction. The API replies to them after the commit.
 
-    BEGIN; transaction id, batch ids; keys of idempotent requests; COPY rows; ledger rows; COMMIT
+    BEGIN; look up the ledger id and the request keys; take the transaction id and the batch ids; COPY rows;
+    insert the ledger rows and the request keys; COMMIT
 
 If PostgreSQL refuses a value that our validation let through, the group is committed again request by request, so that
 only the request with the value fails.
@@ -119,7 +120,7 @@ class Committer:
         try:
             with self._connected().cursor() as cursor:
                 cursor.execute("BEGIN")
-                outcomes = self._known(cursor, dataset, group)
+                outcomes = self._decided_already(cursor, dataset, group)
                 fresh = [index for index, outcome in enumerate(outcomes) if outcome is None]
                 if fresh:
                     total = sum(group[index].rows for index in fresh)
@@ -146,7 +147,7 @@ class Committer:
         metrics.histogram(metric_names.COMMIT_SECONDS, dataset.name).observe(time.perf_counter() - started)
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _known(
+    def _decided_already(
         self, cursor: psycopg.Cursor[Any], dataset: Dataset, group: Sequence[Submission]
     ) -> list[Outcome | None]:
         """Return the outcome of each submission that must not be written (other ledger, repeated key); else None."""

@@ -96,7 +96,9 @@ class SlotPublisher:
         self._max_rows = max_rows
         self._producer: TransactionalProducer | None = None
         self._logs: dict[str, TopicLog] = {}
-        self._doubt: list[Batch] | None = None  # may be in the topic; None: what a former owner may have published
+        # Batches that may be in the topic although they are not marked. None until the ledger was asked for the batches
+        # that a former owner may have published.
+        self._doubt: list[Batch] | None = None
         self._advanced = 0.0
 
     def step(self, connection: Connection) -> int:
@@ -240,7 +242,7 @@ class SlotPublisher:
                 f"topic {topic} ends before what slot {slot} published: it was cut, and whether {len(doubt)} batches"
                 f" were published cannot be told: {where}"
             )
-        found = log.holds(doubt, starts)
+        found = log.find_batches(doubt, starts)
         for batch_id, (_, rows) in found.items():
             if rows != doubt[batch_id].rows:
                 raise NeedsOperator(

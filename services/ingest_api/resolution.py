@@ -91,7 +91,7 @@ def _settle(
     starts = positions.get(log.topic.topic_id, {})
     log.uncut_ends(connection)
     bounds = log.bounds()
-    found = log.holds(doubt, {p: max(first, starts.get(p, 0)) for p, (first, _) in bounds.items()})
+    found = log.find_batches(doubt, {p: max(first, starts.get(p, 0)) for p, (first, _) in bounds.items()})
     whole = {batch_id for batch_id, (_, rows) in found.items() if rows == doubt[batch_id].rows}
     unclear = sorted(doubt.keys() - whole)
     held = {sink.name: _held(sink, dataset, [doubt[b] for b in unclear]) for sink in sinks}

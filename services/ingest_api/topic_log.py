@@ -49,7 +49,9 @@ class TopicLog:
         if self._reader.topic_id() != self.topic.topic_id:
             raise StoreDown("kafka", f"topic {self.dataset.topic} was deleted and created again: opening it again")
 
-    def holds(self, batches: Mapping[int, Batch], starts: Mapping[int, int]) -> dict[int, tuple[tuple[Part, ...], int]]:
+    def find_batches(
+        self, batches: Mapping[int, Batch], starts: Mapping[int, int]
+    ) -> dict[int, tuple[tuple[Part, ...], int]]:
         """Search the topic from the offsets `starts` (by partition) for `batches` (by id): batch id -> parts, rows.
 
         A message that does not announce the number of its rows is foreign, and the stores refuse it, too. Waits for the

@@ -39,11 +39,11 @@ class LineReader:
         """Return the rows of `block`, in the form of the dataset's table. Raises RowRejected."""
         try:
             return self._table(block.lines, block.rows)
-        except _Unsound as error:
+        except _InvalidLine as error:
             raise RowRejected(None, str(error)) from error
 
     def rejected(self, block: Block) -> dict[int, str]:
-        """Return the unsound rows of `block`, and why: by `core.lines`, then by halving the lines that remain."""
+        """Return the invalid rows of `block`, and why: by `core.lines`, then by halving the lines that remain."""
         lines = kafka_value.split(block.lines)
         rejected = self._check_lines(lines).problems
         groups = [[at for at in range(len(lines)) if at not in rejected]]
@@ -60,14 +60,14 @@ class LineReader:
     def _problem(self, lines: Sequence[bytes]) -> str:
         try:
             self._table(kafka_value.join(lines), len(lines))
-        except _Unsound as error:
+        except _InvalidLine as error:
             return str(error)
         return ""
 
     def _table(self, lines: bytes, rows: int) -> pa.Table:
         found = self._parsed(lines)
         if found.num_rows != rows:
-            raise _Unsound("not one JSON object")
+            raise _InvalidLine("not one JSON object")
         if rows:
             self._check(found)
         day = pc.divide(found[CREATED_AT.name], instants.DAY).cast(pa.int32()).cast(pa.date32())
@@ -84,27 +84,27 @@ class LineReader:
                 lines.decode()  # pyarrow takes any bytes for a text
             return read_json(BytesIO(lines), ReadOptions(block_size=_PARSED_AT_ONCE), self._options)
         except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise _Unsound(str(error)) from error
+            raise _InvalidLine(str(error)) from error
 
     def _check(self, found: pa.Table) -> None:
         for field in self._fields:
             if field.required and found[field.name].null_count:
-                raise _Unsound(f"{field.name} is missing")
+                raise _InvalidLine(f"{field.name} is missing")
         for field in self._fields:
             _check_values(field, found[field.name])
 
 
 def _check_values(field: LineField, values: pa.ChunkedArray) -> None:
-    """Raise _Unsound for a wrong value. A null passes: the field is not required, or was reported as missing before."""
+    """Raise _InvalidLine for a wrong value. A null passes: the field is optional, or was reported as missing before."""
     if bounds := field.bounds:
         found = pc.min_max(values).as_py()
         if found["min"] < bounds.lowest or found["max"] > bounds.highest:
-            raise _Unsound(f"{field.name} {bounds.problem}")
+            raise _InvalidLine(f"{field.name} {bounds.problem}")
     if field.max_characters is not None and (pc.max(pc.utf8_length(values)).as_py() or 0) > field.max_characters:
-        raise _Unsound(f"{field.name} has more than {field.max_characters} characters")
+        raise _InvalidLine(f"{field.name} has more than {field.max_characters} characters")
     if field.pattern is not None and pc.all(pc.match_substring_regex(values, field.pattern)).as_py() is False:
-        raise _Unsound(f"{field.name} does not match {field.pattern}")
+        raise _InvalidLine(f"{field.name} does not match {field.pattern}")
 
 
-class _Unsound(Exception):
+class _InvalidLine(Exception):
     """Something in these lines is not sound."""

@@ -42,13 +42,14 @@ _DECORATION = re.compile(r"\x1b\[\d*m|↳")  # delta-rs prints its errors for a 
 Result = TypeVar("Result")
 
 
-class Position(msgspec.Struct, frozen=True):
+class Position(msgspec.Struct, frozen=True, rename={"micro_batch": "batch"}):
     """The position of a table: it has every message of the topic below `offsets`, or the rejects have it.
 
     `offsets`: partition -> the next offset.
 
-    Batch `batch` of the streaming query `query` has committed this position, and began at `start`. The embedded writer
-    (EMBEDDED) sets no start, and changes `batch` when its writes are ended (`EmbeddedWriter.end_writes`). `query` is
+    Micro-batch `micro_batch` of Spark's streaming query `query` has committed this position, and began at `start`. The
+    embedded writer (EMBEDDED) sets no start, and uses the number as `ended_writes`: how often its writes were ended.
+    In the table's commits, the number is called `batch`. `query` is
     empty while no writer owns the table, and CLAIMED while Spark owns the table and has stored no batch. The next
     writer then completes the rejects of the batch whose position is `unfinished`. It starts at `offsets`, and at offset
     0 of partitions that `offsets` lacks.
@@ -62,7 +63,7 @@ class Position(msgspec.Struct, frozen=True):
     offsets: dict[int, int]
     start: dict[int, int] = {}
     query: str = ""
-    batch: int = -1
+    micro_batch: int = -1
     unfinished: "Position | None" = None
     generation: str = ""
 
@@ -70,6 +71,10 @@ class Position(msgspec.Struct, frozen=True):
     def first(cls, topic_id: str = "", offsets: Mapping[int, int] | None = None) -> "Position":
         """Return the position of a table without rows, with a new generation."""
         return cls(topic_id, dict(offsets or {}), generation=uuid.uuid4().hex)
+
+    @property
+    def ended_writes(self) -> int:
+        return self.micro_batch
 
     @property
     def is_free(self) -> bool:

@@ -1,8 +1,8 @@
-"""The embedded writer: what stream_to_store consumes, into a table of the lake by delta-rs, every row once.
+"""The embedded writer, which loads blocks of stream_to_store into a Delta table by delta-rs, every row once.
 
-Rows and the position they reach are one commit, made on the very version of the table that had the position before:
-if another process commits in between, this commit fails and the table is read again. So a block that is
-there already is left out, a gap is refused, and of two writers one learns of the other.
+One commit has the rows and the new position. It is made on the version of the table that had the former position, and
+fails if another process has committed since. The writer leaves out a block that the table has, and raises Fenced for a
+block that does not follow the position. So the slower one of two writers is refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,7 @@ class EmbeddedWriter:
     def positions(self, dataset: Dataset, topic_id: str) -> Mapping[int, int]:
         handle, found = self._tables[dataset][0].current_version()
         position = _owned(dataset, topic_id, handle, found)
-        self._ended[dataset] = position.batch
+        self._ended[dataset] = position.ended_writes
         return position.offsets
 
     def write(self, blocks: Sequence[Block]) -> None:
@@ -54,7 +54,7 @@ class EmbeddedWriter:
 
         def append(handle: DeltaTable, found: Position | None) -> None:
             position = _owned(dataset, blocks[0].topic_id, handle, found)
-            if self._ended.setdefault(dataset, position.batch) != position.batch:
+            if self._ended.setdefault(dataset, position.ended_writes) != position.ended_writes:
                 raise Fenced(f"{table.uri}: an operator has ended the writes that were under way")
             new = [number for number, block in enumerate(blocks) if _is_next(block, position)]
             if new:
@@ -101,7 +101,7 @@ class EmbeddedWriter:
                     f" stream-to-lake, run `logpipe stream-to-lake --resume {dataset.name}`, then this command again,"
                     " and start stream-to-lake afterwards"
                 )
-            following = structs.replace(position, batch=position.batch + 1)
+            following = structs.replace(position, micro_batch=position.ended_writes + 1)
             _commit(handle, pa.table({}), schema.layout(dataset), following)
 
         if table.latest() is not None:
@@ -118,7 +118,7 @@ def _on_latest(table: Table, commit: Callable[[DeltaTable, Position | None], Non
         except StoreDown as error:
             if not isinstance(error.__cause__, CommitFailedError):
                 raise
-    raise StoreDown(NAME, f"{table.uri}: others committed {_ATTEMPTS} times while this was about to")
+    raise StoreDown(NAME, f"{table.uri}: each of {_ATTEMPTS} commits failed, because another process had committed")
 
 
 def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: Position | None) -> Position:
@@ -153,7 +153,7 @@ def _is_next(block: Block, position: Position) -> bool:
     if block.first != next_offset:
         raise Fenced(
             f"{block.dataset.name}: offsets {block.first} to {block.last} of partition {block.partition} do not follow"
-            f" the table, which stands at {next_offset}"
+            f" the position of the table, {next_offset}"
         )
     return True
 

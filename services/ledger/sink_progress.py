@@ -1,7 +1,7 @@
 """The offsets up to which each store has committed. All changes are compare-and-set: a consumer that lost its partition
 is fenced before it writes.
 
-A position counts offsets of one topic, and vouches for rows in one table. Both identities are stored with the position
+A position counts offsets of one topic, and says which rows one table has. Both identities are stored with the position
 and compared before the position is used.
 """
 
@@ -19,6 +19,7 @@ from services.core.queries import StatsQuery
 from services.ledger import schema
 from services.postgres.connection import Connection, connect, translated
 
+# intent_first, intent_last and intent_together are the pending range and the partitions that share its insert.
 _SELECT = (
     "SELECT partition, next_offset, intent_first, intent_last, intent_together FROM sink_progress"
     " WHERE store = %s AND dataset = %s"
@@ -27,19 +28,22 @@ _SELECT = (
 _BEGIN = """
     UPDATE sink_progress
     SET intent_first = first, intent_last = last, intent_together = %(partitions)s::int[], updated_at = now()
-    FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[]) AS intended(of, first, last),
-         (SELECT partition AS before, intent_first IS NOT NULL AS pending FROM sink_progress
+    FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[])
+        AS wanted(wanted_partition, first, last),
+         (SELECT partition AS locked_partition, intent_first IS NOT NULL AS was_pending FROM sink_progress
           WHERE store = %(store)s AND dataset = %(dataset)s AND partition = ANY(%(partitions)s)
           ORDER BY partition FOR UPDATE) AS found
-    WHERE store = %(store)s AND dataset = %(dataset)s AND topic_id = %(topic_id)s AND partition = of AND before = of
+    WHERE store = %(store)s AND dataset = %(dataset)s AND topic_id = %(topic_id)s AND partition = wanted_partition
+      AND locked_partition = wanted_partition
       AND table_id = %(table_id)s AND next_offset = first AND (intent_first IS NULL
         OR (intent_first = first AND intent_last = last AND intent_together = %(partitions)s::int[]))
-    RETURNING pending"""
+    RETURNING was_pending"""
 _FINISH = """
     UPDATE sink_progress
     SET next_offset = last + 1, intent_first = NULL, intent_last = NULL, intent_together = NULL, updated_at = now()
-    FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[]) AS intended(of, first, last)
-    WHERE store = %(store)s AND dataset = %(dataset)s AND topic_id = %(topic_id)s AND partition = of
+    FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[])
+        AS wanted(wanted_partition, first, last)
+    WHERE store = %(store)s AND dataset = %(dataset)s AND topic_id = %(topic_id)s AND partition = wanted_partition
       AND table_id = %(table_id)s AND intent_first = first AND intent_last = last
     RETURNING true"""
 
@@ -85,7 +89,7 @@ class SinkProgress:
             raise created_again("topic", *self._key)
 
     def check_table(self) -> None:
-        """Raise NeedsOperator if the store's table is not the table that the positions vouch for."""
+        """Raise NeedsOperator if the store's table is not the table that the positions belong to."""
         if self._reader.table_id(self._dataset) != self._table_id:
             raise created_again("table", *self._key)
 

@@ -64,7 +64,10 @@ class Watermarks:
         self._topics: dict[tuple[str, str], TopicNumbers] = {}
 
     def settled(self) -> int:
-        """Return the highest id at or below which no batch can appear any more. Raises StoreDown('postgres')."""
+        """Return the highest id at or below which no batch can appear any more. Raises StoreDown('postgres').
+
+        Also ends the sessions of lapsed ingest processes that keep the id from rising, and saves the id now and then.
+        """
         with _held(self._settling, "postgres"), self._pool.connection() as connection:
             self._begin(connection)
             assert self._settled is not None
@@ -130,7 +133,7 @@ class Watermarks:
         if mark is None:
             return 0
         if reader.progress == "own":
-            is_same = _stands_beyond(reader.position(dataset), mark.saved.position)
+            is_same = _covers(reader.position(dataset), mark.saved.position)
         else:
             is_same = reader.table_id(dataset) == mark.table_id
         return mark.saved.batch_id if is_same else 0
@@ -153,7 +156,7 @@ class Watermarks:
         replay = reading.replayed(connection, reader.name, dataset.name)
         if replay is not None:
             _refuse_another_table(reader.name, dataset.name, position.table_id, replay.table_id)
-        _check(connection, mark, reader.name, dataset.name, position)
+        _lower_if_fallen_back(connection, mark, reader.name, dataset.name, position)
         stop = settled if replay is None else min(settled, replay.batch_id)
         loaded = LoadedBatches(
             self._topic_numbers(connection, dataset.topic, position.topic_id),
@@ -186,9 +189,11 @@ def _resume(connection: Connection, mark: _Mark, store: str, dataset: str) -> No
         mark.saved = replace(saved, batch_id=max(saved.batch_id, reading.floor(connection, dataset) - 1))
 
 
-def _check(connection: Connection, mark: _Mark, store: str, dataset: str, position: StorePosition) -> None:
+def _lower_if_fallen_back(
+    connection: Connection, mark: _Mark, store: str, dataset: str, position: StorePosition
+) -> None:
     """Lower the watermark when the store's position is below the one at which the watermark was computed."""
-    if not _stands_beyond(position, mark.saved.position):
+    if not _covers(position, mark.saved.position):
         floor = reading.floor(connection, dataset)
         saved_watermarks.replace(connection, store, dataset, position, max(0, floor - 1))
         mark.saved = saved_watermarks.read(connection, store, dataset)
@@ -207,7 +212,7 @@ def _walk(connection: Connection, dataset: str, after: int, stop: int, loaded: L
     return after
 
 
-def _stands_beyond(now: StorePosition, then: StorePosition) -> bool:
+def _covers(now: StorePosition, then: StorePosition) -> bool:
     """Return whether the position `now` covers the position `then`. A position of an earlier release names no table."""
     return (
         then.table_id in ("", now.table_id)

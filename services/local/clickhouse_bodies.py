@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import zlib
 from typing import Any
 
 import lz4.frame
@@ -32,7 +33,7 @@ def decoded(body: bytes, encoding: str) -> bytes:
     try:
         with _opened(body, encoding) as frames:
             text: bytes = frames.read(MAX_BODY_BYTES + 1)
-    except (OSError, EOFError, RuntimeError, zstd.ZstdError) as error:
+    except (OSError, EOFError, RuntimeError, zlib.error, zstd.ZstdError) as error:
         raise QueryError(f"cannot decompress the body: {error}", BAD_ARGUMENTS) from error
     _check_size(len(text))
     return text

@@ -57,10 +57,10 @@ def router(datasets: Sequence[Dataset]) -> APIRouter:
     async def stats(
         request: Request, store: Store, parameters: Annotated[StatsParameters, Query()], service: Service
     ) -> Response:
-        asking = service.stats(
+        running = service.stats(
             store, parameters.as_of, parameters.engine, scan=parameters.scan, use_cache=parameters.use_cache
         )
-        return stats_reply(await while_connected(request, asking))
+        return stats_reply(await while_connected(request, running))
 
     for dataset in datasets:
         _add_queries(routes, dataset)
@@ -102,9 +102,9 @@ def _add_queries(routes: APIRouter, dataset: Dataset) -> None:
     ) -> Response:
         parsed: OneStoreList = parameters
         query, as_of = parsed.listed(dataset)
-        present = partial(rows_reply, query=query)
-        asking = service.ask(store, query, present, as_of, parsed.engine, use_cache=parsed.use_cache)
-        return await while_connected(request, asking)
+        make_reply = partial(rows_reply, query=query)
+        running = service.query(store, query, make_reply, as_of, parsed.engine, use_cache=parsed.use_cache)
+        return await while_connected(request, running)
 
     @routes.get(
         f"/{{store}}/{dataset.name}/aggregate",
@@ -119,6 +119,6 @@ def _add_queries(routes: APIRouter, dataset: Dataset) -> None:
     ) -> Response:
         parsed: OneStoreAggregate = parameters
         query, as_of = parsed.aggregated(dataset)
-        present = partial(aggregate_reply, query=query)
-        asking = service.ask(store, query, present, as_of, parsed.engine, use_cache=parsed.use_cache)
-        return await while_connected(request, asking)
+        make_reply = partial(aggregate_reply, query=query)
+        running = service.query(store, query, make_reply, as_of, parsed.engine, use_cache=parsed.use_cache)
+        return await while_connected(request, running)

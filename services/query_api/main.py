@@ -62,9 +62,9 @@ def application(settings: QuerySettings) -> FastAPI:
         cache = open_cache(settings)
         service = QueryService(stores.readable(), known, watermarks, settings.query_seconds, cache, Scopes(ledger))
         app.state.service = service
-        readiness.add("ledger", lambda: _problem(watermarks))
+        readiness.add("ledger", lambda: _ledger_health(watermarks))
         readiness.add("tables", lambda: _outdated(ledger))
-        readiness.add("watermark", lambda: _held(watermarks), degraded=True)
+        readiness.add("watermark", lambda: _held_back_by(watermarks), degraded=True)
         readiness.add("stores", service.late, degraded=True)
         measuring = measuring_workers(service, settings.query_late_seconds)
         measuring.start()
@@ -78,7 +78,7 @@ def application(settings: QuerySettings) -> FastAPI:
     return make_app("Query API", settings, routers, lifespan, readiness)
 
 
-def _problem(watermarks: Watermarks) -> str | None:
+def _ledger_health(watermarks: Watermarks) -> str | None:
     try:
         watermarks.settled()
     except StoreDown as error:
@@ -97,7 +97,7 @@ def _outdated(pool: Pool) -> str | None:
     return None
 
 
-def _held(watermarks: Watermarks) -> str | None:
+def _held_back_by(watermarks: Watermarks) -> str | None:
     """Return the writers whose open transactions keep all watermarks from rising, when that lasts too long."""
     if holders := watermarks.held_by(_HELD_SECONDS):
         return "a batch is still being written by " + "; ".join(map(str, holders))

@@ -92,11 +92,11 @@ class QueryService:
         self._late: dict[str, Mapping[str, str]] = {}
         self._scopes = scopes
 
-    async def ask(
+    async def query(
         self,
         route: str,
         query: Query,
-        present: Callable[[Reply], Result],
+        make_reply: Callable[[Reply], Result],
         as_of: int | None = None,
         engine: str | None = None,
         *,
@@ -104,7 +104,7 @@ class QueryService:
     ) -> Result:
         """Query the store called `route` in URLs, as of its watermark or of an earlier batch.
 
-        `present` makes the return value from the reply, in a thread of the store, because a large reply takes time.
+        `make_reply` makes the return value from the reply, in a thread of the store, because a large reply takes time.
         Raises Invalid, StoreDown, Backpressure or QueryTimeout.
         """
         start, chosen = time.perf_counter(), self._store(route).engine(engine)
@@ -113,7 +113,7 @@ class QueryService:
         def work(stop: Stop) -> Result:
             batch = _as_of(as_of, self._watermark(chosen.main, query.dataset))
             result = self._cached(chosen, query, batch, deadline, stop, use_cache=use_cache)
-            return present(Reply(chosen.source, result, batch, _ms_since(start)))
+            return make_reply(Reply(chosen.source, result, batch, _ms_since(start)))
 
         return await chosen.threads.run(work, self._seconds, _GRACE_SECONDS)
 
@@ -126,7 +126,7 @@ class QueryService:
         scan: bool = False,
         use_cache: bool = True,
     ) -> Stats:
-        """Count the rows of each dataset in one store. Raises as `ask` does."""
+        """Count the rows of each dataset in one store. Raises as `query` does."""
         start, chosen = time.perf_counter(), self._store(route).engine(engine)
         deadline = time.monotonic() + self._seconds
 

@@ -27,97 +27,123 @@ def write(
     `is_first`: no former attempt at these messages was made. Raises StoreDown and Backpressure: call again, and then it
     is not the first.
     """
-    dead_letters.send([_whole(envelope) for found, _ in ranges for envelope in found.poison])
+    unloadable = [envelope for message_range, _ in ranges for envelope in message_range.unloadable]
+    dead_letters.send([_dead_letter_of_message(envelope) for envelope in unloadable])
+    if is_first and (stored := _write_first(writer, ranges, dead_letters)) is not None:
+        return stored
+    return _complete(writer, ranges, dead_letters, is_first)
+
+
+def _write_first(
+    writer: StoreWriter, ranges: Sequence[tuple[MessageRange, Block]], dead_letters: DeadLetters
+) -> int | None:
+    """Write all lines; if the store rejects some, those that our own check lets pass. Return the rows stored.
+
+    Returns None if the store rejects these, too. No search is needed before the second write: a store that has rejected
+    blocks holds none of their rows.
+    """
     blocks = [block for _, block in ranges]
-    if is_first:
+    try:
+        writer.write(blocks)
+        return sum(block.rows for block in blocks)
+    except RowRejected as error:
+        if isinstance(writer, OwnProgressWriter):
+            return None
+        near = error.near
+    for by_block in _guesses(ranges, near):
+        valid = [
+            _block(block, [lines.valid() for lines in messages])
+            for block, messages in zip(blocks, by_block, strict=True)
+        ]
         try:
-            writer.write(blocks)
-            return sum(block.rows for block in blocks)
-        except RowRejected as error:
-            near = error.near
-        # The store has just rejected the blocks as a whole, so it holds none of the rows. Those that our own check lets
-        # pass are written without a search for them.
-        for own in () if isinstance(writer, OwnProgressWriter) else _guesses(ranges, near):
-            sound = [_block(block, [part.sound() for part in parts]) for block, parts in zip(blocks, own, strict=True)]
-            try:
-                writer.write(sound)
-                dead_letters.send([dead_letter for parts in own for part in parts for dead_letter in part.unsound()])
-                return sum(block.rows for block in sound)
-            except RowRejected:
-                pass
-    own = _checked(ranges)
-    strangers = [[stranger for part in parts for stranger in part.strangers] for parts in own]
-    # A line that is no row of its message's batch is left out here: a completion searches the store for the rows of
-    # these batches, accepted on this day, and would never find the line's row.
-    left = [_block(block, parts) for block, parts in zip(blocks, own, strict=True)]
-    rejections = writer.rejections(left) if isinstance(writer, OwnProgressWriter) else writer.complete(left)
-    found = [stranger.dead_letter for stranger in _unstored(writer, blocks, strangers, is_first)]
-    ends = [list(accumulate(len(part.numbers) for part in parts)) for parts in own]
+            writer.write(valid)
+        except RowRejected:
+            continue
+        every = [lines for messages in by_block for lines in messages]
+        dead_letters.send([letter for lines in every for letter in lines.dead_letters()])
+        return sum(block.rows for block in valid)
+    return None
+
+
+def _complete(
+    writer: StoreWriter, ranges: Sequence[tuple[MessageRange, Block]], dead_letters: DeadLetters, is_first: bool
+) -> int:
+    """Write what the store does not hold yet, line by line where it rejects lines. Return the rows that it then holds.
+
+    A foreign line is left out: a completion searches the store for the rows of these batches, accepted on this day, and
+    would never find the line's row.
+    """
+    blocks, checked = [block for _, block in ranges], _checked(ranges)
+    own = [_block(block, messages) for block, messages in zip(blocks, checked, strict=True)]
+    rejections = writer.rejections(own) if isinstance(writer, OwnProgressWriter) else writer.complete(own)
+    foreign = [[line for lines in messages for line in lines.foreign] for messages in checked]
+    letters = [line.dead_letter for line in _unstored(writer, blocks, foreign, is_first)]
+    ends = [list(accumulate(len(lines.numbers) for lines in messages)) for messages in checked]
     for rejection in rejections:
         row = rejection.row or 0
         at = bisect_right(ends[rejection.block], row)
-        part = own[rejection.block][at]
-        found.append(part.dead_letter(part.numbers[row - ends[rejection.block][at]], rejection.reason))
-    dead_letters.send(found)
+        lines = checked[rejection.block][at]
+        letters.append(lines.dead_letter(lines.numbers[row - ends[rejection.block][at]], rejection.reason))
+    dead_letters.send(letters)
     if isinstance(writer, OwnProgressWriter):
         # Its transaction counts the dead-lettered lines as loaded, so the dead letters are sent before.
-        writer.write(without(left, rejections))
-    return sum(block.rows for block in left) - len(rejections)
+        writer.write(without(own, rejections))
+    return sum(block.rows for block in own) - len(rejections)
 
 
 def _guesses(ranges: Sequence[tuple[MessageRange, Block]], near: int | None) -> Iterator[list[list["_OwnLines"]]]:
-    """Yield what may be the lines that the store takes, the cheapest guess first. `near`: see RowRejected.
+    """Yield the lines of all messages by block, first with one message checked, then with all of them checked.
 
-    Most often one message has bad lines: the message of the row that the store names. To check only this one saves more
-    than another rejected write costs.
+    Most often one message has invalid lines: that of the row `near`, which the store names (see RowRejected). To check
+    only this message saves more than another rejected write costs.
     """
     if near is not None:
-        own, found, end = list[list[_OwnLines]](), False, 0
-        for taken, block in ranges:
-            own.append([])
-            for envelope in taken.good:
+        by_block, found, end = list[list[_OwnLines]](), False, 0
+        for message_range, block in ranges:
+            by_block.append([])
+            for envelope in message_range.good:
                 start, end = end, end + envelope.rows
-                is_named = start <= near < end
-                part = (
-                    _OwnLines.of(block.dataset, envelope) if is_named else _OwnLines.unchecked(block.dataset, envelope)
-                )
-                own[-1].append(part)
-                found = found or bool(part.problems or part.strangers)
+                choose = _OwnLines.of if start <= near < end else _OwnLines.unchecked
+                lines = choose(block.dataset, envelope)
+                by_block[-1].append(lines)
+                found = found or bool(lines.problems or lines.foreign)
         if found:
-            yield own
+            yield by_block
     yield _checked(ranges)
 
 
 def _checked(ranges: Sequence[tuple[MessageRange, Block]]) -> list[list["_OwnLines"]]:
-    """The own lines of all messages, by block."""
-    return [[_OwnLines.of(block.dataset, envelope) for envelope in taken.good] for taken, block in ranges]
+    """Return the own lines of all messages, by block."""
+    return [
+        [_OwnLines.of(block.dataset, envelope) for envelope in message_range.good] for message_range, block in ranges
+    ]
 
 
 def _unstored(
-    writer: StoreWriter, blocks: Sequence[Block], strangers: Sequence[Sequence["_Stranger"]], is_first: bool
-) -> Sequence["_Stranger"]:
-    """Leave out the strangers that a former attempt has stored: that attempt may have succeeded, its reply been lost.
+    writer: StoreWriter, blocks: Sequence[Block], foreign: Sequence[Sequence["_ForeignLine"]], is_first: bool
+) -> Sequence["_ForeignLine"]:
+    """Leave out the foreign lines that a former attempt has stored: its reply may have been lost.
 
-    `strangers` are those of each block. `is_first`: the store has rejected the blocks as a whole, so it holds none.
+    `foreign` are those of each block. `is_first`: the store has rejected the blocks as a whole, so it holds none.
     """
-    every = [stranger for of_block in strangers for stranger in of_block]
+    every = [line for of_block in foreign for line in of_block]
     if is_first or not every:
         return every
     if isinstance(writer, OwnProgressWriter):
-        of_blocks = zip(blocks, strangers, strict=True)
-        return [stranger for block, own in of_blocks if own and not writer.is_loaded(block) for stranger in own]
-    ids = {stranger.row_id for stranger in every if stranger.row_id is not None}
+        of_blocks = zip(blocks, foreign, strict=True)
+        return [line for block, lines in of_blocks if lines and not writer.is_loaded(block) for line in lines]
+    ids = {line.row_id for line in every if line.row_id is not None}
     there = writer.stored_ids(blocks[0].dataset, ids)
-    return [stranger for stranger in every if stranger.row_id not in there]
+    return [line for line in every if line.row_id not in there]
 
 
-def _block(block: Block, parts: Sequence["_OwnLines"]) -> Block:
-    """The same block with the own lines of its messages only."""
-    rows = sum(len(part.numbers) for part in parts)
-    return replace(block, rows=rows, lines=b"".join(part.joined() for part in parts))
+def _block(block: Block, messages: Sequence["_OwnLines"]) -> Block:
+    """Return the same block with the own lines of its messages only."""
+    rows = sum(len(lines.numbers) for lines in messages)
+    return replace(block, rows=rows, lines=b"".join(lines.joined() for lines in messages))
 
 
-class _Stranger(NamedTuple):
+class _ForeignLine(NamedTuple):
     """A line that is no row of its message's batch. `row_id` is the id in the line, None if it has none."""
 
     row_id: int | None
@@ -126,21 +152,21 @@ class _Stranger(NamedTuple):
 
 @dataclass(frozen=True)
 class _OwnLines:
-    """The lines of one message that are rows of its batch, and the other lines.
+    """The lines of one message that are rows of its batch, and the foreign lines.
 
-    `numbers` are the numbers of these lines in the message, from 0. `problems` says why some of them are no rows by our
-    own check.
+    `numbers` are the numbers of these lines in the message, from 0. `problems`: number of a line -> why our own check
+    finds it invalid.
     """
 
     dataset: Dataset
     envelope: Envelope
     numbers: Sequence[int]
-    strangers: Sequence[_Stranger] = ()
+    foreign: Sequence[_ForeignLine] = ()
     problems: Mapping[int, str] = field(default_factory=dict)
 
     @staticmethod
     def unchecked(dataset: Dataset, envelope: Envelope) -> "_OwnLines":
-        """As if each line were a row of the batch."""
+        """Return all lines, as if each were a valid row of the batch."""
         return _OwnLines(dataset, envelope, range(envelope.rows))
 
     @staticmethod
@@ -150,7 +176,7 @@ class _OwnLines:
         assert batch_id is not None  # without one, the envelope has a problem
         if check.are_rows_of(envelope.message.value, envelope.rows, batch_id, created_at):
             return _OwnLines.unchecked(dataset, envelope)
-        strangers, numbers = [], []
+        foreign, numbers = [], []
         lines = split(envelope.message.value)
         ids, times, problems = check.check(lines)
         for number, (row_id, time) in enumerate(zip(ids, times, strict=True)):
@@ -164,13 +190,13 @@ class _OwnLines:
             else:
                 numbers.append(number)
                 continue
-            strangers.append(_Stranger(row_id, _dead_letter(envelope, number, lines[number], own_id, reason)))
+            foreign.append(_ForeignLine(row_id, _dead_letter(envelope, number, lines[number], own_id, reason)))
         own = set(numbers)
         return _OwnLines(
             dataset,
             envelope,
             numbers,
-            strangers,
+            foreign,
             {number: problems[number] for number in sorted(own & problems.keys())},
         )
 
@@ -179,13 +205,13 @@ class _OwnLines:
             return self.envelope.message.value
         return join([self._lines[number] for number in self.numbers])
 
-    def sound(self) -> "_OwnLines":
+    def valid(self) -> "_OwnLines":
         return replace(self, numbers=[number for number in self.numbers if number not in self.problems])
 
-    def unsound(self) -> Sequence[DeadLetter]:
-        """The dead letters about the lines that `sound` leaves out, and about the strangers."""
-        rejected = [self.dead_letter(number, reason) for number, reason in self.problems.items()]
-        return [*(stranger.dead_letter for stranger in self.strangers), *rejected]
+    def dead_letters(self) -> Sequence[DeadLetter]:
+        """Return the dead letters about the lines that `valid` leaves out, and about the foreign lines."""
+        invalid = [self.dead_letter(number, reason) for number, reason in self.problems.items()]
+        return [*(line.dead_letter for line in self.foreign), *invalid]
 
     def dead_letter(self, number: int, reason: str) -> DeadLetter:
         line = self._lines[number]
@@ -197,7 +223,7 @@ class _OwnLines:
         return split(self.envelope.message.value)
 
 
-def _whole(envelope: Envelope) -> DeadLetter:
+def _dead_letter_of_message(envelope: Envelope) -> DeadLetter:
     message = envelope.message
     return DeadLetter(
         partition=message.partition,

@@ -54,7 +54,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class _Bound:
+class _Prepared:
     """The progress of the store in the topic that has this id."""
 
     topic_id: str
@@ -86,7 +86,7 @@ class Consumer:
         self._open_progress = open_progress
         self._clock = clock
         self._log = _log.bind(store=target.store, dataset=target.dataset.name)
-        self._bound: _Bound | None = None  # None: not prepared yet
+        self._prepared: _Prepared | None = None  # None: not prepared yet
         self._backlog = Backlog((), limits)
 
     def report_lag(self) -> None:
@@ -100,15 +100,15 @@ class Consumer:
         self._prepare_topics()
         self._target.writer.prepare(self.dataset)
         topic_id = self._topic.topic_id()
-        self._bound = _Bound(topic_id, self._open_progress(topic_id))
+        self._prepared = _Prepared(topic_id, self._open_progress(topic_id))
 
     def load(self, assigned: Sequence[int]) -> Mapping[int, int]:
         """Return where to read on. Only pending ranges are read, and completed, where there are any.
 
         Raises StoreDown, NeedsOperator.
         """
-        assert self._bound is not None
-        positions = list(self._bound.progress.load(assigned))
+        assert self._prepared is not None
+        positions = list(self._prepared.progress.load(assigned))
         self._refuse_lost_messages(positions)
         self._backlog = Backlog(positions, self._limits)
         return self._backlog.read_up_to()
@@ -130,9 +130,9 @@ class Consumer:
 
         Raises Fenced, Backpressure, StoreDown, NeedsOperator.
         """
-        assert self._bound is not None
+        assert self._prepared is not None
         while due := self._backlog.due(self._clock()):
-            self._store(self._bound, due)
+            self._store(self._prepared, due)
         return not self._backlog.recovered()
 
     def drop(self) -> None:
@@ -146,14 +146,14 @@ class Consumer:
     def close(self) -> None:
         """Write what is held; after a failure the next owner of the partitions reads the messages again."""
         try:
-            while self._bound and (group := self._backlog.next_group()):
-                self._store(self._bound, group)
+            while self._prepared and (group := self._backlog.next_group()):
+                self._store(self._prepared, group)
         except LogpipeError as error:
             self._log.warning("last write failed, the next owner reads again", reason=str(error))
         finally:
             self._target.dead_letters.close()
-            if self._bound:
-                self._bound.progress.close()
+            if self._prepared:
+                self._prepared.progress.close()
 
     def _refuse_lost_messages(self, positions: Sequence[SinkPosition]) -> None:
         """Raise NeedsOperator if the topic lacks messages that are to be read next, or was cut before what is stored.
@@ -175,21 +175,21 @@ class Consumer:
                     " read: raise the topic's retention, stop this process, and see 'Replay' in docs/operations.md"
                 )
 
-    def _store(self, bound: _Bound, buffers: Sequence[PartitionBuffer]) -> None:
+    def _store(self, prepared: _Prepared, buffers: Sequence[PartitionBuffer]) -> None:
         is_first = not any(buffer.group for buffer in buffers)
         group = [buffer.partition for buffer in buffers]
         ranges = [buffer.begin(group) for buffer in buffers]
         pending = {each.partition: each.offsets for each in ranges}
         # The id of a deleted topic never returns: if it is the same now, all these messages were read from that topic.
-        bound.progress.check_topic(self._topic.topic_id())
+        prepared.progress.check_topic(self._topic.topic_id())
         if not is_first:
-            bound.progress.check_table()
-        if bound.progress.begin(pending):  # a former owner of the partitions may have tried to write these ranges
+            prepared.progress.check_table()
+        if prepared.progress.begin(pending):  # a former owner of the partitions may have tried to write these ranges
             is_first = False
-        blocks = [(each, each.block(self.dataset, bound.topic_id)) for each in ranges]
+        blocks = [(each, each.block(self.dataset, prepared.topic_id)) for each in ranges]
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
             rows = block_writing.write(self._target.writer, blocks, self._target.dead_letters, is_first)
-        bound.progress.finish(pending)
+        prepared.progress.finish(pending)
         for buffer in buffers:
             buffer.finish()
         metrics.counter(metric_names.SINK_ROWS, *self._labels).inc(rows)

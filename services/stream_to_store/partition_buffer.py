@@ -19,14 +19,14 @@ from services.core.ports import Block, Message
 class MessageRange:
     """All messages of one partition whose offsets are in `offsets`.
 
-    `good` are the messages that can be loaded; all of them were accepted on one day. `poison` are the messages that no
-    store can load.
+    `good` are the messages that can be loaded; all of them were accepted on one day. `unloadable` are the messages
+    that no store can load.
     """
 
     partition: int
     offsets: Range
     good: Sequence[Envelope]
-    poison: Sequence[Envelope]
+    unloadable: Sequence[Envelope]
 
     def block(self, dataset: Dataset, topic_id: str) -> Block:
         return Block(
@@ -97,8 +97,8 @@ class PartitionBuffer:
         if self._pending is None:
             self._pending = Range(self.next_offset, self._end_of_day() - 1)
         chosen = [e for e in self._held if e.message.offset <= self._pending.last]
-        good, poison = [e for e in chosen if not e.problem], [e for e in chosen if e.problem]
-        return MessageRange(self.partition, self._pending, good, poison)
+        good, unloadable = [e for e in chosen if not e.problem], [e for e in chosen if e.problem]
+        return MessageRange(self.partition, self._pending, good, unloadable)
 
     def finish(self) -> None:
         """Drop the messages of the pending range, which the store has committed."""

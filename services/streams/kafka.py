@@ -119,6 +119,18 @@ class KafkaProducer:
         del self._producer  # nothing is under way between two calls; its own `close` would warn of a fenced one
 
 
+def _headers(message: KafkaMessage) -> dict[str, bytes]:
+    """Return the headers; none if the name of one is not UTF-8, which only a message of another program has.
+
+    confluent-kafka raises SystemError for such a name, and crashes if the headers are asked for a second time.
+    """
+    try:
+        sent: Any = message.headers() or ()
+    except SystemError:
+        return {}
+    return {name: value for name, value in sent if value is not None}
+
+
 class KafkaPartitionReader:
     """PartitionReader. Nothing connects before the first call."""
 
@@ -195,9 +207,7 @@ class KafkaPartitionReader:
         assert partition is not None
         assert offset is not None
         self._read_up_to[partition] = offset + 1
-        sent: Any = message.headers() or ()
-        headers = {name: value for name, value in sent if value is not None}
-        return Message(self._topic, partition, offset, message.key() or b"", message.value() or b"", headers)
+        return Message(self._topic, partition, offset, message.key() or b"", message.value() or b"", _headers(message))
 
     def _described(self) -> TopicDescription:
         with translated():

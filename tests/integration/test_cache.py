@@ -126,7 +126,7 @@ def test_a_result_of_another_ledger_table_or_floor_is_not_returned(url: str) -> 
         )
 
         def method() -> str:
-            return asyncio.run(service.ask("counting", AggregateQuery(LOGS, "host"), lambda r: r.result.method, 3))
+            return asyncio.run(service.query("counting", AggregateQuery(LOGS, "host"), lambda r: r.result.method, 3))
 
         assert [method(), method()] == ["scan", "cache"]
         scopes.scope = "another"
@@ -242,7 +242,7 @@ def test_the_service_leaves_scans_and_comparisons_alone(url: str) -> None:
 
         def executed(**options: Any) -> tuple[str, int]:
             given = {"query": query, "as_of": 3, "present": lambda reply: reply.result.method, **options}
-            return asyncio.run(service.ask("counting", **given)), reader.executed
+            return asyncio.run(service.query("counting", **given)), reader.executed
 
         assert executed() == ("scan", 1)
         assert executed() == ("cache", 1)

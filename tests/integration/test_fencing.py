@@ -306,13 +306,13 @@ def test_positions_of_version_1_are_bound_once(bench: Bench, beyond: int) -> Non
 
 def test_the_topic_is_read_only_for_batches_that_can_be_in_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[set[int]] = []
-    holds = TopicLog.holds
+    find_batches = TopicLog.find_batches
 
     def noting(log: TopicLog, doubt: Any, starts: Any) -> Any:
         looked.append(set(doubt))
-        return holds(log, doubt, starts)
+        return find_batches(log, doubt, starts)
 
-    monkeypatch.setattr(TopicLog, "holds", noting)
+    monkeypatch.setattr(TopicLog, "find_batches", noting)
     publisher = bench.publisher()
     bench.commit(10)
     publisher.step(bench.connection)

@@ -55,6 +55,14 @@ async def test_a_body_is_read_up_to_the_bound() -> None:
     assert not received
 
 
+def test_a_damaged_gzip_body_is_refused() -> None:
+    damaged = bytearray(COMPRESS["gzip"](b"hello"))
+    damaged[10] = 0xFF  # the type of the first deflate block
+    with pytest.raises(QueryError, match="cannot decompress the body") as raised:
+        decoded(bytes(damaged), "gzip")
+    assert raised.value.status == 400
+
+
 @pytest.mark.parametrize("encoding", COMPRESS)
 def test_a_body_is_decompressed_up_to_the_bound(encoding: str) -> None:
     frames = COMPRESS[encoding](bytes(BOUND - 5)) + COMPRESS[encoding](b"hello")

@@ -152,6 +152,13 @@ def test_a_line_that_gives_a_name_twice_is_no_row() -> None:
     assert [(each.row, each.reason) for each in rejected] == [(0, "a name is given twice")]
 
 
+def test_a_column_that_is_unknown_may_have_a_number_of_any_length() -> None:
+    """int() refuses a number of more than 4,300 digits. A bad line before it has each line checked by itself."""
+    [line] = lines(IDS[:1])
+    long = line.removesuffix(b"}") + b',"x":' + b"1" * 5000 + b"}"
+    assert line_check(DATASET).check([b"not json", long]).ids == [None, IDS[0]]
+
+
 def test_a_line_that_the_store_has_taken_and_our_check_rejects_is_stored() -> None:
     """A number in quotes, for example."""
     table = Table(())

@@ -54,6 +54,15 @@ def test_a_long_value_is_cut(byte: bytes) -> None:
     assert decode(value).batch_id == 7
 
 
+@pytest.mark.parametrize("name", ["\N{SEEDLING}" * 249, "a" * 250, "a b", "\x00"])
+def test_a_name_that_the_index_may_not_hold_is_refused(name: str) -> None:
+    """The index has store, dataset and topic in one entry of at most 2,704 bytes."""
+    letter = {"store": "s", "dataset": "d", "topic": "t", "partition": 0, "offset": 0}
+    assert decode(json.dumps(letter).encode()).topic == "t"
+    with pytest.raises(Malformed):
+        decode(json.dumps(letter | {"topic": name}).encode())
+
+
 @pytest.mark.parametrize("value", [b"", b"[]", b"{}", b'{"store":1}', b"\xff", b"[" * 10_000])
 def test_what_is_no_letter_is_refused(value: bytes) -> None:
     with pytest.raises(Malformed):

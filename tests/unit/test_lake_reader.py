@@ -250,7 +250,7 @@ def test_a_query_that_needs_more_memory_than_it_may_use_is_refused(ten_files: La
 
 
 def test_a_table_created_again_is_read_again(reader: EmbeddedReader, settings: LakeSettings) -> None:
-    lake_tables.append(settings, LOGS, [log(1), log(2)], Position("t", {0: 9}, query="q", batch=0))
+    lake_tables.append(settings, LOGS, [log(1), log(2)], Position("t", {0: 9}, query="q", micro_batch=0))
     assert reader.position(LOGS).offsets == {0: 9}
     tables = Tables(settings, LOGS)
     tables.empty(Position.first(), ())

@@ -76,7 +76,7 @@ def test_a_gap_and_an_overlap_are_refused(
     writer: EmbeddedWriter, reader: EmbeddedReader, first: int, last: int
 ) -> None:
     writer.write([block(1, 0, 4)])
-    with pytest.raises(Fenced, match="stands at 5"):
+    with pytest.raises(Fenced, match="the position of the table, 5"):
         writer.write([block(2, first, last)])
     assert stored(reader) == [(1, 1, 1)]
 
@@ -132,7 +132,7 @@ def test_who_is_always_late_says_so(writer: EmbeddedWriter, monkeypatch: pytest.
         return found
 
     monkeypatch.setattr(Table, "current_version", stale)
-    with pytest.raises(StoreDown, match="others committed"):
+    with pytest.raises(StoreDown, match="another process had committed"):
         writer.write([block(1, 0, 4)])
 
 
@@ -269,7 +269,7 @@ def test_nobody_can_tell_whether_a_batch_of_spark_is_under_way(writer: EmbeddedW
     writer.end_writes(DATASET)  # of a table without a position
     writer.write([block(1, 0, 4)])
     writer.end_writes(DATASET)
-    lake_tables.append(settings, DATASET, [log(2)], Position("t", {0: 9}, query="some-query", batch=0))
+    lake_tables.append(settings, DATASET, [log(2)], Position("t", {0: 9}, query="some-query", micro_batch=0))
     with pytest.raises(NeedsOperator, match="stop stream-to-lake, run `logpipe stream-to-lake --resume logs`"):
         writer.end_writes(DATASET)
     EmbeddedWriter(LakeSettings(hdfs_url=settings.hdfs_url, lake_path="/none")).end_writes(DATASET)  # without a table

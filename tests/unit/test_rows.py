@@ -9,7 +9,7 @@ import pytest
 
 from services import datasets
 from services.core.errors import InvalidRow, Malformed, MalformedLine
-from services.core.rows import MAX_LINE_BYTES, RowCodec, Rows, checksum
+from services.core.rows import MAX_LINE_BYTES, RowCodec, Rows, _refused_escape, checksum
 
 LOG: dict[str, Any] = {
     "timestamp": "2026-01-31T12:00:00.123456Z",
@@ -198,6 +198,21 @@ def test_a_lone_surrogate_is_refused_and_named(column: str, text: str) -> None:
 def test_a_surrogate_pair_is_a_character_like_any_other() -> None:
     [_, row] = rows_of(codec.decode_array(log(message="\U0001f600", metadata={"a": "\U0001f600"})))
     assert (row[-2], json.loads(row[-1])) == ("\U0001f600", {"a": "\U0001f600"})
+
+
+@pytest.mark.parametrize(
+    ("text", "is_refused"),
+    [
+        (r"\\ud800", False),  # an escaped backslash, and then a text
+        (r"\\\ud800", True),
+        (r"\n\ud83d\ude00\\u0000", False),
+        (r"\ud83d\\\ude00", True),
+        (r"\ud83dx\ude00", True),
+        ("\\\\" * 100_000 + r"\u0041", False),
+    ],
+)
+def test_an_escape_counts_behind_an_even_number_of_backslashes(text: str, is_refused: bool) -> None:
+    assert (_refused_escape(text) is not None) == is_refused
 
 
 @pytest.mark.parametrize("depth", [201, 5_000, 200_000])

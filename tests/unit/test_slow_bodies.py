@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from fastapi import Request
 
-from services.core.errors import RequestTimeout
+from services.core.errors import Backpressure, RequestTimeout
 from services.ingest_api import bodies
 from services.ingest_api.bodies import InFlight
 
@@ -49,3 +49,36 @@ def test_a_body_that_came_fast_may_not_pause_for_long() -> None:
 def test_a_body_that_trickles_is_refused() -> None:
     with pytest.raises(RequestTimeout, match="bytes of the body arrived in time; at least 1024 a second"):
         read([b"x"] * 100, ALLOWED / 4, [])
+
+
+def test_the_slowest_body_is_ended_when_another_would_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 60)
+
+    async def crowd() -> list[bytes | BaseException]:
+        in_flight, go_on, begun = InFlight(30_000), asyncio.Event(), asyncio.Semaphore(0)
+
+        async def one(begins: bytes, ends: bytes) -> bytes:
+            async def stream() -> AsyncIterator[bytes]:
+                yield begins
+                begun.release()
+                await go_on.wait()
+                yield ends
+
+            with in_flight.reserve() as claim:
+                return await bodies.read(cast(Request, SimpleNamespace(stream=stream)), claim, 30_000)
+
+        slow = asyncio.create_task(one(b"x" * 1000, b"x"))
+        fast = asyncio.create_task(one(b"x" * 10_000, b"x" * 10_000))
+        for _ in range(2):
+            await begun.acquire()
+        refused = asyncio.create_task(one(b"x" * 20_000, b""))
+        await asyncio.wait([refused, slow])
+        go_on.set()
+        return list(await asyncio.gather(slow, fast, refused, return_exceptions=True))
+
+    slow, fast, refused = asyncio.run(crowd())
+    assert isinstance(slow, Backpressure)
+    assert "slowly" in str(slow)
+    assert fast == b"x" * 20_000
+    assert isinstance(refused, Backpressure)

@@ -11,7 +11,6 @@ from clickhouse_connect.driver.summary import QuerySummary
 from services.core.completion import complete
 from services.core.dataset import Dataset
 from services.core.errors import RowRejected, StoreDown
-from services.core.ids import batch_of
 from services.core.ports import Block, group_token
 from services.stores.clickhouse import STORE, attempts, tables
 from services.stores.clickhouse.client import connect, translated
@@ -38,7 +37,7 @@ _BAD_ROW = {6, 25, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 306, 349, 376, 
 
 
 # How ClickHouse ends the message about a line that it cannot parse, and about a row that violates a CHECK.
-_AT_ROW = re.compile(r"(?:\(|violated )at row (\d+)\b")
+_AT_ROW = re.compile(r"(?:\(|violated )at row (\d{1,9})\b")
 
 
 class ClickHouseWriter:
@@ -85,7 +84,7 @@ class ClickHouseWriter:
         return complete(STORE.name, blocks, stored_ids, self.write)
 
     def stored_ids(self, dataset: Dataset, ids: Set[int]) -> Set[int]:
-        return attempts.stored_on_any_day(self._client, dataset, {batch_of(row_id) for row_id in ids}) & ids
+        return attempts.stored_on_any_day(self._client, dataset, ids)
 
     def end_writes(self, dataset: Dataset) -> None:
         attempts.end_all(self._client, dataset)
