@@ -125,6 +125,40 @@ WATERMARK_LAG_SECONDS = Metric(
     ("store", "dataset"),
 )
 
+VERIFY_ROWS_MISSING = Metric(
+    "logpipe_verify_rows_missing",
+    "gauge",
+    "Accepted and loaded rows that the last verification did not find.",
+    ("store", "dataset"),
+)
+VERIFY_ROWS_EXTRA = Metric(
+    "logpipe_verify_rows_extra",
+    "gauge",
+    "Rows that the last verification found and that were not accepted.",
+    ("store", "dataset"),
+)
+VERIFY_ROWS_DUPLICATED = Metric(
+    "logpipe_verify_rows_duplicated",
+    "gauge",
+    "Copies of a row beyond the first that the last verification found.",
+    ("store", "dataset"),
+)
+VERIFY_ROWS_ALTERED = Metric(
+    "logpipe_verify_rows_altered",
+    "gauge",
+    "Rows of the batches whose contents the last verification found to differ.",
+    ("store", "dataset"),
+)
+VERIFY_BATCHES_CHECKED = Metric(
+    "logpipe_verify_batches_checked",
+    "gauge",
+    "Batches that the last verification looked at.",
+    ("store", "dataset"),
+)
+VERIFY_AGE_SECONDS = Metric(
+    "logpipe_verify_age_seconds", "gauge", "How long ago the last verification ended.", ("store", "dataset")
+)
+
 ALERTS_OPEN = Metric("logpipe_alerts_open", "gauge", "Alerts that are open.", ("rule",))
 ALERTS_BEHIND_SECONDS = Metric(
     "logpipe_alerts_behind_seconds", "gauge", "How long ago the last second was accepted that was judged."

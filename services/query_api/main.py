@@ -15,7 +15,7 @@ from services.core.errors import StoreDown
 from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.ledger.watermark import Watermarks
 from services.postgres.pool import Pool
-from services.query_api import alerts, reports
+from services.query_api import alerts, reports, verifications
 from services.query_api.cache import CacheSettings, open_cache
 from services.query_api.endpoints import router
 from services.query_api.scopes import Scopes
@@ -24,7 +24,7 @@ from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
 from services.runtime.settings import ListenSettings, Port, PostgresSettings
-from services.runtime.workers import Worker
+from services.runtime.workers import Worker, Workers
 
 _MEASURE_SECONDS = 5
 _STOP_SECONDS = 10
@@ -65,7 +65,10 @@ def application(settings: QuerySettings) -> FastAPI:
         readiness.add("alerts", lambda: _outdated(ledger))
         readiness.add("watermark", lambda: _held(watermarks), degraded=True)
         readiness.add("stores", service.late, degraded=True)
-        measuring = Worker("measure", partial(_measure, service, settings.query_late_seconds))
+        measuring = Workers(
+            Worker("measure", partial(_measure, service, settings.query_late_seconds)),
+            Worker("verifications", partial(_report_verifications, ledger)),
+        )
         measuring.start()
         yield
         await run_in_threadpool(measuring.stop, _STOP_SECONDS)
@@ -105,6 +108,12 @@ def _held(watermarks: Watermarks) -> str | None:
 def _measure(service: QueryService, late_seconds: float) -> float:
     """The turn of a worker: measure once. Returns the seconds until the next time."""
     service.measure(late_seconds)
+    return _MEASURE_SECONDS
+
+
+def _report_verifications(ledger: Pool) -> float:
+    """The turn of a worker: serve the results of the last verifications. Returns the seconds until the next time."""
+    verifications.report(ledger)
     return _MEASURE_SECONDS
 
 
