@@ -45,6 +45,12 @@ BYTES_IN_FLIGHT = Metric(
     "Bytes of bodies and of their decoded rows, accepted for work and not answered.",
 )
 DISK_FREE_BYTES = Metric("logpipe_ingest_disk_free_bytes", "gauge", "Free space where the ledger's data lies.")
+DISK_SPACE_FREE_BYTES = Metric(
+    "logpipe_disk_space_free_bytes", "gauge", "Free bytes of the file system of the folder.", ("folder",)
+)
+DISK_SPACE_TOTAL_BYTES = Metric(
+    "logpipe_disk_space_total_bytes", "gauge", "All bytes of the file system of the folder.", ("folder",)
+)
 UNPUBLISHED_BATCHES = Metric(
     "logpipe_publisher_unpublished_batches",
     "gauge",
