@@ -100,6 +100,32 @@ class OwnProgressWriter(StoreWriter, Protocol):
         """Return the rows that `complete` will reject. Called first: its transaction counts these rows as loaded."""
 
 
+class Refiller(StoreWriter, Protocol):
+    """The StoreWriter by which a replay fills a store whose own transactions keep its position.
+
+    Another process loads the topic meanwhile, from that position on. Called by one thread. Blocks stand for ranges of
+    batches, not for messages, and come one at a time.
+    """
+
+    def begin(self, dataset: Dataset, topic_id: str, bounds: Mapping[int, tuple[int, int]]) -> StorePosition:
+        """Return the position from which on the topic is loaded; every later write is refused if it is of another table
+        or topic by then. After `prepare`. `bounds`: partition -> first offset kept, end.
+
+        Raises StoreDown, and NeedsOperator if the position is of another topic or not within it.
+        """
+
+
+@runtime_checkable
+class KeepsRejects(Protocol):
+    """A reader of a store that keeps its rejected rows in tables of its own."""
+
+    def rejected(self, dataset: Dataset) -> Iterator[tuple[int, int | None, int]]:
+        """(batch, id of the row, 1) of each rejected row, and (batch, None, rows) where no id could be read.
+
+        Raises StoreDown.
+        """
+
+
 class BaseReader(Protocol):
     """What every reader of a store offers. `name` is the store's name (see `stores.Store`).
 

@@ -27,7 +27,6 @@ from services.replay import gaps
 from services.replay.display import Display, Outcome
 from services.streams.dead_letters import DeadLetters
 
-BLOCK_ROWS = 50_000
 _BLOCK_BYTES = 64 << 20
 _PAGE_BATCHES = 2_000
 _POLL_SECONDS, _RETRY_SECONDS = 0.2, 2.0
@@ -36,9 +35,11 @@ _POLL_SECONDS, _RETRY_SECONDS = 0.2, 2.0
 class Refill:
     """The replay of one dataset.
 
-    `starts`: partition -> the offset from which on the stream loads, in the topic `topics.current`. `dead_lettered`:
-    batch -> ids of the rows that were dead-lettered before. `watermark` computes the store's present watermark, and
-    saves it in the ledger.
+    `starts`: partition -> the offset from which on the stream loads, in the topic `topics.current`. `offsets` reads up
+    to where the stream has loaded by now, and raises NeedsOperator if that counts in another table or topic.
+    `dead_lettered`: batch -> ids of the rows that were dead-lettered before. `watermark` computes the store's present
+    watermark, and saves it in the ledger. `block_rows`: rows of one write, about. `stream`: what loads the store, in
+    texts for people.
     """
 
     def __init__(
@@ -53,9 +54,12 @@ class Refill:
         dead_letters: DeadLetters,
         topics: TopicNumbers,
         starts: Mapping[int, int],
+        offsets: Callable[[], Mapping[int, int]],
         dead_lettered: gaps.Gaps,
         watermark: Callable[[], int],
         display: Display,
+        block_rows: int,
+        stream: str,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._codec = codec
@@ -69,11 +73,14 @@ class Refill:
         self._dead_letters = dead_letters
         self._topics = topics
         self._starts = starts
+        self._offsets = offsets
         self._watermark = watermark
         self._dead_lettered: defaultdict[int, set[int]] = defaultdict(
             set, {batch: set(ids) for batch, ids in dead_lettered.items()}
         )
         self._display = display
+        self._block_rows = block_rows
+        self._stream = stream
         self._pause = pause
         self._most = _PAGE_BATCHES  # that are written at once
         self._outcome = Outcome()
@@ -99,11 +106,11 @@ class Refill:
     def _step(self) -> None:
         """Bring what is missing of the next page of batches, up to the first that has to be waited for."""
         replay, pending = self._replay, self._replay.range_last is not None
+        offsets = self._offsets()
         with self._ledger.connection() as connection:
             floor = reading.floor(connection, self._name)
             stop = replay.last if replay.range_last is None else replay.range_last
             page = reading.batches(connection, self._name, max(replay.next, floor) - 1, stop, _PAGE_BATCHES)
-            offsets = reading.sink_offsets(connection, self._reader.name, self._name)
             lost = set(self._lost(connection, page[0].batch_id - 1, page[-1].batch_id, len(page))) if page else set()
         own = [batch for batch in page if batch.batch_id in lost or not self._is_streamed(batch)]
         for batch in own:
@@ -124,7 +131,7 @@ class Refill:
         pending = self._replay.range_last is not None
         while self._replay.next <= end:
             missing = [batch for batch in rest if batch.batch_id in found]
-            block = cut(missing)[: None if pending else self._most]
+            block = cut(missing, self._block_rows)[: None if pending else self._most]
             following = missing[len(block)].batch_id if len(block) < len(missing) else end + 1
             if pending and following <= end:  # the store has lost rows since the range was begun
                 written = self._bring(block, found, end, floor)
@@ -158,7 +165,7 @@ class Refill:
             lost = self._lost(connection, mark, self._replay.last, 1)
         if lost:
             self._wait(
-                f"batches between {mark} and {lost[0]} are for stream-to-store --store {self._reader.name} to load",
+                f"batches between {mark} and {lost[0]} are for {self._stream} to load",
                 _POLL_SECONDS,
             )
         return not lost
@@ -226,7 +233,7 @@ class Refill:
         if batch.parts is None:
             return f"batch {batch.batch_id} is not in Kafka yet: an ingest API has to publish it"
         if any(part.offset >= offsets.get(part.partition, 0) for part in batch.parts):
-            return f"a part of batch {batch.batch_id} is for stream-to-store --store {self._reader.name} to load"
+            return f"a part of batch {batch.batch_id} is for {self._stream} to load"
         return ""
 
     def _wait(self, reason: str, seconds: float) -> None:
@@ -234,11 +241,11 @@ class Refill:
         self._pause(seconds)
 
 
-def cut(batches: Sequence[Batch]) -> Sequence[Batch]:
-    """The first of `batches`, for one block: all accepted on one day, and no more than are needed for BLOCK_ROWS."""
+def cut(batches: Sequence[Batch], block_rows: int) -> Sequence[Batch]:
+    """The first of `batches`, for one block: all accepted on one day, and no more than are needed for `block_rows`."""
     rows = 0
     for index, batch in enumerate(batches):
-        if rows >= BLOCK_ROWS or batch.created_at // DAY != batches[0].created_at // DAY:
+        if rows >= block_rows or batch.created_at // DAY != batches[0].created_at // DAY:
             return batches[:index]
         rows += batch.rows
     return batches

@@ -1,12 +1,11 @@
 """Rows that were dead-lettered instead of stored, by store, dataset and batch."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from services.core.dataset import Dataset
-from services.core.ports import PartitionReader, StoreReader
+from services.core.ports import KeepsRejects, PartitionReader, StoreReader
 from services.ledger import dead_letter_index
 from services.postgres.pool import Pool
 
@@ -29,14 +28,6 @@ class DeadLetteredRows:
     def __or__(self, other: "DeadLetteredRows") -> "DeadLetteredRows":
         """The rows that were dead-lettered in either of two places, or in both."""
         return DeadLetteredRows(self.ids | other.ids, max(self.unnamed, other.unnamed))
-
-
-@runtime_checkable
-class KeepsRejects(Protocol):
-    """A store that keeps its rejected rows in tables of its own."""
-
-    def rejected(self, dataset: Dataset) -> Iterator[Reject]:
-        """Each rejected row once. Blocks. Raises StoreDown."""
 
 
 class DeadLetterLookup:
