@@ -7,8 +7,7 @@ import pytest
 
 from services.datasets.logs import DATASET
 from services.ledger import restore, sampling
-from services.postgres.connection import connect
-from tests.conftest import database_of, in_database
+from services.postgres.connection import connect, database_of, in_database
 from tests.integration.test_replay import World, ended, failed, filled, until
 
 pytestmark = pytest.mark.timeout(240)

@@ -25,7 +25,7 @@ from services.core.queries import BUCKETS, MINUTE, AggregateQuery, Filters, List
 from services.core.rows import RowCodec, Rows, checksum
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import batches as ledger_batches
-from services.postgres.connection import connect
+from services.postgres.connection import connect, in_database
 from services.rollups import maintenance
 from services.rollups.maintenance import RollupMaintenance
 from services.stores import postgres
@@ -36,7 +36,7 @@ from services.stores.clickhouse.writer import ClickHouseWriter
 from services.stores.postgres import rollup_chunks as chunks
 from services.stores.postgres import rollups as rollup
 from services.stores.postgres.tables import midnight
-from tests.conftest import in_database, running
+from tests.conftest import running
 
 DAY = 86_400_000_000
 LEVELS, SERVICES, HOSTS = ("INFO", "ERROR", "é", ""), ("api", "a'b", "%s"), ("", "h-1")
