@@ -10,6 +10,7 @@ from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator, StoreDown
 from services.core.ids import MAX_BATCH
 from services.core.queries import StatsQuery
+from services.core.stores import Store
 from services.ledger import restore
 from services.ledger.restore import Leap
 from services.postgres.connection import Connection
@@ -25,7 +26,7 @@ def make_fit(connection: Connection) -> Leap:
     return leap
 
 
-def filled() -> list[stores.Store]:
+def filled() -> list[Store]:
     """The stores that are filled from Kafka, and refilled by replays."""
     return [store for store in stores.all_stores() if store.open_reader and store.open_writer]
 

