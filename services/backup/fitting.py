@@ -1,34 +1,40 @@
 """Makes a restored database fit for use: the ledger, the alerts, and the slots where no topic has their batches."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 from services import datasets, stores
 from services.alerts import repository as alerts
 from services.core.dataset import Dataset
-from services.core.errors import NeedsOperator, StoreDown
+from services.core.errors import Invalid, NeedsOperator, StoreDown
 from services.core.ids import MAX_BATCH
 from services.core.queries import StatsQuery
-from services.core.stores import Store
 from services.ledger import restore
 from services.ledger.restore import Leap
 from services.postgres.connection import Connection
 from services.streams import topics
 
 
-def make_fit(connection: Connection) -> Leap:
-    """Give the ledger a new identity, and ids above all that were given out. Raises StoreDown and NeedsOperator."""
-    leap = restore.after_restore(
-        connection, [store.name for store in filled()], [dataset.name for dataset in datasets.all_datasets()]
-    )
+def make_fit(connection: Connection, names: Sequence[str]) -> Leap:
+    """Give the ledger a new identity, and ids above all that were given out. `names`: the stores to be replayed.
+
+    Raises StoreDown and NeedsOperator.
+    """
+    leap = restore.after_restore(connection, names, [dataset.name for dataset in datasets.all_datasets()])
     alerts.skip_used_ids(connection)
     return leap
 
 
-def filled() -> list[Store]:
-    """The stores that are filled from Kafka, and refilled by replays."""
-    return [store for store in stores.all_stores() if store.open_reader and store.open_writer]
+def filled(chosen: Sequence[str] = ()) -> list[str]:
+    """The names of the stores that are filled from Kafka, and refilled by replays; of those `chosen`, if any are.
+
+    Raises Invalid if one of those is none.
+    """
+    names = [store.name for store in stores.all_stores() if store.open_reader and store.open_writer]
+    if unknown := set(chosen) - set(names):
+        raise Invalid(f"no store is filled from Kafka that is called {', '.join(sorted(unknown))}: {', '.join(names)}")
+    return [name for name in names if not chosen or name in chosen]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +45,17 @@ class Surroundings:
     holders: Mapping[str, list[str]]
 
 
-def look_around(kafka_url: str) -> Surroundings:
-    """Look at Kafka and at every store. Raises StoreDown if one of them is unreachable."""
+def look_around(kafka_url: str, names: Sequence[str]) -> Surroundings:
+    """Look at Kafka and at the stores of these names. Raises StoreDown if one of them is unreachable."""
     known = datasets.all_datasets()
     present = topics.present(kafka_url, [dataset.topic for dataset in known])
     holders: dict[str, list[str]] = {dataset.name: [] for dataset in known}
-    for store in filled():
-        with closing(stores.open_reader(store.name)) as reader:
+    for name in names:
+        with closing(stores.open_reader(name)) as reader:
             for dataset in known:
                 [[rows]] = reader.execute(StatsQuery(dataset), as_of=MAX_BATCH).rows
                 if rows:
-                    holders[dataset.name].append(store.name)
+                    holders[dataset.name].append(name)
     return Surroundings(present, holders)
 
 
@@ -79,4 +85,7 @@ def _foreign(dataset: Dataset) -> NeedsOperator:
 
 
 def unreachable(error: StoreDown) -> NeedsOperator:
-    return NeedsOperator(f"{error}: start PostgreSQL, Kafka and every store first, and no process of the pipeline")
+    return NeedsOperator(
+        f"{error}: start PostgreSQL, Kafka and every store first, and no process of the pipeline; leave out a store"
+        " that is not in use by naming the others with --store"
+    )

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
+from services.backup import fitting, making, restoring
 from services.backup import folder as files
-from services.backup import making, restoring
 from services.core.errors import LogpipeError
 from services.runtime import logs
 from services.runtime.settings import KafkaSettings, PostgresSettings
@@ -36,8 +36,9 @@ def backup(folder: Path, keep: int | None) -> None:
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--store", "names", multiple=True, help="A store in use; may be repeated. Default: all.")
 @click.confirmation_option(prompt="Is the pipeline stopped, and is what PostgreSQL has now to be replaced?")
-def restore(folder: Path) -> None:
+def restore(folder: Path, names: tuple[str, ...]) -> None:
     """Restore the backup in FOLDER, or the newest one of those in FOLDER.
 
     Start PostgreSQL, Kafka and the stores before, and no process of the pipeline. A database that has rows is kept
@@ -47,7 +48,8 @@ def restore(folder: Path) -> None:
     logs.configure("restore", settings.log_level)
     try:
         found = files.find(folder)
-        done = restoring.restore(settings.postgres_url.get_secret_value(), settings.kafka_url, found)
+        url, stores = settings.postgres_url.get_secret_value(), fitting.filled(names)
+        done = restoring.restore(url, settings.kafka_url, found, stores)
     except (LogpipeError, OSError) as error:
         raise click.ClickException(str(error)) from error
     for line in done.told():

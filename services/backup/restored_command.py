@@ -27,7 +27,7 @@ def main() -> None:
             schema.require(connection)
             alerts.require(connection)
             restore.refuse_owners(connection)
-            leap = fitting.make_fit(connection)
+            leap = fitting.make_fit(connection, fitting.filled())
     except LogpipeError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"the ledger has a new identity; its batches go on at {leap.last + 1}")

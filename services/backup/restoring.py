@@ -4,7 +4,7 @@ So no process sees a database that is restored in part, a failure changes nothin
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,11 +26,12 @@ _LEAVE_SECONDS = 10.0  # for PostgreSQL's own workers, which look into a databas
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """`kept`: the name of the database that was in use before and had rows, '' if it had none."""
+    """`kept`: the name of the database that was in use before and had rows, '' if it had none. `stores`: to replay."""
 
     begun_at: datetime
     leap: Leap
     kept: str
+    stores: Sequence[str]
 
     def told(self) -> Iterator[str]:
         """What happened, what is lost, and what to do next."""
@@ -42,18 +43,19 @@ class Restored:
         )
         if self.kept:
             yield f"the former database is kept as {self.kept}: drop it once nothing of it is needed"
-        yield "next: start the pipeline; then run `logpipe replay --store STORE` for " + " and ".join(
-            store.name for store in fitting.filled()
-        )
+        yield f"next: start the ingest API; then run `logpipe replay --store STORE` for {' and '.join(self.stores)}"
 
 
-def restore(url: str, kafka_url: str, backup: Backup) -> Restored:
-    """Blocks. Raises StoreDown, Conflict while a process of the pipeline runs, and NeedsOperator."""
+def restore(url: str, kafka_url: str, backup: Backup, stores: Sequence[str]) -> Restored:
+    """Restore `backup` into the database of `url`. `stores`: the names of those that are in use.
+
+    Blocks. Raises StoreDown, Conflict while a process of the pipeline runs, and NeedsOperator.
+    """
     name = database_of(url)
     draft, former = f"{name}_restoring", f"{name}_before_{datetime.now(UTC):%Y%m%d_%H%M%S}"
     backup.check()
     try:
-        around = fitting.look_around(kafka_url)
+        around = fitting.look_around(kafka_url, stores)
     except StoreDown as error:
         raise fitting.unreachable(error) from error
     with closing(connect(in_database(url, "postgres"), closed_when_idle=False)) as server:
@@ -69,10 +71,10 @@ def restore(url: str, kafka_url: str, backup: Backup) -> Restored:
         with closing(connect(draft_url, closed_when_idle=False)) as restored:
             if str(ledger_id(restored)) != backup.description.ledger:
                 raise NeedsOperator(f"{backup.dump} is not the ledger {backup.description.ledger} of its description")
-            leap = fitting.make_fit(restored)
+            leap = fitting.make_fit(restored, stores)
             fitting.rebase(restored, around)
         kept = former if _swap(server, url, name, draft, former) else ""
-    return Restored(backup.description.begun_at, leap, kept)
+    return Restored(backup.description.begun_at, leap, kept, stores)
 
 
 def _refuse_sessions(server: Connection, name: str) -> None:

@@ -4,6 +4,8 @@ docs/operations.md lists them all.
 """
 
 import re
+import tempfile
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
@@ -13,6 +15,14 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 _HOST_NAME = re.compile(r"[\w.-]+|\[[0-9a-f:.]+\]", re.IGNORECASE)
 _ORIGIN = re.compile(rf"https?://(?:{_HOST_NAME.pattern})(?::[0-9]+)?", re.IGNORECASE)
+
+
+def in_home(path: str) -> Path:
+    """The folder `path`, which begins with "~/". A user without a home, as in a pod, has it in the temporary folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(tempfile.gettempdir(), *Path(path).parts[1:])
 
 
 class Settings(BaseSettings):

@@ -13,7 +13,7 @@ _MODULES = {
 def librdkafka() -> dict[str, str]:
     """The settings of a client of librdkafka. Raises NeedsOperator if the environment lacks one."""
     settings = _settings()
-    found = {"security.protocol": settings.kafka_security_protocol}
+    found: dict[str, str] = {"security.protocol": settings.kafka_security_protocol}
     if settings.kafka_ca and settings.has_tls:
         found["ssl.ca.location"] = settings.kafka_ca
     if settings.has_password:
@@ -28,7 +28,7 @@ def librdkafka() -> dict[str, str]:
 def java() -> dict[str, str]:
     """The settings of Kafka's own client in a JVM. Raises NeedsOperator if the environment lacks one."""
     settings = _settings()
-    found = {"security.protocol": settings.kafka_security_protocol}
+    found: dict[str, str] = {"security.protocol": settings.kafka_security_protocol}
     if settings.kafka_ca and settings.has_tls:
         found |= {"ssl.truststore.type": "PEM", "ssl.truststore.location": settings.kafka_ca}
     if settings.has_password:

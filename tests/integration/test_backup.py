@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,11 +15,15 @@ import psycopg
 import pytest
 
 from services.backup import folder as files
-from services.core.errors import NeedsOperator
+from services.core.errors import NeedsOperator, StoreDown
+from services.datasets.logs import DATASET
+from services.ledger.watermark import Watermarks
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.migrate.service import migrate
 from services.postgres.connection import connect, in_database
+from services.postgres.pool import Pool
+from services.stores import open_reader
 from tests.processes import Process, free_port
 
 pytestmark = pytest.mark.timeout(280)
@@ -105,6 +109,15 @@ class World:
             [(rows,)] = connection.execute("SELECT coalesce(sum(rows), 0)::bigint FROM batches").fetchall()
         return int(rows)
 
+    def watermark(self, store: str) -> int:
+        """0 also when the store is said to lack what was loaded before."""
+        with closing(Pool(self.postgres_url)) as ledger, pytest.MonkeyPatch.context() as patch:
+            for name, value in self.urls.items():
+                patch.setenv(name, value)
+            with closing(open_reader(store)) as reader, suppress(StoreDown):
+                return Watermarks(ledger).of(reader, DATASET)
+        return 0
+
     def messages(self) -> list[str]:
         query = "SELECT message FROM logs WHERE service <> 'load' ORDER BY id"
         with closing(connect(self.postgres_url)) as connection:
@@ -135,6 +148,8 @@ def test_a_backup_under_load_is_restored_after_everything_was_wiped(world: World
         with world.load():
             world.send(1, 2_500)
             until(lambda: world.rows() > 6_000)
+            world.run("verify", "--sample", "5", "--wait", "60")
+            assert all(world.watermark(store) > 0 for store in STORES)
             backed_up = world.run("backup", str(world.backups))
             before = world.rows()
             world.send(2_501, 4_000, "--resume")
@@ -150,6 +165,7 @@ def test_a_backup_under_load_is_restored_after_everything_was_wiped(world: World
     assert "logpipe replay --store STORE` for clickhouse and lake" in told
     kept = world.messages()
     assert 2_500 <= len(kept) < 4_000
+    assert all(world.watermark(store) == 0 for store in STORES)  # of empty stores
     with world.pipeline():
         with world.load():
             outputs = [world.run("replay", "--store", store) for store in STORES]
