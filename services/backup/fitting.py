@@ -9,6 +9,7 @@ from services.alerts import repository as alerts
 from services.core.dataset import Dataset
 from services.core.errors import Invalid, NeedsOperator, StoreDown
 from services.core.ids import MAX_BATCH
+from services.core.ports import StoreReader
 from services.core.queries import StatsQuery
 from services.ledger import restore
 from services.ledger.restore import Leap
@@ -53,10 +54,16 @@ def look_around(kafka_url: str, names: Sequence[str]) -> Surroundings:
     for name in names:
         with closing(stores.open_reader(name)) as reader:
             for dataset in known:
-                [[rows]] = reader.execute(StatsQuery(dataset), as_of=MAX_BATCH).rows
-                if rows:
+                if _has_rows(reader, dataset):
                     holders[dataset.name].append(name)
     return Surroundings(present, holders)
+
+
+def _has_rows(reader: StoreReader, dataset: Dataset) -> bool:
+    if reader.progress == "sink" and not reader.table_id(dataset):
+        return False  # there is no table
+    [[rows]] = reader.execute(StatsQuery(dataset), as_of=MAX_BATCH).rows
+    return bool(rows)
 
 
 def rebase(connection: Connection, around: Surroundings) -> None:
