@@ -89,7 +89,7 @@ def is_ready(url: str) -> bool:
 def test_all_processes_and_commands_work_with_urls_alone(urls: dict[str, str], tmp_path: Path) -> None:
     assert "all tables are those of this release" in run(urls, "migrate")
     with ExitStack() as started:
-        addresses = {}
+        addresses: dict[str, str] = {}
         for command, variable in PROCESSES.items():
             port = free_port()
             log = tmp_path / f"{command.split()[0]}-{port}.log"
