@@ -24,6 +24,8 @@ from services.lake.table import Position, Table, table_uri
 from services.lake.writer import commit_rows, on_latest
 from services.runtime.settings import LakeSettings
 
+_ATTEMPTS = 20  # of a commit: a stream under load commits every other second
+
 
 class RefillWriter:
     """A Refiller. Not thread-safe."""
@@ -86,7 +88,7 @@ class RefillWriter:
                 commit_rows(handle, missing, schema.layout(block.dataset), position)
 
         if rows.num_rows:
-            on_latest(table, append)
+            on_latest(table, append, _ATTEMPTS)
 
 
 def _goes_on(

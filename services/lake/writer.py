@@ -23,7 +23,7 @@ from services.lake.lines import LineReader
 from services.lake.table import EMBEDDED, Position, Table, table_uri, within_limit
 from services.runtime.settings import LakeSettings
 
-_ATTEMPTS = 5  # of a commit: only maintenance comes in between, and not often
+_ATTEMPTS = 5  # of a commit: only maintenance and a replay come in between
 
 
 class EmbeddedWriter:
@@ -106,9 +106,9 @@ class EmbeddedWriter:
             on_latest(table, fence)
 
 
-def on_latest(table: Table, commit: Callable[[DeltaTable, Position | None], None]) -> None:
+def on_latest(table: Table, commit: Callable[[DeltaTable, Position | None], None], attempts: int = _ATTEMPTS) -> None:
     """Call `commit` with the newest version of the table and its position, again if others commit in between."""
-    for _ in range(_ATTEMPTS):
+    for _ in range(attempts):
         handle, position = table.current_version()
         try:
             within_limit(partial(commit, handle, position))
@@ -116,7 +116,7 @@ def on_latest(table: Table, commit: Callable[[DeltaTable, Position | None], None
         except StoreDown as error:
             if not isinstance(error.__cause__, CommitFailedError):
                 raise
-    raise StoreDown(NAME, f"{table.uri}: others committed {_ATTEMPTS} times while this was about to")
+    raise StoreDown(NAME, f"{table.uri}: others committed {attempts} times while this was about to")
 
 
 def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: Position | None) -> Position:
