@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from services.core.errors import Backpressure
 from services.ingest_api import remote_disk
@@ -49,8 +50,10 @@ def test_the_process_tells_the_space_of_the_folder(process: Process, tmp_path: P
     usage = shutil.disk_usage(tmp_path)
     assert told["total"] == usage.total
     assert abs(told["free"] - usage.free) < 1 << 30  # other programs write meanwhile
-    metrics = httpx.get(f"{process.url}/metrics").text
-    assert f'logpipe_disk_space_total_bytes{{folder="{tmp_path}"}} {float(usage.total)}' in metrics
+    families = text_string_to_metric_families(httpx.get(f"{process.url}/metrics").text)
+    samples = {sample.name: sample for family in families for sample in family.samples}
+    measured = samples["logpipe_disk_space_total_bytes"]
+    assert (measured.value, measured.labels) == (usage.total, {"folder": str(tmp_path)})
     tmp_path.rmdir()
     assert "No such file" in httpx.get(f"{process.url}/readyz").json()["degraded"]["folder"]
     assert httpx.get(f"{process.url}/disk", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 503

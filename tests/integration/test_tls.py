@@ -140,6 +140,7 @@ def test_producers_readers_groups_and_admins_use_tls_and_a_password(secure_kafka
     assert topics.present(secure_kafka, [DATASET.topic])[DATASET.topic].messages
 
 
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # of each `collect`, by pyspark
 def test_spark_reads_with_the_same_settings(secure_kafka: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     publish(secure_kafka, [b"for spark"])
     monkeypatch.setenv("LOGPIPE_SPARK_JARS", ",".join(jars.spark_jars()))
