@@ -16,7 +16,7 @@ from services.backup import fitting, programs
 from services.backup.folder import Backup
 from services.core.errors import Conflict, NeedsOperator, StoreDown
 from services.ledger.identity import ledger_id
-from services.ledger.restore import Leap
+from services.ledger.restore import Leap, has_accepted
 from services.migrate.service import migrate
 from services.postgres.connection import Connection, connect, database_of, in_database, major_version, translated
 
@@ -116,10 +116,11 @@ def _swap(server: Connection, url: str, name: str, draft: str, former: str) -> b
 
 
 def _has_rows(url: str) -> bool:
-    """Whether the database has a batch, or tables that are none of ours."""
-    query = "SELECT to_regclass('batches') IS NOT NULL, EXISTS (SELECT FROM pg_tables WHERE schemaname = 'public')"
-    with connect(url, closed_when_idle=False) as connection, translated():
-        [(is_ledger, has_tables)] = connection.execute(query).fetchall()
-        if not is_ledger:
-            return bool(has_tables)
-        return connection.execute("SELECT FROM batches LIMIT 1").fetchone() is not None
+    """Whether the database has a batch, or tables of others."""
+    with connect(url, closed_when_idle=False) as connection:
+        has_batches = has_accepted(connection)
+        if has_batches is not None:
+            return has_batches
+        with translated():
+            query = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = 'public')"
+            return connection.execute(query).fetchone() == (True,)

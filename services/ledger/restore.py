@@ -84,6 +84,14 @@ def after_restore(connection: Connection, stores: Sequence[str], datasets: Seque
     return Leap(before + 1, last)
 
 
+def has_accepted(connection: Connection) -> bool | None:
+    """Whether the ledger has a batch; None where there is no ledger. Raises StoreDown."""
+    with translated():
+        if connection.execute("SELECT to_regclass('batches')").fetchone() == (None,):
+            return None
+        return connection.execute("SELECT FROM batches LIMIT 1").fetchone() is not None
+
+
 def known_topics(connection: Connection, name: str) -> set[str]:
     """The ids of the topics of that name that batches of the ledger were published to. Raises StoreDown."""
     with translated():
