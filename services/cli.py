@@ -49,8 +49,11 @@ COMMANDS = {
     "verify": Command("services.verify.main:main", "server,lake", "Compare what the stores hold with the ledger."),
     "replay": Command("services.replay.main:main", "server,lake", "Refill a store from PostgreSQL, exactly once."),
     "maintain": Command("services.maintenance.main:main", "server,lake", "Merge small files and drop old days."),
+    "disk-space": Command("services.disk_space.main:main", "server", "Serve how full the disk of a folder is."),
+    "backup": Command("services.backup.main:backup", "server,lake", "Back up PostgreSQL, with the ledger."),
+    "restore": Command("services.backup.main:restore", "server,lake", "Restore PostgreSQL from a backup."),
     "ledger-restored": Command(
-        "services.maintenance.restored_command:main", "server", "Make a ledger fit for use after a restore."
+        "services.backup.restored_command:main", "server,lake", "Make a ledger fit for use after a restore."
     ),
     "send": Command("services.send.main:main", "", "Send a log file, or standard input, to the ingest API."),
 }

@@ -236,7 +236,8 @@ def ways_out(dataset: Dataset, lost: bool) -> str:
     """Return what an operator can do. `lost`: the topic no longer has all messages that the table lacks."""
     command = "logpipe stream-to-lake"
     continues = (
-        f"with the messages that the topic still has (`logpipe verify --store {NAME}` names the rows that are missing)"
+        f"with the messages that the topic still has (`logpipe verify --store {NAME}` names the rows that are missing,"
+        f" and `logpipe replay --store {NAME}` writes them)"
         if lost
         else "from the position of the table"
     )

@@ -7,6 +7,7 @@ command can be repeated.
 from collections.abc import Mapping
 
 from services.core.errors import NeedsOperator
+from services.lake import NAME
 from services.lake.table import CLAIMED, EMBEDDED, Position
 from spark_jobs.stream import LakeStream
 
@@ -30,13 +31,13 @@ def resume(stream: LakeStream) -> Position:
 def rebuild(stream: LakeStream, *, give_up_rows: bool) -> None:
     """Delete the checkpoint and all rows; the next start reads the topic from its beginning.
 
-    Raises NeedsOperator if there are rows, unless `give_up_rows`: a row that the topic lacks cannot be restored.
+    Raises NeedsOperator if there are rows, unless `give_up_rows`: only a replay brings back a row that the topic lacks.
     """
     stream.tables.prepare()
     if not give_up_rows and not stream.tables.is_empty():
         raise NeedsOperator(
-            f"{stream.dataset.name}: rows that {stream.dataset.topic} no longer has would be lost to the lake for good:"
-            " to delete all rows of its table, add --yes"
+            f"{stream.dataset.name}: its table in the lake would lack rows that {stream.dataset.topic} no longer has,"
+            f" until `logpipe replay --store {NAME}` has written them: to delete all rows of the table, add --yes"
         )
     former = _queries(stream, stream.tables.rows.position())
     firsts = {partition: first for partition, (first, _) in stream.topic.bounds().items()}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from services.runtime.settings import KafkaSettings, LakeSettings, ListenSettings, Port, PostgresSettings
+from services.runtime.settings import KafkaSettings, LakeSettings, ListenSettings, Port, PostgresSettings, in_home
 
 
 class SparkSettings(LakeSettings):
@@ -12,7 +12,7 @@ class SparkSettings(LakeSettings):
     spark_memory: str = Field("1g", description="heap of the Spark driver")
     spark_jars: str = Field("", description="the jars of Kafka and Delta, comma-separated; resolved when empty")
     spark_ivy: Path = Field(
-        Path("~/.cache/logpipe/ivy").expanduser(), description="where Spark keeps the jars that it resolves itself"
+        in_home("~/.cache/logpipe/ivy"), description="where Spark keeps the jars that it resolves itself"
     )
     spark_ui: bool = Field(False, description="serve Spark's own page on 127.0.0.1:4040")
 

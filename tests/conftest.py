@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
@@ -16,6 +15,7 @@ from hypothesis import settings
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.migrate.service import migrate
+from services.postgres.connection import in_database
 from tests.skips import fail_if_skipped
 
 settings.register_profile("pipeline", deadline=None)  # a busy machine makes no test fail
@@ -83,15 +83,6 @@ def running(*names: str) -> Iterator[Stack]:
         if "postgres" in names:
             migrate(stack.settings.urls()["LOGPIPE_POSTGRES_URL"])
         yield stack
-
-
-def database_of(url: str) -> str:
-    return urlsplit(url).path.removeprefix("/")
-
-
-def in_database(url: str, name: str) -> str:
-    """The URL of another database on the same server."""
-    return urlsplit(url)._replace(path=f"/{name}").geturl()
 
 
 @pytest.fixture

@@ -7,6 +7,10 @@ LEDGER_HEADER = "Logpipe-Ledger"
 """The HTTP header with a ledger's id. Replies of the ingest API name the ledger that it writes to, '' while it has not
 read the id; a request may name the ledger that its rows are meant for."""
 
+FORMER_LEDGERS_HEADER = "Logpipe-Former-Ledgers"
+"""The HTTP header with the ids, comma-separated, that the ledger had before it was restored from backups. The reply of
+the ingest API to a health check has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:

@@ -45,6 +45,12 @@ BYTES_IN_FLIGHT = Metric(
     "Bytes of bodies and of their decoded rows, accepted for work and not answered.",
 )
 DISK_FREE_BYTES = Metric("logpipe_ingest_disk_free_bytes", "gauge", "Free space where the ledger's data lies.")
+DISK_SPACE_FREE_BYTES = Metric(
+    "logpipe_disk_space_free_bytes", "gauge", "Free bytes of the file system of the folder.", ("folder",)
+)
+DISK_SPACE_TOTAL_BYTES = Metric(
+    "logpipe_disk_space_total_bytes", "gauge", "All bytes of the file system of the folder.", ("folder",)
+)
 UNPUBLISHED_BATCHES = Metric(
     "logpipe_publisher_unpublished_batches",
     "gauge",
@@ -123,6 +129,40 @@ WATERMARK_LAG_SECONDS = Metric(
     "gauge",
     "Age of the oldest batch above the watermark, by PostgreSQL's clock; 0 when there is none.",
     ("store", "dataset"),
+)
+
+VERIFY_ROWS_MISSING = Metric(
+    "logpipe_verify_rows_missing",
+    "gauge",
+    "Accepted and loaded rows that the last verification did not find.",
+    ("store", "dataset"),
+)
+VERIFY_ROWS_EXTRA = Metric(
+    "logpipe_verify_rows_extra",
+    "gauge",
+    "Rows that the last verification found and that were not accepted.",
+    ("store", "dataset"),
+)
+VERIFY_ROWS_DUPLICATED = Metric(
+    "logpipe_verify_rows_duplicated",
+    "gauge",
+    "Copies of a row beyond the first that the last verification found.",
+    ("store", "dataset"),
+)
+VERIFY_ROWS_ALTERED = Metric(
+    "logpipe_verify_rows_altered",
+    "gauge",
+    "Rows of the batches whose contents the last verification found to differ.",
+    ("store", "dataset"),
+)
+VERIFY_BATCHES_CHECKED = Metric(
+    "logpipe_verify_batches_checked",
+    "gauge",
+    "Batches that the last verification looked at.",
+    ("store", "dataset"),
+)
+VERIFY_AGE_SECONDS = Metric(
+    "logpipe_verify_age_seconds", "gauge", "How long ago the last verification ended.", ("store", "dataset")
 )
 
 ALERTS_OPEN = Metric("logpipe_alerts_open", "gauge", "Alerts that are open.", ("rule",))

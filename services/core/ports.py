@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from services.core.dataset import Dataset
+from services.core.dead_letter import DeadLettered
 from services.core.errors import RowRejected
 from services.core.ledger import Batch, Part, StorePosition
 from services.core.queries import Query, QueryResult
@@ -115,6 +116,30 @@ class OwnProgressWriter(BaseWriter, Protocol):
 
 StoreWriter = SinkWriter | OwnProgressWriter
 """The two kinds, by who keeps the store's position."""
+
+
+class Refiller(BaseWriter, Protocol):
+    """The writer by which a replay fills a store whose own transactions keep its position.
+
+    Another process loads the topic meanwhile, from that position on. Called by one thread. Blocks stand for ranges of
+    batches, not for messages, and come one at a time.
+    """
+
+    def begin(self, dataset: Dataset, topic_id: str, bounds: Mapping[int, tuple[int, int]]) -> StorePosition:
+        """Return the position from which on the sink loads the topic. `bounds`: partition -> (first offset kept, end).
+
+        After `prepare`. A later write is refused if the position is of another table or topic by then.
+
+        Raises StoreDown, and NeedsOperator if the position is of another topic or not within it.
+        """
+
+
+@runtime_checkable
+class KeepsRejects(Protocol):
+    """A reader of a store that keeps its rejected rows in tables of its own."""
+
+    def rejected(self, dataset: Dataset) -> Iterator[DeadLettered]:
+        """Yield each rejected row once. Blocks. Raises StoreDown."""
 
 
 class BaseReader(Protocol):

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from typing import Protocol
 
 from services.core import metric_names
 from services.core.errors import Backpressure
@@ -10,22 +11,48 @@ from services.runtime import metrics
 _CHECK_SECONDS = 1.0
 
 
-class DiskFloor:
-    def __init__(self, path: str, floor: int) -> None:
-        self._path = path
-        self._floor = floor
+class Disk(Protocol):
+    """The disk that PostgreSQL's data is on. `name`: for texts."""
+
+    @property
+    def name(self) -> str: ...
+
+    def free(self) -> int | None:
+        """Return the free bytes, None while they are not known. Called for each request: it does not block."""
+
+
+class LocalDisk:
+    """The disk of a path of this machine."""
+
+    def __init__(self, path: str) -> None:
+        self.name = path
         self._free = 0
         self._checked = float("-inf")
 
-    def health(self) -> str | None:
-        """Return why no rows can be accepted; None if there is room. Looks at the disk at most once a second."""
+    def free(self) -> int:
+        """Looks at the disk at most once a second."""
         now = time.monotonic()
         if now - self._checked >= _CHECK_SECONDS:
-            self._free = shutil.disk_usage(self._path).free
+            self._free = shutil.disk_usage(self.name).free
             self._checked = now
-            metrics.gauge(metric_names.DISK_FREE_BYTES).set(self._free)
-        if self._free < self._floor:
-            return f"{self._free} bytes free at {self._path}, the floor is {self._floor}: free space or add a disk"
+        return self._free
+
+
+class DiskFloor:
+    """A disk whose free bytes are not known does not keep rows out: PostgreSQL itself refuses them on a full disk."""
+
+    def __init__(self, disk: Disk, floor: int) -> None:
+        self._disk = disk
+        self._floor = floor
+
+    def health(self) -> str | None:
+        """Return why no rows can be accepted; None if there is room, or if it is not known."""
+        free = self._disk.free()
+        if free is None:
+            return None
+        metrics.gauge(metric_names.DISK_FREE_BYTES).set(free)
+        if free < self._floor:
+            return f"{free} bytes free at {self._disk.name}, the floor is {self._floor}: free space or add a disk"
         return None
 
     def check(self) -> None:

@@ -11,12 +11,13 @@ from pydantic import create_model
 from services.core import metric_names, row_chunks
 from services.core.dataset import Dataset
 from services.core.errors import Invalid, TooLarge, UnsupportedMedia
-from services.core.ledger import LEDGER_HEADER
+from services.core.ledger import FORMER_LEDGERS_HEADER, LEDGER_HEADER
 from services.core.rows import RowCodec
 from services.ingest_api import bodies
 from services.ingest_api.committer import Submission
 from services.ingest_api.decoding import Decoder, Layout
 from services.ingest_api.disk import DiskFloor
+from services.ingest_api.postgres_maintenance import Identity
 from services.ingest_api.service import IngestService
 from services.runtime import metrics
 from services.runtime.http import needs
@@ -37,14 +38,16 @@ _EXAMPLES: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
-    """What the endpoints need, in `app.state.ingest`. `ledger` returns the ledger id, '' until it has been read."""
+    """What the endpoints need, in `app.state.ingest`. `ledger` returns the identity of the ledger, with the id '' until
+    it has been read.
+    """
 
     service: IngestService
     decoder: Decoder
     in_flight: bodies.InFlight
     disk: DiskFloor
     max_body: int
-    ledger: Callable[[], str]
+    ledger: Callable[[], Identity]
 
 
 def collect_router(datasets: tuple[Dataset, ...]) -> APIRouter:
@@ -53,7 +56,8 @@ def collect_router(datasets: tuple[Dataset, ...]) -> APIRouter:
     @router.get("/health")
     async def health(request: Request) -> Response:
         ingest: Ingest = request.app.state.ingest
-        return JSONResponse({"status": "UP"}, headers={LEDGER_HEADER: ingest.ledger()})
+        ledger, former = ingest.ledger()
+        return JSONResponse({"status": "UP"}, headers={LEDGER_HEADER: ledger, FORMER_LEDGERS_HEADER: former})
 
     for dataset in datasets:
         codec = RowCodec(dataset)
@@ -118,7 +122,7 @@ def _endpoint(dataset: Dataset, word: str, layouts: dict[str, Layout]) -> Callab
             reply["count"] = result.rows
         reply["duplicate"] = result.duplicate
         # FastAPI would copy and validate a reply that is not a Response.
-        return JSONResponse(reply, headers={LEDGER_HEADER: ingest.ledger()})
+        return JSONResponse(reply, headers={LEDGER_HEADER: ingest.ledger().ledger})
 
     return collect
 

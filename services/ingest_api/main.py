@@ -18,11 +18,12 @@ from services.core.rows import RowCodec
 from services.ingest_api.bodies import InFlight
 from services.ingest_api.committer import Committer
 from services.ingest_api.decoding import Decoder
-from services.ingest_api.disk import DiskFloor
+from services.ingest_api.disk import DiskFloor, LocalDisk
 from services.ingest_api.endpoints import HEALTH_PATH, Ingest, collect_router
 from services.ingest_api.memory import Trimmer
 from services.ingest_api.postgres_maintenance import PostgresMaintenance
 from services.ingest_api.publisher import MessageCache, SlotKafka, SlotPublisher, open_slot_producer
+from services.ingest_api.remote_disk import RemoteDisk
 from services.ingest_api.search_index import SearchIndexer
 from services.ingest_api.service import IngestService
 from services.ingest_api.settings import IngestSettings
@@ -54,8 +55,9 @@ def main(share_port: bool) -> None:
 def create_app(settings: IngestSettings) -> FastAPI:
     known = datasets.all_datasets()
     url = settings.postgres_url.get_secret_value()
-    disk = DiskFloor(settings.ingest_disk_path, settings.ingest_disk_floor)
     readiness = Readiness()
+    remote_disk = _remote_disk(settings)
+    disk = DiskFloor(remote_disk or LocalDisk(settings.ingest_disk_path), settings.ingest_disk_floor)
     readiness.add("disk", disk.health)
 
     owner_id = uuid4()
@@ -64,6 +66,9 @@ def create_app(settings: IngestSettings) -> FastAPI:
     workers = [maintenance.worker()]
     if settings.ingest_text_index:
         workers.append(SearchIndexer(url, known).worker())
+    if remote_disk:
+        workers.append(remote_disk.worker)
+        readiness.add("disk-space", remote_disk.health, degraded=True)
     background = Workers(*workers)
     readiness.add("postgres", maintenance.health)
     readiness.add("partitions", maintenance.degraded, degraded=True)
@@ -108,6 +113,12 @@ def create_app(settings: IngestSettings) -> FastAPI:
         rows.close()
 
     return make_app("Ingest API", settings, [collect_router(known)], lifespan, readiness, frozenset({HEALTH_PATH}))
+
+
+def _remote_disk(settings: IngestSettings) -> RemoteDisk | None:
+    if not settings.disk_space_url:
+        return None
+    return RemoteDisk(settings.disk_space_url, settings.token.get_secret_value() if settings.token else "")
 
 
 def _topic_names(known: tuple[Dataset, ...]) -> list[str]:

@@ -3,12 +3,14 @@
 They wait for the tables, create day partitions ahead of time, and delete old request keys.
 """
 
+from typing import NamedTuple
+
 from services.core.backoff import Backoff
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
 from services.core.instants import DAY
 from services.ledger import batches, schema
-from services.ledger.identity import ledger_id
+from services.ledger.identity import former_ids, ledger_id
 from services.postgres.clock import now_microseconds
 from services.postgres.connection import PIPELINE, Connection, connect
 from services.runtime import logs
@@ -19,6 +21,13 @@ DAYS_AHEAD = 7
 _INTERVAL_SECONDS = 600
 _BACKOFF = Backoff(1.0, 5.0)
 _log = logs.get("postgres_maintenance")
+
+
+class Identity(NamedTuple):
+    """The id of a ledger, and the ids that it had before, comma-separated."""
+
+    ledger: str = ""
+    former: str = ""
 
 
 class PostgresMaintenance:
@@ -37,7 +46,7 @@ class PostgresMaintenance:
         self._session_name = session_name
         self._ready = False
         self._kept_keys = ""
-        self._ledger = ""
+        self._ledger = Identity()
         self._worker = Worker("postgres_maintenance", self._turn, backoff=_BACKOFF)
 
     def worker(self) -> Worker:
@@ -52,8 +61,8 @@ class PostgresMaintenance:
         """Return why partitions could not be made ahead, or old keys not deleted; None when both were."""
         return self._failure() or self._kept_keys or None
 
-    def ledger(self) -> str:
-        """Return the id of the ledger; '' until it has been read."""
+    def ledger(self) -> Identity:
+        """Return the identity of the ledger; its id is '' until it has been read."""
         return self._ledger
 
     def _failure(self) -> str:
@@ -79,7 +88,7 @@ class PostgresMaintenance:
         today = now_microseconds(connection) // DAY
         for dataset in self._datasets:
             postgres.ensure_partitions(connection, dataset, today, DAYS_AHEAD)
-        self._ledger = str(ledger_id(connection))
+        self._ledger = Identity(str(ledger_id(connection)), ",".join(map(str, former_ids(connection))))
         schema.build_index(connection)
         self._forget_keys(connection)
 

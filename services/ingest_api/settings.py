@@ -13,6 +13,9 @@ class IngestSettings(PostgresSettings, KafkaSettings, CrossOriginSettings):
         256 << 20, ge=1024, description="bytes of bodies and decoded rows being worked on; beyond it 503"
     )
     ingest_disk_path: str = Field(".", description="a path on the disk to watch")
+    disk_space_url: str = Field(
+        "", description="`logpipe disk-space` beside PostgreSQL; its disk is then watched, not that of a path here"
+    )
     ingest_disk_floor: int = Field(1 << 30, ge=0, description="free bytes below which ingest answers 503")
     ingest_text_index: bool = Field(True, description="index closed days in PostgreSQL for text search")
     publisher_cache: int = Field(64 << 20, ge=0, description="bytes of messages kept ready for Kafka")

@@ -14,7 +14,7 @@ import aiohttp
 
 from services.core.dataset import Dataset
 from services.core.errors import StoreDown, Unreachable
-from services.core.ledger import LEDGER_HEADER
+from services.core.ledger import FORMER_LEDGERS_HEADER, LEDGER_HEADER
 from services.ingest_client.replies import INGEST, error_of, is_duplicate
 from services.ingest_client.retrying import OnRetry, retried
 
@@ -38,6 +38,8 @@ class IngestClient:
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._patience = patience
         self._stall = stall
+        self.former_ledgers: frozenset[str] = frozenset()
+        """The ids that the ledger had before it was restored from backups, once `ledger` was called."""
         self._ledger = ""
         self._session: aiohttp.ClientSession | None = None
 
@@ -84,8 +86,10 @@ class IngestClient:
             if response.status != 200:
                 raise error_of(response.status, response.headers.get("Retry-After"), await response.read())
             ledger = response.headers.get(LEDGER_HEADER)
+            former = response.headers.get(FORMER_LEDGERS_HEADER, "")
         if ledger == "":
             raise StoreDown(INGEST, "it has not read yet which ledger it writes to")
+        self.former_ledgers = frozenset(filter(None, former.split(",")))
         return ledger or ""
 
     async def _post(self, dataset: Dataset, body: bytes, key: str) -> bool:

@@ -23,7 +23,7 @@ from services.lake.lines import LineReader
 from services.lake.table import EMBEDDED, Position, Table, table_uri, within_limit
 from services.runtime.settings import LakeSettings
 
-_ATTEMPTS = 5  # of a commit: only maintenance comes in between, and not often
+_ATTEMPTS = 5  # of a commit: only maintenance and a replay come in between
 
 
 class EmbeddedWriter:
@@ -60,9 +60,11 @@ class EmbeddedWriter:
             if new:
                 offsets = position.offsets | {blocks[number].partition: blocks[number].last + 1 for number in new}
                 following = structs.replace(position, offsets=offsets, query=EMBEDDED)
-                _commit(handle, pa.concat_tables([rows[number] for number in new]), schema.layout(dataset), following)
+                commit_rows(
+                    handle, pa.concat_tables([rows[number] for number in new]), schema.layout(dataset), following
+                )
 
-        _on_latest(table, append)
+        on_latest(table, append)
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
         """`write` itself looks at the position that the table holds, and leaves out blocks that are in the table."""
@@ -102,15 +104,15 @@ class EmbeddedWriter:
                     " and start stream-to-lake afterwards"
                 )
             following = structs.replace(position, micro_batch=position.ended_writes + 1)
-            _commit(handle, pa.table({}), schema.layout(dataset), following)
+            commit_rows(handle, pa.table({}), schema.layout(dataset), following)
 
         if table.latest() is not None:
-            _on_latest(table, fence)
+            on_latest(table, fence)
 
 
-def _on_latest(table: Table, commit: Callable[[DeltaTable, Position | None], None]) -> None:
+def on_latest(table: Table, commit: Callable[[DeltaTable, Position | None], None], attempts: int = _ATTEMPTS) -> None:
     """Call `commit` with the newest version of the table and its position, again if others commit in between."""
-    for _ in range(_ATTEMPTS):
+    for _ in range(attempts):
         handle, position = table.current_version()
         try:
             within_limit(partial(commit, handle, position))
@@ -118,7 +120,7 @@ def _on_latest(table: Table, commit: Callable[[DeltaTable, Position | None], Non
         except StoreDown as error:
             if not isinstance(error.__cause__, CommitFailedError):
                 raise
-    raise StoreDown(NAME, f"{table.uri}: each of {_ATTEMPTS} commits failed, because another process had committed")
+    raise StoreDown(NAME, f"{table.uri}: each of {attempts} commits failed, because another process had committed")
 
 
 def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: Position | None) -> Position:
@@ -158,7 +160,8 @@ def _is_next(block: Block, position: Position) -> bool:
     return True
 
 
-def _commit(handle: DeltaTable, rows: pa.Table, layout: WriterProperties, position: Position) -> None:
+def commit_rows(handle: DeltaTable, rows: pa.Table, layout: WriterProperties, position: Position) -> None:
+    """Commit the rows and the position on the version of `handle`. Raises CommitFailedError if there is a newer one."""
     commit = CommitProperties(custom_metadata={"userMetadata": position.encode()}, max_commit_retries=0)
     if rows.num_rows:
         write_deltalake(handle, rows, mode="append", writer_properties=layout, commit_properties=commit)

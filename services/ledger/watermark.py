@@ -40,7 +40,7 @@ _MOST_LAG = 100_000  # batches that the gauge of the lag counts at most: a store
 class _Mark:
     """One store's watermark of one dataset, as last computed here. Times are monotonic.
 
-    `table_id`: the table that was there at `table_seen_at`.
+    `table_id`: the table that was there when it was last looked at, of a sink at `table_seen_at`; '' if there was none.
     """
 
     saved: Saved = field(default_factory=lambda: Saved(epoch=-1))
@@ -112,6 +112,7 @@ class Watermarks:
                 with self._pool.connection() as connection:
                     _resume(connection, mark, reader.name, dataset.name)
                 position = reader.position(dataset)
+                mark.table_id = position.table_id
                 with self._pool.connection() as connection:
                     return self._advance(connection, mark, reader, dataset, position, settled)
             if time.monotonic() - mark.table_seen_at > _TABLE_SECONDS:
@@ -154,8 +155,8 @@ class Watermarks:
     ) -> int:
         """Raise the watermark to the store's position, capped by a running replay."""
         replay = reading.replayed(connection, reader.name, dataset.name)
-        if replay is not None:
-            _refuse_another_table(reader.name, dataset.name, position.table_id, replay.table_id)
+        if replay is not None and replay.table_id not in ("", mark.table_id):
+            raise _other_table(reader.name, dataset.name)
         _lower_if_fallen_back(connection, mark, reader.name, dataset.name, position)
         stop = settled if replay is None else min(settled, replay.batch_id)
         loaded = LoadedBatches(
@@ -224,11 +225,15 @@ def _covers(now: StorePosition, then: StorePosition) -> bool:
 def _refuse_another_table(store: str, dataset: str, there: str, filled: str) -> None:
     """Raise StoreDown unless the table `there` is the table that was `filled`; '' stands for an unknown table."""
     if there and filled and there != filled:
-        raise StoreDown(
-            store,
-            f"its table {dataset} was created again and does not hold what was loaded before: run"
-            f" `logpipe replay --store {store} --dataset {dataset}`",
-        )
+        raise _other_table(store, dataset)
+
+
+def _other_table(store: str, dataset: str) -> StoreDown:
+    return StoreDown(
+        store,
+        f"its table {dataset} was created again and does not hold what was loaded before: run"
+        f" `logpipe replay --store {store} --dataset {dataset}`",
+    )
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
 import psycopg
 
-from services.core.errors import StoreDown
+from services.core.errors import Invalid, StoreDown
 from services.postgres.shutdown import Sessions
 
 NAME = "postgres"
@@ -78,3 +79,26 @@ def translated() -> Iterator[None]:
         yield
     except psycopg.Error as error:
         raise StoreDown(NAME, str(error).strip() or type(error).__name__) from error
+
+
+def environment(url: str) -> dict[str, str]:
+    """The variables by which PostgreSQL's own programs find the database of `url`: a command line shows a password."""
+    parsed = psycopg.pq.Conninfo.parse(url.encode())
+    return {option.envvar.decode(): option.val.decode() for option in parsed if option.val and option.envvar}
+
+
+def in_database(url: str, name: str) -> str:
+    """The URL of another database on the same server."""
+    return urlsplit(url)._replace(path=f"/{quote(name, safe='')}").geturl()
+
+
+def database_of(url: str) -> str:
+    """The name of the database that `url` names. Raises Invalid if it names none."""
+    if not (name := unquote(urlsplit(url).path.removeprefix("/"))):
+        raise Invalid("LOGPIPE_POSTGRES_URL names no database: postgresql://user@host:port/database")
+    return name
+
+
+def major_version(connection: Connection) -> int:
+    """The major version of the server."""
+    return connection.info.server_version // 10_000

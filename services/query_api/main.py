@@ -15,7 +15,7 @@ from services.core.errors import StoreDown
 from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.ledger.watermark import Watermarks
 from services.postgres.pool import Pool
-from services.query_api import alerts, reports
+from services.query_api import alerts, reports, verifications
 from services.query_api.cache import CacheSettings, open_cache
 from services.query_api.endpoints import router
 from services.query_api.scopes import Scopes
@@ -66,10 +66,13 @@ def application(settings: QuerySettings) -> FastAPI:
         readiness.add("tables", lambda: _outdated(ledger))
         readiness.add("watermark", lambda: _held_back_by(watermarks), degraded=True)
         readiness.add("stores", service.late, degraded=True)
-        measuring = measuring_workers(service, settings.query_late_seconds)
-        measuring.start()
+        background = Workers(
+            *measuring_workers(service, settings.query_late_seconds),
+            Worker("verifications", partial(_report_verifications, ledger)),
+        )
+        background.start()
         yield
-        await run_in_threadpool(measuring.stop, _STOP_SECONDS)
+        await run_in_threadpool(background.stop, _STOP_SECONDS)
         await run_in_threadpool(service.close)
         if cache is not None:
             cache.close()
@@ -104,15 +107,21 @@ def _held_back_by(watermarks: Watermarks) -> str | None:
     return None
 
 
-def measuring_workers(service: QueryService, late_seconds: float) -> Workers:
+def measuring_workers(service: QueryService, late_seconds: float) -> list[Worker]:
     """One for each store, so that a store that hangs does not keep the others from being measured."""
     turns = {route: partial(_measure, service, route, late_seconds) for route in service.routes}
-    return Workers(*(Worker(f"measure {route}", turn) for route, turn in turns.items()))
+    return [Worker(f"measure {route}", turn) for route, turn in turns.items()]
 
 
 def _measure(service: QueryService, route: str, late_seconds: float) -> float:
     """The turn of a worker: measure one store once. Returns the seconds until the next time."""
     service.measure(route, late_seconds)
+    return _MEASURE_SECONDS
+
+
+def _report_verifications(ledger: Pool) -> float:
+    """The turn of a worker: serve the results of the last verifications. Returns the seconds until the next time."""
+    verifications.report(ledger)
     return _MEASURE_SECONDS
 
 

@@ -4,7 +4,7 @@ The sink and a replay never write the same row. The replay waits for a batch of 
 Of a batch that the sink has loaded, it searches the store for the rows, and writes the missing ones. A range of batches
 is recorded in the ledger first; then its missing rows are written under a token that is made of the range; then the
 range is marked as done. After a failure or a crash, the next attempt finds the pending range, and completes it
-(`StoreWriter.complete`).
+(`BaseWriter.complete`).
 """
 
 import time
@@ -18,7 +18,7 @@ from services.core.errors import Backpressure, NeedsOperator, RowRejected, Store
 from services.core.ids import batch_of, first_id
 from services.core.instants import DAY
 from services.core.ledger import Batch
-from services.core.ports import Block, StoreReader, StoreWriter
+from services.core.ports import BaseWriter, Block, StoreReader
 from services.core.rows import RowCodec
 from services.ledger import reading
 from services.ledger.reading import TopicNumbers
@@ -29,7 +29,6 @@ from services.replay import gaps
 from services.replay.display import Display, Outcome
 from services.streams.dead_letters import DeadLetters
 
-BLOCK_ROWS = 50_000
 _BLOCK_BYTES = 64 << 20
 _PAGE_BATCHES = 2_000
 _POLL_SECONDS, _RETRY_SECONDS = 0.2, 2.0
@@ -47,22 +46,30 @@ class Source:
 class Target:
     """The store that lacks rows. `dead_lettered`: batch -> ids of the rows that were dead-lettered before.
 
-    `watermark` computes the store's present watermark, and saves it in the ledger.
+    `watermark` computes the store's present watermark, and saves it in the ledger. `block_rows`: about how many rows
+    one write has.
     """
 
     reader: StoreReader
-    writer: StoreWriter
+    writer: BaseWriter
     dead_letters: DeadLetters
     dead_lettered: gaps.Gaps
     watermark: Callable[[], int]
+    block_rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What the sink loads: partition -> the offset from which on it loads the topic `topics.current`."""
+    """What the sink loads. `name`: the process that is the sink, in texts for people.
 
+    `starts`: partition -> the offset from which on the sink loads the topic `topics.current`. `offsets` reads the
+    offsets up to which it has loaded by now, and raises NeedsOperator if they count in another table or topic.
+    """
+
+    name: str
     topics: TopicNumbers
     starts: Mapping[int, int]
+    offsets: Callable[[], Mapping[int, int]]
 
 
 class Refill:
@@ -115,11 +122,11 @@ class Refill:
     def _step(self) -> None:
         """Bring what is missing of the next page of batches, up to the first that has to be waited for."""
         replay, pending = self._replay, self._replay.range_last is not None
+        offsets = self._stream.offsets()
         with self._source.ledger.connection() as connection:
             floor = reading.floor(connection, self._name)
             stop = replay.last if replay.range_last is None else replay.range_last
             page = reading.batches(connection, self._name, max(replay.next, floor) - 1, stop, _PAGE_BATCHES)
-            offsets = reading.sink_offsets(connection, self._target.reader.name, self._name)
             lost = set(self._lost(connection, page[0].batch_id - 1, page[-1].batch_id, len(page))) if page else set()
         own = [batch for batch in page if batch.batch_id in lost or not self._is_streamed(batch)]
         for batch in own:
@@ -140,7 +147,7 @@ class Refill:
         pending = self._replay.range_last is not None
         while self._replay.next <= end:
             missing = [batch for batch in rest if batch.batch_id in found]
-            block = cut(missing)[: None if pending else self._most]
+            block = cut(missing, self._target.block_rows)[: None if pending else self._most]
             following = missing[len(block)].batch_id if len(block) < len(missing) else end + 1
             if pending and following <= end:  # the store has lost rows since the range was begun
                 written = self._bring(block, found, end, floor)
@@ -173,10 +180,7 @@ class Refill:
         with self._source.ledger.connection() as connection:
             lost = self._lost(connection, mark, self._replay.last, 1)
         if lost:
-            self._wait(
-                f"stream-to-store --store {self._target.reader.name} has to load batches after {mark}",
-                _POLL_SECONDS,
-            )
+            self._wait(f"{self._stream.name} has to load batches after {mark}", _POLL_SECONDS)
         return not lost
 
     def _lost(self, connection: Connection, after: int, last: int, limit: int) -> list[int]:
@@ -242,7 +246,7 @@ class Refill:
         if batch.parts is None:
             return f"batch {batch.batch_id} is not in Kafka yet: an ingest API has to publish it"
         if any(part.offset >= offsets.get(part.partition, 0) for part in batch.parts):
-            return f"a part of batch {batch.batch_id} is for stream-to-store --store {self._target.reader.name} to load"
+            return f"a part of batch {batch.batch_id} is for {self._stream.name} to load"
         return ""
 
     def _wait(self, reason: str, seconds: float) -> None:
@@ -250,11 +254,11 @@ class Refill:
         self._pause(seconds)
 
 
-def cut(batches: Sequence[Batch]) -> Sequence[Batch]:
-    """Return the first of `batches`, for one block: of one day, and no more than are needed for BLOCK_ROWS."""
+def cut(batches: Sequence[Batch], block_rows: int) -> Sequence[Batch]:
+    """Return the first of `batches`, for one block: of one day, and no more than are needed for `block_rows`."""
     rows = 0
     for index, batch in enumerate(batches):
-        if rows >= BLOCK_ROWS or batch.created_at // DAY != batches[0].created_at // DAY:
+        if rows >= block_rows or batch.created_at // DAY != batches[0].created_at // DAY:
             return batches[:index]
         rows += batch.rows
     return batches

@@ -4,7 +4,9 @@ docs/operations.md lists them all.
 """
 
 import re
-from typing import Annotated
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,6 +15,14 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 _HOST_NAME = re.compile(r"[\w.-]+|\[[0-9a-f:.]+\]", re.IGNORECASE)
 _ORIGIN = re.compile(rf"https?://(?:{_HOST_NAME.pattern})(?::[0-9]+)?", re.IGNORECASE)
+
+
+def in_home(path: str) -> Path:
+    """The folder `path`, which begins with "~/". A user without a home, as in a pod, has it in the temporary folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(tempfile.gettempdir(), *Path(path).parts[1:])
 
 
 class Settings(BaseSettings):
@@ -33,6 +43,30 @@ class KafkaSettings(Settings):
     kafka_partitions: int = Field(4, ge=1, description="partitions of a topic that is made new")
     kafka_replication: int = Field(1, ge=1, description="replicas of a topic that is made new")
     kafka_retention_hours: int = Field(168, ge=1, description="how long topics of rows keep messages at least")
+
+
+class KafkaSecuritySettings(Settings):
+    """Read by every client of Kafka (`streams.security`), and by no process itself."""
+
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; with a protocol of SASL"
+    )
+    kafka_username: str = Field("", description="with a protocol of SASL")
+    kafka_password: SecretStr = Field(SecretStr(""), description="with a protocol of SASL")
+    kafka_ca: str = Field(
+        "", description="PEM file with the certificates that brokers are checked by; else the system's"
+    )
+
+    @property
+    def has_tls(self) -> bool:
+        return self.kafka_security_protocol.endswith("SSL")
+
+    @property
+    def has_password(self) -> bool:
+        return self.kafka_security_protocol.startswith("SASL")
 
 
 class ClickHouseSettings(Settings):

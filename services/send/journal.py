@@ -3,7 +3,8 @@
 A run's chunks end in the journal before they are sent. After an interruption the chunks that were under way are
 cut at the same lines again, get the same Idempotency-Keys, and ingest stores what it has not stored yet.
 
-The journal counts rows of one ledger and names it: another ledger does not have what was acked.
+The journal counts rows of one ledger and names it: another ledger does not have what was acked. A ledger that was
+restored from a backup has a part of it: the run begins again with the same keys, and ingest leaves out that part.
 
 A log that was rotated has another name, and its old name is that of a new file. The record of a file that was renamed
 or compressed is known by the text that it was sent of, and goes with that text; the new file begins a record of its own
@@ -13,9 +14,9 @@ with the same options.
 import fcntl
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -27,7 +28,8 @@ from services.core.errors import NeedsOperator, OtherLedger
 from services.send.source import Mark, another_file
 from services.send.years import Stretch
 
-_VERSION = 2
+_VERSION, _NAMES_LEDGER = 3, 2
+_KEYS_LAST = timedelta(hours=24)  # at least: ingest remembers keys for longer
 START_OVER = "run without --resume to send the whole file"
 
 
@@ -73,10 +75,16 @@ class Progress(msgspec.Struct):
     ledger: str = ""
     started: datetime | None = None
     years: list[Stretch] = []
+    seams: list[Mark] | None = None
 
     def sent(self) -> Mark:
         """Return the offset up to which the file was sent, acked or not."""
         return self.begun[-1].end if self.begun else self.done
+
+    def cuts(self) -> list[Mark]:
+        """Return where the chunks that are sent from `done` on have to end, as they did in earlier runs."""
+        ends = {mark.bytes: mark for mark in (*(self.seams or ()), *(begun.end for begun in self.begun))}
+        return [ends[size] for size in sorted(ends) if size > self.done.bytes]
 
 
 Agreeing = Callable[[Sequence[Mark]], Mark | None]
@@ -123,11 +131,17 @@ class Journal:
             text = agreeing([progress.sent() for _, progress in others])
             for file, progress in others:
                 if progress.sent() == text:
-                    return self._take_over(file)
+                    return self._note_seam(self._take_over(file))
             if marks:
                 raise NeedsOperator(another_file(marks[0].lines))
         self.progress = own or self._read()
-        return self.progress
+        return self._note_seam(self.progress)
+
+    def _note_seam(self, progress: Progress) -> Progress:
+        """Record where the run goes on. It is on disk before any chunk is sent, because `begin` writes the record."""
+        if progress.seams is not None and progress.sent().bytes and progress.sent() not in progress.seams:
+            progress.seams.append(progress.sent())
+        return progress
 
     def _records_of_kin(self) -> list[tuple[Path, Progress]]:
         """Return the records of files whose names are as if one were the other after a rotation."""
@@ -166,23 +180,42 @@ class Journal:
         self._write()
         return self.progress
 
-    def bind(self, ledger: str) -> None:
+    def bind(self, ledger: str, former: Collection[str] = ()) -> bool:
         """Record the ledger of the run, '' if ingest is of a release that does not name its ledger.
 
-        Raises OtherLedger when the run belongs to another one.
+        `former`: the ids that the ledger had before it was restored from backups. Return True if the run belongs to one
+        of them: it then begins again at the first line, and ingest knows by the keys which chunks the backup has.
+        Raises OtherLedger when the run belongs to another ledger, or is so old that ingest may have forgotten keys.
         """
         assert self.progress
         if self.progress.ledger == ledger:
-            return
+            return False
         if self.progress.ledger and not ledger:
             raise OtherLedger("the ingest API is of a release that does not name its ledger: update it, then resume")
-        if self.progress.ledger:
+        is_restored = self.progress.ledger in former
+        if self.progress.ledger and not is_restored:
             raise OtherLedger(
                 f"what was sent up to line {self.progress.done.lines} is in another ledger: the pipeline was wiped"
                 f" since, or LOGPIPE_INGEST_URL is of another one; {START_OVER}"
             )
-        self.progress.ledger, self.progress.version = ledger, _VERSION
+        if is_restored:
+            self._rewind()
+        self.progress.ledger, self.progress.version = ledger, max(self.progress.version, _NAMES_LEDGER)
         self._write()
+        return is_restored
+
+    def _rewind(self) -> None:
+        """Begin the run again, with the same keys. Raises OtherLedger if the keys may not tell what was stored."""
+        assert self.progress
+        started = self.progress.started
+        if self.progress.seams is None or started is None or datetime.now(UTC) - started > _KEYS_LAST:
+            raise OtherLedger(
+                "the ledger was restored from a backup, and this run began more than"
+                f" {_KEYS_LAST // timedelta(hours=1)} hours ago, or with a release before this one: ingest cannot tell"
+                " any more which of its rows the backup has. Look into the store for the last row that it has, and send"
+                " the lines after it as a file of their own"
+            )
+        self.progress.done, self.progress.begun = Mark(), []
 
     def begin(self, end: Mark) -> bool:
         """Record that a chunk is about to be sent. Return False if an earlier run had it acked: leave it out then."""
@@ -228,7 +261,7 @@ class Journal:
 
 
 def _begun(path: str, options: Options, years: list[Stretch]) -> Progress:
-    return Progress(path, uuid4().hex, options, version=_VERSION, started=datetime.now(UTC), years=years)
+    return Progress(path, uuid4().hex, options, version=_VERSION, started=datetime.now(UTC), years=years, seams=[])
 
 
 def _stem(path: str) -> str:

@@ -38,7 +38,8 @@ Each send is a new one: a file sent twice is stored twice. To go on after an int
 has grown by since, use --resume: it keeps the run's options, years and Idempotency-Keys, and stores nothing twice. Of a
 log that was rotated, resume the rotated file first, under its new name, and then the new file under the old name. A
 resume is refused when the record of the earlier send is lost or damaged, and when the rows went to a pipeline that was
-wiped since. Ingest remembers keys for 24 hours; resume an interrupted send within that time.
+wiped since. If the pipeline was restored from a backup since, a resume sends the rows again that the backup has not.
+Ingest remembers keys for 24 hours; resume an interrupted send within that time.
 
 Exit codes: 0 all sent, 1 stopped by an error, 2 some lines rejected, 130 interrupted.
 
@@ -117,8 +118,8 @@ async def _transfer(settings: SendSettings, plan: Plan, rejects: RejectsFile, vi
         settings.ingest_url, token, patience=settings.send_patience, stall=transfer.STALLED_SECONDS
     ) as client:
         ledger = await client.ledger(view.retrying)
-        if plan.journal:
-            plan.journal.bind(ledger)
+        if plan.journal and plan.journal.bind(ledger, client.former_ledgers):
+            plan.rewind()
         send = partial(client.send, find("logs"), on_retry=view.retrying)
         sending = Transfer(send, plan.run, plan.journal, rejects.write, settings.send_in_flight, totals)
         bar = asyncio.create_task(view.keep_up())

@@ -52,6 +52,7 @@ class Plan:
         """Raises Invalid (the options), NeedsOperator (the file or the state) or Malformed (the file)."""
         if path == "-" and resume:
             raise Invalid("standard input cannot be resumed: it cannot be read from the start again")
+        self._say = say
         with ExitStack() as opened:
             self.source = opened.enter_context(closing(Source(path)))
             self.journal = None if path == "-" else opened.enter_context(closing(Journal(folder, path)))
@@ -66,11 +67,19 @@ class Plan:
     def chunks(self) -> Iterator[Chunk]:
         return self._chunker.chunks(self._cuts)
 
+    def rewind(self) -> None:
+        """Send the file from its first line again, in the same chunks: the journal was set back to the beginning."""
+        assert self.journal
+        assert self.journal.progress
+        self._say("the ledger was restored from a backup: what it has lost is sent again, and nothing is stored twice")
+        self.source.rewind()
+        self._go_on(self.journal.progress, self._say)
+
     def _go_on(self, recorded: Progress, say: Callable[[str], None]) -> None:
         self.resumed, self.run = True, recorded.run
-        self._cuts = [begun.end for begun in recorded.begun]
+        self._cuts = recorded.cuts()
         make = self._parser_maker(recorded.options)
-        is_untouched = not recorded.done.bytes and not recorded.begun
+        is_untouched = not recorded.done.bytes and not self._cuts
         if recorded.years and not is_untouched:
             lines, size = self._last()
             recorded.years = years.followed(years.needed(recorded.years, recorded.done.bytes), make, lines, size)

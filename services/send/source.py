@@ -47,18 +47,26 @@ class Source:
         self.size = None if path == "-" else self._path.stat().st_size
         self._pipe = _Pipe(sys.stdin.fileno()) if path == "-" else None
         self._file: BinaryIO = cast(BinaryIO, io.BufferedReader(self._pipe)) if self._pipe else self._path.open("rb")
+        self.line_start = 0
+        """Where the line begins that `lines` gave last, in bytes of the decompressed file."""
         try:
-            self._stream = _decompressed(self._file, self._pipe.head if self._pipe else _peek(self._file))
+            self._begin(self._pipe.head if self._pipe else _peek(self._file))
         except Malformed:
             self._file.close()
             raise
         if self._pipe:
             self._pipe.pauses = self._stream is self._file  # a decompressor would take a pause for the end
-        self._lines = self._bytes = 0
-        self.line_start = 0
-        """Where the line begins that `lines` gave last, in bytes of the decompressed file."""
+
+    def _begin(self, head: bytes) -> None:
+        self._stream = _decompressed(self._file, head)
+        self._lines = self._bytes = self.line_start = 0
         self._torn = False  # what was read ended within a line
         self._hash = xxhash.xxh3_64()
+
+    def rewind(self) -> None:
+        """Go back to the beginning. Not for a pipe."""
+        self._file.seek(0)
+        self._begin(_peek(self._file))
 
     def modified(self) -> datetime:
         """When the file was last written; a pipe: now."""

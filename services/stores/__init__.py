@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 
 from services.core.errors import Invalid
-from services.core.ports import StoreReader, StoreWriter
+from services.core.ports import Refiller, StoreReader, StoreWriter
 from services.core.stores import Store
 
 _FAKES = {"memory"}
@@ -56,6 +56,14 @@ def open_writer(name: str) -> StoreWriter:
     if store is None or store.open_writer is None:
         raise Invalid(f"no store {name!r} to write to; there are: {', '.join(writers())}")
     return store.open_writer()
+
+
+def open_refiller(name: str) -> Refiller:
+    """Open what a replay writes by into a store whose own transactions keep its position. Raises Invalid."""
+    store = _described(name)
+    if store.open_refiller is None:
+        raise Invalid(f"{name} cannot be replayed into")
+    return store.open_refiller()
 
 
 def _described(name: str) -> Store:

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from datetime import date, timedelta
 
 from services.core.dataset import Dataset
-from services.core.ports import StoreReader, StoreWriter
+from services.core.ports import Refiller, StoreReader, StoreWriter
 from services.core.stores import Store
 from services.lake import NAME
 from services.runtime.settings import LakeSettings
@@ -29,6 +29,12 @@ def _open_writer() -> StoreWriter:
     return EmbeddedWriter(LakeSettings())
 
 
+def _open_refiller() -> Refiller:
+    from services.lake.refill import RefillWriter
+
+    return RefillWriter(LakeSettings())
+
+
 def _drop_days(dataset: Dataset, before: int, keep: Collection[int]) -> int:
     from services.lake.maintenance import TableMaintenance
 
@@ -47,6 +53,7 @@ STORE = Store(
     open_reader=_open_reader,
     open_writer=_open_writer,
     drop_days=_drop_days,
+    open_refiller=_open_refiller,
     engine="embedded",
     other_engines={"spark": _open_spark_reader},
 )

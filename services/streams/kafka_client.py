@@ -10,6 +10,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription  # t
 
 from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
 from services.runtime import logs
+from services.streams import security
 
 STORE = "kafka"
 MESSAGE_TIMEOUT = 30.0  # seconds until a message that cannot be delivered fails its transaction
@@ -43,8 +44,10 @@ class _LimitedLogger:
 
 
 def config(url: str, **settings: Any) -> dict[str, Any]:
+    """The configuration of a client. Raises NeedsOperator if a setting for its security is missing."""
     return {
         "bootstrap.servers": url,
+        **security.librdkafka(),
         "logger": _LimitedLogger(),
         "log.connection.close": False,
         "reconnect.backoff.max.ms": 2000,

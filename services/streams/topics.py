@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import stamina
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
     NewTopic,
+    OffsetSpec,
     TopicDescription,
 )
 
@@ -90,6 +91,28 @@ def ensure_topics(
             if (described := present[topic.name]) is not None:
                 _check(admin, topic, described)
         _await_leaders(admin, [topic.name for topic in wanted])
+
+
+class Present(NamedTuple):
+    """A topic that there is. `messages`: whether it has, or had, any."""
+
+    topic_id: str
+    messages: bool
+
+
+def present(url: str, names: Iterable[str]) -> dict[str, Present]:
+    """Those of the topics that there are, by name. Raises StoreDown."""
+    admin = AdminClient(config(url))
+    found = {}
+    with translated():
+        for name in names:
+            if (described := describe(admin, name)) is not None:
+                latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+                wanted = {TopicPartition(name, partition.id): latest for partition in described.partitions}
+                ends = admin.list_offsets(wanted, request_timeout=REQUEST_TIMEOUT).values()
+                has_messages = any(end.result().offset > 0 for end in ends)
+                found[name] = Present(str(described.topic_id), has_messages)
+    return found
 
 
 def _create(admin: AdminClient, missing: list[Topic]) -> None:

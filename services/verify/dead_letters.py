@@ -1,13 +1,12 @@
 """Rows that were dead-lettered instead of stored, by store, dataset and batch."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from services.core.dataset import Dataset
 from services.core.dead_letter import DeadLettered
-from services.core.ports import PartitionReader, StoreReader
+from services.core.ports import KeepsRejects, PartitionReader, StoreReader
 from services.ledger import dead_letter_index
 from services.postgres.pool import Pool
 
@@ -32,14 +31,6 @@ class DeadLetteredRows:
 
 LookUp = Callable[[Sequence[int]], Mapping[int, DeadLetteredRows]]
 """Returns the dead-lettered rows of those of these batches that have any: of one store and dataset, as of now."""
-
-
-@runtime_checkable
-class KeepsRejects(Protocol):
-    """A store that keeps its rejected rows in tables of its own."""
-
-    def rejected(self, dataset: Dataset) -> Iterator[DeadLettered]:
-        """Yield each rejected row once. Blocks. Raises StoreDown."""
 
 
 class DeadLetterLookup:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.core.dataset import Dataset
-from services.core.ids import batch_of, first_id
+from services.core.ids import MAX_BATCH, batch_of, first_id
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
 from services.core.read_back import ReadBack
@@ -24,11 +24,14 @@ class Result:
     """Rows of one dataset in one store. `found` counts distinct ids; `duplicated` what was found beyond them.
 
     `compared` and `differing` are batches: those whose rows, read back, were hashed against the ledger's checksum.
-    Only complete batches are compared: of the others it is known already that they differ.
+    Only complete batches are compared: of the others it is known already that they differ. `altered`: the rows of the
+    differing batches. `not_loaded`: those of the missing rows that belong to batches above `watermark`, the store's
+    watermark before it was read.
     """
 
     dataset: str
     store: str
+    watermark: int = MAX_BATCH
     batches: int = 0
     expected: int = 0
     found: int = 0
@@ -38,6 +41,8 @@ class Result:
     dead_lettered: int = 0
     compared: int = 0
     differing: int = 0
+    altered: int = 0
+    not_loaded: int = 0
     examples: list[str] = field(default_factory=list)
     note: str = ""
 
@@ -67,12 +72,14 @@ def reconcile(
     look_up: LookUp,
     scope: Scope,
     advance: Advance,
+    watermark: int = MAX_BATCH,
 ) -> Result:
     """Compare `accepted`, the ledger's batches of the dataset within the scope, in order, with the rows in the store.
 
-    `look_up` finds dead-lettered rows. Blocks. Raises StoreDown when the store or the dead letters cannot be read.
+    `look_up` finds dead-lettered rows. `watermark`: of the store, before this call. Blocks. Raises StoreDown when the
+    store or the dead letters cannot be read.
     """
-    result = Result(dataset.name, reader.name)
+    result = Result(dataset.name, reader.name, watermark)
     sample = _Sample(scope.sample or 0, random.Random(scope.seed))  # noqa: S311 -- no secret
     codec = RowCodec(dataset)
     for first, last, batches in _chunks(accepted, scope):
@@ -148,6 +155,7 @@ def add_counts(
     result.expected += batch.rows
     result.found += distinct
     result.missing += missing
+    result.not_loaded += missing if batch.batch_id > result.watermark else 0
     result.extra += extra
     result.duplicated += duplicated
     if missing or extra or duplicated:
@@ -191,6 +199,7 @@ def compare(batch: Batch, back: ReadBack, result: Result) -> None:
     result.compared += 1
     if not back.is_as_accepted(batch):
         result.differing += 1
+        result.altered += batch.rows
         result.example(f"batch {batch.batch_id} of {batch.rows} rows: contents differ")
 
 

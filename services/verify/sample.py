@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from services.core.dataset import Dataset
+from services.core.ids import MAX_BATCH
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
 from services.core.read_back import ReadBack
@@ -20,12 +21,14 @@ def reconcile(
     chosen: Sequence[Batch],
     look_up: LookUp,
     advance: Advance,
+    watermark: int = MAX_BATCH,
 ) -> Result:
     """Compare the rows and the checksums of the chosen batches. `look_up` finds dead-lettered rows.
 
-    It is called after the rows were read, because the store may dead-letter rows meanwhile. Blocks. Raises StoreDown.
+    It is called after the rows were read, because the store may dead-letter rows meanwhile. `watermark`: of the store,
+    before this call. Blocks. Raises StoreDown.
     """
-    result = Result(dataset.name, reader.name)
+    result = Result(dataset.name, reader.name, watermark)
     codec = RowCodec(dataset)
     for start in range(0, len(chosen), _AT_ONCE):
         batches = chosen[start : start + _AT_ONCE]

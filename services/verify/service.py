@@ -13,7 +13,8 @@ from services.core.errors import LogpipeError, StoreDown
 from services.core.instants import DAY
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
-from services.ledger import reading, sampling
+from services.ledger import reading, sampling, verifications
+from services.ledger.verifications import Verified
 from services.ledger.watermark import Watermarks
 from services.postgres.clock import now_microseconds
 from services.postgres.pool import Pool
@@ -65,7 +66,28 @@ class Verification:
                 except LogpipeError as error:
                     others = [unchecked[reader.name]] if reader.name in unchecked else []
                     unchecked[reader.name] = "; ".join([*others, f"{dataset.name}: {error}"])
+        self._record(results, request)
         return Report(last, request.seed, results, unchecked, request.sample, first)
+
+    def _record(self, results: Sequence[Result], request: Request) -> None:
+        """Keep what was found, for the metrics of the query API: a person's verification settles a scheduled one's."""
+        complete = request.sample is None and request.days is None
+        found = [
+            Verified(
+                result.store,
+                result.dataset,
+                result.missing - result.not_loaded,
+                result.extra,
+                result.duplicated,
+                result.altered,
+                result.batches,
+            )
+            for result in results
+        ]
+        with self._ledger.connection() as connection:
+            verifications.record(
+                connection, found, complete=complete, compared_all=complete and request.checksums is None
+            )
 
     def _first(self, days: float | None) -> int:
         if days is None:
@@ -106,7 +128,8 @@ class Verification:
         if request.sample is not None:
             return self._reconcile_sample(reader, dataset, last, request, floor, request.sample)
         scope = Scope(floor, last, request.checksums, request.seed)
-        behind = self._behind(reader, dataset, scope.last)
+        mark = self._watermarks.of(reader, dataset)
+        behind = self._behind(dataset, mark, scope.last)
         task = self._progress.add_task(f"{reader.name}: {dataset.name}", total=self._accepted_rows(dataset, scope))
         try:
             result = reconcile(
@@ -116,6 +139,7 @@ class Verification:
                 partial(self._dead_letters.of, reader, dataset),
                 scope,
                 lambda rows: self._progress.advance(task, rows),
+                mark,
             )
         finally:
             self._progress.remove_task(task)
@@ -139,6 +163,7 @@ class Verification:
                 chosen,
                 partial(self._dead_letters.of, reader, dataset),
                 lambda rows: self._progress.advance(task, rows),
+                mark,
             )
         finally:
             self._progress.remove_task(task)
@@ -152,8 +177,7 @@ class Verification:
         with self._ledger.connection() as connection:
             return sampling.choose(connection, dataset, floor, last, size, chance)
 
-    def _behind(self, reader: StoreReader, dataset: Dataset, last: int) -> int:
-        mark = self._watermarks.of(reader, dataset)
+    def _behind(self, dataset: Dataset, mark: int, last: int) -> int:
         with self._ledger.connection() as connection:
             return reading.count(connection, dataset.name, mark, last).batches
 

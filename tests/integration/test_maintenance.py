@@ -26,7 +26,7 @@ from services.lake.table import Position
 from services.ledger import batches, floors, reading, retention_clock
 from services.maintenance.settings import MaintainSettings
 from services.maintenance.tasks import MaintenanceTasks
-from services.postgres.connection import connect
+from services.postgres.connection import connect, database_of
 from services.runtime.settings import LakeSettings
 from services.stores import postgres
 from services.stores.clickhouse.writer import ClickHouseWriter
@@ -34,7 +34,6 @@ from services.streams import kafka
 from services.streams.dead_letters import TOPIC, DeadLetters
 from services.streams.topics import ensure_topics
 from tests import lake_tables, marks
-from tests.conftest import database_of
 
 DAY = 86_400_000_000
 TODAY = 20_000

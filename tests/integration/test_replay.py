@@ -303,7 +303,6 @@ def test_a_write_that_still_runs_is_ended_before_the_store_is_searched(world: Wo
     [
         (("--store", "nowhere"), "no store 'nowhere'"),
         (("--store", "postgres"), "what stores are replayed from"),
-        (("--store", "lake"), "stream-to-lake --resume"),
         (("--store", STORE, "--dataset", "nothing"), "unknown dataset 'nothing'"),
         (("--store", STORE, "--from-batch", "1000000000"), "there is no batch 1000000000: the last is"),
     ],

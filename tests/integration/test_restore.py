@@ -7,9 +7,8 @@ import pytest
 
 from services.datasets.logs import DATASET
 from services.ledger import restore, sampling
-from services.postgres.connection import connect
-from tests.conftest import database_of, in_database
-from tests.integration.test_replay import World, ended, failed, filled, until
+from services.postgres.connection import connect, database_of, in_database
+from tests.integration.test_replay import STORE, World, ended, failed, filled, until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -69,4 +68,4 @@ def test_a_restored_ledger_goes_on_above_all_ids_and_doubles_nothing() -> None:
         with connect(world.postgres_url) as ledger:  # the same backup, once more
             ledger.execute("SELECT setval('batch_ids', 100)")
             ledger.execute("TRUNCATE id_leaps")
-            assert restore.after_restore(ledger).last > first
+            assert restore.after_restore(ledger, [STORE], [DATASET.name]).last > first

@@ -176,6 +176,27 @@ def test_a_position_of_an_earlier_release_names_no_table(ledger: Pool) -> None:
     assert of(watermarks, Reader()) == 3
 
 
+@pytest.mark.parametrize("progress", ["sink", "own"])
+@pytest.mark.parametrize("table", ["", "another"], ids=["no table", "another table"])
+def test_a_store_that_was_wiped_is_not_vouched_for_by_the_replay_that_a_restore_has_noted(
+    ledger: Pool, progress: str, table: str
+) -> None:
+    add_topic(ledger, "old")
+    accept(ledger, 6, 1)
+    with ledger.connection() as connection:
+        connection.execute(
+            "INSERT INTO replays (store, dataset, id, next_batch, last_batch, table_id)"
+            " VALUES (%s, %s, gen_random_uuid(), 5, 6, 'table')",
+            (STORE, DATASET.name),
+        )
+    reader = Reader(progress, table)
+    reader.own = StorePosition(table, "", {})
+    with pytest.raises(StoreDown, match="logpipe replay --store test --dataset logs"):
+        of(Watermarks(ledger), reader)
+    reader.table, reader.own = "table", StorePosition("table", "", {})
+    assert of(Watermarks(ledger), reader) == 4
+
+
 def test_a_running_replay_caps_the_watermark_and_vouches_for_batches_of_lost_topics(ledger: Pool) -> None:
     old, new = add_topic(ledger, "old"), add_topic(ledger, "new")
     accept(ledger, 3, old)

@@ -23,10 +23,12 @@ from hdfs_native import Client, WriteOptions
 from services.core import kafka_value
 from services.core.dead_letter import DeadLettered
 from services.core.ids import first_id
-from services.core.ports import Outgoing
+from services.core.instants import DAY
+from services.core.ports import Block, Outgoing
 from services.core.rows import Row, RowCodec, Rows, checksum
 from services.datasets.logs import DATASET
 from services.lake.embedded import EmbeddedReader
+from services.lake.refill import RefillWriter
 from services.lake.table import rejects_uri
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
@@ -218,6 +220,27 @@ def rejected(world: World) -> list[dict[str, Any]]:
     query = 'SELECT * FROM t ORDER BY line IS NOT NULL, "partition", "offset", line'
     rows: list[dict[str, Any]] = pa.table(engine.execute(query).read_all()).to_pylist()
     return rows
+
+
+def test_a_replay_writes_beside_the_driver_which_goes_on_from_its_own_position(world: World) -> None:
+    writer = RefillWriter(world.settings)
+    writer.prepare(DATASET)
+    writer.begin(DATASET, world.topic.topic_id(), world.topic.bounds())
+    for turn in range(4):
+        batch_id, rows = world.next_id, world.rows  # which no topic has
+        world.accepted[batch_id] = rows
+        world.publish(3)
+        if turn == 2:
+            wait(lambda: mid_batch(world), world.process)
+            world.process.kill()
+        lines = kafka_value.join(world.codec.encode(rows))
+        block = Block(DATASET, "replay:1", 0, batch_id, batch_id, CREATED // DAY, ROWS, lines)
+        assert writer.complete([block]) == []
+        writer.write([block])
+        if turn == 2:
+            world.process.start()
+    wait(world.drained, world.process)
+    world.assert_exact()
 
 
 def test_damage_that_loses_nothing_is_mended(world: World) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from services.core.errors import Backpressure
 from services.ingest_api import disk as module
-from services.ingest_api.disk import DiskFloor
+from services.ingest_api.disk import DiskFloor, LocalDisk
 
 FLOOR = 1000
 
@@ -31,7 +31,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 def test_rows_are_refused_below_the_floor_until_there_is_room_again(disk: Disk) -> None:
-    floor = DiskFloor("/data", FLOOR)
+    floor = DiskFloor(LocalDisk("/data"), FLOOR)
     floor.check()
     disk.free, disk.now = FLOOR - 1, disk.now + 1
     with pytest.raises(Backpressure, match=f"{FLOOR - 1} bytes free at /data, the floor is {FLOOR}") as refused:
@@ -44,7 +44,7 @@ def test_rows_are_refused_below_the_floor_until_there_is_room_again(disk: Disk) 
 
 
 def test_the_disk_is_looked_at_once_a_second(disk: Disk) -> None:
-    floor = DiskFloor("/data", FLOOR)
+    floor = DiskFloor(LocalDisk("/data"), FLOOR)
     for _ in range(100):
         floor.check()
     assert disk.looks == 1

@@ -95,6 +95,7 @@ def test_what_the_topic_no_longer_has_is_refused(
     with pytest.raises(NeedsOperator, match=message) as refused:
         starting_offsets(DATASET, position, False, None, topic_id, bounds)
     assert "names the rows that are missing" in str(refused.value)
+    assert "`logpipe replay --store lake` writes them" in str(refused.value)
     assert "logpipe verify" in str(refused.value)
 
 

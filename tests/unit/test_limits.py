@@ -24,7 +24,7 @@ from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.ingest_api import bodies, endpoints
 from services.ingest_api.bodies import InFlight
-from services.ingest_api.disk import DiskFloor
+from services.ingest_api.disk import DiskFloor, LocalDisk
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.query_api import parameters
@@ -92,7 +92,7 @@ PROBES: dict[str, Callable[[int], Any]] = {
     "services.ingest_api.endpoints.MAX_KEY_LENGTH": lambda n: endpoints._key(
         SimpleNamespace(headers={"idempotency-key": "k" * n})  # type: ignore[arg-type]
     ),
-    "LOGPIPE_INGEST_DISK_FLOOR": lack(GIB, lambda: DiskFloor(".", GIB).check()),
+    "LOGPIPE_INGEST_DISK_FLOOR": lack(GIB, lambda: DiskFloor(LocalDisk("."), GIB).check()),
     "services.core.dataset.MAX_CATEGORY_CHARACTERS": lambda n: CODEC.decode_object(LOG % (b"x" * n, b"{}")),
     "services.core.rows.MAX_JSON_DEPTH": lambda n: CODEC.decode_object(LOG % (b"x", nested(n))),
     "services.core.instants._MAX_LENGTH": lambda n: of_row(f"2026-01-31T12:00:00.{'1' * (n - 21)}Z"),

@@ -32,6 +32,7 @@ from services.query_api.service import QueryService
 from services.runtime.health import Readiness
 from services.runtime.http import make_app
 from services.runtime.settings import ListenSettings
+from services.runtime.workers import Workers
 
 CREATED = 1_795_262_653_055_211
 CREATED_ISO, LATER_ISO = (f"2026-11-21T12:04:13.05521{n}+00:00" for n in (1, 2))
@@ -505,7 +506,7 @@ def test_query_time_is_measured(api: Api) -> None:
 
 def test_a_store_that_hangs_does_not_freeze_the_gauges_of_the_others(api: Api) -> None:
     api.watermarks.hanging = "postgres"  # the first one
-    measuring = measuring_workers(api.service, late_seconds=9.5)
+    measuring = Workers(*measuring_workers(api.service, late_seconds=9.5))
     measuring.start()
     try:
         while not api.service.late():

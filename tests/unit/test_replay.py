@@ -96,8 +96,13 @@ class World:
         return Refill(
             CODEC,
             Source(own, self.source),
-            Target(self.store, self.store, own, self.dead_lettered, self.watermark),
-            Stream(TopicNumbers(1, 2), self.offsets if starts is None else starts),
+            Target(self.store, self.store, own, self.dead_lettered, self.watermark, 2 * ROWS),
+            Stream(
+                "stream-to-store --store memory",
+                TopicNumbers(1, 2),
+                self.offsets if starts is None else starts,
+                lambda: dict(self.offsets),
+            ),
             own,
             self.replay,
             own,
@@ -121,9 +126,6 @@ class World:
 
     def batches(self, connection: Any, dataset: str, after: int, last: int, limit: int) -> list[Batch]:
         return [b for _, b in sorted(self.accepted.items()) if after < b.batch_id <= last][:limit]
-
-    def sink_offsets(self, connection: Any, store: str, dataset: str) -> Mapping[int, int]:
-        return dict(self.offsets)
 
     def lost_batches(self, connection: Any, dataset: str, after: int, last: int, topics: Any, limit: int) -> list[int]:
         return sorted(batch_id for batch_id in self.lost if after < batch_id <= last)[:limit]
@@ -162,7 +164,6 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World([batch(n) for n in (1, 2, 4, 5)])
     monkeypatch.setattr(refill, "reading", made)
-    monkeypatch.setattr(refill, "BLOCK_ROWS", 2 * ROWS)
     return made
 
 
@@ -361,8 +362,8 @@ def test_large_rows_make_smaller_blocks(world: World, monkeypatch: pytest.Monkey
 def test_a_block_is_of_one_day() -> None:
     midnight = NOON + DAY // 2
     batches = [batch(1), batch(2, created_at=midnight), batch(3, created_at=midnight)]
-    assert cut(batches) == batches[:1]
-    assert cut(batches[1:]) == batches[1:]
+    assert cut(batches, 2 * ROWS) == batches[:1]
+    assert cut(batches[1:], 2 * ROWS) == batches[1:]
 
 
 def test_a_page_without_gaps_is_passed_over_in_one_step(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ import zstandard
 from click.testing import CliRunner, Result
 
 from services.core.errors import InvalidRow, KeyReused
-from services.core.ledger import LEDGER_HEADER
+from services.core.ledger import FORMER_LEDGERS_HEADER, LEDGER_HEADER
 from services.core.rows import RowCodec
 from services.datasets import find
 from services.ingest_client import client
@@ -48,6 +48,7 @@ class Ingest(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.ledger: str | None = str(uuid4())
+        self.former: list[str] = []
         self.stored: dict[str, bytes] = {}
         self.requests: list[tuple[str, bytes]] = []
         self.tokens: set[str] = set()
@@ -94,8 +95,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         assert self.path == "/api/collect/health"
         self.server.looks += 1
-        ledger = self.server.ledger
-        self.reply(200, {} if ledger is None else {LEDGER_HEADER: ledger}, {"status": "UP"})
+        ledger, former = self.server.ledger, ",".join(self.server.former)
+        headers = {} if ledger is None else {LEDGER_HEADER: ledger, FORMER_LEDGERS_HEADER: former}
+        self.reply(200, headers, {"status": "UP"})
 
     def do_POST(self) -> None:
         assert self.path == "/api/collect/logs"
@@ -820,6 +822,66 @@ def test_a_ledger_that_changes_under_a_run_stops_it_and_stores_nothing_more(inge
     assert not ingest.stored
 
 
+def restore(ingest: Ingest, backup: dict[str, bytes]) -> None:
+    """Ingest has what it had when `backup` was copied from it, in a ledger with a new id."""
+    assert ingest.ledger
+    ingest.former.append(ingest.ledger)
+    ingest.ledger, ingest.stored = str(uuid4()), dict(backup)
+
+
+def test_what_a_restored_ledger_has_lost_is_sent_again_and_nothing_else(ingest: Ingest) -> None:
+    send(write(lines(1, 35)))  # the last chunk is not full
+    write(lines(1, 58))
+    send("app.log", "--resume")
+    backup = ingest.stored.copy()
+    write(lines(1, 95))
+    send("app.log", "--resume")
+    assert len(backup) < len(ingest.stored)
+    whole = ingest.stored.copy()
+    restore(ingest, backup)
+    write(lines(1, 110))
+    result = send("app.log", "--resume")
+    assert result.exit_code == 0, result.output
+    assert "the ledger was restored from a backup" in result.stderr
+    assert ingest.messages == messages(1, 110)
+    assert whole.items() <= ingest.stored.items()  # the same chunks as before
+    restore(ingest, backup)  # the same backup once more
+    assert send("app.log", "--resume").exit_code == 0
+    assert ingest.messages == messages(1, 110)
+    write(lines(1, 120))
+    assert "restored" not in send("app.log", "--resume").stderr
+    assert ingest.messages == messages(1, 120)
+
+
+def test_a_send_that_was_interrupted_before_the_restore_is_completed(ingest: Ingest) -> None:
+    backup: dict[str, bytes] = {}
+
+    def stop(number: int, key: str, body: bytes) -> Answer | None:
+        if number == 4:
+            backup.update(ingest.stored)
+        return (400, {}, {"detail": "broken"}) if number == 6 else None
+
+    ingest.meddle = stop
+    assert send(write(lines(1, 95))).exit_code == 1
+    ingest.meddle = lambda number, key, body: None
+    restore(ingest, backup)
+    assert send("app.log", "--resume").exit_code == 0
+    assert ingest.messages == messages(1, 95)
+
+
+@pytest.mark.parametrize("fields", [{"started": "2026-01-01T00:00:00Z"}, {"started": None}, {"seams": None}])
+def test_a_run_whose_keys_may_be_forgotten_is_not_sent_again(ingest: Ingest, fields: dict[str, object]) -> None:
+    send(write(lines(1, 30)))
+    changed(journal(), **fields)
+    kept = journal().read_bytes()
+    restore(ingest, {})
+    result = send("app.log", "--resume")
+    assert result.exit_code == 1
+    assert "ingest cannot tell any more which of its rows the backup has" in " ".join(result.stderr.split())
+    assert not ingest.stored
+    assert journal().read_bytes() == kept
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -828,7 +890,7 @@ def test_a_ledger_that_changes_under_a_run_stops_it_and_stores_nothing_more(inge
         (lambda file: file.write_bytes(file.read_bytes()[:-20]), "is damaged"),
         (lambda file: file.write_bytes(b"\xff\x00\x80"), "is damaged"),
         (lambda file: file.write_bytes(b"null"), "is damaged"),
-        (lambda file: changed(file, version=3), "newer release"),
+        (lambda file: changed(file, version=4), "newer release"),
         (lambda file: changed(file, path="/other.log"), "the record of another file"),
     ],
     ids=["lost", "empty", "cut", "binary", "null", "newer", "another file's"],

@@ -316,3 +316,18 @@ def test_the_report_for_people(tmp_path: Path) -> None:
         text = file.read()
     for told in ("differs", "batch 7 of 4 rows: 1 missing", "lake could not be checked: unreachable", "--seed 5"):
         assert told in text
+
+
+def test_rows_that_a_store_has_not_loaded_yet_are_told_apart_from_lost_rows() -> None:
+    store = Store()
+    for batch_id in (3, 4, 7, 8):
+        store.put(batch_id, ACCEPTED[batch_id][batch_id == 4 :])
+    scope = Scope(0, LAST, None, 1)
+    result = reconcile.reconcile(store, DATASET, iter(LEDGER), looked_up(None), scope, lambda rows: None, watermark=8)
+    assert (result.missing, result.not_loaded) == (5, 4)
+    chosen = sample.reconcile(store, DATASET, LEDGER, looked_up(None), lambda rows: None, watermark=8)
+    assert (chosen.missing, chosen.not_loaded) == (5, 4)
+
+
+def test_the_rows_of_altered_batches_are_counted() -> None:
+    assert check({4: [(*row[:-1], "{}") for row in ACCEPTED[4]]}).altered == 4

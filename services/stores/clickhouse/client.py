@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
@@ -39,6 +40,7 @@ def connect(url: str, timeout: int) -> Client:
     with translated():
         return clickhouse_connect.get_client(
             dsn=url,
+            interface=urlsplit(url).scheme,  # the driver itself looks at the port only, and would send in the clear
             connect_timeout=_CONNECT_TIMEOUT,
             send_receive_timeout=timeout,
             autogenerate_session_id=False,  # a session would run only one query at a time

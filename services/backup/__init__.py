@@ -1,0 +1,1 @@
+"""`logpipe backup` and `logpipe restore`: PostgreSQL with the ledger, from which every other store is refilled."""
