@@ -45,6 +45,13 @@ BYTES_IN_FLIGHT = Metric(
     "Bytes of bodies and of their decoded rows, accepted for work and not answered.",
 )
 DISK_FREE_BYTES = Metric("logpipe_ingest_disk_free_bytes", "gauge", "Free space where the ledger's data lies.")
+DISK_FLOOR_BYTES = Metric("logpipe_ingest_disk_floor_bytes", "gauge", "Free space below which no rows are accepted.")
+PARTITIONS_UNTIL_SECONDS = Metric(
+    "logpipe_ingest_partitions_until_seconds",
+    "gauge",
+    "Time (Unix) up to which PostgreSQL has a partition for every day.",
+    ("dataset",),
+)
 UNPUBLISHED_BATCHES = Metric(
     "logpipe_publisher_unpublished_batches",
     "gauge",
@@ -68,6 +75,12 @@ SINK_WRITE_SECONDS = Metric(
     "Time of one insert of a block group.",
     ("store", "dataset"),
     _SECONDS,
+)
+SINK_TRIGGER_SECONDS = Metric(
+    "logpipe_sink_trigger_seconds",
+    "gauge",
+    "Time between the starts of two batches of Spark, by its setting.",
+    ("store", "dataset"),
 )
 SINK_LAG_OFFSETS = Metric(
     "logpipe_sink_lag_offsets", "gauge", "Offsets committed in the topic and not yet loaded.", ("store", "dataset")
@@ -93,8 +106,13 @@ GENERATOR_BEHIND_SECONDS = Metric(
     "logpipe_generator_behind_seconds", "gauge", "How far the generator runs behind its schedule.", ("dataset",)
 )
 
+LAKE_FILES = Metric("logpipe_lake_files", "gauge", "Data files of the lake's table.", ("dataset",))
+LAKE_BYTES = Metric("logpipe_lake_bytes", "gauge", "Size of the data files of the lake's table.", ("dataset",))
 LAKE_SMALL_FILES = Metric(
     "logpipe_lake_small_files", "gauge", "Files that compaction would merge, of the day that has most.", ("dataset",)
+)
+LAKE_MERGED_FILES = Metric(
+    "logpipe_lake_merged_files_total", "counter", "Small files of rows that compaction has replaced.", ("dataset",)
 )
 LAKE_LOG_FILES = Metric(
     "logpipe_lake_log_files",
@@ -123,6 +141,40 @@ WATERMARK_LAG_SECONDS = Metric(
     "gauge",
     "Age of the oldest batch above the watermark, by PostgreSQL's clock; 0 when there is none.",
     ("store", "dataset"),
+)
+
+VERIFY_ROWS_MISSING = Metric(
+    "logpipe_verify_rows_missing",
+    "gauge",
+    "Accepted and loaded rows that the last verification did not find.",
+    ("store", "dataset"),
+)
+VERIFY_ROWS_EXTRA = Metric(
+    "logpipe_verify_rows_extra",
+    "gauge",
+    "Rows that the last verification found and that were not accepted.",
+    ("store", "dataset"),
+)
+VERIFY_ROWS_DUPLICATED = Metric(
+    "logpipe_verify_rows_duplicated",
+    "gauge",
+    "Copies of a row beyond the first that the last verification found.",
+    ("store", "dataset"),
+)
+VERIFY_ROWS_ALTERED = Metric(
+    "logpipe_verify_rows_altered",
+    "gauge",
+    "Rows of the batches whose contents the last verification found to differ.",
+    ("store", "dataset"),
+)
+VERIFY_BATCHES_CHECKED = Metric(
+    "logpipe_verify_batches_checked",
+    "gauge",
+    "Batches that the last verification looked at.",
+    ("store", "dataset"),
+)
+VERIFY_AGE_SECONDS = Metric(
+    "logpipe_verify_age_seconds", "gauge", "How long ago the last verification ended.", ("store", "dataset")
 )
 
 ALERTS_OPEN = Metric("logpipe_alerts_open", "gauge", "Alerts that are open.", ("rule",))

@@ -16,6 +16,7 @@ class DiskFloor:
         self._floor = floor
         self._free = 0
         self._checked = float("-inf")
+        metrics.gauge(metric_names.DISK_FLOOR_BYTES).set(floor)
 
     def health(self) -> str | None:
         """Return why no rows can be accepted; None if there is room. Looks at the disk at most once a second."""

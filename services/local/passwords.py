@@ -11,6 +11,9 @@ FOLDER = "passwords"
 """The name of the folder with the passwords, in the stack's folder."""
 
 POSTGRES_ROLE = "logpipe"
+REDIS_WATCHER = "metrics"
+"""The user of Redis that may read the server's figures and nothing else. It has the same password."""
+
 _PASSFILE_PREFIX = f"127.0.0.1:*:*:{POSTGRES_ROLE}:"
 
 
