@@ -20,7 +20,7 @@ from services.local.settings import LocalSettings
 _RULES = Path(__file__).parent / "conf" / "alert_rules.yaml"
 _SCRAPE_INTERVAL = "5s"
 _KEPT = ("--storage.tsdb.retention.time=15d", "--storage.tsdb.retention.size=1GB")
-_NODE_COLLECTORS = ("cpu", "diskstats", "filesystem", "loadavg", "meminfo", "netdev", "stat", "time", "uname", "vmstat")
+_NODE_COLLECTORS = ("cpu", "diskstats", "filesystem", "loadavg", "meminfo")  # as in the cluster
 
 
 @dataclass(frozen=True, slots=True)

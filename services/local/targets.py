@@ -67,7 +67,6 @@ def targets(settings: LocalSettings) -> list[Target]:
         Target("query-api", "query-api", "http", settings.query_port),
         Target("generator", "generator", "http", settings.generator_port),
         *jvms,
-        Target("prometheus", "prometheus", "http", settings.local_prometheus_port),
         Target("node-exporter", "node-exporter", "metrics", settings.local_node_exporter_port),
         Target("postgres-exporter", "postgres", "metrics", settings.local_postgres_exporter_port),
         Target("redis-exporter", "redis", "metrics", settings.local_redis_exporter_port),
