@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from services.core.dead_letter import MAX_DEAD_LETTER_BYTES, DeadLetter, Record, decode, encode
 from services.core.errors import Malformed
 from services.datasets.logs import DATASET
+from services.streams.dead_letters import DeadLetters
 
 INTS, BIG_INTS = st.integers(-1, (1 << 31) - 1), st.integers(-1, (1 << 63) - 1)
 LETTERS = st.builds(
@@ -57,3 +59,9 @@ def test_a_long_value_is_cut(byte: bytes) -> None:
 def test_what_is_no_letter_is_refused(value: bytes) -> None:
     with pytest.raises(Malformed):
         decode(value)
+
+
+def test_the_metric_of_dead_letters_is_there_before_the_first_one() -> None:
+    DeadLetters(lambda: pytest.fail("no producer is needed"), "careful", DATASET)
+    labels = {"store": "careful", "dataset": DATASET.name}
+    assert REGISTRY.get_sample_value("logpipe_sink_dead_letters_total", labels) == 0.0
