@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from services.core.errors import NeedsOperator
-from services.local import passwords, targets
+from services.local import passwords, postgres_roles, targets
 from services.local.program import Program, http_ready
 from services.local.settings import LocalSettings
 
@@ -126,16 +126,21 @@ def node_exporter(settings: LocalSettings) -> Program:
 
 def postgres_exporter(settings: LocalSettings) -> Program:
     port = settings.local_postgres_exporter_port
-    url = settings.urls()["LOGPIPE_POSTGRES_URL"]
+    environment = {"DATA_SOURCE_NAME": settings.urls()["LOGPIPE_POSTGRES_URL"]}
     if not settings.is_replaced("postgres_url"):
-        url += "&sslmode=disable"  # the exporter's driver asks for TLS by default, and the stack's server has none
+        # The exporter's driver knows the password file by its variable only, and asks for TLS, which this server lacks.
+        address = f"127.0.0.1:{settings.local_postgres_port}/{postgres_roles.DATABASE}"
+        environment = {
+            "DATA_SOURCE_NAME": f"postgresql://{passwords.POSTGRES_ROLE}@{address}?sslmode=disable",
+            "PGPASSFILE": str(passwords.postgres_file(settings.folder)),
+        }
     return _exporter(
         settings,
         "postgres-exporter",
         "LOGPIPE_LOCAL_POSTGRES_EXPORTER_PORT",
         port,
         (f"--web.listen-address=127.0.0.1:{port}",),
-        {"DATA_SOURCE_NAME": url},
+        environment,
     )
 
 

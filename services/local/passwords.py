@@ -19,12 +19,12 @@ _PASSFILE_PREFIX = f"127.0.0.1:*:*:{POSTGRES_ROLE}:"
 
 def postgres(stack: Path) -> str:
     """The password of the role that all processes use."""
-    return _kept(_postgres_file(stack), lambda password: f"{_PASSFILE_PREFIX}{password}").removeprefix(_PASSFILE_PREFIX)
+    return _kept(postgres_file(stack), lambda password: f"{_PASSFILE_PREFIX}{password}").removeprefix(_PASSFILE_PREFIX)
 
 
 def postgres_parameter(stack: Path) -> str:
     """The parameter of a URL by which libpq finds the password: no command line and no environment holds it."""
-    return f"passfile={quote(str(_postgres_file(stack)))}"
+    return f"passfile={quote(str(postgres_file(stack)))}"
 
 
 def redis(stack: Path) -> str:
@@ -40,7 +40,7 @@ def hdfs_file(stack: Path) -> Path:
     return stack / FOLDER / "hdfs"
 
 
-def _postgres_file(stack: Path) -> Path:
+def postgres_file(stack: Path) -> Path:
     """In the format of libpq's password file."""
     return stack / FOLDER / "postgres"
 

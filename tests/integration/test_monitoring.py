@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,9 @@ SECONDS = 150.0
 pytestmark = pytest.mark.timeout(420)
 
 
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    absent = monitoring.absent()
-    for name, package in PACKAGES.items():
-        if name in absent:
-            needs_package(package)
+@contextmanager
+def watched() -> Iterator[Stack]:
+    """A stack with monitoring, under load, whose stores were verified once."""
     with pytest.MonkeyPatch.context() as environment, short_folder() as folder:
         environment.setenv("LOGPIPE_LAKE_WARM_UP_SECONDS", "0")
         environment.setenv("LOGPIPE_LAKE_TRIGGER_SECONDS", "3")
@@ -54,6 +51,16 @@ def stack() -> Iterator[Stack]:
             _start_load(settings)
             verification.verify(settings, 60, "--sample", "10")
             yield up
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    absent = monitoring.absent()
+    for name, package in PACKAGES.items():
+        if name in absent:
+            needs_package(package)
+    with watched() as up:
+        yield up
 
 
 def _start_load(settings: LocalSettings) -> None:

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from services.core.errors import NeedsOperator
-from services.local import jmx, monitoring, processes, targets
+from services.local import jmx, main, monitoring, processes, targets
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
+from services.local.supervision import State
 
 
 @pytest.fixture
@@ -103,3 +105,24 @@ def test_only_a_stack_with_monitoring_has_ports_for_metrics(settings: LocalSetti
         assert "LOGPIPE_INGEST_OWN_PORT" not in make(without).environment
     assert jmx.agent(without, "kafka", 1) == ()
     assert jmx.ports(without, "ANY", 1) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "known", "expected"),
+    [
+        ((), {}, False),
+        (("--with", "monitoring"), {}, True),
+        ((), {"prometheus": State("RUNNING", 7, "")}, True),
+    ],
+    ids=["by default", "wanted", "a stack that has it"],
+)
+def test_up_starts_monitoring_where_it_is_wanted_and_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], known: dict[str, State], expected: bool
+) -> None:
+    raised: list[bool] = []
+    monkeypatch.setattr(Stack, "states", lambda self: known)
+    monkeypatch.setattr(main.view, "bring_up", lambda console, stack: raised.append(stack.settings.monitoring))
+    monkeypatch.setattr(main.monitoring, "absent", lambda: {"redis-exporter": "no redis_exporter on the PATH: install"})
+    done = CliRunner().invoke(main.up, arguments, catch_exceptions=False)
+    assert raised == [expected]
+    assert ("redis-exporter is absent: no redis_exporter on the PATH" in done.output) is expected
