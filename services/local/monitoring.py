@@ -20,6 +20,9 @@ from services.local.settings import LocalSettings
 _RULES = Path(__file__).parent / "conf" / "alert_rules.yaml"
 _SCRAPE_INTERVAL = "5s"
 _KEPT = ("--storage.tsdb.retention.time=15d", "--storage.tsdb.retention.size=1GB")
+# Figures of each table, and so of each day's partition, would be thousands; those of the WAL need a right that the
+# pipeline's role does not have.
+_POSTGRES_OPTIONS = ("--no-collector.stat_user_tables", "--no-collector.statio_user_tables", "--no-collector.wal")
 _NODE_COLLECTORS = ("cpu", "diskstats", "filesystem", "loadavg", "meminfo")  # as in the cluster
 
 
@@ -139,7 +142,7 @@ def postgres_exporter(settings: LocalSettings) -> Program:
         "postgres-exporter",
         "LOGPIPE_LOCAL_POSTGRES_EXPORTER_PORT",
         port,
-        (f"--web.listen-address=127.0.0.1:{port}",),
+        (f"--web.listen-address=127.0.0.1:{port}", *_POSTGRES_OPTIONS),
         environment,
     )
 

@@ -122,7 +122,7 @@ def build() -> Dashboard:
             graph(
                 "Slots taken over: each one is an ingest process that died",
                 "short",
-                Series(total("logpipe_publisher_slots_adopted_total"), "slots"),
+                Series(f"{total('logpipe_publisher_slots_adopted_total')} or on() vector(0)", "slots"),
             )
         )
         .with_row(Row("Generator"))

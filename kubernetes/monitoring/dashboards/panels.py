@@ -26,7 +26,7 @@ def rate(counter: str, by: str = "", where: str = "") -> str:
 
 def rare(counter: str, by: str = "", where: str = "") -> str:
     """As `rate`, for a counter that does not exist before its first event: 0 until then."""
-    return f"{rate(counter, by, where)} or vector(0)"
+    return f"{rate(counter, by, where)} or on() vector(0)"
 
 
 def quantile(q: float, histogram: str, by: str = "", where: str = "") -> str:
