@@ -160,6 +160,12 @@ def test_each_ingest_process_has_metrics_of_its_own(stack: Stack) -> None:
     assert len({sample["value"][1] for sample in starts}) == 2
 
 
+@pytest.mark.parametrize("name", sorted(each for each in EXPORTERS["jmx-agent hdfs"] if "namenode" in each))
+def test_a_figure_of_the_namenode_is_one_series(stack: Stack, name: str) -> None:
+    """A pattern of the JMX agent that is too wide gives the figures of several attributes one name."""
+    assert len(prometheus(stack, "query", query=name)["result"]) == 1
+
+
 def test_status_shows_prometheus_and_its_page_is_closed_to_other_origins(stack: Stack) -> None:
     (row,) = [row for row in view.rows(stack) if row.name == "prometheus"]
     assert (row.address, row.missing) == (f"http://127.0.0.1:{stack.settings.local_prometheus_port}", None)
