@@ -100,6 +100,14 @@ def test_an_alert_has_a_severity_a_runbook_and_a_firing_and_a_silent_case(alert:
     assert any(not case["exp_alerts"] for case in cases)
 
 
+@pytest.mark.parametrize("file", sorted((MONITORING / "jmx").glob("*.yaml")), ids=lambda file: file.stem)
+def test_settings_of_the_jmx_agent_are_shared_and_match_whole_attributes(file: Path) -> None:
+    shared = ROOT / "services" / "local" / "conf" / f"jmx-{file.name}"
+    assert shared.resolve() == file
+    for rule in yaml.safe_load(file.read_text()).get("rules", []):
+        assert rule["pattern"].endswith(":")
+
+
 @pytest.mark.parametrize("arguments", [("check", "rules", RULES.name), ("test", "rules", RULES_TEST.name)], ids=str)
 def test_promtool_accepts_the_rules_and_their_tests(arguments: tuple[str, ...]) -> None:
     promtool = shutil.which("promtool") or needs_package("prometheus")
