@@ -11,7 +11,7 @@ TESTS := $(wildcard tests/*.py tests/unit tests/property tests/contract tests/in
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
 .DEFAULT_GOAL := help
-.PHONY: help check install jars demo up down status logs test test-faults test-airflow lint types imports format bench bench-read bench-growth lock clean
+.PHONY: help check install jars demo up down status logs test test-faults test-airflow lint types imports format bench bench-read bench-growth dashboards lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ bench-read: install ## Only: the same questions to every store and engine, befor
 
 bench-growth: install ## Only: starts, queries and checks with a year of history, planted; takes 32 GB of disk
 	$(BIN)/logpipe bench --only growth
+
+dashboards: $(INSTALLED) ## Write the JSON of Grafana's dashboards anew from kubernetes/monitoring/dashboards
+	$(BIN)/python -m kubernetes.monitoring.dashboards
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"

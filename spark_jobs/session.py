@@ -33,7 +33,6 @@ _SETTINGS = {
     "spark.sql.streaming.stopTimeout": "5s",
     "spark.ui.showConsoleProgress": "false",
     "spark.ui.killEnabled": "false",
-    "spark.driver.extraJavaOptions": "-XX:+UseParallelGC",
 }
 
 
@@ -53,5 +52,6 @@ def _chosen(settings: SparkSettings) -> dict[str, str]:
         **jars,
         "spark.jars.ivy": str(settings.spark_ivy),
         "spark.driver.memory": settings.spark_memory,
+        "spark.driver.extraJavaOptions": f"-XX:+UseParallelGC {settings.spark_java_options}".strip(),
         "spark.ui.enabled": str(settings.spark_ui).lower(),
     }

@@ -105,6 +105,7 @@ class LakeStream:
             .foreachBatch(self._write)
             .start()
         )
+        metrics.gauge(metric_names.SINK_TRIGGER_SECONDS, *self._labels).set(self._settings.lake_trigger_seconds)
         self._log.info(
             "query started", query=self._query.id, position=dict(self._position), offsets_per_batch=self._limit
         )

@@ -70,6 +70,7 @@ class WindowStream:
             .foreachBatch(self._write)
             .start()
         )
+        metrics.gauge(metric_names.SINK_TRIGGER_SECONDS, *self._labels).set(self._settings.realtime_trigger_seconds)
         _log.info("query started", query=self._query.id)
 
     def supervise(self, spark: SparkSession) -> None:

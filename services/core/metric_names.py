@@ -51,6 +51,13 @@ DISK_SPACE_FREE_BYTES = Metric(
 DISK_SPACE_TOTAL_BYTES = Metric(
     "logpipe_disk_space_total_bytes", "gauge", "All bytes of the file system of the folder.", ("folder",)
 )
+DISK_FLOOR_BYTES = Metric("logpipe_ingest_disk_floor_bytes", "gauge", "Free space below which no rows are accepted.")
+PARTITIONS_UNTIL_SECONDS = Metric(
+    "logpipe_ingest_partitions_until_seconds",
+    "gauge",
+    "Time (Unix) up to which PostgreSQL has a partition for every day.",
+    ("dataset",),
+)
 UNPUBLISHED_BATCHES = Metric(
     "logpipe_publisher_unpublished_batches",
     "gauge",
@@ -74,6 +81,12 @@ SINK_WRITE_SECONDS = Metric(
     "Time of one insert of a block group.",
     ("store", "dataset"),
     _SECONDS,
+)
+SINK_TRIGGER_SECONDS = Metric(
+    "logpipe_sink_trigger_seconds",
+    "gauge",
+    "Time between the starts of two batches of Spark, by its setting.",
+    ("store", "dataset"),
 )
 SINK_LAG_OFFSETS = Metric(
     "logpipe_sink_lag_offsets", "gauge", "Offsets committed in the topic and not yet loaded.", ("store", "dataset")
@@ -99,8 +112,13 @@ GENERATOR_BEHIND_SECONDS = Metric(
     "logpipe_generator_behind_seconds", "gauge", "How far the generator runs behind its schedule.", ("dataset",)
 )
 
+LAKE_FILES = Metric("logpipe_lake_files", "gauge", "Data files of the lake's table.", ("dataset",))
+LAKE_BYTES = Metric("logpipe_lake_bytes", "gauge", "Size of the data files of the lake's table.", ("dataset",))
 LAKE_SMALL_FILES = Metric(
     "logpipe_lake_small_files", "gauge", "Files that compaction would merge, of the day that has most.", ("dataset",)
+)
+LAKE_MERGED_FILES = Metric(
+    "logpipe_lake_merged_files_total", "counter", "Small files of rows that compaction has replaced.", ("dataset",)
 )
 LAKE_LOG_FILES = Metric(
     "logpipe_lake_log_files",

@@ -44,6 +44,7 @@ class DiskFloor:
     def __init__(self, disk: Disk, floor: int) -> None:
         self._disk = disk
         self._floor = floor
+        metrics.gauge(metric_names.DISK_FLOOR_BYTES).set(floor)
 
     def health(self) -> str | None:
         """Return why no rows can be accepted; None if there is room, or if it is not known."""

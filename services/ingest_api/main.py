@@ -49,7 +49,8 @@ def main(share_port: bool) -> None:
     gc.set_threshold(100_000, 50, 50)  # rows come and go by the ten thousand, and none of them is part of a cycle
     settings = IngestSettings()
     logs.configure("ingest-api", settings.log_level)
-    serve(create_app(settings), settings.host, settings.ingest_port, share_port=share_port)
+    own_port = settings.ingest_own_port
+    serve(create_app(settings), settings.host, settings.ingest_port, share_port=share_port, own_port=own_port)
 
 
 def create_app(settings: IngestSettings) -> FastAPI:

@@ -5,6 +5,7 @@ They wait for the tables, create day partitions ahead of time, and delete old re
 
 from typing import NamedTuple
 
+from services.core import metric_names
 from services.core.backoff import Backoff
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
@@ -13,7 +14,7 @@ from services.ledger import batches, schema
 from services.ledger.identity import former_ids, ledger_id
 from services.postgres.clock import now_microseconds
 from services.postgres.connection import PIPELINE, Connection, connect
-from services.runtime import logs
+from services.runtime import logs, metrics
 from services.runtime.workers import Worker
 from services.stores import postgres
 
@@ -88,6 +89,8 @@ class PostgresMaintenance:
         today = now_microseconds(connection) // DAY
         for dataset in self._datasets:
             postgres.ensure_partitions(connection, dataset, today, DAYS_AHEAD)
+            end = (today + DAYS_AHEAD) * DAY // 1_000_000
+            metrics.gauge(metric_names.PARTITIONS_UNTIL_SECONDS, dataset.name).set(end)
         self._ledger = Identity(str(ledger_id(connection)), ",".join(map(str, former_ids(connection))))
         schema.build_index(connection)
         self._forget_keys(connection)

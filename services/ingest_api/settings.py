@@ -5,6 +5,9 @@ from services.runtime.settings import CrossOriginSettings, KafkaSettings, Port, 
 
 class IngestSettings(PostgresSettings, KafkaSettings, CrossOriginSettings):
     ingest_port: Port = 8081
+    ingest_own_port: Port | None = Field(
+        None, description="second port of an ingest API that shares its port (--share-port), for its metrics"
+    )
     ingest_connections: int = Field(1, ge=1, le=32, description="PostgreSQL connections that COPY side by side")
     ingest_group_rows: int = Field(10_000, ge=1, le=131_072, description="rows of a group commit, and of a batch")
     ingest_group_wait: float = Field(0.005, ge=0, description="seconds a request waits for others to travel with")

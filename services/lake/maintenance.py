@@ -40,6 +40,12 @@ class TableMaintenance:
         self._log, self._rejects_log = TableLog(self._table), TableLog(self._rejects)
         self._rejects_floor = 0  # the rejects of batches below this one were deleted by this object
 
+    def size(self) -> tuple[int, int]:
+        """How many data files the table has, and their bytes."""
+        if (snapshot := self._table.snapshot()) is None:
+            return 0, 0
+        return snapshot.files.num_rows, pc.sum(snapshot.files["size_bytes"]).as_py() or 0
+
     def small_files(self) -> dict[date, int]:
         """Day -> how many files it has that compaction would merge."""
         if (snapshot := self._table.snapshot()) is None:

@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 import httpx
 
 from services.core.errors import NeedsOperator
-from services.local import jars, passwords
+from services.local import jars, jmx, passwords
 from services.local.java import java
 from services.local.program import Program, made_whole, write_private
 from services.local.settings import LocalSettings
@@ -29,6 +29,7 @@ _DATANODE = "org.apache.hadoop.hdfs.server.datanode.DataNode"
 def namenode(settings: LocalSettings) -> Program:
     folder = settings.folder / "namenode"
     data = folder / "data"
+    metrics = settings.local_namenode_metrics_port
 
     def prepare() -> None:
         _write_configuration(settings, folder)
@@ -38,12 +39,13 @@ def namenode(settings: LocalSettings) -> Program:
 
     return Program(
         name="namenode",
-        command=(*_java(folder), _NAMENODE),
+        command=(*_java(folder, *jmx.agent(settings, "hdfs", metrics)), _NAMENODE),
         folder=folder,
         address=f"hdfs://127.0.0.1:{settings.local_namenode_port}",
         ports={
             "LOGPIPE_LOCAL_NAMENODE_PORT": settings.local_namenode_port,
             "LOGPIPE_LOCAL_NAMENODE_HTTP_PORT": settings.local_namenode_http_port,
+            **jmx.ports(settings, "LOGPIPE_LOCAL_NAMENODE_METRICS_PORT", metrics),
         },
         ready=_namenode_ready(settings),
         prepare=prepare,
@@ -52,15 +54,17 @@ def namenode(settings: LocalSettings) -> Program:
 
 def datanode(settings: LocalSettings) -> Program:
     folder = settings.folder / "datanode"
+    metrics = settings.local_datanode_metrics_port
     return Program(
         name="datanode",
-        command=(*_java(folder), _DATANODE),
+        command=(*_java(folder, *jmx.agent(settings, "hdfs", metrics)), _DATANODE),
         folder=folder,
         address=f"127.0.0.1:{settings.local_datanode_port}",
         ports={
             "LOGPIPE_LOCAL_DATANODE_PORT": settings.local_datanode_port,
             "LOGPIPE_LOCAL_DATANODE_IPC_PORT": settings.local_datanode_ipc_port,
             "LOGPIPE_LOCAL_DATANODE_HTTP_PORT": settings.local_datanode_http_port,
+            **jmx.ports(settings, "LOGPIPE_LOCAL_DATANODE_METRICS_PORT", metrics),
         },
         ready=_datanode_ready(settings),
         prepare=lambda: _write_configuration(settings, folder),

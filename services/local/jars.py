@@ -67,7 +67,8 @@ SPARK = Bundle(
     ("org.apache.spark:spark-sql-kafka-0-10_2.13:4.0.0", "io.delta:delta-spark_4.0_2.13:4.4.0"),
     beside_pyspark=True,
 )
-BUNDLES = (KAFKA, HDFS, SPARK)
+JMX_AGENT = Bundle("jmx-agent", ("io.prometheus.jmx:jmx_prometheus_javaagent:1.0.1",))
+BUNDLES = (KAFKA, HDFS, SPARK, JMX_AGENT)
 
 
 def kafka_classpath() -> str:

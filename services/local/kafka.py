@@ -11,7 +11,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from services.core.errors import NeedsOperator
-from services.local import jars
+from services.local import jars, jmx
 from services.local.java import java
 from services.local.program import Program, made_whole
 from services.local.settings import LocalSettings
@@ -27,6 +27,7 @@ def kafka(settings: LocalSettings) -> Program:
     folder = settings.folder / "kafka"
     address = f"127.0.0.1:{settings.local_kafka_port}"
     configuration, data = folder / "server.properties", folder / "data"
+    metrics = settings.local_kafka_metrics_port
 
     def ready() -> str | None:
         try:
@@ -44,12 +45,13 @@ def kafka(settings: LocalSettings) -> Program:
 
     return Program(
         name="kafka",
-        command=(*_java(*_JVM), "kafka.Kafka", str(configuration)),
+        command=(*_java(*_JVM, *jmx.agent(settings, "kafka", metrics)), "kafka.Kafka", str(configuration)),
         folder=folder,
         address=address,
         ports={
             "LOGPIPE_LOCAL_KAFKA_PORT": settings.local_kafka_port,
             "LOGPIPE_LOCAL_KAFKA_CONTROLLER_PORT": settings.local_kafka_controller_port,
+            **jmx.ports(settings, "LOGPIPE_LOCAL_KAFKA_METRICS_PORT", metrics),
         },
         ready=ready,
         prepare=prepare,

@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 
 from services.core.errors import LogpipeError
-from services.local import view
+from services.local import monitoring, view
 from services.local.settings import LocalSettings
 from services.local.stack import NAMES, Stack
 
@@ -33,9 +33,19 @@ def _names(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
 
 @click.command(cls=Command)
 @click.option("--only", default="", metavar="NAME,...", callback=_names, help=f"Of {', '.join(NAMES)}.")
-def up(only: tuple[str, ...]) -> None:
-    """Start the local stack and wait until it is ready."""
-    view.bring_up(_console, Stack(LocalSettings(), only))
+@click.option("--with", "extra", type=click.Choice(["monitoring"]), help="Also Prometheus and its exporters.")
+def up(only: tuple[str, ...], extra: str | None) -> None:
+    """Start the local stack and wait until it is ready.
+
+    A stack that has monitoring keeps it at each further `up`, until it is down.
+    """
+    settings = LocalSettings()
+    if extra or "prometheus" in Stack(settings).states():
+        settings = settings.model_copy(update={"monitoring": True})
+    view.bring_up(_console, Stack(settings, only))
+    if settings.monitoring:
+        for name, problem in monitoring.absent().items():
+            _console.print(f"{name} is absent: {problem}", soft_wrap=True, highlight=False)
 
 
 @click.command(cls=Command)

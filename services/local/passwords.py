@@ -11,17 +11,20 @@ FOLDER = "passwords"
 """The name of the folder with the passwords, in the stack's folder."""
 
 POSTGRES_ROLE = "logpipe"
+REDIS_WATCHER = "metrics"
+"""The user of Redis that may read the server's figures and nothing else. It has the same password."""
+
 _PASSFILE_PREFIX = f"127.0.0.1:*:*:{POSTGRES_ROLE}:"
 
 
 def postgres(stack: Path) -> str:
     """Return the password of the role that all processes use."""
-    return _kept(_postgres_file(stack), lambda password: f"{_PASSFILE_PREFIX}{password}").removeprefix(_PASSFILE_PREFIX)
+    return _kept(postgres_file(stack), lambda password: f"{_PASSFILE_PREFIX}{password}").removeprefix(_PASSFILE_PREFIX)
 
 
 def postgres_parameter(stack: Path) -> str:
     """Return the URL parameter by which libpq finds the password, so that no command line or variable contains it."""
-    return f"passfile={quote(str(_postgres_file(stack)))}"
+    return f"passfile={quote(str(postgres_file(stack)))}"
 
 
 def redis(stack: Path) -> str:
@@ -37,7 +40,7 @@ def hdfs_file(stack: Path) -> Path:
     return stack / FOLDER / "hdfs"
 
 
-def _postgres_file(stack: Path) -> Path:
+def postgres_file(stack: Path) -> Path:
     """The file has the format of libpq's password file."""
     return stack / FOLDER / "postgres"
 

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import replace
 
-from services.local import jars
+from services.local import jars, jmx
 from services.local.program import Program, http_ready
 from services.local.settings import LocalSettings
 from services.stores import clickhouse, lake
@@ -17,7 +17,7 @@ _KEEP_FREED_BLOCKS = {
 
 
 def ingest_api(settings: LocalSettings) -> Program:
-    return _process(
+    program = _process(
         settings,
         "ingest-api",
         "LOGPIPE_INGEST_PORT",
@@ -25,11 +25,22 @@ def ingest_api(settings: LocalSettings) -> Program:
         arguments=("--share-port",),
         environment=_KEEP_FREED_BLOCKS,
     )
+    return _with_own_port(settings, program, "LOGPIPE_LOCAL_INGEST_METRICS_PORT", settings.local_ingest_metrics_port)
 
 
 def ingest_api_2(settings: LocalSettings) -> Program:
     """A second process on the same port, because a process runs Python code on one core only."""
-    return replace(ingest_api(settings), name="ingest-api-2", ports={})
+    program = replace(ingest_api(settings), name="ingest-api-2", ports={})
+    port = settings.local_ingest_2_metrics_port
+    return _with_own_port(settings, program, "LOGPIPE_LOCAL_INGEST_2_METRICS_PORT", port)
+
+
+def _with_own_port(settings: LocalSettings, program: Program, setting: str, port: int) -> Program:
+    """On the shared port, the kernel picks the process that answers. Prometheus has to ask each one."""
+    if not settings.monitoring:
+        return program
+    environment = {**program.environment, "LOGPIPE_INGEST_OWN_PORT": str(port)}
+    return replace(program, environment=environment, ports={**program.ports, setting: port})
 
 
 def stream_to_store(settings: LocalSettings) -> Program:
@@ -58,7 +69,7 @@ def stream_to_lake(settings: LocalSettings) -> Program:
             "stream-to-lake",
             "LOGPIPE_STREAM_TO_LAKE_PORT",
             settings.stream_to_lake_port,
-            environment=_spark_environment(settings, "stream-to-lake"),
+            environment=_spark_environment(settings, "stream-to-lake", settings.local_lake_metrics_port),
         )
     return _yielding(program, 15)
 
@@ -69,7 +80,7 @@ def realtime_aggregator(settings: LocalSettings) -> Program:
         "realtime-aggregator",
         "LOGPIPE_REALTIME_PORT",
         settings.realtime_port,
-        environment=_spark_environment(settings, "realtime-aggregator"),
+        environment=_spark_environment(settings, "realtime-aggregator", settings.local_realtime_metrics_port),
     )
 
 
@@ -105,8 +116,9 @@ def _yielding(program: Program, nice: int) -> Program:
     return replace(program, command=("nice", "-n", str(nice), *program.command))
 
 
-def _spark_environment(settings: LocalSettings, name: str) -> dict[str, str]:
+def _spark_environment(settings: LocalSettings, name: str, metrics: int) -> dict[str, str]:
     return {
+        "LOGPIPE_SPARK_JAVA_OPTIONS": " ".join(jmx.agent(settings, "spark", metrics)),
         "LOGPIPE_SPARK_JARS": ",".join(jars.spark_jars()),
         "PYSPARK_PYTHON": sys.executable,
         "SPARK_LOCAL_IP": "127.0.0.1",

@@ -11,6 +11,7 @@ from services.local import passwords
 from services.local.program import Program, write_private
 from services.local.settings import LocalSettings
 
+_WATCHER_COMMANDS = "-@all +@connection +info +slowlog +latency +select"
 _COMMANDS = "-@all +@connection +@read +@write -@dangerous"
 
 _SERVER_SETTINGS = {
@@ -39,8 +40,9 @@ def redis_server(settings: LocalSettings) -> Program:
         return None
 
     def prepare() -> None:
-        options = _SERVER_SETTINGS | {"port": str(port), "dir": str(folder), "user": _user(password)}
-        lines = "".join(f"{name} {value}\n" for name, value in options.items())
+        options = [*_SERVER_SETTINGS.items(), ("port", str(port)), ("dir", str(folder))]
+        options += [("user", user) for user in _users(password)]
+        lines = "".join(f"{name} {value}\n" for name, value in options)
         write_private(configuration, lines)
 
     return Program(
@@ -54,9 +56,13 @@ def redis_server(settings: LocalSettings) -> Program:
     )
 
 
-def _user(password: str) -> str:
-    """Return the only user, who may read and write values. The configuration has a hash of the password."""
-    return f"default on #{hashlib.sha256(password.encode()).hexdigest()} ~* {_COMMANDS}"
+def _users(password: str) -> tuple[str, str]:
+    """The processes' user may keep and read values, and no more; the exporter's user may read the server's figures.
+
+    The configuration holds the password's hash.
+    """
+    secret = f"on #{hashlib.sha256(password.encode()).hexdigest()}"
+    return f"default {secret} ~* {_COMMANDS}", f"{passwords.REDIS_WATCHER} {secret} {_WATCHER_COMMANDS}"
 
 
 def _binary() -> Path:

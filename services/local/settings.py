@@ -33,6 +33,10 @@ class LocalSettings(Settings):
         description="what fills the lake of the local stack: spark, or embedded, which is cheaper and needs no JVM",
     )
 
+    monitoring: bool = Field(
+        False, description="the local stack has Prometheus and its exporters, as with up --with monitoring"
+    )
+
     local_postgres_port: Port = Field(15432, description="PostgreSQL of the local stack")
     local_kafka_port: Port = Field(19092, description="Kafka of the local stack")
     local_kafka_controller_port: Port = Field(19093, description="Kafka's controller")
@@ -44,6 +48,17 @@ class LocalSettings(Settings):
     local_clickhouse_port: Port = Field(18123, description="embedded ClickHouse engine, HTTP")
     local_redis_port: Port = Field(16379, description="Redis of the local stack")
     local_spark_connect_port: Port = Field(15002, description="Spark Connect server of the local stack")
+    local_prometheus_port: Port = Field(19090, description="Prometheus of the local stack")
+    local_node_exporter_port: Port = Field(19100, description="exporter of the machine's metrics")
+    local_postgres_exporter_port: Port = Field(19187, description="exporter of PostgreSQL's metrics")
+    local_redis_exporter_port: Port = Field(19121, description="exporter of Redis' metrics")
+    local_kafka_metrics_port: Port = Field(19404, description="metrics of Kafka's JVM")
+    local_namenode_metrics_port: Port = Field(18404, description="metrics of the NameNode's JVM")
+    local_datanode_metrics_port: Port = Field(18405, description="metrics of the DataNode's JVM")
+    local_lake_metrics_port: Port = Field(18406, description="metrics of the JVM of stream-to-lake")
+    local_realtime_metrics_port: Port = Field(18407, description="metrics of the JVM of realtime-aggregator")
+    local_ingest_metrics_port: Port = Field(18081, description="metrics of the first ingest process")
+    local_ingest_2_metrics_port: Port = Field(18082, description="metrics of the second ingest process")
 
     ingest_port: Port = Field(8081, description="ingest API")
     generator_port: Port = Field(30800, description="generator")

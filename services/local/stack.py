@@ -15,7 +15,19 @@ from typing import Self
 import psutil
 
 from services.core.errors import Invalid, NeedsOperator
-from services.local import clickhouse, hdfs, kafka, passwords, postgres, processes, redis, spark_connect, unprivileged
+from services.local import (
+    clickhouse,
+    hdfs,
+    kafka,
+    monitoring,
+    passwords,
+    postgres,
+    processes,
+    redis,
+    spark_connect,
+    targets,
+    unprivileged,
+)
 from services.local.program import Program
 from services.local.settings import LocalSettings
 from services.local.supervision import State, Supervisor
@@ -60,6 +72,10 @@ _PROGRAMS: Mapping[str, _Entry] = {
     "alerting": _Entry(processes.alerting, needs=("postgres", "kafka"), optional=True),
     "query-api": _Entry(processes.query_api, needs=("postgres", "clickhouse", "datanode")),
     "generator": _Entry(processes.generator, needs=("ingest-api",)),
+    "prometheus": _Entry(monitoring.prometheus, optional=True),
+    "node-exporter": _Entry(monitoring.node_exporter, optional=True),
+    "postgres-exporter": _Entry(monitoring.postgres_exporter, optional=True),
+    "redis-exporter": _Entry(monitoring.redis_exporter, optional=True),
 }
 NAMES = tuple(_PROGRAMS)
 TABLES = "tables"
@@ -73,6 +89,7 @@ class Stack:
     """One stack in one folder; all methods block. As a context it is up inside and down after.
 
     `only`: the names of its programs; when empty, all but the optional ones. A program that a URL replaces is left out.
+    With the setting `monitoring`, the stack has the programs of monitoring that this machine can run as well.
     """
 
     def __init__(self, settings: LocalSettings, only: tuple[str, ...] = ()) -> None:
@@ -82,6 +99,8 @@ class Stack:
         self.folder = settings.folder
         self.supervisor = Supervisor(self.folder)
         self._only = only or tuple(name for name, entry in _PROGRAMS.items() if not entry.optional)
+        if settings.monitoring:
+            self._only += tuple(name for name in monitoring.NAMES if name not in monitoring.absent())
 
     def __enter__(self) -> Self:
         try:
@@ -125,6 +144,8 @@ class Stack:
         inherited = {k: v for k, v in os.environ.items() if k.startswith("LOGPIPE_") and k not in own}
         for name in self.supervisor.configure(known.values(), self.names, inherited):
             watcher(name, "stopped: its settings have changed")
+        if "prometheus" in known:
+            targets.write(self.settings, known)
         given_up = threading.Event()
         ready: dict[str, Future[None]] = {}
         tables: Future[None] | None = None

@@ -32,6 +32,7 @@ class MaintenanceTasks:
         self._settings = settings
         self._dataset = dataset
         self._lake = TableMaintenance(settings, dataset)
+        self._merged = metrics.counter(metric_names.LAKE_MERGED_FILES, dataset.name)
         self._dead_letters = DeadLetterRetention(settings, dataset, self._lake)
         self._vacuum_at = float("-inf")
         self._unmergeable: dict[date, int] = {}  # day -> its small files that compaction left as they were
@@ -67,6 +68,9 @@ class MaintenanceTasks:
             yield f"{closed} days closed in PostgreSQL: queries read them only where they can hold what is asked for"
 
     def _compact(self) -> Iterator[str]:
+        files, size = self._lake.size()
+        metrics.gauge(metric_names.LAKE_FILES, self._dataset.name).set(files)
+        metrics.gauge(metric_names.LAKE_BYTES, self._dataset.name).set(size)
         small = self._lake.small_files()
         metrics.gauge(metric_names.LAKE_SMALL_FILES, self._dataset.name).set(max(small.values(), default=0))
         for day, files in sorted(small.items()):
@@ -76,6 +80,7 @@ class MaintenanceTasks:
                 continue
             start = time.monotonic()
             if merged := self._lake.compact(day):
+                self._merged.inc(merged)
                 yield f"{merged} files of {day} merged in {time.monotonic() - start:.1f} s"
             else:
                 self._unmergeable[day] = files

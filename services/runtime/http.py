@@ -9,7 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, ExitStack
 from typing import Any
 
 import uvicorn
@@ -106,10 +106,11 @@ def guard_origins(
     app.add_middleware(OriginGuard, settings=settings, open_paths=open_paths, links=links)
 
 
-def serve(app: Starlette, host: str, port: int, *, share_port: bool = False) -> None:
+def serve(app: Starlette, host: str, port: int, *, share_port: bool = False, own_port: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT: stop accepting, finish what is under way, run the lifespan's end, return.
 
     `share_port`: other processes may serve the same port, and the kernel deals out the connections (Linux).
+    `own_port`: a second port, which no other process shares. Prometheus reads the metrics of this process there.
     """
     config = uvicorn.Config(
         app,
@@ -129,11 +130,20 @@ def serve(app: Starlette, host: str, port: int, *, share_port: bool = False) -> 
     if not share_port:
         uvicorn.Server(config).run()
         return
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as shared:
-        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        shared.bind((host, port))
-        uvicorn.Server(config).run(sockets=[shared])
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(_bound(host, port, share=True))]
+        if own_port is not None:
+            sockets.append(opened.enter_context(_bound(host, own_port, share=False)))
+        uvicorn.Server(config).run(sockets=sockets)
+
+
+def _bound(host: str, port: int, *, share: bool) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if share:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((host, port))
+    return listener
 
 
 def _operations(readiness: Readiness) -> APIRouter:

@@ -29,6 +29,7 @@ class DeadLetters:
         self._store = store
         self._dataset = dataset
         self._producer: TransactionalProducer | None = None
+        self._counter = metrics.counter(metric_names.DEAD_LETTERS, store, dataset.name)  # served as 0 from the start
 
     def send(self, dead_letters: Sequence[DeadLetter]) -> None:
         """Blocks until the dead letters are in Kafka. Raises StoreDown: send all of them again."""
@@ -42,8 +43,7 @@ class DeadLetters:
         except BaseException:
             self.close()
             raise
-        rows = sum(dead_letter.rows for dead_letter in dead_letters)
-        metrics.counter(metric_names.DEAD_LETTERS, self._store, self._dataset.name).inc(rows)
+        self._counter.inc(sum(dead_letter.rows for dead_letter in dead_letters))
 
     def close(self) -> None:
         if self._producer:

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from prometheus_client import REGISTRY
 
 from services.core.errors import Backpressure
 from services.ingest_api import disk as module
@@ -41,6 +42,13 @@ def test_rows_are_refused_below_the_floor_until_there_is_room_again(disk: Disk) 
     disk.free, disk.now = FLOOR, disk.now + 1
     floor.check()
     assert floor.health() is None
+
+
+def test_the_metrics_have_the_free_space_and_the_floor(disk: Disk) -> None:
+    disk.free = 5 * FLOOR
+    DiskFloor(LocalDisk("/data"), FLOOR).check()
+    assert REGISTRY.get_sample_value("logpipe_ingest_disk_free_bytes") == 5 * FLOOR
+    assert REGISTRY.get_sample_value("logpipe_ingest_disk_floor_bytes") == FLOOR
 
 
 def test_the_disk_is_looked_at_once_a_second(disk: Disk) -> None:

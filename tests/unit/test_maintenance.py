@@ -63,6 +63,7 @@ def content(reader: EmbeddedReader) -> tuple[list[tuple[int, int, int]], int]:
 
 def test_a_table_that_is_not_there_needs_nothing(table: TableMaintenance) -> None:
     assert table.small_files() == {}
+    assert table.size() == (0, 0)
     assert table.compact(FIRST) == table.drop_days(FIRST) == table.vacuum(timedelta(hours=1)) == 0
 
 
@@ -76,6 +77,8 @@ def test_small_files_of_a_day_become_one_and_nothing_else_changes(
     assert table.small_files() == {FIRST: 6, FIRST + timedelta(days=1): 6}
     assert table.compact(FIRST) == 6
     assert table.small_files() == {FIRST: 1, FIRST + timedelta(days=1): 6}
+    files = [Path(file) for file in DeltaTable(table_uri(settings, DATASET.name)).file_uris()]
+    assert table.size() == (7, sum(file.stat().st_size for file in files))
     assert content(reader) == before
     assert reader.execute(newest, 99).rows == page
     assert reader.position(DATASET).offsets == {0: 12}

@@ -1,0 +1,1 @@
+"""The dashboards as code: one module for each, and `python -m kubernetes.monitoring.dashboards` writes their JSON."""
