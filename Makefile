@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 AIRFLOW := $(HOME)/.cache/logpipe/airflow
 WORKERS :=
 OPTIONS :=
-TESTS := $(wildcard tests/*.py tests/unit tests/property tests/contract tests/integration tests/e2e)
+TESTS := $(wildcard tests/*.py tests/unit tests/property tests/contract tests/kubernetes tests/integration tests/e2e)
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
 

@@ -1,0 +1,76 @@
+"""What kustomize makes of kubernetes/: every overlay, each component alone with the base, and all components together.
+
+No cluster is needed. The folder is copied first, so that the example of the secrets can stand in for the real ones.
+"""
+
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.skips import needs_program
+
+Object = dict[str, Any]
+
+ROOT = Path(__file__).parents[2]
+KUBERNETES = ROOT / "kubernetes"
+ALL = "all components"
+
+
+def _folders(kind: str) -> list[str]:
+    return sorted(file.parent.name for file in (KUBERNETES / kind).glob("*/kustomization.yaml"))
+
+
+OVERLAYS = _folders("overlays")
+COMPONENTS = _folders("components")
+NAMES = [*OVERLAYS, *(f"base with {name}" for name in COMPONENTS), ALL]
+"""Every build. Only an overlay, or all components together, has both sides of each reference."""
+
+
+class Builds:
+    """Builds each name once. `folder` is empty, and belongs to this object."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tree = folder / "kubernetes"
+        shutil.copytree(KUBERNETES, self._tree, ignore=shutil.ignore_patterns("tests", "airflow"))
+        shutil.copy(KUBERNETES / "secrets" / "example.env", self._tree / "secrets" / "logpipe.env")
+        self.build = cache(self._build)
+
+    def _build(self, name: str) -> list[Object]:
+        if name in OVERLAYS:
+            return run(self._tree / "overlays" / name)
+        chosen = COMPONENTS if name == ALL else [name.removeprefix("base with ")]
+        folder = self._tree / "built" / name.replace(" ", "-")
+        folder.mkdir(parents=True)
+        text = {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "resources": ["../../base", "../../secrets"],
+            "components": [*(f"../../components/{component}" for component in chosen), "../../images"],
+        }
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(text))
+        return run(folder)
+
+
+def run(folder: Path) -> list[Object]:
+    """The objects that kustomize builds from this folder, in the order in which they are applied."""
+    ended = subprocess.run([*command(), str(folder)], capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise AssertionError(f"kustomize does not build {folder.name}:\n{ended.stderr}")
+    if ended.stderr:  # a deprecated field, for example
+        raise AssertionError(f"kustomize warns about {folder.name}:\n{ended.stderr}")
+    return [each for each in yaml.load_all(ended.stdout, Loader=yaml.CSafeLoader) if each]
+
+
+@cache
+def command() -> tuple[str, ...]:
+    """kustomize, or the kubectl that contains kustomize. Skips the calling test if there is neither."""
+    for program, subcommand in (("kustomize", "build"), ("kubectl", "kustomize")):
+        if found := shutil.which(program):
+            return found, subcommand
+    return needs_program(
+        "kustomize", "go install sigs.k8s.io/kustomize/kustomize/v5@v5.8.1, or any kubectl of 1.27 or later"
+    )

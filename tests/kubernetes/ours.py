@@ -1,0 +1,173 @@
+"""What the manifests give our own processes is what the code knows: commands, settings, ports, images. Rules as in
+rules.py.
+"""
+
+import importlib
+import os
+import pkgutil
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from unittest.mock import patch
+
+from pydantic import ValidationError
+
+import services.lake
+import services.stores
+from services.cli import COMMANDS
+from services.core.errors import NeedsOperator
+from services.runtime.auth import Guard
+from services.runtime.settings import ListenSettings, Settings
+from tests.kubernetes import environment
+from tests.kubernetes.builds import ROOT
+from tests.kubernetes.flows import flows
+from tests.kubernetes.objects import Object, Workload, is_ours, our_command, workloads
+from tests.kubernetes.references import container_ports
+from tests.kubernetes.rules import Rule
+
+DOCKERFILES = {"log-pipeline/services": "services/Dockerfile", "log-pipeline/spark-jobs": "spark_jobs/Dockerfile"}
+
+_SHARED_ROOMS = (services.stores, services.lake)
+"""Rooms with settings of their own that several processes use: a store is opened by name."""
+
+
+def _ours(objects: list[Object]) -> Iterator[tuple[Workload, Object]]:
+    return ((workload, each) for workload in workloads(objects) for each in workload.containers if is_ours(each))
+
+
+def images(objects: list[Object]) -> Iterator[str]:
+    for workload, container in _ours(objects):
+        name = container["image"].partition(":")[0]
+        if name not in DOCKERFILES:
+            yield f"{workload}: nothing builds the image {name}"
+        elif not (ROOT / DOCKERFILES[name]).exists():
+            yield f"{workload}: {DOCKERFILES[name]} does not exist"
+
+
+def commands(objects: list[Object]) -> Iterator[str]:
+    for workload, container in _ours(objects):
+        if our_command(container) not in COMMANDS:
+            yield f"{workload}: container {container['name']} runs {our_command(container)!r}, no command of logpipe"
+
+
+def names_of_settings(objects: list[Object]) -> Iterator[str]:
+    for workload, container in _ours(objects):
+        if our_command(container) not in COMMANDS:
+            continue
+        own = _variables_of(_classes(our_command(container)))
+        for name, variable in environment.variables(objects, workload, container).items():
+            if not name.startswith("LOGPIPE_"):
+                continue
+            if variable.own and name not in own:
+                yield f"{workload}: {our_command(container)} has no setting {name}"
+            elif name not in _variables_of(_all_classes()):
+                yield f"{workload}: no process has a setting {name}"
+
+
+def values_of_settings(objects: list[Object]) -> Iterator[str]:
+    """Each class of settings is made from the variables of the container, as the process does when it starts."""
+    for workload, container in _ours(objects):
+        if our_command(container) not in COMMANDS:
+            continue
+        found = environment.variables(objects, workload, container)
+        with patch.dict(os.environ, {name: variable.value for name, variable in found.items()}, clear=True):
+            for settings in _classes(our_command(container)):
+                yield from (f"{workload}: {offence}" for offence in _offences(settings, workload, container))
+
+
+def _offences(settings: type[Settings], workload: Workload, container: Object) -> Iterator[str]:
+    try:
+        made = settings()
+    except ValidationError as error:
+        yield from (f"{settings.__name__}: {each['loc']}: {each['msg']}" for each in error.errors())
+        return
+    if isinstance(made, ListenSettings) and container in workload.long_running_containers:
+        if made.host != "0.0.0.0":  # probes come to the pod's address
+            yield f"listens on {made.host}, where no probe reaches it"
+        try:
+            Guard(made)
+        except NeedsOperator as error:
+            yield str(error)
+        for field in type(made).model_fields:
+            if field.endswith("_port") and getattr(made, field) not in container_ports(workload):
+                yield f"listens on port {getattr(made, field)} ({field}), which its container does not declare"
+
+
+def allowed_hosts(objects: list[Object]) -> Iterator[str]:
+    """A process answers only requests for a host name that it knows."""
+    for flow in sorted(flows(objects), key=str):
+        container = flow.target.pod["containers"][0]
+        if not flow.host or not is_ours(container) or flow.port not in container_ports(flow.target):
+            continue
+        known = environment.variables(objects, flow.target, container)
+        allowed = known["LOGPIPE_ALLOWED_HOSTS"].value if "LOGPIPE_ALLOWED_HOSTS" in known else ""
+        if flow.host not in map(str.strip, allowed.split(",")):
+            yield f"{flow.target} refuses requests for the host {flow.host}, by which {flow.client} calls it"
+
+
+def tokens(objects: list[Object]) -> Iterator[str]:
+    """Whoever calls an API of ours that asks for a token has that token."""
+    for flow in sorted(flows(objects), key=str):
+        if flow.target.name != "ingest-api" or not flow.host:
+            continue
+        for container in flow.client.containers:
+            if is_ours(container) and "LOGPIPE_TOKEN" not in environment.variables(objects, flow.client, container):
+                yield f"{flow.client} calls {flow.target} without LOGPIPE_TOKEN"
+
+
+def dockerfiles(objects: list[Object]) -> Iterator[str]:
+    """The user of an image is a number, the same as in the manifests; the entry point is logpipe."""
+    for workload, container in _ours(objects):
+        file = ROOT / DOCKERFILES.get(container["image"].partition(":")[0], "missing")
+        if not file.exists():
+            continue
+        text = file.read_text()
+        users = re.findall(r"^USER +(\d+)", text, re.MULTILINE)
+        pod = workload.pod.get("securityContext", {})
+        wanted = container.get("securityContext", {}).get("runAsUser", pod.get("runAsUser"))
+        if not users or users[-1] == "0":
+            yield f"{file.relative_to(ROOT)} does not end with a user id other than 0"
+        elif wanted is not None and str(wanted) != users[-1] and workload.component != "store":
+            yield f"{workload} runs as user {wanted}, {file.relative_to(ROOT)} says {users[-1]}"
+        if "command" not in container and not re.search(r"^ENTRYPOINT .*logpipe", text, re.MULTILINE):
+            yield f"{workload}: {file.relative_to(ROOT)} has no entry point logpipe"
+
+
+def _variables_of(classes: set[type[Settings]]) -> set[str]:
+    return {f"LOGPIPE_{field.upper()}" for each in classes for field in each.model_fields}
+
+
+@cache
+def _classes(command: str) -> set[type[Settings]]:
+    """The classes of settings in the room of a command, and of the rooms that every process may use."""
+    target = COMMANDS[command].target.partition(":")[0]
+    importlib.import_module(target)
+    rooms = [target.rpartition(".")[0] if target.startswith("services.") else target]
+    for room in _SHARED_ROOMS:
+        for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
+            importlib.import_module(module.name)
+        rooms.append(room.__name__)
+    return {
+        value
+        for name, module in list(sys.modules.items())
+        if any(name == room or name.startswith(f"{room}.") for room in rooms)
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Settings) and value is not ListenSettings
+    }
+
+
+@cache
+def _all_classes() -> set[type[Settings]]:
+    return {each for name, command in COMMANDS.items() if command.extras != "local" for each in _classes(name)}
+
+
+RULES: list[Rule] = [
+    images,
+    commands,
+    names_of_settings,
+    values_of_settings,
+    allowed_hosts,
+    tokens,
+    dockerfiles,
+]
