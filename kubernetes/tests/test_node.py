@@ -1,0 +1,139 @@
+"""The overlay k3s on a real one-node Kubernetes: the tests run in this order, on one cluster.
+
+KUBE_LAB names the folder of the node's scripts (node.py). The official images are stand-ins (stand_ins.py), so these
+tests say nothing about the official ones. The node enforces no network policy.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stand_ins
+import yaml
+from node import NAMESPACE, Node, running, unready, wait_until
+from pipeline import STORES, Pipeline, clean
+
+KUBERNETES = Path(__file__).parents[1]
+OVERLAY = KUBERNETES / "overlays" / "k3s"
+READY_SECONDS = 300
+
+ROWS_PER_SECOND = 3000
+KINDS = (
+    "ingest-api",
+    "stream-to-store",
+    "stream-to-lake",
+    "query-api",
+    "maintain",
+    "alerting",
+    "realtime-aggregator",
+    "redis",
+    "clickhouse",
+    "datanode",
+    "namenode",
+    "kafka",
+    "postgres",
+)
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Node]:
+    with running(Node.from_environment()) as node:
+        yield node
+
+
+@pytest.fixture(scope="session")
+def overlay() -> list[dict[str, Any]]:
+    subprocess.run([sys.executable, KUBERNETES / "secrets" / "generate.py"], check=True)
+    node = Node.from_environment()
+    built = node.kubectl("kustomize", str(OVERLAY))
+    return [each for each in yaml.safe_load_all(built) if each]
+
+
+@pytest.fixture(scope="session")
+def pipeline(node: Node, overlay: list[dict[str, Any]]) -> Pipeline:
+    stand_ins.build(node, stand_ins.images(overlay))
+    warnings = node.apply(OVERLAY)
+    assert warnings == ""
+    secrets = dict(
+        line.split("=", 1)
+        for line in (KUBERNETES / "secrets" / "logpipe.env").read_text().splitlines()
+        if "=" in line and not line.startswith("#")
+    )
+    return Pipeline(node, secrets["LOGPIPE_TOKEN"])
+
+
+def test_all_pods_get_ready(pipeline: Pipeline) -> None:
+    wait_until(lambda: unready(pipeline.node), READY_SECONDS)
+
+
+def test_a_row_reaches_every_store(pipeline: Pipeline) -> None:
+    assert pipeline.send(1)["sent"] == 1
+    for store in STORES:
+        wait_until(lambda store=store: "" if pipeline.logs_in(store) == 1 else f"{store} lacks the row", 120)
+
+
+def test_the_ingest_api_scales_under_load(pipeline: Pipeline) -> None:
+    with pipeline.load(ROWS_PER_SECOND):
+        pipeline.wait_for_rows(60 * ROWS_PER_SECOND, 180)
+
+        def problem() -> str:
+            status = pipeline.node.get("hpa", "ingest-api")["status"]
+            return "" if status["currentReplicas"] > 1 else f"the autoscaler of the ingest API says {status}"
+
+        wait_until(problem, 180)
+    clean(pipeline.verify("verify-load"))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_deleted_pod_comes_back_under_load(pipeline: Pipeline, name: str) -> None:
+    node = pipeline.node
+    with pipeline.load(ROWS_PER_SECOND // 3):
+        pipeline.wait_for_rows(2 * ROWS_PER_SECOND, 60)
+        pod = node.get("pods", "-l", f"app.kubernetes.io/name={name}")["items"][0]["metadata"]["name"]
+        node.kubectl("-n", NAMESPACE, "delete", "pod", pod, "--wait=true")
+        wait_until(lambda: unready(node), READY_SECONDS)
+        pipeline.wait_for_rows(2 * ROWS_PER_SECOND, 120)
+    clean(pipeline.verify(f"verify-{name}"))
+
+
+@pytest.mark.parametrize("name", ["ingest-api", "stream-to-store"])
+def test_a_rolling_update_refuses_no_request_and_doubles_no_row(pipeline: Pipeline, name: str) -> None:
+    node = pipeline.node
+    before = pipeline.status()["stats"]
+    with pipeline.load(ROWS_PER_SECOND // 3):
+        pipeline.wait_for_rows(2 * ROWS_PER_SECOND, 60)
+        node.kubectl("-n", NAMESPACE, "rollout", "restart", f"deployment/{name}")
+        node.kubectl("-n", NAMESPACE, "rollout", "status", f"deployment/{name}", "--timeout=110s")
+        pipeline.wait_for_rows(2 * ROWS_PER_SECOND, 120)
+    after = pipeline.status()["stats"]
+    assert [after[key] - before[key] for key in ("errors", "refused", "indeterminate")] == [0, 0, 0]
+    clean(pipeline.verify(f"verify-roll-{name}"))
+
+
+def test_a_power_cut_loses_nothing_that_was_accepted(pipeline: Pipeline) -> None:
+    node = pipeline.node
+    with pipeline.load(ROWS_PER_SECOND // 3):
+        pipeline.wait_for_rows(5 * ROWS_PER_SECOND, 60)
+        node.down(keep=True)
+        node.up()
+        wait_until(lambda: unready(node), 2 * READY_SECONDS)
+    assert pipeline.send(1000)["sent"] == 1000
+    clean(pipeline.verify("verify-power"))
+
+
+def test_pods_stay_within_their_requests(pipeline: Pipeline) -> None:
+    """The table is printed: it sizes the requests in the manifests."""
+    with pipeline.load(ROWS_PER_SECOND):
+        pipeline.wait_for_rows(60 * ROWS_PER_SECOND, 180)
+        table = pipeline.node.kubectl("-n", NAMESPACE, "top", "pods", "--containers")
+    sys.stdout.write(f"\n{table}\n")
+    restarted = [
+        f"{pod['metadata']['name']}: {each['lastState']['terminated']['reason']}"
+        for pod in pipeline.node.get("pods")["items"]
+        for each in pod["status"].get("containerStatuses", [])
+        if each.get("lastState", {}).get("terminated", {}).get("reason") == "OOMKilled"
+    ]
+    assert restarted == []
