@@ -11,7 +11,7 @@ TESTS := $(wildcard tests/*.py tests/unit tests/property tests/contract tests/ku
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
 .DEFAULT_GOAL := help
-.PHONY: help check install jars demo up down status logs test test-faults test-airflow test-kube lint types imports format bench bench-read bench-growth lock clean
+.PHONY: help check install jars demo up down status logs test test-faults test-airflow test-kube lint types imports format bench bench-read bench-growth images secrets lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +91,12 @@ bench-read: install ## Only: the same questions to every store and engine, befor
 
 bench-growth: install ## Only: starts, queries and checks with a year of history, planted; takes 32 GB of disk
 	$(BIN)/logpipe bench --only growth
+
+images: ## Build the images for Kubernetes, and load them into k3s (TO=folder: write them to files as well)
+	TO="$(TO)" kubernetes/images/build.sh
+
+secrets: ## Write random passwords for Kubernetes to kubernetes/secrets/logpipe.env; what is there is kept
+	@$(PYTHON) kubernetes/secrets/generate.py
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"

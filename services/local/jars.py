@@ -8,6 +8,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -67,7 +68,8 @@ SPARK = Bundle(
     ("org.apache.spark:spark-sql-kafka-0-10_2.13:4.0.0", "io.delta:delta-spark_4.0_2.13:4.4.0"),
     beside_pyspark=True,
 )
-BUNDLES = (KAFKA, HDFS, SPARK)
+JMX_AGENT = Bundle("jmx-agent", ("io.prometheus.jmx:jmx_prometheus_javaagent:1.0.1",))
+BUNDLES = (KAFKA, HDFS, SPARK, JMX_AGENT)
 
 
 def kafka_classpath() -> str:
@@ -189,8 +191,16 @@ def _pyspark_home() -> Path:
     return Path(spec.origin).parent
 
 
+def _named(names: Iterable[str]) -> list[Bundle]:
+    """The bundles of these names, all without any. Raises NeedsOperator for an unknown name."""
+    known = {bundle.name: bundle for bundle in BUNDLES}
+    if unknown := set(names) - set(known):
+        raise NeedsOperator(f"no jars are called {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
+    return [known[name] for name in names] or list(BUNDLES)
+
+
 if __name__ == "__main__":
     try:
-        fetch(BUNDLES)
+        fetch(_named(sys.argv[1:]))
     except NeedsOperator as error:
         raise SystemExit(str(error)) from error

@@ -130,11 +130,18 @@ def test_bad_parameters_are_refused_before_anything_runs(calls: Calls, conf: dic
 
 
 def test_in_a_cluster_each_command_is_a_pod_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    from command import IMAGE
+    from command import IMAGE, POD
 
     monkeypatch.setenv(IMAGE, "logpipe:1")
+    monkeypatch.setenv(POD, str(HERE.parents[1] / "components" / "airflow" / "task-pod.yaml"))
     task = dags()["manual_pipeline"].get_task("maintain")
     assert type(task).__name__ == "KubernetesPodOperator"
     assert (task.image, task.cmds) == ("logpipe:1", ["logpipe"])
     assert task.arguments == ["maintain", "--dataset", "{{ params.dataset }}", "--once"]
     assert "arguments" in task.template_fields
+    pod = task.build_pod_request_obj()
+    (container,) = pod.spec.containers
+    assert (container.image, container.command, container.args) == ("logpipe:1", ["logpipe"], task.arguments)
+    assert pod.metadata.namespace == "log-pipeline"
+    assert pod.spec.security_context.run_as_non_root is True
+    assert "LOGPIPE_POSTGRES_URL" in {variable.name for variable in container.env}
