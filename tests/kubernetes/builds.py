@@ -35,7 +35,7 @@ class Builds:
 
     def __init__(self, folder: Path) -> None:
         self._tree = folder / "kubernetes"
-        shutil.copytree(KUBERNETES, self._tree, ignore=shutil.ignore_patterns("tests", "airflow"))
+        shutil.copytree(KUBERNETES, self._tree, ignore=shutil.ignore_patterns("tests", "__pycache__"))
         shutil.copy(KUBERNETES / "secrets" / "example.env", self._tree / "secrets" / "logpipe.env")
         self.build = cache(self._build)
 
@@ -44,7 +44,7 @@ class Builds:
             return run(self._tree / "overlays" / name)
         chosen = COMPONENTS if name == ALL else [name.removeprefix("base with ")]
         folder = self._tree / "built" / name.replace(" ", "-")
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)  # it exists when the build failed before
         text = {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.kubernetes import environment
+from services.cli import COMMANDS
+from tests.kubernetes import environment, process_settings
+from tests.kubernetes.environment import Variable
 from tests.kubernetes.objects import (
     NAMESPACE,
     NODE_NAMESPACE,
@@ -17,6 +19,7 @@ from tests.kubernetes.objects import (
     is_ours,
     namespace,
     of_kind,
+    our_command,
     words,
     workloads,
 )
@@ -54,12 +57,20 @@ def _texts(objects: list[Object], workload: Workload) -> Iterator[str]:
     volumes = {volume["name"]: volume for volume in workload.pod.get("volumes", [])}
     for container in workload.containers:
         known = environment.variables(objects, workload, container)
-        yield from (variable.value for name, variable in known.items() if name.isupper() and "HOSTS" not in name)
+        yield from (variable.value for name, variable in known.items() if _is_used(container, name, variable))
         yield from (environment.expanded(word, known) for word in words(container))
         for mount in container.get("volumeMounts", []):
             name = volumes.get(mount["name"], {}).get("configMap", {}).get("name")
             if source := by_name(objects, "ConfigMap", workload.namespace).get(name or ""):
                 yield from environment.contents(source).values()
+
+
+def _is_used(container: Object, name: str, variable: Variable) -> bool:
+    """Variables that come with a shared ConfigMap are used only by the processes that have this setting."""
+    if name == "LOGPIPE_ALLOWED_HOSTS":
+        return False
+    command = our_command(container) if is_ours(container) else ""
+    return variable.own or command not in COMMANDS or name in process_settings.variables(command)
 
 
 def _service(objects: list[Object], client: Workload, host: str) -> Object | None:
@@ -77,15 +88,15 @@ def addresses_lead_to_services(objects: list[Object]) -> Iterator[str]:
     for client, host, port in addresses(objects):
         service = _service(objects, client, host)
         if service is None:
-            if _is_url_of_ours(objects, client, host, port):
+            if _is_url_of_ours(objects, client, f"{host}:{port}"):
                 yield f"{client}: there is no Service for {host}:{port}"
         elif port not in {each["port"] for each in service["spec"]["ports"]}:
             yield f"{client}: {full_name(service)} has no port {port}"
 
 
-def _is_url_of_ours(objects: list[Object], client: Workload, host: str, port: int) -> bool:
+def _is_url_of_ours(objects: list[Object], client: Workload, address: str) -> bool:
     return any(
-        f"{host}:{port}" in variable.value
+        address in variable.value
         for container in client.containers
         if is_ours(container)
         for name, variable in environment.variables(objects, client, container).items()

@@ -2,24 +2,18 @@
 rules.py.
 """
 
-import importlib
 import os
-import pkgutil
 import re
-import sys
 from collections.abc import Iterator
-from functools import cache
 from unittest.mock import patch
 
 from pydantic import ValidationError
 
-import services.lake
-import services.stores
 from services.cli import COMMANDS
 from services.core.errors import NeedsOperator
 from services.runtime.auth import Guard
 from services.runtime.settings import ListenSettings, Settings
-from tests.kubernetes import environment
+from tests.kubernetes import environment, process_settings
 from tests.kubernetes.builds import ROOT
 from tests.kubernetes.flows import flows
 from tests.kubernetes.objects import Object, Workload, is_ours, our_command, workloads
@@ -27,9 +21,6 @@ from tests.kubernetes.references import container_ports
 from tests.kubernetes.rules import Rule
 
 DOCKERFILES = {"log-pipeline/services": "services/Dockerfile", "log-pipeline/spark-jobs": "spark_jobs/Dockerfile"}
-
-_SHARED_ROOMS = (services.stores, services.lake)
-"""Rooms with settings of their own that several processes use: a store is opened by name."""
 
 
 def _ours(objects: list[Object]) -> Iterator[tuple[Workload, Object]]:
@@ -55,13 +46,13 @@ def names_of_settings(objects: list[Object]) -> Iterator[str]:
     for workload, container in _ours(objects):
         if our_command(container) not in COMMANDS:
             continue
-        own = _variables_of(_classes(our_command(container)))
+        own = process_settings.variables(our_command(container))
         for name, variable in environment.variables(objects, workload, container).items():
             if not name.startswith("LOGPIPE_"):
                 continue
             if variable.own and name not in own:
                 yield f"{workload}: {our_command(container)} has no setting {name}"
-            elif name not in _variables_of(_all_classes()):
+            elif name not in process_settings.all_variables():
                 yield f"{workload}: no process has a setting {name}"
 
 
@@ -72,7 +63,7 @@ def values_of_settings(objects: list[Object]) -> Iterator[str]:
             continue
         found = environment.variables(objects, workload, container)
         with patch.dict(os.environ, {name: variable.value for name, variable in found.items()}, clear=True):
-            for settings in _classes(our_command(container)):
+            for settings in process_settings.classes(our_command(container)):
                 yield from (f"{workload}: {offence}" for offence in _offences(settings, workload, container))
 
 
@@ -132,34 +123,6 @@ def dockerfiles(objects: list[Object]) -> Iterator[str]:
             yield f"{workload} runs as user {wanted}, {file.relative_to(ROOT)} says {users[-1]}"
         if "command" not in container and not re.search(r"^ENTRYPOINT .*logpipe", text, re.MULTILINE):
             yield f"{workload}: {file.relative_to(ROOT)} has no entry point logpipe"
-
-
-def _variables_of(classes: set[type[Settings]]) -> set[str]:
-    return {f"LOGPIPE_{field.upper()}" for each in classes for field in each.model_fields}
-
-
-@cache
-def _classes(command: str) -> set[type[Settings]]:
-    """The classes of settings in the room of a command, and of the rooms that every process may use."""
-    target = COMMANDS[command].target.partition(":")[0]
-    importlib.import_module(target)
-    rooms = [target.rpartition(".")[0] if target.startswith("services.") else target]
-    for room in _SHARED_ROOMS:
-        for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
-            importlib.import_module(module.name)
-        rooms.append(room.__name__)
-    return {
-        value
-        for name, module in list(sys.modules.items())
-        if any(name == room or name.startswith(f"{room}.") for room in rooms)
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Settings) and value is not ListenSettings
-    }
-
-
-@cache
-def _all_classes() -> set[type[Settings]]:
-    return {each for name, command in COMMANDS.items() if command.extras != "local" for each in _classes(name)}
 
 
 RULES: list[Rule] = [

@@ -37,12 +37,12 @@ def keys_are_used(objects: list[Object]) -> Iterator[str]:
 
 def _uses(workload: Workload) -> Iterator[tuple[str, str, str | None, bool]]:
     """(kind, name, key or None for all keys, whether it may be absent) of every ConfigMap and Secret."""
+    volumes = {volume["name"]: volume for volume in workload.pod.get("volumes", [])}
     for container in workload.containers:
         yield from environment.references(container)
-        mounts = {mount["name"]: mount for mount in container.get("volumeMounts", [])}
-        for volume in workload.pod.get("volumes", []):
-            if volume["name"] in mounts:
-                yield from _in_volume(volume, mounts[volume["name"]].get("subPath"))
+        for mount in container.get("volumeMounts", []):
+            if mount["name"] in volumes:
+                yield from _in_volume(volumes[mount["name"]], mount.get("subPath"))
 
 
 def _in_volume(volume: Object, sub_path: str | None) -> Iterator[tuple[str, str, str | None, bool]]:
@@ -139,8 +139,8 @@ def governing_services(objects: list[Object]) -> Iterator[str]:
             service = by_name(objects, "Service", workload.namespace).get(name)
             if service is None:
                 yield f"{workload}: there is no Service {name}, which gives its pods their names"
-            elif service["spec"].get("clusterIP") != "None":
-                yield f"{workload}: Service {name} is not headless, so its pods have no names"
+            elif service["spec"].get("clusterIP") != "None" and workload.object["spec"].get("replicas", 1) > 1:
+                yield f"{workload}: Service {name} is not headless, so its pods cannot be told apart"
 
 
 def selectors(objects: list[Object]) -> Iterator[str]:

@@ -67,7 +67,7 @@ def probes(objects: list[Object]) -> Iterator[str]:
                     continue
                 yield from _meaning(where, kind, container[kind])
             if is_ours(container):
-                yield from _probes_of_ours(where, container)
+                yield from _probes_of_ours(where, container, is_main=container is workload.pod["containers"][0])
 
 
 def _meaning(where: str, kind: str, probe: Object) -> Iterator[str]:
@@ -76,8 +76,9 @@ def _meaning(where: str, kind: str, probe: Object) -> Iterator[str]:
         yield f"{where}: its {kind} succeeds whatever the container does"
 
 
-def _probes_of_ours(where: str, container: Object) -> Iterator[str]:
-    for kind, wanted in (("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
+def _probes_of_ours(where: str, container: Object, *, is_main: bool) -> Iterator[str]:
+    """A sidecar that is not ready must not take the main container out of its Service."""
+    for kind, wanted in (("readinessProbe", "/readyz" if is_main else "/healthz"), ("livenessProbe", "/healthz")):
         path = container.get(kind, {}).get("httpGet", {}).get("path")
         if path != wanted:
             yield f"{where}: its {kind} asks for {path}, not {wanted}"
@@ -267,7 +268,7 @@ def one_writer(objects: list[Object]) -> Iterator[str]:
     """Two drivers must not run during a roll: a StatefulSet ends the old pod first, a Deployment may not."""
     for workload in workloads(objects):
         drives = any("spark-jobs" in container["image"] for container in workload.containers)
-        is_one = workload.kind == "StatefulSet" and workload.object["spec"].get("replicas", 1) == 1
+        is_one = workload.kind == "StatefulSet" and workload.object["spec"].get("replicas", 1) <= 1
         if drives and workload.is_long_running and not is_one:
             yield f"{workload} drives Spark, and is not a StatefulSet of one pod"
 

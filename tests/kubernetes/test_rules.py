@@ -54,32 +54,32 @@ def _set(path: str, value: Any) -> Callable[[Any], None]:
     return change
 
 
-def in_container(path: str, value: Any, name: str = "generator") -> Callable[[System], None]:
+def in_container(path: str, value: Any, name: str = "generator") -> Callable[[System], object]:
     return lambda system: _set(path, value)(system.container(name))
 
 
-def in_pod(path: str, value: Any, name: str = "generator") -> Callable[[System], None]:
+def in_pod(path: str, value: Any, name: str = "generator") -> Callable[[System], object]:
     return lambda system: _set(path, value)(system.pod(name))
 
 
-def in_object(kind: str, name: str, path: str, value: Any) -> Callable[[System], None]:
+def in_object(kind: str, name: str, path: str, value: Any) -> Callable[[System], object]:
     return lambda system: _set(path, value)(system.get(kind, name))
 
 
-def in_variable(variable: str, value: str, name: str = "generator") -> Callable[[System], None]:
+def in_variable(variable: str, value: str, name: str = "generator") -> Callable[[System], object]:
     return lambda system: _set("value", value)(system.variable(name, variable))
 
 
-def dropped(kind: str, name: str) -> Callable[[System], None]:
+def dropped(kind: str, name: str) -> Callable[[System], object]:
     return lambda system: system.drop(kind, name)
 
 
-def added(**variable: Any) -> Callable[[System], None]:
+def added(**variable: Any) -> Callable[[System], object]:
     return lambda system: system.container("generator")["env"].append(variable)
 
 
 VERIFY = "spec/jobTemplate/spec"
-PLANTED: list[tuple[rules.Rule, Callable[[System], None], str]] = [
+PLANTED: list[tuple[rules.Rule, Callable[[System], object], str]] = [
     (rules.requests_and_limits, in_container("resources/limits/memory", ...), "no limits of memory"),
     (rules.requests_and_limits, in_container("resources", ...), "no requests of cpu"),
     (rules.probes, in_container("startupProbe", ..., "kafka"), "has no startupProbe"),
@@ -131,6 +131,7 @@ PLANTED: list[tuple[rules.Rule, Callable[[System], None], str]] = [
     (rules.jobs, in_object("CronJob", "verify", f"{VERIFY}/backoffLimit", ...), "how often it is tried"),
     (rules.jobs, in_object("CronJob", "verify", f"{VERIFY}/template/spec/restartPolicy", "Always"), "restartPolicy"),
     (rules.one_writer, in_container("image", "log-pipeline/spark-jobs:1"), "not a StatefulSet of one pod"),
+    (rules.probes, lambda system: system.pod("kafka")["containers"].append(system.container("generator")), "/healthz"),
     (rules.node_ports, in_object("Service", "generator", "spec/ports/0/nodePort", 30801), "has the port 30800"),
     (rules.node_ports, in_object("Service", "kafka", "spec/ports/0/nodePort", 30800), "want the same port"),
     (rules.autoscaling, in_object("Deployment", "ingest-api", "spec/replicas", 2), "states its replicas"),
@@ -167,7 +168,14 @@ PLANTED: list[tuple[rules.Rule, Callable[[System], None], str]] = [
     (references.services, in_object("Service", "kafka", "spec/ports/0/targetPort", "http"), "declares no port http"),
     (references.services, in_object("Service", "kafka", "spec/ports/0/port", 80), "port 80 leads to port 9092"),
     (references.governing_services, dropped("Service", "kafka-nodes"), "there is no Service kafka-nodes"),
-    (references.governing_services, in_object("Service", "postgres", "spec/clusterIP", ...), "not headless"),
+    (
+        references.governing_services,
+        lambda system: (
+            system.get("Service", "postgres")["spec"].pop("clusterIP"),
+            system.get("StatefulSet", "postgres")["spec"].update(replicas=2),
+        ),
+        "not headless",
+    ),
     (
         references.selectors,
         in_object("NetworkPolicy", "verify", "spec/podSelector/matchLabels", {"app": "verify"}),
@@ -233,7 +241,7 @@ def test_a_good_system_keeps_the_rule(rule: rules.Rule) -> None:
     PLANTED,
     ids=[re.sub(r"[^a-z0-9]+", "-", f"{rule.__name__}-{found}".lower()) for rule, _, found in PLANTED],
 )
-def test_a_planted_mistake_is_found(rule: rules.Rule, plant: Callable[[System], None], found: str) -> None:
+def test_a_planted_mistake_is_found(rule: rules.Rule, plant: Callable[[System], object], found: str) -> None:
     system = System()
     plant(system)
     assert found in "\n".join(rule(system.objects))
