@@ -37,6 +37,10 @@ def _lock_and_services(context: Path) -> None:
     shutil.copytree(ROOT / "services", context / "services", ignore=shutil.ignore_patterns("__pycache__"))
 
 
+def _airflow(context: Path) -> None:
+    shutil.copy(ROOT / "kubernetes" / "airflow" / "requirements.txt", context / "requirements.txt")
+
+
 def _nothing(context: Path) -> None:
     """Debian's packages are all that the image needs."""
 
@@ -47,6 +51,7 @@ STAND_INS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "apache/hadoop": ("hadoop", _jars(jars.HDFS)),
     "clickhouse/clickhouse-server": ("clickhouse", _lock_and_services),
     "redis": ("redis", _nothing),
+    "apache/airflow": ("airflow", _airflow),
 }
 """Official image -> the folder of its Dockerfile, and what the build needs beside that folder."""
 

@@ -31,6 +31,9 @@ _OF_THIS_MACHINE = {"localhost"}
 _FOLLOWS = {"namenode": ("datanode", 9866)}
 """Whoever calls the one also calls the other: the NameNode answers with the addresses of DataNodes."""
 
+_NOT_CALLED = {("datanode", "namenode", 9870)}
+"""Addresses in a file that several workloads share, and that this one does not use: (client, host, port)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Flow:
@@ -49,11 +52,12 @@ def addresses(objects: list[Object]) -> Iterator[tuple[Workload, str, int]]:
     """(client, host, port) of every address of another pod in what a workload is configured with."""
     for workload in workloads(objects):
         for host, port in sorted({found for text in _texts(objects, workload) for found in _ADDRESS.findall(text)}):
-            if host not in _OF_THIS_MACHINE:
+            if host not in _OF_THIS_MACHINE and (workload.name, host, int(port)) not in _NOT_CALLED:
                 yield workload, host, int(port)
 
 
 def _texts(objects: list[Object], workload: Workload) -> Iterator[str]:
+    """A template of a pod, as Airflow has it, configures another pod."""
     volumes = {volume["name"]: volume for volume in workload.pod.get("volumes", [])}
     for container in workload.containers:
         known = environment.variables(objects, workload, container)
@@ -62,15 +66,16 @@ def _texts(objects: list[Object], workload: Workload) -> Iterator[str]:
         for mount in container.get("volumeMounts", []):
             name = volumes.get(mount["name"], {}).get("configMap", {}).get("name")
             if source := by_name(objects, "ConfigMap", workload.namespace).get(name or ""):
-                yield from environment.contents(source).values()
+                yield from (text for text in environment.contents(source).values() if "kind: Pod" not in text)
 
 
 def _is_used(container: Object, name: str, variable: Variable) -> bool:
     """Variables that come with a shared ConfigMap are used only by the processes that have this setting."""
-    if name == "LOGPIPE_ALLOWED_HOSTS":
-        return False
-    command = our_command(container) if is_ours(container) else ""
-    return variable.own or command not in COMMANDS or name in process_settings.variables(command)
+    if variable.own or not is_ours(container):
+        return name != "LOGPIPE_ALLOWED_HOSTS"
+    command = our_command(container)
+    is_one_store = command == "stream-to-store" and name == "LOGPIPE_HDFS_URL"
+    return command in COMMANDS and name in process_settings.variables(command) and not is_one_store
 
 
 def _service(objects: list[Object], client: Workload, host: str) -> Object | None:

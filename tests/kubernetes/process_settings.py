@@ -10,20 +10,23 @@ import services.stores
 from services.cli import COMMANDS
 from services.runtime.settings import ListenSettings, Settings
 
-_SHARED_ROOMS = (services.stores, services.lake)
-"""Rooms with settings of their own that several processes use: a store is opened by name."""
+STORE_ROOMS = (services.stores, services.lake)
+"""Rooms of stores, with settings of their own: a process opens a store by name."""
+
+OPENS_STORES = {"query-api", "verify", "replay", "stream-to-store"}
 
 
 @cache
 def classes(command: str) -> set[type[Settings]]:
-    """The classes of settings in the room of a command, and of the rooms that every process may use."""
+    """The classes of settings in the room of a command, and those of the stores if the command opens stores."""
     target = COMMANDS[command].target.partition(":")[0]
     importlib.import_module(target)
     rooms = [target.rpartition(".")[0] if target.startswith("services.") else target]
-    for room in _SHARED_ROOMS:
-        for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
-            importlib.import_module(module.name)
-        rooms.append(room.__name__)
+    if command in OPENS_STORES:
+        for room in STORE_ROOMS:
+            for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
+                importlib.import_module(module.name)
+            rooms.append(room.__name__)
     return {
         value
         for name, module in list(sys.modules.items())

@@ -7,6 +7,8 @@ from tests.kubernetes.objects import Object, Workload, by_name, full_name, names
 from tests.kubernetes.rules import Rule
 
 _MADE_BY_KUBERNETES = {("ConfigMap", "kube-root-ca.crt")}
+_MADE_AT_RUN_TIME = {"airflow-task", "spark-executor"}
+"""Names of pods that Airflow and Spark start, and of the policies for them."""
 
 
 def keys_exist(objects: list[Object]) -> Iterator[str]:
@@ -147,7 +149,7 @@ def selectors(objects: list[Object]) -> Iterator[str]:
     """A budget or a policy that selects nobody protects nobody."""
     for kind, field in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
         for each in of_kind(objects, kind):
-            if not any(
+            if each["metadata"]["name"] not in _MADE_AT_RUN_TIME and not any(
                 workload.namespace == namespace(each) and workload.is_selected_by(each["spec"].get(field))
                 for workload in workloads(objects)
             ):
