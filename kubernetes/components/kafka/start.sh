@@ -14,6 +14,7 @@ configuration=/tmp/server.properties
     echo "transaction.state.log.min.isr=$MIN_IN_SYNC"
     echo "share.coordinator.state.topic.replication.factor=$REPLICATION"
     echo "share.coordinator.state.topic.min.isr=$MIN_IN_SYNC"
+    echo "broker.session.timeout.ms=$SESSION_TIMEOUT_MS"
 } >"$configuration"
 /opt/kafka/bin/kafka-storage.sh format --ignore-formatted --cluster-id="$KAFKA_CLUSTER_ID" --config="$configuration"
 exec /opt/kafka/bin/kafka-server-start.sh "$configuration"
