@@ -3,6 +3,7 @@
 No cluster is needed. The folder is copied first, so that the example of the secrets can stand in for the real ones.
 """
 
+import re
 import shutil
 import subprocess
 from functools import cache
@@ -19,13 +20,20 @@ ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "kubernetes"
 ALL = "all components"
 
+_OLDEST = (5, 6)
+"""The kustomize in kubectl 1.33, the oldest supported version. The one before crashes on the overlay `bench`."""
+
 
 def _folders(kind: str) -> list[str]:
     return sorted(file.parent.name for file in (KUBERNETES / kind).glob("*/kustomization.yaml"))
 
 
 OVERLAYS = _folders("overlays")
-COMPONENTS = _folders("components")
+_PATCH_OTHERS = ("backup", "monitoring", "spark", "network-policies", "k6")
+"""Components that change objects of other components, and so come after them, in this order."""
+
+COMPONENTS = [name for name in _folders("components") if name not in _PATCH_OTHERS]
+COMPONENTS += [name for name in _PATCH_OTHERS if name in _folders("components")]
 NAMES = [*OVERLAYS, *(f"base with {name}" for name in COMPONENTS), ALL]
 """Every build. Only an overlay, or all components together, has both sides of each reference."""
 
@@ -67,10 +75,16 @@ def run(folder: Path) -> list[Object]:
 
 @cache
 def command() -> tuple[str, ...]:
-    """kustomize, or the kubectl that contains kustomize. Skips the calling test if there is neither."""
-    for program, subcommand in (("kustomize", "build"), ("kubectl", "kustomize")):
-        if found := shutil.which(program):
-            return found, subcommand
-    return needs_program(
-        "kustomize", "go install sigs.k8s.io/kustomize/kustomize/v5@v5.8.1, or any kubectl of 1.27 or later"
-    )
+    """kustomize, or a kubectl that contains it. Skips the calling test if there is neither."""
+    if program := shutil.which("kustomize"):
+        return program, "build"
+    if (program := shutil.which("kubectl")) and _contained_in(program) >= _OLDEST:
+        return program, "kustomize"
+    return needs_program("kustomize", "go install sigs.k8s.io/kustomize/kustomize/v5@v5.8.1, or kubectl 1.33 or later")
+
+
+def _contained_in(kubectl: str) -> tuple[int, ...]:
+    """The version of the kustomize in a kubectl, as major and minor number."""
+    said = subprocess.run([kubectl, "version", "--client"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"Kustomize Version: v(\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else ()

@@ -13,7 +13,7 @@ from services.runtime.settings import ListenSettings, Settings
 STORE_ROOMS = (services.stores, services.lake)
 """Rooms of stores, with settings of their own: a process opens a store by name."""
 
-OPENS_STORES = {"query-api", "verify", "replay", "stream-to-store"}
+OPENS_STORES = {"maintain", "query-api", "replay", "stream-to-store", "verify"}
 
 
 @cache

@@ -146,17 +146,28 @@ def governing_services(objects: list[Object]) -> Iterator[str]:
 
 
 def selectors(objects: list[Object]) -> Iterator[str]:
-    """A budget or a policy that selects nobody protects nobody."""
-    for kind, field in (("PodDisruptionBudget", "selector"), ("NetworkPolicy", "podSelector")):
-        for each in of_kind(objects, kind):
-            if each["metadata"]["name"] not in _MADE_AT_RUN_TIME and not any(
-                workload.namespace == namespace(each) and workload.is_selected_by(each["spec"].get(field))
-                for workload in workloads(objects)
-            ):
-                yield f"{full_name(each)} selects no pod"
+    """A budget that selects nobody protects nobody."""
+    for budget in of_kind(objects, "PodDisruptionBudget"):
+        if not _selects_somebody(objects, budget, "selector"):
+            yield f"{full_name(budget)} selects no pod"
     for workload in workloads(objects):
         if workload.is_long_running and not workload.is_selected_by(workload.object["spec"]["selector"]):
             yield f"{workload} does not select its own pods"
+
+
+def policies_select_somebody(objects: list[Object]) -> Iterator[str]:
+    """Of all components together: an overlay may have the policy of a component that it leaves out."""
+    for policy in of_kind(objects, "NetworkPolicy"):
+        is_known = policy["metadata"]["name"] in _MADE_AT_RUN_TIME
+        if not is_known and not _selects_somebody(objects, policy, "podSelector"):
+            yield f"{full_name(policy)} selects no pod"
+
+
+def _selects_somebody(objects: list[Object], each: Object, field: str) -> bool:
+    return any(
+        workload.namespace == namespace(each) and workload.is_selected_by(each["spec"].get(field))
+        for workload in workloads(objects)
+    )
 
 
 def roles(objects: list[Object]) -> Iterator[str]:

@@ -67,3 +67,7 @@ def test_it_keeps_the_rule(built: Callable[[str], list[Object]], name: str, rule
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_it_names_exists(built: Callable[[str], list[Object]], name: str, rule: rules.Rule) -> None:
     assert list(rule(built(name))) == []
+
+
+def test_each_network_policy_is_for_somebody(built: Callable[[str], list[Object]]) -> None:
+    assert list(references.policies_select_somebody(built(ALL))) == []

@@ -13,7 +13,7 @@ from tests.kubernetes import flows, ours, references, rules
 from tests.kubernetes.objects import Object
 
 GOOD: list[Object] = yaml.safe_load(Path(__file__).with_name("good.yaml").read_text())
-ALL_RULES = [*rules.RULES, *references.RULES, *flows.RULES, *ours.RULES]
+ALL_RULES = [*rules.RULES, *references.RULES, references.policies_select_somebody, *flows.RULES, *ours.RULES]
 
 
 class System:
@@ -177,9 +177,14 @@ PLANTED: list[tuple[rules.Rule, Callable[[System], object], str]] = [
         "not headless",
     ),
     (
-        references.selectors,
+        references.policies_select_somebody,
         in_object("NetworkPolicy", "verify", "spec/podSelector/matchLabels", {"app": "verify"}),
         "NetworkPolicy verify selects no pod",
+    ),
+    (
+        references.selectors,
+        in_object("PodDisruptionBudget", "kafka", "spec/selector/matchLabels", {"app": "kafka"}),
+        "PodDisruptionBudget kafka selects no pod",
     ),
     (
         references.selectors,
