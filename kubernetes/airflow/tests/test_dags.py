@@ -20,6 +20,13 @@ with open(os.environ["RECORD"], "a") as record:
     record.write(json.dumps(sys.argv[1:]) + "\\n")
 sys.exit("refused by the stub" if sys.argv[1] == os.environ.get("REFUSED") else 0)
 """
+CLIENT = {
+    "clusters": [{"name": "none", "cluster": {"server": "http://127.0.0.1:1"}}],
+    "users": [{"name": "none", "user": {}}],
+    "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
+    "current-context": "none",
+}
+"""Making the pod of a task opens a client of Kubernetes, which calls nothing."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,9 +37,11 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     stub.parent.mkdir()
     stub.write_text(STUB.format(python=sys.executable))
     stub.chmod(0o755)
+    (home / "kubeconfig").write_text(json.dumps(CLIENT))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{stub.parent}:{os.environ['PATH']}")
         patch.setenv("RECORD", str(home / "record"))
+        patch.setenv("KUBECONFIG", str(home / "kubeconfig"))
         patch.setenv("AIRFLOW_HOME", str(home))
         patch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(DAGS))
         patch.setenv("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
