@@ -53,8 +53,9 @@ def overlay() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def pipeline(node: Node, overlay: list[dict[str, Any]]) -> Pipeline:
-    stand_ins.build(node, stand_ins.images(overlay))
+def pipeline(node: Node, overlay: list[dict[str, Any]], request: pytest.FixtureRequest) -> Pipeline:
+    if not request.config.getoption("images_loaded"):
+        stand_ins.build(node, stand_ins.images(overlay))
     warnings = node.apply(OVERLAY)
     assert warnings == ""
     secrets = dict(
