@@ -53,6 +53,10 @@ class Node:
         """Apply a folder of kustomize, and return the warnings, which are offences against Pod Security for example."""
         return self._end("k", "apply", "-k", str(overlay)).stderr
 
+    def apply_to_api_server(self, overlay: Path) -> str:
+        """Apply a folder to an API server that runs nothing and ends with the command. Returns the warnings."""
+        return self._end("apiserver.sh", "kubectl", "apply", "-k", str(overlay)).stderr
+
     def get(self, *arguments: str) -> Any:
         """Objects of the namespace as kubectl prints them in JSON."""
         return json.loads(self.kubectl("-n", NAMESPACE, "get", *arguments, "-o", "json"))

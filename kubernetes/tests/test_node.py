@@ -4,20 +4,17 @@ KUBE_LAB names the folder of the node's scripts (node.py). The official images a
 tests say nothing about the official ones. The node enforces no network policy.
 """
 
-import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import stand_ins
 import yaml
 from node import NAMESPACE, Node, running, unready, wait_until
+from overlays import K3S, make_secrets
 from pipeline import STORES, Pipeline, clean
 
-KUBERNETES = Path(__file__).parents[1]
-OVERLAY = KUBERNETES / "overlays" / "k3s"
 READY_SECONDS = 300
 
 ROWS_PER_SECOND = 3000
@@ -28,7 +25,6 @@ KINDS = (
     "query-api",
     "maintain",
     "alerting",
-    "realtime-aggregator",
     "redis",
     "clickhouse",
     "datanode",
@@ -45,24 +41,22 @@ def node() -> Iterator[Node]:
 
 
 @pytest.fixture(scope="session")
-def overlay() -> list[dict[str, Any]]:
-    subprocess.run([sys.executable, KUBERNETES / "secrets" / "generate.py"], check=True)
-    node = Node.from_environment()
-    built = node.kubectl("kustomize", str(OVERLAY))
-    return [each for each in yaml.safe_load_all(built) if each]
+def secrets() -> dict[str, str]:
+    return make_secrets()
 
 
 @pytest.fixture(scope="session")
-def pipeline(node: Node, overlay: list[dict[str, Any]], request: pytest.FixtureRequest) -> Pipeline:
+def overlay(node: Node, secrets: dict[str, str]) -> list[dict[str, Any]]:
+    return [each for each in yaml.safe_load_all(node.kubectl("kustomize", str(K3S))) if each]
+
+
+@pytest.fixture(scope="session")
+def pipeline(
+    node: Node, overlay: list[dict[str, Any]], secrets: dict[str, str], request: pytest.FixtureRequest
+) -> Pipeline:
     if not request.config.getoption("images_loaded"):
         stand_ins.build(node, stand_ins.images(overlay))
-    warnings = node.apply(OVERLAY)
-    assert warnings == ""
-    secrets = dict(
-        line.split("=", 1)
-        for line in (KUBERNETES / "secrets" / "logpipe.env").read_text().splitlines()
-        if "=" in line and not line.startswith("#")
-    )
+    assert node.apply(K3S) == ""  # no warning
     return Pipeline(node, secrets["LOGPIPE_TOKEN"])
 
 
