@@ -36,14 +36,23 @@ def images(objects: list[Object]) -> Iterator[str]:
             yield f"{workload}: {DOCKERFILES[name]} does not exist"
 
 
+def _processes(objects: list[Object]) -> Iterator[tuple[Workload, Object]]:
+    """Our containers that run logpipe, and no other program of the image."""
+    return (
+        (workload, each)
+        for workload, each in _ours(objects)
+        if "command" not in each or any(word.endswith("logpipe") for word in each["command"])
+    )
+
+
 def commands(objects: list[Object]) -> Iterator[str]:
-    for workload, container in _ours(objects):
+    for workload, container in _processes(objects):
         if our_command(container) not in COMMANDS:
             yield f"{workload}: container {container['name']} runs {our_command(container)!r}, no command of logpipe"
 
 
 def names_of_settings(objects: list[Object]) -> Iterator[str]:
-    for workload, container in _ours(objects):
+    for workload, container in _processes(objects):
         if our_command(container) not in COMMANDS:
             continue
         own = process_settings.variables(our_command(container))
@@ -58,7 +67,7 @@ def names_of_settings(objects: list[Object]) -> Iterator[str]:
 
 def values_of_settings(objects: list[Object]) -> Iterator[str]:
     """Each class of settings is made from the variables of the container, as the process does when it starts."""
-    for workload, container in _ours(objects):
+    for workload, container in _processes(objects):
         if our_command(container) not in COMMANDS:
             continue
         found = environment.variables(objects, workload, container)
@@ -81,8 +90,9 @@ def _offences(settings: type[Settings], workload: Workload, container: Object) -
         except NeedsOperator as error:
             yield str(error)
         for field in type(made).model_fields:
-            if field.endswith("_port") and getattr(made, field) not in container_ports(workload):
-                yield f"listens on port {getattr(made, field)} ({field}), which its container does not declare"
+            port = getattr(made, field) if field.endswith("_port") else None
+            if port is not None and port not in container_ports(workload):
+                yield f"listens on port {port} ({field}), which its container does not declare"
 
 
 def allowed_hosts(objects: list[Object]) -> Iterator[str]:

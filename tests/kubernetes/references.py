@@ -24,6 +24,7 @@ def keys_exist(objects: list[Object]) -> Iterator[str]:
 
 
 def keys_are_used(objects: list[Object]) -> Iterator[str]:
+    """Of all components together: an overlay has the keys of components that it leaves out."""
     used: dict[tuple[str, str, str], set[str | None]] = {}
     for workload in workloads(objects):
         for kind, name, key, _ in _uses(workload):
@@ -184,7 +185,6 @@ def roles(objects: list[Object]) -> Iterator[str]:
 
 RULES: list[Rule] = [
     keys_exist,
-    keys_are_used,
     volumes,
     expansions,
     probed_ports,
@@ -193,3 +193,6 @@ RULES: list[Rule] = [
     selectors,
     roles,
 ]
+
+RULES_OF_ALL: list[Rule] = [keys_are_used, policies_select_somebody]
+"""Rules that all components keep together, and one overlay may not."""

@@ -69,5 +69,6 @@ def test_what_it_names_exists(built: Callable[[str], list[Object]], name: str, r
     assert list(rule(built(name))) == []
 
 
-def test_each_network_policy_is_for_somebody(built: Callable[[str], list[Object]]) -> None:
-    assert list(references.policies_select_somebody(built(ALL))) == []
+@pytest.mark.parametrize("rule", references.RULES_OF_ALL, ids=lambda rule: str(rule.__name__))
+def test_all_components_use_what_there_is(built: Callable[[str], list[Object]], rule: rules.Rule) -> None:
+    assert list(rule(built(ALL))) == []

@@ -13,7 +13,7 @@ from tests.kubernetes import flows, ours, references, rules
 from tests.kubernetes.objects import Object
 
 GOOD: list[Object] = yaml.safe_load(Path(__file__).with_name("good.yaml").read_text())
-ALL_RULES = [*rules.RULES, *references.RULES, references.policies_select_somebody, *flows.RULES, *ours.RULES]
+ALL_RULES = [*rules.RULES, *references.RULES, *references.RULES_OF_ALL, *flows.RULES, *ours.RULES]
 
 
 class System:
