@@ -39,9 +39,22 @@ class Node:
         """With `keep`, the cluster and its volumes are there again after `up`, as after a power cut."""
         self._run("down.sh", *(["--keep"] if keep else []))
 
-    def build(self, tag: str, context: Path, *, file: Path | None = None, bases: tuple[str, ...] = ()) -> None:
-        """Build an image and load it into the node. `bases`: images that the Dockerfile begins with."""
-        options = [word for base in bases for word in ("--as", base)]
+    def build(
+        self,
+        tag: str,
+        context: Path,
+        *,
+        file: Path | None = None,
+        base: str = "",
+        volumes: dict[Path, str] | None = None,
+    ) -> None:
+        """Build an image and load it into the node.
+
+        `base`: the image that the Dockerfile begins with. `volumes`: folders that its commands see, and where.
+        """
+        options = [f"--volume={folder}:{at}:ro" for folder, at in (volumes or {}).items()]
+        if base:
+            options += ["--as", base]
         if file:
             options += ["-f", str(file)]
         self._run("image-build.sh", "-t", tag, *options, str(context), seconds=_BUILD_SECONDS)

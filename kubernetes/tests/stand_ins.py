@@ -13,12 +13,12 @@ from typing import Any
 from node import Node
 
 from services.local import jars
+from services.local.settings import LocalSettings
 
 ROOT = Path(__file__).parents[2]
 IMAGES = Path(__file__).parent / "images"
 
 _OURS = {"log-pipeline/services": "services/Dockerfile", "log-pipeline/spark-jobs": "spark_jobs/Dockerfile"}
-_FROM = re.compile(r"^FROM +(?:--platform=\S+ +)?(\S+)(?: +AS +(\S+))?", re.MULTILINE | re.IGNORECASE)
 
 
 def _lock(context: Path) -> None:
@@ -72,19 +72,23 @@ def build(node: Node, images: Iterable[str]) -> None:
         name = image.partition(":")[0]
         if name in _OURS:
             file = ROOT / _OURS[name]
-            node.build(image, ROOT, file=file, bases=_bases(file))
+            node.build(image, ROOT, file=file, base=_base(file), volumes={_fetched_jars(): "/build/jars"})
             continue
         with _context(name) as context:
             node.build(image, context)
 
 
-def _bases(dockerfile: Path) -> tuple[str, ...]:
-    """The images that a Dockerfile begins with, without its own stages."""
-    text = dockerfile.read_text()
-    defaults = dict(re.findall(r"^ARG +(\w+)=(\S+)", text, re.MULTILINE))
-    found = [(defaults.get(base.strip("${}"), base), stage) for base, stage in _FROM.findall(text)]
-    stages = {stage for _, stage in found}
-    return tuple(sorted({base for base, _ in found} - stages - {"scratch"}))
+def _fetched_jars() -> Path:
+    """The folder that services.local.jars fetches into: the build finds its jars there, and fetches none itself."""
+    jars.fetch(jars.BUNDLES)
+    return LocalSettings().cache
+
+
+def _base(dockerfile: Path) -> str:
+    """The default of the argument BASE."""
+    found = re.search(r"^ARG BASE=(\S+)", dockerfile.read_text(), re.MULTILINE)
+    assert found, f"{dockerfile} has no argument BASE"
+    return found[1]
 
 
 @contextmanager
