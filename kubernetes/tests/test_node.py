@@ -16,6 +16,7 @@ from overlays import K3S, make_secrets
 from pipeline import STORES, Pipeline, clean
 
 READY_SECONDS = 300
+_SESSIONS = "log-pipeline/postgres-connections"
 
 ROWS_PER_SECOND = 3000
 KINDS = (
@@ -66,8 +67,7 @@ def test_all_pods_get_ready(pipeline: Pipeline) -> None:
 
 def test_a_row_reaches_every_store(pipeline: Pipeline) -> None:
     assert pipeline.send(1)["sent"] == 1
-    for store in STORES:
-        wait_until(lambda store=store: "" if pipeline.logs_in(store) == 1 else f"{store} lacks the row", 120)
+    wait_until(lambda: "; ".join(f"{store} lacks the row" for store in STORES if pipeline.logs_in(store) != 1), 120)
 
 
 def test_the_ingest_api_scales_under_load(pipeline: Pipeline) -> None:
@@ -80,6 +80,21 @@ def test_the_ingest_api_scales_under_load(pipeline: Pipeline) -> None:
 
         wait_until(problem, 180)
     clean(pipeline.verify("verify-load"))
+
+
+def test_no_pod_opens_more_sessions_than_it_says(pipeline: Pipeline) -> None:
+    """The sum of what the pods say is what PostgreSQL accepts (tests/kubernetes/test_connections.py)."""
+    node = pipeline.node
+    query = "SELECT host(client_addr), count(*) FROM pg_stat_activity WHERE client_addr IS NOT NULL GROUP BY 1"
+    psql = ("psql", "--username=postgres", "--no-align", "--tuples-only", "--command", query)
+    said = node.kubectl("-n", NAMESPACE, "exec", "postgres-0", "-c", "postgres", "--", *psql)
+    sessions = {address: int(count) for address, count in (line.split("|") for line in said.split())}
+    most = {
+        pod["status"].get("podIP"): int(pod["metadata"].get("annotations", {}).get(_SESSIONS, 0))
+        for pod in node.get("pods")["items"]
+    }
+    assert sessions
+    assert {address: count for address, count in sessions.items() if count > most.get(address, 0)} == {}
 
 
 @pytest.mark.parametrize("name", KINDS)
