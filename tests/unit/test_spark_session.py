@@ -22,10 +22,10 @@ class Builder:
 
 @pytest.fixture
 def builder(monkeypatch: pytest.MonkeyPatch) -> Builder:
-    monkeypatch.setattr(session, "SparkSession", type("SparkSession", (), {"builder": Builder()}))
+    made = Builder()
+    monkeypatch.setattr(session, "SparkSession", type("SparkSession", (), {"builder": made}))
     for name in ("SPARK_LOCAL_IP", "SPARK_CONF_DIR"):
         monkeypatch.setenv(name, "kept")
-    made: Builder = session.SparkSession.builder
     return made
 
 
