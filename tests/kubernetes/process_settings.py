@@ -13,7 +13,7 @@ from services.runtime.settings import ListenSettings, Settings
 STORE_ROOMS = (services.stores, services.lake)
 """Rooms of stores, with settings of their own: a process opens a store by name."""
 
-OPENS_STORES = {"maintain", "query-api", "replay", "stream-to-store", "verify"}
+OPENS_STORES = {"maintain", "query-api", "replay", "restore", "stream-to-store", "verify"}
 
 
 @cache
