@@ -267,7 +267,7 @@ def jobs(objects: list[Object]) -> Iterator[str]:
 def one_writer(objects: list[Object]) -> Iterator[str]:
     """Two drivers must not run during a roll: a StatefulSet ends the old pod first, a Deployment may not."""
     for workload in workloads(objects):
-        drives = any("spark-jobs" in container["image"] for container in workload.containers)
+        drives = any("spark-jobs" in container["image"] for container in workload.pod["containers"])
         is_one = workload.kind == "StatefulSet" and workload.object["spec"].get("replicas", 1) <= 1
         if drives and workload.is_long_running and not is_one:
             yield f"{workload} drives Spark, and is not a StatefulSet of one pod"
