@@ -62,9 +62,9 @@ class Node:
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         return self._run("k", *arguments, stdin=stdin, check=check)
 
-    def apply(self, overlay: Path) -> str:
-        """Apply a folder of kustomize, and return the warnings, which are offences against Pod Security for example."""
-        return self._end("k", "apply", "-k", str(overlay)).stderr
+    def apply(self, manifests: str) -> str:
+        """Apply objects, and return the warnings, which are offences against Pod Security for example."""
+        return self._end("k", "apply", "-f", "-", stdin=manifests).stderr
 
     def apply_to_api_server(self, overlay: Path) -> str:
         """Apply a folder to an API server that runs nothing and ends with the command. Returns the warnings."""

@@ -15,6 +15,8 @@ from node import Node
 from services.local import jars
 from services.local.settings import LocalSettings
 
+Object = dict[str, Any]
+
 ROOT = Path(__file__).parents[2]
 IMAGES = Path(__file__).parent / "images"
 
@@ -56,18 +58,42 @@ STAND_INS: dict[str, tuple[str, Callable[[Path], None]]] = {
 """Official image -> the folder of its Dockerfile, and what the build needs beside that folder."""
 
 
-def images(objects: Iterable[dict[str, Any]]) -> set[str]:
-    """The images that built objects name."""
-    found: set[str] = set()
-    for each in objects:
-        pod = each.get("spec", {}).get("jobTemplate", each).get("spec", {}).get("template", {}).get("spec", {})
-        for container in [*pod.get("initContainers", []), *pod.get("containers", [])]:
-            found.add(container["image"])
+def _pod(each: Object) -> Object:
+    """The pod of a workload; of any other object, an empty one."""
+    found: Object = each.get("spec", {}).get("jobTemplate", each).get("spec", {}).get("template", {}).get("spec", {})
     return found
 
 
+def _can_be_built(container: Object) -> bool:
+    name = container["image"].partition(":")[0]
+    return name in _OURS or name in STAND_INS
+
+
+def images(objects: Iterable[Object]) -> set[str]:
+    """The images that built objects name."""
+    pods = [_pod(each) for each in objects]
+    return {each["image"] for pod in pods for each in [*pod.get("initContainers", []), *pod.get("containers", [])]}
+
+
+def leave_out(objects: list[Object]) -> tuple[list[Object], list[str]]:
+    """Return the objects without the containers that nothing can be built for, and the images of those.
+
+    A workload without any container left is left out as a whole.
+    """
+    kept, left_out = [], set[str]()
+    for each in objects:
+        pod = _pod(each)
+        left_out |= {container["image"] for container in pod.get("containers", []) if not _can_be_built(container)}
+        if "containers" in pod:
+            pod["containers"] = [container for container in pod["containers"] if _can_be_built(container)]
+            if not pod["containers"]:
+                continue
+        kept.append(each)
+    return kept, sorted(left_out)
+
+
 def build(node: Node, images: Iterable[str]) -> None:
-    """Build and load images, each given as name:tag. Images without Dockerfile are refused."""
+    """Build and load images, each given as name:tag."""
     for image in sorted(images):
         name = image.partition(":")[0]
         if name in _OURS:
