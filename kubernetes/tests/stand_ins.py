@@ -54,6 +54,10 @@ STAND_INS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "clickhouse/clickhouse-server": ("clickhouse", _lock_and_services),
     "redis": ("redis", _nothing),
     "apache/airflow": ("airflow", _airflow),
+    "prom/prometheus": ("prometheus", _nothing),
+    "prom/alertmanager": ("alertmanager", _nothing),
+    "quay.io/prometheus/node-exporter": ("node-exporter", _nothing),
+    "oliver006/redis_exporter": ("redis-exporter", _nothing),
 }
 """Official image -> the folder of its Dockerfile, and what the build needs beside that folder."""
 
