@@ -6,12 +6,12 @@ INSTALLED := .venv/.installed
 AIRFLOW := $(HOME)/.cache/logpipe/airflow
 WORKERS :=
 OPTIONS :=
-TESTS := $(wildcard tests/*.py tests/unit tests/property tests/contract tests/integration tests/e2e)
+TESTS := $(wildcard tests/*.py tests/unit tests/property tests/contract tests/kubernetes tests/integration tests/e2e)
 
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
 .DEFAULT_GOAL := help
-.PHONY: help check install jars demo up down status logs test test-faults test-airflow lint types imports format bench bench-read bench-growth dashboards lock clean
+.PHONY: help check install jars demo up down status logs test test-faults test-airflow test-kube lint types imports format bench bench-read bench-growth dashboards images secrets lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,13 +52,16 @@ logs: $(INSTALLED) ## Show the end of all logs
 
 test: install lint types imports ## Lint, types, imports, then all tests on real components (as CI: WORKERS=2 OPTIONS=--no-skips)
 	$(BIN)/python -m pytest -m "not long" $(if $(WORKERS),-n $(WORKERS) --dist loadgroup --no-loadscope-reorder) $(OPTIONS) $(TESTS)
-	@echo "Not run: make test-faults (every fault, an hour and a half), make test-airflow (the DAGs, in an environment of their own)"
+	@echo "Not run: make test-faults (every fault, an hour and a half), make test-airflow (the DAGs, in an environment of their own), make test-kube (on a one-node Kubernetes)"
 
 test-faults: install ## Every fault with three seeds, outages of a minute, six times ten minutes of chaos (1.5 hours)
 	$(BIN)/python -m pytest --seeds 3 tests/e2e
 
 test-airflow: $(AIRFLOW)/.installed ## The DAGs, by a real Airflow (the first time: 150 packages)
 	cd kubernetes/airflow && $(AIRFLOW)/bin/python -m pytest -c tests/pytest.ini -p no:cacheprovider tests
+
+test-kube: install ## The overlay k3s on a one-node Kubernetes; KUBE_LAB names the folder of its scripts (kubernetes/tests/README.md)
+	$(BIN)/python -m pytest -c kubernetes/tests/pytest.ini kubernetes/tests
 
 # Airflow pins its packages so tightly that it cannot share .venv.
 $(AIRFLOW)/.installed: kubernetes/airflow/requirements.txt | $(INSTALLED)
@@ -91,6 +94,12 @@ bench-growth: install ## Only: starts, queries and checks with a year of history
 
 dashboards: $(INSTALLED) ## Write the JSON of Grafana's dashboards anew from kubernetes/monitoring/dashboards
 	$(BIN)/python -m kubernetes.monitoring.dashboards
+
+images: ## Build the images for Kubernetes, and load them into k3s (TO=folder: write them to files as well)
+	TO="$(TO)" kubernetes/images/build.sh
+
+secrets: ## Write random passwords for Kubernetes to kubernetes/secrets/logpipe.env; what is there is kept
+	@$(PYTHON) kubernetes/secrets/generate.py
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"

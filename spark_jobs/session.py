@@ -47,7 +47,7 @@ def open_session(name: str, settings: SparkSettings) -> SparkSession:
 
 
 def _chosen(settings: SparkSettings) -> dict[str, str]:
-    jars = {"spark.jars": settings.spark_jars} if settings.spark_jars else {"spark.jars.packages": PACKAGES}
+    jars = {"spark.jars": _files(settings.spark_jars)} if settings.spark_jars else {"spark.jars.packages": PACKAGES}
     return {
         **jars,
         "spark.jars.ivy": str(settings.spark_ivy),
@@ -55,3 +55,11 @@ def _chosen(settings: SparkSettings) -> dict[str, str]:
         "spark.driver.extraJavaOptions": f"-XX:+UseParallelGC {settings.spark_java_options}".strip(),
         "spark.ui.enabled": str(settings.spark_ui).lower(),
     }
+
+
+def _files(names: str) -> str:
+    """Write out the jars of each folder: Spark itself takes files only."""
+    files: list[Path] = []
+    for path in map(Path, names.split(",")):
+        files += sorted(path.glob("*.jar")) if path.is_dir() else [path]
+    return ",".join(map(str, files))

@@ -11,7 +11,9 @@ class SparkSettings(LakeSettings):
     spark_master: str = Field("local[2]", description="where Spark runs: local[cores] or a cluster's master URL")
     spark_memory: str = Field("1g", description="heap of the Spark driver")
     spark_java_options: str = Field("", description="further options of the Spark driver's JVM")
-    spark_jars: str = Field("", description="the jars of Kafka and Delta, comma-separated; resolved when empty")
+    spark_jars: str = Field(
+        "", description="files or folders with the jars of Kafka and Delta, comma-separated; resolved when empty"
+    )
     spark_ivy: Path = Field(
         in_home("~/.cache/logpipe/ivy"), description="where Spark keeps the jars that it resolves itself"
     )

@@ -41,7 +41,8 @@ def write_rows(
         return started(lambda: observation.get).result(_METRICS_SECONDS)
     except TimeoutError as error:
         # Delta skipped the write, so the observation never gets a value.
-        raise StoreDown(NAME, f"batch {batch} was stored by another driver, or the table was released") from error
+        reason = f"batch {batch} was stored by another driver, or the table was released: let only one driver run"
+        raise StoreDown(NAME, reason) from error
 
 
 def write_rejects(messages: DataFrame, dataset: Dataset, uri: str, query: str, batch: int) -> None:

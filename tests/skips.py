@@ -1,7 +1,7 @@
-"""The only reasons for which a test is skipped: a missing Debian package, and a privilege that the user does not have.
+"""The only reasons for which a test is skipped: a missing program, and a privilege that the user does not have.
 
 CI uses `pytest --no-skips`, which fails a test that is skipped for any other reason than a privilege: `.ci/run`
-installs the packages, but it cannot give a privilege.
+installs the programs, but it cannot give a privilege.
 """
 
 from typing import NoReturn
@@ -14,6 +14,11 @@ PRIVILEGE = "needs a privilege: "
 def needs_package(name: str) -> NoReturn:
     """Skip the test that calls this function. `name` is that of the Debian package."""
     pytest.skip(f"needs the package {name}: apt-get install {name}")
+
+
+def needs_program(name: str, way: str) -> NoReturn:
+    """Skip the test that calls this function. `way`: how to get the program, which no Debian package has."""
+    pytest.skip(f"needs the program {name}: {way}")
 
 
 def needs_privilege(reason: str) -> NoReturn:

@@ -8,6 +8,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -190,8 +191,16 @@ def _pyspark_home() -> Path:
     return Path(spec.origin).parent
 
 
+def _named(names: Iterable[str]) -> list[Bundle]:
+    """The bundles of these names, all without any. Raises NeedsOperator for an unknown name."""
+    known = {bundle.name: bundle for bundle in BUNDLES}
+    if unknown := set(names) - set(known):
+        raise NeedsOperator(f"no jars are called {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
+    return [known[name] for name in names] or list(BUNDLES)
+
+
 if __name__ == "__main__":
     try:
-        fetch(BUNDLES)
+        fetch(_named(sys.argv[1:]))
     except NeedsOperator as error:
         raise SystemExit(str(error)) from error

@@ -1,4 +1,8 @@
-"""A `logpipe` command as a task: a pod of the image LOGPIPE_AIRFLOW_IMAGE when that is set, else a local process."""
+"""A `logpipe` command as a task: a pod when LOGPIPE_AIRFLOW_IMAGE names its image, else a local process.
+
+LOGPIPE_AIRFLOW_POD is the file that the pod is made from: settings, secrets, volumes and limits. Its container is
+called `base`.
+"""
 
 import os
 import shlex
@@ -9,7 +13,7 @@ from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import BaseOperator
 
 IMAGE = "LOGPIPE_AIRFLOW_IMAGE"
-SETTINGS = "logpipe"  # the config map and the secret of a pod's settings
+POD = "LOGPIPE_AIRFLOW_POD"
 
 DEFAULTS: dict[str, Any] = {
     "retries": 3,
@@ -28,7 +32,6 @@ def logpipe(command: str, *arguments: str, **options: Any) -> BaseOperator:
         return BashOperator(task_id=task_id, bash_command=bash, append_env=True, **options)
 
     from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator  # slow to import
-    from kubernetes.client import V1ConfigMapEnvSource, V1EnvFromSource, V1SecretEnvSource
 
     return KubernetesPodOperator(
         task_id=task_id,
@@ -36,9 +39,6 @@ def logpipe(command: str, *arguments: str, **options: Any) -> BaseOperator:
         image=image,
         cmds=["logpipe"],
         arguments=[command, *arguments],
-        env_from=[
-            V1EnvFromSource(config_map_ref=V1ConfigMapEnvSource(name=SETTINGS)),
-            V1EnvFromSource(secret_ref=V1SecretEnvSource(name=SETTINGS)),
-        ],
+        pod_template_file=os.environ[POD],
         **options,
     )

@@ -20,6 +20,13 @@ with open(os.environ["RECORD"], "a") as record:
     record.write(json.dumps(sys.argv[1:]) + "\\n")
 sys.exit("refused by the stub" if sys.argv[1] == os.environ.get("REFUSED") else 0)
 """
+CLIENT = {
+    "clusters": [{"name": "none", "cluster": {"server": "http://127.0.0.1:1"}}],
+    "users": [{"name": "none", "user": {}}],
+    "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
+    "current-context": "none",
+}
+"""Making the pod of a task opens a client of Kubernetes, which calls nothing."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,9 +37,11 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     stub.parent.mkdir()
     stub.write_text(STUB.format(python=sys.executable))
     stub.chmod(0o755)
+    (home / "kubeconfig").write_text(json.dumps(CLIENT))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{stub.parent}:{os.environ['PATH']}")
         patch.setenv("RECORD", str(home / "record"))
+        patch.setenv("KUBECONFIG", str(home / "kubeconfig"))
         patch.setenv("AIRFLOW_HOME", str(home))
         patch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(DAGS))
         patch.setenv("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
@@ -130,11 +139,18 @@ def test_bad_parameters_are_refused_before_anything_runs(calls: Calls, conf: dic
 
 
 def test_in_a_cluster_each_command_is_a_pod_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    from command import IMAGE
+    from command import IMAGE, POD
 
     monkeypatch.setenv(IMAGE, "logpipe:1")
+    monkeypatch.setenv(POD, str(HERE.parents[1] / "components" / "airflow" / "task-pod.yaml"))
     task = dags()["manual_pipeline"].get_task("maintain")
     assert type(task).__name__ == "KubernetesPodOperator"
     assert (task.image, task.cmds) == ("logpipe:1", ["logpipe"])
     assert task.arguments == ["maintain", "--dataset", "{{ params.dataset }}", "--once"]
     assert "arguments" in task.template_fields
+    pod = task.build_pod_request_obj()
+    (container,) = pod.spec.containers
+    assert (container.image, container.command, container.args) == ("logpipe:1", ["logpipe"], task.arguments)
+    assert pod.metadata.namespace == "log-pipeline"
+    assert pod.spec.security_context.run_as_non_root is True
+    assert "LOGPIPE_POSTGRES_URL" in {variable.name for variable in container.env}
