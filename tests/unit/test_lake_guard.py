@@ -1,9 +1,8 @@
 """When a streaming query may begin beside a table, where, and what is said when it may not."""
 
-from unittest.mock import MagicMock, Mock
+from unittest.mock import Mock
 
 import pytest
-from prometheus_client import REGISTRY
 
 from services.core.errors import NeedsOperator
 from services.datasets.logs import DATASET
@@ -198,10 +197,3 @@ def test_a_topic_created_again_between_or_within_batches_ends_the_query() -> Non
     stream._query = Mock()
     with pytest.raises(NeedsOperator, match="created again"):
         stream.supervise(Mock())
-
-
-def test_the_time_between_batches_is_a_metric_because_an_alert_compares_them_with_it() -> None:
-    topic = Mock(bounds=lambda: {0: (0, 0)})
-    LakeStream(StreamToLakeSettings(lake_trigger_seconds=7), DATASET, topic).start(MagicMock())
-    labels = {"store": "lake", "dataset": DATASET.name}
-    assert REGISTRY.get_sample_value("logpipe_sink_trigger_seconds", labels) == 7
