@@ -31,8 +31,9 @@ _OF_THIS_MACHINE = {"localhost"}
 _FOLLOWS = {"namenode": ("datanode", 9866)}
 """Whoever calls the one also calls the other: the NameNode answers with the addresses of DataNodes."""
 
-_NOT_CALLED = {("datanode", "namenode", 9870)}
-"""Addresses in a file that several workloads share, and that this one does not use: (client, host, port)."""
+_NOT_CALLED = {("datanode", "namenode", 9870), ("backup-postgres", "kafka", 9092)}
+"""Addresses in a file or in a room's settings that several workloads share, and that this one does not use: (client,
+host, port). Of the room of `logpipe backup` and `logpipe restore`, only the latter calls Kafka."""
 
 
 @dataclass(frozen=True, slots=True)
