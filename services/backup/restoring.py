@@ -21,7 +21,7 @@ from services.migrate.service import migrate
 from services.postgres.connection import Connection, connect, database_of, in_database, major_version, translated
 
 _JOBS = 2
-_LEAVE_SECONDS = 10.0  # for PostgreSQL's own workers, which look into a database for moments
+_LEAVE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,10 @@ def restore(url: str, kafka_url: str, backup: Backup, stores: Sequence[str]) -> 
 
 
 def _refuse_sessions(server: Connection, name: str) -> None:
-    """Raise Conflict while somebody uses the database. PostgreSQL's own workers leave it after a moment."""
+    """Raise Conflict while a client uses the database. The session of a client that has just ended lasts a moment."""
     deadline = time.monotonic() + _LEAVE_SECONDS
-    query = (
-        "SELECT DISTINCT coalesce(nullif(application_name, ''), usename, '?') FROM pg_stat_activity WHERE datname = %s"
-    )
+    query = """SELECT DISTINCT coalesce(nullif(application_name, ''), usename, '?') FROM pg_stat_activity
+               WHERE datname = %s AND backend_type = 'client backend'"""
     while True:
         with translated():
             found = [who for (who,) in server.execute(query, (name,)).fetchall()]

@@ -13,7 +13,7 @@ from services.core.dataset import Dataset
 from services.core.errors import Conflict, Invalid, NeedsOperator, StoreDown
 from services.core.ledger import StorePosition
 from services.core.ports import BaseWriter, OwnProgressReader, PartitionReader, SinkReader, StoreReader
-from services.ledger import reading, topics
+from services.ledger import reading
 from services.ledger.replays import Replay, ReplayProgress
 from services.ledger.watermark import Watermarks
 from services.postgres.pool import Pool
@@ -54,7 +54,7 @@ def open_store(reader: StoreReader, ledger: Pool, kafka_url: str) -> ReplayedSto
     if reader.progress == "ledger":
         raise Invalid(f"{reader.name} is what stores are replayed from: restore it from a backup of its own")
     if reader.progress == "own":
-        return OwnProgressStore(reader, ledger)
+        return OwnProgressStore(reader)
     return SinkStore(reader, ledger, kafka_url)
 
 
@@ -110,11 +110,10 @@ class OwnProgressStore:
 
     block_rows: ClassVar[int] = 200_000  # a commit takes a second, however few rows it has
 
-    def __init__(self, reader: OwnProgressReader, ledger: Pool) -> None:
+    def __init__(self, reader: OwnProgressReader) -> None:
         self.writer = stores.open_refiller(reader.name)
         self.sink_name = f"stream-to-lake or stream-to-store --store {reader.name}"
         self._reader = reader
-        self._ledger = ledger
 
     def begin(
         self, dataset: Dataset, progress: ReplayProgress, topic: PartitionReader, topic_id: str, first: int | None
@@ -122,9 +121,6 @@ class OwnProgressStore:
         self.writer.prepare(dataset)
         # A stream that runs moves its position on meanwhile, at most up to the end of the topic as it is then.
         position = self.writer.begin(dataset, topic_id, _bounds(topic, topic_id, dataset))
-        with self._ledger.connection() as connection:
-            if reading.topic_numbers(connection, dataset.topic, topic_id).current < 0:
-                topics.number(connection, dataset.topic, topic_id)
         replay = progress.begin(topic_id, position.table_id, {}, first or 0)
         return Begun(replay, lambda: self._offsets(dataset, position), lambda: replay.last)
 

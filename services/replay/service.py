@@ -11,6 +11,8 @@ from services.core.errors import Invalid
 from services.core.ports import KeepsRejects, StoreReader, TransactionalProducer
 from services.core.rows import RowCodec
 from services.ledger import dead_letter_index, reading
+from services.ledger import topics as ledger_topics
+from services.ledger.reading import TopicNumbers
 from services.ledger.replays import ReplayProgress
 from services.ledger.watermark import Watermarks
 from services.postgres.pool import Pool
@@ -56,8 +58,9 @@ class Replays:
         with closing(kafka.KafkaPartitionReader(self._kafka_url, dataset.topic)) as topic:
             topic_id = topic.topic_id()
             begun = self._store.begin(dataset, progress, topic, topic_id, first)
+        # Read before the dead letters: rows that the sink dead-letters meanwhile are at or above these offsets.
+        stream = Stream(self._store.sink_name, self._numbers(dataset, topic_id), begun.offsets(), begun.offsets)
         with self._ledger.connection() as connection:
-            numbers = reading.topic_numbers(connection, dataset.topic, topic_id)
             display.total(reading.count(connection, dataset.name, begun.replay.next - 1, begun.replay.last).rows)
         source = Source(self._ledger, self._source)
         target = Target(
@@ -68,8 +71,20 @@ class Replays:
             begun.watermark,
             self._store.block_rows,
         )
-        stream = Stream(self._store.sink_name, numbers, begun.offsets(), begun.offsets)
         return Refill(RowCodec(dataset), source, target, stream, progress, begun.replay, display)
+
+    def _numbers(self, dataset: Dataset, topic_id: str) -> TopicNumbers:
+        """Return the numbers of the dataset's topics.
+
+        The present topic gets one now if no ingest API has opened it yet: otherwise batches that are published to it
+        while the replay runs would seem to be of another topic.
+        """
+        with self._ledger.connection() as connection:
+            numbers = reading.topic_numbers(connection, dataset.topic, topic_id)
+            if numbers.current <= 0:
+                ledger_topics.number(connection, dataset.topic, topic_id)
+                numbers = reading.topic_numbers(connection, dataset.topic, topic_id)
+            return numbers
 
     def _dead_lettered_rows(self, dataset: Dataset) -> Gaps:
         topics.ensure(self._settings, [dead_letters.TOPIC])
