@@ -51,7 +51,7 @@ logs: $(INSTALLED) ## Show the end of all logs
 	$(BIN)/logpipe logs
 
 test: install lint types imports ## Lint, types, imports, then all tests on real components (as CI: WORKERS=2 OPTIONS=--no-skips)
-	$(BIN)/python -m pytest -m "not long" $(if $(WORKERS),-n $(WORKERS) --dist loadgroup --no-loadscope-reorder) $(OPTIONS) $(TESTS)
+	$(BIN)/python -m pytest -m "not long" $(if $(WORKERS),-n $(WORKERS) --no-loadscope-reorder) $(OPTIONS) $(TESTS)
 	@echo "Not run: make test-faults (every fault, an hour and a half), make test-airflow (the DAGs, in an environment of their own), make test-kube (on a one-node Kubernetes)"
 
 test-faults: install ## Every fault with three seeds, outages of a minute, six times ten minutes of chaos (1.5 hours)

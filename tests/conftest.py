@@ -5,12 +5,15 @@ import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
@@ -53,16 +56,30 @@ def pytest_configure() -> None:
         signal.signal(number, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests share a worker (`--dist loadgroup`): those of one file, and all heavy ones, which come first.
+    """Heavy tests come first, because one worker runs them all."""
+    items.sort(key=lambda item: item.get_closest_marker("heavy") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return FilesPerWorker(config, log)
+
+
+class FilesPerWorker(LoadScopeScheduling):  # type: ignore[misc]
+    """One worker runs all tests of a file, and one worker runs all files with heavy tests.
 
     Two Sparks at once overload a small machine, so that processes are not ready in time.
     """
-    items.sort(key=lambda item: item.get_closest_marker("heavy") is None)
-    for item in items:
-        group = "heavy" if item.get_closest_marker("heavy") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "heavy" if _has_heavy_tests(self.config.rootpath / file) else file
+
+
+@cache
+def _has_heavy_tests(file: Path) -> bool:
+    return "pytest.mark.heavy" in file.read_text()
 
 
 @contextmanager
