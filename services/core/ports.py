@@ -138,8 +138,8 @@ class Refiller(BaseWriter, Protocol):
 class KeepsRejects(Protocol):
     """A reader of a store that keeps its rejected rows in tables of its own."""
 
-    def rejected(self, dataset: Dataset) -> Iterator[DeadLettered]:
-        """Yield each rejected row once. Blocks. Raises StoreDown."""
+    def rejected(self, dataset: Dataset, first: int, last: int) -> Iterator[DeadLettered]:
+        """Yield each rejected row of the batches first..last once. Blocks. Raises StoreDown."""
 
 
 class BaseReader(Protocol):

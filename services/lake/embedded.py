@@ -68,10 +68,10 @@ class DataFusion:
 class EmbeddedReader(LakeReader):
     label: ClassVar[str] = NAME
 
-    def rejected(self, dataset: Dataset) -> Iterator[DeadLettered]:
-        """Yield the rows that Spark rejected, as far as their batch is known. Raises StoreDown."""
+    def rejected(self, dataset: Dataset, first: int, last: int) -> Iterator[DeadLettered]:
+        """Yield the rows of the batches first..last that Spark rejected. Raises StoreDown."""
         engine = self._table(rejects_uri(self._settings, dataset)).engine()
-        statement = "SELECT batch_id, id, rows FROM t WHERE batch_id IS NOT NULL"
+        statement = f"SELECT batch_id, id, rows FROM t WHERE batch_id BETWEEN {first:d} AND {last:d}"  # noqa: S608
         return (DeadLettered(*row) for row in _rows(engine, statement)) if engine else iter(())
 
     def _dialect(self, snapshot: Snapshot) -> Dialect:

@@ -8,6 +8,7 @@ from typing import Self
 from services import stores
 from services.core.dataset import Dataset
 from services.core.errors import Invalid
+from services.core.ids import MAX_BATCH
 from services.core.ports import KeepsRejects, StoreReader, TransactionalProducer
 from services.core.rows import RowCodec
 from services.ledger import dead_letter_index, reading
@@ -95,7 +96,7 @@ class Replays:
                 if row.row_id is not None:
                     found[row.batch_id].add(row.row_id)
         if isinstance(self._reader, KeepsRejects):
-            for batch_id, row_id, _ in self._reader.rejected(dataset):
+            for batch_id, row_id, _ in self._reader.rejected(dataset, 0, MAX_BATCH):
                 if row_id is not None:
                     found[batch_id].add(row_id)
         return found

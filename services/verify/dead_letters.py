@@ -53,7 +53,7 @@ class DeadLetterLookup:
         if not isinstance(reader, KeepsRejects):
             return indexed
         # Spark keeps rejects, and the embedded writer sends dead letters. A rebuilt table may have both for one row.
-        rejects = by_batch(reader.rejected(dataset))
+        rejects = by_batch(reader.rejected(dataset, min(batches), max(batches)))
         nothing = DeadLetteredRows()
         wanted = set(batches) & (indexed.keys() | rejects.keys())
         return {batch: indexed.get(batch, nothing) | rejects.get(batch, nothing) for batch in wanted}

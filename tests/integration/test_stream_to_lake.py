@@ -22,7 +22,7 @@ from hdfs_native import Client, WriteOptions
 
 from services.core import kafka_value
 from services.core.dead_letter import DeadLettered
-from services.core.ids import first_id
+from services.core.ids import MAX_BATCH, first_id
 from services.core.instants import DAY
 from services.core.ports import Block, Outgoing
 from services.core.rows import Row, RowCodec, Rows, checksum
@@ -114,7 +114,7 @@ class World:
         assert self.rejected() == self.poisoned
 
     def rejected(self) -> list[DeadLettered]:
-        return sorted(self.reader.rejected(DATASET), key=lambda reject: (reject[2], reject[1] or 0))
+        return sorted(self.reader.rejected(DATASET, 0, MAX_BATCH), key=lambda reject: (reject[2], reject[1] or 0))
 
     def metric(self, name: str) -> float:
         text = httpx.get(f"{self.process.url}/metrics", timeout=60).text

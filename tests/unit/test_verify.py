@@ -259,8 +259,9 @@ def test_dead_letters_that_cannot_be_read_to_the_end() -> None:
 
 def test_a_store_that_keeps_its_rejects_is_asked_for_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
     class Lake(MemoryStore):
-        def rejected(self, dataset: Any) -> Iterator[DeadLettered]:
-            return starmap(DeadLettered, [(4, None, 2), (7, 70, 1), (7, None, 1), (7, 71, 1)])
+        def rejected(self, dataset: Any, first: int, last: int) -> Iterator[DeadLettered]:
+            every = starmap(DeadLettered, [(4, None, 2), (7, 70, 1), (7, None, 1), (7, 71, 1)])
+            return (each for each in every if first <= each.batch_id <= last)
 
     def indexed(connection: Any, store: str, dataset: str, batches: Sequence[int]) -> list[DeadLettered]:
         assert (store, dataset) == ("memory", "logs")
