@@ -58,14 +58,14 @@ def test_a_table_that_is_absent_has_no_rows(reader: EmbeddedReader) -> None:
     assert reader.execute(AggregateQuery(LOGS, "level"), 9).rows == []
     assert reader.position(LOGS).offsets == {}
     assert list(reader.counts(LOGS, 0, 9)) == list(reader.rows(LOGS, 0, 9)) == []
-    assert list(reader.rejected(LOGS)) == []
+    assert list(reader.rejected(LOGS, 0, 9)) == []
 
 
 def test_a_table_that_is_empty_has_no_rows(reader: EmbeddedReader, settings: LakeSettings) -> None:
     Tables(settings, LOGS).prepare()
     assert reader.execute(StatsQuery(LOGS), 9).rows == [(0,)]
     assert list(reader.counts(LOGS, 0, 9)) == []
-    assert list(reader.rejected(LOGS)) == []
+    assert list(reader.rejected(LOGS, 0, 9)) == []
 
 
 def test_a_reader_sees_each_commit_at_once(reader: EmbeddedReader, settings: LakeSettings) -> None:
