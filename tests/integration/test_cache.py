@@ -241,7 +241,7 @@ def test_the_service_leaves_scans_and_comparisons_alone(url: str) -> None:
         query = StatsQuery(LOGS)
 
         def executed(**options: Any) -> tuple[str, int]:
-            given = {"query": query, "as_of": 3, "present": lambda reply: reply.result.method, **options}
+            given = {"query": query, "as_of": 3, "make_reply": lambda reply: reply.result.method, **options}
             return asyncio.run(service.query("counting", **given)), reader.executed
 
         assert executed() == ("scan", 1)
