@@ -8,11 +8,10 @@ from services import datasets, stores
 from services.alerts import repository as alerts
 from services.core.dataset import Dataset
 from services.core.errors import Invalid, NeedsOperator, StoreDown
-from services.core.ids import MAX_BATCH
 from services.core.ports import StoreReader
-from services.core.queries import StatsQuery
 from services.ledger import restore
 from services.ledger.restore import Leap
+from services.ledger.sink_progress import is_empty
 from services.postgres.connection import Connection
 from services.streams import topics
 
@@ -62,8 +61,7 @@ def look_around(kafka_url: str, names: Sequence[str]) -> Surroundings:
 def _has_rows(reader: StoreReader, dataset: Dataset) -> bool:
     if reader.progress == "sink" and not reader.table_id(dataset):
         return False  # there is no table
-    [[rows]] = reader.execute(StatsQuery(dataset), as_of=MAX_BATCH).rows
-    return bool(rows)
+    return not is_empty(reader, dataset)
 
 
 def rebase(connection: Connection, around: Surroundings) -> None:

@@ -14,7 +14,7 @@ from services.core.dataset import Dataset
 from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.ids import MAX_BATCH
 from services.core.ledger import Range, SinkPosition
-from services.core.ports import SinkReader
+from services.core.ports import SinkReader, StoreReader
 from services.core.queries import StatsQuery
 from services.ledger import schema
 from services.postgres.connection import Connection, connect, translated
@@ -134,7 +134,7 @@ class SinkProgress:
         store, dataset = self._key
         query = "SELECT topic_id, table_id, next_offset FROM sink_progress WHERE store = %s AND dataset = %s"
         rows = connection.execute(query, self._key).fetchall()
-        if not rows and not self._is_empty():
+        if not rows and not is_empty(self._reader, self._dataset):
             raise NeedsOperator(
                 f"the table of {dataset} in {store} has rows, and the ledger does not say up to where of the topic:"
                 f" run `logpipe replay --store {store} --dataset {dataset}`, and start stream-to-store again once the"
@@ -145,17 +145,12 @@ class SinkProgress:
         if any(bound not in ("", table_id) for _, bound, _ in rows):
             raise created_again("table", store, dataset)
         if any(bound == "" for _, bound, _ in rows):  # positions of a release that stored no table id
-            if any(next_offset for _, _, next_offset in rows) and self._is_empty():
+            if any(next_offset for _, _, next_offset in rows) and is_empty(self._reader, self._dataset):
                 raise created_again("table", store, dataset)
             connection.execute(
                 "UPDATE sink_progress SET table_id = %s WHERE store = %s AND dataset = %s AND table_id = ''",
                 (table_id, store, dataset),
             )
-
-    def _is_empty(self) -> bool:
-        """Return whether the store's table has no rows. Looked at once in the life of a table."""
-        [[rows]] = self._reader.execute(StatsQuery(self._dataset), as_of=MAX_BATCH).rows
-        return int(rows) == 0
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
@@ -167,6 +162,12 @@ class SinkProgress:
         except StoreDown:
             self.close()
             raise
+
+
+def is_empty(reader: StoreReader, dataset: Dataset) -> bool:
+    """Return whether the dataset's table, which must exist, has no rows. Called rarely: it may count all rows."""
+    [[rows]] = reader.execute(StatsQuery(dataset), as_of=MAX_BATCH).rows
+    return int(rows) == 0
 
 
 def created_again(what: str, store: str, dataset: str) -> NeedsOperator:
