@@ -6,14 +6,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 import httpx
 
-START_SECONDS = 60
+from tests.waiting import until
 
 
 def free_port() -> int:
@@ -61,17 +60,15 @@ class Process:
         )
 
     def await_ready(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            assert self._running is not None
-            assert self._running.poll() is None, f"{self._arguments} ended:\n{self.output()}"
-            try:
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
-                    return
-            except httpx.HTTPError:
-                pass
-            assert time.monotonic() < deadline, f"{self._arguments} did not get ready:\n{self.output()}"
-            time.sleep(0.05)
+        until(self._is_ready, about=lambda: f"{self._arguments} did not get ready:\n{self.output()}")
+
+    def _is_ready(self) -> bool:
+        assert self._running is not None
+        assert self._running.poll() is None, f"{self._arguments} ended:\n{self.output()}"
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
 
     def signal(self, number: signal.Signals) -> None:
         assert self._running is not None

@@ -6,7 +6,7 @@ The oracle is plain Python over the rows; the memory store is held to it like th
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -50,6 +50,7 @@ from services.stores.postgres import reader as postgres_reader
 from services.stores.postgres import rollups as postgres_rollups
 from services.stores.postgres.queries import Execution as PostgresExecution
 from tests import lake_tables
+from tests.waiting import until
 
 DAY = 86_400_000_000
 CREATED = 20_778 * DAY + DAY - 2  # two microseconds before a midnight
@@ -476,12 +477,6 @@ def test_postgres_is_told_to_stop_by_another_thread(postgres_url: str) -> None:
                     future.result(60)
                 assert watching.execute(waits).fetchone() == (0,)
         assert reader.execute(ListQuery(stopped_logs), LAST).total == 0
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
 
 
 def test_clickhouse_is_told_to_stop_by_another_thread(clickhouse_url: str) -> None:

@@ -16,6 +16,7 @@ from services.core.ports import GroupReader, Message, Outgoing, PartitionReader,
 from services.streams import kafka, kafka_client, topics
 from services.streams.memory import MemoryBroker
 from services.streams.topics import ensure_topics
+from tests.waiting import until
 
 PARTITIONS = 3
 
@@ -97,12 +98,6 @@ def read_to_end(reader: PartitionReader, ends: dict[int, int]) -> list[Message]:
 
 def ends_of(reader: PartitionReader) -> dict[int, int]:
     return {partition: end for partition, (_, end) in reader.bounds().items()}
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
 
 
 def values(messages: Sequence[Message]) -> list[str]:

@@ -16,6 +16,7 @@ from services import datasets
 from services.local.stack import Stack
 from tests.e2e.load import Accepted, under_load, verify
 from tests.processes import Process, free_port
+from tests.waiting import until
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 
@@ -28,7 +29,6 @@ VICTIMS = (
     *("ingest-api", "ingest-api-2", "stream-to-store", "stream-to-lake"),
     *("kafka", "postgres", "clickhouse", "namenode", "datanode"),
 )
-RESTART_SECONDS = 60
 
 
 def test_every_program_killed_in_turn_under_load(stack: Stack, seed: int) -> None:
@@ -67,11 +67,12 @@ def kill(stack: Stack, name: str, killed: Set[int]) -> int:
 
 def await_process(stack: Stack, name: str, killed: Set[int]) -> int:
     """Return the process id of a program once the supervisor has started the program again."""
-    deadline = time.monotonic() + RESTART_SECONDS
-    while (pid := stack.states()[name].pid) in {0, *killed}:
-        assert time.monotonic() < deadline, f"{name} was not started again: {stack.states()[name]}"
-        time.sleep(0.05)
-    return pid
+
+    def pid() -> int:
+        return stack.states()[name].pid
+
+    until(lambda: pid() not in {0, *killed}, about=lambda: f"{name} was not started again: {stack.states()[name]}")
+    return pid()
 
 
 def test_the_lake_changes_hands_and_its_embedded_writer_is_killed_under_load(stack: Stack, seed: int) -> None:
@@ -148,10 +149,7 @@ def owners(stack: Stack) -> dict[int, UUID]:
 
 def await_adoption(stack: Stack, left: Mapping[int, UUID]) -> None:
     """Return once other processes lease all slots of `left`."""
-    deadline = time.monotonic() + 60
-    while left.items() & owners(stack).items():
-        assert time.monotonic() < deadline, "no process adopted the slot"
-        time.sleep(0.2)
+    until(lambda: not left.items() & owners(stack).items(), about=lambda: "no process adopted the slot")
 
 
 def test_an_idle_stack_verifies(stack: Stack) -> None:

@@ -45,6 +45,7 @@ from services.streams.loop import GroupLoop
 from services.streams.memory import MemoryBroker
 from tests.conftest import running
 from tests.processes import Process, free_port
+from tests.waiting import until
 
 assert DATASET.alert is not None
 TOPIC = DATASET.alert.topic
@@ -61,13 +62,6 @@ def errors(service: str, second: float, count: int, *, age: float = 0) -> list[O
     rows = [(first_id(1) + n, created_at, *row) for n in range(count)]
     made = kafka_value.encode(DATASET, 1, created_at, Rows.of(rows), CODEC.encode(rows), PARTITIONS)
     return [message for message in made if message.topic == TOPIC]
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

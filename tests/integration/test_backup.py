@@ -4,8 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,8 +24,7 @@ from services.postgres.connection import connect, in_database
 from services.postgres.pool import Pool
 from services.stores import open_reader
 from tests.processes import Process, free_port
-
-pytestmark = pytest.mark.timeout(280)
+from tests.waiting import until
 
 PROGRAMS = ("postgres", "kafka", "namenode", "datanode", "clickhouse")
 STORES = ("clickhouse", "lake")
@@ -122,13 +120,6 @@ class World:
         query = "SELECT message FROM logs WHERE service <> 'load' ORDER BY id"
         with closing(connect(self.postgres_url)) as connection:
             return [message for (message,) in connection.execute(query).fetchall()]
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +29,7 @@ from services.stores.clickhouse.writer import ClickHouseWriter
 from tests.conftest import short_folder
 from tests.processes import free_port
 from tests.skips import needs_package, needs_privilege
-
-pytestmark = pytest.mark.timeout(240)  # the engine is started several times
+from tests.waiting import until
 
 DAY = 20_000
 NOON = DAY * 86_400_000_000 + 43_200_000_000
@@ -70,7 +68,7 @@ class Engine:
     def start(self) -> None:
         shim = [sys.executable, "-m", "services.local.clickhouse_shim", "--folder", str(self.folder)]
         self._process = subprocess.Popen([*shim, "--port", str(self.port)], stdout=subprocess.DEVNULL)
-        until(self._answers, 60)
+        until(self._answers)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         assert self._process is not None
@@ -94,13 +92,6 @@ class Engine:
             return httpx.get(f"{self.url}/ping").status_code == 200
         except httpx.TransportError:
             return False
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from services.maintenance.tasks import MaintenanceTasks
 from services.postgres.clock import now_microseconds
 from services.postgres.connection import Connection, connect
 from services.stores import postgres
+from tests.waiting import until
 
 DATASET = datasets.find("logs")
 CODEC = RowCodec(DATASET)
@@ -132,10 +133,7 @@ def test_keys_are_kept_while_the_clock_of_retention_has_jumped(own_postgres_url:
         connection.execute("INSERT INTO retention_clock (seen_at) VALUES (now() - interval '3 days')")
         worker = maintenance.worker()
         worker.start()
-        deadline = time.monotonic() + 60
-        while "--trust-clock" not in (maintenance.degraded() or ""):
-            assert time.monotonic() < deadline, maintenance.degraded()
-            time.sleep(0.05)
+        until(lambda: "--trust-clock" in (maintenance.degraded() or ""), about=lambda: maintenance.degraded())
         worker.stop(10)
         assert maintenance.health() is None, "it serves all the same"
         assert partitions(connection)

@@ -1,10 +1,8 @@
 """The free space of the disk of a PostgreSQL elsewhere: the process that tells it, and an ingest API that asks it."""
 
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -15,17 +13,11 @@ from services.ingest_api import remote_disk
 from services.ingest_api.disk import DiskFloor
 from services.ingest_api.remote_disk import RemoteDisk
 from tests.processes import Process, free_port
+from tests.waiting import until
 
 TOKEN = "a-token"
 TOO_MUCH = 1 << 60
 LOG = {"timestamp": "2026-01-31T12:00:00Z", "level": "INFO", "service": "s", "message": "m"}
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture

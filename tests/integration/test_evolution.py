@@ -5,7 +5,7 @@ The toy dataset comes in two versions; a process knows the one or the other.
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -35,6 +35,7 @@ from services.streams.loop import GroupLoop, State
 from services.streams.topics import ensure_topics
 from services.verify.reconcile import Scope, reconcile
 from tests import marks
+from tests.waiting import until
 
 PARTITIONS = 2
 ROWS = 40  # of a request
@@ -180,13 +181,6 @@ class World:
         self.postgres.close()
         self.clickhouse.close()
         self.ledger.close()
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture

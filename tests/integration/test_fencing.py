@@ -1,6 +1,5 @@
 """Leases and identities of slots: a former owner changes nothing, and another topic is never loaded for the same."""
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -34,6 +33,7 @@ from services.runtime import metrics
 from services.streams import kafka
 from services.streams.topics import ensure_topics
 from tests.integration.test_publisher import DATASET, PARTITIONS, Bench
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -67,10 +67,7 @@ def recreate_topic(bench: Bench) -> None:
         former = reader.topic_id()
     admin = AdminClient({"bootstrap.servers": bench.kafka_url})
     admin.delete_topics([bench.dataset.topic])[bench.dataset.topic].result()
-    deadline = time.monotonic() + 60
-    while bench.dataset.topic in admin.list_topics(timeout=60).topics:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: bench.dataset.topic not in admin.list_topics(timeout=60).topics)
     ensure_topics(bench.kafka_url, {bench.dataset.topic: PARTITIONS}, 1)
     with closing(kafka.KafkaPartitionReader(bench.kafka_url, bench.dataset.topic)) as reader:
 
@@ -85,12 +82,18 @@ def recreate_topic(bench: Bench) -> None:
 
 def publish(publisher: SlotPublisher, bench: Bench) -> int:
     """One step, repeated as the owner of a slot does: a broker learns late that it leads a topic created again."""
-    deadline = time.monotonic() + 90
-    while True:
+    published = 0
+
+    def is_published() -> bool:
+        nonlocal published
         try:
-            return publisher.step(bench.connection)
+            published = publisher.step(bench.connection)
         except StoreDown:
-            assert time.monotonic() < deadline
+            return False
+        return True
+
+    until(is_published)
+    return published
 
 
 def topic_ids(bench: Bench) -> list[str]:
@@ -363,10 +366,7 @@ def test_an_adopter_ends_the_sessions_of_a_lapsed_owner(
             adopted = slots.adopt_orphan(ledger, uuid4())
         assert adopted.epoch == 8
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
-        deadline = time.monotonic() + 60
-        while ledger.execute(query, (slots.session_name(owner),)).fetchone() != (0,):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: ledger.execute(query, (slots.session_name(owner),)).fetchone() == (0,))
         assert ledger.execute(query, (slots.session_name(living),)).fetchone() == (1,)
     assert ledger.execute("SELECT count(*) FROM copied").fetchone() == (0,)
 
@@ -386,13 +386,6 @@ class Stuck:
 
 def slot_numbers(ledger: psycopg.Connection[Any]) -> set[int]:
     return {slot for (slot,) in ledger.execute("SELECT slot FROM slots")}
-
-
-def until(condition: Any, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_slots_that_get_stuck_one_after_the_other_stop_the_process_from_accepting(

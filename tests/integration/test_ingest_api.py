@@ -6,7 +6,6 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -19,6 +18,7 @@ from services.core.rows import RowCodec, checksum
 from services.stores.postgres import PostgresReader
 from services.streams import kafka
 from tests.processes import Process, free_port
+from tests.waiting import until
 
 LOG: dict[str, Any] = {
     "timestamp": "2026-01-31T12:00:00.123456Z",
@@ -280,6 +280,13 @@ def test_what_is_accepted_comes_to_kafka_once_with_its_alerts(
         alerts.close()
 
 
+def readiness(process: Process) -> str:
+    try:
+        return httpx.get(f"{process.url}/readyz", timeout=10).text
+    except httpx.TransportError:
+        return ""
+
+
 def test_more_partitions_than_the_topics_have_are_refused_by_the_whole_process(
     ingest: httpx.Client, ledger: psycopg.Connection[Any], postgres_url: str, kafka_url: str
 ) -> None:
@@ -296,15 +303,8 @@ def test_more_partitions_than_the_topics_have_are_refused_by_the_whole_process(
     process = Process("ingest-api", environment, port)
     try:
         process.launch()
-        deadline = time.monotonic() + 60
-        said = ""
-        while "LOGPIPE_KAFKA_PARTITIONS=4" not in said:
-            assert time.monotonic() < deadline, process.output()
-            time.sleep(0.2)
-            with suppress(httpx.TransportError):
-                reply = httpx.get(f"{process.url}/readyz", timeout=10)
-                said = reply.text
-        assert reply.status_code == 503
+        until(lambda: "LOGPIPE_KAFKA_PARTITIONS=4" in readiness(process), about=process.output)
+        assert httpx.get(f"{process.url}/readyz", timeout=10).status_code == 503
         refused = httpx.post(f"{process.url}/api/collect/log", json=LOG, timeout=60)
         assert (refused.status_code, "LOGPIPE_KAFKA_PARTITIONS=4" in refused.text) == (503, True)
         time.sleep(3)  # three turns, in each of which a slot used to be made

@@ -1,7 +1,7 @@
 """Several ingest processes on one port, the death of one of them, and an ingest process on a full disk."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -13,17 +13,9 @@ import pytest
 from services import datasets
 from tests.e2e.load import under_load
 from tests.processes import Process, free_port
-
-pytestmark = pytest.mark.timeout(240)
+from tests.waiting import until
 
 LOG = {"timestamp": "2026-01-31T12:00:00Z", "level": "INFO", "service": "auth", "message": "ok"}
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture

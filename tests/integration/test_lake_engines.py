@@ -34,7 +34,7 @@ SECONDS = 200  # the server's first answer waits for all of its code to be loade
 TEXTS = ["", " ", "a", "B", "É", "e\u0301", "😀", "\uffff", "a'b", 'a"b', "a\\b", "`", ":p0", "%s", "x\ny"]
 BATCHES = [Batch(2 * file, 0, LOGS.name, ROWS, 0, CREATED + file) for file in (0, 1, 4, 99)]  # the last is not there
 
-pytestmark = [pytest.mark.heavy, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True)

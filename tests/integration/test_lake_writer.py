@@ -1,7 +1,6 @@
 """stream_to_store into the lake, with a real Kafka and HDFS: kill -9 in the middle, poison, and whose the table is."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from subprocess import run
@@ -22,8 +21,7 @@ from services.streams import kafka
 from services.streams.dead_letters import TOPIC
 from services.streams.topics import ensure_topics
 from tests.processes import Process, free_port
-
-pytestmark = pytest.mark.timeout(240)
+from tests.waiting import until
 
 PARTITIONS = 4
 BATCH_ROWS = 1000
@@ -48,13 +46,6 @@ def batch_messages(batch: int) -> list[Outgoing]:
     rows = batch_rows(batch)
     own = kafka_value.encode(DATASET, batch, NOON, Rows.of(rows), CODEC.encode(rows), PARTITIONS)
     return [message for message in own if message.topic == DATASET.topic]
-
-
-def until(condition: Callable[[], bool], process: Process, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, process.output()
-        time.sleep(0.2)
 
 
 def test_killed_twice_it_stores_every_row_once_and_the_table_is_its_own(urls: dict[str, str]) -> None:
@@ -86,10 +77,10 @@ def test_killed_twice_it_stores_every_row_once_and_the_table_is_its_own(urls: di
             for start in range(first, first + 30, 10):
                 producer.publish([message for batch in range(start, start + 10) for message in batch_messages(batch)])
             producer.publish([poison])
-            until(lambda at=kill_at: stored() >= at, process)  # type: ignore[misc]
+            until(lambda at=kill_at: stored() >= at, about=process.output)  # type: ignore[misc]
             process.kill()
             process.start()
-        until(drained, process)
+        until(drained, about=process.output)
         assert list(reader.counts(DATASET, 0, 1 << 30)) == [(b, BATCH_ROWS, BATCH_ROWS) for b in range(1, 61)]
         accepted = (row for batch in range(1, 61) for row in batch_rows(batch))
         assert checksum(CODEC.encode(reader.rows(DATASET, 0, 1 << 30))) == checksum(CODEC.encode(accepted))

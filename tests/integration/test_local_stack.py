@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -39,13 +38,7 @@ from services.local import passwords, postgres_files, unprivileged, view
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from tests.skips import PRIVILEGE
-
-
-def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not come true in time"
-        time.sleep(0.05)
+from tests.waiting import until
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:
@@ -79,8 +72,8 @@ def test_a_killed_component_is_started_again(stack_folder: Path) -> None:
     with Stack(LocalSettings.on_free_ports(stack_folder), ("clickhouse",)) as stack:
         pid = stack.states()["clickhouse"].pid
         os.kill(pid, signal.SIGKILL)
-        eventually(lambda: stack.states()["clickhouse"].pid not in (0, pid))
-        eventually(lambda: stack.program("clickhouse").ready() is None)
+        until(lambda: stack.states()["clickhouse"].pid not in (0, pid))
+        until(lambda: stack.program("clickhouse").ready() is None)
 
 
 def test_one_program_is_stopped_and_the_others_go_on(stack_folder: Path) -> None:
@@ -124,7 +117,7 @@ def test_what_a_killed_supervisor_left_is_ended(stack_folder: Path) -> None:
     supervisor = stack.supervisor.pid
     assert supervisor
     os.kill(supervisor, signal.SIGKILL)
-    eventually(lambda: stack.supervisor.pid is None)
+    until(lambda: stack.supervisor.pid is None)
     assert processes_in(stack_folder)
     stack.up()
     stack.down()
@@ -159,7 +152,6 @@ def _write_number(client: Hdfs, number: int) -> None:
         file.write(b"%d" % number)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("end", [end_in_order, kill_everything])
 def test_hdfs_starts_again_with_any_number_of_blocks(stack_folder: Path, end: Callable[[Stack], None]) -> None:
     written = 0
@@ -681,7 +673,6 @@ def test_a_url_of_the_stack_itself_replaces_nothing(stack_folder: Path, url: str
         assert passwords.redis(stack_folder) in settings.urls()["LOGPIPE_REDIS_URL"]
 
 
-@pytest.mark.timeout(120)
 def test_no_page_of_hdfs_is_open(stack_folder: Path) -> None:
     settings = LocalSettings.on_free_ports(stack_folder)
     with Stack(settings, ("namenode", "datanode")) as stack:

@@ -261,7 +261,6 @@ sys.stdin.readline()
 INTERRUPTED_ROUNDS = 4
 
 
-@pytest.mark.timeout(300)
 def test_killed_at_any_moment_nothing_is_lost_and_the_next_round_ends_it(tmp_path: Path, postgres_url: str) -> None:
     settings = LakeSettings(hdfs_url=tmp_path.as_uri())
     urls = {"LOGPIPE_HDFS_URL": settings.hdfs_url, "LOGPIPE_POSTGRES_URL": postgres_url}

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from services.postgres import migrations
 from services.postgres.connection import Connection, connect
 from services.postgres.pool import Pool
 from tests.processes import Process, free_port
+from tests.waiting import until
 
 SCHEMAS = Path(__file__).with_name("schemas")
 LEDGER_NAMES = ["ledger-0001-tables", "ledger-0002-verifications", "ledger-0003-former-ledgers"]
@@ -71,13 +72,6 @@ TABLES = (
 def connection(empty_postgres_url: str) -> Iterator[Connection]:
     with closing(connect(empty_postgres_url)) as opened:
         yield opened
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def command(url: str) -> "subprocess.Popen[str]":
@@ -315,7 +309,7 @@ def test_a_process_that_starts_before_the_migration_waits_and_then_serves(
     started = Process(process, environment, port)
     try:
         started.launch()
-        until(lambda: "logpipe migrate" in readiness(port), 60)
+        until(lambda: "logpipe migrate" in readiness(port))
         migrate(empty_postgres_url)
         started.await_ready()
     finally:

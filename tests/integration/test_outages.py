@@ -2,8 +2,7 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,12 @@ from services.postgres.connection import connect
 from services.postgres.pool import Pool
 from tests.integration.test_ingest_api import LOG
 from tests.processes import Process, free_port
+from tests.waiting import until
 
 
 @pytest.fixture
 def own_settings(stack_folder: Path) -> LocalSettings:
     return LocalSettings.on_free_ports(stack_folder)
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def started_at(url: str) -> Any:
@@ -92,11 +85,11 @@ def test_a_smart_shutdown_ends_within_seconds_and_all_serve_again(own_settings: 
             assert not busy.closed  # it is in a transaction, which the shutdown waits for
             busy.execute("SELECT 1")
             busy.commit()
-            until(lambda: started_at(url) not in (None, before), 30)
+            until(lambda: started_at(url) not in (None, before))
             with pool.connection() as pooled:
                 pooled.execute("SELECT 1")
-            until(lambda: post(ingest) == 200, 30)
-            until(lambda: ready(ingest)[0] == 200, 30)
+            until(lambda: post(ingest) == 200)
+            until(lambda: ready(ingest)[0] == 200)
 
 
 def test_a_session_whose_locks_must_last_is_left_open(own_settings: LocalSettings) -> None:
@@ -151,6 +144,6 @@ def test_a_process_waits_for_what_is_unreachable_at_its_start(command: str, sett
     process = Process(command, nowhere | {setting: str(port)}, port)
     try:
         process.launch()
-        until(lambda: ready(process)[0] == 503, 60)
+        until(lambda: ready(process)[0] == 503)
     finally:
         assert process.stop() == 0, process.output()

@@ -6,11 +6,9 @@ import os
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -18,8 +16,7 @@ import pytest
 from tests.conftest import running
 from tests.processes import free_port
 from tests.skips import needs_package, needs_privilege
-
-pytestmark = pytest.mark.timeout(280)
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 READ_ONLY = "mount -o remount,ro,bind / && mount -t tmpfs tmpfs /tmp"
@@ -72,13 +69,6 @@ def urls() -> Iterator[dict[str, str]]:
         yield found
 
 
-def until(condition: Callable[[], Any], about: Callable[[], str]) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline, about()
-        time.sleep(0.2)
-
-
 def is_ready(url: str) -> bool:
     try:
         return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
@@ -101,7 +91,7 @@ def test_all_processes_and_commands_work_with_urls_alone(urls: dict[str, str], t
             started.callback(process.wait, 30)
             started.callback(process.terminate)
             addresses[command] = f"http://127.0.0.1:{port}"
-            until(lambda: is_ready(addresses[command]), lambda: f"{command}: {log.read_text()[-4000:]}")  # noqa: B023
+            until(lambda: is_ready(addresses[command]), about=lambda: f"{command}: {log.read_text()[-4000:]}")  # noqa: B023
         sent = httpx.post(f"{addresses['ingest-api']}/api/collect/logs", json=[ROW] * 500, timeout=30)
         assert sent.status_code == 200, sent.text
         report = run(urls, "verify --sample 20 --wait 60 --json")

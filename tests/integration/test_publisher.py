@@ -30,6 +30,7 @@ from services.stores import postgres
 from services.streams import kafka
 from services.streams.topics import ensure_topics
 from tests import marks
+from tests.waiting import until
 
 DATASET = datasets.find("logs")
 CODEC = RowCodec(DATASET)
@@ -150,12 +151,13 @@ def test_rows_that_are_read_back_are_searched_for_on_their_day_only(postgres_url
         assert publisher.step(bench.connection) == 3
         publisher.close()
         bench.rows.close()  # a session reports its statistics when it ends
-        deadline = time.monotonic() + 60
-        while not (scanned := {leaf for leaf, count in scans().items() if count > before.get(leaf, 0)}):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+
+        def scanned() -> set[str]:
+            return {leaf for leaf, count in scans().items() if count > before.get(leaf, 0)}
+
+        until(scanned)
         assert len(before) > 40
-        assert scanned == {postgres.partition_name(bench.dataset, today)}
+        assert scanned() == {postgres.partition_name(bench.dataset, today)}
 
 
 def test_rows_that_are_not_cached_are_read_back(bench: Bench) -> None:

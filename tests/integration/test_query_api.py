@@ -42,6 +42,7 @@ from services.verify.dead_letters import DeadLetterLookup
 from services.verify.reconcile import Result
 from services.verify.service import Request, Verification
 from tests import marks
+from tests.waiting import until
 
 DAY = 86_400_000_000
 SLOT = 0
@@ -142,11 +143,8 @@ def test_a_batch_still_being_written_holds_the_watermark(
     """The writer of the lower batch has the higher transaction id: beyond the snapshot's xmax, and not dead."""
     reader, watermarks = readers[0], Watermarks(ledger)
     before, _ = pipeline.accept()
-    deadline = time.monotonic() + 60
-    while (
-        watermarks.of(reader, pipeline.dataset) != before.batch_id
-    ):  # ids that earlier tests left unused count as dead
-        assert time.monotonic() < deadline
+    # Ids that earlier tests left unused count as dead.
+    until(lambda: watermarks.of(reader, pipeline.dataset) == before.batch_id)
     with connect(postgres_url) as one, connect(postgres_url) as other:
         with one.transaction(), one.cursor() as cursor:
             cursor.execute("SELECT pg_current_xact_id()")

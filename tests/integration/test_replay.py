@@ -5,8 +5,7 @@ import random
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,8 +28,7 @@ from services.stores.clickhouse.writer import ClickHouseWriter
 from services.streams.kafka import KafkaPartitionReader
 from tests.conftest import running
 from tests.processes import Process, free_port
-
-pytestmark = pytest.mark.timeout(240)
+from tests.waiting import until
 
 HISTORY_ROWS = 160_000
 REQUEST_ROWS = 4_000
@@ -130,13 +128,6 @@ class World:
         ]
         for future in admin.delete_records(cut).values():
             future.result(30)
-
-
-def until(condition: Callable[[], bool], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def ended(process: "subprocess.Popen[str]") -> str:

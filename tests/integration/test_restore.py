@@ -3,14 +3,12 @@
 from random import Random
 
 import psycopg
-import pytest
 
 from services.datasets.logs import DATASET
 from services.ledger import restore, sampling
 from services.postgres.connection import connect, database_of, in_database
-from tests.integration.test_replay import STORE, World, ended, failed, filled, until
-
-pytestmark = pytest.mark.timeout(240)
+from tests.integration.test_replay import STORE, World, ended, failed, filled
+from tests.waiting import until
 
 
 def admin(world: World) -> psycopg.Connection[tuple[object, ...]]:

@@ -39,6 +39,7 @@ from services.stores.postgres import rollups as rollup
 from services.stores.postgres import schema
 from services.stores.postgres.tables import midnight
 from tests.conftest import running
+from tests.waiting import until
 
 DAY = 86_400_000_000
 MIGRATION = schema.MIGRATIONS.folder / "postgres-0001-rollups-and-closed-days.sql"
@@ -182,7 +183,6 @@ def write_until(pipeline: Pipeline, stop: threading.Event, asked: threading.Sema
                 raise Crash  # before COMMIT
 
 
-@pytest.mark.timeout(300)
 def test_the_rollup_answers_as_a_scan_does_under_load_crashes_and_retries(pipeline: Pipeline) -> None:
     pipeline.fill(5)
     stop, failed = threading.Event(), list[BaseException]()
@@ -464,9 +464,7 @@ def test_the_rollups_follow(pipeline: Pipeline, postgres_url: str, monkeypatch: 
     keeping.start()
     try:
         pipeline.loaded = pipeline.accept(64).last
-        deadline = time.monotonic() + 60
-        while method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) != "rollup":
-            assert time.monotonic() < deadline
+        until(lambda: method_of(pipeline.readers[0], pipeline.dataset, pipeline.loaded) == "rollup")
     finally:
         keeping.stop(10)
 
@@ -488,9 +486,7 @@ def test_rows_that_were_there_before_the_projection(pipeline: Pipeline) -> None:
     pipeline.fill(1)
     assert method_of(pipeline.readers[1], pipeline.dataset, pipeline.loaded) == "rollup"
     missing = f"SELECT count() FROM system.parts WHERE active AND table = '{table}' AND empty(projections)"
-    deadline = time.monotonic() + 60
-    while client.query(missing).result_rows != [(0,)]:
-        assert time.monotonic() < deadline
+    until(lambda: client.query(missing).result_rows == [(0,)])
     whole = (pipeline.loaded + 1 >> BATCH_SPAN_BITS << BATCH_SPAN_BITS) - 1
     read = [pipeline.readers[1].execute(StatsQuery(pipeline.dataset, scan), whole).scanned for scan in (False, True)]
     assert read[0]["rows"] < read[1]["rows"], "it counts by the projection"
@@ -505,7 +501,6 @@ def test_deleted_rows_leave_the_counts_too(pipeline: Pipeline) -> None:
     assert "ERROR" not in dict(pipeline.readers[1].execute(level, pipeline.loaded).rows)
 
 
-@pytest.mark.timeout(300)
 def test_a_block_is_counted_once_also_after_a_restart(postgres_url: str) -> None:
     with running("clickhouse") as stack:
         url = stack.settings.urls()["LOGPIPE_CLICKHOUSE_URL"]

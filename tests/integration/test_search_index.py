@@ -6,7 +6,6 @@ The PostgreSQL of the wheel has no pg_trgm; Debian's package has it.
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from services.stores.postgres import tables
 from services.stores.postgres.tables import SEARCH_LOCK, midnight
 from tests.processes import free_port
 from tests.skips import needs_package
+from tests.waiting import until
 
 DAY = 20_778
 SEARCHED = replace(LOGS, name="searched")
@@ -33,6 +33,14 @@ def _servers_with_pg_trgm() -> list[Path]:
     """Return the folder of programs of each PostgreSQL of Debian that has the extension."""
     found = Path("/usr/lib/postgresql").glob("*/lib/pg_trgm.so")
     return [path.parents[1] / "bin" for path in found if (path.parents[1] / "bin" / "initdb").exists()]
+
+
+def accepts_sessions(url: str) -> bool:
+    try:
+        connect(url).close()
+    except StoreDown:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -60,14 +68,7 @@ def url_with_pg_trgm(stack_folder: Path) -> Iterator[str]:
         [programs / "postgres", "-D", data, *words], cwd=data, stderr=subprocess.DEVNULL, **who
     ) as server:
         try:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    connect(url).close()
-                    break
-                except StoreDown:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
+            until(lambda: accepts_sessions(url))
             migrate(url)
             yield url
         finally:

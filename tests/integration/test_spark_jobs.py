@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -49,10 +49,11 @@ from tests.conftest import running
 from tests.lake_tables import append
 from tests.line_rules import DATASETS, bad, good
 from tests.processes import Process, free_port
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.heavy,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # of each `collect`, by pyspark
 ]
 
@@ -411,19 +412,19 @@ def test_windows_are_counted_once_whatever_is_killed_or_comes_late(world: World,
     try:
         realtime.publish((1, "INFO"), (2, "INFO"), (9.999, "ERROR"), (10, "INFO"), (86_400, "INFO"))
         expected = {(0, "INFO"): 2, (0, "ERROR"): 1, (10, "INFO"): 1}
-        wait(lambda: realtime.found() == expected, process)
+        until(lambda: realtime.found() == expected, about=process.output)
         process.kill()
         realtime.publish((3, "INFO"), (12, "WARN"))
         process.launch()
         expected |= {(0, "INFO"): 3, (10, "WARN"): 1}
-        wait(lambda: realtime.found() == expected, process)
+        until(lambda: realtime.found() == expected, about=process.output)
         # The watermark comes to 25 s; late rows are told by it from the next batch but one.
         realtime.publish((55, "INFO"))
-        wait(lambda: (50, "INFO") in realtime.found(), process)
+        until(lambda: (50, "INFO") in realtime.found(), about=process.output)
         realtime.publish((56, "INFO"))
-        wait(lambda: realtime.found().get((50, "INFO")) == 2, process)
+        until(lambda: realtime.found().get((50, "INFO")) == 2, about=process.output)
         realtime.publish((4, "INFO"), (29, "INFO"), (57, "INFO"))
-        wait(lambda: realtime.found().get((50, "INFO")) == 3, process)
+        until(lambda: realtime.found().get((50, "INFO")) == 3, about=process.output)
         assert realtime.found() == expected | {(20, "INFO"): 1, (50, "INFO"): 3}
         assert httpx.get(f"{process.url}/readyz", timeout=60).json() == {"status": "READY"}
         assert process.stop() == 0
@@ -434,13 +435,6 @@ def test_windows_are_counted_once_whatever_is_killed_or_comes_late(world: World,
         (f"{datetime.fromtimestamp(realtime.start + after, UTC):%Y-%m-%dT%H:%M:%SZ}", "INFO", "api", rows)
         for after, rows in ((50, 3), (20, 1))
     ]
-
-
-def wait(condition: Callable[[], bool], process: Process, seconds: float = 150) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, process.output()
-        time.sleep(0.05)
 
 
 def test_the_lines_of_a_message_do_not_carry_the_message(world: World) -> None:

@@ -5,8 +5,7 @@ A start of Spark takes some ten seconds, so this is one story, told by tests tha
 
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import STDOUT, run
@@ -37,8 +36,9 @@ from services.streams.kafka import KafkaPartitionReader, KafkaProducer
 from services.streams.topics import ensure_topics
 from spark_jobs.checkpoint import CheckpointFolder
 from tests.processes import Process, free_port
+from tests.waiting import until
 
-pytestmark = [pytest.mark.heavy, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 
 CREATED = 1_790_000_000_000_000
 PARTITIONS = 4
@@ -150,13 +150,6 @@ def world() -> Iterator[World]:
             found.process.stop()
 
 
-def wait(condition: Callable[[], bool], process: Process, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, process.output()
-        time.sleep(0.02)
-
-
 def mid_batch(world: World) -> bool:
     """A batch is planned, and not yet marked as done."""
     found = world.checkpoint.load()
@@ -167,12 +160,12 @@ def test_a_driver_killed_in_the_middle_of_a_batch_twice_stores_every_row_once(wo
     world.publish(20)
     for _ in range(2):
         world.process.launch()
-        wait(lambda: mid_batch(world), world.process)
+        until(lambda: mid_batch(world), about=world.process.output)
         world.process.kill()
         world.abort()
         world.publish(20)
     world.process.start()
-    wait(world.drained, world.process)
+    until(world.drained, about=world.process.output)
     world.assert_exact()
 
 
@@ -198,10 +191,10 @@ def test_what_is_not_sound_is_kept_apart_and_its_neighbours_are_stored(world: Wo
     rejects = ((None, 1), (None, 1), (rows[12][0], 1), (None, 2), (None, 3), (None, ROWS))
     world.poisoned = [DeadLettered(batch_id, row_id, count) for row_id, count in rejects]
     before = world.metric("logpipe_sink_rows_total")
-    wait(world.drained, world.process)
-    wait(lambda: world.rejected() != [], world.process)
+    until(world.drained, about=world.process.output)
+    until(lambda: world.rejected() != [], about=world.process.output)
     world.assert_exact()
-    wait(lambda: world.metric("logpipe_sink_rows_total") - before == ROWS - 3, world.process)
+    until(lambda: world.metric("logpipe_sink_rows_total") - before == ROWS - 3, about=world.process.output)
     assert world.metric("logpipe_sink_dead_letters_total") == len(whole) + 3
     found = rejected(world)
     at: dict[tuple[object, object], int] = {(part.partition, part.offset): index for index, part in enumerate(landed)}
@@ -233,7 +226,7 @@ def test_a_replay_writes_beside_the_driver_which_goes_on_from_its_own_position(w
         world.accepted[batch_id] = rows
         world.publish(3)
         if turn == 2:
-            wait(lambda: mid_batch(world), world.process)
+            until(lambda: mid_batch(world), about=world.process.output)
             world.process.kill()
         lines = kafka_value.join(world.codec.encode(rows))
         block = Block(DATASET, "replay:1", 0, batch_id, batch_id, CREATED // DAY, ROWS, lines)
@@ -241,7 +234,7 @@ def test_a_replay_writes_beside_the_driver_which_goes_on_from_its_own_position(w
         writer.write([block])
         if turn == 2:
             world.process.start()
-    wait(world.drained, world.process)
+    until(world.drained, about=world.process.output)
     world.assert_exact()
 
 
@@ -254,7 +247,7 @@ def test_damage_that_loses_nothing_is_mended(world: World) -> None:
     empty(world, f"commits/{found.committed}")
     world.publish(5)
     world.process.start()
-    wait(world.drained, world.process)
+    until(world.drained, about=world.process.output)
     assert "damaged files of the checkpoint removed" in world.process.output()
     world.assert_exact()
 
@@ -290,7 +283,7 @@ def test_it_resumes_where_the_table_stands(world: World) -> None:
     assert world.checkpoint.load() is None
     world.publish(5)
     world.process.start()
-    wait(world.drained, world.process)
+    until(world.drained, about=world.process.output)
     world.assert_exact()
 
 
@@ -303,20 +296,22 @@ def test_it_is_rebuilt_from_the_topic(world: World) -> None:
     for batch_id in world.replayed:
         del world.accepted[batch_id]
     world.process.start()
-    wait(world.drained, world.process)
-    wait(lambda: world.rejected() == world.poisoned, world.process)
+    until(world.drained, about=world.process.output)
+    until(lambda: world.rejected() == world.poisoned, about=world.process.output)
     world.assert_exact()
 
 
 def test_a_killed_warm_up_leaves_a_scratch_folder_that_the_next_start_deletes(world: World) -> None:
     assert world.process.stop() == 0
     world.process.launch()
-    wait(lambda: has_scratch(world), world.process)
+    until(lambda: has_scratch(world), about=world.process.output)
     world.process.kill()
     assert has_scratch(world)
     world.process.start()
     assert '"warmed up"' in world.process.output()
-    wait(lambda: not has_scratch(world), world.process)  # on a slow machine the last round outlives the limit
+    until(
+        lambda: not has_scratch(world), about=world.process.output
+    )  # on a slow machine the last round outlives the limit
     assert "warm-up failed" not in world.process.output()
     world.assert_exact()
 
@@ -328,7 +323,7 @@ def test_a_start_behind_its_topic_does_not_warm_up_and_deletes_the_scratch_folde
     world.process.start()
     assert not has_scratch(world)  # deleted before the stream starts
     assert '"warmed up"' not in world.process.output()
-    wait(world.drained, world.process)
+    until(world.drained, about=world.process.output)
     world.assert_exact()
 
 

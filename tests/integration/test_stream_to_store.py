@@ -1,9 +1,8 @@
 """stream_to_store with real Kafka, PostgreSQL and ClickHouse engine: its ledger rows, and kill -9 in the middle."""
 
 import signal
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from services.stores.memory import MemoryStore
 from services.streams import kafka
 from services.streams.topics import ensure_topics
 from tests.processes import Process, free_port
+from tests.waiting import until
 
 PARTITIONS = 4
 BATCH_ROWS = 1000
@@ -254,7 +254,6 @@ def urls(stack_folder: Path) -> Iterator[dict[str, str]]:
         yield stack.settings.urls()
 
 
-@pytest.mark.timeout(240)
 def test_killed_twice_it_stores_every_row_once(urls: dict[str, str]) -> None:
     kafka_url, postgres_url = urls["LOGPIPE_KAFKA_URL"], urls["LOGPIPE_POSTGRES_URL"]
     ensure_topics(kafka_url, {DATASET.topic: PARTITIONS}, 1)
@@ -329,10 +328,3 @@ def dead_letters(kafka_url: str) -> set[tuple[int, int]]:
 
 def metrics(process: Process) -> str:
     return httpx.get(f"{process.url}/metrics", timeout=60).text
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)

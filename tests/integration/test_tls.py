@@ -6,7 +6,6 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -36,18 +35,10 @@ from tests.certificates import Certificates
 from tests.conftest import short_folder
 from tests.processes import free_port
 from tests.skips import needs_package
-
-pytestmark = pytest.mark.timeout(240)
+from tests.waiting import until
 
 PASSWORD = 'quote " backslash \\ end'
 URL_PASSWORD = "a-password"
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 def reachable(work: Callable[[], Any]) -> bool:

@@ -11,6 +11,7 @@ from services.core.errors import NeedsOperator
 from services.runtime.settings import KafkaSettings
 from services.streams import topics
 from services.streams.topics import DEAD_LETTERS
+from tests.waiting import until
 
 HOUR_MS = 3_600_000
 
@@ -38,10 +39,7 @@ def make(admin: AdminClient, name: str, **values: str) -> None:
 
 def comes_to(admin: AdminClient, name: str, **values: str) -> None:
     """The broker learns of a change a moment after the controller has made it."""
-    deadline = time.monotonic() + 60
-    while not values.items() <= found(admin, name).items():
-        assert time.monotonic() < deadline, found(admin, name)
-        time.sleep(0.05)
+    until(lambda: values.items() <= found(admin, name).items(), about=lambda: found(admin, name))
 
 
 def found(admin: AdminClient, name: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -13,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.processes import Process, free_port
+from tests.waiting import until
 
 ROWS = 1_000
 ROW = {"timestamp": "2026-01-31T12:00:00Z", "level": "INFO", "service": "s", "message": "m"}
@@ -59,13 +59,8 @@ def served(process: Process) -> dict[str, float]:
 
 
 def wait_for(process: Process, **expected: float) -> dict[str, float]:
-    deadline = time.monotonic() + 30
-    while True:
-        found = served(process)
-        if {name: found.get(name) for name in expected} == expected:
-            return found
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
+    until(lambda: expected.items() <= served(process).items(), about=lambda: str(served(process)))
+    return served(process)
 
 
 def test_a_planted_loss_is_in_the_metrics_after_the_command_has_ended(

@@ -249,7 +249,6 @@ def examples(count: int) -> settings:
 as_ofs = st.just(BATCHES) | st.integers(0, BATCHES)
 
 
-@pytest.mark.timeout(300)
 @examples(100)
 @given(query=queries(), as_of=as_ofs)
 def test_every_store_answers_as_the_reference(

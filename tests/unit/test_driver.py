@@ -1,7 +1,6 @@
 """The thread of the Spark jobs: what it waits for, and how it ends."""
 
 import signal
-import time
 from collections.abc import Callable
 from unittest.mock import MagicMock, Mock
 
@@ -12,13 +11,7 @@ from services.core.errors import NeedsOperator, StoreDown
 from services.runtime.workers import Worker
 from spark_jobs import driver
 from spark_jobs.driver import Driver
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.001)
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -20,15 +19,10 @@ from services.datasets.logs import DATASET as LOGS
 from services.lake.processes import PROCESSES, ProcessReader
 from services.runtime.settings import LakeSettings
 from tests import lake_tables
+from tests.waiting import until
 
 CREATED = 1_700_000_000_000_000
 COUNT = StatsQuery(LOGS, scan=True)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ from services.send.source import Mark, Source
 from services.send.times import Window
 from services.send.years import of_pipe
 from tests.log_samples import LINES, NAMES, samples
+from tests.waiting import until
 
 CODEC = RowCodec(find("logs"))
 Answer = tuple[int, dict[str, str], dict[str, Any]]
@@ -985,13 +986,6 @@ def command(*args: str, **options: Any) -> subprocess.Popen[bytes]:
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         **options,
     )
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)
 
 
 def test_a_live_pipe_is_sent_as_it_comes(ingest: Ingest) -> None:

@@ -1,7 +1,5 @@
 """The leases of an ingest process, without PostgreSQL: what its two threads see of each other's changes."""
 
-import time
-from collections.abc import Callable
 from threading import Event
 from typing import Any
 from unittest.mock import MagicMock, Mock
@@ -15,6 +13,7 @@ from services.ingest_api.slot_leases import SlotLeases
 from services.ingest_api.slot_owner import SlotOwner
 from services.ledger import schema
 from services.ledger.slots import Lease
+from tests.waiting import until
 
 CONNECTION = MagicMock()
 
@@ -59,13 +58,6 @@ def slots(monkeypatch: pytest.MonkeyPatch) -> Slots:
     monkeypatch.setattr(slot_leases, "connect", lambda url, name: MagicMock(closed=False))
     monkeypatch.setattr(schema, "require", lambda connection: None)
     return made
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def has_slot(leases: SlotLeases) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import count
 from threading import Event
-from time import monotonic, sleep
+from time import monotonic
 from unittest.mock import MagicMock, Mock
 
 import pytest
@@ -15,6 +15,7 @@ from services.core.kafka_value import batch_of_key
 from services.core.rows import RowCodec
 from spark_jobs import stream_to_lake, warm_up
 from spark_jobs.settings import StreamToLakeSettings
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -32,10 +33,7 @@ def run(limit: float, stop: Event | None = None) -> None:
 
 
 def await_ended(warm_ups: list[Mock]) -> None:
-    deadline = monotonic() + 60
-    while any(each.delete_scratch.call_count < 2 for each in warm_ups):
-        assert monotonic() < deadline
-        sleep(0.01)
+    until(lambda: all(each.delete_scratch.call_count >= 2 for each in warm_ups))
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,15 @@
 import signal
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
 from services.core.backoff import Backoff
 from services.core.errors import StoreDown
 from services.runtime.workers import Worker, Workers
+from tests.waiting import until
 
 NO_PAUSE = Backoff(0.0, 0.0)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.001)
 
 
 class Turns:
