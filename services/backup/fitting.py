@@ -27,9 +27,9 @@ def make_fit(connection: Connection, names: Sequence[str]) -> Leap:
 
 
 def filled(chosen: Sequence[str] = ()) -> list[str]:
-    """The names of the stores that are filled from Kafka, and refilled by replays; of those `chosen`, if any are.
+    """Return the names of the stores that are filled from Kafka, and refilled by replays: all, or those of `chosen`.
 
-    Raises Invalid if one of those is none.
+    Raises Invalid if one of `chosen` is no such store.
     """
     names = [store.name for store in stores.all_stores() if store.open_reader and store.open_writer]
     if unknown := set(chosen) - set(names):

@@ -33,7 +33,7 @@ class Backup:
     """One complete backup. `dump`: what pg_dump wrote."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises NeedsOperator if the folder has no complete backup that this release can read."""
+        """Raises NeedsOperator if `folder` has no complete backup that this release can read."""
         self.dump = folder / _DUMP
         try:
             self.description = msgspec.json.decode((folder / _DESCRIPTION).read_bytes(), type=Description)
@@ -45,7 +45,7 @@ class Backup:
             raise NeedsOperator(f"{folder} was written by a newer release: restore it with that release")
 
     def check(self) -> None:
-        """Raises NeedsOperator if the dump is not as it was written. Reads all of it."""
+        """Read the whole dump. Raises NeedsOperator if the dump is not as it was written."""
         try:
             found = _sha256(self.dump)
         except OSError as error:
@@ -55,7 +55,7 @@ class Backup:
 
 
 def find(folder: Path) -> Backup:
-    """The backup in `folder`, or the newest of the backups in folders of it. Raises NeedsOperator."""
+    """Return the backup in `folder`, or the newest of the backups in folders of it. Raises NeedsOperator."""
     if (folder / _DESCRIPTION).exists():
         return Backup(folder)
     complete = _complete(folder)
@@ -106,7 +106,7 @@ def _complete(folder: Path) -> list[Path]:
 
 
 def _named(folder: Path) -> list[Path]:
-    """The folders of backups, the oldest first."""
+    """Return the folders of backups, the oldest first."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
         with suppress(ValueError):

@@ -12,7 +12,7 @@ from services.runtime.settings import KafkaSettings, PostgresSettings
 
 
 class RestoreSettings(PostgresSettings, KafkaSettings):
-    """Beside these, each store reads its own."""
+    """The settings of a restore, beside those that each store reads."""
 
 
 @click.command()

@@ -12,7 +12,7 @@ from services.postgres.connection import environment
 
 
 def find(name: str, server: int) -> Path:
-    """The program `name` of PostgreSQL `server` (its major version) or later. Raises NeedsOperator.
+    """Return the program `name` of PostgreSQL `server` (its major version) or later. Raises NeedsOperator.
 
     Those on the PATH come first, then those of Debian. The programs of the local stack's package come last: they cannot
     speak TLS.
@@ -50,7 +50,7 @@ def _candidates(name: str) -> Iterator[Path]:
 
 
 def _major(program: Path) -> int:
-    """Of "pg_dump (PostgreSQL) 18.1" it is 18; 0 of a program that does not run."""
+    """Return 18 for "pg_dump (PostgreSQL) 18.1", and 0 for a program that does not run."""
     said = subprocess.run([str(program), "--version"], capture_output=True, text=True, check=False).stdout
     version = said.partition("(PostgreSQL) ")[2].partition(".")[0]
     return int(version) if version.isdigit() else 0

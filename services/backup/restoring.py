@@ -34,7 +34,7 @@ class Restored:
     stores: Sequence[str]
 
     def told(self) -> Iterator[str]:
-        """What happened, what is lost, and what to do next."""
+        """Say what happened, what is lost, and what to do next."""
         yield f"restored the backup of {self.begun_at:%Y-%m-%d %H:%M:%S} UTC; the ledger has a new id"
         yield (
             f"lost: rows that were accepted after the backup was begun and are not in it, in batches up to"
@@ -115,7 +115,7 @@ def _swap(server: Connection, url: str, name: str, draft: str, former: str) -> b
 
 
 def _has_rows(url: str) -> bool:
-    """Whether the database has a batch, or tables of others."""
+    """Return whether the database has a batch, or tables of others."""
     with connect(url, closed_when_idle=False) as connection:
         has_batches = has_accepted(connection)
         if has_batches is not None:

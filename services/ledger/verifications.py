@@ -62,7 +62,7 @@ def record(connection: Connection, found: Sequence[Verified], *, complete: bool,
 
 
 def recorded(connection: Connection) -> list[tuple[Verified, float]]:
-    """What was last found in each store and dataset, and how many seconds ago. Raises StoreDown."""
+    """Return what was last found in each store and dataset, and how many seconds ago. Raises StoreDown."""
     query = """SELECT store, dataset, missing, extra, duplicated, altered, batches,
                       extract(epoch FROM greatest(clock_timestamp() - ended_at, interval '0'))::float8
                FROM verifications"""

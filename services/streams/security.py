@@ -11,7 +11,7 @@ _MODULES = {
 
 
 def librdkafka() -> dict[str, str]:
-    """The settings of a client of librdkafka. Raises NeedsOperator if the environment lacks one."""
+    """Return the settings of a client of librdkafka. Raises NeedsOperator if the environment lacks one."""
     settings = _settings()
     found: dict[str, str] = {"security.protocol": settings.kafka_security_protocol}
     if settings.kafka_ca and settings.has_tls:
@@ -26,7 +26,7 @@ def librdkafka() -> dict[str, str]:
 
 
 def java() -> dict[str, str]:
-    """The settings of Kafka's own client in a JVM. Raises NeedsOperator if the environment lacks one."""
+    """Return the settings of Kafka's own client in a JVM. Raises NeedsOperator if the environment lacks one."""
     settings = _settings()
     found: dict[str, str] = {"security.protocol": settings.kafka_security_protocol}
     if settings.kafka_ca and settings.has_tls:
@@ -42,7 +42,7 @@ def java() -> dict[str, str]:
 
 
 def spark(url: str) -> dict[str, str]:
-    """The options of a query of Spark that say which Kafka it reads. Raises NeedsOperator."""
+    """Return the options of a query of Spark that say which Kafka it reads. Raises NeedsOperator."""
     return {"kafka.bootstrap.servers": url, **{f"kafka.{name}": value for name, value in java().items()}}
 
 
