@@ -9,12 +9,10 @@ DEADLINE_SECONDS = 240
 
 
 def until(
-    condition: Callable[[], Any],
-    seconds: float = DEADLINE_SECONDS,
-    about: Callable[[], Any] = lambda: "the condition did not come true in time",
+    condition: Callable[[], Any], about: Callable[[], Any] = lambda: "the condition did not come true in time"
 ) -> None:
-    """Return when `condition` is true. After `seconds`, fail with the message `about()`."""
-    deadline = time.monotonic() + seconds
+    """Return when `condition` is true. After four minutes, fail with the message `about()`."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, about()
         time.sleep(0.02)

@@ -309,9 +309,8 @@ def test_a_killed_warm_up_leaves_a_scratch_folder_that_the_next_start_deletes(wo
     assert has_scratch(world)
     world.process.start()
     assert '"warmed up"' in world.process.output()
-    until(
-        lambda: not has_scratch(world), about=world.process.output
-    )  # on a slow machine the last round outlives the limit
+    # On a slow machine the last round outlives the limit.
+    until(lambda: not has_scratch(world), about=world.process.output)
     assert "warm-up failed" not in world.process.output()
     world.assert_exact()
 
