@@ -22,6 +22,13 @@ _BUILD_SECONDS, _COMMAND_SECONDS = 900, 120
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    container: tuple[str, str]  # the names of its pod and of itself
+    millicores: int
+    mebibytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     lab: Path
 
@@ -73,6 +80,27 @@ class Node:
     def get(self, *arguments: str) -> Any:
         """Objects of the namespace as kubectl prints them in JSON."""
         return json.loads(self.kubectl("-n", NAMESPACE, "get", *arguments, "-o", "json"))
+
+    def usage(self) -> list[Usage]:
+        """What the containers of the namespace use now."""
+        table = self.kubectl("-n", NAMESPACE, "top", "pods", "--containers", "--no-headers")
+        return [
+            Usage((pod, name), int(cpu.removesuffix("m")), int(memory.removesuffix("Mi")))
+            for pod, name, cpu, memory in (line.split() for line in table.splitlines())
+        ]
+
+    def killed_for_memory(self) -> list[str]:
+        return [
+            f"{pod['metadata']['name']}: {container['name']}"
+            for pod in self.get("pods")["items"]
+            for container in pod["status"].get("containerStatuses", [])
+            if container.get("lastState", {}).get("terminated", {}).get("reason") == "OOMKilled"
+        ]
+
+    def events(self, pod: str) -> str:
+        """What Kubernetes says about a pod, one event a line."""
+        chosen = ("-n", NAMESPACE, "get", "events", "--field-selector", f"involvedObject.name={pod}")
+        return self.kubectl(*chosen, "-o", 'jsonpath={range .items[*]}{.reason}: {.message}{"\\n"}{end}')
 
     def curl(self, *arguments: str) -> str:
         return self._run("in-node", "curl", "--silent", "--show-error", "--max-time", "30", *arguments)

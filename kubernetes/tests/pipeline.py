@@ -10,6 +10,7 @@ from node import ADDRESS, NAMESPACE, Node, wait_until
 
 _GENERATOR = f"http://{ADDRESS}:30800"
 _QUERY = f"http://{ADDRESS}:30801"
+_PROMETHEUS = f"http://prometheus.{NAMESPACE}:9090"
 STORES = ("postgres", "clickhouse", "hdfs")
 
 
@@ -51,6 +52,19 @@ class Pipeline:
 
     def logs_in(self, store: str) -> int:
         return int(self._json(f"{_QUERY}/api/query/{store}/stats").get("logs_count", 0))
+
+    def query_every_store(self) -> None:
+        """Ask each store for rows and for counts, so that the panels of queries have something to show."""
+        for store in STORES:
+            for path in ("stats?method=scan", "logs?limit=10", "logs/aggregate?group_by=level&method=scan"):
+                self._json(f"{_QUERY}/api/query/{store}/{path}")
+
+    def samples(self, expression: str) -> list[dict[str, Any]]:
+        """Ask the Prometheus of the cluster. Each sample has `metric`, the labels, and `value`, a time and a text."""
+        said = self._json("--get", "--data-urlencode", f"query={expression}", f"{_PROMETHEUS}/api/v1/query")
+        assert said["status"] == "success", said
+        found: list[dict[str, Any]] = said["data"]["result"]
+        return found
 
     def verify(self, name: str, seconds: float = 300) -> dict[str, Any]:
         """Run `logpipe verify` over all rows in a pod, as the CronJob would run it, and return its report."""

@@ -2,8 +2,10 @@
 the node of the tests pulls nothing. A stand-in has the same name, ports, user and commands as the official image.
 """
 
+import os
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from services.local import jars
 from services.local.settings import LocalSettings
 
 Object = dict[str, Any]
+Prepare = Callable[[Path, str], None]
+"""Puts what a build needs into a folder, for one version of the image."""
 
 ROOT = Path(__file__).parents[2]
 IMAGES = Path(__file__).parent / "images"
@@ -23,31 +27,39 @@ IMAGES = Path(__file__).parent / "images"
 _OURS = {"log-pipeline/services": "services/Dockerfile", "log-pipeline/spark-jobs": "spark_jobs/Dockerfile"}
 
 
-def _lock(context: Path) -> None:
+def _lock(context: Path, tag: str) -> None:
     shutil.copy(ROOT / "requirements" / "lock.txt", context / "lock.txt")
 
 
-def _jars(bundle: jars.Bundle) -> Callable[[Path], None]:
-    def copy(context: Path) -> None:
+def _jars(bundle: jars.Bundle) -> Prepare:
+    def copy(context: Path, tag: str) -> None:
         shutil.copytree(jars.resolve(bundle), context / "jars")
 
     return copy
 
 
-def _lock_and_services(context: Path) -> None:
-    _lock(context)
+def _lock_and_services(context: Path, tag: str) -> None:
+    _lock(context, tag)
     shutil.copytree(ROOT / "services", context / "services", ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def _airflow(context: Path) -> None:
+def _airflow(context: Path, tag: str) -> None:
     shutil.copy(ROOT / "kubernetes" / "airflow" / "requirements.txt", context / "requirements.txt")
 
 
-def _nothing(context: Path) -> None:
+def _go_program(module: str) -> Prepare:
+    def install(context: Path, tag: str) -> None:
+        environment = {**os.environ, "GOBIN": str(context), "CGO_ENABLED": "0"}
+        subprocess.run(["go", "install", f"{module}@{tag}"], env=environment, check=True)
+
+    return install
+
+
+def _nothing(context: Path, tag: str) -> None:
     """Debian's packages are all that the image needs."""
 
 
-STAND_INS: dict[str, tuple[str, Callable[[Path], None]]] = {
+STAND_INS: dict[str, tuple[str, Prepare]] = {
     "postgres": ("postgres", _lock),
     "apache/kafka": ("kafka", _jars(jars.KAFKA)),
     "apache/hadoop": ("hadoop", _jars(jars.HDFS)),
@@ -58,6 +70,14 @@ STAND_INS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "prom/alertmanager": ("alertmanager", _nothing),
     "quay.io/prometheus/node-exporter": ("node-exporter", _nothing),
     "oliver006/redis_exporter": ("redis-exporter", _nothing),
+    "quay.io/prometheuscommunity/postgres-exporter": (
+        "postgres-exporter",
+        _go_program("github.com/prometheus-community/postgres_exporter/cmd/postgres_exporter"),
+    ),
+    "registry.k8s.io/kube-state-metrics/kube-state-metrics": (
+        "kube-state-metrics",
+        _go_program("k8s.io/kube-state-metrics/v2"),
+    ),
 }
 """Official image -> the folder of its Dockerfile, and what the build needs beside that folder."""
 
@@ -99,12 +119,12 @@ def leave_out(objects: list[Object]) -> tuple[list[Object], list[str]]:
 def build(node: Node, images: Iterable[str]) -> None:
     """Build and load images, each given as name:tag."""
     for image in sorted(images):
-        name = image.partition(":")[0]
+        name, _, tag = image.partition(":")
         if name in _OURS:
             file = ROOT / _OURS[name]
             node.build(image, ROOT, file=file, base=_base(file), volumes={_fetched_jars(): "/build/jars"})
             continue
-        with _context(name) as context:
+        with _context(name, tag) as context:
             node.build(image, context)
 
 
@@ -122,10 +142,10 @@ def _base(dockerfile: Path) -> str:
 
 
 @contextmanager
-def _context(name: str) -> Iterator[Path]:
+def _context(name: str, tag: str) -> Iterator[Path]:
     folder, prepare = STAND_INS[name]
     with tempfile.TemporaryDirectory() as temporary:
         context = Path(temporary) / folder
         shutil.copytree(IMAGES / folder, context)
-        prepare(context)
+        prepare(context, tag)
         yield context

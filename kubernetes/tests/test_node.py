@@ -6,6 +6,7 @@ tests say nothing about the official ones. The node enforces no network policy.
 
 import json
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,10 @@ import yaml
 from node import NAMESPACE, Node, running, unready, wait_until
 from overlays import K3S, make_secrets
 from pipeline import STORES, Pipeline, clean
+
+from kubernetes.monitoring.dashboards.exporters import EXPORTERS
+from tests import panels
+from tests.promql import metrics_in
 
 READY_SECONDS = 300
 _SESSIONS = "log-pipeline/postgres-connections"
@@ -143,16 +148,120 @@ def test_a_power_cut_loses_nothing_that_was_accepted(pipeline: Pipeline) -> None
     clean(pipeline.verify("verify-power"))
 
 
-def test_pods_stay_within_their_requests(pipeline: Pipeline) -> None:
-    """The table is printed: it sizes the requests in the manifests."""
-    with pipeline.load(ROWS_PER_SECOND):
-        pipeline.wait_for_rows(60 * ROWS_PER_SECOND, 180)
-        table = pipeline.node.kubectl("-n", NAMESPACE, "top", "pods", "--containers")
-    sys.stdout.write(f"\n{table}\n")
-    restarted = [
-        f"{pod['metadata']['name']}: {each['lastState']['terminated']['reason']}"
-        for pod in pipeline.node.get("pods")["items"]
-        for each in pod["status"].get("containerStatuses", [])
-        if each.get("lastState", {}).get("terminated", {}).get("reason") == "OOMKilled"
-    ]
-    assert restarted == []
+def test_a_second_driver_is_stopped_by_the_first(pipeline: Pipeline) -> None:
+    """A second driver comes by a wrong number of replicas. One of the two ends itself, and says why."""
+    node = pipeline.node
+    said = "let only one driver run"
+
+    def problem() -> str:
+        pods = ("stream-to-lake-0", "stream-to-lake-1")
+        logs = [
+            node.kubectl("-n", NAMESPACE, "logs", pod, *which, check=False) for pod in pods for which in ([], ["-p"])
+        ]
+        return "" if any(said in text for text in logs) else "no driver has said that there are two"
+
+    with pipeline.load(ROWS_PER_SECOND // 3):
+        node.kubectl("-n", NAMESPACE, "scale", "statefulset", "stream-to-lake", "--replicas", "2")
+        try:
+            wait_until(problem, 2 * READY_SECONDS)
+        finally:
+            node.kubectl("-n", NAMESPACE, "scale", "statefulset", "stream-to-lake", "--replicas", "1")
+        wait_until(lambda: unready(node), READY_SECONDS)
+    clean(pipeline.verify("verify-drivers"))
+
+
+MISTAKES = {
+    "a key that the Secret lacks": "couldn't find key REDIS_PASWORD in Secret log-pipeline/logpipe-secrets",
+    "a version that was not built": "log-pipeline/services:0.0.0",
+    "a volume that nothing provides": "unbound immediate PersistentVolumeClaims",
+}
+
+
+def mistaken(deployment: dict[str, Any], mistake: str) -> list[dict[str, Any]]:
+    """The pod of a deployment as a pod of its own, with a mistake in its manifest."""
+    template = json.loads(json.dumps(deployment["spec"]["template"]))
+    pod, container = template["spec"], template["spec"]["containers"][0]
+    objects: list[dict[str, Any]] = []
+    if "key" in mistake:
+        key = {"name": "logpipe-secrets", "key": "REDIS_PASWORD"}
+        container["env"].append({"name": "LOGPIPE_MISTAKE", "valueFrom": {"secretKeyRef": key}})
+    elif "version" in mistake:
+        container["image"] = "log-pipeline/services:0.0.0"
+    else:
+        claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+        named = {"name": "mistake", "namespace": NAMESPACE}
+        kind = {"apiVersion": "v1", "kind": "PersistentVolumeClaim"}
+        objects.append({**kind, "metadata": named, "spec": {**claim, "storageClassName": ""}})
+        pod["volumes"].append({"name": "mistake", "persistentVolumeClaim": {"claimName": "mistake"}})
+    metadata = {"name": "mistake", "namespace": NAMESPACE}
+    return [*objects, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod}]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_by_an_event(pipeline: Pipeline, overlay: list[dict[str, Any]], mistake: str) -> None:
+    node = pipeline.node
+    (alerting,) = [each for each in overlay if (each["kind"], each["metadata"]["name"]) == ("Deployment", "alerting")]
+    objects = yaml.safe_dump_all(mistaken(alerting, mistake))
+    node.apply(objects)
+    try:
+        wait_until(lambda: "" if MISTAKES[mistake] in (said := node.events("mistake")) else said or "no event", 60)
+    finally:
+        node.kubectl("delete", "--force", "--grace-period=0", "-f", "-", stdin=objects)
+
+
+def metrics_served(overlay: list[dict[str, Any]]) -> set[str]:
+    """The workloads with a port that Prometheus scrapes (components/monitoring/config/prometheus.yml)."""
+    found = set()
+    for each in overlay:
+        if each["kind"] in {"Deployment", "StatefulSet", "DaemonSet"} and each["spec"].get("replicas", 1):
+            template = each["spec"]["template"]
+            ports = {port["name"] for part in template["spec"]["containers"] for port in part.get("ports", [])}
+            component = template["metadata"]["labels"]["app.kubernetes.io/component"]
+            if "metrics" in ports or ("http" in ports and component in {"api", "sink"}):
+                found.add(each["metadata"]["name"])
+    return found
+
+
+def test_prometheus_scrapes_every_target_and_no_panel_is_empty(
+    pipeline: Pipeline, overlay: list[dict[str, Any]]
+) -> None:
+    # The stand-in for ClickHouse is an embedded engine, which serves no metrics.
+    expected = metrics_served(overlay) - {"clickhouse"}
+    wanted = {
+        panel: query for panel, query in panels.queries().items() if not metrics_in(query) & EXPORTERS["clickhouse"]
+    }
+
+    def not_up() -> str:
+        up = {each["metric"]["job"] for each in pipeline.samples("min by (job) (up) == 1")}
+        return ", ".join(sorted(expected - up))
+
+    def empty() -> str:
+        pipeline.query_every_store()
+        return "; ".join(
+            panel
+            for panel, query in wanted.items()
+            if all(each["value"][1] == "NaN" for each in pipeline.samples(query))
+        )
+
+    wait_until(not_up, 120)
+    clean(pipeline.verify("verify-panels"))
+    with pipeline.load(ROWS_PER_SECOND // 3):
+        wait_until(empty, 240)
+
+
+@pytest.mark.parametrize("rows_per_second", [15_000, 30_000])
+def test_pods_stay_within_their_limits(pipeline: Pipeline, rows_per_second: int) -> None:
+    """Two minutes of load. The table is printed: it sizes the requests in the manifests."""
+    node, most = pipeline.node, dict[tuple[str, str], tuple[int, int]]()
+    before, begun = pipeline.sent(), time.monotonic()
+    with pipeline.load(rows_per_second):
+        while (seconds := time.monotonic() - begun) < 120:
+            for usage in node.usage():
+                cpu, memory = most.get(usage.container, (0, 0))
+                most[usage.container] = max(cpu, usage.millicores), max(memory, usage.mebibytes)
+            time.sleep(5)
+        sent = pipeline.sent() - before
+    lines = [f"{pod:40} {name:24} {cpu:6} m {memory:6} MiB" for (pod, name), (cpu, memory) in sorted(most.items())]
+    sys.stdout.write(f"\n{sent / seconds:,.0f} rows/s; the most of each container:\n" + "\n".join(lines) + "\n")
+    assert node.killed_for_memory() == []
+    clean(pipeline.verify(f"verify-{rows_per_second}", seconds=600))

@@ -1,6 +1,5 @@
 """Monitoring of a local stack under load: Prometheus scrapes every program, and every panel and every rule has data."""
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from kubernetes.monitoring.dashboards.exporters import EXPORTERS
 from services.local import monitoring, targets, verification, view
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
+from tests import panels
 from tests.conftest import short_folder
 from tests.promql import metrics_in
 from tests.skips import needs_package
@@ -26,7 +26,7 @@ PACKAGES = {
 }
 """Debian's package of each program. There is none of a PostgreSQL exporter that is new enough."""
 
-BOARDS = sorted((Path(__file__).parents[2] / "kubernetes" / "monitoring" / "grafana").glob("*.json"))
+RULES = Path(__file__).parents[2] / "kubernetes" / "monitoring" / "alert_rules.yaml"
 NOT_LOCAL = frozenset({"kube-state-metrics", "clickhouse"})
 """The local stack has no Kubernetes, and its embedded ClickHouse engine serves no metrics."""
 
@@ -90,17 +90,6 @@ def has_data(stack: Stack, expression: str) -> bool:
     return any(sample["value"][1] != "NaN" for sample in found)
 
 
-def expressions() -> dict[str, str]:
-    """Panel -> each of its queries, with Grafana's variables as they are after a click on nothing."""
-    found: dict[str, str] = {}
-    for board in BOARDS:
-        for panel in json.loads(board.read_text())["panels"]:
-            for target in panel.get("targets", []):
-                expression = target["expr"].replace("$__rate_interval", "1m").replace("$store", ".*")
-                found[f"{board.stem}: {panel['title']} ({target['legendFormat']})"] = expression
-    return found
-
-
 def wait_until_none(left: Callable[[], list[str]], between: Callable[[], object]) -> None:
     deadline = time.monotonic() + SECONDS
     while missing := left():
@@ -135,8 +124,8 @@ def test_every_target_answers_with_the_labels_of_the_cluster(stack: Stack) -> No
 def test_no_panel_is_empty_under_load(stack: Stack) -> None:
     absent = NOT_LOCAL | monitoring.absent().keys()
     unknown = OF_SPARK.union(*(EXPORTERS[name] for name in absent & EXPORTERS.keys()))
-    wanted = {panel: each for panel, each in expressions().items() if not metrics_in(each) & unknown}
-    assert len(wanted) > len(expressions()) * 0.8
+    wanted = {panel: each for panel, each in panels.queries().items() if not metrics_in(each) & unknown}
+    assert len(wanted) > len(panels.queries()) * 0.8
     wait_until_none(
         lambda: [panel for panel, each in wanted.items() if not has_data(stack, each)],
         lambda: _query_every_store(stack.settings),
@@ -149,7 +138,7 @@ def test_every_rule_is_evaluated_without_an_error(stack: Stack) -> None:
 
     wait_until_none(lambda: [rule["name"] for rule in rules() if rule["health"] == "unknown"], lambda: None)
     assert {rule["name"]: rule.get("lastError", "") for rule in rules() if rule["health"] != "ok"} == {}
-    assert len(rules()) == (BOARDS[0].parents[1] / "alert_rules.yaml").read_text().count("- alert:")
+    assert len(rules()) == RULES.read_text().count("- alert:")
 
 
 def test_each_ingest_process_has_metrics_of_its_own(stack: Stack) -> None:
