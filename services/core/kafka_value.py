@@ -9,6 +9,8 @@ are also sent to the topic of the alert.
 - The headers are decimal numbers in ASCII. `created_at` is when the batch was accepted, in microseconds since 1970.
   `rows` is the number of lines. `columns` is the number of the dataset's columns that the writer knew; messages of an
   alert do not have it. `version` is the version of this form. A message without it is of version 1.
+- One more header, `xxh3`, is the XXH3 hash of the value, as 16 hexadecimal digits. Messages of an alert do not have it.
+  A message without it, or with another one, comes from another program or an earlier release: a line may be invalid.
 
 A reader must not load a message of a newer version, or with more columns than it knows: it would leave something out.
 Every version keeps the key, `created_at` and `rows` as they are here, so that an older publisher can tell which of its
@@ -25,6 +27,7 @@ from dataclasses import dataclass
 from zlib import crc32
 
 import numpy as np
+import xxhash
 
 from services.core.dataset import Alert, Dataset
 from services.core.ids import MAX_BATCH
@@ -41,6 +44,7 @@ CREATED_AT_HEADER = "created_at"
 ROWS_HEADER = "rows"
 COLUMNS_HEADER = "columns"
 VERSION_HEADER = "version"
+HASH_HEADER = "xxh3"
 
 MAX_NUMBER = 9999
 """The largest number in the header `columns` or `version` that is believed. A larger one is ignored."""
@@ -68,6 +72,11 @@ class Envelope:
     problem: str = ""
 
     @property
+    def has_hash(self) -> bool:
+        """Whether the value is as `encode` made it, so that every line is a row of the batch."""
+        return self.message.headers.get(HASH_HEADER) == value_hash(self.message.value)
+
+    @property
     def bytes(self) -> int:
         """The memory that the message takes: a foreign message may have a large key or large headers."""
         message = self.message
@@ -92,7 +101,7 @@ def encode(
     made: list[Outgoing] = []
     for number, some in sorted(by_partition.items()):
         for value, count in _values(some):
-            headers = {**own, ROWS_HEADER: b"%d" % count}
+            headers = {**own, ROWS_HEADER: b"%d" % count, HASH_HEADER: value_hash(value)}
             made.append(Outgoing(dataset.topic, number, batch_key(batch_id, len(made)), value, headers))
     if alert := dataset.alert:
         made += _alerts(alert, common, keys, columns[alert.column], lines, partitions)
@@ -177,6 +186,11 @@ def split(value: bytes) -> list[bytes]:
     if not lines[-1]:
         lines.pop()
     return lines
+
+
+def value_hash(value: bytes) -> bytes:
+    """Return what the header HASH_HEADER is for a value."""
+    return xxhash.xxh3_64_hexdigest(value).encode()
 
 
 def _alerts(

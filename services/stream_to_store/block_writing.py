@@ -1,7 +1,7 @@
 """Writes blocks of which a store may reject rows. Rejected rows become dead letters, and the other rows are stored."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -37,32 +37,62 @@ def write(
 def _write_first(
     writer: StoreWriter, ranges: Sequence[tuple[MessageRange, Block]], dead_letters: DeadLetters
 ) -> int | None:
-    """Write all lines; if the store rejects some, those that our own check lets pass. Return the rows stored.
+    """Write all lines but those of other programs that our own check finds invalid. Return the rows stored.
 
-    Returns None if the store rejects these, too. No search is needed before the second write: a store that has rejected
-    blocks holds none of their rows.
+    If the store rejects the blocks, check more lines, and write again. Returns None if all lines were checked, and the
+    store rejects the valid ones. No search is needed before another write: a store that has rejected blocks holds none
+    of their rows.
     """
     blocks = [block for _, block in ranges]
-    try:
-        writer.write(blocks)
-        return sum(block.rows for block in blocks)
-    except RowRejected as error:
-        if isinstance(writer, OwnProgressWriter):
+    if isinstance(writer, OwnProgressWriter):
+        try:
+            writer.write(blocks)
+        except RowRejected:
             return None
-        near = error.near
-    for by_block in _guesses(ranges, near):
+        return sum(block.rows for block in blocks)
+    by_block = [
+        [
+            _OwnLines.unchecked(block.dataset, envelope) if envelope.has_hash else _OwnLines.of(block.dataset, envelope)
+            for envelope in message_range.good
+        ]
+        for message_range, block in ranges
+    ]
+    while True:
         valid = [
             _block(block, [lines.valid() for lines in messages])
             for block, messages in zip(blocks, by_block, strict=True)
         ]
         try:
             writer.write(valid)
-        except RowRejected:
+        except RowRejected as error:
+            if not _check_more(by_block, error.near):
+                return None
             continue
-        every = [lines for messages in by_block for lines in messages]
-        dead_letters.send([letter for lines in every for letter in lines.dead_letters()])
+        dead_letters.send([letter for messages in by_block for lines in messages for letter in lines.dead_letters()])
         return sum(block.rows for block in valid)
-    return None
+
+
+def _check_more(by_block: Sequence[list["_OwnLines"]], near: int | None) -> bool:
+    """Check the message of the valid line `near`; if that has no invalid lines, all messages.
+
+    Most often one message has invalid lines: that of the row which the store names (see RowRejected). To check only
+    this message saves more than another rejected write costs. Returns False if all messages were checked before.
+    """
+    end, unchecked = 0, list[tuple[list[_OwnLines], int]]()
+    for messages in by_block:
+        for at, lines in enumerate(messages):
+            start, end = end, end + len(lines.valid().numbers)
+            if lines.is_checked:
+                continue
+            if near is not None and start <= near < end:
+                messages[at] = lines.checked()
+                if messages[at].dead_letters():
+                    return True
+            else:
+                unchecked.append((messages, at))
+    for messages, at in unchecked:
+        messages[at] = messages[at].checked()
+    return bool(unchecked)
 
 
 def _complete(
@@ -89,27 +119,6 @@ def _complete(
         # Its transaction counts the dead-lettered lines as loaded, so the dead letters are sent before.
         writer.write(without(own, rejections))
     return sum(block.rows for block in own) - len(rejections)
-
-
-def _guesses(ranges: Sequence[tuple[MessageRange, Block]], near: int | None) -> Iterator[list[list["_OwnLines"]]]:
-    """Yield the lines of all messages by block, first with one message checked, then with all of them checked.
-
-    Most often one message has invalid lines: that of the row `near`, which the store names (see RowRejected). To check
-    only this message saves more than another rejected write costs.
-    """
-    if near is not None:
-        by_block, found, end = list[list[_OwnLines]](), False, 0
-        for message_range, block in ranges:
-            by_block.append([])
-            for envelope in message_range.good:
-                start, end = end, end + envelope.rows
-                choose = _OwnLines.of if start <= near < end else _OwnLines.unchecked
-                lines = choose(block.dataset, envelope)
-                by_block[-1].append(lines)
-                found = found or bool(lines.problems or lines.foreign)
-        if found:
-            yield by_block
-    yield _checked(ranges)
 
 
 def _checked(ranges: Sequence[tuple[MessageRange, Block]]) -> list[list["_OwnLines"]]:
@@ -140,6 +149,8 @@ def _unstored(
 def _block(block: Block, messages: Sequence["_OwnLines"]) -> Block:
     """Return the same block with the own lines of its messages only."""
     rows = sum(len(lines.numbers) for lines in messages)
+    if rows == block.rows:
+        return block
     return replace(block, rows=rows, lines=b"".join(lines.joined() for lines in messages))
 
 
@@ -155,7 +166,7 @@ class _OwnLines:
     """The lines of one message that are rows of its batch, and the foreign lines.
 
     `numbers` are the numbers of these lines in the message, from 0. `problems`: number of a line -> why our own check
-    finds it invalid.
+    finds it invalid. `is_checked`: our own check has seen the lines.
     """
 
     dataset: Dataset
@@ -163,11 +174,12 @@ class _OwnLines:
     numbers: Sequence[int]
     foreign: Sequence[_ForeignLine] = ()
     problems: Mapping[int, str] = field(default_factory=dict)
+    is_checked: bool = True
 
     @staticmethod
     def unchecked(dataset: Dataset, envelope: Envelope) -> "_OwnLines":
         """Return all lines, as if each were a valid row of the batch."""
-        return _OwnLines(dataset, envelope, range(envelope.rows))
+        return _OwnLines(dataset, envelope, range(envelope.rows), is_checked=False)
 
     @staticmethod
     def of(dataset: Dataset, envelope: Envelope) -> "_OwnLines":
@@ -175,7 +187,7 @@ class _OwnLines:
         batch_id, created_at = envelope.batch_id, envelope.created_at
         assert batch_id is not None  # without one, the envelope has a problem
         if check.are_rows_of(envelope.message.value, envelope.rows, batch_id, created_at):
-            return _OwnLines.unchecked(dataset, envelope)
+            return _OwnLines(dataset, envelope, range(envelope.rows))
         foreign, numbers = [], []
         lines = split(envelope.message.value)
         ids, times, problems = check.check(lines)
@@ -199,6 +211,9 @@ class _OwnLines:
             foreign,
             {number: problems[number] for number in sorted(own & problems.keys())},
         )
+
+    def checked(self) -> "_OwnLines":
+        return _OwnLines.of(self.dataset, self.envelope)
 
     def joined(self) -> bytes:
         if len(self.numbers) == self.envelope.rows:

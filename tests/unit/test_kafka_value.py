@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,15 @@ def test_every_row_is_in_one_message_of_the_partition_of_its_key() -> None:
     for each in made:
         decoded = [codec.decode_line(line) for line in each.value.splitlines()]
         assert {partition_of(row[4], 4) for row in decoded} == {each.partition}
-        assert each.headers == {"created_at": b"7", "rows": b"%d" % len(decoded), "columns": b"6", "version": b"1"}
+        assert {name: value for name, value in each.headers.items() if name != "xxh3"} == {
+            "created_at": b"7",
+            "rows": b"%d" % len(decoded),
+            "columns": b"6",
+            "version": b"1",
+        }
+        assert decode(received(each)).has_hash
+        assert not decode(received(replace(each, value=each.value.replace(b"INFO", b"WARN", 1)))).has_hash
+        assert not decode(received(replace(each, headers={}))).has_hash
         assert batch_of_key(each.key) == 42
         found += decoded
     assert sorted(found) == own

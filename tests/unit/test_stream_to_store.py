@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -210,9 +211,12 @@ def world() -> World:
     return World()
 
 
-def poison(partition: int = 0, **changes: Any) -> Outgoing:
+def poison(partition: int = 0, *, has_hash: bool = True, **changes: Any) -> Outgoing:
+    """A message of another program. With `has_hash` it looks like one of ours, and the store sees its lines."""
     good = {"key": b"99:0", "value": b"{}\n", "headers": {"created_at": b"%d" % NOON, "rows": b"1"}}
-    return Outgoing(DATASET.topic, partition, **{**good, **changes})
+    message = Outgoing(DATASET.topic, partition, **{**good, **changes})
+    hashes = {kafka_value.HASH_HEADER: kafka_value.value_hash(message.value)} if has_hash else {}
+    return replace(message, headers={**message.headers, **hashes})
 
 
 def test_what_is_accepted_is_stored(world: World) -> None:
@@ -602,6 +606,18 @@ def test_bad_rows_leave_their_neighbours_of_the_same_message(world: World) -> No
     assert [dead_letters[n]["id"] for n in (2, 5, 6, 8)] == [None, first_id(99) + 5, None, first_id(99) + 8]
     assert dead_letters[5]["batch_id"] == 99
     assert dead_letters[5]["value"] == lines[5].decode().rstrip()
+
+
+@pytest.mark.parametrize("has_hash", [False, True])
+def test_lines_without_the_hash_of_ours_are_checked_before_the_store_sees_them(world: World, has_hash: bool) -> None:
+    """A store takes long to reject a large block for one line."""
+    lines = [b'{"id":%d,"created_at":5,"timestamp":%d,"name":"n"}\n' % (first_id(99) + n, n) for n in range(4)]
+    lines[1] = b"garbage\n"
+    world.publish([poison(value=b"".join(lines), headers={"created_at": b"5", "rows": b"4"}, has_hash=has_hash)])
+    world.run(world.consumer())
+    assert [dead_letter["line"] for dead_letter in world.dead_letters()] == [1]
+    assert sorted(row[2] for row in world.stored()) == [0, 2, 3]
+    assert world.failpoint.passed["write"] == (2 if has_hash else 1)
 
 
 class CountsDeadLettersAsStored(FailingStore):

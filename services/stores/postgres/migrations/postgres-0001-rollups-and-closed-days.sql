@@ -1,6 +1,6 @@
 -- What PostgreSQL keeps beside the rows of all datasets. This migration also takes over a database in which `maintain`
 -- of an earlier release made these tables: it adds what they lack. Such a `maintain` takes the same advisory locks.
-SELECT pg_advisory_xact_lock(7316004), pg_advisory_xact_lock(7316005);
+DO $$ BEGIN PERFORM pg_advisory_xact_lock(7316004), pg_advisory_xact_lock(7316005); END $$;
 
 -- A chunk holds all batches below `until_batch` that are not in an earlier chunk. `day` is the day of their acceptance.
 -- `merged`: the chunk is the only one of its day. The chunks of the newest days are not merged yet.
