@@ -198,7 +198,7 @@ class _HeadAsGet:
 
 
 class _Measured:
-    """ASGI middleware: the time and status of each request, by route."""
+    """ASGI middleware: the time and status of each request, by route. ADR 0005 says why this is not a library."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
