@@ -2,6 +2,7 @@
 the node of the tests pulls nothing. A stand-in has the same name, ports, user and commands as the official image.
 """
 
+import json
 import os
 import re
 import shutil
@@ -47,12 +48,19 @@ def _airflow(context: Path, tag: str) -> None:
     shutil.copy(ROOT / "kubernetes" / "airflow" / "requirements.txt", context / "requirements.txt")
 
 
-def _go_program(module: str) -> Prepare:
-    def install(context: Path, tag: str) -> None:
-        environment = {**os.environ, "GOBIN": str(context), "CGO_ENABLED": "0"}
-        subprocess.run(["go", "install", f"{module}@{tag}"], env=environment, check=True)
+def _go_program(module: str, package: str) -> Prepare:
+    """Build a program from the source of its module. `go install` would also ask for the list of all versions."""
 
-    return install
+    def build(context: Path, tag: str) -> None:
+        command = ["go", "mod", "download", "-json", f"{module}@{tag}"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        with tempfile.TemporaryDirectory() as temporary:
+            source = shutil.copytree(json.loads(said)["Dir"], Path(temporary) / "source")
+            source.chmod(0o755)  # the cache of modules is read-only
+            environment = {**os.environ, "CGO_ENABLED": "0"}
+            subprocess.run(["go", "build", "-o", f"{context}/", package], cwd=source, env=environment, check=True)
+
+    return build
 
 
 def _nothing(context: Path, tag: str) -> None:
@@ -72,11 +80,11 @@ STAND_INS: dict[str, tuple[str, Prepare]] = {
     "oliver006/redis_exporter": ("redis-exporter", _nothing),
     "quay.io/prometheuscommunity/postgres-exporter": (
         "postgres-exporter",
-        _go_program("github.com/prometheus-community/postgres_exporter/cmd/postgres_exporter"),
+        _go_program("github.com/prometheus-community/postgres_exporter", "./cmd/postgres_exporter"),
     ),
     "registry.k8s.io/kube-state-metrics/kube-state-metrics": (
         "kube-state-metrics",
-        _go_program("k8s.io/kube-state-metrics/v2"),
+        _go_program("k8s.io/kube-state-metrics/v2", "."),
     ),
 }
 """Official image -> the folder of its Dockerfile, and what the build needs beside that folder."""
