@@ -165,7 +165,7 @@ def starting_offsets(
         )
     if position and position.query == EMBEDDED:
         raise _refused(dataset, "its table is filled by the embedded writer; if that is to end, stop it first")
-    if position is None or position.is_free:
+    if position is None or position.has_no_batch:
         _check_unowned(dataset, checkpoint)
     elif checkpoint is None:
         raise _refused(dataset, "its checkpoint is missing, but its table has rows")
@@ -188,7 +188,7 @@ def without_meaning(position: Position | None, checkpoint: Checkpoint | None) ->
     """Return the damaged files to remove before Spark starts. Called after `starting_offsets`."""
     if checkpoint is None:
         return []
-    if position is None or position.is_free:
+    if position is None or position.has_no_batch:
         return sorted(checkpoint.damaged)
     return sorted(name for name in checkpoint.damaged if _says_nothing(name, position.micro_batch))
 

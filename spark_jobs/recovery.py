@@ -59,6 +59,6 @@ def _released(position: Position, topic_id: str, bounds: Mapping[int, tuple[int,
         return Position(topic_id, offsets, generation=position.generation)
     offsets = {p: min(max(position.offsets.get(p, 0), first), end) for p, (first, end) in bounds.items()}
     # Only the lost checkpoint knew whether the rejects of the table's last batch were written.
-    last = position.unfinished if position.is_free or position.query == EMBEDDED else position
+    last = position.unfinished if position.has_no_batch or position.query == EMBEDDED else position
     kept = last is not None and all(bounds[p][0] <= start for p, start in last.start.items() if p in bounds)
     return Position(topic_id, offsets, unfinished=last if kept else None, generation=position.generation)

@@ -82,7 +82,7 @@ class LakeStream:
             position = position or Position.first()
             self.tables.claim(handle, position)
         self._position = self._from
-        self._stored = -1 if position.is_free else position.micro_batch
+        self._stored = -1 if position.has_no_batch else position.micro_batch
         self._unfinished = position.unfinished
         self._generation = position.generation
 
@@ -192,15 +192,15 @@ class LakeStream:
     def _check_topic(self, batch: int) -> None:
         if self.topic.topic_id() != self._topic_id:
             raise NeedsOperator(
-                f"{self.dataset.name}: the topic {self.dataset.topic} was deleted and created again while batch {batch}"
-                f" was under way. {ways_out(self.dataset, lost=True)}"
+                f"{self.dataset.name}: the topic {self.dataset.topic} was deleted and created again while"
+                f" micro-batch {batch} was under way. {ways_out(self.dataset, lost=True)}"
             )
 
     def _write_batch(self, messages: DataFrame, batch: int) -> None:
         query = self.checkpoint.query()
         start, end = self.checkpoint.end(batch - 1), self.checkpoint.end(batch)
         if batch <= self._stored:
-            self._log.info("batch already stored, writing its rejects", batch=batch)
+            self._log.info("micro-batch already stored, writing its rejects", micro_batch=batch)
             writer.write_rejects(messages, self.dataset, self.tables.rejects.uri, query, batch)
             return
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
@@ -219,7 +219,7 @@ class LakeStream:
         rows, rejected, oldest, newest = (found[name] for name in ("rows", "rejected", "oldest", "newest"))
         metrics.counter(metric_names.SINK_ROWS, *self._labels).inc(rows)
         metrics.counter(metric_names.DEAD_LETTERS, *self._labels).inc(rejected)
-        self._log.info("batch stored", batch=self._stored, rows=rows, rejected=rejected)
+        self._log.info("micro-batch stored", micro_batch=self._stored, rows=rows, rejected=rejected)
         if rows:
             freshness = metrics.histogram(metric_names.FRESHNESS_SECONDS, *self._labels)
             now = time.time()

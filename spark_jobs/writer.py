@@ -41,7 +41,7 @@ def write_rows(
         return started(lambda: observation.get).result(_METRICS_SECONDS)
     except TimeoutError as error:
         # Delta skipped the write, so the observation never gets a value.
-        reason = f"batch {batch} was stored by another driver, or the table was released: let only one driver run"
+        reason = f"micro-batch {batch} was stored by another driver, or the table was released: let only one driver run"
         raise StoreDown(NAME, reason) from error
 
 

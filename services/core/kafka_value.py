@@ -53,7 +53,7 @@ KEY_PATTERN = "^[0-9]{1,11}:[0-9]{1,9}$"
 """The keys of a dataset's topic: a pattern that Python and Java read alike. `ids.MAX_BATCH` has 11 digits."""
 KEY_SEPARATOR = ":"
 
-_SHOWN_BYTES = 100  # of a foreign key, in a reason
+_SHOWN_BYTES = 100  # of a key that is not of our form, in a reason
 _is_batch_key = re.compile(KEY_PATTERN.encode()).search
 
 
@@ -61,8 +61,8 @@ _is_batch_key = re.compile(KEY_PATTERN.encode()).search
 class Envelope:
     """A message of a dataset's topic, decoded except for its lines.
 
-    `batch_id` is None when the key is foreign. `created_at` is in microseconds. `rows` is the number of lines of the
-    value. `problem` says why the message can never be loaded; it is '' for a message that can be loaded.
+    `batch_id` is None when the key is not of our form. `created_at` is in microseconds. `rows` is the number of lines
+    of the value. `problem` says why the message can never be loaded; it is '' for a message that can be loaded.
     """
 
     message: Message
@@ -72,8 +72,8 @@ class Envelope:
     problem: str = ""
 
     @property
-    def has_hash(self) -> bool:
-        """Whether the value is as `encode` made it, so that every line is a row of the batch."""
+    def matches_hash(self) -> bool:
+        """Whether the value has the hash in its header, as `encode` makes it. A copy of a message has it, too."""
         return self.message.headers.get(HASH_HEADER) == value_hash(self.message.value)
 
     @property
@@ -163,7 +163,7 @@ def batch_key(batch_id: int, part: int) -> bytes:
 
 
 def batch_of_key(key: bytes) -> int:
-    """Return the batch of a message with this key. Raises ValueError for a foreign key."""
+    """Return the batch of a message with this key. Raises ValueError for a key that is not of our form."""
     batch_id = int(key.partition(b":")[0]) if _is_batch_key(key) else -1
     if not 0 <= batch_id <= MAX_BATCH:
         raise ValueError(f"the key {key[:_SHOWN_BYTES]!r} is not <batch>:<part>")

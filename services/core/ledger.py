@@ -51,8 +51,8 @@ class Range:
 class SinkPosition:
     """The position of a sink in one partition: all messages below `next_offset` are loaded.
 
-    `pending` is the range whose write was begun and is not confirmed. This range must be written again before any
-    other, with one insert with the pending ranges of the partitions in `group`, which include this partition.
+    `pending` is the range whose write was begun and is not confirmed. This range must be completed before any other
+    range is written, together with the pending ranges of the partitions in `group`, which include this partition.
     """
 
     partition: int

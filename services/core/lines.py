@@ -1,7 +1,8 @@
 """The validator of lines of Kafka values: which lines are rows of the dataset, and why the others are not.
 
-Stores parse the lines of a first write without this check. It runs after a store has refused lines, or may have lost
-them, because finding the bad lines by the store takes a write for each of them. `line_fields` has the rules.
+In a first write to ClickHouse, only messages that do not have our hash are checked. The others are checked after the
+store has rejected lines, or may have lost them: to find the bad lines by the store takes a write for each of them.
+`line_fields` has the rules.
 """
 
 import json

@@ -66,8 +66,9 @@ class BaseWriter(Protocol):
     def write(self, blocks: Sequence[Block]) -> None:
         """Store the rows of all blocks, or none.
 
-        Called for a first attempt. `complete` calls it, too; `Block.attempt` tells the attempts apart. Raises
-        RowRejected if no row is stored, and Backpressure or StoreDown if the outcome is unknown: then call `complete`.
+        Called for a first attempt; `Block.attempt` tells the attempts apart. Raises RowRejected if the store rejects a
+        row: then no row of the blocks is stored. Raises Backpressure or StoreDown if the outcome is unknown: call
+        `complete` next, or `rejections` of an OwnProgressWriter.
         """
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
@@ -98,6 +99,9 @@ class SinkWriter(BaseWriter, Protocol):
 class OwnProgressWriter(BaseWriter, Protocol):
     """The writer of a store whose own transactions keep the position. The store's reader is an OwnProgressReader.
 
+    After a first write that failed, stream_to_store calls `rejections`, sends the dead letters of these rows, and calls
+    `write` with the other rows. It never calls `complete`; a replay does.
+
     A transaction takes long, so blocks come after `wait_seconds`. `write` and `complete` raise NeedsOperator, too, and
     Fenced when a block does not follow what is stored: load the positions again.
     """
@@ -108,7 +112,7 @@ class OwnProgressWriter(BaseWriter, Protocol):
         """Return partition -> first offset not yet stored. After `prepare`. Raises StoreDown, NeedsOperator."""
 
     def rejections(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
-        """Return the rows that `complete` will reject. Called first: its transaction counts these rows as loaded."""
+        """Return the rows that the store rejects. The transaction of the next `write` counts these rows as loaded."""
 
     def is_loaded(self, block: Block) -> bool:
         """Return whether a former attempt at the block was stored. Raises StoreDown, NeedsOperator, Fenced."""

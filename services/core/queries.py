@@ -1,7 +1,8 @@
 """Queries, as values made from a dataset's description, and the form of their results.
 
 A store renders a query in its own language; a query never holds SQL text. With `scan` the store must read the rows
-themselves, so that times can be compared. Otherwise it may answer from data kept beside them (`QueryResult.method`).
+themselves, so that the durations of queries can be compared. Otherwise it may answer from data kept beside them
+(`QueryResult.method`).
 """
 
 import re

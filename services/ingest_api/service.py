@@ -33,7 +33,8 @@ class IngestService:
     async def accept(self, dataset: Dataset, submission: Submission, size: int) -> Accepted:
         """Return the batch once the rows, from a body of `size` bytes, are on disk.
 
-        Raises Conflict, Invalid, OtherLedger or StoreDown; then nothing is stored.
+        Raises Conflict, Invalid, OtherLedger or StoreDown. Then nothing is stored, unless the connection to PostgreSQL
+        was lost during COMMIT: after that StoreDown it is unknown.
         """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._batcher.add(dataset, (submission, future), submission.rows, size)

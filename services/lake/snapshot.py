@@ -60,7 +60,7 @@ class Snapshot:
     def since(self, time: str, before: int | None, rows: int) -> int | None:
         """About `rows` rows lie between the returned time and `before`, if those of each file are spread evenly.
 
-        Times in microseconds. None when there are not as many, or the log does not say.
+        Times in microseconds. None when there are not as many, or the table's transaction log does not say.
         """
         low, high, stored = self._statistic("min", time), self._statistic("max", time), self.rows()
         if low is None or high is None or low.null_count or high.null_count or not stored or stored < rows:
@@ -83,7 +83,7 @@ class Snapshot:
         return lowest - 1 if lowest > start else None
 
     def rows(self) -> int | None:
-        """Return the number of rows in all files; None if the log does not say."""
+        """Return the number of rows in all files; None if the table's transaction log does not say."""
         counts = self.files["num_records"]
         return None if counts.null_count else int(pc.sum(counts).as_py() or 0)
 

@@ -77,8 +77,8 @@ class Position(msgspec.Struct, frozen=True, rename={"micro_batch": "batch"}):
         return self.micro_batch
 
     @property
-    def is_free(self) -> bool:
-        """Whether no batch of a streaming query, and no embedded writer, owns the table."""
+    def has_no_batch(self) -> bool:
+        """Whether no writer owns the table, or one that has stored no batch."""
         return self.query in ("", CLAIMED)
 
     def encode(self) -> str:

@@ -23,7 +23,7 @@ _BEGIN = SQL("SELECT pg_current_xact_id()::text, {}").format(NOW_MICROSECONDS)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that came with an Idempotency-Key, and the batches that its reply named."""
+    """A request with an Idempotency-Key. Its rows are in the batches from `first_batch`, which the reply names, on."""
 
     key: str
     body_hash: bytes
@@ -203,7 +203,7 @@ def mark_published(connection: Connection, lease: Lease, batches: Sequence[Batch
 def advance_slot(
     connection: Connection, lease: Lease, dataset: str, topic: Topic, positions: Mapping[int, int]
 ) -> None:
-    """Note that no unmarked message of the slot lies below these offsets, nor in another topic of the dataset.
+    """Record that no batch of the slot which is not marked has a message below these offsets, or in another topic.
 
     Raises Fenced when the slot was leased by another process.
     """

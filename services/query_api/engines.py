@@ -13,7 +13,7 @@ from services.query_api.query_threads import QueryThreads
 class Engine:
     """One way to read one store. An engine has threads of its own, so one that hangs blocks no other engine.
 
-    `source` is its name in replies, `label` its name in errors and metrics. `main` is the reader of the store's default
+    `source` is its name in replies, `name` its name in errors and metrics. `main` is the reader of the store's default
     engine, whose watermark holds for all engines, because they read the same data.
     """
 
@@ -21,8 +21,8 @@ class Engine:
         """The default engine; or the one called `other`, which `open_other` opens at its first use."""
         suffix = f"_{other}" if other else ""
         self.store, self.main = store, main
-        self.source, self.label = store.source + suffix, store.name + suffix
-        self.threads = QueryThreads(self.label)
+        self.source, self.name = store.source + suffix, store.name + suffix
+        self.threads = QueryThreads(self.name)
         self._open = open_other
         self._opening = Lock()
         self._reader = None if open_other else main

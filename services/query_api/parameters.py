@@ -78,7 +78,7 @@ class Parameters(BaseModel):
 
     as_of: int | None = Field(None, ge=0, description="query the batches up to this one; default: up to the latest")
     method: Literal["auto", "scan"] = Field(
-        "auto", description="`scan`: read the rows themselves, so that times can be compared"
+        "auto", description="`scan`: read the rows themselves, so that the durations of queries can be compared"
     )
 
     @model_validator(mode="before")

@@ -236,14 +236,14 @@ class QueryService:
             return execute()
         if (scope := self._scopes.of(engine.main, query.dataset)) is None:
             return execute()
-        return self._cache.result(engine.label, scope, query, as_of, execute)
+        return self._cache.result(engine.name, scope, query, as_of, execute)
 
     def _execute(self, engine: Engine, stop: Stop, query: Query, as_of: int, deadline: float) -> QueryResult:
         reader = engine.reader()
         if (left := deadline - time.monotonic()) <= 0:
-            raise QueryTimeout(engine.label, self._seconds)
+            raise QueryTimeout(engine.name, self._seconds)
         result = reader.execute(query, as_of, left, stop)
-        metrics.histogram(metric_names.QUERY_SECONDS, engine.label, query.dataset.name, _KINDS[type(query)]).observe(
+        metrics.histogram(metric_names.QUERY_SECONDS, engine.name, query.dataset.name, _KINDS[type(query)]).observe(
             result.elapsed_ms / 1e3
         )
         return result

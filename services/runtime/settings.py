@@ -40,7 +40,7 @@ class PostgresSettings(Settings):
 
 class KafkaSettings(Settings):
     kafka_url: str = Field("127.0.0.1:19092", description="bootstrap servers, comma-separated host:port")
-    kafka_partitions: int = Field(4, ge=1, description="partitions of a topic that is made new")
+    kafka_partitions: int = Field(4, ge=1, description="partitions that get rows; a topic has at least as many")
     kafka_replication: int = Field(1, ge=1, description="replicas of a topic that is made new")
     kafka_retention_hours: int = Field(168, ge=1, description="how long topics of rows keep messages at least")
 

@@ -18,7 +18,7 @@ class Limits:
 
 
 class Backlog:
-    """If there are pending ranges among the positions, only these ranges are held, and are written as begun.
+    """If there are pending ranges among the positions, only these ranges are held, and are completed as begun.
 
     After the last of them, the positions have to be loaded again.
     """

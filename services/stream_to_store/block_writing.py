@@ -14,7 +14,7 @@ from services.core.errors import RowRejected
 from services.core.ids import batch_of
 from services.core.kafka_value import Envelope, join, split
 from services.core.lines import line_check
-from services.core.ports import Block, OwnProgressWriter, StoreWriter
+from services.core.ports import Block, OwnProgressWriter, SinkWriter, StoreWriter
 from services.stream_to_store.partition_buffer import MessageRange
 from services.streams.dead_letters import DeadLetters
 
@@ -29,13 +29,28 @@ def write(
     """
     unloadable = [envelope for message_range, _ in ranges for envelope in message_range.unloadable]
     dead_letters.send([_dead_letter_of_message(envelope) for envelope in unloadable])
-    if is_first and (stored := _write_first(writer, ranges, dead_letters)) is not None:
-        return stored
+    if is_first:
+        if isinstance(writer, OwnProgressWriter):
+            stored = _write_unchecked(writer, ranges)
+        else:
+            stored = _write_first(writer, ranges, dead_letters)
+        if stored is not None:
+            return stored
     return _complete(writer, ranges, dead_letters, is_first)
 
 
+def _write_unchecked(writer: OwnProgressWriter, ranges: Sequence[tuple[MessageRange, Block]]) -> int | None:
+    """Write all lines. Return the rows stored, None if the store rejects a row."""
+    blocks = [block for _, block in ranges]
+    try:
+        writer.write(blocks)
+    except RowRejected:
+        return None
+    return sum(block.rows for block in blocks)
+
+
 def _write_first(
-    writer: StoreWriter, ranges: Sequence[tuple[MessageRange, Block]], dead_letters: DeadLetters
+    writer: SinkWriter, ranges: Sequence[tuple[MessageRange, Block]], dead_letters: DeadLetters
 ) -> int | None:
     """Write all lines but those of other programs that our own check finds invalid. Return the rows stored.
 
@@ -44,15 +59,9 @@ def _write_first(
     of their rows.
     """
     blocks = [block for _, block in ranges]
-    if isinstance(writer, OwnProgressWriter):
-        try:
-            writer.write(blocks)
-        except RowRejected:
-            return None
-        return sum(block.rows for block in blocks)
     by_block = [
         [
-            _OwnLines.unchecked(block.dataset, envelope) if envelope.has_hash else _OwnLines.of(block.dataset, envelope)
+            (_OwnLines.unchecked if envelope.matches_hash else _OwnLines.of)(block.dataset, envelope)
             for envelope in message_range.good
         ]
         for message_range, block in ranges

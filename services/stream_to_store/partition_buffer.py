@@ -1,8 +1,8 @@
 """The messages of one partition that were read and not yet written, and the range of them that is written next. No I/O.
 
 When ranges of some partitions have been chosen, they are pending ranges. The consumer that owns one of these partitions
-writes exactly these ranges with one insert, and repeats this until the insert is confirmed. The same ranges hold the
-same rows, so that the store can be searched for them.
+writes exactly these ranges with one insert, and completes this insert until every row is loaded. The same ranges hold
+the same rows, so that the store can be searched for them.
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ class PartitionBuffer:
         self.advance(message.offset + 1, now)
 
     def advance(self, read_up_to: int, now: float) -> None:
-        """Note that every message below `read_up_to` was passed to `add`. The other offsets were control records."""
+        """Record that every message below `read_up_to` was passed to `add`. The other offsets were control records."""
         if self._end is not None:
             read_up_to = min(read_up_to, self._end)
         if read_up_to > self.read_up_to:

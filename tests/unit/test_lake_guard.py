@@ -191,7 +191,7 @@ def test_a_topic_created_again_between_or_within_batches_ends_the_query() -> Non
     for ids, batches in ((["topic-2"], []), (["topic-1", "topic-2"], [8])):
         stream.topic.topic_id.side_effect = ids  # type: ignore[attr-defined]
         stream._write_batch = lambda messages, batch: written.append(batch)  # type: ignore[method-assign]
-        with pytest.raises(NeedsOperator, match=r"created again while batch 8 was under way.*--resume logs"):
+        with pytest.raises(NeedsOperator, match=r"created again while micro-batch 8 was under way.*--resume logs"):
             stream._write(Mock(), 8)
         assert written == batches
     stream._query = Mock()

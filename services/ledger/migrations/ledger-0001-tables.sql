@@ -3,7 +3,7 @@
 
 CREATE SEQUENCE IF NOT EXISTS batch_ids;
 
--- One row for each dataset and committed COPY transaction.
+-- One row for each batch.
 CREATE TABLE IF NOT EXISTS batches (
     batch_id     bigint PRIMARY KEY,
     slot         int NOT NULL,
