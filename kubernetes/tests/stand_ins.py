@@ -48,11 +48,20 @@ def _airflow(context: Path, tag: str) -> None:
     shutil.copy(ROOT / "kubernetes" / "airflow" / "requirements.txt", context / "requirements.txt")
 
 
-def _go_program(module: str, package: str) -> Prepare:
-    """Build a program from the source of its module. `go install` would also ask for the list of all versions."""
+def _as_module(tag: str) -> str:
+    """Return the version of Prometheus' Go module: v0.315.0 for the release v3.15.0."""
+    major, minor, patch = tag.removeprefix("v").split(".")
+    return f"v0.{major}{int(minor):02}.{patch}"
+
+
+def _go_program(module: str, package: str, version: Callable[[str], str] = str) -> Prepare:
+    """Build a program from the source of its module. `go install` would also ask for the list of all versions.
+
+    `version`: the version of the module, by the tag of the image.
+    """
 
     def build(context: Path, tag: str) -> None:
-        command = ["go", "mod", "download", "-json", f"{module}@{tag}"]
+        command = ["go", "mod", "download", "-json", f"{module}@{version(tag)}"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         with tempfile.TemporaryDirectory() as temporary:
             source = shutil.copytree(json.loads(said)["Dir"], Path(temporary) / "source")
@@ -74,7 +83,7 @@ STAND_INS: dict[str, tuple[str, Prepare]] = {
     "clickhouse/clickhouse-server": ("clickhouse", _lock_and_services),
     "redis": ("redis", _nothing),
     "apache/airflow": ("airflow", _airflow),
-    "prom/prometheus": ("prometheus", _nothing),
+    "prom/prometheus": ("prometheus", _go_program("github.com/prometheus/prometheus", "./cmd/prometheus", _as_module)),
     "prom/alertmanager": ("alertmanager", _nothing),
     "quay.io/prometheus/node-exporter": ("node-exporter", _nothing),
     "oliver006/redis_exporter": ("redis-exporter", _nothing),
