@@ -85,7 +85,7 @@ SINK_WRITE_SECONDS = Metric(
 SINK_TRIGGER_SECONDS = Metric(
     "logpipe_sink_trigger_seconds",
     "gauge",
-    "Time between the starts of two batches of Spark, by its setting.",
+    "Time between the starts of two micro-batches of Spark, by its setting.",
     ("store", "dataset"),
 )
 SINK_LAG_OFFSETS = Metric(
