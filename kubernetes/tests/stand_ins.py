@@ -48,6 +48,10 @@ def _airflow(context: Path, tag: str) -> None:
     shutil.copy(ROOT / "kubernetes" / "airflow" / "requirements.txt", context / "requirements.txt")
 
 
+_TAGS = "remove_all_sd,enable_kubernetes_sd"
+"""Of Prometheus: to discover pods is all that the manifests use, and the clients of all clouds take long to build."""
+
+
 def _as_module(tag: str) -> str:
     """Return the version of Prometheus' Go module: v0.315.0 for the release v3.15.0."""
     major, minor, patch = tag.removeprefix("v").split(".")
@@ -66,8 +70,10 @@ def _go_program(module: str, package: str, version: Callable[[str], str] = str) 
         with tempfile.TemporaryDirectory() as temporary:
             source = shutil.copytree(json.loads(said)["Dir"], Path(temporary) / "source")
             source.chmod(0o755)  # the cache of modules is read-only
-            environment = {**os.environ, "CGO_ENABLED": "0"}
-            subprocess.run(["go", "build", "-o", f"{context}/", package], cwd=source, env=environment, check=True)
+            environment = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off"}
+            subprocess.run(
+                ["go", "build", f"-tags={_TAGS}", "-o", f"{context}/", package], cwd=source, env=environment, check=True
+            )
 
     return build
 

@@ -69,6 +69,16 @@ def test_what_it_names_exists(built: Callable[[str], list[Object]], name: str, r
     assert list(rule(built(name))) == []
 
 
+def test_every_dag_is_mounted_as_a_file(built: Callable[[str], list[Object]]) -> None:
+    """Airflow takes the links of a ConfigMap that is mounted as a folder for a recursive loop, and ends."""
+    objects = {full_name(each): each for each in built("k3s")}
+    (dags,) = [each for name, each in objects.items() if name.startswith("ConfigMap airflow-dags")]
+    (airflow,) = [each for name, each in objects.items() if name == "Deployment airflow"]
+    for container in airflow["spec"]["template"]["spec"]["containers"]:
+        mounts = {each["mountPath"] for each in container["volumeMounts"] if each["name"] == "dags"}
+        assert mounts in (set(), {f"/etc/airflow/dags/{file}" for file in dags["data"]})
+
+
 @pytest.mark.parametrize("rule", references.RULES_OF_ALL, ids=lambda rule: str(rule.__name__))
 def test_all_components_use_what_there_is(built: Callable[[str], list[Object]], rule: rules.Rule) -> None:
     assert list(rule(built(ALL))) == []
