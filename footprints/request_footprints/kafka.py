@@ -13,8 +13,9 @@ from request_footprints.settings import Settings
 LINGER_MS = 50
 BUFFER_KBYTES = 32 * 1024
 
-_silent = logging.getLogger("request_footprints.librdkafka")
-_silent.disabled = True  # it writes some 20 lines a second while a broker is unreachable; `trouble` has the reason
+# librdkafka writes some 20 lines a second while a broker is unreachable; `trouble` has the reason. The logger does not
+# come from `logging.getLogger`, because a server that configures logging would switch it on.
+_silent = logging.Logger("librdkafka", logging.CRITICAL + 1)
 
 
 class KafkaProducer:
@@ -25,7 +26,7 @@ class KafkaProducer:
         self._failed = 0
         self._trouble: str | None = None
         try:
-            self._producer = confluent_kafka.Producer({**self._config(settings), "logger": _silent})
+            self._producer = confluent_kafka.Producer(self._config(settings))
         except (KafkaException, TypeError, ValueError) as error:
             raise ProducerFailed(_text(error)) from error
 
@@ -42,6 +43,7 @@ class KafkaProducer:
             **settings.kafka_config,
             "delivery.report.only.error": True,
             "error_cb": self._on_error,
+            "logger": _silent,
         }
 
     def send(self, messages: Sequence[Message]) -> list[Message]:

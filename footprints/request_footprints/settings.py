@@ -14,16 +14,7 @@ from zoneinfo import ZoneInfo
 PREFIX = "FOOTPRINTS_"
 _KAFKA_PREFIX = "FOOTPRINTS_KAFKA_"
 
-HEALTH_AND_METRICS = (
-    "/health",
-    "/health/*",
-    "/healthz",
-    "/livez",
-    "/ready",
-    "/readyz",
-    "/metrics",
-    "/metrics/*",
-)
+HEALTH_AND_METRICS = ("*/health", "*/healthz", "*/livez", "*/ready", "*/readyz", "/health/*", "/metrics", "/metrics/*")
 
 
 class Arguments(TypedDict, total=False):
@@ -89,7 +80,7 @@ class Settings:
     def __post_init__(self) -> None:
         try:
             ZoneInfo(self.timezone)
-        except (OSError, ValueError) as error:
+        except (KeyError, OSError, ValueError) as error:
             raise ValueError(f"footprints: timezone={self.timezone!r}: there is no such time zone") from error
         _check(bool(self.kafka), "kafka", self.kafka, "host:port")
         _check(bool(self.topic), "topic", self.topic, "the name of a topic")
