@@ -87,8 +87,8 @@ def _cut(text: str, most: int) -> str:
 def _template(route: object, fastapi: object, root: str, routed_root: str) -> str | None:
     """Return the path template of a route, such as `/items/{id}`; None if no route matched.
 
-    Below a mounted app the prefix is the path of the mount as the request had it. FastAPI since 0.130 keeps the prefix
-    of `include_router` beside the route, in a context that its scope holds.
+    Below a mounted app the prefix is the path of the mount as the request had it. Newer releases of FastAPI keep the
+    prefix of `include_router` not in the route but beside it, in a context that the scope holds.
     """
     context: Any = fastapi.get("effective_route_context") if isinstance(fastapi, Mapping) else None
     found = context if context is not None and getattr(context, "original_route", None) is route else route

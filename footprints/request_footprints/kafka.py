@@ -19,7 +19,10 @@ _silent = logging.Logger("librdkafka", logging.CRITICAL + 1)
 
 
 class KafkaProducer:
-    """Producer. librdkafka reports failures only, because a report costs as much as sending a message."""
+    """Producer. A message may arrive twice if Kafka's acknowledgement was lost.
+
+    librdkafka reports failures only, because a report costs as much as sending a message.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._topic = settings.topic

@@ -17,8 +17,8 @@ class ProducerFailed(Exception):
 class Producer(Protocol):
     """Delivers messages to one topic. Only the background thread calls it, so it need not be thread-safe.
 
-    Each message that `send` takes is either delivered or counted by `failures`. Opening a producer raises
-    ProducerFailed, and does not wait for Kafka. No method raises because Kafka is unreachable.
+    Each message that `send` takes is either delivered, in rare cases twice, or counted by `failures`. Opening a
+    producer raises ProducerFailed, and does not wait for Kafka. No method raises because Kafka is unreachable.
     """
 
     def send(self, messages: Sequence[Message]) -> list[Message]:

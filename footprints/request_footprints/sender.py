@@ -43,7 +43,7 @@ class Sender:
         self._given_up = 0  # of these
         self._lost = 0  # not taken before the shutdown
         self._excluded = self._failed = 0
-        self._trouble: str | None = None
+        self._trouble: str | None = None  # why messages wait or were dropped; not logged yet
         self._warn_at = 0.0
         self._dropped_then = 0
 
@@ -153,3 +153,6 @@ class Sender:
             )
             self._warn_at = time.monotonic() + LOG_INTERVAL
             self._dropped_then = dropped
+            self._trouble = None
+        if dropped == self._dropped_then and not self.counts.waiting:
+            self._trouble = None  # a connection that was closed because it was idle, for example

@@ -177,7 +177,7 @@ def test_a_process_of_ours_records_its_requests(kafka_url: str, own_topic: str) 
         "LOGPIPE_DISK_SPACE_PORT": str(port),
         "FOOTPRINTS_TOPIC": own_topic,
     }
-    with Process("disk-space --folder .", environment, port) as process:  # which is ready, by a request that is not recorded
+    with Process("disk-space --folder .", environment, port) as process:  # asked whether it is ready, without a record
         assert httpx.get(f"{process.url}/nothing?token=secret").status_code == 404
         assert "request_footprints_total" in httpx.get(f"{process.url}/metrics").text
     (footprint,) = footprints(kafka_url, own_topic)

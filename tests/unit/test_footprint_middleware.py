@@ -323,6 +323,24 @@ async def test_the_drops_are_logged_once_a_minute(
     assert "unreachable" in caplog.text or "timed out" in caplog.text
 
 
+async def test_trouble_without_consequences_is_not_logged(
+    recorded: Recorded, service: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a broker closes a connection that is idle."""
+    client = Client(FootprintMiddleware(respond, service=service, open_producer=recorded))
+    await client.get("/")
+    recorded.wait_for_one()
+    producer = recorded.producers[0]
+    producer._trouble = "disconnected"
+    until(lambda: producer._trouble is None)
+    producer.trouble = lambda: None  # type: ignore[method-assign]
+    producer.is_reachable = False
+    await client.get("/")
+    until(lambda: producer.waiting() == 1)
+    await asyncio.sleep(0.3)  # two turns of the thread
+    assert caplog.records == []
+
+
 async def test_a_wrong_configuration_of_kafka_lets_requests_through(
     service: str, caplog: pytest.LogCaptureFixture
 ) -> None:
