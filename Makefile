@@ -11,10 +11,10 @@ TESTS := $(wildcard tests/*.py tests/unit tests/property tests/contract tests/ku
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
 .DEFAULT_GOAL := help
-.PHONY: help check install jars demo up down status logs test test-faults test-airflow test-kube lint types imports format bench bench-read bench-growth dashboards images secrets lock clean
+.PHONY: help check install jars demo up down status logs test test-faults test-airflow test-kube lint types imports format bench bench-read bench-growth bench-footprints dashboards images secrets lock clean
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 check:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -25,11 +25,11 @@ check:
 
 install: check $(INSTALLED) jars ## Make .venv from the hash-pinned lock, and fetch the jars once
 
-$(INSTALLED): pyproject.toml requirements/bootstrap.txt requirements/lock.txt | check
+$(INSTALLED): pyproject.toml footprints/pyproject.toml requirements/bootstrap.txt requirements/lock.txt | check
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
 	$(BIN)/uv pip sync --quiet --no-build-isolation --require-hashes requirements/bootstrap.txt requirements/lock.txt
-	$(BIN)/uv pip install --quiet --no-build-isolation --no-deps --editable .
+	$(BIN)/uv pip install --quiet --no-build-isolation --no-deps --editable . --editable footprints
 	touch $@
 
 jars: $(INSTALLED)
@@ -92,6 +92,9 @@ bench-read: install ## Only: the same questions to every store and engine, befor
 bench-growth: install ## Only: starts, queries and checks with a year of history, planted; takes 32 GB of disk
 	$(BIN)/logpipe bench --only growth
 
+bench-footprints: $(INSTALLED) ## What the middleware for footprints adds to a request (KAFKA=host:port: to a real one as well)
+	$(BIN)/python footprints/bench.py $(if $(KAFKA),--kafka $(KAFKA))
+
 dashboards: $(INSTALLED) ## Write the JSON of Grafana's dashboards anew from kubernetes/monitoring/dashboards
 	$(BIN)/python -m kubernetes.monitoring.dashboards
 
@@ -111,5 +114,5 @@ lock: $(INSTALLED) ## Compile requirements/*.txt anew from pyproject.toml
 	$(COMPILE) kubernetes/airflow/requirements.in --output-file kubernetes/airflow/requirements.txt
 
 clean: ## Delete .venv and all caches; the stack's data stays (logpipe down --wipe deletes it)
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
-	find services spark_jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info footprints/*.egg-info
+	find services spark_jobs footprints tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,8 +22,7 @@ from services.core.errors import LogpipeError, NeedsOperator, StoreDown
 from services.core.ports import PartitionReader
 from services.lake import NAME
 from services.lake.table import Position
-from services.runtime import logs, metrics
-from services.streams import security
+from services.runtime import kafka_security, logs, metrics
 from spark_jobs import parsing, writer
 from spark_jobs.checkpoint import CheckpointFolder, Offsets, starting_offsets, ways_out, without_meaning
 from spark_jobs.settings import StreamToLakeSettings
@@ -161,7 +160,7 @@ class LakeStream:
 
     def _source(self) -> dict[str, str]:
         return {
-            **security.spark(self._settings.kafka_url),
+            **kafka_security.spark(self._settings.kafka_url),
             "kafka.isolation.level": "read_committed",
             "subscribe": self.dataset.topic,
             "includeHeaders": "true",

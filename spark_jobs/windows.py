@@ -23,8 +23,7 @@ from services.core.ports import PartitionReader
 from services.postgres.connection import connect
 from services.reports import windows
 from services.reports.windows import WINDOW_SECONDS, Window
-from services.runtime import logs, metrics
-from services.streams import security
+from services.runtime import kafka_security, logs, metrics
 from spark_jobs import parsing
 from spark_jobs.checkpoint import CheckpointFolder
 from spark_jobs.settings import RealtimeSettings
@@ -109,7 +108,7 @@ class WindowStream:
     def _source(self) -> dict[str, str]:
         start = int((time.time() - _FIRST_MINUTES * 60) * 1000)
         return {
-            **security.spark(self._settings.kafka_url),
+            **kafka_security.spark(self._settings.kafka_url),
             "kafka.isolation.level": "read_committed",
             "subscribe": self.dataset.topic,
             "includeHeaders": "true",

@@ -26,7 +26,7 @@ from starlette.types import Message as ASGIMessage
 
 from services.core import metric_names
 from services.core.errors import Backpressure, Invalid, LogpipeError
-from services.runtime import connections, logs, metrics
+from services.runtime import connections, footprints, logs, metrics
 from services.runtime.auth import Access, Guard
 from services.runtime.health import Readiness
 from services.runtime.origins import OriginGuard
@@ -87,6 +87,7 @@ def make_app(
     guard_origins(app, settings, OPEN_PATHS | open_paths)
     app.add_middleware(_Measured)
     app.add_middleware(_HeadAsGet)
+    footprints.record(app, title.lower().replace(" ", "-"))
     return app
 
 

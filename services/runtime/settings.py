@@ -46,7 +46,7 @@ class KafkaSettings(Settings):
 
 
 class KafkaSecuritySettings(Settings):
-    """Read by every client of Kafka (`streams.security`), and by no process itself."""
+    """Read by every client of Kafka (`runtime.kafka_security`), and by no process itself."""
 
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
@@ -67,6 +67,12 @@ class KafkaSecuritySettings(Settings):
     @property
     def has_password(self) -> bool:
         return self.kafka_security_protocol.startswith("SASL")
+
+
+class FootprintSettings(Settings):
+    """Read by every process that serves HTTP (`runtime.footprints`)."""
+
+    footprints: bool = Field(False, description="record a footprint of each request in Kafka: footprints/README.md")
 
 
 class ClickHouseSettings(Settings):

@@ -9,8 +9,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPa
 from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription  # type: ignore[attr-defined]
 
 from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
-from services.runtime import logs
-from services.streams import security
+from services.runtime import kafka_security, logs
 
 STORE = "kafka"
 MESSAGE_TIMEOUT = 30.0  # seconds until a message that cannot be delivered fails its transaction
@@ -47,7 +46,7 @@ def config(url: str, **settings: Any) -> dict[str, Any]:
     """The configuration of a client. Raises NeedsOperator if a setting for its security is missing."""
     return {
         "bootstrap.servers": url,
-        **security.librdkafka(),
+        **kafka_security.librdkafka(),
         "logger": _LimitedLogger(),
         "log.connection.close": False,
         "reconnect.backoff.max.ms": 2000,

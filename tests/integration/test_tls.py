@@ -26,8 +26,9 @@ from services.local.settings import LocalSettings
 from services.migrate.service import migrate
 from services.postgres.connection import connect
 from services.query_api.cache import ResultCache
+from services.runtime import kafka_security
 from services.stores.clickhouse.writer import ClickHouseWriter
-from services.streams import kafka, kafka_client, security, topics
+from services.streams import kafka, kafka_client, topics
 from spark_jobs.session import open_session
 from spark_jobs.settings import SparkSettings
 from tests import certificates
@@ -138,7 +139,7 @@ def test_spark_reads_with_the_same_settings(secure_kafka: str, monkeypatch: pyte
     monkeypatch.setenv("SPARK_LOCAL_DIRS", str(folder / "scratch"))
     spark = open_session("test", SparkSettings())
     try:
-        options = {**security.spark(secure_kafka), "subscribe": DATASET.topic, "startingOffsets": "earliest"}
+        options = {**kafka_security.spark(secure_kafka), "subscribe": DATASET.topic, "startingOffsets": "earliest"}
         values = [bytes(row.value) for row in spark.read.format("kafka").options(**options).load().collect()]
     finally:
         spark.stop()
@@ -161,13 +162,13 @@ def test_a_client_that_proves_nothing_or_trusts_nobody_gets_nothing(
 
 def test_a_password_that_is_missing_is_named_and_any_password_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     use_kafka(monkeypatch, Path("ca.pem"), PASSWORD)
-    assert security.java()["sasl.jaas.config"].endswith(' password="quote \\" backslash \\\\ end";')
-    assert security.librdkafka()["sasl.password"] == PASSWORD
+    assert kafka_security.java()["sasl.jaas.config"].endswith(' password="quote \\" backslash \\\\ end";')
+    assert kafka_security.librdkafka()["sasl.password"] == PASSWORD
     monkeypatch.setenv("LOGPIPE_KAFKA_PASSWORD", "")
     with pytest.raises(NeedsOperator, match="SASL_SSL needs LOGPIPE_KAFKA_USERNAME and LOGPIPE_KAFKA_PASSWORD"):
-        security.librdkafka()
+        kafka_security.librdkafka()
     monkeypatch.setenv("LOGPIPE_KAFKA_SECURITY_PROTOCOL", "PLAINTEXT")
-    assert security.java() == security.librdkafka() == {"security.protocol": "PLAINTEXT"}
+    assert kafka_security.java() == kafka_security.librdkafka() == {"security.protocol": "PLAINTEXT"}
 
 
 # ---- PostgreSQL -----------------------------------------------------------------------------------------------------

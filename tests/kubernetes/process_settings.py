@@ -8,7 +8,7 @@ from functools import cache
 import services.lake
 import services.stores
 from services.cli import COMMANDS
-from services.runtime.settings import ListenSettings, Settings
+from services.runtime.settings import FootprintSettings, ListenSettings, Settings
 
 STORE_ROOMS = (services.stores, services.lake)
 """Rooms of stores, with settings of their own: a process opens a store by name."""
@@ -18,7 +18,10 @@ OPENS_STORES = {"maintain", "query-api", "replay", "restore", "stream-to-store",
 
 @cache
 def classes(command: str) -> set[type[Settings]]:
-    """The classes of settings in the room of a command, and those of the stores if the command opens stores."""
+    """The classes of settings in the room of a command, and those of the stores if the command opens stores.
+
+    A command that serves HTTP also reads those of request footprints.
+    """
     target = COMMANDS[command].target.partition(":")[0]
     importlib.import_module(target)
     rooms = [target.rpartition(".")[0] if target.startswith("services.") else target]
@@ -27,13 +30,15 @@ def classes(command: str) -> set[type[Settings]]:
             for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
                 importlib.import_module(module.name)
             rooms.append(room.__name__)
-    return {
+    found = {
         value
         for name, module in list(sys.modules.items())
         if any(name == room or name.startswith(f"{room}.") for room in rooms)
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Settings) and value is not ListenSettings
     }
+    listens = any(issubclass(each, ListenSettings) for each in found)
+    return found | ({FootprintSettings} if listens else set())
 
 
 def variables(command: str) -> set[str]:

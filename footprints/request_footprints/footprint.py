@@ -1,0 +1,99 @@
+"""A footprint: what the middleware notes of a request, and the message that the background thread makes of it.
+
+Nothing of a request is noted but its method, path, route, status and time: no query string, no header, no body, no
+address of a client.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from fnmatch import translate
+from json import JSONEncoder
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from request_footprints.producer import Message
+
+Note = tuple[float, str, str, int, float, object, object, str, str]
+"""Start in epoch seconds, method, path, status, duration in seconds, route object, FastAPI's scope, and the root path
+before and after routing.
+
+It is a plain tuple, because a named one takes ten times as long to make, on the event loop. The path is cut to one
+character more than is kept, so that a note is small and the encoder sees that the path was longer.
+"""
+
+MAX_METHOD = 16  # characters; HTTP allows any
+_CUT = "…"
+_UNSTORABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters and lone surrogates, which PostgreSQL or UTF-8 cannot represent."""
+
+_json = JSONEncoder(ensure_ascii=False).encode
+
+
+class Selection:
+    """Which paths are recorded."""
+
+    def __init__(self, include: Sequence[str], exclude: Sequence[str]) -> None:
+        self._included = _any_of(include)
+        self._excluded = _any_of(exclude)
+
+    def takes(self, path: str) -> bool:
+        return self._included.match(path) is not None and self._excluded.match(path) is None
+
+
+class Encoder:
+    """Makes the messages of one service."""
+
+    def __init__(self, service: str, zone: ZoneInfo, max_link: int) -> None:
+        self._service = _json(_storable(service))
+        self._zone = zone
+        self._max_link = max_link
+        self._second = -1
+        self._before_fraction = self._offset = ""
+
+    def message(self, note: Note) -> Message:
+        started, method, path, status, seconds, route, fastapi, root, routed_root = note
+        link = _cut(_storable(path), self._max_link)
+        template = _template(route, fastapi, root, routed_root)
+        value = (
+            f'{{"method":{_json(_cut(_storable(method), MAX_METHOD))},"link":{_json(link)}'
+            f',"footprint_time":"{self._time(started)}","status":{status},"duration_ms":{seconds * 1000:.3f}'
+            f',"route":{"null" if template is None else _json(template)},"service":{self._service}}}'
+        )
+        return link.encode(), value.encode()
+
+    def _time(self, at: float) -> str:
+        """ISO 8601 with microseconds and offset. The text of a second is kept: the requests of a second share it."""
+        second, micros = divmod(round(at * 1_000_000), 1_000_000)
+        if second != self._second:
+            text = datetime.fromtimestamp(second, self._zone).isoformat()
+            self._second, self._before_fraction, self._offset = second, text[:19], text[19:]
+        return f"{self._before_fraction}.{micros:06d}{self._offset}"
+
+
+def _any_of(patterns: Sequence[str]) -> re.Pattern[str]:
+    """Without patterns, nothing matches."""
+    return re.compile("|".join(map(translate, patterns)) or "(?!)")
+
+
+def _storable(text: str) -> str:
+    return text if text.isprintable() else _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + _CUT
+
+
+def _template(route: object, fastapi: object, root: str, routed_root: str) -> str | None:
+    """Return the path template of a route, such as `/items/{id}`; None if no route matched.
+
+    Below a mounted app the prefix is the path of the mount as the request had it. Newer releases of FastAPI keep the
+    prefix of `include_router` not in the route but beside it, in a context that the scope holds.
+    """
+    context: Any = fastapi.get("effective_route_context") if isinstance(fastapi, Mapping) else None
+    found = context if context is not None and getattr(context, "original_route", None) is route else route
+    path = getattr(found, "path", None)
+    if not isinstance(path, str):
+        return None
+    prefix = routed_root[len(root) :] if routed_root.startswith(root) else ""
+    return _storable(prefix + path)
