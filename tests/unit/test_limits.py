@@ -16,6 +16,7 @@ from unittest.mock import patch
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from services.acceptance.disk import DiskFloor, LocalDisk
 from services.core import dead_letter, result_size, row_chunks
 from services.core.dead_letter import MAX_REASON_CHARACTERS, DeadLetter
 from services.core.errors import LogpipeError
@@ -24,7 +25,6 @@ from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.ingest_api import bodies, endpoints
 from services.ingest_api.bodies import InFlight
-from services.ingest_api.disk import DiskFloor, LocalDisk
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.query_api import parameters
