@@ -39,8 +39,8 @@ _log = logs.get("committer")
 class Submission:
     """One request's rows, in chunks of which none is empty. `key` is its Idempotency-Key, '' when it has none.
 
-    `ledger` is the id of the ledger that the rows are meant for, '' for any. A client with a journal sends it. `source`:
-    the messages of a foreign topic that the rows were in, whose offsets are advanced in the transaction of the rows.
+    `ledger` is the id of the ledger that the rows are meant for, '' for any. A client with a journal sends it.
+    `source`: the messages of a foreign topic that the rows were in; its offsets advance in the rows' transaction.
     """
 
     chunks: list[Rows]

@@ -14,4 +14,3 @@ class AcceptanceSettings(PostgresSettings, KafkaSettings):
     ingest_disk_floor: int = Field(1 << 30, ge=0, description="free bytes below which no rows are accepted")
     publisher_cache: int = Field(64 << 20, ge=0, description="bytes of messages kept ready for Kafka")
     publisher_rows: int = Field(100_000, ge=1, description="rows of one Kafka transaction, roughly")
-    request_key_hours: float = Field(24, gt=0, description="how long an Idempotency-Key is remembered")

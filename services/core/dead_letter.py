@@ -4,8 +4,9 @@ The key is `<store>:<topic>:<partition>:<offset>`. The value is one JSON object:
 `value` and `value_bytes` for an operator. After a crash between the dead letter and the mark in the ledger, the dead
 letter is sent again, so (store, topic, partition, offset, line) identifies the row that it is about.
 
-Stream-to-store, replay and the Kafka source, which is the `store` SOURCE, encode dead letters
-(`streams.dead_letters`); the ledger's index decodes them. Both functions are pure. Spark keeps its rejects in a table of the lake instead (`spark_jobs/schema.py`).
+Stream-to-store, replay and the Kafka source, for which `store` is SOURCE, encode dead letters
+(`streams.dead_letters`); the ledger's index decodes them. Both functions are pure. Spark keeps its rejects in a table
+of the lake instead (`spark_jobs/schema.py`).
 """
 
 from dataclasses import dataclass

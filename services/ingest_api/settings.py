@@ -16,3 +16,4 @@ class IngestSettings(AcceptanceSettings, CrossOriginSettings):
         256 << 20, ge=1024, description="bytes of bodies and decoded rows being worked on; beyond it 503"
     )
     ingest_text_index: bool = Field(True, description="index closed days in PostgreSQL for text search")
+    request_key_hours: float = Field(24, gt=0, description="how long an Idempotency-Key is remembered")

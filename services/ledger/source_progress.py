@@ -39,6 +39,7 @@ _RESUME = """
     UPDATE source_progress SET topic_id = %s, next_offset = resumed, resumed_at = now(), updated_at = now()
     FROM unnest(%s::int[], %s::bigint[]) AS wanted(wanted_partition, resumed)
     WHERE topic = %s AND dataset = %s AND partition = wanted_partition"""
+_CREATED_AGAIN = "topic {source.topic} was created again since it was read into {source.dataset}"
 _SELECT = "SELECT partition, topic_id, next_offset FROM source_progress WHERE topic = %s AND dataset = %s"
 
 
@@ -167,6 +168,11 @@ def counts(connection: Connection, dataset: str) -> list[SourceCounts]:
         return [SourceCounts(*row) for row in connection.execute(query, (dataset,))]
 
 
+def created_again(source: Source) -> NeedsOperator:
+    """Return the error about a topic that has another id than the source's."""
+    return NeedsOperator(f"{_CREATED_AGAIN.format(source=source)}: {_what_to_do(source)}")
+
+
 def _checked(found: Iterable[tuple[int, str, int]], source: Source, bounds: Bounds) -> dict[int, int]:
     """Return partition -> position. Raises NeedsOperator if a position does not fit the topic."""
     positions = {}
@@ -180,7 +186,7 @@ def _checked(found: Iterable[tuple[int, str, int]], source: Source, bounds: Boun
 def _misfit(source: Source, topic_id: str, partition: int, next_offset: int, bounds: Bounds) -> str | None:
     """Return why a position cannot be read on from; None if it can."""
     if topic_id != source.topic_id:
-        return f"topic {source.topic} was created again since it was read into {source.dataset}"
+        return _CREATED_AGAIN.format(source=source)
     if partition not in bounds:
         return None if next_offset == 0 else f"topic {source.topic} has no partition {partition} any more"
     first, end = bounds[partition]

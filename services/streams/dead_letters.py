@@ -22,9 +22,9 @@ _log = logs.get("dead_letters")
 
 
 class DeadLetters:
-    """Sends the dead letters of one store and dataset. Called by stream-to-store, replay and kafka-source, by one thread.
+    """Sends the dead letters of one store and dataset. Called by stream-to-store, replay and kafka-source.
 
-    `topic`: the topic of the messages, where that is not the dataset's own.
+    It belongs to one thread.     `topic`: the topic of the messages, where that is not the dataset's own.
     """
 
     def __init__(

@@ -129,9 +129,7 @@ def test_a_rollback_leaves_the_position(connection: Connection, committer: Commi
     source_progress.load(connection, SOURCE, BOUNDS, [0])
     values: list[list[object]] = [list(column) for column in rows(1).columns]
     values[4] = ["a\x00b"]
-    [outcome] = committer.commit(
-        DATASET, [Submission([Rows(1, values)], source=taken(SourceRange(0, 0, 1, 1, 1)))]
-    )
+    [outcome] = committer.commit(DATASET, [Submission([Rows(1, values)], source=taken(SourceRange(0, 0, 1, 1, 1)))])
     assert isinstance(outcome, Invalid)
     assert source_progress.load(connection, SOURCE, BOUNDS, [0]) == {0: 0}
     assert source_progress.counts(connection, "logs")[0].lines == 0
