@@ -26,8 +26,12 @@ _REFUSED = (LogpipeError, ValueError, *UNDECODABLE)  # ValueError: Python reads 
 
 @dataclass(slots=True)
 class Decoded:
-    """The rows in messages, in order, in chunks of which none is empty, and the dead letters."""
+    """The rows in messages, in order, in chunks of which none is empty, and the dead letters.
 
+    `lines` is counted by itself: if all is well, it is the number of rows and of the lines that are dead letters.
+    """
+
+    lines: int = 0
     chunks: list[Rows] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
 
@@ -48,19 +52,22 @@ class MessageDecoder:
 
     def decode(self, messages: Sequence[Message]) -> Decoded:
         """Return what the messages of one partition contain; there is at least one. Raises nothing."""
-        if rows := self._all(messages):
-            return Decoded([rows])
+        rows, lines = self._all(messages)
+        if rows:
+            return Decoded(lines, [rows])
         decoded = Decoded()
         for message in messages:
             self._decode(message, decoded)
         return decoded
 
-    def refused(self, message: Message, reason: str) -> DeadLetter:
-        """Return the dead letter about a whole message that decodes, and that PostgreSQL refuses."""
-        return _whole(message, reason, sum(1 for _ in _lines(message.value)))
+    def refused(self, message: Message, reason: str) -> Decoded:
+        """Return dead letters only, for a message of which PostgreSQL refuses a row that decodes."""
+        decoded = self.decode([message])
+        whole = DeadLetter(message.partition, message.offset, None, None, None, decoded.rows, reason, message.value)
+        return Decoded(decoded.lines, [], [*decoded.dead_letters, whole])
 
-    def _all(self, messages: Sequence[Message]) -> Rows | None:
-        """Return the rows of all messages if each of their lines is a row; else None.
+    def _all(self, messages: Sequence[Message]) -> tuple[Rows | None, int]:
+        """Return the rows of all messages and their number of lines if each line is a row; else None and 0.
 
         A value may extend over several lines, and then over several messages. Only if there are as many values as lines
         is each line a value of its own.
@@ -69,17 +76,18 @@ class MessageDecoder:
         for message in messages:
             own = sum(1 for _ in _lines(message.value))
             if not own:
-                return None
+                return None, 0
             lines += own
         try:
             rows = self._codec.decode_lines(b"\n".join(message.value for message in messages))
         except _REFUSED:
-            return None
-        return rows if rows.count == lines else None
+            return None, 0
+        return (rows, lines) if rows.count == lines else (None, 0)
 
     def _decode(self, message: Message, decoded: Decoded) -> None:
         """Add what the message contains to `decoded`."""
         value = message.value
+        decoded.lines += 1  # an object may extend over several lines, which are one line then
         try:
             decoded.chunks.append(self._codec.decode_object(value))
             return
@@ -95,6 +103,7 @@ class MessageDecoder:
         while some := list(islice(lines, _AT_ONCE)):
             decoded.chunks += self._decode_lines(some, first, refused)
             first += len(some)
+        decoded.lines += first - 1
         decoded.dead_letters += refused.dead_letters()
 
     def _decode_lines(self, lines: Sequence[bytes], first: int, refused: "_RefusedLines") -> list[Rows]:
@@ -141,13 +150,13 @@ class _RefusedLines:
         return [*self._single, DeadLetter(*place, None, None, self._further, text, line)]
 
 
-def _whole(message: Message, reason: str, lines: int = 1) -> DeadLetter:
-    return DeadLetter(message.partition, message.offset, None, None, None, max(1, lines), reason, message.value)
+def _whole(message: Message, reason: str) -> DeadLetter:
+    return DeadLetter(message.partition, message.offset, None, None, None, 1, reason, message.value)
 
 
 def _lines(value: bytes) -> Iterator[bytes]:
     """Yield the lines that are not blank, one at a time: a list of them could take 30 times the memory of `value`."""
-    return (line for line in BytesIO(value) if line.strip())
+    return (line.rstrip(b"\r\n") for line in BytesIO(value) if line.strip())
 
 
 def _text(error: BaseException) -> str:

@@ -13,12 +13,10 @@ from services.acceptance.committer import Committer, Submission
 from services.acceptance.disk import DiskFloor
 from services.core import metric_names
 from services.core.dataset import Dataset
-from services.core.dead_letter import DeadLetter
 from services.core.errors import Backpressure, Invalid, LogpipeError, NeedsOperator, StoreDown
 from services.core.ledger import Source, SourceAdvance, SourceRange
 from services.core.ports import Message
-from services.core.rows import Rows
-from services.kafka_source.decoding import MessageDecoder
+from services.kafka_source.decoding import Decoded, MessageDecoder
 from services.ledger import source_progress
 from services.postgres.connection import Connection, connect
 from services.runtime import logs, metrics
@@ -192,53 +190,42 @@ class SourceHandler:
                 self._store(source, [message], end)
             except Invalid as error:
                 refused = self._decoder.refused(message, str(error))
-                self._commit(source, [], [refused], (self._range(message.partition, end, 0, [refused]),))
+                self._commit(source, [(self._range(message.partition, end, refused), refused)])
 
     def _store(self, source: Source, messages: Sequence[Message], ends: Mapping[int, int]) -> None:
         """Decode the messages, and commit what is in them. `ends`: the offsets up to which the messages were read.
 
         Raises Invalid if PostgreSQL refuses a value; then the messages were not taken.
         """
-        chunks, dead_letters, ranges = list[Rows](), list[DeadLetter](), list[SourceRange]()
         by_partition = sorted(messages, key=lambda message: message.partition)  # stable: offsets stay in order
         own = {partition: list(some) for partition, some in groupby(by_partition, lambda message: message.partition)}
+        taken = []
         for partition in ends:
-            decoded = self._decoder.decode(own[partition]) if partition in own else None
-            if decoded:
-                chunks += decoded.chunks
-                dead_letters += decoded.dead_letters
-            letters = decoded.dead_letters if decoded else []
-            ranges.append(self._range(partition, ends, decoded.rows if decoded else 0, letters))
-        self._commit(source, chunks, dead_letters, tuple(ranges))
+            decoded = self._decoder.decode(own[partition]) if partition in own else Decoded()
+            taken.append((self._range(partition, ends, decoded), decoded))
+        self._commit(source, taken)
 
-    def _range(
-        self, partition: int, ends: Mapping[int, int], rows: int, dead_letters: Sequence[DeadLetter]
-    ) -> SourceRange:
-        dead = sum(dead_letter.rows for dead_letter in dead_letters)
-        return SourceRange(partition, self._positions[partition], ends[partition], rows + dead, rows, dead)
+    def _range(self, partition: int, ends: Mapping[int, int], decoded: Decoded) -> SourceRange:
+        counts = (decoded.lines, decoded.rows, decoded.dead_lines)
+        return SourceRange(partition, self._positions[partition], ends[partition], *counts)
 
-    def _commit(
-        self,
-        source: Source,
-        chunks: list[Rows],
-        dead_letters: Sequence[DeadLetter],
-        ranges: tuple[SourceRange, ...],
-    ) -> None:
-        self._target.dead_letters.send(dead_letters)
-        taken = SourceAdvance(source, ranges)
+    def _commit(self, source: Source, taken: Sequence[tuple[SourceRange, Decoded]]) -> None:
+        self._target.dead_letters.send([letter for _, decoded in taken for letter in decoded.dead_letters])
+        chunks = [chunk for _, decoded in taken for chunk in decoded.chunks]
+        advance = SourceAdvance(source, tuple(each for each, _ in taken))
         if chunks:
-            [outcome] = self._target.committer.commit(self._target.dataset, [Submission(chunks, source=taken)])
+            [outcome] = self._target.committer.commit(self._target.dataset, [Submission(chunks, source=advance)])
             if isinstance(outcome, LogpipeError):
                 raise outcome
         else:
             assert self._connection is not None
             try:
-                source_progress.advance_alone(self._connection, taken)
+                source_progress.advance_alone(self._connection, advance)
             except StoreDown:
                 self._disconnect()
                 raise
-        self._positions = {**self._positions, **{each.partition: each.next_offset for each in ranges}}
-        self._rows.inc(sum(each.rows for each in ranges))
+        self._positions = {**self._positions, **{each.partition: each.next_offset for each in advance.ranges}}
+        self._rows.inc(sum(each.rows for each in advance.ranges))
 
     def _refuse_other_topic(self, source: Source) -> None:
         if self._view.topic_id() != source.topic_id:

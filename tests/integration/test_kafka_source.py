@@ -55,7 +55,7 @@ class Foreign:
         self.name = f"shop-{uuid.uuid4().hex[:8]}"
         self.connection: Connection = connect(self.urls["LOGPIPE_POSTGRES_URL"])
         self.kafka_url = self.urls["LOGPIPE_KAFKA_URL"]
-        quiet = {"bootstrap.servers": self.kafka_url, "log_level": 0}
+        quiet: dict[str, str | int | float | bool] = {"bootstrap.servers": self.kafka_url, "log_level": 0}
         self.admin = AdminClient(quiet)
         self.producer = Producer({**quiet, "message.max.bytes": LARGEST_MESSAGE, "acks": "all"})
         self._links = 0
@@ -176,6 +176,47 @@ def test_every_hostile_message_is_a_dead_letter_and_its_neighbours_land(foreign:
         labels = f'{{dataset="footprints",topic="{foreign.name}"}}'
         assert f"logpipe_source_rows_total{labels} {2.0 * len(HOSTILE) + 1}" in metrics
         until(lambda: f"logpipe_source_lag_offsets{labels} 0.0" in httpx.get(f"{process.url}/metrics").text)
+
+
+def verified(foreign: Foreign) -> tuple[int, dict[str, Any]]:
+    """The exit code of `logpipe verify`, and what it says about the topic."""
+    command = [sys.executable, "-m", "services", "verify", "--store", "postgres", "--dataset", DATASET.name, "--json"]
+    done = subprocess.run(command, env={**os.environ, **foreign.urls}, capture_output=True, text=True)
+    [found] = [each for each in json.loads(done.stdout)["sources"] if each["topic"] == foreign.name]
+    return done.returncode, found
+
+
+@pytest.mark.parametrize(
+    ("change", "reverse"),
+    [
+        ("lines = lines + 1", "lines = lines - 1"),  # a line that became nothing
+        ("rows = rows - 1, dead_letters = dead_letters + 1", "rows = rows + 1, dead_letters = dead_letters - 1"),
+    ],
+)
+def test_verify_reconciles_the_source(foreign: Foreign, change: str, reverse: str) -> None:
+    """A planted loss of a line, and of a dead letter, is found."""
+    foreign.send([foreign.good(), b"bad", foreign.good(), b"{}\n\nbad\n" + foreign.good()])
+    with foreign.process() as process:
+        foreign.await_all(3, 3, process)
+    assert verified(foreign) == (
+        0,
+        {
+            "topic": foreign.name,
+            "dataset": "footprints",
+            "lines": 6,
+            "rows": 3,
+            "dead_letters": 3,
+            "found": 3,
+            "note": "",
+            "ok": True,
+        },
+    )
+    update = "UPDATE source_progress SET {} WHERE topic = %s AND partition = 0"
+    foreign.connection.execute(update.format(change), (foreign.name,))
+    code, found = verified(foreign)
+    foreign.connection.execute(update.format(reverse), (foreign.name,))
+    assert (code, found["ok"]) == (1, False)
+    assert verified(foreign)[0] == 0
 
 
 def test_lines_of_one_message_are_rows_and_dead_letters_of_their_own(foreign: Foreign) -> None:
