@@ -129,7 +129,7 @@ def create_app(settings: KafkaSourceSettings, topic: str, dataset: Dataset, *, a
         handler = SourceHandler(
             topic,
             reader,
-            Target(dataset, url, committer, DeadLetters(open_dead_letters, SOURCE, dataset, topic), disk),
+            Target(dataset, url, owner.slot, committer, DeadLetters(open_dead_letters, SOURCE, dataset, topic), disk),
             Limits(settings.kafka_source_rows, settings.kafka_source_bytes, settings.kafka_source_seconds),
             partial(topics.ensure, settings, [DEAD_LETTERS]),
             at_end=at_end,

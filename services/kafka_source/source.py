@@ -40,10 +40,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where rows and dead letters go. Rows are refused while `disk` is full. `ledger` is the URL of PostgreSQL."""
+    """Where rows and dead letters go. Rows are refused while `disk` is full. `ledger` is the URL of PostgreSQL.
+
+    `slot` returns the slot of new batches, and raises StoreDown while this process has none.
+    """
 
     dataset: Dataset
     ledger: str
+    slot: Callable[[], int]
     committer: Committer
     dead_letters: DeadLetters
     disk: DiskFloor
@@ -173,6 +177,7 @@ class SourceHandler:
             # The id of a deleted topic never returns: if it is the same now, all messages were read from that topic.
             self._refuse_other_topic(self._source)
             self._target.disk.check()
+            self._target.slot()  # without a slot the commit would fail, each time after the dead letters were sent
             try:
                 self._store(self._source, self._messages, ends)
             except Invalid as error:

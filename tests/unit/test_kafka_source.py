@@ -117,6 +117,11 @@ class Fakes:
             self.do(f"letters {len(dead_letters)}")
             self.letters += dead_letters
 
+    def slot(self) -> int:
+        if "slot" in self.failures:
+            raise self.failures["slot"]
+        return 0
+
     # DiskFloor
     def check(self) -> None:
         if "disk" in self.failures:
@@ -146,7 +151,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
 @pytest.fixture
 def handler(fakes: Fakes) -> Iterator[SourceHandler]:
     untyped: Any = fakes
-    target = Target(DATASET, "", untyped, untyped, untyped)
+    target = Target(DATASET, "", fakes.slot, untyped, untyped, untyped)
     made = SourceHandler("shop", fakes, target, Limits(10, 1000, 1.0), lambda: None, clock=lambda: fakes.now)
     made.prepare()
     made.load([0, 1])
@@ -235,6 +240,16 @@ def test_a_full_disk_keeps_the_messages(handler: SourceHandler, fakes: Fakes) ->
     assert fakes.journal == []
     handler.flush()
     assert fakes.counts == [2, 1, 1]
+
+
+def test_without_a_slot_no_dead_letter_is_sent(handler: SourceHandler, fakes: Fakes) -> None:
+    """Otherwise each attempt would send the same dead letters again."""
+    take(handler, GOOD, b"bad")
+    fakes.now = 1.0
+    fakes.failures["slot"] = StoreDown("postgres", "no slot")
+    with pytest.raises(StoreDown):
+        handler.flush()
+    assert fakes.letters == []
 
 
 def test_a_topic_made_anew_stops_the_process_once_the_positions_were_looked_at(
