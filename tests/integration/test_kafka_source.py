@@ -380,3 +380,32 @@ def test_a_topic_of_the_pipeline_itself_is_refused(foreign: Foreign) -> None:
     done = subprocess.run(command, env={**os.environ, **foreign.urls}, capture_output=True, text=True)
     assert done.returncode == 1
     assert "a topic of the pipeline itself" in done.stderr
+
+
+def test_a_footprint_reaches_every_store() -> None:
+    """From the foreign topic into PostgreSQL, ClickHouse and the lake; `logpipe verify` compares all of them."""
+    with (
+        running("postgres", "kafka", "clickhouse", "namenode", "datanode") as stack,
+        closing(Foreign(stack)) as foreign,
+    ):
+        foreign.send([foreign.good(service=f"s{number % 7}") for number in range(2000)] + [b"bad"])
+        port, other = free_port(), free_port()
+        command = f"stream-to-store --dataset {DATASET.name} --store"
+        with (
+            foreign.process() as source,
+            Process(f"{command} clickhouse", {**foreign.urls, "LOGPIPE_STREAM_TO_STORE_PORT": str(port)}, port),
+            Process(f"{command} lake", {**foreign.urls, "LOGPIPE_STREAM_TO_STORE_PORT": str(other)}, other),
+        ):
+            foreign.await_all(2000, 1, source)
+            arguments = ["verify", "--all", "--wait", "120", "--dataset", DATASET.name, "--json"]
+            done = subprocess.run(
+                [sys.executable, "-m", "services", *arguments],
+                env={**os.environ, **foreign.urls},
+                capture_output=True,
+                text=True,
+            )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    found = {result["store"]: (result["found"], result["ok"]) for result in report["results"]}
+    assert found == dict.fromkeys(["postgres", "clickhouse", "lake"], (2000, True))
+    assert [source["ok"] for source in report["sources"]] == [True]
