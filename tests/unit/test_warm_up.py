@@ -103,7 +103,8 @@ def test_without_a_limit_only_the_scratch_of_a_crash_is_deleted(warm_ups: list[M
 
 def test_a_failure_does_not_end_the_start(warm_ups: list[Mock]) -> None:
     warm_ups[0].start.side_effect = StoreDown("lake", "unreachable")
-    warm_ups[1].finished.return_value = True
+    for each in warm_ups[1:]:
+        each.finished.return_value = True
     warm_ups[1].stop.side_effect = StoreDown("lake", "unreachable")
     run(60)
     for each in warm_ups:
