@@ -28,6 +28,7 @@ COMMANDS = {
     "demo": Command("services.local.demo:demo", "local", "Start everything, send load, verify, show the results."),
     "migrate": Command("services.migrate.main:main", "server,lake", "Bring the tables in PostgreSQL to this release."),
     "ingest-api": Command("services.ingest_api.main:main", "server", "Accept rows by HTTP and publish them to Kafka."),
+    "kafka-source": Command("services.kafka_source.main:main", "server", "Take a foreign topic into a dataset."),
     "slots": Command(
         "services.ingest_api.slots_command:main", "server,lake", "List the slots of the ingest processes."
     ),

@@ -31,17 +31,16 @@ METERS = Dataset(
 )
 DATASETS = (*datasets.all_datasets(), METERS)
 GOOD: dict[str, Any] = {
-    "id": first_id(1),
-    "created_at": 5,
     "timestamp": LAST_INSTANT - 1,
-    "event_id": "00000000-0000-4000-8000-000000000000",
-    "value": 1.5,
-    "error": 0.5,
+    "uuid": "00000000-0000-4000-8000-000000000000",
+    "number": 1.5,
 }
+"""A value of each kind of column; every other kind is text."""
 
 
 def good(dataset: Dataset) -> dict[str, Any]:
-    return {name: GOOD.get(name, "x" * 256) for name in dataset.column_names}
+    values = {column.name: GOOD.get(column.kind, "x" * 256) for column in dataset.columns}
+    return {"id": first_id(1), "created_at": 5} | values
 
 
 def bad(dataset: Dataset) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -53,7 +52,8 @@ def bad(dataset: Dataset) -> Iterator[tuple[str, dict[str, Any]]]:
         if field.max_characters:
             values += ["x" * (field.max_characters + 1), 1]
         if field.pattern:
-            values += [GOOD[field.name].replace("4", "g"), GOOD[field.name].upper() + "A", GOOD[field.name] + "\n"]
+            sound = good(dataset)[field.name]
+            values += [sound.replace("4", "g"), sound.upper() + "A", sound + "\n"]
         if field.required:
             values.append(None)
             yield field.name, {name: value for name, value in good(dataset).items() if name != field.name}

@@ -4,8 +4,9 @@ The key is `<store>:<topic>:<partition>:<offset>`. The value is one JSON object:
 `value` and `value_bytes` for an operator. After a crash between the dead letter and the mark in the ledger, the dead
 letter is sent again, so (store, topic, partition, offset, line) identifies the row that it is about.
 
-Stream-to-store and replay encode dead letters (`streams.dead_letters`); the ledger's index decodes them. Both
-functions are pure. Spark keeps its rejects in a table of the lake instead (`spark_jobs/schema.py`).
+Stream-to-store, replay and the Kafka source, for which `store` is SOURCE, encode dead letters
+(`streams.dead_letters`); the ledger's index decodes them. Both functions are pure. Spark keeps its rejects in a table
+of the lake instead (`spark_jobs/schema.py`).
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ MAX_DEAD_LETTER_BYTES = 900_000
 
 MAX_REASON_CHARACTERS = 1000
 """Length of a reason; more of it is cut."""
+
+SOURCE = "kafka-source"
+"""Stands for a store in a dead letter about a line of a foreign topic that is no row of the dataset."""
 
 NO_PLACE = -1
 """The partition and the offset of a row that was read from PostgreSQL."""
@@ -87,11 +91,15 @@ class _Value(Record, frozen=True, kw_only=True):
 _decoder = msgspec.json.Decoder(Record)
 
 
-def encode(store: str, dataset: Dataset, dead_letter: DeadLetter) -> tuple[bytes, bytes]:
-    """Return the key and the value of a dead letter about a row of the dataset that `store` refuses."""
-    key = f"{store}:{dataset.topic}:{dead_letter.partition}:{dead_letter.offset}".encode()
-    text = dead_letter.value.decode(errors="backslashreplace")
-    while len(value := msgspec.json.encode(_value(store, dataset, dead_letter, text))) > MAX_DEAD_LETTER_BYTES:
+def encode(store: str, dataset: Dataset, dead_letter: DeadLetter, topic: str = "") -> tuple[bytes, bytes]:
+    """Return the key and the value of a dead letter about a row of the dataset that `store` refuses.
+
+    `topic`: the topic of the message, where that is not the dataset's own.
+    """
+    topic = topic or dataset.topic
+    key = f"{store}:{topic}:{dead_letter.partition}:{dead_letter.offset}".encode()
+    text = dead_letter.value[:MAX_DEAD_LETTER_BYTES].decode(errors="backslashreplace")
+    while len(value := msgspec.json.encode(_value(store, dataset, topic, dead_letter, text))) > MAX_DEAD_LETTER_BYTES:
         # A character takes up to six bytes. Where the characters that remain take more than the average, this repeats.
         text = text[: len(text) * MAX_DEAD_LETTER_BYTES // len(value)]
     return key, value
@@ -105,11 +113,11 @@ def decode(value: bytes) -> Record:
         raise Malformed(str(error)) from error
 
 
-def _value(store: str, dataset: Dataset, dead_letter: DeadLetter, text: str) -> _Value:
+def _value(store: str, dataset: Dataset, topic: str, dead_letter: DeadLetter, text: str) -> _Value:
     return _Value(
         store,
         dataset.name,
-        dataset.topic,
+        topic,
         dead_letter.partition,
         dead_letter.offset,
         dead_letter.line,

@@ -72,3 +72,35 @@ class StorePosition:
     table_id: str
     topic_id: str
     offsets: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A foreign topic whose messages become rows of a dataset. `topic_id` is the identity of the present topic."""
+
+    topic: str
+    topic_id: str
+    dataset: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRange:
+    """The messages of one partition of a source from offset `first` up to `next_offset`, which is not included.
+
+    They have `lines` lines. Of these, `rows` are rows of the dataset, and `dead_letters` are dead letters.
+    """
+
+    partition: int
+    first: int
+    next_offset: int
+    lines: int = 0
+    rows: int = 0
+    dead_letters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SourceAdvance:
+    """What one transaction takes of a source: one range of each of some partitions."""
+
+    source: Source
+    ranges: tuple[SourceRange, ...]

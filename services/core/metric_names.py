@@ -102,6 +102,16 @@ FRESHNESS_SECONDS = Metric(
     (0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 15, 20, 25, 30, 40, 60, 120, 300),
 )
 
+SOURCE_ROWS = Metric(
+    "logpipe_source_rows_total", "counter", "Rows accepted from a foreign topic.", ("topic", "dataset")
+)
+SOURCE_LAG_OFFSETS = Metric(
+    "logpipe_source_lag_offsets",
+    "gauge",
+    "Offsets in the foreign topic that were not read into the ledger, of the partitions of this process.",
+    ("topic", "dataset"),
+)
+
 GENERATOR_ROWS = Metric(
     "logpipe_generator_rows_total",
     "counter",

@@ -8,16 +8,16 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import create_model
 
+from services.acceptance.committer import Submission
+from services.acceptance.disk import DiskFloor
+from services.acceptance.postgres_maintenance import Identity
 from services.core import metric_names, row_chunks
 from services.core.dataset import Dataset
 from services.core.errors import Invalid, TooLarge, UnsupportedMedia
 from services.core.ledger import FORMER_LEDGERS_HEADER, LEDGER_HEADER
 from services.core.rows import RowCodec
 from services.ingest_api import bodies
-from services.ingest_api.committer import Submission
 from services.ingest_api.decoding import Decoder, Layout
-from services.ingest_api.disk import DiskFloor
-from services.ingest_api.postgres_maintenance import Identity
 from services.ingest_api.service import IngestService
 from services.runtime import metrics
 from services.runtime.http import needs

@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from uuid import uuid4
@@ -11,31 +11,30 @@ import click
 from fastapi import FastAPI
 
 from services import datasets
-from services.core.dataset import Dataset
+from services.acceptance.committer import Committer
+from services.acceptance.disk import DiskFloor, LocalDisk
+from services.acceptance.postgres_maintenance import PostgresMaintenance
+from services.acceptance.publisher import MessageCache
+from services.acceptance.publishing import publisher_opener, topic_names
+from services.acceptance.remote_disk import remote_disk_of
+from services.acceptance.slot_owner import SlotOwner
 from services.core.ledger import Batch
 from services.core.ports import Outgoing
 from services.core.rows import RowCodec
 from services.ingest_api.bodies import InFlight
-from services.ingest_api.committer import Committer
 from services.ingest_api.decoding import Decoder
-from services.ingest_api.disk import DiskFloor, LocalDisk
 from services.ingest_api.endpoints import HEALTH_PATH, Ingest, collect_router
 from services.ingest_api.memory import Trimmer
-from services.ingest_api.postgres_maintenance import PostgresMaintenance
-from services.ingest_api.publisher import MessageCache, SlotKafka, SlotPublisher, open_slot_producer
-from services.ingest_api.remote_disk import RemoteDisk
 from services.ingest_api.search_index import SearchIndexer
 from services.ingest_api.service import IngestService
 from services.ingest_api.settings import IngestSettings
-from services.ingest_api.slot_owner import SlotOwner
 from services.ledger import slots
-from services.ledger.slots import Lease
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
 from services.runtime.workers import Workers
 from services.stores.postgres import PostgresReader
-from services.streams import kafka, topics
+from services.streams import topics
 
 DRAIN_SECONDS = 15
 BACKGROUND_SECONDS = 1
@@ -57,7 +56,7 @@ def create_app(settings: IngestSettings) -> FastAPI:
     known = datasets.all_datasets()
     url = settings.postgres_url.get_secret_value()
     readiness = Readiness()
-    remote_disk = _remote_disk(settings)
+    remote_disk = remote_disk_of(settings.disk_space_url, settings.token)
     disk = DiskFloor(remote_disk or LocalDisk(settings.ingest_disk_path), settings.ingest_disk_floor)
     readiness.add("disk", disk.health)
 
@@ -78,8 +77,8 @@ def create_app(settings: IngestSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         rows = PostgresReader(url, 2, session_name)
-        opener = _publisher_opener(settings, known, message_cache, rows)
-        owner = SlotOwner(url, owner_id, partial(topics.ensure, settings, _topic_names(known)), opener)
+        opener = publisher_opener(settings, known, message_cache, rows)
+        owner = SlotOwner(url, owner_id, partial(topics.ensure, settings, topic_names(known)), opener)
         readiness.add("slots", owner.health)
         readiness.add("publishing", owner.degraded, degraded=True)
         background.start()
@@ -114,29 +113,3 @@ def create_app(settings: IngestSettings) -> FastAPI:
         rows.close()
 
     return make_app("Ingest API", settings, [collect_router(known)], lifespan, readiness, frozenset({HEALTH_PATH}))
-
-
-def _remote_disk(settings: IngestSettings) -> RemoteDisk | None:
-    if not settings.disk_space_url:
-        return None
-    return RemoteDisk(settings.disk_space_url, settings.token.get_secret_value() if settings.token else "")
-
-
-def _topic_names(known: tuple[Dataset, ...]) -> list[str]:
-    return [dataset.topic for dataset in known] + [dataset.alert.topic for dataset in known if dataset.alert]
-
-
-def _publisher_opener(
-    settings: IngestSettings, known: tuple[Dataset, ...], message_cache: MessageCache, rows: PostgresReader
-) -> Callable[[Lease], SlotPublisher]:
-    by_name = {dataset.name: dataset for dataset in known}
-    slot_kafka = SlotKafka(
-        partial(open_slot_producer, settings.kafka_url),
-        partial(kafka.KafkaPartitionReader, settings.kafka_url),
-        settings.kafka_partitions,
-    )
-
-    def open_publisher(lease: Lease) -> SlotPublisher:
-        return SlotPublisher(lease, by_name, slot_kafka, message_cache, rows, settings.publisher_rows)
-
-    return open_publisher

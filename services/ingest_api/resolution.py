@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from services.acceptance.topic_log import TopicLog
 from services.core.dataset import Dataset
 from services.core.errors import Conflict, NeedsOperator
 from services.core.ledger import Batch, Part
 from services.core.ports import PartitionReader, StoreReader, StoreWriter, TransactionalProducer
-from services.ingest_api.topic_log import TopicLog
 from services.ledger import batches as ledger_batches
 from services.ledger import topics
 from services.ledger.slots import Lease

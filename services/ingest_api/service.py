@@ -5,10 +5,10 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from services.acceptance.committer import Accepted, Committer, Outcome, Submission
 from services.core.batcher import Batcher
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
-from services.ingest_api.committer import Accepted, Committer, Outcome, Submission
 from services.ingest_api.decoding import free
 
 GROUP_BYTES = 16 << 20  # of request bodies in one transaction; more would not make it more efficient

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from services import datasets, stores
+from services.acceptance.publisher import open_slot_producer
 from services.core.backoff import Backoff
 from services.core.errors import LogpipeError, StoreDown
 from services.core.ports import StoreReader
-from services.ingest_api.publisher import open_slot_producer
 from services.ingest_api.resolution import Resolved, Sink, resolve
 from services.ledger import schema, slots
 from services.ledger.slots import Lease

@@ -63,6 +63,16 @@ def dead_lettered(
         return [DeadLettered(*row) for row in found]
 
 
+def lines_of_topic(connection: Connection, store: str, dataset: str, topic: str) -> int:
+    """Return how many lines of messages of `topic` the indexed dead letters without a batch stand for."""
+    query = """SELECT coalesce(sum(rows), 0) FROM dead_letters
+               WHERE store = %s AND dataset = %s AND batch_id = %s AND topic = %s"""
+    with translated():
+        row = connection.execute(query, (store, dataset, _NO_BATCH, topic)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def forget(connection: Connection, dataset: str, floor: int) -> int:
     """Delete the dead letters of batches below `floor`, and those as old without a batch; return how many."""
     return delete_in_chunks(connection, _FORGET, (dataset, floor, dataset), _FORGOTTEN_AT_ONCE)

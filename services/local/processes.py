@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 
+from services.core.errors import NeedsOperator
 from services.local import jars, jmx
 from services.local.program import Program, http_ready
 from services.local.settings import LocalSettings
@@ -41,6 +42,18 @@ def _with_own_port(settings: LocalSettings, program: Program, setting: str, port
         return program
     environment = {**program.environment, "LOGPIPE_INGEST_OWN_PORT": str(port)}
     return replace(program, environment=environment, ports={**program.ports, setting: port})
+
+
+def kafka_source(settings: LocalSettings) -> Program:
+    if not settings.kafka_source_topic:
+        raise NeedsOperator("kafka-source reads a foreign topic: name it by LOGPIPE_KAFKA_SOURCE_TOPIC")
+    return _process(
+        settings,
+        "kafka-source",
+        "LOGPIPE_KAFKA_SOURCE_PORT",
+        settings.kafka_source_port,
+        arguments=("--topic", settings.kafka_source_topic, "--dataset", settings.kafka_source_dataset),
+    )
 
 
 def stream_to_store(settings: LocalSettings) -> Program:

@@ -33,6 +33,9 @@ class LocalSettings(Settings):
         description="what fills the lake of the local stack: spark, or embedded, which is cheaper and needs no JVM",
     )
 
+    kafka_source_topic: str = Field("", description="the foreign topic of kafka-source, unless --topic names it")
+    kafka_source_dataset: str = Field("footprints", description="the dataset of its rows, unless --dataset names it")
+
     monitoring: bool = Field(
         False, description="the local stack has Prometheus and its exporters, as with up --with monitoring"
     )
@@ -61,6 +64,7 @@ class LocalSettings(Settings):
     local_ingest_2_metrics_port: Port = Field(18082, description="metrics of the second ingest process")
 
     ingest_port: Port = Field(8081, description="ingest API")
+    kafka_source_port: Port = Field(8089, description="operations port of kafka-source")
     generator_port: Port = Field(30800, description="generator")
     query_port: Port = Field(30801, description="query API")
     stream_to_store_port: Port = Field(8083, description="operations port of stream-to-store")

@@ -63,6 +63,7 @@ _PROGRAMS: Mapping[str, _Entry] = {
     ),
     "ingest-api": _Entry(processes.ingest_api, needs=("postgres", "kafka")),
     "ingest-api-2": _Entry(processes.ingest_api_2, needs=("ingest-api",)),
+    "kafka-source": _Entry(processes.kafka_source, needs=("postgres", "kafka"), optional=True),
     "stream-to-store": _Entry(processes.stream_to_store, needs=("postgres", "kafka", "clickhouse")),
     "stream-to-lake": _Entry(processes.stream_to_lake, needs=("postgres", "kafka", "datanode")),
     "realtime-aggregator": _Entry(

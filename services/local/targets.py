@@ -59,6 +59,7 @@ def targets(settings: LocalSettings) -> list[Target]:
         # Two ingest processes share a port. Each has its own port for its metrics.
         Target("ingest-api", "ingest-api", "http", settings.local_ingest_metrics_port),
         Target("ingest-api-2", "ingest-api", "http", settings.local_ingest_2_metrics_port),
+        Target("kafka-source", "kafka-source", "http", settings.kafka_source_port),
         Target("stream-to-store", "stream-to-store", "http", settings.stream_to_store_port),
         Target("stream-to-lake", "stream-to-lake", "http", settings.stream_to_lake_port),
         Target("realtime-aggregator", "realtime-aggregator", "http", settings.realtime_port),

@@ -1,4 +1,4 @@
-"""All migrations: those of each room that has tables of its own, and the table of each dataset."""
+"""All migrations: those of each room with tables of its own, the table of each dataset, and the views on them."""
 
 from contextlib import closing
 
@@ -26,4 +26,5 @@ def migrate(postgres_url: str) -> list[str]:
         applied = migrations.apply(connection, *ROOMS)
         for dataset in datasets.all_datasets():
             postgres.prepare(connection, dataset)
+        applied += migrations.apply(connection, rows.VIEWS)
     return applied

@@ -22,12 +22,18 @@ _log = logs.get("dead_letters")
 
 
 class DeadLetters:
-    """Sends the dead letters of one store and dataset. Called by stream-to-store and replay, by one thread."""
+    """Sends the dead letters of one store and dataset. Called by stream-to-store, replay and kafka-source.
 
-    def __init__(self, open_producer: Callable[[], TransactionalProducer], store: str, dataset: Dataset) -> None:
+    It belongs to one thread.     `topic`: the topic of the messages, where that is not the dataset's own.
+    """
+
+    def __init__(
+        self, open_producer: Callable[[], TransactionalProducer], store: str, dataset: Dataset, topic: str = ""
+    ) -> None:
         self._open_producer = open_producer
         self._store = store
         self._dataset = dataset
+        self._topic = topic
         self._producer: TransactionalProducer | None = None
         self._counter = metrics.counter(metric_names.DEAD_LETTERS, store, dataset.name)  # served as 0 from the start
 
@@ -38,7 +44,7 @@ class DeadLetters:
         try:
             if self._producer is None:
                 self._producer = self._open_producer()
-            encoded = [encode(self._store, self._dataset, dead_letter) for dead_letter in dead_letters]
+            encoded = [encode(self._store, self._dataset, dead_letter, self._topic) for dead_letter in dead_letters]
             self._producer.publish([Outgoing(TOPIC, PARTITION, key, value) for key, value in encoded])
         except BaseException:
             self.close()

@@ -119,6 +119,11 @@ def sink_group(store: str, dataset: str) -> str:
     return f"logpipe-{store}-{dataset}"
 
 
+def source_group(topic: str, dataset: str) -> str:
+    """Return the consumer group that takes a foreign topic into a dataset."""
+    return f"logpipe-source-{dataset}-{topic}"
+
+
 def members(url: str, group: str) -> int:
     """Return the number of consumers in the group. A dead one counts until its session times out. Raises StoreDown."""
     admin = AdminClient(config(url))  # its answers come only while it lives

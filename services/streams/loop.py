@@ -1,4 +1,4 @@
-"""The loop that reads a topic as a member of a consumer group. stream_to_store and alerting run it.
+"""The loop that reads a topic as a member of a consumer group. stream_to_store, kafka_source and alerting run it.
 
 The loop owns the reader of the group. It polls, follows rebalances, and backs off after a failure. A `Handler`
 processes the messages. The loop's state is one of these:

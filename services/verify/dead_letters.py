@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.core.dataset import Dataset
-from services.core.dead_letter import DeadLettered
+from services.core.dead_letter import SOURCE, DeadLettered
 from services.core.ports import KeepsRejects, PartitionReader, StoreReader
 from services.ledger import dead_letter_index
 from services.postgres.pool import Pool
@@ -57,6 +57,12 @@ class DeadLetterLookup:
         nothing = DeadLetteredRows()
         wanted = set(batches) & (indexed.keys() | rejects.keys())
         return {batch: indexed.get(batch, nothing) | rejects.get(batch, nothing) for batch in wanted}
+
+    def of_source(self, topic: str, dataset: str) -> int:
+        """Return how many lines of a foreign topic are dead letters. Updates the index first. Raises StoreDown."""
+        with self._ledger.connection() as connection:
+            dead_letter_index.update(connection, self._open_topic())
+            return dead_letter_index.lines_of_topic(connection, SOURCE, dataset, topic)
 
 
 def by_batch(dead_lettered: Iterable[DeadLettered]) -> Mapping[int, DeadLetteredRows]:

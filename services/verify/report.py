@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from services.verify.reconcile import Result
+from services.verify.sources import SourceResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,12 @@ class Report:
     unchecked: Mapping[str, str]
     sample: int | None = None
     first: int = 0
+    sources: Sequence[SourceResult] = ()
 
     @property
     def exit_code(self) -> int:
         """1: something differs; 2: nothing known to differ, but not everything could be checked."""
-        if not all(result.ok for result in self.results):
+        if not (all(result.ok for result in self.results) and all(source.ok for source in self.sources)):
             return 1
         return 2 if self.unchecked or not self.results else 0
 
@@ -42,6 +44,7 @@ def as_json(report: Report) -> str:
         "seed": report.seed,
         "sample": report.sample,
         "results": [{**asdict(result), "ok": result.ok} for result in report.results],
+        "sources": [{**asdict(source), "ok": source.ok} for source in report.sources],
         "unchecked": report.unchecked,
     }
     return msgspec.json.encode(body).decode()
@@ -74,9 +77,33 @@ def show(report: Report, console: Console) -> None:
         for text in (*result.examples, result.note):
             if text:
                 console.print(f"{result.dataset} in {result.store}: {escape(text)}", highlight=False)
+    if report.sources:
+        _show_sources(report.sources, console)
     for store, reason in report.unchecked.items():
         console.print(f"[bold red]{store} could not be checked[/bold red]: {escape(reason)}", highlight=False)
     chosen = (
         "Checksums of complete batches" if report.sample is None else "Other batches were not looked at. The sample"
     )
     console.print(f"{chosen}: chosen by --seed {report.seed}", style="dim", highlight=False)
+
+
+def _show_sources(sources: Sequence[SourceResult], console: Console) -> None:
+    table = Table(title="Foreign topics against the ledger", title_justify="left", box=SIMPLE)
+    table.add_column("topic")
+    table.add_column("dataset")
+    for name in ("lines", "rows", "dead letters", "found"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for source in sources:
+        numbers = (source.lines, source.rows, source.dead_letters)
+        table.add_row(
+            source.topic,
+            source.dataset,
+            *(f"{number:,}" for number in numbers),
+            "" if source.found is None else f"{source.found:,}",
+            "[green]ok[/green]" if source.ok else "[bold red]differs[/bold red]",
+        )
+    console.print(table)
+    for source in sources:
+        if source.note:
+            console.print(f"{source.topic} in {source.dataset}: {escape(source.note)}", highlight=False)

@@ -9,19 +9,21 @@ from functools import cache, partial
 from rich.progress import Progress
 
 from services.core.dataset import Dataset
+from services.core.dead_letter import SOURCE
 from services.core.errors import LogpipeError, StoreDown
 from services.core.instants import DAY
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
-from services.ledger import reading, sampling, verifications
+from services.ledger import reading, sampling, source_progress, verifications
 from services.ledger.verifications import Verified
 from services.ledger.watermark import Watermarks
 from services.postgres.clock import now_microseconds
 from services.postgres.pool import Pool
-from services.verify import sample
+from services.verify import sample, sources
 from services.verify.dead_letters import DeadLetterLookup
 from services.verify.reconcile import Result, Scope, reconcile
 from services.verify.report import Report
+from services.verify.sources import SourceResult
 
 _PAGE = 10_000  # batches read at once
 _POLL_SECONDS = 0.2
@@ -67,7 +69,21 @@ class Verification:
                     others = [unchecked[reader.name]] if reader.name in unchecked else []
                     unchecked[reader.name] = "; ".join([*others, f"{dataset.name}: {error}"])
         self._record(results, request)
-        return Report(last, request.seed, results, unchecked, request.sample, first)
+        reconciled = self._sources(request, unchecked)
+        return Report(last, request.seed, results, unchecked, request.sample, first, reconciled)
+
+    def _sources(self, request: Request, unchecked: dict[str, str]) -> list[SourceResult]:
+        """Reconcile the foreign topics that were read into the datasets. Adds to `unchecked`."""
+        found = []
+        for dataset in request.datasets:
+            with self._ledger.connection() as connection:
+                counts = source_progress.counts(connection, dataset.name)
+                floor = reading.floor(connection, dataset.name)
+            try:
+                found += [sources.reconcile(each, floor, self._dead_letters.of_source) for each in counts]
+            except LogpipeError as error:
+                unchecked[SOURCE] = f"{dataset.name}: {error}"
+        return found
 
     def _record(self, results: Sequence[Result], request: Request) -> None:
         """Keep what was found, for the metrics of the query API: a person's verification settles a scheduled one's."""

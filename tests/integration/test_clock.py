@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from services import datasets
+from services.acceptance.committer import Accepted, Committer, Submission
+from services.acceptance.postgres_maintenance import DAYS_AHEAD, PostgresMaintenance
 from services.core.errors import NeedsOperator
 from services.core.instants import DAY
 from services.core.rows import RowCodec
-from services.ingest_api.committer import Accepted, Committer, Submission
-from services.ingest_api.postgres_maintenance import DAYS_AHEAD, PostgresMaintenance
 from services.ledger import batches, floors, retention_clock, slots
 from services.maintenance.main import main as maintain
 from services.maintenance.tasks import MaintenanceTasks

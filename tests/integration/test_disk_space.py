@@ -8,10 +8,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from services.acceptance import remote_disk
+from services.acceptance.disk import DiskFloor
+from services.acceptance.remote_disk import RemoteDisk
 from services.core.errors import Backpressure
-from services.ingest_api import remote_disk
-from services.ingest_api.disk import DiskFloor
-from services.ingest_api.remote_disk import RemoteDisk
 from tests.processes import Process, free_port
 from tests.waiting import until
 

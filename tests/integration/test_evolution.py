@@ -14,12 +14,12 @@ import msgspec
 import psycopg
 import pytest
 
+from services.acceptance.committer import Accepted, Committer, Submission
+from services.acceptance.publisher import MessageCache, SlotKafka, SlotPublisher
 from services.core.dataset import Column, Dataset
 from services.core.errors import NeedsOperator
 from services.core.queries import AggregateQuery, Filters, ListQuery, Query, StatsQuery
 from services.core.rows import RowCodec
-from services.ingest_api.committer import Accepted, Committer, Submission
-from services.ingest_api.publisher import MessageCache, SlotKafka, SlotPublisher
 from services.ledger import reading
 from services.ledger.sink_progress import SinkProgress, positions
 from services.postgres.connection import connect

@@ -15,15 +15,15 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg.pq import ExecStatus
 
+from services.acceptance.publisher import SlotPublisher
+from services.acceptance.slot_owner import SlotOwner
+from services.acceptance.topic_log import TopicLog
 from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import Conflict, Fenced, NeedsOperator, StoreDown
 from services.core.ledger import Batch, Part
 from services.core.ports import Outgoing
 from services.ingest_api import resolution, slots_command
-from services.ingest_api.publisher import SlotPublisher
-from services.ingest_api.slot_owner import SlotOwner
-from services.ingest_api.topic_log import TopicLog
 from services.ledger import batches, reading, slots, topics
 from services.ledger.reading import LoadedBatches
 from services.ledger.slots import LEASE_SECONDS, Lease

@@ -32,8 +32,19 @@ from tests.processes import Process, free_port
 from tests.waiting import until
 
 SCHEMAS = Path(__file__).with_name("schemas")
-LEDGER_NAMES = ["ledger-0001-tables", "ledger-0002-verifications", "ledger-0003-former-ledgers"]
-NAMES = [*LEDGER_NAMES, "alerts-0001-tables", "postgres-0001-rollups-and-closed-days", "reports-0001-windows"]
+LEDGER_NAMES = [
+    "ledger-0001-tables",
+    "ledger-0002-verifications",
+    "ledger-0003-former-ledgers",
+    "ledger-0004-source-progress",
+]
+NAMES = [
+    *LEDGER_NAMES,
+    "alerts-0001-tables",
+    "postgres-0001-rollups-and-closed-days",
+    "reports-0001-windows",
+    "views-0001-user-footprint",
+]
 MADE_AT_RUN_TIME = """
     CREATE TABLE rollup_chunks (rollup text NOT NULL, until_batch bigint NOT NULL, day date NOT NULL,
         row_count bigint NOT NULL, PRIMARY KEY (rollup, until_batch));

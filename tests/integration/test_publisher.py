@@ -14,14 +14,14 @@ import pytest
 from confluent_kafka import Producer
 
 from services import datasets
+from services.acceptance.committer import Accepted, Committer, Submission
+from services.acceptance.publisher import MessageCache, SlotKafka, SlotPublisher
 from services.core.dataset import Dataset
 from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.instants import DAY
 from services.core.kafka_value import announced
 from services.core.ledger import Batch
 from services.core.rows import RowCodec
-from services.ingest_api.committer import Accepted, Committer, Submission
-from services.ingest_api.publisher import MessageCache, SlotKafka, SlotPublisher
 from services.ledger import batches
 from services.ledger.slots import Lease
 from services.postgres.clock import now_microseconds

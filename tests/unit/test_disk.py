@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import REGISTRY
 
+from services.acceptance import disk as module
+from services.acceptance.disk import DiskFloor, LocalDisk
 from services.core.errors import Backpressure
-from services.ingest_api import disk as module
-from services.ingest_api.disk import DiskFloor, LocalDisk
 
 FLOOR = 1000
 

@@ -100,7 +100,7 @@ def test_a_description_can_be_read_without_drivers() -> None:
 
 
 def test_without_the_files_neither_is_known() -> None:
-    with pytest.raises(Invalid, match="events, logs"):
+    with pytest.raises(Invalid, match="events, footprints, logs"):
         datasets.find("payments")
     with pytest.raises(Invalid, match="clickhouse"):
         stores.open_reader("toy")

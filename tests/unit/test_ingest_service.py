@@ -6,10 +6,10 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, cast
 
+from services.acceptance.committer import Accepted, Committer, Outcome, Submission
 from services.core.dataset import Dataset
 from services.core.rows import Rows
 from services.datasets.logs import DATASET
-from services.ingest_api.committer import Accepted, Committer, Outcome, Submission
 from services.ingest_api.service import IngestService
 
 

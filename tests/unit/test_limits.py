@@ -16,6 +16,7 @@ from unittest.mock import patch
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from services.acceptance.disk import DiskFloor, LocalDisk
 from services.core import dead_letter, result_size, row_chunks
 from services.core.dead_letter import MAX_REASON_CHARACTERS, DeadLetter
 from services.core.errors import LogpipeError
@@ -24,7 +25,6 @@ from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.ingest_api import bodies, endpoints
 from services.ingest_api.bodies import InFlight
-from services.ingest_api.disk import DiskFloor, LocalDisk
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.query_api import parameters
@@ -116,6 +116,7 @@ TRIED_IN = {
     "services.core.kafka_value.MAX_VALUE_BYTES": "unit/test_kafka_value.py::test_no_value_is_larger_than_a_broker",
     "services.core.dead_letter.MAX_DEAD_LETTER_BYTES": "unit/test_stream_to_store.py::test_a_foreign_key_of_any_size",
     "services.core.dead_letter.MAX_REASON_CHARACTERS": "unit/test_limits.py::test_a_long_reason_is_cut",
+    "services.kafka_source.decoding.MOST_DEAD_LETTERS": "unit/test_kafka_source.py::test_the_dead_letters_of_one",
     "services.core.completion.MOST_REJECTED": "unit/test_completion.py::test_a_store_that_refuses_rows_without_end",
     "LOGPIPE_QUERY_SECONDS": "unit/test_query_api.py::test_out_of_time",
     "services.lake.processes.ENGINE_BYTES": "unit/test_lake_reader.py::test_a_query_that_needs_more_memory",

@@ -1,7 +1,7 @@
 """The publisher's cache of messages."""
 
+from services.acceptance.publisher import MessageCache
 from services.core.ports import Outgoing
-from services.ingest_api.publisher import MessageCache
 
 
 def batch(size: int) -> list[Outgoing]:

@@ -7,10 +7,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from services.acceptance import slot_leases
+from services.acceptance.slot_leases import SlotLeases
+from services.acceptance.slot_owner import SlotOwner
 from services.core.errors import StoreDown
-from services.ingest_api import slot_leases
-from services.ingest_api.slot_leases import SlotLeases
-from services.ingest_api.slot_owner import SlotOwner
 from services.ledger import schema
 from services.ledger.slots import Lease
 from tests.waiting import until

@@ -1,7 +1,7 @@
 """When the warm-up of Spark ends, and that its made-up messages are sound."""
 
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, pairwise
 from threading import Event
 from time import monotonic
 from unittest.mock import MagicMock, Mock
@@ -77,8 +77,9 @@ def test_a_warm_up_that_never_settles_is_stopped_at_the_limit(warm_ups: list[Moc
 
 
 def test_datasets_are_warmed_up_one_after_the_other(warm_ups: list[Mock]) -> None:
-    warm_ups[0].finished.return_value = True
-    warm_ups[1].start.side_effect = lambda spark: warm_ups[0].stop.assert_called_once()
+    for former, following in pairwise(warm_ups):
+        former.finished.return_value = True
+        following.start.side_effect = lambda spark, former=former: former.stop.assert_called_once()
     run(0.5)
     await_ended(warm_ups)
 
@@ -102,7 +103,8 @@ def test_without_a_limit_only_the_scratch_of_a_crash_is_deleted(warm_ups: list[M
 
 def test_a_failure_does_not_end_the_start(warm_ups: list[Mock]) -> None:
     warm_ups[0].start.side_effect = StoreDown("lake", "unreachable")
-    warm_ups[1].finished.return_value = True
+    for each in warm_ups[1:]:
+        each.finished.return_value = True
     warm_ups[1].stop.side_effect = StoreDown("lake", "unreachable")
     run(60)
     for each in warm_ups:

@@ -37,7 +37,7 @@ with DAG(
             format="date",
             description="Of event time, UTC.",
         ),
-        "dataset": Param("logs", type="string", enum=["logs", "events"], description="What to maintain."),
+        "dataset": Param("logs", type="string", enum=["logs", "events", "footprints"], description="What to maintain."),
         "steps": Param(
             STEPS[1:],
             type="array",

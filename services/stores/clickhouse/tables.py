@@ -11,7 +11,7 @@ from services.core.errors import NeedsOperator
 from services.core.ids import MAX_BATCH_ROWS
 from services.core.instants import DAY, to_datetime
 from services.runtime.settings import ClickHouseSettings
-from services.stores.clickhouse import rollups
+from services.stores.clickhouse import rollups, views
 from services.stores.clickhouse.client import connect, translated
 from services.stores.clickhouse.names import quoted, stored
 
@@ -48,7 +48,7 @@ def insert_into(dataset: Dataset) -> str:
 
 
 def prepare(client: Client, dataset: Dataset) -> None:
-    """Create the dataset's table, or add missing columns, indexes and the rollup. Raises NeedsOperator or StoreDown."""
+    """Create the dataset's table and view, or add what they lack, and the rollup. Raises NeedsOperator or StoreDown."""
     with translated():
         client.command(create_table(dataset))
         if _DURABLE not in _engine(client, dataset):  # the table was made by an earlier release
@@ -70,6 +70,7 @@ def prepare(client: Client, dataset: Dataset) -> None:
             index = f"search {stored(dataset.by_name[dataset.search])} {_SEARCH_INDEX}"
             client.command(f"ALTER TABLE {quoted(dataset.name)} ADD INDEX IF NOT EXISTS {index}")
         rollups.prepare(client, dataset)
+        views.prepare(client, dataset)
 
 
 def table_id(client: Client, dataset: Dataset) -> str:

@@ -1,7 +1,7 @@
 """Group commit: requests of one dataset share one PostgreSQL transaction. The API replies to them after the commit.
 
-    BEGIN; look up the ledger id and the request keys; take the transaction id and the batch ids; COPY rows;
-    insert the ledger rows and the request keys; COMMIT
+    BEGIN; look up the ledger id and the request keys; advance the offsets of a source; take the transaction id and the
+    batch ids; COPY rows; insert the ledger rows and the request keys; COMMIT
 
 If PostgreSQL refuses a value that our validation let through, the group is committed again request by request, so that
 only the request with the value fails.
@@ -20,10 +20,11 @@ from services.core import kafka_value, metric_names
 from services.core.dataset import Dataset
 from services.core.errors import Conflict, Invalid, KeyReused, LogpipeError, OtherLedger, StoreDown
 from services.core.instants import DAY
-from services.core.ledger import Batch
+from services.core.ledger import Batch, SourceAdvance
 from services.core.ports import Outgoing
 from services.core.rows import RowCodec, Rows, checksum
 from services.ledger import batches as ledger_batches
+from services.ledger import source_progress
 from services.ledger.identity import ledger_id
 from services.postgres.clock import now_microseconds
 from services.postgres.connection import PIPELINE, connect
@@ -39,12 +40,14 @@ class Submission:
     """One request's rows, in chunks of which none is empty. `key` is its Idempotency-Key, '' when it has none.
 
     `ledger` is the id of the ledger that the rows are meant for, '' for any. A client with a journal sends it.
+    `source`: the messages of a foreign topic that the rows were in; its offsets advance in the rows' transaction.
     """
 
     chunks: list[Rows]
     key: str = ""
     body_hash: bytes = b""
     ledger: str = ""
+    source: SourceAdvance | None = None
 
     @property
     def rows(self) -> int:
@@ -89,7 +92,11 @@ class Committer:
         self._connection: psycopg.Connection[Any] | None = None
 
     def commit(self, dataset: Dataset, group: Sequence[Submission]) -> list[Outcome]:
-        """Return the outcome of each submission, in order. A LogpipeError is an outcome, and is not raised."""
+        """Return the outcome of each submission, in order. A LogpipeError is an outcome, and is not raised.
+
+        A submission with a source is committed in a group of its own. Its outcome may be Fenced: then another process
+        has taken the messages, and nothing is stored.
+        """
         try:
             try:
                 return self._commit(dataset, group)
@@ -122,6 +129,8 @@ class Committer:
                 cursor.execute("BEGIN")
                 outcomes = self._decided_already(cursor, dataset, group)
                 fresh = [index for index, outcome in enumerate(outcomes) if outcome is None]
+                for source in filter(None, (group[index].source for index in fresh)):
+                    source_progress.advance(cursor, source)
                 if fresh:
                     total = sum(group[index].rows for index in fresh)
                     begun = ledger_batches.begin(cursor, -(-total // self._batch_rows))

@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable
 from uuid import UUID
 
+from services.acceptance.publisher import SlotPublisher
+from services.acceptance.slot_leases import SlotLeases
 from services.core import metric_names
 from services.core.backoff import Backoff
 from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
-from services.ingest_api.publisher import SlotPublisher
-from services.ingest_api.slot_leases import SlotLeases
 from services.ledger import batches, slots
 from services.ledger.slots import Lease
 from services.postgres.connection import Connection

@@ -4,6 +4,7 @@ import time
 
 import httpx
 import msgspec
+from pydantic import SecretStr
 
 from services.core.backoff import Backoff
 from services.core.errors import StoreDown
@@ -51,3 +52,8 @@ class RemoteDisk:
             raise StoreDown("disk", f"{self.name}/disk: {error}") from error
         self._free, self._known_at = free, time.monotonic()
         return _POLL_SECONDS
+
+
+def remote_disk_of(url: str, token: SecretStr | None) -> RemoteDisk | None:
+    """Return the disk that the `logpipe disk-space` at `url` tells about; None without a URL."""
+    return RemoteDisk(url, token.get_secret_value() if token else "") if url else None

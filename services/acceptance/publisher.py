@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from services.acceptance.topic_log import TopicLog
 from services.core import kafka_value, metric_names
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
@@ -19,7 +20,6 @@ from services.core.ledger import Batch
 from services.core.ports import Outgoing, PartitionReader, TransactionalProducer
 from services.core.read_back import ReadBack
 from services.core.rows import RowCodec, Rows
-from services.ingest_api.topic_log import TopicLog
 from services.ledger import batches as ledger_batches
 from services.ledger.slots import Lease
 from services.postgres.connection import Connection

@@ -1,4 +1,4 @@
-"""The maintenance tasks of the ingest API in PostgreSQL.
+"""The maintenance tasks in PostgreSQL of a process that accepts rows.
 
 They wait for the tables, create day partitions ahead of time, and delete old request keys.
 """
@@ -32,13 +32,16 @@ class Identity(NamedTuple):
 
 
 class PostgresMaintenance:
-    """One thread, which waits while PostgreSQL is unreachable or not migrated, also at the start of the process."""
+    """One thread, which waits while PostgreSQL is unreachable or not migrated, also at the start of the process.
+
+    Request keys are deleted after `key_hours`. None leaves that to other processes.
+    """
 
     def __init__(
         self,
         url: str,
         datasets: tuple[Dataset, ...],
-        key_hours: float,
+        key_hours: float | None,
         session_name: str = PIPELINE,
     ) -> None:
         self._url = url
@@ -96,6 +99,8 @@ class PostgresMaintenance:
         self._forget_keys(connection)
 
     def _forget_keys(self, connection: Connection) -> None:
+        if self._key_hours is None:
+            return
         try:
             batches.forget_requests(connection, self._key_hours)
             self._kept_keys = ""

@@ -1,0 +1,163 @@
+"""Decodes the messages of a foreign topic into rows, and lines that are no rows into dead letters.
+
+The bytes are those of another program: nothing that they contain may stop the process. Many messages are decoded in one
+call. If one of them is bad, they are decoded message by message, and the lines of a bad message in groups and then one
+by one.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import islice
+
+from services.core.dataset import Dataset
+from services.core.dead_letter import DeadLetter
+from services.core.errors import LogpipeError, Malformed
+from services.core.lines import UNDECODABLE
+from services.core.ports import Message
+from services.core.rows import RowCodec, Rows
+
+MOST_DEAD_LETTERS = 100
+"""Dead letters of the single lines of one message. All further bad lines of the message share one dead letter."""
+
+_AT_ONCE = 1000  # lines of a bad message that are decoded in one call
+_REFUSED = (LogpipeError, ValueError, *UNDECODABLE)  # ValueError: Python reads no integer of 4,301 digits
+
+
+@dataclass(slots=True)
+class Decoded:
+    """The rows in messages, in order, in chunks of which none is empty, and the dead letters.
+
+    `lines` is counted by itself: if all is well, it is the number of rows and of the lines that are dead letters.
+    """
+
+    lines: int = 0
+    chunks: list[Rows] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return sum(chunk.count for chunk in self.chunks)
+
+    @property
+    def dead_lines(self) -> int:
+        return sum(dead_letter.rows for dead_letter in self.dead_letters)
+
+
+class MessageDecoder:
+    """Decodes messages by the wire names of a dataset. Stateless after construction."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._codec = RowCodec(dataset)
+
+    def decode(self, messages: Sequence[Message]) -> Decoded:
+        """Return what the messages of one partition contain; there is at least one. Raises nothing."""
+        rows, lines = self._all(messages)
+        if rows:
+            return Decoded(lines, [rows])
+        decoded = Decoded()
+        for message in messages:
+            self._decode(message, decoded)
+        return decoded
+
+    def refused(self, message: Message, reason: str) -> Decoded:
+        """Return dead letters only, for a message of which PostgreSQL refuses a row that decodes."""
+        decoded = self.decode([message])
+        whole = DeadLetter(message.partition, message.offset, None, None, None, decoded.rows, reason, message.value)
+        return Decoded(decoded.lines, [], [*decoded.dead_letters, whole])
+
+    def _all(self, messages: Sequence[Message]) -> tuple[Rows | None, int]:
+        """Return the rows of all messages and their number of lines if each line is a row; else None and 0.
+
+        A value may extend over several lines, and then over several messages. Only if there are as many values as lines
+        is each line a value of its own.
+        """
+        lines = 0
+        for message in messages:
+            own = sum(1 for _ in _lines(message.value))
+            if not own:
+                return None, 0
+            lines += own
+        try:
+            rows = self._codec.decode_lines(b"\n".join(message.value for message in messages))
+        except _REFUSED:
+            return None, 0
+        return (rows, lines) if rows.count == lines else (None, 0)
+
+    def _decode(self, message: Message, decoded: Decoded) -> None:
+        """Add what the message contains to `decoded`."""
+        value = message.value
+        decoded.lines += 1  # an object may extend over several lines, which are one line then
+        try:
+            decoded.chunks.append(self._codec.decode_object(value))
+            return
+        except Malformed as error:  # several lines, or no JSON at all
+            reason = str(error)
+        except _REFUSED as error:
+            decoded.dead_letters.append(_whole(message, _text(error)))
+            return
+        if len(list(islice(_lines(value), 2))) < 2:
+            decoded.dead_letters.append(_whole(message, reason if value.strip() else "the message has no row"))
+            return
+        lines, first, refused = _lines(value), 0, _RefusedLines(message)
+        while some := list(islice(lines, _AT_ONCE)):
+            decoded.chunks += self._decode_lines(some, first, refused)
+            first += len(some)
+        decoded.lines += first - 1
+        decoded.dead_letters += refused.dead_letters()
+
+    def _decode_lines(self, lines: Sequence[bytes], first: int, refused: "_RefusedLines") -> list[Rows]:
+        """Return the rows of lines, of which the first one has the number `first` in the message."""
+        try:
+            rows = self._codec.decode_lines(b"\n".join(lines))
+            if rows.count == len(lines):
+                return [rows]
+        except _REFUSED:
+            pass  # one of them is bad
+        good = []
+        for number, line in enumerate(lines, first):
+            try:
+                good.append(self._codec.decode_object(line))
+            except _REFUSED as error:
+                refused.add(number, line, _text(error))
+        return [Rows.joined(good)] if good else []
+
+
+class _RefusedLines:
+    """The bad lines of one message. The memory that they take is bounded, however many there are."""
+
+    def __init__(self, message: Message) -> None:
+        self._message = message
+        self._single: list[DeadLetter] = []
+        self._further = 0
+        self._example = (0, b"", "")
+
+    def add(self, number: int, line: bytes, reason: str) -> None:
+        if len(self._single) < MOST_DEAD_LETTERS:
+            place = (self._message.partition, self._message.offset, number)
+            self._single.append(DeadLetter(*place, None, None, 1, reason, line))
+            return
+        if not self._further:
+            self._example = (number, line, reason)
+        self._further += 1
+
+    def dead_letters(self) -> list[DeadLetter]:
+        if not self._further:
+            return self._single
+        number, line, reason = self._example
+        text = f"{self._further} more lines of this message are no rows; the first of them is line {number}: {reason}"
+        place = (self._message.partition, self._message.offset, None)
+        return [*self._single, DeadLetter(*place, None, None, self._further, text, line)]
+
+
+def _whole(message: Message, reason: str) -> DeadLetter:
+    return DeadLetter(message.partition, message.offset, None, None, None, 1, reason, message.value)
+
+
+def _lines(value: bytes) -> Iterator[bytes]:
+    """Yield the lines that are not blank, one at a time: a list of them could take 30 times the memory of `value`."""
+    return (line.rstrip(b"\r\n") for line in BytesIO(value) if line.strip())
+
+
+def _text(error: BaseException) -> str:
+    return str(error).removeprefix("row 0: ")
