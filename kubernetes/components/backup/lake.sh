@@ -1,5 +1,5 @@
-# One version of each table. A table's log is copied first: the files that it names stay for LOGPIPE_VACUUM_HOURS, so the
-# copy must end within that time. A command in the list of `for` may fail unseen, so that each list is made before.
+# One version of each table. A table's log is copied first: the files that it names stay for LOGPIPE_VACUUM_HOURS, so
+# the copy must end within that time. A command in the list of `for` may fail unseen, so each list is made before.
 set -eu
 . /etc/backup/copies.sh
 hdfs=/opt/hadoop/bin/hdfs
