@@ -4,8 +4,8 @@
 name=$(date -u +%Y-%m-%dT%H%M%S)-$HOSTNAME
 
 # begin FOLDER COUNT: make room in FOLDER for one more copy, so that COUNT are kept. Deleting comes before copying, so
-# that a full volume gets room. It counts copies, so that backups that fail for weeks do not delete the good ones. One run
-# at a time: the lock ends with the script.
+# that a full volume gets room. It counts copies, so that backups that fail for weeks do not delete the good ones. One
+# run at a time: the lock ends with the script.
 begin() {
     mkdir -p "$1"
     exec 9>"$1/.lock"
