@@ -59,6 +59,17 @@ def _in_volume(volume: Object, sub_path: str | None) -> Iterator[tuple[str, str,
             yield from ((kind, name, key, is_optional) for key in keys)
 
 
+def _claims(objects: list[Object], in_namespace: str) -> set[str]:
+    """The names of claims, with those that StatefulSets make for the first of their pods."""
+    made = {
+        f"{template['metadata']['name']}-{each.name}-0"
+        for each in workloads(objects)
+        if each.namespace == in_namespace
+        for template in each.object["spec"].get("volumeClaimTemplates", [])
+    }
+    return made | by_name(objects, "PersistentVolumeClaim", in_namespace).keys()
+
+
 def volumes(objects: list[Object]) -> Iterator[str]:
     for workload in workloads(objects):
         declared = {each["name"] for each in workload.pod.get("volumes", [])}
@@ -71,7 +82,7 @@ def volumes(objects: list[Object]) -> Iterator[str]:
             yield f"{workload}: nothing mounts the volume {name}"
         for volume in workload.pod.get("volumes", []):
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
-            if claim and claim not in by_name(objects, "PersistentVolumeClaim", workload.namespace):
+            if claim and claim not in _claims(objects, workload.namespace):
                 yield f"{workload}: there is no claim {claim}"
 
 

@@ -257,7 +257,11 @@ def jobs(objects: list[Object]) -> Iterator[str]:
         if workload.kind == "CronJob":
             if spec.get("concurrencyPolicy") != "Forbid":
                 yield f"{workload} may run twice at once"
+            if "suspend" not in spec:
+                yield f"{workload} stays suspended once it was: `kubectl apply` changes only what a manifest states"
             spec = spec["jobTemplate"]["spec"]
+            if "activeDeadlineSeconds" not in spec:
+                yield f"{workload} has no deadline, and one run that hangs keeps the next ones from starting"
         if "backoffLimit" not in spec:
             yield f"{workload} does not say how often it is tried"
         if workload.pod.get("restartPolicy") not in ("Never", "OnFailure"):

@@ -75,3 +75,11 @@ def _annotated(name: str) -> int:
     file = Path(ROOT / "kubernetes" / "base" / f"{name}.yaml")
     (found,) = of_kind(list(yaml.safe_load_all(file.read_text())), "Deployment")
     return int(found["spec"]["template"]["metadata"]["annotations"][ANNOTATION])
+
+
+def test_one_node_has_room_for_the_component_backup(built: Callable[[str], list[Object]]) -> None:
+    """It is not in the overlay, whose file says how to add it."""
+    objects = built("k3s")
+    backups = needed(built("base with backup")).items() - needed(built("base with hdfs")).items()
+    assert backups
+    assert sum(needed(objects).values()) + sum(most for _, most in backups) <= accepted(objects)

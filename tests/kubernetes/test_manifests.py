@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 from kubernetes_validate import utils
 
-from tests.kubernetes import builds, flows, ours, references, rules
+from tests.kubernetes import builds, flows, ours, references, rules, safekeeping
 from tests.kubernetes.builds import ALL, NAMES, OVERLAYS, Builds
 from tests.kubernetes.objects import Object, full_name, workloads
 
@@ -62,7 +62,9 @@ def test_it_keeps_the_rule(built: Callable[[str], list[Object]], name: str, rule
 
 
 @pytest.mark.parametrize(
-    "rule", [*references.RULES, *flows.RULES, *ours.RULES], ids=lambda rule: f"{rule.__module__[17:]}-{rule.__name__}"
+    "rule",
+    [*references.RULES, *flows.RULES, *ours.RULES, *safekeeping.RULES],
+    ids=lambda rule: f"{rule.__module__[17:]}-{rule.__name__}",
 )
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_it_names_exists(built: Callable[[str], list[Object]], name: str, rule: rules.Rule) -> None:

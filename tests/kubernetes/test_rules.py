@@ -9,11 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.kubernetes import flows, ours, references, rules
+from tests.kubernetes import flows, ours, references, rules, safekeeping
 from tests.kubernetes.objects import Object
 
 GOOD: list[Object] = yaml.safe_load(Path(__file__).with_name("good.yaml").read_text())
-ALL_RULES = [*rules.RULES, *references.RULES, *references.RULES_OF_ALL, *flows.RULES, *ours.RULES]
+ALL_RULES = [
+    *rules.RULES,
+    *references.RULES,
+    *references.RULES_OF_ALL,
+    *flows.RULES,
+    *ours.RULES,
+    *safekeeping.RULES,
+]
 
 
 class System:
@@ -130,6 +137,8 @@ PLANTED: list[tuple[rules.Rule, Callable[[System], object], str]] = [
     (rules.jobs, in_object("CronJob", "verify", "spec/concurrencyPolicy", ...), "may run twice"),
     (rules.jobs, in_object("CronJob", "verify", f"{VERIFY}/backoffLimit", ...), "how often it is tried"),
     (rules.jobs, in_object("CronJob", "verify", f"{VERIFY}/template/spec/restartPolicy", "Always"), "restartPolicy"),
+    (rules.jobs, in_object("CronJob", "verify", "spec/suspend", ...), "stays suspended once it was"),
+    (rules.jobs, in_object("CronJob", "verify", f"{VERIFY}/activeDeadlineSeconds", ...), "has no deadline"),
     (rules.one_writer, in_container("image", "log-pipeline/spark-jobs:1"), "not a StatefulSet of one pod"),
     (rules.probes, lambda system: system.pod("kafka")["containers"].append(system.container("generator")), "/healthz"),
     (rules.node_ports, in_object("Service", "generator", "spec/ports/0/nodePort", 30801), "has the port 30800"),
@@ -233,6 +242,32 @@ PLANTED: list[tuple[rules.Rule, Callable[[System], object], str]] = [
     (ours.allowed_hosts, in_variable("LOGPIPE_ALLOWED_HOSTS", "ingest", "ingest-api"), "refuses requests for the host"),
     (ours.tokens, in_container("env/1", {"name": "A", "value": "b"}), "without LOGPIPE_TOKEN"),
     (ours.dockerfiles, in_pod("securityContext/runAsUser", 4711), "runs as user 4711"),
+    (
+        safekeeping.exporters,
+        added(name="DATA_SOURCE_URI", value="127.0.0.1:5432/logpipe?sslmode=disable"),
+        "keeps a session in database logpipe",
+    ),
+    (
+        safekeeping.room_for_backups,
+        lambda system: system.objects.append(
+            {
+                "kind": "PersistentVolumeClaim",
+                "metadata": {"name": "backup-postgres", "namespace": "log-pipeline"},
+                "spec": {"resources": {"requests": {"storage": "0Gi"}}},
+            }
+        ),
+        "less than 1 times the volume of postgres",
+    ),
+    (
+        safekeeping.hidden_keys,
+        in_object(
+            "ConfigMap",
+            "postgres-settings",
+            "data/hdfs-site.xml",
+            "<c><property><name>header</name><value>X-${env.SECRET}</value></property></c>",
+        ),
+        "header has a secret",
+    ),
 ]
 
 

@@ -1,5 +1,8 @@
-# ClickHouse writes the backup itself, into the claim clickhouse-backups, and keeps all: see README.md.
+# ClickHouse writes the backup itself. This pod has the same volume mounted. The client takes the password from
+# CLICKHOUSE_PASSWORD.
 set -eu
-name=$(date -u +%Y-%m-%dT%H%M)
-clickhouse-client --host=clickhouse --user=logpipe --password="$CLICKHOUSE_PASSWORD" \
-    --query="BACKUP DATABASE default TO File('/backups/$name.zip')"
+. /etc/backup/copies.sh
+begin /backups 3
+clickhouse-client --host=clickhouse --user=logpipe --query="BACKUP DATABASE default TO File('/backups/$name.part.zip')"
+mv -T "/backups/$name.part.zip" "/backups/$name.zip"
+ls -l /backups

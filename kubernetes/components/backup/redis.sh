@@ -1,7 +1,7 @@
 set -eu
-mkdir -p /backups/redis
-file=/backups/redis/$(date -u +%Y-%m-%dT%H%M).rdb
-redis-cli -h redis --user backup --rdb "$file.part"
-mv "$file.part" "$file"
-find /backups/redis -name '*.rdb*' -mtime +7 -delete
+. /etc/backup/copies.sh
+begin /backups/redis 7
+copy=/backups/redis/$name.rdb
+redis-cli -h redis --user backup --rdb "$copy.part"
+mv -T "$copy.part" "$copy"
 ls -l /backups/redis

@@ -72,6 +72,8 @@ EXPORTERS: dict[str, frozenset[str]] = {
     ),
     "kube-state-metrics": frozenset(
         {
+            "kube_cronjob_created",
+            "kube_cronjob_status_last_successful_time",
             "kube_deployment_status_replicas_unavailable",
             "kube_job_failed",
             "kube_pod_container_status_restarts_total",
