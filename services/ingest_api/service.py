@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from services.acceptance.committer import Accepted, Committer, Outcome, Submission
-from services.core.batcher import Batcher
 from services.core.dataset import Dataset
 from services.core.errors import LogpipeError
+from services.core.request_groups import RequestGroups
 from services.ingest_api.decoding import free
 
 GROUP_BYTES = 16 << 20  # of request bodies in one transaction; more would not make it more efficient
@@ -21,7 +21,9 @@ class IngestService:
 
     def __init__(self, committers: Sequence[Committer], group_rows: int, group_wait: float) -> None:
         self._committers = committers
-        self._batcher: Batcher[Dataset, _Waiting] = Batcher(group_rows, GROUP_BYTES, group_wait, time.monotonic)
+        self._groups: RequestGroups[Dataset, _Waiting] = RequestGroups(
+            group_rows, GROUP_BYTES, group_wait, time.monotonic
+        )
         self._changed = asyncio.Event()
         self._draining = False
         self._threads = ThreadPoolExecutor(len(committers), thread_name_prefix="committer")
@@ -37,7 +39,7 @@ class IngestService:
         was lost during COMMIT: after that StoreDown it is unknown.
         """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._batcher.add(dataset, (submission, future), submission.rows, size)
+        self._groups.add(dataset, (submission, future), submission.rows, size)
         self._changed.set()
         outcome = await future
         if isinstance(outcome, LogpipeError):
@@ -75,13 +77,13 @@ class IngestService:
     async def _next_group(self) -> tuple[Dataset, list[_Waiting]] | None:
         """Return the next group that is due; None if the service is draining and no request is left."""
         while True:
-            if group := self._batcher.take():
+            if group := self._groups.take():
                 return group
-            if self._draining and not len(self._batcher):
+            if self._draining and not len(self._groups):
                 return None
             self._changed.clear()
             try:
-                async with asyncio.timeout(self._batcher.seconds_until_due()):
+                async with asyncio.timeout(self._groups.seconds_until_due()):
                     await self._changed.wait()
             except TimeoutError:
                 pass  # the oldest request has waited long enough

@@ -1,4 +1,4 @@
-from services.core.batcher import Batcher
+from services.core.request_groups import RequestGroups
 
 
 class Clock:
@@ -8,13 +8,13 @@ class Clock:
         return self.now
 
 
-def batcher(max_wait: float, clock: Clock | None = None) -> Batcher[str, str]:
-    return Batcher(10, 1000, max_wait, clock or Clock())
+def groups(max_wait: float, clock: Clock | None = None) -> RequestGroups[str, str]:
+    return RequestGroups(10, 1000, max_wait, clock or Clock())
 
 
 def test_a_lone_item_waits_its_time_and_no_longer() -> None:
     clock = Clock()
-    waiting = batcher(0.005, clock)
+    waiting = groups(0.005, clock)
     assert waiting.seconds_until_due() is None
     waiting.add("logs", "a", 1, 1)
     assert waiting.take() is None
@@ -25,7 +25,7 @@ def test_a_lone_item_waits_its_time_and_no_longer() -> None:
 
 
 def test_a_full_group_is_due_at_once_and_the_rest_stays() -> None:
-    waiting = batcher(5)
+    waiting = groups(5)
     for item in "abc":
         waiting.add("logs", item, 4, 1)
     assert waiting.seconds_until_due() == 0
@@ -35,7 +35,7 @@ def test_a_full_group_is_due_at_once_and_the_rest_stays() -> None:
 
 
 def test_few_rows_of_many_bytes_are_a_full_group_too() -> None:
-    waiting = batcher(5)
+    waiting = groups(5)
     for item in "abc":
         waiting.add("logs", item, 1, 400)
     assert waiting.seconds_until_due() == 0
@@ -45,7 +45,7 @@ def test_few_rows_of_many_bytes_are_a_full_group_too() -> None:
 
 
 def test_an_item_larger_than_a_group_travels_alone() -> None:
-    waiting = batcher(5)
+    waiting = groups(5)
     waiting.add("logs", "many rows", 1000, 1)
     waiting.add("logs", "many bytes", 1, 5000)
     waiting.add("logs", "small", 1, 1)
@@ -56,7 +56,7 @@ def test_an_item_larger_than_a_group_travels_alone() -> None:
 
 def test_groups_do_not_mix_and_the_oldest_goes_first() -> None:
     clock = Clock()
-    waiting = batcher(1, clock)
+    waiting = groups(1, clock)
     waiting.add("logs", "a", 1, 1)
     clock.now = 0.5
     waiting.add("events", "b", 1, 1)

@@ -26,7 +26,7 @@ class _Queue(Generic[Item]):
     size: int = 0
 
 
-class Batcher(Generic[Key, Item]):
+class RequestGroups(Generic[Key, Item]):
     """Collects items of one key until they have `max_rows` or `max_bytes`, or the oldest has waited for `max_wait`."""
 
     def __init__(self, max_rows: int, max_bytes: int, max_wait: float, clock: Callable[[], float]) -> None:
