@@ -1,5 +1,5 @@
 -- The footprints under the names of the system before this one, for people who query them by SQL.
-CREATE VIEW user_footprint AS
+CREATE OR REPLACE VIEW user_footprint AS
     SELECT id, link, method AS request, footprint_time, created_at AS execute_time, status, duration_ms, route, service
     FROM footprints;
 
