@@ -38,6 +38,15 @@ PARTITIONS = 4
 ROW = b'{"timestamp": "2026-01-31T12:00:00Z", "level": "INFO", "service": "auth-%d"}'
 
 
+def has_leaders(kafka_url: str, topic: str, partitions: int) -> bool:
+    """A broker learns some time after a topic is created that it leads the topic's partitions."""
+    try:
+        with closing(kafka.KafkaPartitionReader(kafka_url, topic)) as reader:
+            return len(reader.bounds()) == partitions
+    except StoreDown:
+        return False
+
+
 class Bench:
     """A committer and a publisher of one slot that no running process uses."""
 
@@ -52,6 +61,7 @@ class Bench:
         postgres.ensure_partitions(self.connection, DATASET, int(time.time()) // 86_400, 2)
         topics = {dataset.topic: PARTITIONS, "events.activity": PARTITIONS, "alerts.realtime": PARTITIONS}
         ensure_topics(kafka_url, topics, 1)
+        until(lambda: all(has_leaders(kafka_url, topic, partitions) for topic, partitions in topics.items()))
         self._committer = Committer(
             postgres_url,
             {dataset.name: CODEC},
