@@ -230,6 +230,8 @@ class _OwnLines:
         return join([self._lines[number] for number in self.numbers])
 
     def valid(self) -> "_OwnLines":
+        if not self.problems:
+            return self
         return replace(self, numbers=[number for number in self.numbers if number not in self.problems])
 
     def dead_letters(self) -> Sequence[DeadLetter]:
