@@ -12,8 +12,6 @@ from services.ledger import topics
 from services.postgres.connection import Connection
 from services.streams.reading import read_to_end
 
-_PATIENCE = 90  # seconds without progress: longer than a transaction may stay open
-
 
 class TopicLog:
     """Registers the present topic of `dataset` in the ledger. Methods raise StoreDown. Not thread-safe."""
@@ -59,7 +57,7 @@ class TopicLog:
         """
         parts: dict[int, list[Part]] = {}
         rows: dict[int, int] = {}
-        for messages, _ in read_to_end(self._reader, self.dataset.topic, starts, _PATIENCE):
+        for messages, _ in read_to_end(self._reader, self.dataset.topic, starts):
             for message in messages:
                 if (found := announced(message)) is None:
                     continue

@@ -16,7 +16,6 @@ from services.streams.reading import read_to_end
 from services.streams.topics import DEAD_LETTERS
 
 TOPIC, PARTITION = DEAD_LETTERS, 0
-_PATIENCE = 10  # seconds without progress: a transaction that was left open holds up the end for a minute at most
 
 _log = logs.get("dead_letters")
 
@@ -24,7 +23,7 @@ _log = logs.get("dead_letters")
 class DeadLetters:
     """Sends the dead letters of one store and dataset. Called by stream-to-store, replay and kafka-source.
 
-    It belongs to one thread.     `topic`: the topic of the messages, where that is not the dataset's own.
+    It belongs to one thread. `topic`: the topic of the messages, where that is not the dataset's own.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ def read(topic: PartitionReader, start: int) -> Iterator[tuple[list[StoredDeadLe
     Blocks. Raises StoreDown.
     """
     first, _ = topic.bounds()[PARTITION]
-    for messages, read_up_to in read_to_end(topic, TOPIC, {PARTITION: max(start, first)}, _PATIENCE):
+    for messages, read_up_to in read_to_end(topic, TOPIC, {PARTITION: max(start, first)}):
         yield list(_decoded(messages)), read_up_to[PARTITION]
 
 

@@ -5,11 +5,15 @@ from collections.abc import Iterator, Mapping
 from services.core.errors import StoreDown
 from services.core.ports import Message, PartitionReader
 
+PATIENCE = 90
+"""Polls without progress, more seconds than a killed process's transaction stays open (60, then at most 10 until the
+broker aborts it)."""
+
 _POLL_SECONDS = 1.0
 
 
 def read_to_end(
-    topic: PartitionReader, name: str, starts: Mapping[int, int], patience: int
+    topic: PartitionReader, name: str, starts: Mapping[int, int], patience: int = PATIENCE
 ) -> Iterator[tuple[list[Message], Mapping[int, int]]]:
     """Yield the committed messages of the topic `name`, from the offsets `starts` to the present ends.
 

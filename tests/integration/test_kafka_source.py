@@ -311,6 +311,21 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(foreign: Foreign, seed: 
         foreign.await_all(rows, dead, process)
 
 
+def test_dead_letters_behind_an_open_transaction_of_a_killed_process_are_read(foreign: Foreign) -> None:
+    """Such a transaction hides them until the broker aborts it: here after 15 s, of ours after 60 s."""
+    foreign.send([b"bad"])
+    settings = {"bootstrap.servers": foreign.kafka_url, "transactional.id": foreign.name}
+    killed = Producer({**settings, "transaction.timeout.ms": 15_000})
+    with foreign.process() as process:
+        foreign.await_all(0, 1, process)
+        killed.init_transactions()
+        killed.begin_transaction()
+        killed.produce(dead_letters.TOPIC, b"never committed", None, dead_letters.PARTITION)
+        assert killed.flush(60) == 0
+        foreign.send([b"bad"])
+        foreign.await_all(0, 2, process)
+
+
 def accepted_rows(process: Process) -> float:
     text = httpx.get(f"{process.url}/metrics").text
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("logpipe_source_rows_total{"))
