@@ -21,12 +21,13 @@ from kubernetes.monitoring.dashboards.exporters import EXPORTERS
 from tests import panels
 from tests.promql import metrics_in
 
-READY_SECONDS = 300
+READY_SECONDS = 900
 _SESSIONS = "log-pipeline/postgres-connections"
 
 ROWS_PER_SECOND = 3000
 KINDS = (
     "ingest-api",
+    "kafka-source",
     "stream-to-store",
     "stream-to-lake",
     "query-api",

@@ -131,7 +131,7 @@ def create_app(settings: KafkaSourceSettings, topic: str, dataset: Dataset, *, a
             reader,
             Target(dataset, url, owner.slot, committer, DeadLetters(open_dead_letters, SOURCE, dataset, topic), disk),
             Limits(settings.kafka_source_rows, settings.kafka_source_bytes, settings.kafka_source_seconds),
-            partial(topics.ensure, settings, [DEAD_LETTERS]),
+            partial(make_topics, settings, topic),
             at_end=at_end,
         )
         loop = GroupLoop("source", reader, handler)
@@ -149,6 +149,15 @@ def create_app(settings: KafkaSourceSettings, topic: str, dataset: Dataset, *, a
         rows.close()
 
     return make_app("Kafka source", settings, [], lifespan, readiness)
+
+
+def make_topics(settings: KafkaSourceSettings, topic: str) -> None:
+    """Make the topic of dead letters and, in the pipeline's own cluster, the foreign topic, where they are missing.
+
+    A foreign topic that is there stays as its owner configured it. Raises StoreDown, NeedsOperator.
+    """
+    is_missing = not settings.kafka_source_url and not topics.present(settings.kafka_url, [topic])
+    topics.ensure(settings, [DEAD_LETTERS, *([topic] if is_missing else [])])
 
 
 def _resume(settings: KafkaSourceSettings, topic: str, dataset: Dataset) -> None:

@@ -56,7 +56,7 @@ class Target:
 class SourceHandler:
     """`streams.loop.Handler` of one foreign topic. `report_lag` may be called by any thread.
 
-    `prepare_topics` makes or checks the topic of the dead letters. `at_end`: a source without positions begins at the
+    `prepare_topics` makes or checks the topics. `at_end`: a source without positions begins at the
     end of the topic. `clock` returns seconds and never goes back.
     """
 

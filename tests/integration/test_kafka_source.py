@@ -50,7 +50,7 @@ def footprint(link: str, **fields: Any) -> bytes:
 class Foreign:
     """A foreign topic, the processes that read it, and what came of it. `name` is part of every link."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, *, made: bool = True) -> None:
         self.urls = stack.settings.urls()
         self.name = f"shop-{uuid.uuid4().hex[:8]}"
         self.connection: Connection = connect(self.urls["LOGPIPE_POSTGRES_URL"])
@@ -59,7 +59,8 @@ class Foreign:
         self.admin = AdminClient(quiet)
         self.producer = Producer({**quiet, "message.max.bytes": LARGEST_MESSAGE, "acks": "all"})
         self._links = 0
-        self.make()
+        if made:
+            self.make()
 
     def make(self) -> None:
         made = [NewTopic(self.name, PARTITIONS, 1, config={"max.message.bytes": str(LARGEST_MESSAGE)})]
@@ -324,6 +325,26 @@ def test_dead_letters_behind_an_open_transaction_of_a_killed_process_are_read(fo
         assert killed.flush(60) == 0
         foreign.send([b"bad"])
         foreign.await_all(0, 2, process)
+
+
+def test_a_topic_that_is_not_there_is_made(stack: Stack) -> None:
+    with closing(Foreign(stack, made=False)) as foreign, foreign.process() as process:
+        until(lambda: foreign.name in foreign.admin.list_topics(timeout=10).topics, about=process.output)
+        foreign.send([foreign.good() for _ in range(30)])
+        foreign.await_all(30, 0, process)
+
+
+def test_a_topic_that_is_not_there_is_awaited_in_another_cluster(stack: Stack) -> None:
+    with closing(Foreign(stack, made=False)) as foreign:
+        process = foreign.process(LOGPIPE_KAFKA_SOURCE_URL=foreign.kafka_url)
+        try:
+            process.launch()
+            until(lambda: f"there is no topic {foreign.name}" in process.output(), about=process.output)
+            foreign.make()
+            foreign.send([foreign.good() for _ in range(30)])
+            foreign.await_all(30, 0, process)
+        finally:
+            process.stop()
 
 
 def accepted_rows(process: Process) -> float:

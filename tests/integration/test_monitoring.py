@@ -35,7 +35,7 @@ OF_SPARK = frozenset({"logpipe_sink_trigger_seconds"})
 
 PROGRAMS = (
     *("postgres", "kafka", "namenode", "datanode", "clickhouse", "redis", "ingest-api", "ingest-api-2"),
-    *("stream-to-store", "stream-to-lake", "maintain", "alerting", "query-api", "generator"),
+    *("kafka-source", "stream-to-store", "stream-to-lake", "maintain", "alerting", "query-api", "generator"),
 )
 SECONDS = 120.0
 
@@ -47,6 +47,8 @@ def watched() -> Iterator[Stack]:
     """A stack with monitoring, under load, whose stores were verified once."""
     with pytest.MonkeyPatch.context() as environment, short_folder() as folder:
         environment.setenv("LOGPIPE_MAINTAIN_SECONDS", "2")
+        environment.setenv("LOGPIPE_FOOTPRINTS", "true")
+        environment.setenv("LOGPIPE_KAFKA_SOURCE_TOPIC", "web-logs-topic")
         chosen = {"monitoring": True, "lake_writer": "embedded"}  # Spark would take minutes on a busy machine
         settings = LocalSettings.on_free_ports(folder).model_copy(update=chosen)
         with Stack(settings, PROGRAMS) as up:
@@ -104,7 +106,7 @@ def test_every_target_answers_with_the_labels_of_the_cluster(stack: Stack) -> No
         for target in targets.targets(stack.settings)
         if target.program in stack.names
     }
-    assert len(expected) >= 13  # eight processes, three JVMs and two exporters
+    assert len(expected) >= 14  # nine processes, three JVMs and two exporters
 
     def not_up() -> list[str]:
         found = prometheus(stack, "query", query="up")["result"]

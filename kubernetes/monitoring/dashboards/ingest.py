@@ -125,6 +125,21 @@ def build() -> Dashboard:
                 Series(f"{total('logpipe_publisher_slots_adopted_total')} or on() vector(0)", "slots"),
             )
         )
+        .with_row(Row("Foreign topics"))
+        .with_panel(
+            graph(
+                "Rows taken from a foreign topic: zero while its lag is not means that kafka-source stands still",
+                "rowsps",
+                Series(rate("logpipe_source_rows_total", "topic, dataset"), "{{topic}} into {{dataset}}"),
+            )
+        )
+        .with_panel(
+            graph(
+                "Messages of a foreign topic that are not taken: must not grow",
+                "short",
+                Series(total("logpipe_source_lag_offsets", "topic, dataset"), "{{topic}} into {{dataset}}"),
+            )
+        )
         .with_row(Row("Generator"))
         .with_panel(
             graph(
