@@ -12,12 +12,13 @@ from services.runtime.http import needs
 BatchSize = Annotated[int, Query(ge=1, le=100_000, description="rows of one request")]
 Interval = Annotated[float, Query(ge=0.001, le=86_400, description="seconds from one batch to the next")]
 Count = Annotated[int, Query(ge=1, le=10_000_000, description="rows in all")]
+Days = Annotated[float, Query(ge=0, le=366, description="the days before now that the rows are from; 0: now")]
 SampleCount = Annotated[int, Query(ge=1, le=10_000)]
 
 _PAGE = (Path(__file__).parent / "page" / "index.html").read_text()
 _ENDPOINTS = {
     "control": ["POST /control/start", "POST /control/stop", "GET /control/status"],
-    "burst": ["POST /burst/logs", "POST /burst/events", "POST /burst/mixed"],
+    "burst": ["POST /burst/logs", "POST /burst/events", "POST /burst/mixed", "POST /burst/footprints"],
     "sample": ["GET /sample/log", "GET /sample/event", "GET /sample/logs", "GET /sample/events"],
 }
 
@@ -71,6 +72,17 @@ async def burst_logs(request: Request, count: Count = 1000, batch_size: BatchSiz
 async def burst_events(request: Request, count: Count = 1000, batch_size: BatchSize = 100) -> dict[str, Any]:
     """Send `count` events now; answers when the fate of each is known."""
     return await _generator(request).burst("events", count, batch_size)
+
+
+@router.post("/burst/footprints", tags=["burst"], dependencies=[needs("control")])
+async def burst_footprints(
+    request: Request, count: Count = 1000, batch_size: BatchSize = 1000, days: Days = 7.0
+) -> dict[str, Any]:
+    """Send `count` footprints of the last `days` now; answers when the fate of each is known.
+
+    They are the web traffic of a shop in Seoul, with the rhythm of its days and weeks.
+    """
+    return await _generator(request).burst("footprints", count, batch_size, days)
 
 
 @router.post("/burst/mixed", tags=["burst"], dependencies=[needs("control")])

@@ -15,6 +15,7 @@ from typing import Self
 
 from services.core import metric_names
 from services.core.dataset import Dataset
+from services.generator import invention
 from services.generator.fates import Fate, settle
 from services.generator.schedule import Schedule
 from services.generator.synthesis import Synthesizer, seed_or_clock
@@ -68,7 +69,9 @@ class Report:
 class Load:
     """Sends `request_rows` rows each `interval` seconds (0: as fast as ingest replies), `rows` in all or until stopped.
 
-    The schedule starts when the load is made. `tally` and `behind()` may be read at any time, on the event loop.
+    With `history`, the times of the rows are in the last `history` seconds, in the rhythm of the dataset; else they
+    follow the schedule. The schedule starts when the load is made. `tally` and `behind()` may be read at any time, on
+    the event loop.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Load:
         interval: float,
         rows: int | None = None,
         seed: int = 0,
+        history: float = 0.0,
     ) -> None:
         self.dataset = dataset
         self.seed = seed_or_clock(seed)
@@ -86,10 +90,16 @@ class Load:
         self._client = client
         self._request_rows = request_rows
         self._rows = rows
-        # A request carries the rows of the interval that ends when it is due.
-        step_us = max(1.0, interval * _MICROSECONDS / request_rows)
-        start_us = time.time_ns() // 1000 - round(interval * _MICROSECONDS)
-        self._table = Synthesizer(dataset, self.seed, start_us, step_us)
+        rhythm, end_us = None, time.time_ns() // 1000
+        if history and rows:
+            rhythm = invention.rhythm_of(dataset)
+            start_us = end_us - round(history * _MICROSECONDS)
+            span = rhythm.progress(end_us) - rhythm.progress(start_us) if rhythm else end_us - start_us
+            step_us = span / rows
+        else:  # a request carries the rows of the interval that ends when it is due
+            start_us = end_us - round(interval * _MICROSECONDS)
+            step_us = max(1.0, interval * _MICROSECONDS / request_rows)
+        self._table = Synthesizer(dataset, self.seed, start_us, step_us, rhythm=rhythm)
         self._namespace = uuid.uuid5(uuid.NAMESPACE_OID, f"{dataset.name}/{self.seed}/{start_us}/{step_us}")
         self._schedule = Schedule(interval)
         self._pacing: asyncio.Task[None] | None = None

@@ -16,6 +16,7 @@ from services.runtime import logs, metrics
 _log = logs.get("generator")
 
 DATASETS = ("logs", "events")  # the datasets that the HTTP contract names
+_DAY_SECONDS = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,9 @@ class Generator:
             },
         }
 
-    async def burst(self, name: str, count: int, batch_size: int) -> dict[str, Any]:
-        """Send `count` rows as fast as ingest replies."""
-        load = Load(self._client, datasets.find(name), batch_size, 0.0, count, self._seed())
+    async def burst(self, name: str, count: int, batch_size: int, days: float = 0.0) -> dict[str, Any]:
+        """Send `count` rows as fast as ingest replies. Their times are now, or in the last `days`."""
+        load = Load(self._client, datasets.find(name), batch_size, 0.0, count, self._seed(), days * _DAY_SECONDS)
         report = await load.run()
         errors = report.refused + report.indeterminate
         _log.info("burst finished", **asdict(report))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from services.core.dataset import Dataset
 from services.generator import invention
+from services.generator.rhythm import Rhythm
 from services.generator.rules import By, Choice, Constant, Now, Numbered, Object, Rule, Uuid
 
 BLOCK_ROWS = 4096  # about 2 MB, which fit in a core's cache; memory does not depend on the row count
@@ -47,6 +48,7 @@ def seed_or_clock(seed: int) -> int:
 class Synthesizer:
     """Rows of one seeded table, whose row i has the time `start_us + i * step_us`, in microseconds. Thread-safe.
 
+    With a `rhythm`, rows are as dense as it says, and `step_us` is their mean distance.
     `own_rules`: rules by column, in place of those of the dataset; columns without one get a rule by their kind.
     """
 
@@ -57,11 +59,12 @@ class Synthesizer:
         start_us: int,
         step_us: float,
         own_rules: Mapping[str, Rule] | None = None,
+        rhythm: Rhythm | None = None,
     ) -> None:
         self.dataset = dataset
         self.seed = seed
         rules = invention.rules_of(dataset) if own_rules is None else invention.complete(dataset, own_rules)
-        compiler = _Compiler(dataset, rules, start_us, step_us)
+        compiler = _Compiler(dataset, rules, _Time(start_us, step_us, rhythm))
         self._row = compiler.row()
         self._stride = -(-compiler.words // _COUNTER_WORDS)
         self._key = zlib.crc32(dataset.name.encode()) << 64 | seed
@@ -173,11 +176,15 @@ class _Uuid:
 class _Time:
     width = 26
 
-    def __init__(self, start_us: int, step_us: float) -> None:
-        self._start, self._step = start_us, step_us
+    def __init__(self, start_us: int, step_us: float, rhythm: Rhythm | None) -> None:
+        self._start = start_us if rhythm is None else rhythm.progress(start_us)
+        self._step = step_us
+        self._rhythm = rhythm
 
     def render(self, rows: _Rows) -> Text:
         times = self._start + np.rint(rows.index * self._step).astype(np.int64)
+        if self._rhythm:
+            times = self._rhythm.times(times)
         texts: Text = np.datetime_as_string(times.view("M8[us]"), unit="us").astype("S26")
         return texts
 
@@ -221,9 +228,9 @@ class _By:
 class _Compiler:
     """Turns rules into segments and assigns to each segment the words that it draws from."""
 
-    def __init__(self, dataset: Dataset, rules: Mapping[str, Rule], start_us: int, step_us: float) -> None:
+    def __init__(self, dataset: Dataset, rules: Mapping[str, Rule], time: _Time) -> None:
         self.words = 0
-        self._time = _Time(start_us, step_us)
+        self._time = time
         self._dataset = dataset
         self._rules = rules
         # First, because a By may name a column that comes after its own.

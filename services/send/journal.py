@@ -25,6 +25,7 @@ import msgspec
 import xxhash
 
 from services.core.errors import NeedsOperator, OtherLedger
+from services.send.parse import LOGS
 from services.send.source import Mark, another_file
 from services.send.years import Stretch
 
@@ -49,6 +50,7 @@ class Options(msgspec.Struct, frozen=True):
     year: int | None
     request_rows: int
     origin: str = ""
+    dataset: str = LOGS
 
 
 class Begun(msgspec.Struct):

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from services.core.errors import LogpipeError, OtherLedger
-from services.datasets import find
+from services.datasets import all_datasets
 from services.ingest_client.client import IngestClient
 from services.send import transfer
 from services.send.formats import FORMATS
@@ -50,6 +50,12 @@ LOGPIPE_SEND_PATIENCE.
 
 @click.command(help=_HELP)
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True))
+@click.option(
+    "--dataset",
+    type=click.Choice([dataset.name for dataset in all_datasets()]),
+    help="Whose rows the lines become: logs from every format, footprints from combined, common and ndjson, the others"
+    " from ndjson.  [default: logs]",
+)
 @click.option("--format", type=click.Choice(list(_ABOUT)), help="The file's format.")
 @click.option(
     "--pattern",
@@ -120,7 +126,7 @@ async def _transfer(settings: SendSettings, plan: Plan, rejects: RejectsFile, vi
         ledger = await client.ledger(view.retrying)
         if plan.journal and plan.journal.bind(ledger, client.former_ledgers):
             plan.rewind()
-        send = partial(client.send, find("logs"), on_retry=view.retrying)
+        send = partial(client.send, plan.dataset, on_retry=view.retrying)
         sending = Transfer(send, plan.run, plan.journal, rejects.write, settings.send_in_flight, totals)
         bar = asyncio.create_task(view.keep_up())
         try:

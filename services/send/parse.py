@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -25,7 +26,10 @@ JSON_FORMATS = {
 
 _ABSENT = (None, "", "-")
 _encode = msgspec.json.Encoder().encode
-_codec = RowCodec(find("logs"))
+LOGS = "logs"
+"""The dataset that lines of every format become rows of."""
+
+_codec_of = cache(lambda dataset: RowCodec(find(dataset)))
 
 ANY_ZONE = timedelta(days=1)  # the times in a file may be of a zone that is ahead of the zone of this machine
 
@@ -253,10 +257,10 @@ def detect(
     return (best, counts[best]) if counts[best] else ("", 0)
 
 
-def why_no_row(parser: Parser, line: str) -> str | None:
-    """Return why the line alone gives no row that ingest accepts; None if it gives one."""
+def why_no_row(parser: Parser, line: str, dataset: str = LOGS) -> str | None:
+    """Return why the line alone gives no row of the dataset that ingest accepts; None if it gives one."""
     try:
-        _codec.decode_object(parser.row(line))
+        _codec_of(dataset).decode_object(parser.row(line))
     except (Unparsed, LogpipeError) as error:
         return str(error)
     return None

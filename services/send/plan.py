@@ -9,15 +9,17 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
+from services.core.dataset import Dataset
 from services.core.errors import Invalid, NeedsOperator
 from services.core.rows import RowCodec
 from services.datasets import find
-from services.send import parse, years
+from services.send import parse, requests, years
 from services.send.chunks import Chunk, Chunker
 from services.send.formats import FORMATS, ISO, Format
 from services.send.journal import Journal, Options, Progress
 from services.send.levels import standard_level
-from services.send.parse import JSON_FORMATS, NDJSON, Defaults, NdjsonParser
+from services.send.parse import JSON_FORMATS, LOGS, NDJSON, Defaults, NdjsonParser
+from services.send.requests import RequestParser
 from services.send.source import Mark, Source, decode
 from services.send.times import Window
 from services.send.years import MakeParser, ParserAt, Stretch
@@ -28,6 +30,7 @@ _DETECTION_LINES = 100
 class Given(msgspec.Struct, frozen=True):
     """The options of the command line; None: not given."""
 
+    dataset: str | None = None
     format: str | None = None
     pattern: str | None = None
     time_format: str | None = None
@@ -41,6 +44,7 @@ class Given(msgspec.Struct, frozen=True):
 class Plan:
     """Everything a transfer needs; to be closed. `resumed`: it goes on with an earlier run."""
 
+    dataset: Dataset
     run: str
     resumed: bool
     _cuts: list[Mark]
@@ -85,7 +89,7 @@ class Plan:
             recorded.years = years.followed(years.needed(recorded.years, recorded.done.bytes), make, lines, size)
         else:
             recorded.years = self._years(make, recorded.options)
-        self._chunker = self._make_chunker(recorded.options, self._parser_at(make, recorded.years))
+        self._prepare(recorded.options, self._parser_at(make, recorded.years))
         self.source.skip(recorded.done)
         said = f"resuming after line {recorded.done.lines}, format {recorded.options.format or 'of --pattern'}"
         if self.journal and self.journal.former_path:
@@ -100,24 +104,27 @@ class Plan:
         self.resumed, self._cuts = False, []
         make = self._parser_maker(options)
         stretches = self._years(make, options)
-        self._chunker = self._make_chunker(options, self._parser_at(make, stretches))
+        self._prepare(options, self._parser_at(make, stretches))
         if self.journal and self.journal.was_interrupted():
             say("an earlier send of this file was interrupted: this one starts over (--resume would go on with it)")
         self.run = self.journal.start(options, stretches).run if self.journal else uuid4().hex
 
-    def _make_chunker(self, options: Options, parser_at: ParserAt) -> Chunker:
-        return Chunker(self.source, parser_at, RowCodec(find("logs")), options.request_rows)
+    def _prepare(self, options: Options, parser_at: ParserAt) -> None:
+        self.dataset = find(options.dataset)
+        self._chunker = Chunker(self.source, parser_at, RowCodec(self.dataset), options.request_rows)
 
     def _options(self, given: Given, request_rows: int, say: Callable[[str], None]) -> Options:
         if given.pattern and given.format:
             raise Invalid("--pattern and --format exclude each other")
         if given.time_format and not given.pattern:
             raise Invalid("--time-format goes with --pattern")
+        dataset = find(given.dataset or LOGS)
+        _refuse_options_of_logs(given, dataset)
         timezone = given.timezone or "UTC"
         name = given.format or ""
         if not given.pattern and not name:
             defaults = Defaults(standard_level(given.level or ""), given.service or "", given.host or "")
-            name = self._detected(_zone(timezone), defaults, say)
+            name = self._detected(dataset, _zone(timezone), defaults, say)
         return Options(
             name,
             given.pattern or "",
@@ -129,15 +136,22 @@ class Plan:
             given.year,
             request_rows,
             self._origin(),
+            dataset.name,
         )
 
-    def _detected(self, zone: tzinfo, defaults: Defaults, say: Callable[[str], None]) -> str:
+    def _detected(self, dataset: Dataset, zone: tzinfo, defaults: Defaults, say: Callable[[str], None]) -> str:
         lines = self._first()
-        name, count = parse.detect(lines, zone, self.source.modified(), defaults)
+        if dataset.name == LOGS:
+            name, count = parse.detect(lines, zone, self.source.modified(), defaults)
+        else:
+            name, count = requests.detect(dataset, lines, zone, defaults)
         if lines and not name:
             reason = f"none of the first {len(lines)} lines is surely of a known format"
             if lines[0].startswith("{"):
-                reason += f" (as a row of the ingest API: {parse.why_no_row(NdjsonParser(defaults), lines[0])})"
+                why = parse.why_no_row(NdjsonParser(defaults), lines[0], dataset.name)
+                reason += f" (as a row of the ingest API: {why})"
+            if dataset.name != LOGS:
+                raise Invalid(f"{reason}; rows of {dataset.name} are made of {', '.join(requests.formats_of(dataset))}")
             raise Invalid(f"{reason}; name one by --format, or describe it by --pattern and --time-format (see --help)")
         if lines:
             say(f"format {name}: {count} of the first {len(lines)} lines parse")
@@ -154,6 +168,8 @@ class Plan:
         zone = _zone(options.timezone)
         defaults = Defaults(options.level, options.service, options.host)
         origin = options.origin or self._origin()
+        if options.dataset != LOGS and isinstance(form, Format):
+            return lambda window: RequestParser(form, zone, window, defaults, origin)
         return lambda window: parse.make(form, zone, window, defaults, origin)
 
     def _origin(self) -> str:
@@ -179,6 +195,19 @@ class Plan:
 
     def _first(self) -> list[str]:
         return [decode(line)[0] for line in self.source.first(_DETECTION_LINES)]
+
+
+def _refuse_options_of_logs(given: Given, dataset: Dataset) -> None:
+    """Raise Invalid if an option makes rows that the dataset does not have."""
+    if dataset.name == LOGS:
+        return
+    if given.pattern or given.level or given.host:
+        raise Invalid(f"--pattern, --level and --host are for the dataset logs, not for {dataset.name}")
+    if given.service and "service" not in dataset.by_name:
+        raise Invalid(f"{dataset.name} has no service: leave --service out")
+    formats = requests.formats_of(dataset)
+    if given.format and given.format not in formats:
+        raise Invalid(f"rows of {dataset.name} are made of the formats {', '.join(formats)}, not of {given.format}")
 
 
 def _refuse_changes(given: Given, recorded: Options) -> None:

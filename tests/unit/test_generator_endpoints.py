@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,7 +23,8 @@ class FakeClient:
     """Stands in for IngestClient: counts rows by dataset; refuses while `refusing`."""
 
     def __init__(self) -> None:
-        self.rows = {"logs": 0, "events": 0}
+        self.rows = {"logs": 0, "events": 0, "footprints": 0}
+        self.times: list[int] = []  # of the footprints, in microseconds
         self.ids: list[str] = []
         self.refusing = False
         self.refused = 0
@@ -43,6 +45,8 @@ class FakeClient:
         self.rows[dataset.name] += rows.count
         if dataset.name == "events":
             self.ids += rows.columns[0]
+        if dataset.name == "footprints":
+            self.times += rows.columns[2]
         return False
 
 
@@ -141,11 +145,19 @@ async def test_bursts(http: AsyncClient, ingest: FakeClient) -> None:
     assert (await http.post("/burst/events")).json()["sent"] == 1000
     mixed = (await http.post("/burst/mixed")).json()
     assert (mixed["logs"]["sent"], mixed["events"]["sent"], mixed["total_sent"]) == (1000, 500, 1500)
-    assert ingest.rows == {"logs": 2050, "events": 1500}
+    assert ingest.rows == {"logs": 2050, "events": 1500, "footprints": 0}
     assert len(set(ingest.ids)) == 1500
     ingest.refusing = True
     failed = (await http.post("/burst/logs", params={"count": 5})).json()
     assert (failed["sent"], failed["errors"], failed["problem"]) == (0, 5, "422: as told")
+
+
+async def test_a_burst_of_past_days(http: AsyncClient, ingest: FakeClient) -> None:
+    reply = (await http.post("/burst/footprints", params={"count": 3000, "days": 2})).json()
+    assert (reply["sent"], ingest.rows["footprints"]) == (3000, 3000)
+    now = time.time_ns() // 1000
+    assert now - 2 * 86_400_000_000 - 60_000_000 < min(ingest.times) < max(ingest.times) < now
+    assert max(ingest.times) - min(ingest.times) > 1.9 * 86_400_000_000
 
 
 async def test_samples(http: AsyncClient) -> None:
@@ -169,6 +181,8 @@ async def test_samples(http: AsyncClient) -> None:
         "/control/start?event_interval=inf",
         "/burst/logs?count=0",
         "/burst/events?count=10000001",
+        "/burst/footprints?days=-1",
+        "/burst/footprints?days=367",
         "/burst/logs?batch_size=0",
         "/burst/mixed?event_count=-5",
     ],
@@ -206,6 +220,7 @@ async def test_a_token_guards_control_and_samples(ingest: FakeClient) -> None:
             ("POST", "/burst/logs"),
             ("POST", "/burst/events"),
             ("POST", "/burst/mixed"),
+            ("POST", "/burst/footprints"),
             ("GET", "/control/status"),
             ("GET", "/sample/log"),
             ("GET", "/sample/events"),

@@ -36,7 +36,6 @@ from services.send.years import of_pipe
 from tests.log_samples import LINES, NAMES, samples
 from tests.waiting import until
 
-CODEC = RowCodec(find("logs"))
 Answer = tuple[int, dict[str, str], dict[str, Any]]
 
 
@@ -48,6 +47,7 @@ class Ingest(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
+        self.dataset = find("logs")
         self.ledger: str | None = str(uuid4())
         self.former: list[str] = []
         self.stored: dict[str, bytes] = {}
@@ -80,13 +80,17 @@ class Ingest(ThreadingHTTPServer):
             if (before := self.stored.get(key)) is not None and before != body:
                 return 422, {}, {"title": KeyReused.title, "detail": "same key, another body"}
             try:
-                count = CODEC.decode_lines(body).count
+                count = RowCodec(self.dataset).decode_lines(body).count
             except InvalidRow as error:
                 return 422, {}, {"detail": str(error), "index": error.index, "field": error.field}
             self.stored[key] = body
         if meddled:
             return meddled
-        return 200, {}, {"status": "accepted", "type": "logs", "count": count, "duplicate": before is not None}
+        return (
+            200,
+            {},
+            {"status": "accepted", "type": self.dataset.name, "count": count, "duplicate": before is not None},
+        )
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -101,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.reply(200, headers, {"status": "UP"})
 
     def do_POST(self) -> None:
-        assert self.path == "/api/collect/logs"
+        assert self.path == f"/api/collect/{self.server.dataset.plural}"
         assert self.headers["Content-Type"] == "application/x-ndjson"
         self.server.tokens.add(self.headers.get("Authorization", ""))
         body = b"".join(self.server.pieces(cast(BinaryIO, self.rfile), int(self.headers["Content-Length"])))
@@ -194,6 +198,70 @@ def test_a_gzip_file_cut_short_sends_what_can_be_read(ingest: Ingest) -> None:
     write(packed)
     assert send("app.log", "--resume").exit_code == 0
     assert ingest.messages == messages(1, 300)
+
+
+ACCESS = """\
+a.example:443 10.1.1.1 - - [10/Oct/2000:13:55:36 +0000] "GET /items/7?token=secret HTTP/1.1" 200 5 "-" "curl"
+10.1.1.2 - - [10/Oct/2000:13:55:37 -0700] "POST / HTTP/2.0" 503 - "-" "curl"
+10.1.1.3 - - [10/Oct/2000:13:55:38 +0000] "\\x16\\x03\\x01" 400 150 "-" "-"
+"""
+
+
+def test_an_access_log_becomes_footprints(ingest: Ingest) -> None:
+    ingest.dataset = find("footprints")
+    result = send(write(ACCESS, "access.log"), "--dataset", "footprints")
+    assert ingest.rows == [
+        {
+            "method": "GET",
+            "link": "/items/7",
+            "footprint_time": "2000-10-10T13:55:36Z",
+            "status": 200,
+            "service": "a.example:443",
+        },
+        {
+            "method": "POST",
+            "link": "/",
+            "footprint_time": "2000-10-10T20:55:37Z",
+            "status": 503,
+            "service": "http",
+        },
+    ]
+    assert (result.exit_code, figure(result, "rejected")) == (2, 1)
+    assert "format combined: 2 of the first 3 lines parse" in result.stderr
+    assert "no request such as GET /path HTTP/1.1" in Path("access.log.rejects").read_text()
+
+
+def test_a_resumed_send_keeps_its_dataset(ingest: Ingest) -> None:
+    ingest.dataset = find("footprints")
+    send(write(ACCESS, "access.log"), "--dataset", "footprints")
+    with Path("access.log").open("a") as file:
+        file.write(ACCESS.splitlines()[0] + "\n")
+    assert "has --dataset footprints, not logs" in send("access.log", "--resume", "--dataset", "logs").stderr
+    assert send("access.log", "--resume").exit_code == 0
+    assert len(ingest.rows) == 3
+
+
+def test_any_dataset_is_sent_as_ndjson(ingest: Ingest) -> None:
+    ingest.dataset = find("events")
+    event = {"eventId": str(uuid4()), "eventType": "click", "userId": "u", "timestamp": "2026-01-31T12:00:00Z"}
+    result = send(write(json.dumps(event) + "\n"), "--dataset", "events")
+    assert result.exit_code == 0, result.output
+    assert ingest.rows == [event]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--format", "syslog"), "rows of footprints are made of the formats ndjson, combined, common, not of syslog"),
+        (("--level", "INFO"), "--pattern, --level and --host are for the dataset logs, not for footprints"),
+        ((), "rows of footprints are made of ndjson, combined, common"),
+    ],
+)
+def test_what_gives_no_footprints_is_refused(ingest: Ingest, options: tuple[str, ...], reason: str) -> None:
+    result = send(write(lines(1, 5)), "--dataset", "footprints", *options)
+    assert result.exit_code == 1
+    assert reason in result.stderr
+    assert ingest.requests == []
 
 
 def test_odd_lines(ingest: Ingest) -> None:
@@ -1031,7 +1099,7 @@ def test_a_second_of_a_live_pipe_does_not_end_a_record() -> None:
             return 0
 
     text = TextParser(FORMATS["log4j"], UTC, Window(), Defaults(), "s")
-    chunks = list(Chunker(cast(Source, Pipe()), lambda offset: text, CODEC, rows=10).chunks())
+    chunks = list(Chunker(cast(Source, Pipe()), lambda offset: text, RowCodec(find("logs")), rows=10).chunks())
     assert [(chunk.first, chunk.lines, len(chunk.rows)) for chunk in chunks] == [(1, 4, 2), (5, 1, 1)]
     assert json.loads(chunks[0].rows[1])["message"] == "m0002\n\tat 1\n\tat 2"
 

@@ -1,14 +1,17 @@
 """The rules by which the values of each dataset are invented.
 
-A file of this folder that has the name of a dataset holds RULES, by column, for that dataset. Columns without a rule
-there, and datasets without a file, get a rule by their kind: a new dataset needs nothing here.
+A file of this folder that has the name of a dataset holds RULES, by column, for that dataset, and maybe RHYTHM, which
+rows of past days follow. Columns without a rule there, and datasets without a file, get a rule by their kind: a new
+dataset needs nothing here.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from typing import Any
 
 from services.core.dataset import Column, Dataset
+from services.generator.rhythm import Rhythm
 from services.generator.rules import Choice, Now, Numbered, Object, Rule, Uuid
 
 _CATEGORIES = 5
@@ -17,7 +20,13 @@ _TEXTS = 1000
 
 def rules_of(dataset: Dataset) -> dict[str, Rule]:
     """A rule for each column that is on the wire, by the column's name, in the columns' order."""
-    return complete(dataset, _own_rules(dataset.name))
+    own = _own(dataset.name)
+    return complete(dataset, own.RULES if own else {})
+
+
+def rhythm_of(dataset: Dataset) -> Rhythm | None:
+    """The rhythm of the dataset's past days; None if every minute is as busy as the others."""
+    return getattr(_own(dataset.name), "RHYTHM", None)
 
 
 def complete(dataset: Dataset, own: Mapping[str, Rule]) -> dict[str, Rule]:
@@ -31,11 +40,10 @@ def complete(dataset: Dataset, own: Mapping[str, Rule]) -> dict[str, Rule]:
     return {column.name: own.get(column.name) or _by_kind(dataset, column) for column in columns}
 
 
-def _own_rules(name: str) -> Mapping[str, Rule]:
-    if name not in {module.name for module in pkgutil.iter_modules(__path__)}:
-        return {}
-    rules: Mapping[str, Rule] = importlib.import_module(f"{__name__}.{name}").RULES
-    return rules
+def _own(name: str) -> Any:
+    """The file of the dataset; None if it has none."""
+    is_there = name in {module.name for module in pkgutil.iter_modules(__path__)}
+    return importlib.import_module(f"{__name__}.{name}") if is_there else None
 
 
 def _by_kind(dataset: Dataset, column: Column) -> Rule:

@@ -1,0 +1,68 @@
+"""Lines of access logs as rows of the dataset `footprints`: one row for each request."""
+
+from collections.abc import Sequence
+from datetime import tzinfo
+
+import msgspec
+
+from services.core.dataset import Dataset
+from services.send.formats import FORMATS, Format
+from services.send.parse import NDJSON, Defaults, NdjsonParser, Parser, Part, TextParser, Unparsed, why_no_row
+from services.send.times import Window
+
+FORMATS_OF_REQUESTS = ("combined", "common")
+"""The formats whose message is a request line, such as `GET /items/7?page=2 HTTP/1.1`."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class RequestParser:
+    """A Parser. Query strings and the addresses of clients are left out, as the middleware of footprints does.
+
+    The service is the virtual host of the line; of a line without one, what the options, the format or `origin` say.
+    """
+
+    splits = yearless = False
+
+    def __init__(self, form: Format, zone: tzinfo, window: Window, defaults: Defaults, origin: str = "") -> None:
+        self._text = TextParser(form, zone, window, defaults)
+        self._service = defaults.service or form.service or origin
+
+    def row(self, line: str, more: str = "") -> bytes:
+        fields, time = self._text.fields(line)
+        method, blank, rest = (fields["message"] or "").partition(" ")
+        target, _, protocol = rest.rpartition(" ")
+        if not blank or not protocol.startswith("HTTP/") or not method.isalpha():
+            raise Unparsed("the line has no request such as GET /path HTTP/1.1")
+        return _encode(
+            {
+                "method": method,
+                "link": target.partition("?")[0],
+                "footprint_time": time,
+                "status": int(fields["status"] or 0),
+                "service": fields.get("vhost") or self._service,
+            }
+        )
+
+    def continues(self, line: str) -> bool:
+        return False
+
+    def part(self, line: str) -> Part | None:
+        return None
+
+
+def formats_of(dataset: Dataset) -> tuple[str, ...]:
+    """Return the formats of which rows of a dataset other than `logs` can be made."""
+    return (NDJSON, *FORMATS_OF_REQUESTS) if dataset.name == "footprints" else (NDJSON,)
+
+
+def detect(dataset: Dataset, lines: Sequence[str], zone: tzinfo, defaults: Defaults) -> tuple[str, int]:
+    """Return the format that most of the lines have, and how many have it; ('', 0) if no line has one."""
+    counts = {}
+    for name in formats_of(dataset):
+        parser: Parser = (
+            NdjsonParser(defaults) if name == NDJSON else RequestParser(FORMATS[name], zone, Window(), defaults)
+        )
+        counts[name] = sum(why_no_row(parser, line, dataset.name) is None for line in lines)
+    best = max(counts, key=lambda name: counts[name])
+    return (best, counts[best]) if counts[best] else ("", 0)
