@@ -28,4 +28,6 @@ if [[ ${1:-} == postgres && ! -s $PGDATA/PG_VERSION ]]; then
     done
     pg_ctl -D "$PGDATA" -w -s -m fast stop
 fi
+# The official server is built with this folder for its socket, where psql looks for it.
+[[ ${1:-} == postgres ]] && set -- "$@" -c unix_socket_directories=/var/run/postgresql
 exec "$@"
