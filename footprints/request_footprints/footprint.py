@@ -55,10 +55,11 @@ class Encoder:
         started, method, path, status, seconds, route, fastapi, root, routed_root = note
         link = _cut(_storable(path), self._max_link)
         template = _template(route, fastapi, root, routed_root)
+        routed = "" if template is None else f',"route":{_json(template)}'
         value = (
             f'{{"method":{_json(_cut(_storable(method), MAX_METHOD))},"link":{_json(link)}'
             f',"footprint_time":"{self._time(started)}","status":{status},"duration_ms":{seconds * 1000:.3f}'
-            f',"route":{"null" if template is None else _json(template)},"service":{self._service}}}'
+            f'{routed},"service":{self._service}}}'
         )
         return link.encode(), value.encode()
 

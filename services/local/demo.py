@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from services import stores
-from services.local import freshness, view
+from services.local import footprint_demo, freshness, view
 from services.local.freshness import Freshness
 from services.local.main import Command
 from services.local.settings import LocalSettings
@@ -38,14 +38,23 @@ _QUERIES = {
 
 
 @click.command(cls=Command)
-@click.option("--rate", default=30_000, show_default=True, help="Rows a second, logs and events together.")
-@click.option("--seconds", default=60, show_default=True, help="How long to send rows.")
-def demo(rate: int, seconds: int) -> None:
-    """Start the stack, send rows for a minute, verify and compare the stores."""
+@click.argument("what", type=click.Choice(["pipeline", "footprints"]), default="pipeline")
+@click.option(
+    "--rate", default=30_000, show_default=True, help="Of the pipeline: rows a second, logs and events together."
+)
+@click.option("--seconds", default=60, show_default=True, help="How long to send rows, or requests.")
+def demo(what: str, rate: int, seconds: int) -> None:
+    """Start the stack, send rows for a minute, verify and compare the stores.
+
+    `logpipe demo footprints` serves an app whose requests are recorded, and shows who called what.
+    """
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
     settings = LocalSettings()
+    if what == "footprints":
+        footprint_demo.show(console, settings, seconds)
+        return
     view.bring_up(console, Stack(settings))
     with httpx.Client(timeout=60, trust_env=False) as client:
         before = freshness.read(client, settings)

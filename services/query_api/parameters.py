@@ -103,7 +103,8 @@ class _Filtered(Parameters):
         start, end = self.start_time, self.end_time
         if start is not None and end is not None and end < start:
             raise Invalid("end_time is before start_time")
-        equals = tuple((name, value) for name in dataset.filters if (value := getattr(self, name)) is not None)
+        sent = ((name, getattr(self, _filter_name(dataset, dataset.by_name[name]))) for name in dataset.filters)
+        equals = tuple((name, value) for name, value in sent if value is not None)
         return Filters(equals, _within(start), _within(end), (dataset.search and getattr(self, _TEXT)) or "")
 
 
@@ -211,6 +212,16 @@ class OneStoreAggregate(_OneStore, AggregateParameters):
     pass
 
 
+_TAKEN = {
+    "group_by",
+    _TEXT,
+    *OneStoreList.model_fields,
+    *OneStoreAggregate.model_fields,
+    *CompareParameters.model_fields,
+}
+"""The names of parameters that are no filters."""
+
+
 def list_parameters(dataset: Dataset) -> type[OneStoreList]:
     return _model(dataset, OneStoreList, _list_fields(dataset))
 
@@ -239,19 +250,25 @@ def _aggregate_fields(dataset: Dataset) -> dict[str, Any]:
 
 
 def _filter_fields(dataset: Dataset) -> dict[str, Any]:
-    fields = {name: _filter_field(dataset.by_name[name]) for name in dataset.filters}
+    columns = [dataset.by_name[name] for name in dataset.filters]
+    fields = {_filter_name(dataset, column): _filter_field(dataset, column) for column in columns}
     if dataset.search:
         wire = dataset.by_name[dataset.search].wire
         fields[_TEXT] = (_Text | None, Field(None, description=f"only rows whose {wire} contains exactly this text"))
     return fields
 
 
-def _filter_field(column: Column) -> Any:
+def _filter_name(dataset: Dataset, column: Column) -> str:
+    """Return the column's name. If every query has a parameter of that name: `footprint_method`, for example."""
+    is_taken = {column.name, column.wire} & _TAKEN
+    return f"{dataset.singular}_{column.name}" if is_taken else column.name
+
+
+def _filter_field(dataset: Dataset, column: Column) -> Any:
     kind: Any = _Uuid if column.kind == "uuid" else _Text
-    return (
-        kind | None,
-        Field(None, alias=column.wire, description=f"only rows with this {column.wire}, as it was sent"),
-    )
+    name = _filter_name(dataset, column)
+    alias = column.wire if name == column.name else None
+    return kind | None, Field(None, alias=alias, description=f"only rows with this {column.wire}, as it was sent")
 
 
 def _one_of(dataset: Dataset, names: tuple[str, ...]) -> Any:

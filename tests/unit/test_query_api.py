@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import ValidationError
 
 from services.core.dataset import Column, Dataset
 from services.core.errors import LogpipeError, QueryCancelled, QueryTimeout, StoreDown
@@ -19,6 +20,7 @@ from services.core.queries import AggregateQuery, Filters, ListQuery, Query, Que
 from services.core.stopping import Stop
 from services.core.stores import Store
 from services.datasets.events import DATASET as EVENTS
+from services.datasets.footprints import DATASET as FOOTPRINTS
 from services.datasets.logs import DATASET as LOGS
 from services.ledger import watermark as watermark_module
 from services.ledger.reading import Lag
@@ -28,6 +30,7 @@ from services.query_api import query_threads
 from services.query_api import service as service_module
 from services.query_api.endpoints import router
 from services.query_api.main import measuring_workers
+from services.query_api.parameters import aggregate_parameters, compare_parameters, list_parameters
 from services.query_api.service import QueryService
 from services.runtime.health import Readiness
 from services.runtime.http import make_app
@@ -394,6 +397,18 @@ def test_wire_and_column_names_are_both_taken(api: Api, name: str) -> None:
     aggregate, listed = (query for query, _ in api.postgres.executed)
     assert aggregate == AggregateQuery(EVENTS, "event_type")
     assert listed == ListQuery(EVENTS, Filters((("event_type", "CLICK"),)), "event_type")
+
+
+def test_a_column_named_as_a_parameter_is_filtered_under_another_name() -> None:
+    sent = {"method": "scan", "footprint_method": "GET"}
+    listed, _ = list_parameters(FOOTPRINTS).model_validate(sent).listed(FOOTPRINTS)
+    aggregate, _ = aggregate_parameters(FOOTPRINTS).model_validate(sent).aggregated(FOOTPRINTS)
+    compared, _ = compare_parameters(FOOTPRINTS).model_validate(sent).compared(FOOTPRINTS)
+    for query in (listed, aggregate, compared):
+        assert isinstance(query, ListQuery | AggregateQuery)
+        assert (query.filters, query.scan) == (Filters((("method", "GET"),)), True)
+    with pytest.raises(ValidationError, match="'auto' or 'scan'"):
+        list_parameters(FOOTPRINTS).model_validate({"method": "GET"})
 
 
 def test_events_answer_with_wire_names(api: Api) -> None:
