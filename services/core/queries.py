@@ -41,18 +41,23 @@ def like_pattern(text: str) -> str:
 class ListQuery:
     """Rows sorted by (`order_by`, id), both in the same direction; text sorts by code point.
 
+    `order_by`: the name of a column; the dataset's time if it is not given.
     `after`: only rows that are sorted after this pair (value of `order_by`, id), for a deep page without an offset.
     """
 
     dataset: Dataset
     filters: Filters = field(default_factory=Filters)
-    order_by: str = "timestamp"
+    order_by: str = ""
     descending: bool = True
     limit: int = 100
     offset: int = 0
     count: bool = True
     after: tuple[str | int, int] | None = None
     scan: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.order_by:
+            object.__setattr__(self, "order_by", self.dataset.time)
 
     @property
     def newest_first(self) -> bool:

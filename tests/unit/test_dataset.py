@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 
 from services.core.dataset import Alert, Column, Dataset
+from services.core.queries import ListQuery
+from services.datasets.footprints import DATASET as FOOTPRINTS
+from services.stores.memory import MemoryStore
 
 PAYMENTS = Dataset(
     name="payments",
@@ -55,3 +58,10 @@ def test_a_column_is_derived_only_from_a_json_column(source: str) -> None:
     columns = (*PAYMENTS.columns, Column("city", "category", derived_from=(source, "city")))
     with pytest.raises(ValueError, match=f"city is derived from {source}, which is no json column"):
         replace(PAYMENTS, columns=columns)
+
+
+def test_a_list_is_ordered_by_the_time_of_its_dataset() -> None:
+    query = ListQuery(FOOTPRINTS)
+    assert query.order_by == "footprint_time"
+    assert query.newest_first
+    assert MemoryStore().execute(query, 9).rows == []
