@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from services.acceptance.topic_log import TopicLog
 from services.core import kafka_value, metric_names
@@ -172,7 +173,7 @@ class SlotPublisher:
         if cached is not None:
             return cached
         dataset = self._known(batch.dataset)
-        rows = sorted(self._rows.rows_of(dataset, [batch]))
+        rows = sorted(self._rows.rows_of(dataset, [batch]), key=itemgetter(0))  # by id; other values may be None
         if len(rows) != batch.rows:
             raise NeedsOperator(
                 f"batch {batch.batch_id} of {batch.dataset} has {batch.rows} rows in the ledger and {len(rows)} in its"
