@@ -137,6 +137,14 @@ def test_a_message_without_a_number_of_rows_is_foreign(header: bytes) -> None:
     assert announced(message(b"foreign")) is None
 
 
+@pytest.mark.parametrize("name", ["created_at", "rows"])
+@pytest.mark.parametrize("spelling", [b"", b"0_1", b" 1", b"1\n", b"+1", "\u0661".encode(), b"1.0", b"7" * 5000])
+def test_a_header_that_is_not_decimal_digits_makes_a_message_unloadable(name: str, spelling: bytes) -> None:
+    envelope = decode(message(**{name: spelling}))
+    assert envelope.problem == f"the header {name} is not a number"
+    assert envelope.batch_id == 5
+
+
 @given(st.lists(st.binary().map(lambda line: line.replace(b"\n", b""))))
 def test_lines_that_are_joined_are_split_again(lines: list[bytes]) -> None:
     assert split(join(lines)) == lines
