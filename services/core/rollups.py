@@ -11,14 +11,24 @@ A store renders these parts in its own language, see `services/stores/*/rollups.
 from dataclasses import dataclass
 from typing import LiteralString
 
+import xxhash
+
 from services.core.dataset import Dataset
 from services.core.ids import end_id, first_id
 from services.core.queries import MINUTE, AggregateQuery, ListQuery, Query
 
+_MAX_NAME_BYTES = 63  # of a table in PostgreSQL
+
 
 def name(dataset: Dataset) -> str:
-    """Return the rollup's name. Other groupings make another rollup, so that two versions can run side by side."""
-    return f"{dataset.name}_by_{'_'.join(dataset.groupings)}"
+    """Return the rollup's name. Other groupings make another rollup, so that two versions can run side by side.
+
+    A name that PostgreSQL would cut has a hash of the groupings instead of the groupings.
+    """
+    spelled = f"{dataset.name}_by_{'_'.join(dataset.groupings)}"
+    if len(spelled.encode()) <= _MAX_NAME_BYTES:
+        return spelled
+    return f"{dataset.name}_by_{xxhash.xxh32_hexdigest(','.join(dataset.groupings).encode())}"
 
 
 @dataclass(frozen=True, slots=True)
