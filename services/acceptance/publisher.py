@@ -96,10 +96,10 @@ class SlotPublisher:
         self._rows = rows
         self._max_rows = max_rows
         self._producer: TransactionalProducer | None = None
-        self._logs: dict[str, TopicLog] = {}
+        self._topic_logs: dict[str, TopicLog] = {}
         # Batches that may be in the topic although they are not marked. None until the ledger was asked for the batches
         # that a former owner may have published.
-        self._doubt: list[Batch] | None = None
+        self._in_doubt: list[Batch] | None = None
         self._advanced = 0.0
 
     def step(self, connection: Connection) -> int:
@@ -116,18 +116,20 @@ class SlotPublisher:
             if not batches:
                 return 0
             outgoing = self._within_bounds(batches)
-            self._doubt = batches[: len(outgoing)]
+            self._in_doubt = batches[: len(outgoing)]
             with metrics.histogram(metric_names.PUBLISH_SECONDS).time():
-                landed = iter(self._producer.publish([message for batch in outgoing for message in batch]))
+                delivered = iter(self._producer.publish([message for batch in outgoing for message in batch]))
             marked = []
-            for batch, own in zip(self._doubt, outgoing, strict=True):
+            for batch, own in zip(self._in_doubt, outgoing, strict=True):
                 topic = self._datasets[batch.dataset].topic
-                parts = [part for message, part in zip(own, landed, strict=False) if message.topic == topic]
+                # `own` comes first: when `own` is exhausted, zip takes nothing more from `delivered`. Messages of an
+                # alert are no parts.
+                parts = [part for message, part in zip(own, delivered, strict=False) if message.topic == topic]
                 marked.append(replace(batch, parts=tuple(parts)))
             for name in {batch.dataset for batch in marked}:
-                self._logs[name].check()
+                self._topic_logs[name].check()
             self._mark(connection, marked)
-            self._doubt = []
+            self._in_doubt = []
         except BaseException:
             self.close()
             raise
@@ -135,9 +137,9 @@ class SlotPublisher:
         return len(marked)
 
     def close(self) -> None:
-        for log in self._logs.values():
-            log.close()
-        self._logs = {}
+        for topic_log in self._topic_logs.values():
+            topic_log.close()
+        self._topic_logs = {}
         if self._producer is not None:
             self._producer.close()
             self._producer = None
@@ -146,12 +148,12 @@ class SlotPublisher:
         """Fence the slot's former producer, and mark the batches in doubt that it or this publisher has published."""
         producer = self._kafka.open_producer(self.lease.slot)
         try:
-            if self._doubt is None:
-                self._doubt = ledger_batches.in_doubt(connection, self.lease)
+            if self._in_doubt is None:
+                self._in_doubt = ledger_batches.in_doubt(connection, self.lease)
             for name, dataset in self._datasets.items():
-                self._logs[name] = TopicLog(connection, dataset, self._kafka.open_reader(dataset.topic))
-            self._recover(connection, self._doubt)
-            self._doubt = []
+                self._topic_logs[name] = TopicLog(connection, dataset, self._kafka.open_reader(dataset.topic))
+            self._recover(connection, self._in_doubt)
+            self._in_doubt = []
             self._advance(connection)
         except BaseException:
             producer.close()
@@ -159,7 +161,7 @@ class SlotPublisher:
         return producer
 
     def _within_bounds(self, batches: Sequence[Batch]) -> list[list[Outgoing]]:
-        """Return the messages of the first batches, up to `_TRANSACTION_BYTES`, of at least one batch."""
+        """Return the messages of the first batches, up to the batch with which they exceed `_TRANSACTION_BYTES`."""
         outgoing, size = [], 0
         for batch in batches:
             outgoing.append(self._messages(batch))
@@ -201,7 +203,7 @@ class SlotPublisher:
 
     def _mark(self, connection: Connection, batches: Sequence[Batch]) -> None:
         ledger_batches.mark_published(
-            connection, self.lease, batches, {name: log.topic for name, log in self._logs.items()}
+            connection, self.lease, batches, {name: topic_log.topic for name, topic_log in self._topic_logs.items()}
         )
 
     def _advance(self, connection: Connection) -> None:
@@ -209,9 +211,9 @@ class SlotPublisher:
 
         Raises NeedsOperator if a topic was cut: a store that has not read its lost end would not notice the loss.
         """
-        for name, log in self._logs.items():
-            log.check()
-            ledger_batches.advance_slot(connection, self.lease, name, log.topic, log.uncut_ends(connection))
+        for name, topic_log in self._topic_logs.items():
+            topic_log.check()
+            ledger_batches.advance_slot(connection, self.lease, name, topic_log.topic, topic_log.uncut_ends(connection))
         self._advanced = time.monotonic()
 
     def _recover(self, connection: Connection, doubt: Sequence[Batch]) -> None:
@@ -219,19 +221,19 @@ class SlotPublisher:
         for name in sorted({batch.dataset for batch in doubt}):
             self._known(name)
             own = {batch.batch_id: batch for batch in doubt if batch.dataset == name}
-            if found := self._found(connection, self._logs[name], own):
+            if found := self._found(connection, self._topic_logs[name], own):
                 _log.info("batches found published and not marked", lease=self.lease, dataset=name, batches=len(found))
                 self._mark(connection, found)
 
-    def _found(self, connection: Connection, log: TopicLog, doubt: Mapping[int, Batch]) -> list[Batch]:
+    def _found(self, connection: Connection, topic_log: TopicLog, doubt: Mapping[int, Batch]) -> list[Batch]:
         """Return those of `doubt` that the topic contains. Raises NeedsOperator if that cannot be determined."""
-        slot, topic = self.lease.slot, log.dataset.topic
-        positions = ledger_batches.slot_positions(connection, slot, log.dataset.name)
+        slot, topic = self.lease.slot, topic_log.dataset.topic
+        positions = ledger_batches.slot_positions(connection, slot, topic_log.dataset.name)
         if not positions:
             return []
-        bounds = log.bounds()
-        is_same = positions.keys() == {log.topic.topic_id}
-        starts = positions[log.topic.topic_id] if is_same else {p: first for p, (first, _) in bounds.items()}
+        bounds = topic_log.bounds()
+        is_same = positions.keys() == {topic_log.topic.topic_id}
+        starts = positions[topic_log.topic.topic_id] if is_same else {p: first for p, (first, _) in bounds.items()}
         where = f"see `logpipe slots`, then run `logpipe slots resolve {slot}`"
         if deleted := [partition for partition, (first, _) in bounds.items() if starts.get(partition, first) < first]:
             raise NeedsOperator(
@@ -243,7 +245,7 @@ class SlotPublisher:
                 f"topic {topic} ends before what slot {slot} published: it was cut, and whether {len(doubt)} batches"
                 f" were published cannot be told: {where}"
             )
-        found = log.find_batches(doubt, starts)
+        found = topic_log.find_batches(doubt, starts)
         for batch_id, (_, rows) in found.items():
             if rows != doubt[batch_id].rows:
                 raise NeedsOperator(

@@ -143,7 +143,7 @@ class SlotOwner:
             try:
                 count = publishers[lease].step(connection)
             except NeedsOperator as error:
-                self._leases.give_up(connection, lease, str(error))
+                self._leases.mark_stuck(connection, lease, str(error))
                 continue
             except (Fenced, StoreDown) as error:
                 if isinstance(error, Fenced):

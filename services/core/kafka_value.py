@@ -14,7 +14,7 @@ are also sent to the topic of the alert.
 
 A reader must not load a message of a newer version, or with more columns than it knows: it would leave something out.
 Every version keeps the key, `created_at` and `rows` as they are here, so that an older publisher can tell which of its
-batches are in the topic (`announced`).
+batches are in the topic (`batch_and_rows`).
 
 The functions are pure. The ingest API and Spark's warm-up encode; stream-to-store, the publisher and alerting decode.
 Spark decodes by expressions of its own (`spark_jobs/parsing.py`), made of the constants here.
@@ -119,7 +119,9 @@ def decode(message: Message) -> Envelope:
     created_at, announced_rows = (_number(message.headers, name) for name in (CREATED_AT_HEADER, ROWS_HEADER))
     if created_at is None or announced_rows is None:
         name = CREATED_AT_HEADER if created_at is None else ROWS_HEADER
-        reason = f"the header {name} is not a number" if name in message.headers else f"there is no header {name!r}"
+        if name not in message.headers:
+            return Envelope(message, batch_id, 0, rows, f"there is no header {name!r}")
+        reason = f"the header {name} is not a number of at most {_MOST_DIGITS} decimal digits"
         return Envelope(message, batch_id, 0, rows, reason)
     problem = ""
     if not INSTANTS.lowest <= created_at <= INSTANTS.highest:
@@ -129,7 +131,7 @@ def decode(message: Message) -> Envelope:
     return Envelope(message, batch_id, created_at, rows, problem)
 
 
-def announced(message: Message) -> tuple[int, int] | None:
+def batch_and_rows(message: Message) -> tuple[int, int] | None:
     """Return the batch of a message and the number of its rows, by the key and a header; None of a foreign message.
 
     For the publisher, which counts a batch's messages. It holds for messages of newer versions, too.

@@ -104,6 +104,8 @@ Query = ListQuery | AggregateQuery | StatsQuery
 class QueryResult:
     """`rows`: canonical rows (list); (value, count), (time, count) or (time, value, count) (aggregate); one (count,).
 
+    `method`: how the rows were found. For a list with a total, how the total was found: the rows of a page are always
+    read by a scan.
     `total`: the number of all rows that match a list's filters, None when it was not wanted. `elapsed_ms`: the time of
     the store, or of the cache; `first_ms` is then the store's time when it gave the result that the cache kept.
     `scanned`: what the store reports as read: "rows", "bytes", "files" of "files_total"; a store may omit any of them.

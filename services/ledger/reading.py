@@ -195,7 +195,9 @@ def replayed(connection: Connection, store: str, dataset: str) -> Replayed | Non
 
 
 class TopicNumbers(NamedTuple):
-    """`first`: the number of the first topic of that name, whose batches may have no number; `current`: see `topics`.
+    """`first`: the lowest number of a topic of that name. Batches without a number were published to that topic.
+
+    `current`: the number of the topic that the store reads; -1 if no batch was published to that topic.
 
     Both are 0 where no topic of that name is known yet.
     """
@@ -225,12 +227,12 @@ def lost_batches(
 
 @dataclass(frozen=True, slots=True)
 class LoadedBatches:
-    """Which batches count as loaded. A batch of topic number `topics.current` does, once `offsets` are above its parts.
+    """Decides which batches count as loaded.
 
-    A batch of another topic, or one that is in no topic any more, can no longer be read by a stream. It counts as
-    loaded up to batch `replayed`; beyond that only where `skips_lost`, once the stream reads a later topic than the
-    batch's: an operator has had the stream go on without it. A batch that was published to the newest topic and that
-    this topic lacks has no later topic to wait for.
+    A batch in topic `topics.current` is loaded once `offsets` are above the offsets of all its parts. Any other
+    published batch is lost: it is in another topic, or it has no parts, so the sink cannot read it. A lost batch is
+    loaded if a replay has written it (its id is at most `replayed`). With `skips_lost`, a lost batch of an earlier
+    topic is loaded, too, and so is a batch without parts of the newest topic.
     """
 
     topics: TopicNumbers

@@ -122,8 +122,8 @@ class Verification:
         deadline = time.monotonic() + _SETTLE_SECONDS
         while self._watermarks.settled() < last:
             if time.monotonic() > deadline:
-                held_by = "; ".join(map(str, self._watermarks.held_by(0)))
-                raise StoreDown("postgres", f"a batch below {last} is still being written by {held_by}")
+                writers = "; ".join(map(str, self._watermarks.blocking_transactions(0)))
+                raise StoreDown("postgres", f"a batch below {last} is still being written by {writers}")
             time.sleep(_POLL_SECONDS)
         return last
 
