@@ -154,7 +154,7 @@ class Committer:
             raise
         for batch, outgoing in made:
             self._on_committed(batch, outgoing)
-            metrics.histogram(metric_names.COMMIT_ROWS, dataset.name).observe(batch.rows)
+            metrics.histogram(metric_names.BATCH_ROWS, dataset.name).observe(batch.rows)
         metrics.histogram(metric_names.COMMIT_SECONDS, dataset.name).observe(time.perf_counter() - started)
         return [outcome for outcome in outcomes if outcome is not None]
 

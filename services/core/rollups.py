@@ -5,7 +5,7 @@ some batch `until`. A query as of a later batch, between two times, is answered 
     the counts     of whole minutes, of the batches below `until`;
     the newest     rows, which are the rows of the batches from `until` on;
     the edges      which are the rows of the earlier batches in the minutes that the query's times cut through.
-A store renders these parts in its own language, see `services/stores/*/rollups.py`.
+A store renders these terms in its own language, see `services/stores/*/rollups.py`.
 """
 
 from dataclasses import dataclass
@@ -50,9 +50,9 @@ class RowRange:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The parts whose sum answers `query`: the counts of all batches below `until` in `minutes`, and `rows`.
+    """The terms whose sum is the result of `query`: the counts of all batches below `until` in `minutes`, and `rows`.
 
-    No two parts overlap. `keys` are names for the columns that the statement groups by: the time, then the value; they
+    No two terms overlap. `keys` are names for the columns that the statement groups by: the time, then the value; they
     are empty when one count is wanted. `order` is what the statement sorts by, with `counted` for the count.
     """
 

@@ -11,6 +11,8 @@ from services.core.errors import StoreDown
 from services.core.ledger import Batch, Part, StorePosition
 from services.postgres.connection import Connection, translated
 
+_MOST_COUNTED = 1_000_000  # batches: a second
+
 
 def batch_ids(connection: Connection, after: int, limit: int) -> list[int]:
     """Return the first `limit` committed batch ids above `after`, of all datasets, in order."""
@@ -60,9 +62,6 @@ def batches(connection: Connection, dataset: str, after: int, last: int, limit: 
     with translated():
         found = connection.execute(query, (dataset, after, last, limit)).fetchall()
     return [Batch(*(*row[:-1], _parts(row[-1]))) for row in found]
-
-
-_MOST_COUNTED = 1_000_000  # batches: a second
 
 
 class Count(NamedTuple):
@@ -122,12 +121,6 @@ def first_since(connection: Connection, instant: int) -> int:
     return first
 
 
-def floor(connection: Connection, dataset: str) -> int:
-    """Return the lowest batch that retention keeps, 0 if it has dropped nothing."""
-    with translated():
-        return int(_one(connection, "SELECT coalesce(max(batch_id), 0) FROM floors WHERE dataset = %s", (dataset,))[0])
-
-
 def oldest_unpublished(connection: Connection, dataset: str) -> int | None:
     """Return the time of acceptance of the oldest batch that is not in Kafka yet, in microseconds; None when all are.
 
@@ -145,13 +138,6 @@ def oldest_unpublished(connection: Connection, dataset: str) -> int | None:
             SELECT created_at FROM batches
             WHERE batches.slot = waiting.slot AND dataset = %s AND published_at IS NULL
             ORDER BY batch_id LIMIT 1) AS lowest"""
-    with translated():
-        return cast(int | None, _one(connection, query, (dataset,))[0])
-
-
-def last_dropped(connection: Connection, dataset: str) -> int | None:
-    """Return the time of acceptance of the last batch that retention has dropped, in microseconds; None without one."""
-    query = "SELECT max(dropped_until) FROM floors WHERE dataset = %s"
     with translated():
         return cast(int | None, _one(connection, query, (dataset,))[0])
 

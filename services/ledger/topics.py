@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from services.postgres.connection import Connection, translated
 
 UNKNOWN = "unknown"
-"""Stands for the id of a topic that is no more, to which version 1 published without writing its id down."""
+"""The id of a deleted topic to which version 1 published without recording its id."""
 
 
 @dataclass(frozen=True, slots=True)

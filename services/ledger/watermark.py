@@ -19,7 +19,7 @@ from services.core.dataset import Dataset
 from services.core.errors import StoreDown
 from services.core.ledger import StorePosition
 from services.core.ports import StoreReader
-from services.ledger import reading, saved_watermarks, schema, slots
+from services.ledger import floors, reading, saved_watermarks, schema, slots
 from services.ledger.identity import ledger_id
 from services.ledger.reading import Lag, LoadedBatches, OpenWriter, TopicNumbers
 from services.ledger.saved_watermarks import Saved
@@ -189,7 +189,7 @@ def _resume(connection: Connection, mark: _Mark, store: str, dataset: str) -> No
     """Continue from the saved watermark if it is higher than the one known here, or was lowered since."""
     saved = saved_watermarks.read(connection, store, dataset)
     if saved.epoch != mark.saved.epoch or saved.batch_id > mark.saved.batch_id:
-        mark.saved = replace(saved, batch_id=max(saved.batch_id, reading.floor(connection, dataset) - 1))
+        mark.saved = replace(saved, batch_id=max(saved.batch_id, floors.floor(connection, dataset) - 1))
 
 
 def _lower_if_fallen_back(
@@ -197,7 +197,7 @@ def _lower_if_fallen_back(
 ) -> None:
     """Lower the watermark when the store's position is below the one at which the watermark was computed."""
     if not _covers(position, mark.saved.position):
-        floor = reading.floor(connection, dataset)
+        floor = floors.floor(connection, dataset)
         saved_watermarks.replace(connection, store, dataset, position, max(0, floor - 1))
         mark.saved = saved_watermarks.read(connection, store, dataset)
     mark.saved = replace(mark.saved, position=position)

@@ -15,8 +15,8 @@ from services.core.ports import Message, Outgoing
 from services.runtime import logs
 from services.streams.kafka_client import (
     MESSAGE_TIMEOUT,
+    NAME,
     REQUEST_TIMEOUT,
-    STORE,
     config,
     describe,
     translate,
@@ -66,7 +66,7 @@ class KafkaProducer:
 
     def publish(self, messages: Sequence[Outgoing]) -> list[Part]:
         if not self._usable:
-            raise StoreDown(STORE, "this producer has ended: open another")
+            raise StoreDown(NAME, "this producer has ended: open another")
         self._usable = False
         delivered: dict[int, Part] = {}
         failed: list[KafkaError] = []
@@ -213,7 +213,7 @@ class KafkaPartitionReader:
         with translated():
             described = describe(self._admin, self._topic)
         if described is None:
-            raise StoreDown(STORE, f"there is no topic {self._topic}")
+            raise StoreDown(NAME, f"there is no topic {self._topic}")
         return described
 
     @stamina.retry(

@@ -77,7 +77,7 @@ def build() -> Dashboard:
             graph(
                 "Rows of a batch: small batches cost throughput in every store",
                 "short",
-                Series(mean("logpipe_ingest_commit_rows", "dataset"), "{{dataset}}"),
+                Series(mean("logpipe_ingest_batch_rows", "dataset"), "{{dataset}}"),
             )
         )
         .with_panel(
