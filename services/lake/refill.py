@@ -61,11 +61,7 @@ class RefillWriter:
         try:
             self.write(blocks)
         except RowRejected:
-            rejected = [
-                RowRejected(row, reason, block=number)
-                for number, block in enumerate(blocks)
-                for row, reason in sorted(self._tables[block.dataset][1].rejected(block).items())
-            ]
+            rejected = self._tables[blocks[0].dataset][1].rejections(blocks)
             self.write(without(blocks, rejected))
             return rejected
         return []
