@@ -8,7 +8,7 @@ may have been committed although its batches were not marked.
 
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -30,19 +30,22 @@ from services.streams.kafka import KafkaProducer
 
 _TRANSACTION_BYTES = 32 << 20
 _ADVANCE_SECONDS = 60.0
+_MOST_MISSED = 1000  # batches whose messages may still come: the groups that are being committed have fewer
 _log = logs.get("publisher")
 
 
 class MessageCache:
     """The messages of the newest batches, up to `limit` bytes. If the cache is full, the oldest messages are dropped.
 
-    A batch that is larger than the cache is not kept: it would push out all others.
+    A batch that is larger than the cache is not kept: it would push out all others. The messages of a batch that was
+    looked for before they came are not kept either: the publisher has read the rows back, and will not come again.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._bytes = 0
         self._messages: OrderedDict[int, list[Outgoing]] = OrderedDict()
+        self._missed: deque[int] = deque(maxlen=_MOST_MISSED)
         self._lock = threading.Lock()
 
     def put(self, batch_id: int, outgoing: list[Outgoing]) -> None:
@@ -50,6 +53,8 @@ class MessageCache:
         if size > self._limit:
             return
         with self._lock:
+            if batch_id in self._missed:
+                return
             self._messages[batch_id] = outgoing
             self._bytes += size
             while self._bytes > self._limit:
@@ -59,7 +64,9 @@ class MessageCache:
     def pop(self, batch_id: int) -> list[Outgoing] | None:
         with self._lock:
             outgoing = self._messages.pop(batch_id, None)
-            if outgoing is not None:
+            if outgoing is None:
+                self._missed.append(batch_id)
+            else:
                 self._bytes -= _size(outgoing)
             return outgoing
 
