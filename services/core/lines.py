@@ -47,7 +47,7 @@ class Checked(NamedTuple):
 
 
 def _one_a_line(text: bytes, lines: int) -> bool:
-    """False if a line may hold no value, or several. `text` ends without a newline."""
+    """Return False if a line may hold no value, or several. `text` ends without a newline."""
     return text[:1] == b"{" and text[-1:] == b"}" and text.count(b"}\n{") == lines - 1
 
 

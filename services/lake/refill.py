@@ -122,7 +122,7 @@ def _must_resume(dataset: Dataset, reason: str) -> NeedsOperator:
 
 
 def _present(handle: DeltaTable, day: int, ids: pa.ChunkedArray) -> pa.Array:
-    """Which of `ids`, of rows that were accepted on `day`, the version of `handle` has."""
+    """Return which of `ids`, of rows that were accepted on `day`, the version of `handle` has."""
     bounds = pc.min_max(ids).as_py()
     partition = (date(1970, 1, 1) + timedelta(days=day)).isoformat()
     statement = (

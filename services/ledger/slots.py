@@ -46,7 +46,7 @@ class Slot:
 
 
 def session_name(owner: UUID) -> str:
-    """Return the application_name of all database sessions of the ingest process `owner`."""
+    """Return the application_name of all database sessions of the process `owner`, which accepts rows."""
     return f"{_SESSION}{owner}"
 
 
@@ -122,7 +122,7 @@ def hold(cursor: Cursor, lease: Lease) -> None:
 
 
 def end_lapsed_sessions(connection: Connection) -> int:
-    """End the database sessions of ingest processes whose lease has lapsed, and return the number of sessions.
+    """End the database sessions of processes whose lease has lapsed, and return the number of sessions.
 
     A stopped process may hold a transaction open in the middle of a COPY, where no timeout of PostgreSQL applies.
     A process may also have lost its slot to another process before it was stopped: its sessions are ended when their

@@ -66,14 +66,14 @@ class Watermarks:
     def settled(self) -> int:
         """Return the highest id at or below which no batch can appear any more. Raises StoreDown('postgres').
 
-        Also ends the sessions of lapsed ingest processes that keep the id from rising, and saves the id now and then.
+        Also ends the sessions of processes with a lapsed lease that keep the id from rising. Saves the id now and then.
         """
         with _locked(self._settling, "postgres"), self._pool.connection() as connection:
             self._begin(connection)
             assert self._settled is not None
             self._blockers = update_settled(connection, self._settled, self._blockers)
             if self.blocking_transactions(slots.LEASE_SECONDS):
-                # An ingest process adopts the slot of a lapsed owner and ends its sessions; here none may be alive.
+                # The process that adopts a slot ends the sessions of the lapsed owner. Here none may be alive.
                 slots.end_lapsed_sessions(connection)
             if time.monotonic() - self._settled_saved_at > _SAVE_SECONDS:
                 saved_watermarks.raise_to(connection, Saved(batch_id=self._settled.end))

@@ -120,7 +120,7 @@ def build() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Slots taken over: each one is an ingest process that died",
+                "Slots taken over: each one is a process that died",
                 "short",
                 Series(f"{total('logpipe_publisher_slots_adopted_total')} or on() vector(0)", "slots"),
             )
