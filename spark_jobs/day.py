@@ -13,7 +13,7 @@ from services.core.ids import end_id
 from services.core.instants import to_datetime
 from services.lake import NAME
 from services.lake.table import table_uri
-from services.ledger import reading
+from services.ledger import floors, reading
 from services.ledger.watermark import Watermarks
 from services.postgres.pool import Pool
 from services.runtime.settings import LakeSettings
@@ -73,7 +73,7 @@ def loaded(settings: ReportSettings, day: date) -> Extent:
         as_of = Watermarks(ledger).of(reader, dataset)
         with ledger.connection() as connection:
             waiting = reading.batches(connection, DATASET, as_of, reading.last_batch(connection), 1)
-            dropped = reading.last_dropped(connection, DATASET)
+            dropped = floors.last_dropped(connection, DATASET)
     kept = date.min if dropped is None else to_datetime(dropped).date() + timedelta(days=1)
     if day < kept:
         raise Invalid(f"the logs of {day} were dropped by retention; a report made before that is kept as it is")

@@ -69,7 +69,12 @@ def sound(dataset: Dataset) -> str:
 
 
 def _header(name: str) -> str:
-    return f"try_cast(CAST(get(filter(headers, h -> h.key = '{name}'), 0).value AS STRING) AS BIGINT)"
+    """Return the expression of the number in a header; NULL if the header is missing or is not decimal digits in ASCII.
+
+    `try_cast` alone would accept a sign and spaces, which `kafka_value.decode` does not accept.
+    """
+    text = f"CAST(get(filter(headers, h -> h.key = '{name}'), 0).value AS STRING)"
+    return f"IF({text} RLIKE '[^0-9]', NULL, try_cast({text} AS BIGINT))"
 
 
 _ENVELOPE = (

@@ -118,7 +118,7 @@ class Sender:
         return messages
 
     def _discarded(self) -> int:
-        """Empty the queue; return how many notes and messages it had."""
+        """Empty the queue, and return how many notes and messages it had."""
         discarded = len(self._unsent)
         self._unsent = []
         while self._notes:  # `clear` would also take a note that comes after the count

@@ -94,8 +94,8 @@ class Committer:
     def commit(self, dataset: Dataset, group: Sequence[Submission]) -> list[Outcome]:
         """Return the outcome of each submission, in order. A LogpipeError is an outcome, and is not raised.
 
-        A submission with a source is committed in a group of its own. Its outcome may be Fenced: then another process
-        has taken the messages, and nothing is stored.
+        The caller passes a submission with a source in a group of its own. Its outcome may be Fenced: then another
+        process has taken the messages, and nothing is stored.
         """
         try:
             try:
@@ -136,7 +136,9 @@ class Committer:
                     begun = ledger_batches.begin(cursor, -(-total // self._batch_rows))
                     xid = begun.xid
                     made = self._write(cursor, dataset, [group[index] for index in fresh], begun)
-                    for index, outcome in zip(fresh, self._record(cursor, dataset, group, fresh, made), strict=True):
+                    for index, outcome in zip(
+                        fresh, self._store_requests(cursor, dataset, group, fresh, made), strict=True
+                    ):
                         outcomes[index] = outcome
                 committing = True
                 cursor.execute("COMMIT")
@@ -152,7 +154,7 @@ class Committer:
             raise
         for batch, outgoing in made:
             self._on_committed(batch, outgoing)
-            metrics.histogram(metric_names.COMMIT_ROWS, dataset.name).observe(batch.rows)
+            metrics.histogram(metric_names.BATCH_ROWS, dataset.name).observe(batch.rows)
         metrics.histogram(metric_names.COMMIT_SECONDS, dataset.name).observe(time.perf_counter() - started)
         return [outcome for outcome in outcomes if outcome is not None]
 
@@ -200,7 +202,7 @@ class Committer:
         ledger_batches.insert(cursor, [record for record, _ in made])
         return made
 
-    def _record(
+    def _store_requests(
         self,
         cursor: psycopg.Cursor[Any],
         dataset: Dataset,
@@ -208,6 +210,11 @@ class Committer:
         fresh: Sequence[int],
         made: Sequence[tuple[Batch, list[Outgoing]]],
     ) -> list[Outcome]:
+        """Store the request keys of the fresh submissions, and return the outcome of each, in order.
+
+        Every batch in `made` except the last has `batch_rows` rows. So row n of the fresh submissions is in batch
+        number n // `batch_rows`.
+        """
         outcomes: list[Outcome] = []
         requests = []
         row = 0

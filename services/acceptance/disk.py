@@ -12,7 +12,7 @@ _CHECK_SECONDS = 1.0
 
 
 class Disk(Protocol):
-    """The disk that PostgreSQL's data is on. `name`: for texts."""
+    """The disk that PostgreSQL's data is on. `name` names the disk in messages."""
 
     @property
     def name(self) -> str: ...
@@ -39,7 +39,10 @@ class LocalDisk:
 
 
 class DiskFloor:
-    """A disk whose free bytes are not known does not keep rows out: PostgreSQL itself refuses them on a full disk."""
+    """Refuses rows while the disk has fewer free bytes than `floor`.
+
+    While the free bytes are unknown, rows are accepted: PostgreSQL itself refuses rows on a full disk.
+    """
 
     def __init__(self, disk: Disk, floor: int) -> None:
         self._disk = disk

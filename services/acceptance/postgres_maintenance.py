@@ -49,7 +49,7 @@ class PostgresMaintenance:
         self._key_hours = key_hours
         self._session_name = session_name
         self._ready = False
-        self._kept_keys = ""
+        self._keys_failure = ""
         self._ledger = Identity()
         self._worker = Worker("postgres_maintenance", self._turn, backoff=_BACKOFF)
 
@@ -63,7 +63,7 @@ class PostgresMaintenance:
 
     def degraded(self) -> str | None:
         """Return why partitions could not be made ahead, or old keys not deleted; None when both were."""
-        return self._failure() or self._kept_keys or None
+        return self._failure() or self._keys_failure or None
 
     def ledger(self) -> Identity:
         """Return the identity of the ledger; its id is '' until it has been read."""
@@ -103,7 +103,7 @@ class PostgresMaintenance:
             return
         try:
             batches.forget_requests(connection, self._key_hours)
-            self._kept_keys = ""
+            self._keys_failure = ""
         except NeedsOperator as error:
-            self._kept_keys = f"old idempotency keys are kept: {error}"
+            self._keys_failure = f"old idempotency keys are kept: {error}"
             _log.warning("old idempotency keys not deleted", reason=str(error))

@@ -8,9 +8,10 @@ may have been committed although its batches were not marked.
 
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from services.acceptance.topic_log import TopicLog
 from services.core import kafka_value, metric_names
@@ -29,19 +30,22 @@ from services.streams.kafka import KafkaProducer
 
 _TRANSACTION_BYTES = 32 << 20
 _ADVANCE_SECONDS = 60.0
+_MOST_MISSED = 1000  # batches whose messages may still come: the groups that are being committed have fewer
 _log = logs.get("publisher")
 
 
 class MessageCache:
     """The messages of the newest batches, up to `limit` bytes. If the cache is full, the oldest messages are dropped.
 
-    A batch that is larger than the cache is not kept: it would push out all others.
+    A batch that is larger than the cache is not kept: it would push out all others. The messages of a batch that was
+    looked for before they came are not kept either: the publisher has read the rows back, and will not come again.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._bytes = 0
         self._messages: OrderedDict[int, list[Outgoing]] = OrderedDict()
+        self._missed: deque[int] = deque(maxlen=_MOST_MISSED)
         self._lock = threading.Lock()
 
     def put(self, batch_id: int, outgoing: list[Outgoing]) -> None:
@@ -49,6 +53,8 @@ class MessageCache:
         if size > self._limit:
             return
         with self._lock:
+            if batch_id in self._missed:
+                return
             self._messages[batch_id] = outgoing
             self._bytes += size
             while self._bytes > self._limit:
@@ -58,7 +64,9 @@ class MessageCache:
     def pop(self, batch_id: int) -> list[Outgoing] | None:
         with self._lock:
             outgoing = self._messages.pop(batch_id, None)
-            if outgoing is not None:
+            if outgoing is None:
+                self._missed.append(batch_id)
+            else:
                 self._bytes -= _size(outgoing)
             return outgoing
 
@@ -95,10 +103,10 @@ class SlotPublisher:
         self._rows = rows
         self._max_rows = max_rows
         self._producer: TransactionalProducer | None = None
-        self._logs: dict[str, TopicLog] = {}
+        self._topic_logs: dict[str, TopicLog] = {}
         # Batches that may be in the topic although they are not marked. None until the ledger was asked for the batches
         # that a former owner may have published.
-        self._doubt: list[Batch] | None = None
+        self._in_doubt: list[Batch] | None = None
         self._advanced = 0.0
 
     def step(self, connection: Connection) -> int:
@@ -115,18 +123,20 @@ class SlotPublisher:
             if not batches:
                 return 0
             outgoing = self._within_bounds(batches)
-            self._doubt = batches[: len(outgoing)]
+            self._in_doubt = batches[: len(outgoing)]
             with metrics.histogram(metric_names.PUBLISH_SECONDS).time():
-                landed = iter(self._producer.publish([message for batch in outgoing for message in batch]))
+                delivered = iter(self._producer.publish([message for batch in outgoing for message in batch]))
             marked = []
-            for batch, own in zip(self._doubt, outgoing, strict=True):
+            for batch, own in zip(self._in_doubt, outgoing, strict=True):
                 topic = self._datasets[batch.dataset].topic
-                parts = [part for message, part in zip(own, landed, strict=False) if message.topic == topic]
+                # `own` comes first: when `own` is exhausted, zip takes nothing more from `delivered`. Messages of an
+                # alert are no parts.
+                parts = [part for message, part in zip(own, delivered, strict=False) if message.topic == topic]
                 marked.append(replace(batch, parts=tuple(parts)))
             for name in {batch.dataset for batch in marked}:
-                self._logs[name].check()
+                self._topic_logs[name].check()
             self._mark(connection, marked)
-            self._doubt = []
+            self._in_doubt = []
         except BaseException:
             self.close()
             raise
@@ -134,9 +144,9 @@ class SlotPublisher:
         return len(marked)
 
     def close(self) -> None:
-        for log in self._logs.values():
-            log.close()
-        self._logs = {}
+        for topic_log in self._topic_logs.values():
+            topic_log.close()
+        self._topic_logs = {}
         if self._producer is not None:
             self._producer.close()
             self._producer = None
@@ -145,12 +155,12 @@ class SlotPublisher:
         """Fence the slot's former producer, and mark the batches in doubt that it or this publisher has published."""
         producer = self._kafka.open_producer(self.lease.slot)
         try:
-            if self._doubt is None:
-                self._doubt = ledger_batches.in_doubt(connection, self.lease)
+            if self._in_doubt is None:
+                self._in_doubt = ledger_batches.in_doubt(connection, self.lease)
             for name, dataset in self._datasets.items():
-                self._logs[name] = TopicLog(connection, dataset, self._kafka.open_reader(dataset.topic))
-            self._recover(connection, self._doubt)
-            self._doubt = []
+                self._topic_logs[name] = TopicLog(connection, dataset, self._kafka.open_reader(dataset.topic))
+            self._recover(connection, self._in_doubt)
+            self._in_doubt = []
             self._advance(connection)
         except BaseException:
             producer.close()
@@ -158,7 +168,7 @@ class SlotPublisher:
         return producer
 
     def _within_bounds(self, batches: Sequence[Batch]) -> list[list[Outgoing]]:
-        """Return the messages of the first batches, up to `_TRANSACTION_BYTES`, of at least one batch."""
+        """Return the messages of the first batches, up to the batch with which they exceed `_TRANSACTION_BYTES`."""
         outgoing, size = [], 0
         for batch in batches:
             outgoing.append(self._messages(batch))
@@ -172,7 +182,7 @@ class SlotPublisher:
         if cached is not None:
             return cached
         dataset = self._known(batch.dataset)
-        rows = sorted(self._rows.rows_of(dataset, [batch]))
+        rows = sorted(self._rows.rows_of(dataset, [batch]), key=itemgetter(0))  # by id; other values may be None
         if len(rows) != batch.rows:
             raise NeedsOperator(
                 f"batch {batch.batch_id} of {batch.dataset} has {batch.rows} rows in the ledger and {len(rows)} in its"
@@ -200,7 +210,7 @@ class SlotPublisher:
 
     def _mark(self, connection: Connection, batches: Sequence[Batch]) -> None:
         ledger_batches.mark_published(
-            connection, self.lease, batches, {name: log.topic for name, log in self._logs.items()}
+            connection, self.lease, batches, {name: topic_log.topic for name, topic_log in self._topic_logs.items()}
         )
 
     def _advance(self, connection: Connection) -> None:
@@ -208,9 +218,9 @@ class SlotPublisher:
 
         Raises NeedsOperator if a topic was cut: a store that has not read its lost end would not notice the loss.
         """
-        for name, log in self._logs.items():
-            log.check()
-            ledger_batches.advance_slot(connection, self.lease, name, log.topic, log.uncut_ends(connection))
+        for name, topic_log in self._topic_logs.items():
+            topic_log.check()
+            ledger_batches.advance_slot(connection, self.lease, name, topic_log.topic, topic_log.uncut_ends(connection))
         self._advanced = time.monotonic()
 
     def _recover(self, connection: Connection, doubt: Sequence[Batch]) -> None:
@@ -218,19 +228,19 @@ class SlotPublisher:
         for name in sorted({batch.dataset for batch in doubt}):
             self._known(name)
             own = {batch.batch_id: batch for batch in doubt if batch.dataset == name}
-            if found := self._found(connection, self._logs[name], own):
+            if found := self._found(connection, self._topic_logs[name], own):
                 _log.info("batches found published and not marked", lease=self.lease, dataset=name, batches=len(found))
                 self._mark(connection, found)
 
-    def _found(self, connection: Connection, log: TopicLog, doubt: Mapping[int, Batch]) -> list[Batch]:
+    def _found(self, connection: Connection, topic_log: TopicLog, doubt: Mapping[int, Batch]) -> list[Batch]:
         """Return those of `doubt` that the topic contains. Raises NeedsOperator if that cannot be determined."""
-        slot, topic = self.lease.slot, log.dataset.topic
-        positions = ledger_batches.slot_positions(connection, slot, log.dataset.name)
+        slot, topic = self.lease.slot, topic_log.dataset.topic
+        positions = ledger_batches.slot_positions(connection, slot, topic_log.dataset.name)
         if not positions:
             return []
-        bounds = log.bounds()
-        is_same = positions.keys() == {log.topic.topic_id}
-        starts = positions[log.topic.topic_id] if is_same else {p: first for p, (first, _) in bounds.items()}
+        bounds = topic_log.bounds()
+        is_same = positions.keys() == {topic_log.topic.topic_id}
+        starts = positions[topic_log.topic.topic_id] if is_same else {p: first for p, (first, _) in bounds.items()}
         where = f"see `logpipe slots`, then run `logpipe slots resolve {slot}`"
         if deleted := [partition for partition, (first, _) in bounds.items() if starts.get(partition, first) < first]:
             raise NeedsOperator(
@@ -242,7 +252,7 @@ class SlotPublisher:
                 f"topic {topic} ends before what slot {slot} published: it was cut, and whether {len(doubt)} batches"
                 f" were published cannot be told: {where}"
             )
-        found = log.find_batches(doubt, starts)
+        found = topic_log.find_batches(doubt, starts)
         for batch_id, (_, rows) in found.items():
             if rows != doubt[batch_id].rows:
                 raise NeedsOperator(

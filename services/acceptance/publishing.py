@@ -14,7 +14,9 @@ from services.streams import kafka
 def publisher_opener(
     settings: AcceptanceSettings, known: Sequence[Dataset], message_cache: MessageCache, rows: PostgresReader
 ) -> Callable[[Lease], SlotPublisher]:
-    """Return what opens the publisher of a slot. `known`: every dataset, because a slot may be one of another process.
+    """Return the function that opens the publisher of a slot.
+
+    `known`: every dataset, because a slot may be adopted from another process.
 
     `rows` reads back the rows of batches whose messages are not in the cache.
     """

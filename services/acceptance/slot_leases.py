@@ -1,4 +1,4 @@
-"""The leases of one ingest process: which slots it holds, which one new batches belong to, and which ones are stuck."""
+"""The leases of one process that accepts rows: the slots it holds, the slot of new batches, and the stuck slots."""
 
 import threading
 import time
@@ -23,13 +23,14 @@ _log = logs.get("slot_leases")
 
 @dataclass(frozen=True, slots=True)
 class _Leases:
-    """`new_batches`: of the slot that new batches belong to. `used`: of the held slots that new batches belonged to.
+    """`for_new_batches`: the lease of the slot that new batches belong to.
 
-    `stuck`: of the held slots that cannot be published until `logpipe slots resolve` has run, with the reasons.
+    `used`: the held leases whose slots new batches belong to or belonged to before. `stuck`: the held leases whose
+    slots cannot be published until `logpipe slots resolve` has run, with the reasons.
     """
 
     held: frozenset[Lease] = frozenset()
-    new_batches: Lease | None = None
+    for_new_batches: Lease | None = None
     used: frozenset[Lease] = frozenset()
     stuck: Mapping[Lease, str] = field(default_factory=dict)
 
@@ -68,7 +69,7 @@ class SlotLeases:
         """Return the slot that new batches belong to. Raises StoreDown while there is none."""
         if reason := self._cannot_publish():
             raise StoreDown("kafka", f"nothing is accepted, because nothing can be published: {reason}")
-        if (lease := self._leases.new_batches) is None:
+        if (lease := self._leases.for_new_batches) is None:
             raise StoreDown("postgres", f"no slot is leased yet: {self._failure()}")
         return lease.slot
 
@@ -76,7 +77,7 @@ class SlotLeases:
         """Return why no row can be accepted; None if rows can be accepted."""
         if reason := self._cannot_publish():
             return reason
-        if self._leases.new_batches is None:
+        if self._leases.for_new_batches is None:
             return f"starting: no slot is leased yet: {self._failure()}"
         if (seconds := time.monotonic() - self._renewed_at) > slots.LEASE_SECONDS:
             return f"the lease was not renewed for {seconds:.0f} s: {self._failure()}"
@@ -95,7 +96,7 @@ class SlotLeases:
         return {lease for lease in leases.held if lease not in leases.stuck}
 
     def is_for_new_batches(self, lease: Lease) -> bool:
-        return lease == self._leases.new_batches
+        return lease == self._leases.for_new_batches
 
     def refuse(self, reason: str) -> None:
         """Accept no rows, because no slot at all can be published; '' ends the refusal."""
@@ -124,7 +125,7 @@ class SlotLeases:
         _log.warning("slot of a dead owner adopted", slot=lease.slot, epoch=lease.epoch)
         metrics.counter(metric_names.SLOTS_ADOPTED).inc()
 
-    def give_up(self, connection: Connection, lease: Lease, reason: str) -> None:
+    def mark_stuck(self, connection: Connection, lease: Lease, reason: str) -> None:
         """Keep the lease of a slot that cannot be published, so that no other process tries to publish the slot.
 
         New batches go on under another slot.
@@ -132,7 +133,7 @@ class SlotLeases:
         _log.error("slot cannot be published, an operator is needed", slot=lease.slot, reason=reason)
         with self._lock:
             self._leases = replace(self._leases, stuck={**self._leases.stuck, lease: reason})
-        slots.give_up(connection, lease, reason)
+        slots.mark_stuck(connection, lease, reason)
         self._lease_if_needed(connection)
 
     def release(self, connection: Connection, lease: Lease) -> None:
@@ -162,14 +163,14 @@ class SlotLeases:
     def _turn(self) -> float:
         try:
             connection = self._connection = self.connected(self._connection)
-            if self._leases.new_batches is None:
+            if self._leases.for_new_batches is None:
                 schema.require(connection)
             self.renew(connection)
             self._lease_if_needed(connection)
         except BaseException:
             self._disconnect()
             raise
-        return slots.RENEW_SECONDS if self._leases.new_batches else _RETRY_SECONDS
+        return slots.RENEW_SECONDS if self._leases.for_new_batches else _RETRY_SECONDS
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -179,12 +180,14 @@ class SlotLeases:
     def _lease_if_needed(self, connection: Connection) -> None:
         """Lease a slot for new batches unless there is one that can be published."""
         with self._lock:
-            former = self._leases.new_batches
+            former = self._leases.for_new_batches
             if not self._leases_more or self._cannot_publish() or former in self.publishable():
                 return
             if former is not None:
                 _log.warning("slot for new batches lost or stuck, leasing another one", slot=former.slot)
             lease = slots.acquire(connection, self._owner)
             leases = self._leases
-            self._leases = replace(leases, held=leases.held | {lease}, new_batches=lease, used=leases.used | {lease})
+            self._leases = replace(
+                leases, held=leases.held | {lease}, for_new_batches=lease, used=leases.used | {lease}
+            )
         _log.info("slot leased", slot=lease.slot, epoch=lease.epoch)

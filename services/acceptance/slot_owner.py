@@ -89,7 +89,10 @@ class SlotOwner:
         return 0.0
 
     def _publish_once(self) -> int:
-        """Publish the batches that wait in each held slot; return their number. Raises why a slot was not published."""
+        """Publish the batches that wait in each held slot, and return their number.
+
+        Raises the error because of which a slot was not published.
+        """
         try:
             connection = self._connection = self._leases.connected(self._connection)
             self._report_unpublished(connection)
@@ -129,7 +132,7 @@ class SlotOwner:
         self._topics_checked = True
 
     def _publish_each(self, connection: Connection) -> int:
-        """Publish one Kafka transaction for each slot that is not stuck; return the number of batches.
+        """Publish one Kafka transaction for each slot that is not stuck, and return the number of batches.
 
         A slot that fails does not keep the others waiting: one of them may hold the open transaction it waits for.
         """
@@ -143,7 +146,7 @@ class SlotOwner:
             try:
                 count = publishers[lease].step(connection)
             except NeedsOperator as error:
-                self._leases.give_up(connection, lease, str(error))
+                self._leases.mark_stuck(connection, lease, str(error))
                 continue
             except (Fenced, StoreDown) as error:
                 if isinstance(error, Fenced):

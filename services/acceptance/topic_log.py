@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator, StoreDown
-from services.core.kafka_value import announced
+from services.core.kafka_value import batch_and_rows
 from services.core.ledger import Batch, Part
 from services.core.ports import PartitionReader
 from services.ledger import batches as ledger_batches
@@ -59,7 +59,7 @@ class TopicLog:
         rows: dict[int, int] = {}
         for messages, _ in read_to_end(self._reader, self.dataset.topic, starts):
             for message in messages:
-                if (found := announced(message)) is None:
+                if (found := batch_and_rows(message)) is None:
                     continue
                 batch_id, count = found
                 if batch_id in batches:

@@ -81,7 +81,7 @@ class Book:
 
     @property
     def size(self) -> int:
-        """How many counts wait for the next commit."""
+        """The number of counts that wait for the next commit."""
         return len(self._new)
 
     def count(self, message: Message) -> None:
@@ -153,7 +153,7 @@ class Book:
         for rule in self._policy.rules:
             if rule.matches(service):
                 yield from judge(rule, service, tallies, opened.pop(rule.name, None), since, until)
-        for alert in opened.values():  # of rules that are no more
+        for alert in opened.values():  # of rules that were removed
             yield replace(alert, resolved_at=until)
 
     def _save(self, alert: Alert) -> None:

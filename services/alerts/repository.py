@@ -162,7 +162,7 @@ def open_alerts(connection: Connection) -> list[Alert]:
 
 
 def save(connection: Connection, alert: Alert) -> int:
-    """Store a new or a changed alert; return its id."""
+    """Store a new or a changed alert, and return its id."""
     times = (alert.quiet_since, alert.resolved_at)
     if alert.id:
         connection.execute(

@@ -41,7 +41,7 @@ def filled(chosen: Sequence[str] = ()) -> list[str]:
 class Surroundings:
     """What Kafka and the stores have: the topic of each dataset that has one, and the stores with rows of a dataset."""
 
-    topics: Mapping[str, topics.Present]
+    topics: Mapping[str, topics.ExistingTopic]
     holders: Mapping[str, list[str]]
 
 

@@ -92,7 +92,10 @@ def write(folder: Path, begun_at: datetime, ledger: str, dump: Callable[[Path], 
 
 
 def keep(folder: Path, count: int) -> list[Path]:
-    """Delete all but the newest `count` complete backups in `folder`, and older remains; return what was deleted."""
+    """Delete all but the newest `count` complete backups in `folder`, and what is left of older ones.
+
+    Return what was deleted.
+    """
     kept = _complete(folder)[-count:]
     old = [path for path in _named(folder) if path.name < kept[0].name] if len(kept) == count else []
     for path in old:

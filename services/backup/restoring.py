@@ -93,7 +93,7 @@ def _refuse_sessions(server: Connection, name: str) -> None:
 
 
 def _swap(server: Connection, url: str, name: str, draft: str, former: str) -> bool:
-    """Give the restored database its name; return whether the database that had it before is kept, for it has rows."""
+    """Give the restored database its name, and return whether the former database of the name is kept: it has rows."""
     _refuse_sessions(server, name)
     exists = server.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).fetchone() is not None
     has_rows = exists and _has_rows(in_database(url, name))

@@ -1,9 +1,9 @@
 """Completes a write whose outcome is unknown: searches the store for the rows, and writes the missing ones.
 
-The missing rows are written under the first attempt's token. If the store rejects them, the missing rows of either
-half of the blocks' lines are written, and so on. Where the lines are halved depends on the blocks alone, not on what is
-missing. A later write's token is made of the ids of all rows of its half, and of the number of writes of this half. The
-tokens serve three purposes:
+The missing rows are first written under the token of the first attempt. If the store rejects the write, the lines of
+all blocks are halved, the missing rows of each half are written alone, and so on. Where the lines are halved depends on
+the blocks alone, not on what is missing. The token of every later write is a hash of all row ids of its half, or of all
+rows, and the number of earlier writes of the same half. The tokens serve three purposes:
 
 - A former writer that was suspended before its insert reached the store may send the insert at any later time. A store
   that remembers tokens drops the late insert, because the token was used here.
@@ -45,14 +45,14 @@ _MOST_ATTEMPTS = 1000  # that a store may acknowledge without storing a row
 def complete(
     store: str,
     blocks: Sequence[Block],
-    stored_ids: Callable[[Set[int]], Set[int]],
+    end_and_search: Callable[[Set[int]], Set[int]],
     write: Callable[[Sequence[Block]], None],
 ) -> list[RowRejected]:
     """Write the rows that are missing in `store`, and return the rows that it will never hold.
 
-    `stored_ids` returns which ids of these batches are in the store, after every former attempt has ended. Raises what
-    `stored_ids` and `write` raise except RowRejected, and StoreDown if the store acknowledges rows but does not hold
-    them, or rejects too many of the rows that pass our own check (see MOST_REJECTED).
+    `end_and_search` ends every former attempt, and returns which ids of these batches are in the store. Raises what
+    `end_and_search` and `write` raise except RowRejected, and StoreDown if the store acknowledges rows but does not
+    hold them, or rejects too many of the rows that pass our own check (see MOST_REJECTED).
     """
     rows = _Rows(blocks)
     ids, _, problems = line_check(blocks[0].dataset).check(rows.lines)
@@ -60,7 +60,7 @@ def complete(
     rejected: dict[int, str] = {}
     attempts, attempt, by_store = Counter[str](), "", 0
     for _ in range(_MOST_ATTEMPTS):
-        there = stored_ids(batches)
+        there = end_and_search(batches)
         rejected |= {at: reason for at, reason in problems.items() if ids[at] not in there}
         missing = [at for at, row_id in enumerate(ids) if row_id not in there and at not in rejected]
         if not missing:

@@ -60,8 +60,13 @@ ID = Column("id", "number")
 CREATED_AT = Column("created_at", "timestamp")
 SYSTEM_COLUMNS = ("id", "created_at")
 
-# Stores differ in other kinds: in where an order places a missing number, and in how they sort UUIDs.
-_USES = {
+# Stores differ in other kinds: in where an order places a missing number, and in how they sort UUIDs. The code that
+# partitions, searches and alerts expects text.
+_KINDS: Mapping[str, tuple[Kind, ...]] = {
+    "key": ("category", "text", "uuid"),
+    "time": ("timestamp",),
+    "search": ("category", "text"),
+    "alert": ("category", "text", "uuid"),
     "groupings": ("category", "text"),
     "orderings": ("category", "text", "timestamp"),
     "filters": ("category", "text", "uuid"),
@@ -110,16 +115,28 @@ class Dataset:
         if [c.added for c in self.columns] != sorted(c.added for c in self.columns):
             raise ValueError(f"dataset {self.name}: added columns come last, in the order they were added")
         object.__setattr__(self, "by_name", {c.name: c for c in self.columns})
-        for used in (self.key, self.time, *self.groupings, *self.filters, *filter(None, [self.search])):
-            if used not in self.by_name:
-                raise ValueError(f"dataset {self.name}: no column {used!r}")
-        for used in self.orderings:
-            if used not in self.by_name and used not in SYSTEM_COLUMNS:
-                raise ValueError(f"dataset {self.name}: no column {used!r}")
-        for use, kinds in _USES.items():
-            for used in getattr(self, use):
-                if used in self.by_name and self.by_name[used].kind not in kinds:
-                    raise ValueError(f"dataset {self.name}: {use}: {used} is of another kind than {', '.join(kinds)}")
+        uses = {
+            "key": (self.key,),
+            "time": (self.time,),
+            "groupings": self.groupings,
+            "orderings": tuple(name for name in self.orderings if name not in SYSTEM_COLUMNS),
+            "filters": self.filters,
+            "alert": (self.alert.column,) if self.alert else (),
+            "search": (self.search,) if self.search else (),
+        }
+        for use, used in uses.items():
+            for name in used:
+                if name not in self.by_name:
+                    raise ValueError(f"dataset {self.name}: {use}: no column {name!r}")
+                if self.by_name[name].kind not in _KINDS[use]:
+                    allowed = ", ".join(_KINDS[use])
+                    raise ValueError(f"dataset {self.name}: {use}: {name} is of another kind than {allowed}")
+        for column in self.columns:
+            source = column.derived_from[0] if column.derived_from else None
+            if source and (source not in self.by_name or self.by_name[source].kind != "json"):
+                raise ValueError(
+                    f"dataset {self.name}: column {column.name} is derived from {source}, which is no json column"
+                )
 
     @property
     def column_names(self) -> tuple[str, ...]:

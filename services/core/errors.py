@@ -160,7 +160,7 @@ class QueryTimeout(LogpipeError):
 
     def __init__(self, store: str, seconds: float) -> None:
         super().__init__(
-            f"{store}: no answer within {seconds:.3g} s; the query was cancelled: ask for less, or by smaller pages"
+            f"{store}: no result within {seconds:.3g} s; the query was cancelled: ask for fewer rows or smaller pages"
         )
         self.store = store
 
@@ -173,8 +173,8 @@ class QueryCancelled(LogpipeError):
 class RowRejected(LogpipeError):
     """A store will never take row `row` (0-based) of block `block` (0-based); no row of the blocks was stored.
 
-    `row` is None when the store does not say which row it rejects. `near` is the place where to look for such a row: a
-    number among the rows of all blocks, from 0, which blank lines make too low.
+    `row` is None when the store does not say which row it rejects. `near`: the number of the row to check first,
+    counted from 0 through all blocks. Blank lines make the number too low.
     """
 
     title = "Row rejected"

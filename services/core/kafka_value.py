@@ -14,7 +14,7 @@ are also sent to the topic of the alert.
 
 A reader must not load a message of a newer version, or with more columns than it knows: it would leave something out.
 Every version keeps the key, `created_at` and `rows` as they are here, so that an older publisher can tell which of its
-batches are in the topic (`announced`).
+batches are in the topic (`batch_and_rows`).
 
 The functions are pure. The ingest API and Spark's warm-up encode; stream-to-store, the publisher and alerting decode.
 Spark decodes by expressions of its own (`spark_jobs/parsing.py`), made of the constants here.
@@ -53,6 +53,7 @@ KEY_PATTERN = "^[0-9]{1,11}:[0-9]{1,9}$"
 """The keys of a dataset's topic: a pattern that Python and Java read alike. `ids.MAX_BATCH` has 11 digits."""
 KEY_SEPARATOR = ":"
 
+_MOST_DIGITS = 18  # of a number that Spark reads as a BIGINT
 _SHOWN_BYTES = 100  # of a key that is not of our form, in a reason
 _is_batch_key = re.compile(KEY_PATTERN.encode()).search
 
@@ -115,12 +116,13 @@ def decode(message: Message) -> Envelope:
         batch_id = batch_of_key(message.key)
     except ValueError as error:
         return Envelope(message, None, 0, rows, str(error))
-    try:
-        created_at, announced_rows = (int(message.headers[name]) for name in (CREATED_AT_HEADER, ROWS_HEADER))
-    except KeyError as error:
-        return Envelope(message, batch_id, 0, rows, f"there is no header {error}")
-    except ValueError as error:
-        return Envelope(message, batch_id, 0, rows, f"a header is not a number: {error}")
+    created_at, announced_rows = (_number(message.headers, name) for name in (CREATED_AT_HEADER, ROWS_HEADER))
+    if created_at is None or announced_rows is None:
+        name = CREATED_AT_HEADER if created_at is None else ROWS_HEADER
+        if name not in message.headers:
+            return Envelope(message, batch_id, 0, rows, f"there is no header {name!r}")
+        reason = f"the header {name} is not a number of at most {_MOST_DIGITS} decimal digits"
+        return Envelope(message, batch_id, 0, rows, reason)
     problem = ""
     if not INSTANTS.lowest <= created_at <= INSTANTS.highest:
         problem = f"created_at {created_at} {INSTANTS.problem}"
@@ -129,16 +131,16 @@ def decode(message: Message) -> Envelope:
     return Envelope(message, batch_id, created_at, rows, problem)
 
 
-def announced(message: Message) -> tuple[int, int] | None:
+def batch_and_rows(message: Message) -> tuple[int, int] | None:
     """Return the batch of a message and the number of its rows, by the key and a header; None of a foreign message.
 
     For the publisher, which counts a batch's messages. It holds for messages of newer versions, too.
     """
-    rows = message.headers.get(ROWS_HEADER, b"")
-    if not rows.isdigit():
+    rows = _number(message.headers, ROWS_HEADER)
+    if rows is None:
         return None
     try:
-        return batch_of_key(message.key), int(rows)
+        return batch_of_key(message.key), rows
     except ValueError:
         return None
 
@@ -224,7 +226,15 @@ def _values(lines: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
         start = stop
 
 
+def _number(headers: Mapping[str, bytes], name: str, most_digits: int = _MOST_DIGITS) -> int | None:
+    """Return the number in the header, None if the header is missing or is not decimal digits in ASCII.
+
+    `int` alone would accept other spellings, for example `1_0`, which Spark does not accept.
+    """
+    text = headers.get(name, b"")
+    return int(text) if text.isdigit() and len(text) <= most_digits else None
+
+
 def _believed(headers: Mapping[str, bytes], name: str) -> int:
     """Return the number in the header, 0 when there is none that is believed."""
-    text = headers.get(name, b"")
-    return int(text) if len(text) <= len(str(MAX_NUMBER)) and text.isdigit() else 0
+    return _number(headers, name, len(str(MAX_NUMBER))) or 0

@@ -1,8 +1,8 @@
 """The validator of lines of Kafka values: which lines are rows of the dataset, and why the others are not.
 
-In a first write to ClickHouse, only messages that do not have our hash are checked. The others are checked after the
-store has rejected lines, or may have lost them: to find the bad lines by the store takes a write for each of them.
-`line_fields` has the rules.
+stream-to-store checks messages without our hash before the first write to ClickHouse. It checks the others only after
+the store has rejected lines or may have lost them, because finding the bad lines by writes alone takes a write for
+each. `line_fields` has the rules.
 """
 
 import json
@@ -47,7 +47,7 @@ class Checked(NamedTuple):
 
 
 def _one_a_line(text: bytes, lines: int) -> bool:
-    """False if a line may hold no value, or several. `text` ends without a newline."""
+    """Return False if a line may hold no value, or several. `text` ends without a newline."""
     return text[:1] == b"{" and text[-1:] == b"}" and text.count(b"}\n{") == lines - 1
 
 
@@ -58,9 +58,10 @@ class LineCheck:
         self._decoder = msgspec.json.Decoder(_row_type(dataset))
 
     def are_rows_of(self, value: bytes, lines: int, batch_id: int, created_at: int) -> bool:
-        """Whether each line of a message is a row of the batch, accepted at this time, as `RowCodec` writes it.
+        """Return whether each line of a message is a row of the batch, accepted at this time, as `RowCodec` writes it.
 
-        This takes half the time of `check`, which tells where it is False. `lines` is the number of lines.
+        This takes half the time of `check`. Call `check` to learn which lines are not such rows. `lines` is the number
+        of lines.
         """
         if not _one_a_line(value.removesuffix(b"\n"), lines):
             return False

@@ -32,8 +32,8 @@ ROWS_ACCEPTED = Metric("logpipe_ingest_rows_accepted_total", "counter", "Rows an
 COMMIT_SECONDS = Metric(
     "logpipe_ingest_commit_seconds", "histogram", "Time of one group commit in PostgreSQL.", ("dataset",), _SECONDS
 )
-COMMIT_ROWS = Metric(
-    "logpipe_ingest_commit_rows",
+BATCH_ROWS = Metric(
+    "logpipe_ingest_batch_rows",
     "histogram",
     "Rows of one batch: a group commit has one or several.",
     ("dataset",),
@@ -138,10 +138,14 @@ LAKE_LOG_FILES = Metric(
 )
 
 QUERY_SECONDS = Metric(
-    "logpipe_query_seconds", "histogram", "Time a store took to answer.", ("store", "dataset", "question"), _SECONDS
+    "logpipe_query_seconds",
+    "histogram",
+    "Time a store took to return a result.",
+    ("store", "dataset", "question"),
+    _SECONDS,
 )
 CACHE_LOOKUPS = Metric(
-    "logpipe_cache_lookups_total", "counter", "Answers looked for in the cache: hit, miss or away.", ("outcome",)
+    "logpipe_cache_lookups_total", "counter", "Results looked for in the cache: hit, miss or unreachable.", ("outcome",)
 )
 WATERMARK_BATCH = Metric(
     "logpipe_watermark_batch", "gauge", "Highest batch up to which every batch is loaded.", ("store", "dataset")

@@ -102,8 +102,9 @@ class OwnProgressWriter(BaseWriter, Protocol):
     After a first write that failed, stream_to_store calls `rejections`, sends the dead letters of these rows, and calls
     `write` with the other rows. It never calls `complete`; a replay does.
 
-    A transaction takes long, so blocks come after `wait_seconds`. `write` and `complete` raise NeedsOperator, too, and
-    Fenced when a block does not follow what is stored: load the positions again.
+    `wait_seconds`: how long stream_to_store collects rows for one write, because each transaction takes long. `write`
+    and `complete` raise NeedsOperator, too, and Fenced when a block does not follow what is stored: load the positions
+    again.
     """
 
     wait_seconds: ClassVar[float]

@@ -41,18 +41,23 @@ def like_pattern(text: str) -> str:
 class ListQuery:
     """Rows sorted by (`order_by`, id), both in the same direction; text sorts by code point.
 
+    `order_by`: the name of a column; the dataset's time if it is not given.
     `after`: only rows that are sorted after this pair (value of `order_by`, id), for a deep page without an offset.
     """
 
     dataset: Dataset
     filters: Filters = field(default_factory=Filters)
-    order_by: str = "timestamp"
+    order_by: str = ""
     descending: bool = True
     limit: int = 100
     offset: int = 0
     count: bool = True
     after: tuple[str | int, int] | None = None
     scan: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.order_by:
+            object.__setattr__(self, "order_by", self.dataset.time)
 
     @property
     def newest_first(self) -> bool:
@@ -99,6 +104,8 @@ Query = ListQuery | AggregateQuery | StatsQuery
 class QueryResult:
     """`rows`: canonical rows (list); (value, count), (time, count) or (time, value, count) (aggregate); one (count,).
 
+    `method`: how the rows were found. For a list with a total, how the total was found: the rows of a page are always
+    read by a scan.
     `total`: the number of all rows that match a list's filters, None when it was not wanted. `elapsed_ms`: the time of
     the store, or of the cache; `first_ms` is then the store's time when it gave the result that the cache kept.
     `scanned`: what the store reports as read: "rows", "bytes", "files" of "files_total"; a store may omit any of them.

@@ -14,15 +14,15 @@ MAX_RESULT_BYTES = 16 << 20
 _NUMBER_BYTES = 8
 
 
-def gathered(parts: Iterable[Sequence[Row]]) -> list[Row]:
-    """Return the rows of all parts, which are read one after the other. Raises ResultTooLarge."""
+def gathered(pages: Iterable[Sequence[Row]]) -> list[Row]:
+    """Return the rows of all pages, which are read one after the other. Raises ResultTooLarge."""
     rows: list[Row] = []
     size = 0
-    for part in parts:
-        size += sum(map(_size, zip(*part, strict=True)))
+    for page in pages:
+        size += sum(map(_size, zip(*page, strict=True)))
         if size > MAX_RESULT_BYTES:
             raise too_large()
-        rows += part
+        rows += page
     return rows
 
 

@@ -5,20 +5,30 @@ some batch `until`. A query as of a later batch, between two times, is answered 
     the counts     of whole minutes, of the batches below `until`;
     the newest     rows, which are the rows of the batches from `until` on;
     the edges      which are the rows of the earlier batches in the minutes that the query's times cut through.
-A store renders these parts in its own language, see `services/stores/*/rollups.py`.
+A store renders these terms in its own language, see `services/stores/*/rollups.py`.
 """
 
 from dataclasses import dataclass
 from typing import LiteralString
 
+import xxhash
+
 from services.core.dataset import Dataset
 from services.core.ids import end_id, first_id
 from services.core.queries import MINUTE, AggregateQuery, ListQuery, Query
 
+_MAX_NAME_BYTES = 63  # of a table in PostgreSQL
+
 
 def name(dataset: Dataset) -> str:
-    """Return the rollup's name. Other groupings make another rollup, so that two versions can run side by side."""
-    return f"{dataset.name}_by_{'_'.join(dataset.groupings)}"
+    """Return the rollup's name. Other groupings make another rollup, so that two versions can run side by side.
+
+    A name that PostgreSQL would cut has a hash of the groupings instead of the groupings.
+    """
+    spelled = f"{dataset.name}_by_{'_'.join(dataset.groupings)}"
+    if len(spelled.encode()) <= _MAX_NAME_BYTES:
+        return spelled
+    return f"{dataset.name}_by_{xxhash.xxh32_hexdigest(','.join(dataset.groupings).encode())}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +50,9 @@ class RowRange:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The parts whose sum answers `query`: the counts of all batches below `until` in `minutes`, and `rows`.
+    """The terms whose sum is the result of `query`: the counts of all batches below `until` in `minutes`, and `rows`.
 
-    No two parts overlap. `keys` are names for the columns that the statement groups by: the time, then the value; they
+    No two terms overlap. `keys` are names for the columns that the statement groups by: the time, then the value; they
     are empty when one count is wanted. `order` is what the statement sorts by, with `counted` for the count.
     """
 

@@ -16,7 +16,7 @@ from services.core.errors import InvalidRow, Malformed, MalformedLine
 from services.core.rows import Rows
 
 Decode = Callable[[bytes], Rows]
-Decoded = Iterator[tuple[Rows, int]]
+DecodedChunks = Iterator[tuple[Rows, int]]
 
 MAX_WIRE_ROW = 2 << 20
 """Bytes of one row of a large body, with its white space and escapes; a row as it is stored is bounded by less."""
@@ -25,7 +25,7 @@ _GUESSES = 100  # brackets that are looked at from the end of a chunk on, to gue
 _GAP = 256  # white space between two elements of a list, beyond which nothing is guessed
 
 
-def decode_object(chunks: Iterable[bytes], decode: Decode) -> Decoded:
+def decode_object(chunks: Iterable[bytes], decode: Decode) -> DecodedChunks:
     """The body is one object."""
     body = b""
     for chunk in chunks:
@@ -34,7 +34,7 @@ def decode_object(chunks: Iterable[bytes], decode: Decode) -> Decoded:
     yield decode(body), len(body)
 
 
-def decode_lines(chunks: Iterable[bytes], decode: Decode) -> Decoded:
+def decode_lines(chunks: Iterable[bytes], decode: Decode) -> DecodedChunks:
     """The body is one object a line."""
     # `decode` takes a byte order mark off the text that it gets. The newline keeps it from the texts after the first.
     done, start, rest, opening = 0, 0, b"", b""
@@ -51,7 +51,7 @@ def decode_lines(chunks: Iterable[bytes], decode: Decode) -> Decoded:
     yield _decode(opening + rest, decode, done, start), len(rest)
 
 
-def decode_array(chunks: Iterable[bytes], decode: Decode) -> Decoded:
+def decode_array(chunks: Iterable[bytes], decode: Decode) -> DecodedChunks:
     """The body is a list of objects; each chunk is decoded as a list of its own."""
     done, start, rest, opening = 0, 0, b"", b""
     for chunk in chunks:
@@ -98,7 +98,10 @@ def _refuse_long_row(text: bytes, done: int) -> None:
 
 
 def _likely_comma(text: bytes) -> int:
-    """The last comma that stands between two objects, which may lie in a row, or in a string; -1: none was found."""
+    """Return a comma that probably stands between two objects, searched from the end; -1 if none is found.
+
+    The comma may lie inside a row or a string.
+    """
     bracket = len(text)
     for _ in range(_GUESSES):
         bracket = text.rfind(b"{", 0, bracket)

@@ -21,8 +21,8 @@ class Store:
     `label`: in texts for people. `open_reader` and `open_writer` open the store with settings from the environment;
     each is None where the store cannot be read, or cannot be filled by stream_to_store. `drop_days(dataset, before,
     keep)` drops all days of acceptance below `before` (days since 1970-01-01 UTC) except those in `keep`, returns how
-    many, blocks, and raises StoreDown; None where retention has nothing to drop. `open_refiller`: opens what a replay
-    writes by, for a store whose own transactions keep its position.
+    many, blocks, and raises StoreDown; None where retention has nothing to drop. `open_refiller` opens the
+    writer that a replay uses, for a store whose own transactions keep its position.
 
     `engine`: the name of the engine that `open_reader` uses, '' where there is no choice. `other_engines`: the readers
     of the same data by other engines, by the engine's name.

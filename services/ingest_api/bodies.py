@@ -21,7 +21,7 @@ from services.runtime import metrics
 BODY_SECONDS = 30
 """A body may take this long, and a second more for each BODY_BYTES_PER_SECOND that have arrived.
 
-No pause may be as long either.
+A pause between two chunks must be shorter than BODY_SECONDS.
 """
 BODY_BYTES_PER_SECOND = 1024
 GRACE_SECONDS = 5.0
@@ -36,7 +36,8 @@ _INPUT_BYTES = 64 << 10  # passed at a time, because zlib copies the unread inpu
 class Claim:
     """The number of bytes that one request has in flight. `most` is the highest number so far.
 
-    `deadline` is that of the body while it arrives, which began at `started` (monotonic seconds).
+    `started`: when the body began to arrive, in monotonic seconds. `deadline`: the time limit of the body while it
+    arrives, else None.
     """
 
     def __init__(self, in_flight: "InFlight") -> None:
@@ -149,7 +150,7 @@ def chunks_of(body: bytes, encoding: str, limit: int) -> Iterator[bytes]:
 
     Raises Malformed, or TooLarge once there are more than `limit` bytes.
     """
-    chunks = _parts(body, CHUNK_BYTES) if encoding == "identity" else _decompressed(body, encoding)
+    chunks = _pieces(body, CHUNK_BYTES) if encoding == "identity" else _decompressed(body, encoding)
     size = 0
     for chunk in chunks:
         size += len(chunk)
@@ -178,7 +179,7 @@ def _decompressed(body: bytes, encoding: str) -> Iterator[bytes]:
     member, members = make(), 1
     held, room = list[bytes](), CHUNK_BYTES
     try:
-        for data in _parts(body, _INPUT_BYTES):
+        for data in _pieces(body, _INPUT_BYTES):
             rest, full = data, False
             while rest or full:
                 if member.eof:
@@ -199,5 +200,5 @@ def _decompressed(body: bytes, encoding: str) -> Iterator[bytes]:
         raise Malformed(f"the {encoding} body ends too early")
 
 
-def _parts(body: bytes, size: int) -> Iterator[bytes]:
+def _pieces(body: bytes, size: int) -> Iterator[bytes]:
     return (body[start : start + size] for start in range(0, len(body), size))

@@ -35,8 +35,8 @@ class IngestService:
     async def accept(self, dataset: Dataset, submission: Submission, size: int) -> Accepted:
         """Return the batch once the rows, from a body of `size` bytes, are on disk.
 
-        Raises Conflict, Invalid, OtherLedger or StoreDown. Then nothing is stored, unless the connection to PostgreSQL
-        was lost during COMMIT: after that StoreDown it is unknown.
+        Raises Conflict, Invalid, OtherLedger or StoreDown. Nothing is stored after these errors, with one exception: if
+        the connection was lost during COMMIT, StoreDown does not say whether the rows are stored.
         """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._groups.add(dataset, (submission, future), submission.rows, size)

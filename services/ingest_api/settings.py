@@ -10,7 +10,9 @@ class IngestSettings(AcceptanceSettings, CrossOriginSettings):
         None, description="second port of an ingest API that shares its port (--share-port), for its metrics"
     )
     ingest_connections: int = Field(1, ge=1, le=32, description="PostgreSQL connections that COPY side by side")
-    ingest_group_wait: float = Field(0.005, ge=0, description="seconds a request waits for others to travel with")
+    ingest_group_wait: float = Field(
+        0.005, ge=0, description="seconds that a request waits for others, to share one transaction"
+    )
     ingest_max_body: int = Field(64 << 20, ge=1024, description="bytes of a body, decompressed")
     ingest_max_in_flight: int = Field(
         256 << 20, ge=1024, description="bytes of bodies and decoded rows being worked on; beyond it 503"

@@ -32,7 +32,7 @@ class SlotsSettings(PostgresSettings, KafkaSettings):
 @click.group(invoke_without_command=True)
 @click.pass_context
 def main(context: click.Context) -> None:
-    """List the slots of the ingest processes: who publishes them, and why one of them is stuck."""
+    """List the slots of the processes that accept rows: who publishes them, and why one is stuck."""
     logs.configure("slots", "ERROR")
     if context.invoked_subcommand is None:
         with _failing_well(), _ledger(SlotsSettings()) as connection:

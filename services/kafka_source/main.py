@@ -23,7 +23,6 @@ from services.core.errors import Invalid, LogpipeError
 from services.core.ledger import Batch, Source
 from services.core.ports import Outgoing, TransactionalProducer
 from services.core.rows import RowCodec
-from services.kafka_source import lag
 from services.kafka_source.settings import KafkaSourceSettings
 from services.kafka_source.source import Limits, SourceHandler, Target
 from services.ledger import slots, source_progress
@@ -31,11 +30,12 @@ from services.postgres.connection import connect
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
-from services.runtime.workers import Worker, Workers
+from services.runtime.workers import Workers
 from services.stores.postgres import PostgresReader
 from services.streams import kafka, kafka_client, topics
 from services.streams.dead_letters import TOPIC as DEAD_LETTERS
 from services.streams.dead_letters import DeadLetters
+from services.streams.lag import lag_worker
 from services.streams.loop import GroupLoop
 
 SOURCE_SECONDS = 10
@@ -138,7 +138,7 @@ def create_app(settings: KafkaSourceSettings, topic: str, dataset: Dataset, *, a
         readiness.add("source", loop.health)
         readiness.add("slots", owner.health)
         readiness.add("publishing", owner.degraded, degraded=True)
-        source = Workers(loop.worker(), Worker("lag", partial(lag.report, handler), delay=lag.SECONDS))
+        source = Workers(loop.worker(), lag_worker("kafka_source", {dataset.name: handler.report_lag}))
         background.start()
         owner.start()
         source.start()

@@ -82,7 +82,7 @@ class EmbeddedReader(LakeReader):
         engine = snapshot.wide_engine if statement.is_wide else snapshot.engine
         with translated(), _within_memory():
             batches = pa.RecordBatchReader.from_stream(engine.execute(statement.text))
-            return Found(gathered(_parts(batches)), snapshot.files_within(statement.bounds))
+            return Found(gathered(_pages(batches)), snapshot.files_within(statement.bounds))
 
     def _page(self, snapshot: Snapshot, query: ListQuery, as_of: int, limit: Limit) -> Found:
         """Sort a large page by its places only: the engine holds many more rows than the page while it sorts."""
@@ -126,10 +126,10 @@ def _rows(engine: QueryBuilder, statement: str) -> Iterator[Row]:
     """Yield the rows as they are read, one record batch at a time, each within the time limit."""
     batches = within_limit(lambda: pa.RecordBatchReader.from_stream(engine.execute(statement)))
     while (batch := within_limit(lambda: next(batches, None))) is not None:
-        yield from chain.from_iterable(_parts([batch]))
+        yield from chain.from_iterable(_pages([batch]))
 
 
-def _parts(batches: Iterable[pa.RecordBatch]) -> Iterator[list[Row]]:
+def _pages(batches: Iterable[pa.RecordBatch]) -> Iterator[list[Row]]:
     for batch in batches:
         for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
             columns = batch.slice(start, _ROWS_AT_ONCE).columns

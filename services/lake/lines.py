@@ -57,6 +57,14 @@ class LineReader:
                 groups += [group[middle:], group[:middle]]
         return rejected
 
+    def rejections(self, blocks: Sequence[Block]) -> list[RowRejected]:
+        """Return the invalid rows of all `blocks`, in order."""
+        return [
+            RowRejected(row, reason, block=number)
+            for number, block in enumerate(blocks)
+            for row, reason in sorted(self.rejected(block).items())
+        ]
+
     def _problem(self, lines: Sequence[bytes]) -> str:
         try:
             self._table(kafka_value.join(lines), len(lines))

@@ -41,13 +41,13 @@ class TableMaintenance:
         self._rejects_floor = 0  # the rejects of batches below this one were deleted by this object
 
     def size(self) -> tuple[int, int]:
-        """How many data files the table has, and their bytes."""
+        """Return the number of the table's data files, and their bytes."""
         if (snapshot := self._table.snapshot()) is None:
             return 0, 0
         return snapshot.files.num_rows, pc.sum(snapshot.files["size_bytes"]).as_py() or 0
 
     def small_files(self) -> dict[date, int]:
-        """Day -> how many files it has that compaction would merge."""
+        """Return day -> the number of its files that compaction would merge."""
         if (snapshot := self._table.snapshot()) is None:
             return {}
         small = pc.less(snapshot.files["size_bytes"], _SMALL_BYTES)
@@ -55,7 +55,7 @@ class TableMaintenance:
         return {day["values"]: day["counts"] for day in counted.to_pylist()}
 
     def compact(self, day: date) -> int:
-        """Merge the small files of one day; how many were replaced."""
+        """Merge the small files of one day, and return how many were replaced."""
         if (handle := self._table.latest()) is None:
             return 0
         with translated():
@@ -68,7 +68,7 @@ class TableMaintenance:
         return int(done["numFilesRemoved"])
 
     def compact_rejects(self, files: int) -> int:
-        """Merge the small files of the rejects if there are at least `files`; how many were replaced."""
+        """Merge the small files of the rejects if there are at least `files`, and return how many were replaced."""
         if (handle := self._rejects.latest()) is None:
             return 0
         with translated():
@@ -79,7 +79,10 @@ class TableMaintenance:
         return int(done["numFilesRemoved"])
 
     def drop_rejects(self, floor: int) -> int:
-        """Delete the rejects of batches below `floor`; how many. The table is read only when the floor has risen."""
+        """Delete the rejects of batches below `floor`, and return how many.
+
+        The table is read only when the floor has risen.
+        """
         if floor <= self._rejects_floor or (handle := self._rejects.latest()) is None:
             return 0
         below = f"batch_id < {floor:d}"
@@ -93,7 +96,7 @@ class TableMaintenance:
         return found
 
     def drop_days(self, before: date, keep: Collection[date] = ()) -> int:
-        """Remove the days of acceptance before `before`, except those in `keep`; how many."""
+        """Remove the days of acceptance before `before`, except those in `keep`, and return how many."""
         if (handle := self._table.latest()) is None:
             return 0
         with translated():
@@ -104,12 +107,18 @@ class TableMaintenance:
         return len(dropped)
 
     def vacuum(self, grace: timedelta) -> int:
-        """Delete files that no version younger than `grace` (whole hours) needs, also what a crash left; how many."""
+        """Delete files that no version younger than `grace` (whole hours) needs, and return how many.
+
+        Files that a crash left are deleted, too.
+        """
         handles = (self._table.latest(), self._rejects.latest())
         return sum(_vacuum(handle, grace) for handle in handles if handle)
 
     def tidy_logs(self) -> int | None:
-        """Keep the transaction logs short; how many files the table's log has. None: it was not looked at."""
+        """Keep the transaction logs short, and return how many files the table's log has.
+
+        Return None if the log was not looked at.
+        """
         self._rejects_log.tidy()
         return self._log.tidy()
 

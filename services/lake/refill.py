@@ -61,11 +61,7 @@ class RefillWriter:
         try:
             self.write(blocks)
         except RowRejected:
-            rejected = [
-                RowRejected(row, reason, block=number)
-                for number, block in enumerate(blocks)
-                for row, reason in sorted(self._tables[block.dataset][1].rejected(block).items())
-            ]
+            rejected = self._tables[blocks[0].dataset][1].rejections(blocks)
             self.write(without(blocks, rejected))
             return rejected
         return []
@@ -126,7 +122,7 @@ def _must_resume(dataset: Dataset, reason: str) -> NeedsOperator:
 
 
 def _present(handle: DeltaTable, day: int, ids: pa.ChunkedArray) -> pa.Array:
-    """Which of `ids`, of rows that were accepted on `day`, the version of `handle` has."""
+    """Return which of `ids`, of rows that were accepted on `day`, the version of `handle` has."""
     bounds = pc.min_max(ids).as_py()
     partition = (date(1970, 1, 1) + timedelta(days=day)).isoformat()
     statement = (

@@ -43,16 +43,19 @@ Result = TypeVar("Result")
 
 
 class Position(msgspec.Struct, frozen=True, rename={"micro_batch": "batch"}):
-    """The position of a table: it has every message of the topic below `offsets`, or the rejects have it.
+    """The position of a table: it has every message of the topic below `offsets`.
+
+    Rejected rows are in the table of rejects, or, if the embedded writer rejected them, in the dead letters.
 
     `offsets`: partition -> the next offset.
 
-    Micro-batch `micro_batch` of Spark's streaming query `query` has committed this position, and began at `start`. The
-    embedded writer (EMBEDDED) sets no start, and uses the number as `ended_writes`: how often its writes were ended.
-    In the table's commits, the number is called `batch`. `query` is
-    empty while no writer owns the table, and CLAIMED while Spark owns the table and has stored no batch. The next
-    writer then completes the rejects of the batch whose position is `unfinished`. It starts at `offsets`, and at offset
-    0 of partitions that `offsets` lacks.
+    `micro_batch` has two meanings. If Spark has committed the position, it is the number of the micro-batch of the
+    streaming query `query`, which began at `start`. If the embedded writer has (EMBEDDED), it is `ended_writes`: how
+    often the table's writes were ended, and `start` is empty. Commits call the field `batch`.
+
+    `query` is empty while no writer owns the table, and CLAIMED while Spark owns the table and has stored no batch. The
+    next writer then completes the rejects of the batch whose position is `unfinished`. It starts at `offsets`, and at
+    offset 0 of partitions that `offsets` lacks.
 
     `generation` is random. The first position of a table and each --rebuild set a new one, which every later position
     repeats. Positions of two generations do not count the same rows. A table that an earlier release filled has no
@@ -124,7 +127,7 @@ class Table:
         return within_limit(self._current_version)
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         """The lock has a timeout, so that one stuck caller cannot block the others."""
         if not self._lock.acquire(timeout=_SECONDS):
             raise TimeoutError
@@ -134,7 +137,7 @@ class Table:
             self._lock.release()
 
     def _take_snapshot(self) -> Snapshot | None:
-        with self._held():
+        with self._locked():
             if (table := self._refresh()) is None:
                 return None
             if self._snapshot is None or self._snapshot.version != table.version():
@@ -142,19 +145,19 @@ class Table:
             return self._snapshot
 
     def _engine(self) -> QueryBuilder | None:
-        with self._held():
+        with self._locked():
             table = self._refresh()
             return QueryBuilder().register("t", table) if table else None
 
     def _current_version(self) -> tuple[DeltaTable, Position | None]:
-        with self._held():
+        with self._locked():
             position = self._find_position()
             if self._table is None:
                 raise TableNotFoundError(f"there is no table at {self.uri}")
             return self._table, position
 
     def _own_position(self) -> StorePosition:
-        with self._held():
+        with self._locked():
             position = self._find_position()
             if self._table is None or position is None:
                 return StorePosition("", "", {})
@@ -163,7 +166,7 @@ class Table:
 
     def _find_position(self) -> Position | None:
         """Return the position. A handle does not notice that its table was created again, but the generation tells."""
-        with self._held():
+        with self._locked():
             known, before = self._position
             position = self._read_position()
             if known >= 0 and _generation(position) != _generation(before):
@@ -183,7 +186,7 @@ class Table:
         return self._position[1]
 
     def _refresh(self) -> DeltaTable | None:
-        with self._held():
+        with self._locked():
             try:
                 if self._table is None:
                     self._table = DeltaTable(self.uri)
@@ -245,6 +248,6 @@ def translated() -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:
-        raise StoreDown(NAME, f"no answer within {_SECONDS:.0f} s") from error
+        raise StoreDown(NAME, f"no reply within {_SECONDS:.0f} s") from error
     except (DeltaError, pa.ArrowException, OSError) as error:
         raise StoreDown(NAME, " ".join(_DECORATION.sub(" ", str(error)).split())[:500]) from error

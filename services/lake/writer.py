@@ -77,11 +77,7 @@ class EmbeddedWriter:
         return []
 
     def rejections(self, blocks: Sequence[Block]) -> list[RowRejected]:
-        return [
-            RowRejected(row, reason, block=number)
-            for number, block in enumerate(blocks)
-            for row, reason in sorted(self._tables[block.dataset][1].rejected(block).items())
-        ]
+        return self._tables[blocks[0].dataset][1].rejections(blocks)
 
     def is_loaded(self, block: Block) -> bool:
         handle, found = self._tables[block.dataset][0].current_version()

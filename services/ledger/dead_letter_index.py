@@ -74,7 +74,7 @@ def lines_of_topic(connection: Connection, store: str, dataset: str, topic: str)
 
 
 def forget(connection: Connection, dataset: str, floor: int) -> int:
-    """Delete the dead letters of batches below `floor`, and those as old without a batch; return how many."""
+    """Delete the dead letters of batches below `floor`, and those as old without a batch, and return how many."""
     return delete_in_chunks(connection, _FORGET, (dataset, floor, dataset), _FORGOTTEN_AT_ONCE)
 
 

@@ -20,6 +20,25 @@ def today(connection: Connection) -> int:
     return retention_clock.now_microseconds(connection) // DAY
 
 
+def floor(connection: Connection, dataset: str) -> int:
+    """Return the lowest batch that retention keeps, 0 if it has dropped nothing. Raises StoreDown."""
+    query = "SELECT batch_id FROM floors WHERE dataset = %s"
+    with translated():
+        row = connection.execute(query, (dataset,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def last_dropped(connection: Connection, dataset: str) -> int | None:
+    """Return the time of acceptance of the last batch that retention has dropped, in microseconds; None without one.
+
+    Raises StoreDown.
+    """
+    query = "SELECT dropped_until FROM floors WHERE dataset = %s"
+    with translated():
+        row = connection.execute(query, (dataset,)).fetchone()
+    return row[0] if row else None
+
+
 def raise_to(connection: Connection, dataset: str, day: int, settled: int) -> int:
     """Raise the floor to the lowest batch accepted on `day` or later (days since 1970-01-01 UTC).
 
@@ -51,7 +70,7 @@ def raise_to(connection: Connection, dataset: str, day: int, settled: int) -> in
 
 
 def delete_batches(connection: Connection, dataset: str) -> int:
-    """Delete the ledger's batches below the floor, a few thousand in each transaction; return how many."""
+    """Delete the ledger's batches below the floor, a few thousand in each transaction, and return how many."""
     statement = """
         DELETE FROM batches WHERE batch_id IN (
             SELECT batch_id FROM batches

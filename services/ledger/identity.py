@@ -14,7 +14,7 @@ def ledger_id(connection: Connection) -> UUID:
 
 
 def former_ids(connection: Connection) -> list[UUID]:
-    """The ids that the ledger had before it was restored from backups, the oldest first. Raises StoreDown."""
+    """Return the ids that the ledger had before it was restored from backups, the oldest first. Raises StoreDown."""
     with translated():
         rows = connection.execute("SELECT id FROM former_ledgers ORDER BY restored_at").fetchall()
     return [UUID(str(former)) for (former,) in rows]

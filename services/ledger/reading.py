@@ -11,6 +11,8 @@ from services.core.errors import StoreDown
 from services.core.ledger import Batch, Part, StorePosition
 from services.postgres.connection import Connection, translated
 
+_MOST_COUNTED = 1_000_000  # batches: a second
+
 
 def batch_ids(connection: Connection, after: int, limit: int) -> list[int]:
     """Return the first `limit` committed batch ids above `after`, of all datasets, in order."""
@@ -60,9 +62,6 @@ def batches(connection: Connection, dataset: str, after: int, last: int, limit: 
     with translated():
         found = connection.execute(query, (dataset, after, last, limit)).fetchall()
     return [Batch(*(*row[:-1], _parts(row[-1]))) for row in found]
-
-
-_MOST_COUNTED = 1_000_000  # batches: a second
 
 
 class Count(NamedTuple):
@@ -122,12 +121,6 @@ def first_since(connection: Connection, instant: int) -> int:
     return first
 
 
-def floor(connection: Connection, dataset: str) -> int:
-    """Return the lowest batch that retention keeps, 0 if it has dropped nothing."""
-    with translated():
-        return int(_one(connection, "SELECT coalesce(max(batch_id), 0) FROM floors WHERE dataset = %s", (dataset,))[0])
-
-
 def oldest_unpublished(connection: Connection, dataset: str) -> int | None:
     """Return the time of acceptance of the oldest batch that is not in Kafka yet, in microseconds; None when all are.
 
@@ -145,13 +138,6 @@ def oldest_unpublished(connection: Connection, dataset: str) -> int | None:
             SELECT created_at FROM batches
             WHERE batches.slot = waiting.slot AND dataset = %s AND published_at IS NULL
             ORDER BY batch_id LIMIT 1) AS lowest"""
-    with translated():
-        return cast(int | None, _one(connection, query, (dataset,))[0])
-
-
-def last_dropped(connection: Connection, dataset: str) -> int | None:
-    """Return the time of acceptance of the last batch that retention has dropped, in microseconds; None without one."""
-    query = "SELECT max(dropped_until) FROM floors WHERE dataset = %s"
     with translated():
         return cast(int | None, _one(connection, query, (dataset,))[0])
 
@@ -195,7 +181,9 @@ def replayed(connection: Connection, store: str, dataset: str) -> Replayed | Non
 
 
 class TopicNumbers(NamedTuple):
-    """`first`: the number of the first topic of that name, whose batches may have no number; `current`: see `topics`.
+    """`first`: the lowest number of a topic of that name. Batches without a number were published to that topic.
+
+    `current`: the number of the topic that the store reads; -1 if no batch was published to that topic.
 
     Both are 0 where no topic of that name is known yet.
     """
@@ -225,12 +213,12 @@ def lost_batches(
 
 @dataclass(frozen=True, slots=True)
 class LoadedBatches:
-    """Which batches count as loaded. A batch of topic number `topics.current` does, once `offsets` are above its parts.
+    """Decides which batches count as loaded.
 
-    A batch of another topic, or one that is in no topic any more, can no longer be read by a stream. It counts as
-    loaded up to batch `replayed`; beyond that only where `skips_lost`, once the stream reads a later topic than the
-    batch's: an operator has had the stream go on without it. A batch that was published to the newest topic and that
-    this topic lacks has no later topic to wait for.
+    A batch in topic `topics.current` is loaded once `offsets` are above the offsets of all its parts. Any other
+    published batch is lost: it is in another topic, or it has no parts, so the sink cannot read it. A lost batch is
+    loaded if a replay has written it (its id is at most `replayed`). With `skips_lost`, a lost batch of an earlier
+    topic is loaded, too, and so is a batch without parts of the newest topic.
     """
 
     topics: TopicNumbers

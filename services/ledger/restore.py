@@ -44,7 +44,7 @@ class Leap(NamedTuple):
 
 
 def refuse_owners(connection: Connection) -> None:
-    """Raise Conflict while an ingest process runs. Raises StoreDown."""
+    """Raise Conflict while a process that accepts rows runs. Raises StoreDown."""
     if alive := [slot.slot for slot in slots.every(connection) if slot.is_alive]:
         raise Conflict(f"slots {alive} have living owners: stop every ingest API, and wait for {slots.LEASE_SECONDS} s")
 
@@ -52,9 +52,9 @@ def refuse_owners(connection: Connection) -> None:
 def after_restore(connection: Connection, stores: Sequence[str], datasets: Sequence[str]) -> Leap:
     """Give the ledger a new identity, and let its batch ids go on above every id that was ever given out.
 
-    No ingest process may run. The positions of sinks are dropped, because the stores have loaded more since. Each of
-    `stores` must be replayed for each of `datasets`: until then a store's watermark stays where it was in the backup,
-    or at 0 in a table that was created again. Raises StoreDown and NeedsOperator.
+    No process that accepts rows may run. The positions of sinks are dropped, because the stores have loaded more since.
+    Each of `stores` must be replayed for each of `datasets`: until then a store's watermark stays where it was in the
+    backup, or at 0 in a table that was created again. Raises StoreDown and NeedsOperator.
     """
     with translated(), connection.transaction():
         ((is_behind, is_used_up),) = connection.execute(_DOUBTS, {"rate": _IDS_A_SECOND}).fetchall()
@@ -85,7 +85,7 @@ def after_restore(connection: Connection, stores: Sequence[str], datasets: Seque
 
 
 def has_accepted(connection: Connection) -> bool | None:
-    """Whether the ledger has a batch; None where there is no ledger. Raises StoreDown."""
+    """Return whether the ledger has a batch; None where there is no ledger. Raises StoreDown."""
     with translated():
         if connection.execute("SELECT to_regclass('batches')").fetchone() == (None,):
             return None

@@ -45,7 +45,9 @@ class Settled:
         return self._suspects
 
     def settle(self, ids: Sequence[int], complete: bool) -> None:
-        """No suspect is open any more. `ids` were read after that: what is missing among them is dead.
+        """Settle the missing ids once no suspect is open.
+
+        `ids` were read after that, so an id missing among them is dead.
 
         `ids`: the first committed ids above `end`; `complete`: all of them, not one page of many.
         """

@@ -72,7 +72,7 @@ class SinkProgress:
         with self._connected() as connection:
             schema.require(connection)
             with connection.transaction():
-                self._check_identities(connection, table_id)
+                self._bind_identities(connection, table_id)
                 connection.execute(
                     "INSERT INTO sink_progress (store, dataset, topic_id, table_id, partition, next_offset)"
                     " SELECT %s, %s, %s, %s, unnest(%s::int[]), 0 ON CONFLICT DO NOTHING",
@@ -111,7 +111,7 @@ class SinkProgress:
             self._connection = None
 
     def _put(self, change: LiteralString, pending: Mapping[int, Range]) -> list[bool]:
-        """Make the change in all partitions of `pending` or in none; return one value for each. Raises Fenced."""
+        """Make the change in all partitions of `pending` or in none, and return one value for each. Raises Fenced."""
         store, dataset = self._key
         values = {
             "store": store,
@@ -130,7 +130,11 @@ class SinkProgress:
                 )
         return [value for (value,) in changed]
 
-    def _check_identities(self, connection: Connection, table_id: str) -> None:
+    def _bind_identities(self, connection: Connection, table_id: str) -> None:
+        """Raise NeedsOperator if the positions are those of another topic or table, or are missing beside rows.
+
+        Positions that have no table id, because an earlier release stored them, get the id of the present table.
+        """
         store, dataset = self._key
         query = "SELECT topic_id, table_id, next_offset FROM sink_progress WHERE store = %s AND dataset = %s"
         rows = connection.execute(query, self._key).fetchall()

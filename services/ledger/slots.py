@@ -37,7 +37,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A slot as `logpipe slots` shows it. `stuck` is why its owner has given the slot up, '' unless it has."""
+    """A slot as `logpipe slots` shows it. `stuck` is why the slot cannot be published, '' if it can."""
 
     slot: int
     is_alive: bool
@@ -46,7 +46,7 @@ class Slot:
 
 
 def session_name(owner: UUID) -> str:
-    """Return the application_name of all database sessions of the ingest process `owner`."""
+    """Return the application_name of all database sessions of the process `owner`, which accepts rows."""
     return f"{_SESSION}{owner}"
 
 
@@ -76,7 +76,7 @@ def take_over(connection: Connection, owner: UUID, slot: int) -> Lease:
 
 
 def renew(connection: Connection, owner: UUID) -> set[Lease]:
-    """Prolong all leases of `owner`; those it still holds. Raises StoreDown."""
+    """Renew all leases of `owner`, and return those that `owner` still holds. Raises StoreDown."""
     with translated():
         rows = connection.execute(
             "UPDATE slots SET renewed_at = clock_timestamp() WHERE owner = %s RETURNING slot, epoch", (owner,)
@@ -94,8 +94,8 @@ def release(connection: Connection, lease: Lease) -> None:
         )
 
 
-def give_up(connection: Connection, lease: Lease, reason: str) -> None:
-    """Note why the slot cannot be published, for `logpipe slots`. Raises StoreDown."""
+def mark_stuck(connection: Connection, lease: Lease, reason: str) -> None:
+    """Record why the slot cannot be published, for `logpipe slots`. Raises StoreDown."""
     with translated():
         connection.execute(
             "UPDATE slots SET stuck = %s WHERE slot = %s AND epoch = %s", (reason, lease.slot, lease.epoch)
@@ -122,12 +122,12 @@ def hold(cursor: Cursor, lease: Lease) -> None:
 
 
 def end_lapsed_sessions(connection: Connection) -> int:
-    """End the database sessions of ingest processes whose lease has lapsed; how many sessions. Raises StoreDown.
+    """End the database sessions of processes whose lease has lapsed, and return the number of sessions.
 
     A stopped process may hold a transaction open in the middle of a COPY, where no timeout of PostgreSQL applies.
     A process may also have lost its slot to another process before it was stopped: its sessions are ended when their
     transaction is older than a lease. One statement reads a session's owner and process id and ends the session,
-    so that the process id cannot have passed on to another session meanwhile.
+    so that the process id cannot have passed on to another session meanwhile. Raises StoreDown.
     """
     query = SQL("""
         SELECT count(*) FILTER (WHERE pg_terminate_backend(pid))
@@ -144,7 +144,11 @@ def end_lapsed_sessions(connection: Connection) -> int:
 
 
 def _lease_lowest(connection: Connection, owner: UUID, condition: Composed) -> Lease | None:
-    """Lease the lowest slot that fulfils `condition`, once the sessions of its lapsed owner have been ended."""
+    """Lease the lowest slot that fulfils `condition`; None if there is none.
+
+    The sessions of all lapsed owners are ended before. After the lease, the slot's `first_batch` is recorded if it is
+    known: the lowest batch that the former owner cannot have published.
+    """
     query = SQL(
         "SELECT slot AS free, owner IS NOT DISTINCT FROM reader AS by_epoch FROM slots WHERE {} ORDER BY slot LIMIT 1"
     ).format(condition)
@@ -162,6 +166,8 @@ def _lease_lowest(connection: Connection, owner: UUID, condition: Composed) -> L
         if row is None:
             return None
         lease, by_epoch = Lease(row[0], row[1]), row[2]
+        # `reader` is the last owner that read the slot's batches under its epoch. Owners of an older release did not
+        # set it. Such an owner may still publish any batch of the slot, so `first_batch` stays unknown (NULL).
         if by_epoch:
             # The former owner can read no batch of which the id was drawn after the epoch was raised. The epoch was
             # raised by the commit, so the sequence is looked at after it.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from services.postgres.connection import Connection, translated
 
 UNKNOWN = "unknown"
-"""Stands for the id of a topic that is no more, to which version 1 published without writing its id down."""
+"""The id of a deleted topic to which version 1 published without recording its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ def register(connection: Connection, dataset: str, name: str, topic_id: str, end
     """Return the present topic of `dataset`. `ends`: partition -> end of its log. Raises StoreDown.
 
     Version 1 wrote positions of slots without the topic's id. They are bound to the present topic when it reaches up
-    to all of them. Otherwise they belong to a topic that is no more. That topic is then registered before the present
+    to all of them. Otherwise they belong to a deleted topic. That topic is then registered before the present
     one, because the batches of version 1 belong to the topic with the lowest number.
     """
     with translated(), connection.transaction():

@@ -40,7 +40,7 @@ class Verified:
 def record(connection: Connection, found: Sequence[Verified], *, complete: bool, compared_all: bool) -> None:
     """Record what a verification found. Raises StoreDown.
 
-    `complete`: all batches were looked at, so a difference that is not found any more is no more. `compared_all`: the
+    `complete`: all batches were looked at, so a difference that is not found again has ended. `compared_all`: the
     contents of all these batches were compared, too. Otherwise a difference that was recorded before is kept.
     """
     values = [

@@ -19,7 +19,7 @@ from services.core.dataset import Dataset
 from services.core.errors import StoreDown
 from services.core.ledger import StorePosition
 from services.core.ports import StoreReader
-from services.ledger import reading, saved_watermarks, schema, slots
+from services.ledger import floors, reading, saved_watermarks, schema, slots
 from services.ledger.identity import ledger_id
 from services.ledger.reading import Lag, LoadedBatches, OpenWriter, TopicNumbers
 from services.ledger.saved_watermarks import Saved
@@ -66,14 +66,14 @@ class Watermarks:
     def settled(self) -> int:
         """Return the highest id at or below which no batch can appear any more. Raises StoreDown('postgres').
 
-        Also ends the sessions of lapsed ingest processes that keep the id from rising, and saves the id now and then.
+        Also ends the sessions of processes with a lapsed lease that keep the id from rising. Saves the id now and then.
         """
-        with _held(self._settling, "postgres"), self._pool.connection() as connection:
+        with _locked(self._settling, "postgres"), self._pool.connection() as connection:
             self._begin(connection)
             assert self._settled is not None
             self._blockers = update_settled(connection, self._settled, self._blockers)
-            if self.held_by(slots.LEASE_SECONDS):
-                # An ingest process adopts the slot of a lapsed owner and ends its sessions; here none may be alive.
+            if self.blocking_transactions(slots.LEASE_SECONDS):
+                # The process that adopts a slot ends the sessions of the lapsed owner. Here none may be alive.
                 slots.end_lapsed_sessions(connection)
             if time.monotonic() - self._settled_saved_at > _SAVE_SECONDS:
                 saved_watermarks.raise_to(connection, Saved(batch_id=self._settled.end))
@@ -91,7 +91,7 @@ class Watermarks:
             self._marks.clear()
             self._topics.clear()
 
-    def held_by(self, seconds: float) -> list[OpenWriter]:
+    def blocking_transactions(self, seconds: float) -> list[OpenWriter]:
         """Return the transactions that have kept `settled` from rising for more than `seconds`."""
         since = self._blockers.since
         return list(self._blockers.writers) if since is not None and time.monotonic() - since > seconds else []
@@ -105,7 +105,7 @@ class Watermarks:
         if reader.progress == "ledger":
             return settled
         mark = self._marks.setdefault((reader.name, dataset.name), _Mark())
-        with _held(mark.lock, reader.name):
+        with _locked(mark.lock, reader.name):
             # The order of reading matters. The position must not be older than the saved watermark, or the store would
             # seem to have fallen back; the replay must not be older than the position, which it moves when it begins.
             if reader.progress == "own":
@@ -163,6 +163,8 @@ class Watermarks:
             self._topic_numbers(connection, dataset.topic, position.topic_id),
             position.offsets,
             0 if replay is None else replay.batch_id,
+            # An operator moved such a store to the later topic (--resume). The ledger moves other stores only by a
+            # replay.
             skips_lost=reader.progress == "own",
         )
         risen = replace(mark.saved, batch_id=_walk(connection, dataset.name, mark.saved.batch_id, stop, loaded))
@@ -187,7 +189,7 @@ def _resume(connection: Connection, mark: _Mark, store: str, dataset: str) -> No
     """Continue from the saved watermark if it is higher than the one known here, or was lowered since."""
     saved = saved_watermarks.read(connection, store, dataset)
     if saved.epoch != mark.saved.epoch or saved.batch_id > mark.saved.batch_id:
-        mark.saved = replace(saved, batch_id=max(saved.batch_id, reading.floor(connection, dataset) - 1))
+        mark.saved = replace(saved, batch_id=max(saved.batch_id, floors.floor(connection, dataset) - 1))
 
 
 def _lower_if_fallen_back(
@@ -195,7 +197,7 @@ def _lower_if_fallen_back(
 ) -> None:
     """Lower the watermark when the store's position is below the one at which the watermark was computed."""
     if not _covers(position, mark.saved.position):
-        floor = reading.floor(connection, dataset)
+        floor = floors.floor(connection, dataset)
         saved_watermarks.replace(connection, store, dataset, position, max(0, floor - 1))
         mark.saved = saved_watermarks.read(connection, store, dataset)
     mark.saved = replace(mark.saved, position=position)
@@ -237,7 +239,7 @@ def _other_table(store: str, dataset: str) -> StoreDown:
 
 
 @contextmanager
-def _held(lock: Lock, store: str) -> Iterator[None]:
+def _locked(lock: Lock, store: str) -> Iterator[None]:
     """Hold `lock`; it has a timeout, so that one stuck caller cannot block the rest."""
     if not lock.acquire(timeout=_PATIENCE):
         raise StoreDown(store, f"its watermark was not computed within {_PATIENCE:.0f} s")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from services.core.dataset import Dataset
 from services.lake.maintenance import TableMaintenance
-from services.ledger import dead_letter_index, reading
+from services.ledger import dead_letter_index, floors
 from services.maintenance.settings import MaintainSettings
 from services.postgres.connection import connect
 from services.streams import dead_letters, kafka, kafka_client
@@ -28,7 +28,7 @@ class DeadLetterRetention:
         if self._settings.retention_days is None:
             return
         with connect(self._settings.postgres_url.get_secret_value()) as connection:
-            floor = reading.floor(connection, self._dataset.name)
+            floor = floors.floor(connection, self._dataset.name)
             if floor == self._floor:
                 return
             if rejects := self._lake.drop_rejects(floor):

@@ -12,7 +12,7 @@ from services.core.dataset import Dataset
 from services.core.errors import LogpipeError, NeedsOperator
 from services.core.instants import DAY, to_datetime
 from services.lake.maintenance import TableMaintenance
-from services.ledger import floors, reading, schema
+from services.ledger import floors, schema
 from services.ledger.watermark import Watermarks
 from services.maintenance.dead_letter_retention import DeadLetterRetention
 from services.maintenance.settings import MaintainSettings
@@ -97,7 +97,7 @@ class MaintenanceTasks:
             wanted = floors.today(connection) - retention
             before = floors.raise_to(connection, self._dataset.name, wanted, Watermarks(ledger).settled())
             keep = postgres.days_with_rows_from(
-                connection, self._dataset, before, reading.floor(connection, self._dataset.name)
+                connection, self._dataset, before, floors.floor(connection, self._dataset.name)
             )
             if before < wanted:
                 yield f"days from {_date(before)} on are kept: a batch of that day is not published yet"

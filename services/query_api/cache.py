@@ -69,7 +69,7 @@ class ResultCache:
                 metrics.counter(metric_names.CACHE_LOOKUPS, "hit").inc()
                 took = (time.perf_counter() - start) * 1e3
                 return replace(result, method="cache", elapsed_ms=took, first_ms=result.elapsed_ms)
-        metrics.counter(metric_names.CACHE_LOOKUPS, "away" if self._paused else "miss").inc()
+        metrics.counter(metric_names.CACHE_LOOKUPS, "unreachable" if self._paused else "miss").inc()
         result = execute()
         value = msgspec.msgpack.encode(result)
         if len(value) <= self._max_bytes:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import Query as QueryString
 
 from services.core.dataset import Dataset
 from services.core.errors import Invalid
@@ -42,7 +43,9 @@ async def _service(request: Request) -> QueryService:
 
 
 Service = Annotated[QueryService, Depends(_service)]
-Store = Annotated[str, Path(description="the store's word in URLs; an unknown one is refused with those that exist")]
+StoreWord = Annotated[
+    str, Path(description="the store's word in URLs; an unknown one is refused with those that exist")
+]
 
 
 def router(datasets: Sequence[Dataset]) -> APIRouter:
@@ -55,7 +58,7 @@ def router(datasets: Sequence[Dataset]) -> APIRouter:
 
     @routes.get("/{store}/stats", tags=["all datasets"], summary="Rows of each dataset")
     async def stats(
-        request: Request, store: Store, parameters: Annotated[StatsParameters, Query()], service: Service
+        request: Request, store: StoreWord, parameters: Annotated[StatsParameters, QueryString()], service: Service
     ) -> Response:
         running = service.stats(
             store, parameters.as_of, parameters.engine, scan=parameters.scan, use_cache=parameters.use_cache
@@ -81,7 +84,7 @@ def _add_compare(routes: APIRouter, path: str, dataset: Dataset) -> None:
     )
     async def compare(
         request: Request,
-        parameters: Annotated[model, Query()],  # type: ignore[valid-type]
+        parameters: Annotated[model, QueryString()],  # type: ignore[valid-type]
         service: Service,
     ) -> Response:
         parsed: CompareParameters = parameters
@@ -96,8 +99,8 @@ def _add_queries(routes: APIRouter, dataset: Dataset) -> None:
     @routes.get(f"/{{store}}/{dataset.name}", tags=[dataset.name], summary=f"Rows of {dataset.name}, the latest first")
     async def rows(
         request: Request,
-        store: Store,
-        parameters: Annotated[list_model, Query()],  # type: ignore[valid-type]
+        store: StoreWord,
+        parameters: Annotated[list_model, QueryString()],  # type: ignore[valid-type]
         service: Service,
     ) -> Response:
         parsed: OneStoreList = parameters
@@ -113,8 +116,8 @@ def _add_queries(routes: APIRouter, dataset: Dataset) -> None:
     )
     async def aggregate(
         request: Request,
-        store: Store,
-        parameters: Annotated[aggregate_model, Query()],  # type: ignore[valid-type]
+        store: StoreWord,
+        parameters: Annotated[aggregate_model, QueryString()],  # type: ignore[valid-type]
         service: Service,
     ) -> Response:
         parsed: OneStoreAggregate = parameters

@@ -13,19 +13,21 @@ from services.query_api.query_threads import QueryThreads
 class Engine:
     """One way to read one store. An engine has threads of its own, so one that hangs blocks no other engine.
 
-    `source` is its name in replies, `name` its name in errors and metrics. `main` is the reader of the store's default
-    engine, whose watermark holds for all engines, because they read the same data.
+    `source` is its name in replies, `name` its name in errors and metrics. `default_reader` is the reader of the
+    store's default engine, whose watermark holds for all engines, because they read the same data.
     """
 
-    def __init__(self, store: Store, main: StoreReader, other: str = "", open_other: OpenReader | None = None) -> None:
+    def __init__(
+        self, store: Store, default_reader: StoreReader, other: str = "", open_other: OpenReader | None = None
+    ) -> None:
         """The default engine; or the one called `other`, which `open_other` opens at its first use."""
         suffix = f"_{other}" if other else ""
-        self.store, self.main = store, main
+        self.store, self.default_reader = store, default_reader
         self.source, self.name = store.source + suffix, store.name + suffix
         self.threads = QueryThreads(self.name)
         self._open = open_other
         self._opening = Lock()
-        self._reader = None if open_other else main
+        self._reader = None if open_other else default_reader
 
     def reader(self) -> StoreReader:
         """Return the reader, opened at its first use. Raises StoreDown."""
@@ -53,9 +55,9 @@ class OpenedStore:
     def of(cls, store: Store) -> "OpenedStore":
         """Open the default engine of a store that can be read."""
         assert store.open_reader is not None
-        main = store.open_reader()
-        others = {name: Engine(store, main, name, opened) for name, opened in store.other_engines.items()}
-        return cls(store, Engine(store, main), others)
+        default_reader = store.open_reader()
+        others = {name: Engine(store, default_reader, name, opened) for name, opened in store.other_engines.items()}
+        return cls(store, Engine(store, default_reader), others)
 
     @property
     def engines(self) -> tuple[Engine, ...]:

@@ -102,7 +102,7 @@ def _outdated(pool: Pool) -> str | None:
 
 def _held_back_by(watermarks: Watermarks) -> str | None:
     """Return the writers whose open transactions keep all watermarks from rising, when that lasts too long."""
-    if holders := watermarks.held_by(_HELD_SECONDS):
+    if holders := watermarks.blocking_transactions(_HELD_SECONDS):
         return "a batch is still being written by " + "; ".join(map(str, holders))
     return None
 

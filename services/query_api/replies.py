@@ -61,14 +61,14 @@ def stats_reply(stats: Stats) -> Response:
 
 def comparison_reply(comparison: Comparison, query: Query) -> Response:
     times = {source: result.elapsed_ms for source, result in comparison.results.items()}
-    fastest = sorted(times.values())
+    sorted_times = sorted(times.values())
     sources = (*comparison.results, *comparison.missing)
     return json_reply(
         {
             "comparison": {
                 **{f"{source}_ms": round(times[source], 3) if source in times else None for source in sources},
                 "faster": min(times, key=times.__getitem__),
-                "difference_ms": round(fastest[1] - fastest[0], 3) if len(fastest) > 1 else None,
+                "difference_ms": round(sorted_times[1] - sorted_times[0], 3) if len(sorted_times) > 1 else None,
             },
             **{source: _compared(comparison, source, query) for source in sources},
             "as_of": comparison.as_of,
@@ -123,6 +123,7 @@ def _objects(dataset: Dataset, rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _presented(column: Column) -> Callable[[Any], Any]:
+    """HTTP contract: a column `timestamp` is in seconds, every other time is ISO 8601."""
     if column.kind == "json":
         return _raw
     if column.kind == "timestamp":

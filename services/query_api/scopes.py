@@ -9,7 +9,7 @@ from collections.abc import Callable
 from services.core.dataset import Dataset
 from services.core.errors import StoreDown
 from services.core.ports import StoreReader
-from services.ledger import reading
+from services.ledger import floors
 from services.ledger.identity import ledger_id
 from services.postgres.pool import Pool
 
@@ -46,7 +46,7 @@ class Scopes:
     def _read(self, reader: StoreReader, dataset: Dataset) -> str:
         table_id = _table_id(reader, dataset)  # before a connection is borrowed, because the store may hang
         with self._ledger.connection() as connection:
-            floor = reading.floor(connection, dataset.name)
+            floor = floors.floor(connection, dataset.name)
             return repr((ledger_id(connection), table_id, floor))
 
 

@@ -111,7 +111,7 @@ class QueryService:
         deadline = time.monotonic() + self._seconds
 
         def work(stop: Stop) -> Result:
-            batch = _as_of(as_of, self._watermark(chosen.main, query.dataset))
+            batch = _as_of(as_of, self._watermark(chosen.default_reader, query.dataset))
             result = self._cached(chosen, query, batch, deadline, stop, use_cache=use_cache)
             return make_reply(Reply(chosen.source, result, batch, _ms_since(start)))
 
@@ -131,7 +131,7 @@ class QueryService:
         deadline = time.monotonic() + self._seconds
 
         def work(stop: Stop) -> Stats:
-            batch = _as_of(as_of, min(self._watermark(chosen.main, dataset) for dataset in self._datasets))
+            batch = _as_of(as_of, min(self._watermark(chosen.default_reader, dataset) for dataset in self._datasets))
             results = {
                 each.name: self._cached(chosen, StatsQuery(each, scan), batch, deadline, stop, use_cache=use_cache)
                 for each in self._datasets
@@ -147,8 +147,9 @@ class QueryService:
         """
         start = time.perf_counter()
         stores = self._stores.values()
-        marks, unreachable = await self._of_each(
-            [store.default for store in stores], lambda engine, stop: self._watermark(engine.main, query.dataset)
+        marks, unreachable = await self._run_on_each(
+            [store.default for store in stores],
+            lambda engine, stop: self._watermark(engine.default_reader, query.dataset),
         )
         chosen = [e for s in stores for e in (s.engines if all_engines else (s.default,))]
         failed: dict[str, LogpipeError] = {
@@ -158,7 +159,7 @@ class QueryService:
             batch = _as_of(as_of, min(marks.values(), default=0)) if marks else 0
             reachable = [engine for engine in chosen if engine.store.source in marks]
             deadline = time.monotonic() + self._seconds
-            found, failures = await self._of_each(
+            found, failures = await self._run_on_each(
                 reachable, partial(self._digested, query=query, as_of=batch, deadline=deadline)
             )
             failed.update(failures)
@@ -187,7 +188,7 @@ class QueryService:
 
         A store is late when its oldest batch above the watermark is older than `late_seconds`. Blocks.
         """
-        reader, late = self._stores[route].default.main, dict[str, str]()
+        reader, late = self._stores[route].default.default_reader, dict[str, str]()
         for dataset in self._datasets:
             name = f"{reader.name}/{dataset.name}"
             try:
@@ -234,7 +235,7 @@ class QueryService:
         execute = partial(self._execute, engine, stop, query, as_of, deadline)
         if self._cache is None or self._scopes is None or query.scan or not use_cache:
             return execute()
-        if (scope := self._scopes.of(engine.main, query.dataset)) is None:
+        if (scope := self._scopes.of(engine.default_reader, query.dataset)) is None:
             return execute()
         return self._cache.result(engine.name, scope, query, as_of, execute)
 
@@ -254,7 +255,7 @@ class QueryService:
         result = self._execute(engine, stop, query, as_of, deadline)
         return result, digest(result)
 
-    async def _of_each(
+    async def _run_on_each(
         self, engines: Iterable[Engine], work: Callable[[Engine, Stop], Result]
     ) -> tuple[dict[str, Result], dict[str, LogpipeError]]:
         """Run `work` for all engines at once. Return by source the results, and the errors of stores that failed.

@@ -20,7 +20,7 @@ from services.core.instants import DAY
 from services.core.ledger import Batch
 from services.core.ports import BaseWriter, Block, StoreReader
 from services.core.rows import RowCodec
-from services.ledger import reading
+from services.ledger import floors, reading
 from services.ledger.reading import TopicNumbers
 from services.ledger.replays import Replay, ReplayProgress
 from services.postgres.connection import Connection
@@ -124,7 +124,7 @@ class Refill:
         replay, pending = self._replay, self._replay.range_last is not None
         offsets = self._stream.offsets()
         with self._source.ledger.connection() as connection:
-            floor = reading.floor(connection, self._name)
+            floor = floors.floor(connection, self._name)
             stop = replay.last if replay.range_last is None else replay.range_last
             page = reading.batches(connection, self._name, max(replay.next, floor) - 1, stop, _PAGE_BATCHES)
             lost = set(self._lost(connection, page[0].batch_id - 1, page[-1].batch_id, len(page))) if page else set()
@@ -194,7 +194,7 @@ class Refill:
             missing = gaps.read(self._source.reader, self._codec, batches, found, limit)
         except NeedsOperator:
             with self._source.ledger.connection() as connection:
-                if reading.floor(connection, self._name) > floor:  # retention has just dropped them
+                if floors.floor(connection, self._name) > floor:  # retention has just dropped them
                     return None
             raise
         if missing is None:

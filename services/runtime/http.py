@@ -35,7 +35,9 @@ from services.runtime.settings import ListenSettings
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-SHUTDOWN_SECONDS = 20  # for requests that are under way at SIGTERM; less than a pod's grace of 30
+SHUTDOWN_SECONDS = 20
+"""For requests that are under way at SIGTERM. The pod's grace (60 s or more) also covers the end of the lifespan."""
+
 OPEN_PATHS = frozenset({"/health", "/healthz", "/readyz", "/metrics"})
 """Paths of probes and scrapes, which come by any host name."""
 

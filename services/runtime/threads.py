@@ -28,7 +28,7 @@ class Threads:
         self._workers: list[Worker] = []
 
     def submit(self, call: Callable[[], Result]) -> "Future[Result]":
-        """Run `call` in one of the threads; return its outcome, which can be cancelled until a thread begins."""
+        """Run `call` in one of the threads, and return its outcome, which can be cancelled until a thread begins."""
         future: Future[Result] = Future()
         self._calls.put((future, call))
         with self._starting:

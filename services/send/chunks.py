@@ -104,7 +104,7 @@ class _Tail:
     message: str = ""
 
     def add(self, number: int, raw: bytes, more: str) -> bool:
-        """False when the record is long enough."""
+        """Return False when the record is long enough."""
         self.size += len(raw)
         if self.size > RECORD_BYTES:
             self.message += "" if self.message.endswith(_CUT) else _CUT

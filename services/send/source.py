@@ -169,7 +169,7 @@ class Source:
         return b"".join(blocks).splitlines(), size
 
     def note(self) -> str:
-        """What to tell about the file once it was read; '' when there is nothing."""
+        """Return what to tell about the file once it was read; '' when there is nothing."""
         raw = getattr(self._stream, "raw", None)
         if isinstance(raw, _Gzip) and raw.has_garbage:
             return "what follows the compressed data in the file is no gzip: left out"

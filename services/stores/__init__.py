@@ -2,8 +2,7 @@
 
 Each exports `STORE`, its description (`services.core.stores.Store`), whose name is the name of the file. Importing a
 description imports no driver, except that of PostgreSQL, which every server process needs: the driver of a store is
-imported when the store is opened. `memory` is the tests' fake, and is not
-offered.
+imported when the store is opened. `memory` is the fake of the tests; `names` leaves it out.
 """
 
 import importlib

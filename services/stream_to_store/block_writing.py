@@ -60,11 +60,7 @@ def _write_first(
     """
     blocks = [block for _, block in ranges]
     by_block = [
-        [
-            (_OwnLines.unchecked if envelope.matches_hash else _OwnLines.of)(block.dataset, envelope)
-            for envelope in message_range.good
-        ]
-        for message_range, block in ranges
+        [_own_lines(block.dataset, envelope) for envelope in message_range.good] for message_range, block in ranges
     ]
     while True:
         valid = [
@@ -81,8 +77,15 @@ def _write_first(
         return sum(block.rows for block in valid)
 
 
+def _own_lines(dataset: Dataset, envelope: Envelope) -> "_OwnLines":
+    """Return the lines for a first write: our own check passes over a message that has our hash."""
+    if envelope.matches_hash:
+        return _OwnLines.unchecked(dataset, envelope)
+    return _OwnLines.of(dataset, envelope)
+
+
 def _check_more(by_block: Sequence[list["_OwnLines"]], near: int | None) -> bool:
-    """Check the message of the valid line `near`; if that has no invalid lines, all messages.
+    """Check the message that has the valid line number `near`. If it has no invalid line, check all messages.
 
     Most often one message has invalid lines: that of the row which the store names (see RowRejected). To check only
     this message saves more than another rejected write costs. Returns False if all messages were checked before.
@@ -107,7 +110,9 @@ def _check_more(by_block: Sequence[list["_OwnLines"]], near: int | None) -> bool
 def _complete(
     writer: StoreWriter, ranges: Sequence[tuple[MessageRange, Block]], dead_letters: DeadLetters, is_first: bool
 ) -> int:
-    """Write what the store does not hold yet, line by line where it rejects lines. Return the rows that it then holds.
+    """Write the rows that the store does not hold yet, and send the dead letters of the lines that it will not hold.
+
+    Return the number of rows that the store then holds.
 
     A foreign line is left out: a completion searches the store for the rows of these batches, accepted on this day, and
     would never find the line's row.

@@ -17,14 +17,14 @@ from services.ledger.sink_progress import SinkProgress
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
-from services.runtime.workers import Worker, Workers
-from services.stream_to_store import lag
+from services.runtime.workers import Workers
 from services.stream_to_store.backlog import Limits
 from services.stream_to_store.consumer import Consumer, Progress, Target
 from services.stream_to_store.own_progress import OwnProgress
 from services.stream_to_store.settings import StreamToStoreSettings
 from services.streams import kafka, kafka_client, topics
 from services.streams.dead_letters import TOPIC, DeadLetters
+from services.streams.lag import lag_worker
 from services.streams.loop import GroupLoop
 
 DRAIN_SECONDS = 20
@@ -50,11 +50,11 @@ def create_app(settings: StreamToStoreSettings, loops: list[GroupLoop[Consumer]]
     readiness = Readiness()
     for loop in loops:
         readiness.add(loop.handler.dataset.name, loop.health)
-    measure = partial(lag.report, [loop.handler for loop in loops])
+    reports = {loop.handler.dataset.name: loop.handler.report_lag for loop in loops}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        workers = Workers(*(loop.worker() for loop in loops), Worker("lag", measure, delay=lag.SECONDS))
+        workers = Workers(*(loop.worker() for loop in loops), lag_worker("stream_to_store", reports))
         workers.start()
         yield
         await asyncio.to_thread(workers.stop, DRAIN_SECONDS)

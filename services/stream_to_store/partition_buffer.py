@@ -45,8 +45,9 @@ class PartitionBuffer:
     """Buffers one partition. Called by the loop's thread only.
 
     `next_offset`: the store has committed all messages below this offset. `read_up_to`: all messages below this offset
-    are committed or buffered here. `since`: the clock, in seconds, when the oldest buffered message was added. `group`:
-    the partitions whose pending ranges are written with one insert, including this partition; empty without one.
+    are committed or buffered here. `since`: the clock, in seconds, when something was added to the empty buffer for the
+    last time. `group`: the partitions whose pending ranges are written with one insert, including this partition; empty
+    without a pending range.
 
     A buffer that begins with a pending range never holds anything beyond that range: the messages that come while the
     range is pending are left out, and later ones would follow a hole.

@@ -15,8 +15,8 @@ from services.core.ports import Message, Outgoing
 from services.runtime import logs
 from services.streams.kafka_client import (
     MESSAGE_TIMEOUT,
+    NAME,
     REQUEST_TIMEOUT,
-    STORE,
     config,
     describe,
     translate,
@@ -66,9 +66,9 @@ class KafkaProducer:
 
     def publish(self, messages: Sequence[Outgoing]) -> list[Part]:
         if not self._usable:
-            raise StoreDown(STORE, "this producer has ended: open another")
+            raise StoreDown(NAME, "this producer has ended: open another")
         self._usable = False
-        landed: dict[int, Part] = {}
+        delivered: dict[int, Part] = {}
         failed: list[KafkaError] = []
 
         def on_delivery(index: int, error: KafkaError | None, message: KafkaMessage) -> None:
@@ -76,7 +76,7 @@ class KafkaProducer:
             if error or partition is None or offset is None:
                 failed.append(error or KafkaError(KafkaError._FAIL))
             else:
-                landed[index] = Part(partition, offset)
+                delivered[index] = Part(partition, offset)
 
         with translated():
             try:
@@ -84,14 +84,14 @@ class KafkaProducer:
                 for index, message in enumerate(messages):
                     self._produce(message, lambda error, sent, index=index: on_delivery(index, error, sent))
                 self._producer.flush(MESSAGE_TIMEOUT + REQUEST_TIMEOUT)
-                if failed or len(landed) < len(messages):
+                if failed or len(delivered) < len(messages):
                     raise KafkaException(failed[0] if failed else KafkaError(KafkaError._TIMED_OUT))
                 self._producer.commit_transaction(MESSAGE_TIMEOUT)
             except (KafkaException, SystemError):
                 self._abort()
                 raise
         self._usable = True
-        return [landed[index] for index in range(len(messages))]
+        return [delivered[index] for index in range(len(messages))]
 
     def _produce(self, message: Outgoing, on_delivery: Any) -> None:
         while True:
@@ -213,7 +213,7 @@ class KafkaPartitionReader:
         with translated():
             described = describe(self._admin, self._topic)
         if described is None:
-            raise StoreDown(STORE, f"there is no topic {self._topic}")
+            raise StoreDown(NAME, f"there is no topic {self._topic}")
         return described
 
     @stamina.retry(

@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription  # t
 from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
 from services.runtime import kafka_security, logs
 
-STORE = "kafka"
+NAME = "kafka"
 MESSAGE_TIMEOUT = 30.0  # seconds until a message that cannot be delivered fails its transaction
 REQUEST_TIMEOUT = 10.0
 
@@ -79,7 +79,7 @@ def translate(error: KafkaError) -> LogpipeError:
             f"kafka: {error.str()}; these messages were deleted before they were read: raise the topic's retention,"
             " stop this process, and see 'Replay' in docs/operations.md"
         )
-    return StoreDown(STORE, f"{error.name()}: {error.str()}")
+    return StoreDown(NAME, f"{error.name()}: {error.str()}")
 
 
 def describe(admin: AdminClient, topic: str) -> TopicDescription | None:

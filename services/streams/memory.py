@@ -76,16 +76,16 @@ class MemoryBroker:
                 raise Fenced("kafka: fenced by a newer producer")
             if any(len(message.value) > MAX_MESSAGE_BYTES for message in messages):
                 raise StoreDown("kafka", "a message is too large")
-            landed = []
+            delivered = []
             for message in messages:
                 log = self.topic(message.topic).logs[message.partition]
-                landed.append(Part(message.partition, len(log)))
+                delivered.append(Part(message.partition, len(log)))
                 log.append(
                     Message(message.topic, message.partition, len(log), message.key, message.value, message.headers)
                 )
             for topic, partition in {(m.topic, m.partition) for m in messages}:
                 self.topic(topic).logs[partition].append(None)
-            return landed
+            return delivered
 
     def leave(self, member: "MemoryGroupReader") -> None:
         with self._lock:
@@ -110,9 +110,9 @@ class MemoryProducer:
         if not self._usable:
             raise StoreDown("kafka", "this producer has ended: open another")
         self._usable = False
-        landed = self._broker.commit(self, messages)
+        delivered = self._broker.commit(self, messages)
         self._usable = True
-        return landed
+        return delivered
 
     def close(self) -> None:
         self._usable = False

@@ -22,7 +22,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from services.core.errors import NeedsOperator, StoreDown
 from services.runtime import logs
 from services.runtime.settings import KafkaSettings
-from services.streams.kafka_client import MESSAGE_TIMEOUT, REQUEST_TIMEOUT, STORE, config, describe, translated
+from services.streams.kafka_client import MESSAGE_TIMEOUT, NAME, REQUEST_TIMEOUT, config, describe, translated
 
 DEAD_LETTERS = "dead-letter"
 RETENTION_HOURS = 168
@@ -56,7 +56,7 @@ class Topic(NamedTuple):
         }
 
     def corrections(self, found: Mapping[str, str]) -> dict[str, str]:
-        """Which values of a topic that is there must change; none of these changes deletes a message."""
+        """Return the values that must change in an existing topic. None of these changes deletes a message."""
         wanted = {}
         if found["cleanup.policy"] != "delete":  # compaction would drop messages that share a key
             wanted["cleanup.policy"] = "delete"
@@ -93,15 +93,15 @@ def ensure_topics(
         _await_leaders(admin, [topic.name for topic in wanted])
 
 
-class Present(NamedTuple):
-    """A topic that there is. `messages`: whether it has, or had, any."""
+class ExistingTopic(NamedTuple):
+    """A topic that exists. `messages`: whether it has, or had, any messages."""
 
     topic_id: str
     messages: bool
 
 
-def present(url: str, names: Iterable[str]) -> dict[str, Present]:
-    """Those of the topics that there are, by name. Raises StoreDown."""
+def present(url: str, names: Iterable[str]) -> dict[str, ExistingTopic]:
+    """Return the existing ones of these topics, by name. Raises StoreDown."""
     admin = AdminClient(config(url))
     found = {}
     with translated():
@@ -111,7 +111,7 @@ def present(url: str, names: Iterable[str]) -> dict[str, Present]:
                 wanted = {TopicPartition(name, partition.id): latest for partition in described.partitions}
                 ends = admin.list_offsets(wanted, request_timeout=REQUEST_TIMEOUT).values()
                 has_messages = any(end.result().offset > 0 for end in ends)
-                found[name] = Present(str(described.topic_id), has_messages)
+                found[name] = ExistingTopic(str(described.topic_id), has_messages)
     return found
 
 
@@ -161,7 +161,7 @@ def _configuration(admin: AdminClient, name: str) -> dict[str, str]:
 @stamina.retry(on=StoreDown, attempts=None, timeout=MESSAGE_TIMEOUT, wait_initial=0.05, wait_max=0.5, wait_jitter=0.0)
 def _await_leaders(admin: AdminClient, names: list[str]) -> None:
     if leaderless := [name for name in names if not _usable(describe(admin, name))]:
-        raise StoreDown(STORE, f"topics {', '.join(leaderless)} have no leader")
+        raise StoreDown(NAME, f"topics {', '.join(leaderless)} have no leader")
 
 
 def _usable(topic: TopicDescription | None) -> bool:

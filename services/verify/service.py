@@ -14,7 +14,7 @@ from services.core.errors import LogpipeError, StoreDown
 from services.core.instants import DAY
 from services.core.ledger import Batch
 from services.core.ports import StoreReader
-from services.ledger import reading, sampling, source_progress, verifications
+from services.ledger import floors, reading, sampling, source_progress, verifications
 from services.ledger.verifications import Verified
 from services.ledger.watermark import Watermarks
 from services.postgres.clock import now_microseconds
@@ -78,7 +78,7 @@ class Verification:
         for dataset in request.datasets:
             with self._ledger.connection() as connection:
                 counts = source_progress.counts(connection, dataset.name)
-                floor = reading.floor(connection, dataset.name)
+                floor = floors.floor(connection, dataset.name)
             try:
                 found += [sources.reconcile(each, floor, self._dead_letters.of_source) for each in counts]
             except LogpipeError as error:
@@ -113,7 +113,7 @@ class Verification:
 
     def _floor(self, dataset: Dataset, first: int) -> int:
         with self._ledger.connection() as connection:
-            return max(first, reading.floor(connection, dataset.name))
+            return max(first, floors.floor(connection, dataset.name))
 
     def _as_of(self) -> int:
         """Return the last committed batch, once no lower batch can still appear. Blocks. Raises StoreDown."""
@@ -122,8 +122,8 @@ class Verification:
         deadline = time.monotonic() + _SETTLE_SECONDS
         while self._watermarks.settled() < last:
             if time.monotonic() > deadline:
-                held_by = "; ".join(map(str, self._watermarks.held_by(0)))
-                raise StoreDown("postgres", f"a batch below {last} is still being written by {held_by}")
+                writers = "; ".join(map(str, self._watermarks.blocking_transactions(0)))
+                raise StoreDown("postgres", f"a batch below {last} is still being written by {writers}")
             time.sleep(_POLL_SECONDS)
         return last
 

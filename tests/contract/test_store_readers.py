@@ -449,7 +449,7 @@ def test_postgres_is_told_to_stop_in_time(postgres_url: str) -> None:
         postgres.prepare(other, slow_logs)
         with other.transaction():
             other.execute("LOCK TABLE reader_slow")
-            with pytest.raises(QueryTimeout, match=r"postgres: no answer within 0\.2 s"):
+            with pytest.raises(QueryTimeout, match=r"postgres: no result within 0\.2 s"):
                 reader.execute(ListQuery(slow_logs), LAST, seconds=0.2)
             waiting = other.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchone()
             assert waiting == (0,)
@@ -513,7 +513,7 @@ def test_clickhouse_is_told_to_stop_in_time(clickhouse_url: str) -> None:
         " hex(sipHash64(number)) FROM numbers(1000000)"
     )
     with closing(ClickHouseReader(clickhouse_url)) as reader:
-        with pytest.raises(QueryTimeout, match=r"clickhouse: no answer within 0\.002 s"):
+        with pytest.raises(QueryTimeout, match=r"clickhouse: no result within 0\.002 s"):
             reader.execute(AggregateQuery(many, "level", Filters(text="1")), LAST, seconds=0.002)
         assert reader.execute(AggregateQuery(many, "level"), LAST + 9).rows == [("", 1_000_000)]
         execution = ClickHouseExecution(reader._client, 1.0, scan=True)

@@ -106,12 +106,12 @@ def values(messages: Sequence[Message]) -> list[str]:
 
 def test_what_is_published_is_read_where_it_landed(broker: Broker, topic: str, opened: Any) -> None:
     sent = [message(topic, i % PARTITIONS, f"m{i}") for i in range(7)]
-    landed = opened(broker.producer(topic)).publish(sent)
+    delivered = opened(broker.producer(topic)).publish(sent)
     reader = opened(broker.partition_reader(topic))
     reader.assign(dict.fromkeys(range(PARTITIONS), 0))
     found = {(m.partition, m.offset): m for m in read_to_end(reader, ends_of(reader))}
     assert len(found) == len(sent)
-    for outgoing, part in zip(sent, landed, strict=True):
+    for outgoing, part in zip(sent, delivered, strict=True):
         got = found[part.partition, part.offset]
         assert (got.topic, got.key, got.value, dict(got.headers)) == (
             topic,
@@ -143,12 +143,12 @@ def test_control_records_are_passed(broker: Broker, topic: str, opened: Any) -> 
 
 
 def test_reading_starts_where_it_is_told(broker: Broker, topic: str, opened: Any) -> None:
-    landed = opened(broker.producer(topic)).publish([message(topic, 0, f"m{i}") for i in range(5)])
+    delivered = opened(broker.producer(topic)).publish([message(topic, 0, f"m{i}") for i in range(5)])
     reader = opened(broker.partition_reader(topic))
     end = ends_of(reader)[0]
-    reader.assign({0: landed[3].offset})
+    reader.assign({0: delivered[3].offset})
     assert values(read_to_end(reader, {0: end})) == ["m3", "m4"]
-    reader.assign({0: landed[1].offset})
+    reader.assign({0: delivered[1].offset})
     assert values(read_to_end(reader, {0: end})) == ["m1", "m2", "m3", "m4"]
     reader.assign({0: end})
     assert read_to_end(reader, {0: end}) == []

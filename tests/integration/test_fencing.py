@@ -281,9 +281,9 @@ def test_messages_of_a_new_topic_that_retention_deleted_leave_batches_in_doubt(b
     publisher.close()
     recreate_topic(bench)
     with closing(kafka.KafkaProducer(bench.kafka_url, f"fill-{uuid4()}")) as producer:
-        landed = producer.publish([Outgoing(bench.dataset.topic, 0, b"x", b"{}")] * 10)
+        delivered = producer.publish([Outgoing(bench.dataset.topic, 0, b"x", b"{}")] * 10)
     admin = AdminClient({"bootstrap.servers": bench.kafka_url})
-    where = TopicPartition(bench.dataset.topic, 0, landed[-1].offset)
+    where = TopicPartition(bench.dataset.topic, 0, delivered[-1].offset)
     admin.delete_records([where])[where].result()
     bench.commit(10)
     publisher = bench.publisher()
@@ -588,7 +588,7 @@ def test_a_slot_is_not_taken_from_an_owner_that_publishes_it(ledger: psycopg.Con
     with pytest.raises(Conflict):
         slots.take_over(ledger, uuid4(), slot)
     lease = Lease(slot, 7)
-    slots.give_up(ledger, lease, "rows are missing")
+    slots.mark_stuck(ledger, lease, "rows are missing")
     assert slots.take_over(ledger, uuid4(), slot).epoch == 8
     assert LEASE_SECONDS > slots.RENEW_SECONDS
 
@@ -598,7 +598,7 @@ def test_the_command_lists_slots_and_refuses_one_that_is_published(
 ) -> None:
     monkeypatch.setenv("LOGPIPE_POSTGRES_URL", postgres_url)
     lapsed_owner(ledger, 400_001, "0")
-    slots.give_up(ledger, Lease(400_001, 7), "rows are missing")
+    slots.mark_stuck(ledger, Lease(400_001, 7), "rows are missing")
     lapsed_owner(ledger, 400_002, "0")
     run = CliRunner().invoke
     listed = run(slots_command.main, [])
@@ -619,7 +619,7 @@ def test_the_command_settles_every_stuck_slot(
         # The topic is that of all tests: batches of other tests, whose ids begin at 1, are in it.
         bench.connection.execute("SELECT setval('batch_ids', 700000000)")
         own = bench.commit(10)
-        slots.give_up(bench.connection, lease, "rows are missing")
+        slots.mark_stuck(bench.connection, lease, "rows are missing")
         ran = CliRunner().invoke(slots_command.main, ["resolve", "--store", "postgres"])
         assert ran.exit_code == 0, ran.output
         assert "slot 7, logs: 0 batches were found in the topic" in ran.output

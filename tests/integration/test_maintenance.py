@@ -111,8 +111,8 @@ def test_days_beyond_retention_go_from_every_store_below_one_floor(
     for store in stores.readers():
         assert held(store) == [4, 5]
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
-        assert reading.floor(connection, DATASET.name) == 4
-        assert reading.last_dropped(connection, DATASET.name) == (TODAY - 3) * DAY + 1
+        assert floors.floor(connection, DATASET.name) == 4
+        assert floors.last_dropped(connection, DATASET.name) == (TODAY - 3) * DAY + 1
         assert reading.batch_ids(connection, 0, 10) == [4, 5]
     assert list(MaintenanceTasks(settings, DATASET).run()) == []
     assert verified(environment)["expected"] == 2 * ROWS
@@ -137,7 +137,7 @@ def test_the_floor_is_the_lowest_batch_that_is_kept(
         in said
     )
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
-        assert reading.floor(connection, DATASET.name) == 3
+        assert floors.floor(connection, DATASET.name) == 3
         assert partitions(connection)[0] == TODAY - 5
     for store in stores.readers():
         assert held(store) == [1, 3, 4, 5], store
@@ -148,7 +148,7 @@ def test_a_batch_that_may_still_appear_keeps_the_floor_below_it(environment: dic
     fill(environment, {1: TODAY - 5, 2: TODAY - 5, 4: TODAY, 5: TODAY})
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
         floors.raise_to(connection, DATASET.name, TODAY - 2, settled=2)
-        assert reading.floor(connection, DATASET.name) == 3
+        assert floors.floor(connection, DATASET.name) == 3
 
 
 def test_dead_letters_leave_their_topic_with_their_batches(
@@ -175,7 +175,7 @@ def test_a_batch_that_is_not_published_keeps_its_day(environment: dict[str, str]
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
         connection.execute("UPDATE batches SET published_at = NULL, parts = NULL WHERE batch_id = 2")
         assert floors.raise_to(connection, DATASET.name, TODAY - 1, settled=3) == TODAY - 4
-        assert reading.floor(connection, DATASET.name) == 2
+        assert floors.floor(connection, DATASET.name) == 2
         assert floors.delete_batches(connection, DATASET.name) == 1
 
 
@@ -189,7 +189,7 @@ def test_retention_refuses_a_clock_that_jumped(environment: dict[str, str]) -> N
             floors.today(connection)
         with pytest.raises(NeedsOperator):
             list(MaintenanceTasks(MaintainSettings(retention_days=1), DATASET).run())
-        assert reading.floor(connection, DATASET.name) == 0
+        assert floors.floor(connection, DATASET.name) == 0
         assert retention_clock.now_microseconds(connection, trust_clock=True) // DAY == today
         assert floors.today(connection) == today
 
@@ -233,7 +233,7 @@ def partitions(connection: psycopg.Connection[Any]) -> list[int]:
 def verified(environment: dict[str, str]) -> dict[str, int]:
     """Counted by really reading: what verify reconciles from the floor on."""
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
-        floor = reading.floor(connection, DATASET.name)
+        floor = floors.floor(connection, DATASET.name)
         accepted = reading.batches(connection, DATASET.name, floor - 1, 1 << 30, 100)
     for store in stores.readers():
         with closing(stores.open_reader(store)) as reader:

@@ -19,7 +19,7 @@ from services.acceptance.publisher import MessageCache, SlotKafka, SlotPublisher
 from services.core.dataset import Dataset
 from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.instants import DAY
-from services.core.kafka_value import announced
+from services.core.kafka_value import batch_and_rows
 from services.core.ledger import Batch
 from services.core.rows import RowCodec
 from services.ledger import batches
@@ -107,7 +107,7 @@ class Bench:
             reader.assign({partition: low for partition, (low, _) in bounds.items()})
             while any(reader.read_up_to().get(p, 0) < end for p, (_, end) in bounds.items()):
                 for message in reader.poll(1.0):
-                    if own := announced(message):  # not one of the foreign messages of another test
+                    if own := batch_and_rows(message):  # not one of the foreign messages of another test
                         batch_id, rows = own
                         found[batch_id] = found.get(batch_id, 0) + rows
         finally:

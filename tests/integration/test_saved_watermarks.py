@@ -264,7 +264,7 @@ def test_a_transaction_of_a_stranger_holds_nothing(ledger: Pool, own_postgres_ur
         accept(ledger, 3)
         watermarks = Watermarks(ledger)
         assert watermarks.settled() == 4
-        assert watermarks.held_by(0) == []
+        assert watermarks.blocking_transactions(0) == []
 
 
 def test_who_holds_the_watermark_is_named(ledger: Pool, own_postgres_url: str) -> None:
@@ -273,12 +273,12 @@ def test_who_holds_the_watermark_is_named(ledger: Pool, own_postgres_url: str) -
         writer.execute("SELECT nextval('batch_ids')")
         accept(ledger, 3)
         assert watermarks.settled() == 0
-        (holder,) = watermarks.held_by(0)
+        (holder,) = watermarks.blocking_transactions(0)
         assert (holder.pid, holder.application) == (writer.info.backend_pid, "a slow writer")
-        assert watermarks.held_by(60) == []
+        assert watermarks.blocking_transactions(60) == []
         writer.rollback()
         assert watermarks.settled() == 4
-        assert watermarks.held_by(0) == []
+        assert watermarks.blocking_transactions(0) == []
 
 
 def test_the_lag_is_counted_up_to_a_bound(ledger: Pool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -496,6 +496,17 @@ def test_a_message_of_a_newer_release_stops_the_query(world: World) -> None:
             problems(replace(present, headers={**present.headers, **newer}))
     foreign = replace(present, key=b"foreign", headers={**present.headers, "version": b"2", "columns": b"7"})
     assert problems(foreign) == {"its key is not <batch>:<part>"}
+    assert problems(replace(present, headers={**present.headers, "version": b"+2", "columns": b" 7"})) == {None}
+
+
+@pytest.mark.parametrize("name", [kafka_value.CREATED_AT_HEADER, kafka_value.ROWS_HEADER])
+def test_a_header_that_is_not_decimal_digits_makes_a_message_unloadable(world: World, name: str) -> None:
+    sound = warm_up._message(DATASET, 2)
+    for spelling in (b"+%b", b" %b", b"%b\n", b"%b.0"):
+        headers = {**sound.headers, name: spelling % sound.headers[name]}
+        lines = parsing.lines(from_kafka(world, replace(sound, headers=headers)), DATASET)
+        problems = {row.problem for row in lines.select("problem").collect()}
+        assert problems == {"a header, created_at or rows, is missing or not a number"}
 
 
 def from_kafka(world: World, message: Outgoing) -> DataFrame:

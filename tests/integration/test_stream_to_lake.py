@@ -185,7 +185,7 @@ def test_what_is_not_sound_is_kept_apart_and_its_neighbours_are_stored(world: Wo
         Outgoing(DATASET.topic, 3, key, b"\n".join(spoiled) + b"\n", headers),
     ]
     producer = KafkaProducer(world.kafka_url, "test")
-    landed = producer.publish([*whole, Outgoing(DATASET.topic, 0, key, partly, headers)])
+    delivered = producer.publish([*whole, Outgoing(DATASET.topic, 0, key, partly, headers)])
     producer.close()
     world.accepted[batch_id] = [row for n, row in enumerate(rows) if n not in (10, 11, 12)]
     rejects = ((None, 1), (None, 1), (rows[12][0], 1), (None, 2), (None, 3), (None, ROWS))
@@ -197,7 +197,9 @@ def test_what_is_not_sound_is_kept_apart_and_its_neighbours_are_stored(world: Wo
     until(lambda: world.metric("logpipe_sink_rows_total") - before == ROWS - 3, about=world.process.output)
     assert world.metric("logpipe_sink_dead_letters_total") == len(whole) + 3
     found = rejected(world)
-    at: dict[tuple[object, object], int] = {(part.partition, part.offset): index for index, part in enumerate(landed)}
+    at: dict[tuple[object, object], int] = {
+        (part.partition, part.offset): index for index, part in enumerate(delivered)
+    }
     assert [(at[r["partition"], r["offset"]], r["line"], r["id"], r["reason"], r["value"]) for r in found] == [
         (0, None, None, "its key is not <batch>:<part>", b"a\nb\n"),
         (1, None, None, "a header, created_at or rows, is missing or not a number", b"a\nb\n"),

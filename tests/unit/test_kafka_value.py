@@ -20,7 +20,7 @@ from services.core.kafka_value import (
     MAX_VALUE_BYTES,
     VERSION,
     Envelope,
-    announced,
+    batch_and_rows,
     batch_of_key,
     decode,
     encode,
@@ -128,13 +128,21 @@ def test_a_foreign_message_is_not_newer() -> None:
 
 
 def test_the_rows_of_a_newer_version_are_counted() -> None:
-    assert announced(message(rows=b"12", version=b"9")) == (5, 12)
+    assert batch_and_rows(message(rows=b"12", version=b"9")) == (5, 12)
 
 
 @pytest.mark.parametrize("header", [b"", b"ten", b"-1", b"7" * 5000])
 def test_a_message_without_a_number_of_rows_is_foreign(header: bytes) -> None:
-    assert announced(message(rows=header)) is None
-    assert announced(message(b"foreign")) is None
+    assert batch_and_rows(message(rows=header)) is None
+    assert batch_and_rows(message(b"foreign")) is None
+
+
+@pytest.mark.parametrize("name", ["created_at", "rows"])
+@pytest.mark.parametrize("spelling", [b"", b"0_1", b" 1", b"1\n", b"+1", "\u0661".encode(), b"1.0", b"7" * 5000])
+def test_a_header_that_is_not_decimal_digits_makes_a_message_unloadable(name: str, spelling: bytes) -> None:
+    envelope = decode(message(**{name: spelling}))
+    assert envelope.problem == f"the header {name} is not a number of at most 18 decimal digits"
+    assert envelope.batch_id == 5
 
 
 @given(st.lists(st.binary().map(lambda line: line.replace(b"\n", b""))))
@@ -184,7 +192,7 @@ def test_what_is_encoded_is_decoded_again(batch: tuple[Dataset, int, int, list[R
         assert line_check(of).check(lines).problems == {}
         decoded = [codec.decode_line(line) for line in lines]
         assert {partition_of(row[of.column_names.index(of.key)], partitions) for row in decoded} == {each.partition}
-        counted += (announced(each) or (0, 0))[1]
+        counted += (batch_and_rows(each) or (0, 0))[1]
         found += decoded
     assert sorted(found) == accepted
     assert counted == len(accepted)

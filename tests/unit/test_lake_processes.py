@@ -58,7 +58,7 @@ def test_a_process_is_kept_for_the_next_query(reader: ProcessReader) -> None:
 def test_a_query_over_its_time_ends_with_its_process(reader: ProcessReader) -> None:
     stuck = pid(reader)
     os.kill(stuck, signal.SIGSTOP)
-    with pytest.raises(QueryTimeout, match=r"lake: no answer within 0\.2 s"):
+    with pytest.raises(QueryTimeout, match=r"lake: no result within 0\.2 s"):
         reader.execute(COUNT, 9, 0.2)
     until(lambda: not psutil.pid_exists(stuck))
     assert reader.execute(COUNT, 9).rows == [(1,)]

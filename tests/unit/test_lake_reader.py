@@ -312,7 +312,7 @@ def test_an_unreachable_server(unused_tcp_port: int) -> None:
 def test_a_server_that_hangs(reader: EmbeddedReader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lake, "_SECONDS", 0.05)
     monkeypatch.setattr(lake, "DeltaTable", lambda uri: Event().wait(1))
-    with pytest.raises(StoreDown, match="no answer within"):
+    with pytest.raises(StoreDown, match="no reply within"):
         reader.position(LOGS)
 
 

@@ -21,3 +21,15 @@ def test_a_batch_that_is_larger_than_the_cache_pushes_out_no_other() -> None:
     cache.put(2, batch(2000))
     assert cache.pop(2) is None
     assert cache.pop(1) == batch(300)
+
+
+def test_messages_that_come_after_the_publisher_looked_for_them_are_not_kept() -> None:
+    """The publisher may read a batch from the ledger before the committer, after its COMMIT, has put the messages."""
+    cache = MessageCache(1000)
+    cache.put(1, batch(600))
+    assert cache.pop(2) is None
+    cache.put(2, batch(600))
+    assert cache.pop(1) == batch(600), "batch 2 has pushed it out, and stays for ever"
+    assert cache.pop(2) is None
+    cache.put(3, batch(600))
+    assert cache.pop(3) == batch(600)

@@ -632,9 +632,9 @@ def test_out_of_time(api: Api) -> None:
     api.hdfs.down = QueryTimeout("lake", 7.0)
     problem = api.get("hdfs/logs", status=504)
     assert problem["store"] == "lake"
-    assert "no answer within 7 s" in problem["detail"]
+    assert "no result within 7 s" in problem["detail"]
     reply = api.get("compare")
-    assert "no answer within 7 s" in reply["missing"]["hdfs"]
+    assert "no result within 7 s" in reply["missing"]["hdfs"]
     assert (reply["as_of"], reply["answers_agree"]) == (10, True)  # the store exists: its watermark still holds
     for store in api.stores:
         store.down = QueryTimeout(store.name, 7.0)
@@ -655,7 +655,7 @@ def test_no_more_queries_wait_for_a_store_than_it_has_places(api: Api, monkeypat
         for _ in range(query_threads.THREADS):
             assert "hangs" in api.get("hdfs/logs", status=503)["detail"]
         for _ in range(query_threads.PLACES):  # no thread is left for these, and they give their places back
-            assert "no answer within" in api.get("hdfs/logs", status=504)["detail"]
+            assert "no result within" in api.get("hdfs/logs", status=504)["detail"]
         assert "hdfs" in api.get("compare")["missing"]
         assert api.get("postgres/logs")["returned_count"] == 1
     finally:

@@ -164,6 +164,7 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World([batch(n) for n in (1, 2, 4, 5)])
     monkeypatch.setattr(refill, "reading", made)
+    monkeypatch.setattr(refill, "floors", made)
     return made
 
 

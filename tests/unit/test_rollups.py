@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from services.core import rollups
+from services.core.dataset import Column
 from services.core.ids import first_id
 from services.core.ledger import Batch
 from services.core.queries import MINUTE, AggregateQuery, Filters, ListQuery, Query, StatsQuery
@@ -74,6 +75,19 @@ def test_what_a_rollup_does_not_know(query: Query) -> None:
 
 def test_the_name_says_the_groupings() -> None:
     assert rollups.name(LOGS) == "logs_by_level_service_host"
+
+
+def test_a_long_name_is_cut_so_that_other_groupings_have_another_name() -> None:
+    """PostgreSQL cuts a name after 63 bytes. A grouping that is appended to a cut name would not change the name."""
+    groupings = [f"grouping_{number}" for number in range(6)]
+    columns = (*EVENTS.columns, *(Column(name, "category", added=True) for name in groupings))
+    datasets = [replace(EVENTS, columns=columns, groupings=tuple(groupings[:count])) for count in range(1, 7)]
+    names = [rollups.name(dataset) for dataset in datasets]
+    assert names[:4] == [f"events_by_{'_'.join(groupings[:count])}" for count in range(1, 5)]
+    assert len({name[:63] for name in names}) == 6
+    assert max(map(len, names)) <= 63
+    assert len(rollups.name(replace(datasets[-1], name="n" * 51))) == 63
+    assert names[-2:] == ["events_by_b3987daa", "events_by_ccfb9a49"], "a name that changed would make an empty rollup"
 
 
 def batches(*rows_and_days: tuple[int, int]) -> list[Batch]:

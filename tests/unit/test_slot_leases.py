@@ -47,7 +47,7 @@ class Slots:
     def release(self, connection: Any, lease: Lease) -> None:
         self.held.discard(lease)
 
-    def give_up(self, connection: Any, lease: Lease, reason: str) -> None:
+    def mark_stuck(self, connection: Any, lease: Lease, reason: str) -> None:
         pass
 
 
@@ -91,10 +91,10 @@ def test_a_stuck_slot_is_replaced_until_too_many_are_stuck(slots: Slots) -> None
     leases = SlotLeases("url", uuid4())
     leases._turn()
     for number in range(2):
-        leases.give_up(CONNECTION, Lease(number, 1), "rows are missing")
+        leases.mark_stuck(CONNECTION, Lease(number, 1), "rows are missing")
         assert leases.slot() == number + 1
         assert leases.publishable() == {Lease(number + 1, 1)}
-    leases.give_up(CONNECTION, Lease(2, 1), "rows are missing")
+    leases.mark_stuck(CONNECTION, Lease(2, 1), "rows are missing")
     with pytest.raises(StoreDown, match=r"slots \[0, 1, 2\] cannot be published"):
         leases.slot()
     slots.held.discard(Lease(0, 1))  # resolved
@@ -105,8 +105,8 @@ def test_a_stuck_slot_is_replaced_until_too_many_are_stuck(slots: Slots) -> None
 def test_what_a_reader_has_taken_does_not_change_while_the_other_thread_renews(slots: Slots) -> None:
     leases = SlotLeases("url", uuid4())
     leases._turn()
-    leases.give_up(CONNECTION, Lease(0, 1), "rows are missing")
-    leases.give_up(CONNECTION, Lease(1, 1), "rows are missing")
+    leases.mark_stuck(CONNECTION, Lease(0, 1), "rows are missing")
+    leases.mark_stuck(CONNECTION, Lease(1, 1), "rows are missing")
     reading = iter(leases.stuck().items())
     assert next(reading) == (Lease(0, 1), "rows are missing")
     slots.held.clear()

@@ -196,9 +196,9 @@ class World:
         class Failing:
             def publish(self, outgoing: Sequence[Outgoing]) -> list[Part]:
                 failpoint("dead letter")
-                landed = producer.publish(outgoing)
+                delivered = producer.publish(outgoing)
                 failpoint("dead letter done")
-                return landed
+                return delivered
 
             def close(self) -> None:
                 producer.close()
@@ -492,7 +492,8 @@ def test_random_faults(world: World) -> None:
         (poison(headers={}), "no header"),
         (poison(headers={"created_at": b"5"}), "no header 'rows'"),
         (poison(headers={"created_at": b"noon", "rows": b"1"}), "not a number"),
-        (poison(headers={"created_at": b"-5", "rows": b"1"}), "not between"),
+        (poison(headers={"created_at": b"-5", "rows": b"1"}), "not a number"),
+        (poison(headers={"created_at": b"9000000000000000", "rows": b"1"}), "not between"),
         (poison(headers={"created_at": b"5", "rows": b"2"}), "announces 2 lines"),
         (poison(value=b"{}"), "announces 1 lines"),
         (poison(value=b"\xff\xfe\n"), "not a row of batch 99"),

@@ -27,8 +27,10 @@ def table(dataset: Dataset, seed: int = 7, step: float = 1000) -> Synthesizer:
 
 
 def toy(seed: int = 7, step: float = 1000, **rules: Rule) -> Synthesizer:
-    made = (Column("at", "timestamp", required=True), *(Column(name, "json") for name in rules))
-    return Synthesizer(Dataset("toy", "toy", "toys", "toys", "at", "at", made, (), (), ()), seed, START, step, rules)
+    own = tuple(Column(name, "text") for name in rules or ("name",))
+    made = (Column("at", "timestamp", required=True), *own)
+    toys = Dataset("toy", "toy", "toys", "toys", own[0].name, "at", made, (), (), ())
+    return Synthesizer(toys, seed, START, step, rules)
 
 
 @pytest.mark.parametrize("dataset", ALL, ids=lambda d: d.name)

@@ -77,7 +77,7 @@ def build() -> Dashboard:
             graph(
                 "Rows of a batch: small batches cost throughput in every store",
                 "short",
-                Series(mean("logpipe_ingest_commit_rows", "dataset"), "{{dataset}}"),
+                Series(mean("logpipe_ingest_batch_rows", "dataset"), "{{dataset}}"),
             )
         )
         .with_panel(
@@ -120,7 +120,7 @@ def build() -> Dashboard:
         )
         .with_panel(
             graph(
-                "Slots taken over: each one is an ingest process that died",
+                "Slots taken over: each one is a process that died",
                 "short",
                 Series(f"{total('logpipe_publisher_slots_adopted_total')} or on() vector(0)", "slots"),
             )

@@ -37,7 +37,7 @@ def end_all(client: Client, dataset: Dataset) -> None:
     _kill(client, f"{_has_id(_prefix(dataset))} OR startsWith(query, '{insert_into(dataset)}')")
 
 
-def stored_ids(client: Client, blocks: Sequence[Block], batches: Set[int]) -> Set[int]:
+def stored_ids_of_batches(client: Client, blocks: Sequence[Block], batches: Set[int]) -> Set[int]:
     """Return the ids of these batches that are in the table, on the day of the blocks' rows. Raises StoreDown."""
     if not batches:
         return set()

@@ -51,7 +51,7 @@ def statement(plan: Plan) -> tuple[str, dict[str, Any]]:
     counts = [_counts(plan, f"{_SPAN} < {plan.until >> BATCH_SPAN_BITS:d}", _minute(time), plan.minutes)]
     counts += [_counts(plan, f"id >= {r.first_id:d} AND id < {r.end_id:d}", time, r.times) for r in plan.rows]
     keys, order = ", ".join(plan.keys), ", ".join(plan.order)
-    columns = ", ".join([*plan.keys, "sum(part) AS counted"])
+    columns = ", ".join([*plan.keys, "sum(term) AS counted"])
     grouped = f"GROUP BY {keys} ORDER BY {order} LIMIT {MAX_GROUPS + 1}" if keys else ""
     # Names come from dataset descriptions, numbers are ours, and every text is a parameter.
     text = f"SELECT {columns} FROM ({' UNION ALL '.join(counts)}) {grouped}"  # noqa: S608
@@ -71,7 +71,7 @@ def _counts(plan: Plan, batches: str, time: str, times: Times) -> str:
         if query.group_by:
             values.append(quoted(query.group_by))
     columns = [f"{value} AS {key}" for value, key in zip(values, plan.keys, strict=True)]
-    selected, where = ", ".join([*columns, "count() AS part"]), " AND ".join(conditions)
+    selected, where = ", ".join([*columns, "count() AS term"]), " AND ".join(conditions)
     grouped = f"GROUP BY {', '.join(plan.keys)}" if plan.keys else ""
     return f"SELECT {selected} FROM {quoted(query.dataset.name)} WHERE {where} {grouped}"  # noqa: S608
 

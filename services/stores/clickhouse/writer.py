@@ -77,11 +77,11 @@ class ClickHouseWriter:
             raise StoreDown(STORE.name, str(reply)[:500])
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
-        def stored_ids(batches: Set[int]) -> Set[int]:
+        def end_and_search(batches: Set[int]) -> Set[int]:
             attempts.end(self._client, blocks)
-            return attempts.stored_ids(self._client, blocks, batches)
+            return attempts.stored_ids_of_batches(self._client, blocks, batches)
 
-        return complete(STORE.name, blocks, stored_ids, self.write)
+        return complete(STORE.name, blocks, end_and_search, self.write)
 
     def stored_ids(self, dataset: Dataset, ids: Set[int]) -> Set[int]:
         return attempts.stored_on_any_day(self._client, dataset, ids)

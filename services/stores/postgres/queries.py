@@ -49,12 +49,12 @@ class Execution:
         left = max(1, int((self._deadline - time.monotonic()) * 1e3))  # milliseconds; 0 would be no limit
         self._connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(left),))
         start = time.perf_counter()
-        with closing(self._parts(statement, parameters)) as parts:  # an open stream would block the connection
-            rows = gathered(parts)
+        with closing(self._pages(statement, parameters)) as pages:  # an open stream would block the connection
+            rows = gathered(pages)
         self.milliseconds += (time.perf_counter() - start) * 1e3
         return rows
 
-    def _parts(self, statement: sql.Composed, parameters: Sequence[Any]) -> Generator[list[Row], None, None]:
+    def _pages(self, statement: sql.Composed, parameters: Sequence[Any]) -> Generator[list[Row], None, None]:
         stream = self._connection.cursor().stream(statement, parameters, binary=True, size=_ROWS_AT_ONCE)
         with closing(cast(Generator[Row, None, None], stream)) as rows:
             while part := list(islice(rows, _ROWS_AT_ONCE)):

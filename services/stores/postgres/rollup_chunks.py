@@ -24,7 +24,7 @@ from services.core.ids import MAX_BATCH, first_id
 from services.core.instants import DAY, to_datetime
 from services.core.ledger import Batch
 from services.core.rows import Row
-from services.ledger import reading
+from services.ledger import floors, reading
 from services.postgres.connection import Connection, translated
 from services.stores.postgres.rollups import LOCK, keys, until
 from services.stores.postgres.tables import partition_name, summarize_ids
@@ -80,7 +80,7 @@ def roll_up(connection: Connection, dataset: Dataset, settled: int) -> int:
         last = until(fetch, name, MAX_BATCH)
         if last > settled + 1:  # this process has not read the settled id again
             return 0
-        start = max(last, reading.floor(connection, dataset.name))
+        start = max(last, floors.floor(connection, dataset.name))
         chunk = next_chunk(reading.batches(connection, dataset.name, start - 1, settled, CHUNK_BATCHES))
         if chunk is None:
             return 0
@@ -88,7 +88,7 @@ def roll_up(connection: Connection, dataset: Dataset, settled: int) -> int:
         accepted = sql.SQL("created_at >= {} AND created_at < {}").format(midnight, midnight + timedelta(days=1))
         _summarize(connection, partition_name(dataset, chunk.day))
         counted = _add(connection, dataset, start, chunk.until, accepted)
-        dropped = counted == 0 and start < reading.floor(connection, dataset.name)
+        dropped = counted == 0 and start < floors.floor(connection, dataset.name)
         if counted != chunk.rows and not dropped:
             raise NeedsOperator(
                 f"{dataset.name}: PostgreSQL holds {counted:,} rows of the batches {start} to {chunk.until - 1}, the"

@@ -130,8 +130,8 @@ def statement(plan: Plan, days: Sequence[ClosedDay]) -> tuple[sql.Composed, list
         ids += closed_days.without(closed_days.outside(days, rows.times.start, rows.times.end, rows.first_id))
         counts.append(_counts(plan, sql.SQL("count(*)"), query.dataset.name, ids, query.dataset.time, rows.times))
     groups = [sql.SQL(key) for key in plan.keys]
-    count = sql.SQL("coalesce(sum(part), 0)::bigint AS counted")
-    text = sql.SQL("SELECT {} FROM ({}) AS parts").format(
+    count = sql.SQL("coalesce(sum(term), 0)::bigint AS counted")
+    text = sql.SQL("SELECT {} FROM ({}) AS terms").format(
         _listed([*groups, count]), sql.SQL(" UNION ALL ").join(counts)
     )
     if groups:
@@ -155,7 +155,7 @@ def _counts(plan: Plan, count: sql.SQL, table: str, batches: sql.Composed, time:
             values.append(sql.Identifier(query.group_by))
     columns = [sql.SQL("{} AS {}").format(value, sql.SQL(key)) for value, key in zip(values, plan.keys, strict=True)]
     text = sql.SQL("SELECT {} FROM {} WHERE {}").format(
-        _listed([*columns, sql.SQL("{} AS part").format(count)]),
+        _listed([*columns, sql.SQL("{} AS term").format(count)]),
         sql.Identifier(table),
         sql.SQL(" AND ").join(conditions),
     )
