@@ -12,7 +12,7 @@ from services.core.errors import Backpressure, RequestTimeout
 from services.ingest_api import bodies
 from services.ingest_api.bodies import InFlight
 
-ALLOWED = 0.2  # seconds of a body without bytes, in these tests
+ALLOWED = 0.8  # seconds of a body without bytes, in these tests
 
 
 @pytest.fixture(autouse=True)
