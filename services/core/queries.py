@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from services.core.dataset import Dataset
+from services.core.local_week import Offset
 from services.core.rows import Row
 
 MINUTE = 60_000_000
@@ -97,12 +98,52 @@ class StatsQuery:
         return Filters()
 
 
-Query = ListQuery | AggregateQuery | StatsQuery
+Panel = Literal["total", "week", "endpoints", "statuses", "durations"]
+
+STATUS_CLASSES = (("1xx", 100), ("2xx", 200), ("3xx", 300), ("4xx", 400), ("5xx", 500))
+"""Each class of HTTP statuses with its first status. A class ends where the next one begins."""
+END_OF_STATUSES = 600
+NO_STATUS, OTHER_STATUS = "none", "other"
+"""The classes of a missing status, and of a number that is no HTTP status."""
+
+PERCENTILES = (50, 95, 99)
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficQuery:
+    """A panel of the dashboard of `footprints`, whose columns the dataset has. `filters` has a start and an end.
+
+    An endpoint is the route of a request, or its link where the route is missing. The rows of a result are, by panel:
+
+    total      (count,), once
+    week       (minute, count) for each minute of the local week that has requests, in order; the minute is the
+               `local_week.minute_of_week` by `offsets`, which begin at the start of the period
+    endpoints  (method, endpoint, count) of the `limit` endpoints with the most requests, sorted by count descending,
+               then by method and endpoint
+    statuses   (class, count) sorted by class: STATUS_CLASSES, NO_STATUS and OTHER_STATUS; empty ones are left out
+    durations  (method, endpoint, count, and a duration for each of PERCENTILES) of the `limit` endpoints that are
+               slowest by the second of PERCENTILES, sorted by it descending, then by method and endpoint; requests
+               without a duration are left out
+
+    A percentile is exact, by nearest rank: the p-th percentile of n durations is the one at position ceil(n * p / 100)
+    in ascending order, so it is a duration that occurred.
+    """
+
+    dataset: Dataset
+    panel: Panel
+    filters: Filters
+    offsets: tuple[Offset, ...]
+    limit: int = 10
+    scan: bool = False
+
+
+Query = ListQuery | AggregateQuery | StatsQuery | TrafficQuery
 
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """`rows`: canonical rows (list); (value, count), (time, count) or (time, value, count) (aggregate); one (count,).
+    """`rows`: canonical rows (list); (value, count), (time, count) or (time, value, count) (aggregate); one (count,)
+    (stats); see TrafficQuery for its panels.
 
     `method`: how the rows were found. For a list with a total, how the total was found: the rows of a page are always
     read by a scan.

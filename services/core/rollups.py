@@ -8,6 +8,7 @@ some batch `until`. A query as of a later batch, between two times, is answered 
 A store renders these terms in its own language, see `services/stores/*/rollups.py`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import LiteralString
 
@@ -15,7 +16,8 @@ import xxhash
 
 from services.core.dataset import Dataset
 from services.core.ids import end_id, first_id
-from services.core.queries import MINUTE, AggregateQuery, ListQuery, Query
+from services.core.local_week import Offset
+from services.core.queries import MINUTE, AggregateQuery, ListQuery, Query, TrafficQuery
 
 _MAX_NAME_BYTES = 63  # of a table in PostgreSQL
 
@@ -74,7 +76,20 @@ def covers(query: Query) -> bool:
         columns += filter(None, [query.group_by])
         if (query.bucket or MINUTE) % MINUTE:
             return False
+    if isinstance(query, TrafficQuery) and not (
+        query.panel == "total" or (query.panel == "week" and _are_whole_minutes(query.offsets))
+    ):
+        return False
     return not query.scan and not filters.text and set(dataset.groupings).issuperset(columns)
+
+
+def _are_whole_minutes(offsets: Sequence[Offset]) -> bool:
+    """Return whether all instants of a minute, in UTC, are in the same local minute."""
+    return not any(offset.ahead % MINUTE for offset in offsets) and not any(each.start % MINUTE for each in offsets[1:])
+
+
+def _is_by_bucket(query: Query) -> bool:
+    return isinstance(query, AggregateQuery) and query.bucket is not None
 
 
 def plan(query: Query, until: int, as_of: int) -> Plan | None:
@@ -93,7 +108,7 @@ def plan(query: Query, until: int, as_of: int) -> Plan | None:
         rows.append(RowRange(0, boundary, Times(times.start, start)))
     if end != times.end:
         rows.append(RowRange(0, boundary, Times(end, times.end)))
-    by_time = isinstance(query, AggregateQuery) and query.bucket is not None
+    by_time = query.panel == "week" if isinstance(query, TrafficQuery) else _is_by_bucket(query)
     by_value = isinstance(query, AggregateQuery) and query.group_by is not None
     keys: tuple[LiteralString, ...] = (*(["counted_time"] if by_time else []), *(["counted_key"] if by_value else []))
     return Plan(query, until, Times(start, end), tuple(rows), keys, keys if by_time else ("counted DESC", *keys))

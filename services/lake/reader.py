@@ -11,7 +11,7 @@ from services.core.errors import QueryTimeout
 from services.core.ids import batch_of
 from services.core.ledger import Batch, StorePosition
 from services.core.ports import DEFAULT_QUERY_SECONDS
-from services.core.queries import AggregateQuery, ListQuery, Method, Query, QueryResult, StatsQuery
+from services.core.queries import AggregateQuery, ListQuery, Method, Query, QueryResult, StatsQuery, TrafficQuery
 from services.core.result_size import few_groups
 from services.core.rows import Row
 from services.core.stopping import Stop
@@ -19,6 +19,7 @@ from services.lake import NAME
 from services.lake.snapshot import Snapshot
 from services.lake.sql import Dialect, Renderer, Statement
 from services.lake.table import Table, table_uri
+from services.lake.traffic import TrafficRenderer
 from services.runtime.settings import LakeSettings
 
 _WINDOW = 512  # batches that are counted at once, which bounds the number of ids in memory
@@ -103,6 +104,9 @@ class LakeReader(ABC):
                 statement = self._sql(snapshot, query.dataset).groups(query, as_of)
                 found = self._find(snapshot, statement, limit)
                 few_groups(found.rows)
+            case TrafficQuery():
+                traffic = TrafficRenderer(query.dataset, snapshot.columns, self._dialect(snapshot))
+                found = self._find(snapshot, traffic.panel(query, as_of), limit)
             case StatsQuery():
                 found = self._count(snapshot, query, as_of, limit)
         parts = [found, counted] if counted else [found]
@@ -193,7 +197,8 @@ def _recent(snapshot: Snapshot, query: ListQuery) -> ListQuery | None:
 
 
 def _of_no_table(query: Query, start: float) -> QueryResult:
-    rows: list[Row] = [(0,)] if isinstance(query, StatsQuery) else []
+    is_count = isinstance(query, StatsQuery) or (isinstance(query, TrafficQuery) and query.panel == "total")
+    rows: list[Row] = [(0,)] if is_count else []
     total = 0 if isinstance(query, ListQuery) and query.count else None
     return QueryResult(rows, _ms_since(start), total=total, scanned={"files": 0, "files_total": 0})
 

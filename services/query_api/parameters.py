@@ -95,7 +95,9 @@ class Parameters(BaseModel):
         return self.method == "scan"
 
 
-class _Filtered(Parameters):
+class Filtered(Parameters):
+    """The parameters of a query of some rows; `make_model` adds those of the dataset's filters."""
+
     start_time: _Instant | None = Field(None, description="rows at or after: ISO 8601, or a number since 1970")
     end_time: _Instant | None = Field(None, description="rows before: ISO 8601, or a number since 1970")
 
@@ -108,7 +110,7 @@ class _Filtered(Parameters):
         return Filters(equals, _within(start), _within(end), (dataset.search and getattr(self, _TEXT)) or "")
 
 
-class ListParameters(_Filtered):
+class ListParameters(Filtered):
     limit: int = Field(100, ge=1, le=MAX_LIMIT)
     offset: _Offset = 0
     cursor: str | None = Field(
@@ -147,7 +149,7 @@ class ListParameters(_Filtered):
         return following, cursor.as_of
 
 
-class AggregateParameters(_Filtered):
+class AggregateParameters(Filtered):
     group_by: str | None
     bucket: Bucket | None = Field(None, description="count by time, too; without group_by by time only")
 
@@ -177,7 +179,7 @@ class CompareParameters(ListParameters, AggregateParameters):
         }
         chosen = kinds[self.question]
         own = set(chosen.model_fields) | {"question", "engines"}
-        own |= _filter_fields(dataset).keys() if issubclass(chosen, _Filtered) else set()
+        own |= filter_fields(dataset).keys() if issubclass(chosen, Filtered) else set()
         if strange := sorted(type(self).model_fields[name].alias or name for name in self.model_fields_set - own):
             raise Invalid(f"{', '.join(strange)}: no parameter of question={self.question}")
         match self.question:
@@ -189,7 +191,9 @@ class CompareParameters(ListParameters, AggregateParameters):
                 return StatsQuery(dataset, self.scan), self.as_of
 
 
-class _OneStore(Parameters):
+class OneStore(Parameters):
+    """The parameters of a query of one store."""
+
     engine: str | None = Field(
         None, description="the engine that reads the store, where there are several: see compare?engines=all"
     )
@@ -200,15 +204,15 @@ class _OneStore(Parameters):
         return self.cache == "on"
 
 
-class StatsParameters(_OneStore):
+class StatsParameters(OneStore):
     pass
 
 
-class OneStoreList(_OneStore, ListParameters):
+class OneStoreList(OneStore, ListParameters):
     pass
 
 
-class OneStoreAggregate(_OneStore, AggregateParameters):
+class OneStoreAggregate(OneStore, AggregateParameters):
     pass
 
 
@@ -223,20 +227,21 @@ _TAKEN = {
 
 
 def list_parameters(dataset: Dataset) -> type[OneStoreList]:
-    return _model(dataset, OneStoreList, _list_fields(dataset))
+    return make_model(dataset, OneStoreList, _list_fields(dataset))
 
 
 def aggregate_parameters(dataset: Dataset) -> type[OneStoreAggregate]:
-    return _model(dataset, OneStoreAggregate, _aggregate_fields(dataset))
+    return make_model(dataset, OneStoreAggregate, _aggregate_fields(dataset))
 
 
 def compare_parameters(dataset: Dataset) -> type[CompareParameters]:
-    return _model(dataset, CompareParameters, _list_fields(dataset) | _aggregate_fields(dataset))
+    return make_model(dataset, CompareParameters, _list_fields(dataset) | _aggregate_fields(dataset))
 
 
-def _model(dataset: Dataset, base: type[Model], fields: dict[str, Any]) -> type[Model]:
+def make_model(dataset: Dataset, base: type[Model], fields: dict[str, Any]) -> type[Model]:
+    """Return the model of one dataset. `fields`: beside those of `base` and of the dataset's filters."""
     name = f"{dataset.name.capitalize()}{base.__name__}"
-    return create_model(name, __base__=base, **_filter_fields(dataset), **fields)
+    return create_model(name, __base__=base, **filter_fields(dataset), **fields)
 
 
 def _list_fields(dataset: Dataset) -> dict[str, Any]:
@@ -249,7 +254,7 @@ def _aggregate_fields(dataset: Dataset) -> dict[str, Any]:
     return {"group_by": (_one_of(dataset, dataset.groupings) | None, described)}
 
 
-def _filter_fields(dataset: Dataset) -> dict[str, Any]:
+def filter_fields(dataset: Dataset) -> dict[str, Any]:
     columns = [dataset.by_name[name] for name in dataset.filters]
     fields = {_filter_name(dataset, column): _filter_field(dataset, column) for column in columns}
     if dataset.search:

@@ -14,7 +14,7 @@ from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import Backpressure, Invalid, LogpipeError, QueryTimeout, StoreDown
 from services.core.ports import DEFAULT_QUERY_SECONDS, StoreReader
-from services.core.queries import AggregateQuery, ListQuery, Query, QueryResult, StatsQuery
+from services.core.queries import AggregateQuery, ListQuery, Query, QueryResult, StatsQuery, TrafficQuery
 from services.core.stopping import Stop
 from services.core.stores import Store
 from services.ledger.watermark import Watermarks
@@ -23,7 +23,7 @@ from services.query_api.engines import Engine, OpenedStore
 from services.query_api.scopes import Scopes
 from services.runtime import metrics
 
-_KINDS = {ListQuery: "list", AggregateQuery: "aggregate", StatsQuery: "stats"}
+_KINDS = {ListQuery: "list", AggregateQuery: "aggregate", StatsQuery: "stats", TrafficQuery: "traffic"}
 _GRACE_SECONDS = 5.0  # a store that does not even report the end of a query's time within this counts as down
 
 Result = TypeVar("Result")
@@ -177,6 +177,29 @@ class QueryService:
         results = {source: result for source, (result, _) in found.items()}
         digests = {source: hashed for source, (_, hashed) in found.items()}
         return Comparison(results, digests, missing, batch, _ms_since(start))
+
+    async def latest(self, dataset: Dataset, route: str | None = None) -> int:
+        """Return the watermark of the store `route`, or the lowest of all stores that are reachable.
+
+        Raises as `query` does.
+        """
+        stores = self._stores.values() if route is None else [self._store(route)]
+        marks, failed = await self._run_on_each(
+            [store.default for store in stores], lambda engine, stop: self._watermark(engine.default_reader, dataset)
+        )
+        if not marks:
+            raise StoreDown(route or "every store", "; ".join(sorted(map(str, failed.values()))))
+        return min(marks.values())
+
+    def require_store(self, route: str) -> None:
+        """Raise Invalid, naming the stores that exist, unless this is one."""
+        self._store(route)
+
+    @property
+    def stores(self) -> Sequence[Store]:
+        """The stores that can be queried. The ledger's own store, which is never behind, comes first."""
+        opened = sorted(self._stores.values(), key=lambda each: each.default.default_reader.progress != "ledger")
+        return tuple(each.store for each in opened)
 
     @property
     def routes(self) -> Sequence[str]:

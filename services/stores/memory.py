@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
@@ -16,8 +16,22 @@ from services.core.ids import batch_of, end_id, first_id
 from services.core.ledger import Batch
 from services.core.line_fields import line_fields
 from services.core.lines import line_check
+from services.core.local_week import minute_of_week
 from services.core.ports import DEFAULT_QUERY_SECONDS, Block, group_token
-from services.core.queries import AggregateQuery, Filters, ListQuery, Query, QueryResult, StatsQuery
+from services.core.queries import (
+    END_OF_STATUSES,
+    NO_STATUS,
+    OTHER_STATUS,
+    PERCENTILES,
+    STATUS_CLASSES,
+    AggregateQuery,
+    Filters,
+    ListQuery,
+    Query,
+    QueryResult,
+    StatsQuery,
+    TrafficQuery,
+)
 from services.core.result_size import few_groups, gathered
 from services.core.rows import Row
 from services.core.stopping import Stop
@@ -80,6 +94,8 @@ class MemoryStore:
                 return QueryResult(gathered([page]), 0.0, total=total, scanned=scanned)
             case AggregateQuery():
                 return QueryResult(gathered([few_groups(_counted(query, rows))]), 0.0, scanned=scanned)
+            case TrafficQuery():
+                return QueryResult(_panel(query, rows), 0.0, scanned=scanned)
             case StatsQuery():
                 return QueryResult([(len(rows),)], 0.0, scanned=scanned)
 
@@ -122,6 +138,45 @@ def _counted(query: AggregateQuery, rows: list[Row]) -> list[Row]:
     if query.bucket:
         return sorted((*place, count) for place, count in counts.items())
     return sorted(((key, count) for (key,), count in counts.items()), key=lambda item: (-item[1], item[0]))
+
+
+def _panel(query: TrafficQuery, rows: list[Row]) -> list[Row]:
+    requests = [dict(zip(query.dataset.column_names, row, strict=True)) for row in rows]
+    match query.panel:
+        case "total":
+            return [(len(requests),)]
+        case "week":
+            times = (request[query.dataset.time] for request in requests)
+            return sorted(Counter(minute_of_week(time, query.offsets) for time in times).items())
+        case "endpoints":
+            counts = Counter((request["method"], request["route"] or request["link"]) for request in requests)
+            ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+            return [(*endpoint, count) for endpoint, count in ranked[: query.limit]]
+        case "statuses":
+            return sorted(Counter(_status_class(request["status"]) for request in requests).items())
+        case "durations":
+            return _slowest(requests, query.limit)
+
+
+def _status_class(status: float | None) -> str:
+    if status is None:
+        return NO_STATUS
+    if not STATUS_CLASSES[0][1] <= status < END_OF_STATUSES:
+        return OTHER_STATUS
+    return next(name for name, first in reversed(STATUS_CLASSES) if status >= first)
+
+
+def _slowest(requests: Sequence[Mapping[str, Any]], limit: int) -> list[Row]:
+    durations: dict[tuple[str, str], list[float]] = {}
+    for request in requests:
+        if request["duration_ms"] is not None:
+            endpoint = request["method"], request["route"] or request["link"]
+            durations.setdefault(endpoint, []).append(request["duration_ms"] + 0.0)
+    slowest: list[Row] = [
+        (*endpoint, len(found), *(sorted(found)[-(-len(found) * percentile // 100) - 1] for percentile in PERCENTILES))
+        for endpoint, found in durations.items()
+    ]
+    return sorted(slowest, key=lambda row: (-row[4], row[:2]))[:limit]
 
 
 def _row(dataset: Dataset, line: dict[str, Any]) -> Row:

@@ -13,7 +13,7 @@ from services.core.ports import Block, group_range
 from services.stores.clickhouse import STORE
 from services.stores.clickhouse.client import translated
 from services.stores.clickhouse.names import quoted, stored
-from services.stores.clickhouse.queries import among_ids_of, select
+from services.stores.clickhouse.statements import among_ids_of, select
 from services.stores.clickhouse.tables import insert_into
 
 _IDS_AT_ONCE = 2000  # ids of one query, whose text names each of them

@@ -1,45 +1,30 @@
-"""Queries as SQL, and their execution.
-
-Names in statements come from dataset descriptions. Every value is a parameter, which the server binds.
-"""
+"""Queries as SQL, and their execution."""
 
 import time
 import uuid
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import Error
 
-from services.core.dataset import CREATED_AT, ID, Column, Dataset
+from services.core.dataset import CREATED_AT, ID, Column
 from services.core.errors import QueryTimeout
-from services.core.ids import end_id, first_id, spans
 from services.core.instants import DAY
-from services.core.queries import (
-    AggregateQuery,
-    Filters,
-    ListQuery,
-    Query,
-    QueryResult,
-    StatsQuery,
-    like_pattern,
-)
+from services.core.queries import AggregateQuery, ListQuery, Query, QueryResult, StatsQuery, TrafficQuery
 from services.core.result_size import MAX_GROUPS, MAX_RESULT_BYTES, few_groups, gathered, too_large
 from services.core.rows import Row
 from services.core.stopping import Stop
-from services.stores.clickhouse import STORE, rollups
+from services.stores.clickhouse import STORE, rollups, traffic
 from services.stores.clickhouse.client import TIMEOUT, TOO_LARGE, translated
 from services.stores.clickhouse.names import quoted, stored
+from services.stores.clickhouse.statements import Statement, canonical, columns, select, where
 
 _RECENT = (10_000_000, DAY)  # microseconds within which the newest rows are looked for before all others (ADR 0011)
 # The server counts the memory of its blocks, which is more than the size of the rows. So the server stops only results
 # that are far too large, and `gathered` decides about the others, as it does for every store.
 _SERVER_BYTES = 4 * MAX_RESULT_BYTES
-_MOST_RANGES = 100  # of ids in one statement
-
-Statement = tuple[str, dict[str, Any]]
-"""SQL, and the values of its parameters."""
 
 
 class Execution:
@@ -105,22 +90,11 @@ def run(execution: Execution, query: Query, as_of: int) -> QueryResult:
                 total = execution.fetch(*(counting or _count(query, as_of)))[0][0]
         case AggregateQuery():
             rows = few_groups(execution.fetch(*(counting or _aggregate(query, as_of))))
+        case TrafficQuery():
+            rows = execution.fetch(*(counting or traffic.statement(query, as_of)))
         case StatsQuery():
             rows = execution.fetch(*(counting or _count(query, as_of)))
     return QueryResult(rows, execution.milliseconds, "rollup" if plan else "scan", total, execution.scanned)
-
-
-def select(
-    what: str, dataset: Dataset, where: str, rest: str = "", clause: Literal["WHERE", "PREWHERE"] = "WHERE"
-) -> str:
-    """Return a SELECT from the dataset's table. Names come from descriptions, and every value is a parameter."""
-    return f"SELECT {what} FROM {quoted(dataset.name)} {clause} {where} {rest}"  # noqa: S608
-
-
-def among_ids_of(batches: Set[int]) -> str:
-    """Return the condition for ids of these batches, as a few ranges, which may have ids of other batches, too."""
-    ranges = spans(batches, _MOST_RANGES)
-    return " OR ".join(f"id >= {first_id(first):d} AND id < {end_id(last):d}" for first, last in ranges)
 
 
 def _page(execution: Execution, query: ListQuery, as_of: int) -> list[Row]:
@@ -128,16 +102,16 @@ def _page(execution: Execution, query: ListQuery, as_of: int) -> list[Row]:
 
     A page that these fill needs few of the table's parts.
     """
-    where, parameters = _where(query.dataset, query.filters, as_of)
+    conditions, parameters = where(query.dataset, query.filters, as_of)
     for since in _recent(query):
         recent = (
             f"{stored(query.dataset.by_name[query.dataset.time])} >= fromUnixTimestamp64Micro({{since:Int64}}, 'UTC')"
         )
-        text, values = _list(query, f"{recent} AND {where}", {**parameters, "since": since})
+        text, values = _list(query, f"{recent} AND {conditions}", {**parameters, "since": since})
         rows = execution.fetch(f"{text} SETTINGS max_threads = 1", values)
         if len(rows) == query.limit:
             return rows
-    return execution.fetch(*_list(query, where, parameters))
+    return execution.fetch(*_list(query, conditions, parameters))
 
 
 def _recent(query: ListQuery) -> list[int]:
@@ -175,50 +149,18 @@ def _after(column: Column, operator: str) -> str:
 
 
 def _count(query: Query, as_of: int) -> Statement:
-    where, parameters = _where(query.dataset, query.filters, as_of)
-    return select("count()", query.dataset, where), parameters
+    conditions, parameters = where(query.dataset, query.filters, as_of)
+    return select("count()", query.dataset, conditions), parameters
 
 
 def _aggregate(query: AggregateQuery, as_of: int) -> Statement:
-    where, parameters = _where(query.dataset, query.filters, as_of)
+    conditions, parameters = where(query.dataset, query.filters, as_of)
     keys = []
     if query.bucket:
-        time = _canonical(query.dataset.by_name[query.dataset.time])
+        time = canonical(query.dataset.by_name[query.dataset.time])
         keys.append(f"{time} - {time} % {query.bucket:d}")
     if query.group_by:
         keys.append(quoted(query.group_by))
     order = [*([] if query.bucket else ["count() DESC"]), *keys]
     rest = f"GROUP BY {', '.join(keys)} ORDER BY {', '.join(order)} LIMIT {MAX_GROUPS + 1}"
-    return select(", ".join([*keys, "count()"]), query.dataset, where, rest), parameters
-
-
-def columns(dataset: Dataset) -> str:
-    """Return the expressions that select all columns in canonical order and form."""
-    return ", ".join(map(_canonical, (ID, CREATED_AT, *dataset.columns)))
-
-
-def _canonical(column: Column) -> str:
-    match column.kind:
-        case "timestamp":
-            return f"toUnixTimestamp64Micro({stored(column)})"
-        case "uuid":
-            return f"toString({stored(column)})"
-    return stored(column)
-
-
-def _where(dataset: Dataset, filters: Filters, as_of: int) -> Statement:
-    conditions: list[str] = ["id < {end_id:Int64}"]
-    parameters: dict[str, Any] = {"end_id": end_id(as_of)}
-    for index, (name, value) in enumerate(filters.equals):
-        kind = "UUID" if dataset.by_name[name].kind == "uuid" else "String"
-        conditions.append(f"{quoted(name)} = {{equals{index}:{kind}}}")
-        parameters[f"equals{index}"] = value
-    for operator, name, bound in ((">=", "start", filters.start), ("<", "end", filters.end)):
-        if bound is not None:
-            column = stored(dataset.by_name[dataset.time])
-            conditions.append(f"{column} {operator} fromUnixTimestamp64Micro({{{name}:Int64}}, 'UTC')")
-            parameters[name] = bound
-    if filters.text:
-        conditions.append(f"{quoted(dataset.search)} LIKE {{text:String}}" if dataset.search else "false")
-        parameters["text"] = like_pattern(filters.text)
-    return " AND ".join(conditions), parameters
+    return select(", ".join([*keys, "count()"]), query.dataset, conditions, rest), parameters

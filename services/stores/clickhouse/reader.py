@@ -17,7 +17,7 @@ from services.core.stopping import Stop
 from services.stores.clickhouse import STORE, queries, tables
 from services.stores.clickhouse.client import connect, translated
 from services.stores.clickhouse.names import stored
-from services.stores.clickhouse.queries import among_ids_of, columns, select
+from services.stores.clickhouse.statements import among_ids_of, columns, select
 
 _TIMEOUT = 660  # seconds, more than any query may take, because the server ends queries
 

@@ -5,6 +5,8 @@ the rows of parts that are older than the projection. The rollup is therefore ne
 no maintenance (ADR 0009 compares it with a materialised view).
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
@@ -12,7 +14,8 @@ from clickhouse_connect.driver.client import Client
 from services.core import rollups
 from services.core.dataset import Dataset
 from services.core.ids import ROW_BITS
-from services.core.queries import AggregateQuery, Query
+from services.core.local_week import WEEK, Offset
+from services.core.queries import MINUTE, AggregateQuery, Query, TrafficQuery
 from services.core.result_size import MAX_GROUPS
 from services.core.rollups import Plan, Times
 from services.stores.clickhouse.names import quoted, stored
@@ -70,10 +73,22 @@ def _counts(plan: Plan, batches: str, time: str, times: Times) -> str:
             values.append(f"intDiv(toUnixTimestamp({time}), {query.bucket // 1_000_000:d}) * {query.bucket:d}")
         if query.group_by:
             values.append(quoted(query.group_by))
+    if isinstance(query, TrafficQuery) and plan.keys:
+        values.append(minute_of_week(query.offsets, f"toUnixTimestamp({time}) * 1000000"))
     columns = [f"{value} AS {key}" for value, key in zip(values, plan.keys, strict=True)]
     selected, where = ", ".join([*columns, "count() AS term"]), " AND ".join(conditions)
     grouped = f"GROUP BY {', '.join(plan.keys)}" if plan.keys else ""
     return f"SELECT {selected} FROM {quoted(query.dataset.name)} WHERE {where} {grouped}"  # noqa: S608
+
+
+def minute_of_week(offsets: Sequence[Offset], time: str) -> str:
+    """Return the minute of the local week of `time`, in microseconds, as `local_week.minute_of_week` does."""
+    branches = [f"{time} < {following.start:d}, {offset.since_monday:d}" for offset, following in pairwise(offsets)]
+    shift = f"{offsets[-1].since_monday:d}"
+    if branches:
+        shift = f"multiIf({', '.join(branches)}, {shift})"
+    since = f"({time} + {shift}) % {WEEK:d}"
+    return f"{since} - {since} % {MINUTE:d}"
 
 
 def _time(dataset: Dataset) -> str:

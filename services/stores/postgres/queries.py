@@ -10,28 +10,17 @@ from typing import Any, cast
 from psycopg import sql
 
 from services.core.dataset import CREATED_AT, ID, Dataset
-from services.core.ids import end_id
 from services.core.instants import DAY, to_datetime
-from services.core.queries import (
-    AggregateQuery,
-    Filters,
-    ListQuery,
-    Query,
-    QueryResult,
-    StatsQuery,
-    like_pattern,
-)
+from services.core.queries import AggregateQuery, ListQuery, Query, QueryResult, StatsQuery, TrafficQuery
 from services.core.result_size import MAX_GROUPS, few_groups, gathered
 from services.core.rows import Row
 from services.postgres.connection import Connection
-from services.stores.postgres import closed_days, rollups
+from services.stores.postgres import closed_days, rollups, traffic
 from services.stores.postgres.closed_days import ClosedDay
+from services.stores.postgres.conditions import Statement, where, where_in
 
 _NEWEST_DAYS = 2  # closed days that are read first, with the days that are not closed
 _ROWS_AT_ONCE = 20  # fetched from the server: a row may have a quarter of a megabyte
-
-Statement = tuple[sql.Composed, list[Any]]
-"""SQL, and the values of its placeholders."""
 
 
 class Execution:
@@ -74,6 +63,8 @@ def run(execution: Execution, query: Query, as_of: int) -> QueryResult:
                 total = (counted or execution.fetch(*_count(query, as_of, days)))[0][0]
         case AggregateQuery():
             rows = few_groups(execution.fetch(*_aggregate(query, as_of, days)) if counted is None else counted)
+        case TrafficQuery():
+            rows = execution.fetch(*traffic.statement(query, as_of, days)) if counted is None else counted
         case StatsQuery():
             rows = counted or execution.fetch(*_count(query, as_of, days))
     return QueryResult(rows, execution.milliseconds, "rollup" if plan else "scan", total)
@@ -102,11 +93,11 @@ def _newest(day: ClosedDay, by_time: bool) -> int:
 
 
 def _rows(execution: Execution, query: ListQuery, as_of: int, left_out: Sequence[ClosedDay]) -> list[Row]:
-    where, parameters = _where(query.filters, query.dataset, as_of)
+    conditions, parameters = where(query.filters, query.dataset, as_of)
     later, place = _after(query)
     page = [*parameters, *place, query.limit, query.offset]
     table = sql.Identifier(query.dataset.name)
-    return execution.fetch(_list(query, table, where + later + closed_days.without(left_out)), page)
+    return execution.fetch(_list(query, table, conditions + later + closed_days.without(left_out)), page)
 
 
 def _list(query: ListQuery, table: sql.Identifier, where: sql.Composable) -> sql.Composed:
@@ -138,12 +129,13 @@ def _after(query: ListQuery) -> Statement:
 
 
 def _count(query: Query, as_of: int, days: Sequence[ClosedDay]) -> Statement:
-    where, parameters = _where_in(query, as_of, days)
-    return sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(query.dataset.name), where), parameters
+    conditions, parameters = where_in(query, as_of, days)
+    statement = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(query.dataset.name), conditions)
+    return statement, parameters
 
 
 def _aggregate(query: AggregateQuery, as_of: int, days: Sequence[ClosedDay]) -> Statement:
-    where, parameters = _where_in(query, as_of, days)
+    conditions, parameters = where_in(query, as_of, days)
     keys: list[sql.Composable] = []
     if query.bucket:
         keys.append(rollups.time_bin(timedelta(microseconds=query.bucket), query.dataset.time))
@@ -152,35 +144,10 @@ def _aggregate(query: AggregateQuery, as_of: int, days: Sequence[ClosedDay]) -> 
     numbers = sql.SQL(", ").join(map(sql.Literal, range(1, len(keys) + 1)))
     order = numbers if query.bucket else sql.SQL("count(*) DESC, ") + numbers
     statement = sql.SQL("SELECT {}, count(*) FROM {} WHERE {} GROUP BY {} ORDER BY {} LIMIT {}").format(
-        sql.SQL(", ").join(keys), sql.Identifier(query.dataset.name), where, numbers, order, MAX_GROUPS + 1
+        sql.SQL(", ").join(keys), sql.Identifier(query.dataset.name), conditions, numbers, order, MAX_GROUPS + 1
     )
     return statement, parameters
 
 
 def columns(dataset: Dataset) -> sql.Composed:
     return sql.SQL(", ").join(map(sql.Identifier, dataset.column_names))
-
-
-def _where_in(query: Query, as_of: int, days: Sequence[ClosedDay]) -> Statement:
-    """Return the query's conditions, without the days that are known to hold none of its rows."""
-    where, parameters = _where(query.filters, query.dataset, as_of)
-    outside = closed_days.outside(days, query.filters.start, query.filters.end)
-    return where + closed_days.without(outside), parameters
-
-
-def _where(filters: Filters, dataset: Dataset, as_of: int) -> Statement:
-    conditions: list[sql.Composable] = [sql.SQL("id < %s")]
-    parameters: list[Any] = [end_id(as_of)]
-    for name, value in filters.equals:
-        conditions.append(sql.SQL("{} = %s").format(sql.Identifier(name)))
-        parameters.append(value)
-    for operator, bound in ((sql.SQL(">="), filters.start), (sql.SQL("<"), filters.end)):
-        if bound is not None:
-            conditions.append(sql.SQL("{} {} %s").format(sql.Identifier(dataset.time), operator))
-            parameters.append(to_datetime(bound))
-    if filters.text and dataset.search:
-        conditions.append(sql.SQL("{} LIKE %s").format(sql.Identifier(dataset.search)))
-        parameters.append(like_pattern(filters.text))
-    elif filters.text:
-        conditions.append(sql.SQL("false"))
-    return sql.SQL(" AND ").join(conditions), parameters

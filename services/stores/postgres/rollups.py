@@ -5,6 +5,7 @@ A query as of a batch adds up the chunks below that batch, and counts the rows t
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 from psycopg import sql
@@ -12,7 +13,8 @@ from psycopg import sql
 from services.core import rollups
 from services.core.dataset import Dataset
 from services.core.instants import DAY, to_datetime
-from services.core.queries import AggregateQuery, Query
+from services.core.local_week import FIRST_MONDAY, Offset
+from services.core.queries import AggregateQuery, Query, TrafficQuery
 from services.core.result_size import MAX_GROUPS
 from services.core.rollups import Plan, Times
 from services.postgres.connection import Connection, translated
@@ -153,6 +155,8 @@ def _counts(plan: Plan, count: sql.SQL, table: str, batches: sql.Composed, time:
             values.append(time_bin(timedelta(microseconds=query.bucket), time))
         if query.group_by:
             values.append(sql.Identifier(query.group_by))
+    if isinstance(query, TrafficQuery) and plan.keys:
+        values.append(minute_of_week(query.offsets, time))
     columns = [sql.SQL("{} AS {}").format(value, sql.SQL(key)) for value, key in zip(values, plan.keys, strict=True)]
     text = sql.SQL("SELECT {} FROM {} WHERE {}").format(
         _listed([*columns, sql.SQL("{} AS term").format(count)]),
@@ -165,6 +169,22 @@ def _counts(plan: Plan, count: sql.SQL, table: str, batches: sql.Composed, time:
 def time_bin(width: timedelta, time: str) -> sql.Composed:
     """Return the start of the bucket that contains the column `time`. Buckets are counted from 1970 UTC."""
     return sql.SQL("date_bin({}, {}, TIMESTAMPTZ 'epoch')").format(width, sql.Identifier(time))
+
+
+def minute_of_week(offsets: Sequence[Offset], time: str) -> sql.Composed:
+    """Return the minute of the local week of the column `time`, as `local_week.minute_of_week` does."""
+    ahead = sql.SQL("{}").format(offsets[-1].ahead)
+    for offset, following in reversed(list(pairwise(offsets))):
+        ahead = sql.SQL("CASE WHEN {} < {} THEN {} ELSE {} END").format(
+            sql.Identifier(time), to_datetime(following.start), offset.ahead, ahead
+        )
+    # An interval of microseconds only: days of an interval would follow the time zone of the session.
+    local = sql.SQL("({} + ({}) * interval '1 microsecond')").format(sql.Identifier(time), ahead)
+    monday = to_datetime(FIRST_MONDAY)
+    return sql.SQL(
+        "(extract(epoch FROM date_bin('1 minute', {local}, {monday}) - date_bin('7 days', {local}, {monday}))"
+        " * 1000000)::bigint"
+    ).format(local=local, monday=monday)
 
 
 def _listed(parts: Iterable[sql.Composable]) -> sql.Composed:
