@@ -26,7 +26,7 @@ from services.runtime.http import needs
 COMPARED_BY_DEFAULT = "logs"
 
 _PROBLEM = {"application/problem+json": {"schema": {"type": "object", "required": ["title", "status", "detail"]}}}
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
+PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": description, "content": _PROBLEM}
     for status, description in (
         (401, "no token, or a wrong one"),
@@ -50,7 +50,7 @@ StoreWord = Annotated[
 
 def router(datasets: Sequence[Dataset]) -> APIRouter:
     """Return all routes. A request with an unknown store or dataset is refused with those that exist."""
-    routes = APIRouter(prefix="/api/query", dependencies=[needs("read")], responses=_PROBLEMS)
+    routes = APIRouter(prefix="/api/query", dependencies=[needs("read")], responses=PROBLEMS)
     for dataset in datasets:
         _add_compare(routes, f"/compare/{dataset.name}", dataset)
         if dataset.name == COMPARED_BY_DEFAULT:

@@ -24,7 +24,7 @@ def rows_reply(reply: Reply, query: ListQuery) -> Response:
     following = {"next_cursor": Cursor.after(result.rows[-1], query, reply.as_of).encode()} if more else {}
     return json_reply(
         {
-            **_head(reply),
+            **reply_head(reply),
             **counted,
             "returned_count": len(result.rows),
             "limit": query.limit,
@@ -39,9 +39,9 @@ def aggregate_reply(reply: Reply, query: AggregateQuery) -> Response:
     grouped = query.group_by and query.dataset.by_name[query.group_by].wire
     names: list[str] = [*(["time"] if query.bucket else []), *(["key"] if grouped else []), "count"]
     counts = [dict(zip(names, row, strict=True)) for row in reply.result.rows]
-    data = [{**count, "time": _iso(count["time"])} for count in counts] if query.bucket else counts
+    data = [{**count, "time": iso(count["time"])} for count in counts] if query.bucket else counts
     bucket = {"bucket": _BUCKETS[query.bucket]} if query.bucket else {}
-    return json_reply({**_head(reply), "group_by": grouped, **bucket, "data": data})
+    return json_reply({**reply_head(reply), "group_by": grouped, **bucket, "data": data})
 
 
 def stats_reply(stats: Stats) -> Response:
@@ -60,23 +60,27 @@ def stats_reply(stats: Stats) -> Response:
 
 
 def comparison_reply(comparison: Comparison, query: Query) -> Response:
+    sources = (*comparison.results, *comparison.missing)
+    compared = {source: _compared(comparison, source, query) for source in sources}
+    return json_reply({**comparison_head(comparison), **compared})
+
+
+def comparison_head(comparison: Comparison) -> dict[str, Any]:
+    """Return the fields of every comparison: which store was faster, and whether the results are equal."""
     times = {source: result.elapsed_ms for source, result in comparison.results.items()}
     sorted_times = sorted(times.values())
     sources = (*comparison.results, *comparison.missing)
-    return json_reply(
-        {
-            "comparison": {
-                **{f"{source}_ms": round(times[source], 3) if source in times else None for source in sources},
-                "faster": min(times, key=times.__getitem__),
-                "difference_ms": round(sorted_times[1] - sorted_times[0], 3) if len(sorted_times) > 1 else None,
-            },
-            **{source: _compared(comparison, source, query) for source in sources},
-            "as_of": comparison.as_of,
-            "answers_agree": comparison.agree,
-            "missing": comparison.missing,
-            "total_ms": round(comparison.total_ms, 3),
-        }
-    )
+    return {
+        "comparison": {
+            **{f"{source}_ms": round(times[source], 3) if source in times else None for source in sources},
+            "faster": min(times, key=times.__getitem__),
+            "difference_ms": round(sorted_times[1] - sorted_times[0], 3) if len(sorted_times) > 1 else None,
+        },
+        "as_of": comparison.as_of,
+        "answers_agree": comparison.agree,
+        "missing": comparison.missing,
+        "total_ms": round(comparison.total_ms, 3),
+    }
 
 
 def _compared(comparison: Comparison, source: str, query: Query) -> dict[str, Any]:
@@ -93,7 +97,7 @@ def _compared(comparison: Comparison, source: str, query: Query) -> dict[str, An
     }
 
 
-def _head(reply: Reply) -> dict[str, Any]:
+def reply_head(reply: Reply) -> dict[str, Any]:
     result: QueryResult = reply.result
     return {
         "source": reply.source,
@@ -127,7 +131,7 @@ def _presented(column: Column) -> Callable[[Any], Any]:
     if column.kind == "json":
         return _raw
     if column.kind == "timestamp":
-        return _epoch_seconds if column.wire == "timestamp" else _iso
+        return _epoch_seconds if column.wire == "timestamp" else iso
     return _same
 
 
@@ -139,7 +143,7 @@ def _epoch_seconds(microseconds: int) -> float:
     return microseconds / 1e6
 
 
-def _iso(microseconds: int) -> str:
+def iso(microseconds: int) -> str:
     return to_datetime(microseconds).isoformat(timespec="microseconds")
 
 

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, ExitStack
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -109,6 +110,11 @@ def guard_origins(
     app.add_middleware(OriginGuard, settings=settings, open_paths=open_paths, links=links)
 
 
+def is_stopping(app: Starlette) -> bool:
+    """Return whether the process is about to end: a reply that would last as long as its client must end, too."""
+    return bool(getattr(app.state, "is_stopping", False))
+
+
 def serve(app: Starlette, host: str, port: int, *, share_port: bool = False, own_port: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT: stop accepting, finish what is under way, run the lifespan's end, return.
 
@@ -130,14 +136,25 @@ def serve(app: Starlette, host: str, port: int, *, share_port: bool = False, own
     )
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again once it has ended: that is no failure
         signal.signal(number, lambda number, frame: None)
+    server = _Server(config, app)
     if not share_port:
-        uvicorn.Server(config).run()
+        server.run()
         return
     with ExitStack() as opened:
         sockets = [opened.enter_context(_bound(host, port, share=True))]
         if own_port is not None:
             sockets.append(opened.enter_context(_bound(host, own_port, share=False)))
-        uvicorn.Server(config).run(sockets=sockets)
+        server.run(sockets=sockets)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._app.state.is_stopping = True
+        super().handle_exit(sig, frame)
 
 
 def _bound(host: str, port: int, *, share: bool) -> socket.socket:
