@@ -22,7 +22,7 @@ from services.core.rows import Row, RowCodec
 from services.core.stopping import Stop
 from services.core.stores import Store
 from services.datasets.footprints import DATASET
-from services.query_api import page, traffic
+from services.query_api import footprints_page, traffic
 from services.query_api.endpoints import router
 from services.query_api.service import QueryService
 from services.runtime.health import Readiness
@@ -103,7 +103,7 @@ class TrafficApi:
             _described(self.postgres, "postgresql", "PostgreSQL"),
         ]
         service = QueryService(described, [DATASET], self.watermarks, seconds=5.0)  # type: ignore[arg-type]
-        routers = [page.router, traffic.router(DATASET, now=lambda: NOW), router([DATASET])]
+        routers = [footprints_page.router, traffic.router(DATASET, now=lambda: NOW), router([DATASET])]
         self.app = make_app("Query API", ListenSettings(**listen), routers, _no_lifespan, Readiness())
         self.app.state.service = service
 

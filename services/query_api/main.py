@@ -15,7 +15,7 @@ from services.core.errors import StoreDown
 from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.ledger.watermark import Watermarks
 from services.postgres.pool import Pool
-from services.query_api import alerts, page, reports, traffic, verifications
+from services.query_api import alerts, footprints_page, reports, traffic, verifications
 from services.query_api.cache import CacheSettings, open_cache
 from services.query_api.endpoints import router
 from services.query_api.scopes import Scopes
@@ -49,7 +49,7 @@ def application(settings: QuerySettings) -> FastAPI:
     known = datasets.all_datasets()
     # The routers of reports and alerts open their own pools; the lifespan below opens the query service.
     routers = [
-        page.router,
+        footprints_page.router,
         traffic.router(datasets.find("footprints")),
         router(known),
         reports.router(settings),

@@ -20,7 +20,7 @@ from services.core.instants import DAY, from_datetime, to_datetime
 from services.core.queries import Filters
 from services.datasets.footprints import DATASET
 from services.query_api import changes as changes_module
-from services.query_api import page, traffic_parameters
+from services.query_api import footprints_page, traffic_parameters
 from services.query_api.changes import Changes
 from services.query_api.parameters import aggregate_parameters
 from tests.traffic_api import NOW, StoreInMemory, TrafficApi, request_row
@@ -246,7 +246,7 @@ def test_the_files_of_the_page(api: TrafficApi) -> None:
 
 def test_the_page_takes_nothing_from_elsewhere() -> None:
     """The policy would block it, and the page would be broken where there is no Internet."""
-    for file in (Path(page.__file__).parent / "page").iterdir():
+    for file in (Path(footprints_page.__file__).parent / "page").iterdir():
         if file.is_file():
             text = file.read_text().replace("http://www.w3.org/2000/svg", "")
             assert not [word for word in ("http://", "https://", "style=", "onclick=") if word in text], file
