@@ -17,6 +17,12 @@ from services.core.queries import (
 from services.lake.snapshot import Bounds
 from services.lake.sql import Renderer, Statement
 
+# Coarse buckets of durations: so many that one holds few of an endpoint's durations, and so few that counts of all are
+# small. A duration of 10^_DECADES ms or more is in the last bucket.
+_DECADES = 6
+_STEPS = 100  # of a decade
+_NO_BUCKET = -2
+
 
 class TrafficRenderer(Renderer):
     """Renders one statement about a dataset with the columns of `footprints`."""
@@ -38,25 +44,58 @@ class TrafficRenderer(Renderer):
                 return self._durations(query, where, bounds)
 
     def _durations(self, query: TrafficQuery, where: str, bounds: Bounds) -> Statement:
-        """Count each duration of an endpoint once. A duration is the nearest rank if the counts up to it reach it."""
+        """Find the ranks in two steps, because to sort all durations would take more memory than a query may use.
+
+        The first step counts the durations of each endpoint by coarse bucket. The counts tell in which bucket each rank
+        is, and which endpoints can be among the slowest. The second step reads these buckets of these endpoints only,
+        and counts their durations one by one.
+        """
         duration = self._value("duration_ms")
-        keys = f"{self._value('method')} AS method, {self._endpoint()} AS endpoint, {duration} + 0 AS duration"
-        counted = self._select(
-            f"{keys}, count(*) AS requests", f"{where} AND {duration} IS NOT NULL", bounds, "GROUP BY 1, 2, 3"
+        requests = self._select(
+            f"{self._value('method')} AS method, {self._endpoint()} AS endpoint, {duration} + 0 AS duration,"
+            f" {_bucket(duration)} AS bucket",
+            f"{where} AND {duration} IS NOT NULL",
+            bounds,
         )
-        partition = "PARTITION BY method, endpoint"
-        names = [f"p{percentile}" for percentile in PERCENTILES]
-        ranks = ", ".join(
-            f"min(CASE WHEN reached * 100 >= total * {percentile:d} THEN duration END) AS {name}"
-            for percentile, name in zip(PERCENTILES, names, strict=True)
-        )
-        text = (
-            f"SELECT method, endpoint, total, {ranks} FROM (SELECT method, endpoint, duration,"
-            f" sum(requests) OVER ({partition} ORDER BY duration) AS reached,"
-            f" sum(requests) OVER ({partition}) AS total FROM ({counted.text}) AS counted) AS ranked"
-            f" GROUP BY 1, 2, 3 ORDER BY {names[1]} DESC, 1, 2 LIMIT {query.limit:d}"
-        )
-        return replace(counted, text=text)
+        ranks = [
+            f"reached * 100 >= total * {each:d} AND (reached - part) * 100 < total * {each:d}" for each in PERCENTILES
+        ]
+        values = [f"min(CASE WHEN reached * 100 >= total * {each:d} THEN duration END)" for each in PERCENTILES]
+        text = f"""
+            WITH requests AS ({requests.text}),
+            counted AS (
+                SELECT method, endpoint, bucket, count(*) AS part FROM requests GROUP BY method, endpoint, bucket
+            ), summed AS (
+                SELECT method, endpoint, bucket, part,
+                       sum(part) OVER (PARTITION BY method, endpoint ORDER BY bucket) AS reached,
+                       sum(part) OVER (PARTITION BY method, endpoint) AS total
+                FROM counted
+            ), with_a_rank AS (
+                SELECT method, endpoint, bucket, total, reached - part AS below,
+                       CASE WHEN {ranks[1]} THEN bucket ELSE {_NO_BUCKET:d} END AS slowness
+                FROM summed WHERE {" OR ".join(f"({rank})" for rank in ranks)}
+            ), placed AS (
+                SELECT method, endpoint, bucket, total, below, rank() OVER (ORDER BY slowness DESC) AS place
+                FROM with_a_rank
+            ), placed_by_endpoint AS (
+                SELECT method, endpoint, bucket, total, below,
+                       min(place) OVER (PARTITION BY method, endpoint) AS place
+                FROM placed
+            ), wanted AS (
+                SELECT method, endpoint, bucket, total, below FROM placed_by_endpoint WHERE place <= {query.limit:d}
+            ), single AS (
+                SELECT wanted.method, wanted.endpoint, wanted.bucket, total, below, duration, count(*) AS part
+                FROM wanted JOIN requests ON requests.method = wanted.method
+                     AND requests.endpoint = wanted.endpoint AND requests.bucket = wanted.bucket
+                GROUP BY 1, 2, 3, 4, 5, 6
+            ), ranked AS (
+                SELECT method, endpoint, total, duration,
+                       below + sum(part) OVER (PARTITION BY method, endpoint, bucket ORDER BY duration) AS reached
+                FROM single
+            )
+            SELECT method, endpoint, total, {", ".join(values)} FROM ranked
+            GROUP BY 1, 2, 3 ORDER BY 5 DESC, 1, 2 LIMIT {query.limit:d}"""
+        return replace(requests, text=text)
 
     def _minute(self, query: TrafficQuery) -> str:
         """Return the minute of the local week, as `local_week.minute_of_week` does."""
@@ -81,3 +120,12 @@ class TrafficRenderer(Renderer):
             f"CASE WHEN {status} IS NULL THEN '{NO_STATUS}'"
             f" WHEN {status} < {first:d} OR {status} >= {END_OF_STATUSES:d} THEN '{OTHER_STATUS}' {classes} END"
         )
+
+
+def _bucket(duration: str) -> str:
+    """Return the number of a duration's bucket. It never falls while the duration rises: neither does a product."""
+    decades = " ".join(
+        f"WHEN {duration} < {10**decade:d} THEN {decade * _STEPS:d} + floor({duration} * {_STEPS:d} / {10**decade:d})"
+        for decade in range(_DECADES + 1)
+    )
+    return f"CASE WHEN {duration} < 0 THEN -1 {decades} ELSE {(_DECADES + 1) * _STEPS:d} END"
