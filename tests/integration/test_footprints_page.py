@@ -173,7 +173,7 @@ def test_wrong_input_is_told_in_words(page: Page, url: str) -> None:
 def test_a_live_page_follows_new_batches(page: Page, api: TrafficApi, url: str) -> None:
     page.open(f"{url}?{PERIOD}&store=compare&live")
     await_panels(page, REQUESTS)
-    page.until_text("#note", "^Live$")
+    page.until_text("#note", "^Live: new batches")
     api.accept(FIRST_BATCH + 1, [request_row(0, batch_id=FIRST_BATCH + 1)])
     await_panels(page, REQUESTS + 1)
     assert "up to batch 8" in page.text("#period")
@@ -249,7 +249,7 @@ def test_the_token_is_asked_for(page: Page, rows: Sequence[Row]) -> None:
             page.read(f"document.querySelector('[name=token]').value = '{token}'")
             page.click("#token button")
         await_panels(page, REQUESTS)
-        page.until_text("#note", "^Live$")
+        page.until_text("#note", "^Live: new batches")
 
 
 @pytest.mark.parametrize(

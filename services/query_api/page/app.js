@@ -109,7 +109,7 @@ async function follow() {
     try {
       await listen(`${state.store}/${DATASET}/changes`, signal, (name, data) => {
         failures = 0;
-        note(name === "problem" ? `Live, but ${data.detail}` : "Live");
+        note(name === "problem" ? `Live, but ${data.detail}` : "Live: new batches are shown as they come.");
         if (name === "as_of") refreshFor(data.as_of);
       });
     } catch (error) {
