@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import datetime
@@ -23,7 +25,9 @@ from services.query_api import changes as changes_module
 from services.query_api import footprints_page, traffic_parameters
 from services.query_api.changes import Changes
 from services.query_api.parameters import aggregate_parameters
+from services.runtime.http import SHUTDOWN_SECONDS
 from tests.traffic_api import NOW, StoreInMemory, TrafficApi, request_row
+from tests.waiting import until
 
 HOUR = DAY // 24
 
@@ -230,6 +234,29 @@ async def test_the_number_of_listeners_is_bounded(api: TrafficApi, monkeypatch: 
         with pytest.raises(Backpressure, match="listen to changes already"):
             await anext(_events(api, changes, None))
     await anext(_events(api, changes, None))
+
+
+def test_a_client_that_listens_does_not_delay_the_end_of_the_process(unused_tcp_port: int) -> None:
+    run = f"serve(TrafficApi([]).app, '127.0.0.1', {unused_tcp_port})"
+    code = f"from services.runtime.http import serve\nfrom tests.traffic_api import TrafficApi\n{run}"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2]) as process:
+        try:
+            url = f"http://127.0.0.1:{unused_tcp_port}"
+            until(lambda: _answers(f"{url}/health"))
+            with httpx.stream("GET", f"{url}/api/query/compare/footprints/changes", timeout=60) as reply:
+                lines = reply.iter_lines()
+                assert next(lines) == "event: as_of"
+                process.terminate()
+                assert process.wait(SHUTDOWN_SECONDS / 2) == 0
+        finally:
+            process.kill()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False
 
 
 def test_the_files_of_the_page(api: TrafficApi) -> None:
