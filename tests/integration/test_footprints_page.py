@@ -136,6 +136,7 @@ def test_stores_side_by_side_that_agree_and_that_do_not(page: Page, api: Traffic
     assert page.texts(".times thead th") == ["", "PostgreSQL", "ClickHouse", "lake", "Equal"]
     assert page.texts(".times tbody td:last-child") == ["yes"] * len(PANELS)
     assert len(page.texts(".times tbody .fastest")) == len(PANELS)
+    assert "As of batch 7" in page.text("#comparison")
     assert not page.texts(".version")
     api.clickhouse.write_rows(FIRST_BATCH - 1, [request_row(0, batch_id=FIRST_BATCH - 1)])
     page.click("#controls [type=submit]")

@@ -1,6 +1,6 @@
 // What the stores' results have in common: their times by panel, whether they agree, and which of them differ.
 
-import { make, milliseconds } from "./dom.js";
+import { count, make, milliseconds } from "./dom.js";
 
 // Returns the results in groups of equal ones: [{ sources, data }], the largest group first. `order`: of the sources.
 export function versions(results, order) {
@@ -33,7 +33,9 @@ export function drawComparison(replies, labels) {
   const heads = ["", ...Object.values(labels), "Equal"].map(text => make("th", { scope: "col" }, text));
   const table = make("table", { class: "times" },
     make("thead", {}, make("tr", {}, ...heads)), body, make("tfoot", {}, foot));
-  return [table, ...reasons(replies, labels)];
+  const batch = count(replies[0][1].as_of);
+  const about = make("p", { class: "took" }, `As of batch ${batch}, up to which each of these stores is loaded.`);
+  return [table, ...reasons(replies, labels), about];
 }
 
 function overall(agreed) {
