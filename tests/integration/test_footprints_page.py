@@ -159,6 +159,21 @@ def test_a_store_that_is_down(page: Page, api: TrafficApi, url: str) -> None:
     assert page.text("#problem") == ""
 
 
+def test_a_query_api_that_does_not_answer(page: Page, api: TrafficApi, url: str) -> None:
+    page.open(f"{url}?{PERIOD}&store=postgres")
+    await_panels(page, REQUESTS)
+    page.call("Network.enable")
+    page.call("Network.setBlockedURLs", urls=["*/api/*"])
+    page.click("#controls [type=submit]")
+    page.until_text("#problem", "^The query API does not answer")
+    page.open(f"{url}?{PERIOD}&store=postgres&again")
+    page.until_text("#problem", "^The query API does not answer")
+    page.call("Network.setBlockedURLs", urls=[])
+    page.click("#controls [type=submit]")
+    await_panels(page, REQUESTS)
+    assert page.text("#problem") == ""
+
+
 def test_wrong_input_is_told_in_words(page: Page, url: str) -> None:
     page.open(f"{url}?{PERIOD}&store=postgres")
     await_panels(page, REQUESTS)

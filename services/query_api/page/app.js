@@ -167,6 +167,10 @@ function readControls() {
 }
 
 function apply() {
+  if (!stores.length) {
+    start();
+    return;
+  }
   try {
     state = readControls();
   } catch (error) {
@@ -229,7 +233,6 @@ document.addEventListener("visibilitychange", follow);
 // --- start
 
 async function start() {
-  at("zones").append(...zones().map(value => make("option", { value })));
   try {
     stores = (await query("stores", {}, refreshing.signal)).stores;
   } catch (error) {
@@ -246,4 +249,5 @@ async function start() {
   follow();
 }
 
+at("zones").append(...zones().map(value => make("option", { value })));
 start();
