@@ -179,7 +179,7 @@ class CompareParameters(ListParameters, AggregateParameters):
         }
         chosen = kinds[self.question]
         own = set(chosen.model_fields) | {"question", "engines"}
-        own |= filter_fields(dataset).keys() if issubclass(chosen, Filtered) else set()
+        own |= _filter_fields(dataset).keys() if issubclass(chosen, Filtered) else set()
         if strange := sorted(type(self).model_fields[name].alias or name for name in self.model_fields_set - own):
             raise Invalid(f"{', '.join(strange)}: no parameter of question={self.question}")
         match self.question:
@@ -241,7 +241,7 @@ def compare_parameters(dataset: Dataset) -> type[CompareParameters]:
 def make_model(dataset: Dataset, base: type[Model], fields: dict[str, Any]) -> type[Model]:
     """Return the model of one dataset. `fields`: beside those of `base` and of the dataset's filters."""
     name = f"{dataset.name.capitalize()}{base.__name__}"
-    return create_model(name, __base__=base, **filter_fields(dataset), **fields)
+    return create_model(name, __base__=base, **_filter_fields(dataset), **fields)
 
 
 def _list_fields(dataset: Dataset) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def _aggregate_fields(dataset: Dataset) -> dict[str, Any]:
     return {"group_by": (_one_of(dataset, dataset.groupings) | None, described)}
 
 
-def filter_fields(dataset: Dataset) -> dict[str, Any]:
+def _filter_fields(dataset: Dataset) -> dict[str, Any]:
     columns = [dataset.by_name[name] for name in dataset.filters]
     fields = {_filter_name(dataset, column): _filter_field(dataset, column) for column in columns}
     if dataset.search:

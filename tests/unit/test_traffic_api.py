@@ -19,12 +19,10 @@ from pydantic import SecretStr
 from services.core.dataset import Dataset
 from services.core.errors import Backpressure, QueryTimeout, StoreDown
 from services.core.instants import DAY, from_datetime, to_datetime
-from services.core.queries import Filters
 from services.datasets.footprints import DATASET
 from services.query_api import changes as changes_module
 from services.query_api import footprints_page, traffic_parameters
 from services.query_api.changes import Changes
-from services.query_api.parameters import aggregate_parameters
 from services.runtime.http import SHUTDOWN_SECONDS
 from tests.traffic_api import NOW, StoreInMemory, TrafficApi, request_row
 from tests.waiting import until
@@ -142,13 +140,6 @@ def test_filters(api: TrafficApi) -> None:
     assert data(api, "total", footprint_method="POST") == {"count": 1}
     assert data(api, "total", route="/api/search", service="shop") == {"count": 2}
     assert data(api, "total", service="other") == {"count": 0}
-
-
-def test_a_column_named_as_a_parameter_does_not_hide_it(api: TrafficApi) -> None:
-    """`method` says how a query is run, in all datasets, and is also a column of this one."""
-    sent = {"footprint_method": "GET", "method": "scan"}
-    query, _ = aggregate_parameters(DATASET).model_validate(sent).aggregated(DATASET)
-    assert (query.filters, query.scan) == (Filters((("method", "GET"),)), True)
 
 
 def test_all_stores_are_compared(api: TrafficApi) -> None:
