@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services.bench import growth, ingest, sustained
+from services.bench.cases import growth, ingest, sustained
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 

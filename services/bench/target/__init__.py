@@ -1,0 +1,11 @@
+"""The stack under test.
+
+    Target          a set of URLs: the query API, the ingest API, Prometheus; local or remote
+    .problem()      None, or why the stack cannot be measured, and how to start it
+    .query(...)     an HTTP client of the query API, which sends the token
+    .command(...)   a command of logpipe against the stores of the stack, where the environment has their URLs
+    .cpu(), .disk() what each component has used so far; {} where the target cannot tell
+    .kill(name)     end a component at once; raises Invalid where the target cannot
+
+`LocalTarget` adds what only a stack on this machine can tell, and is the one that imports `services.local`.
+"""

@@ -1,0 +1,323 @@
+"""Runs of small plans against a stack in this process. Every planted fault makes its cell void, with the reason."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from services.bench.evidence.folder import Evidence
+from services.bench.evidence.records import About, Pace, Table, Tables, Trial
+from services.bench.main import main
+from services.bench.plan.cells import ReadCell, WriteCell
+from services.bench.plan.loading import parsed
+from services.bench.probes import write
+from services.bench.probes.write import Offer
+from services.bench.report.numbers import summary
+from services.bench.report.publishing import publish, recheck
+from services.bench.report.summary import ReadCondition, Summary, WriteResult
+from services.bench.run import Run
+from services.bench.target import local
+from services.core.errors import LogpipeError
+from tests.bench_stack import FakeStack, fake_stack
+
+HEAD = """\
+name: small
+about: A plan for tests.
+seed: 7
+repeats: 3
+budget_minutes: 5
+stores: [postgres, clickhouse, lake]
+limits: {driver_late_ms: 5000, drain_seconds: 5.5}
+"""
+READ = "read: {rows: [100], queries: [group-by], samples: 7, warm_up: 1}\n"
+WRITE = "write: {rates: [600_000], seconds: 0.05, warm_up_seconds: 0, request_rows: 100}\n"
+
+
+@pytest.fixture
+def stack(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStack]:
+    monkeypatch.setattr(write, "POLL_SECONDS", 0.005)
+    with fake_stack() as made:
+        yield made
+
+
+def about() -> About:
+    return About("bench-test", "small", "2026-01-01T00:00:00+00:00", {}, {}, {}, {})
+
+
+def evidence(folder: Path, text: str) -> Evidence:
+    return Evidence.open(folder) if folder.exists() else Evidence.create(folder, about(), text)
+
+
+def measured(stack: FakeStack, folder: Path, text: str) -> Summary:
+    kept = evidence(folder, text)
+    Run(parsed(text, "small.yaml"), stack.target, kept, lambda _: None).execute()
+    return summary(kept)
+
+
+def test_a_run_of_an_honest_stack_has_no_void_cell_and_can_be_checked(stack: FakeStack, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    found = measured(stack, folder, HEAD + READ + WRITE)
+    assert (found.status, found.voids) == ("", [])
+    [condition] = found.reads
+    assert [(each.store, each.repeats, each.samples) for each in condition.results] == [
+        *(("postgres", 3, 21), ("clickhouse", 3, 21), ("lake", 3, 21))
+    ]
+    [rate] = found.writes
+    assert rate.held
+    assert (rate.accepted, rate.refused, rate.indeterminate) == (1500, 0, 0)
+    assert set(rate.freshness) == {"postgres", "clickhouse", "lake"}
+    kept = Evidence.open(folder)
+    assert publish(kept).exists()
+    assert recheck(kept) == []
+
+
+def test_every_measured_query_asks_for_a_scan_without_the_cache(stack: FakeStack, tmp_path: Path) -> None:
+    measured(stack, tmp_path / "run", HEAD + READ)
+    grouped = [query for query in stack.queries if query.get("group_by") == "level"]
+    assert len(grouped) == 3 * 3 * (7 + 1)
+    assert {(query["method"], query["cache"]) for query in grouped} == {("scan", "off")}
+    assert len({query["as_of"] for query in grouped}) == 1
+
+
+def only(found: Summary) -> tuple[ReadCondition, dict[str, list[str]]]:
+    [condition] = found.reads
+    return condition, {result.store: result.void for result in condition.results}
+
+
+def test_a_result_that_differs_makes_its_cell_void(stack: FakeStack, tmp_path: Path) -> None:
+    stack.faults.differing.add("clickhouse")
+    condition, void = only(measured(stack, tmp_path / "run", HEAD + READ))
+    assert (void["postgres"], void["lake"]) == ([], [])
+    assert void["clickhouse"][0] == "repeats 1, 2, 3: its result differs from the one that 2 of 3 stores return"
+    assert condition.winner != "clickhouse"
+
+
+def test_without_a_majority_all_results_are_in_doubt(stack: FakeStack, tmp_path: Path) -> None:
+    stack.faults.differing.add("clickhouse")
+    text = HEAD.replace(", lake]", "]") + READ
+    condition, void = only(measured(stack, tmp_path / "run", text))
+    assert all("no result has a majority" in reasons[0] for reasons in void.values())
+    assert condition.winner == ""
+    assert condition.verdict.startswith("no comparison")
+
+
+def test_a_cached_reply_is_not_timed_as_a_scan(stack: FakeStack, tmp_path: Path) -> None:
+    stack.faults.cached.add("hdfs")
+    _, void = only(measured(stack, tmp_path / "run", HEAD + READ))
+    assert void["lake"][0] == "repeats 1, 2, 3: replies were not by scan: 7 by cache"
+    assert void["postgres"] == []
+
+
+def test_a_cache_has_cells_of_its_own(stack: FakeStack, tmp_path: Path) -> None:
+    found = measured(stack, tmp_path / "run", HEAD + READ.replace("samples", "methods: [cache], samples"))
+    assert found.voids == []
+    assert found.reads[0].method == "cache"
+    assert found.findings[0].startswith("100 rows, from the cache:")
+
+
+def test_failed_queries_make_a_cell_void(stack: FakeStack, tmp_path: Path) -> None:
+    text = HEAD + READ
+    folder = tmp_path / "run"
+    kept = evidence(folder, text)
+    run = Run(parsed(text, "small.yaml"), stack.target, kept, lambda event: plant(event))
+
+    def plant(event: str) -> None:
+        stack.faults.failing = {"hdfs"} if event.startswith("read/") else set()
+
+    run.execute()
+    _, void = only(summary(kept))
+    assert void["lake"][0] == "repeats 1, 2, 3: 7 queries failed: query API: 503 planted"
+
+
+def rate(found: Summary) -> WriteResult:
+    [result] = found.writes
+    return result
+
+
+@pytest.mark.parametrize(
+    ("faults", "reason"),
+    [
+        ({"lost": {"clickhouse": 1}}, "clickhouse lost 1 of 500 accepted rows"),
+        ({"doubled": {"hdfs": 2}}, "lake has 2 rows too many: some are doubled"),
+    ],
+)
+def test_a_store_that_loses_or_doubles_a_row_makes_the_cell_void(
+    stack: FakeStack, tmp_path: Path, faults: dict[str, Any], reason: str
+) -> None:
+    for name, value in faults.items():
+        setattr(stack.faults, name, value)
+    result = rate(measured(stack, tmp_path / "run", HEAD + WRITE))
+    assert [void.partition(": ")[2] for void in result.void] == [reason]
+    assert not result.held
+
+
+def test_a_store_that_falls_behind_does_not_hold_the_rate(stack: FakeStack, tmp_path: Path) -> None:
+    text = HEAD.replace("drain_seconds: 5.5", "drain_seconds: 0.02") + WRITE
+    stack.faults.stuck.add("hdfs")
+    trial, tables = write.measure(
+        stack.target, parsed(text, "small.yaml"), WriteCell(600_000), 0, 1, Offer(600_000, 0.05, 100, "tag", 1)
+    )
+    assert trial.drained["lake"] is None
+    kept = evidence(tmp_path / "run", text)
+    kept.add(trial, tables)
+    result = rate(summary(kept))
+    assert result.drained["lake"] is None
+    assert "repeat 1: lake did not have its rows 0.02 s after the last reply" in result.unheld
+    assert result.freshness["lake"]["p50"] is None
+
+
+def test_refused_rows_mean_that_a_rate_is_not_held(stack: FakeStack, tmp_path: Path) -> None:
+    stack.faults.refusing = True
+    result = rate(measured(stack, tmp_path / "run", HEAD + WRITE))
+    assert (result.accepted, result.refused) == (0, 1500)
+    assert "0 of 500 offered rows were accepted" in result.unheld[0]
+
+
+def test_a_driver_that_falls_behind_makes_its_cell_void(
+    stack: FakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleep = asyncio.sleep
+
+    async def slow(seconds: float) -> None:
+        await sleep(seconds)
+        time.sleep(0.02)  # noqa: ASYNC251 - a driver that something else keeps from running
+
+    monkeypatch.setattr("services.bench.probes.pacing.asyncio.sleep", slow)
+    text = HEAD.replace("driver_late_ms: 5000", "driver_late_ms: 15") + READ
+    _, void = only(measured(stack, tmp_path / "run", text))
+    assert all("the driver fell behind" in reasons[0] for reasons in void.values())
+
+
+def test_a_dropped_request_makes_its_cell_void(stack: FakeStack, tmp_path: Path) -> None:
+    stack.faults.delay["clickhouse"] = 0.4
+    text = HEAD.replace("drain_seconds: 5.5", "in_flight: 4") + READ.replace("samples", "rates: [40.0], samples")
+    condition, void = only(measured(stack, tmp_path / "run", text))
+    assert "the driver dropped" in void["clickhouse"][0]
+    assert void["postgres"] == []
+    assert condition.winner != "clickhouse"
+
+
+def test_a_run_that_was_cut_off_goes_on_where_it_ended(
+    stack: FakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, folder = HEAD + READ, tmp_path / "run"
+    kept = evidence(folder, text)
+    seen: list[str] = []
+
+    def stop_after_four(event: str) -> None:
+        seen.append(event)
+        if len([each for each in seen if each.startswith("read/")]) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Run(parsed(text, "small.yaml"), stack.target, kept, stop_after_four).execute()
+    partial = summary(kept)
+    assert partial.status == "partial: the run was interrupted"
+    assert "partial: the run was interrupted" in publish(kept).read_text()
+    with (folder / "journal.ndjson").open("ab") as file:
+        file.write(b'{"at":"cut o')
+    before = len(stack.queries)
+    found = measured(stack, folder, text)
+    assert found.status == ""
+    assert [result.samples for result in found.reads[0].results] == [21, 21, 21]
+    again = [query for query in stack.queries[before:] if query.get("group_by") == "level"]
+    assert len(again) == 5 * (7 + 1)
+
+
+def test_a_run_ends_when_its_time_is_used_up(stack: FakeStack, tmp_path: Path) -> None:
+    text, now = HEAD + READ, iter(range(0, 10_000, 100))
+    kept = evidence(tmp_path / "run", text)
+    Run(parsed(text, "small.yaml"), stack.target, kept, lambda _: None, lambda: float(next(now))).execute()
+    found = summary(kept)
+    assert found.status == "partial: the time budget of the plan was used up: 5 minutes"
+    assert found.reads[0].verdict.startswith("no comparison")
+
+
+def test_a_failed_run_says_why(stack: FakeStack, tmp_path: Path) -> None:
+    stack.faults.refusing = True
+    text = HEAD + READ
+    kept = evidence(tmp_path / "run", text)
+    with pytest.raises(LogpipeError, match="0 of 100 rows were accepted"):
+        Run(parsed(text, "small.yaml"), stack.target, kept, lambda _: None).execute()
+    assert summary(kept).status.startswith("partial: the run failed: 0 of 100 rows")
+
+
+KNEE = "knee: {start: 60_000, precision: 1.5, seconds: 0.1, hold_seconds: 0.1}\n"
+
+
+def test_the_knee_is_bracketed_bisected_and_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = HEAD + WRITE + KNEE
+    offered: list[tuple[str, int]] = []
+
+    def measure(
+        target: Any, plan: Any, cell: WriteCell, repeat: int, number: int, offer: Offer
+    ) -> tuple[Trial, Tables]:
+        offered.append((cell.phase, cell.rate))
+        return rate_trial(cell, repeat, number, held=cell.rate <= 200_000)
+
+    monkeypatch.setattr(write, "measure", measure)
+    monkeypatch.setattr(Run, "_settled", lambda _: 0)
+    with fake_stack() as stack:
+        found = measured(stack, tmp_path / "run", text)
+    search = [rate for phase, rate in offered if phase == "search"]
+    assert search == [60_000, 120_000, 240_000, 170_000]
+    assert [rate for phase, rate in offered if phase == "hold"] == [170_000] * 3
+    assert found.knee is not None
+    assert (found.knee.rate, found.knee.beyond) == (170_000, 240_000)
+    assert found.knee.broke_first.startswith("not known, because the run had no Prometheus. The rate was not held")
+
+
+def rate_trial(cell: WriteCell, repeat: int, number: int, *, held: bool) -> tuple[Trial, Tables]:
+    writes: Table = {
+        "due": [0, 10],
+        "response": [5, 5],
+        "rows": [100, 100],
+        "outcome": ["acked", "acked" if held else "refused"],
+        "batch": [1, 2],
+        "problem": ["", "" if held else "503: full"],
+    }
+    polls: Table = {"store": ["postgres"], "at": [30], "as_of": [2]}
+    trial = Trial(number, cell, repeat, "", 1.0, Pace(2, 2, 0, 0.0), drained={"postgres": 0.0})
+    return trial, {"writes": writes, "polls": polls}
+
+
+def test_cells_have_an_identity_that_reports_share() -> None:
+    assert ReadCell(100, "compacted", "scan", "count", None, "lake").key == "read/100/compacted/scan/count/alone/lake"
+    assert WriteCell(9000).key == "write/9000/ladder"
+
+
+def test_the_command_runs_a_plan_and_writes_its_report(
+    stack: FakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "running", lambda settings: None)
+    monkeypatch.setenv("LOGPIPE_QUERY_URL", stack.url)
+    monkeypatch.setenv("LOGPIPE_INGEST_URL", stack.url)
+    monkeypatch.setenv("LOGPIPE_POSTGRES_URL", "postgresql://logpipe:hush@127.0.0.1:1/logpipe")
+    plan, folder = tmp_path / "small.yaml", tmp_path / "run"
+    plan.write_text(HEAD.replace("repeats: 3", "repeats: 1") + READ)
+    result = CliRunner().invoke(main, ["run", str(plan), "--into", str(folder)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "rows of this run have a host that begins with bench-" in result.output
+    assert {path.name for path in folder.iterdir()} == {
+        *("plan.yaml", "run.json", "journal.ndjson", "trials", "samples", "report.json", "report.md", "report.html")
+    }
+    assert "hush" not in (folder / "run.json").read_text()
+    assert "hush" not in (folder / "report.html").read_text()
+    checked = CliRunner().invoke(main, ["recheck", str(folder)])
+    assert checked.exit_code == 0, checked.output
+    again = CliRunner().invoke(main, ["run", str(plan)])
+    assert again.exit_code == 1
+    assert "postgres holds 100 rows of logs, and the run would add its own" in again.output
+
+
+def test_a_stack_that_is_not_up_is_said_how_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "running", lambda settings: None)
+    monkeypatch.setenv("LOGPIPE_QUERY_URL", "http://127.0.0.1:9")
+    result = CliRunner().invoke(main, ["run", "smoke", "--into", str(tmp_path / "run")])
+    assert result.exit_code == 1
+    assert "start the stack by `logpipe up`" in result.output
+    assert not (tmp_path / "run").exists()
