@@ -23,6 +23,9 @@ function drawn(tag, attributes, text) {
 function number(value) {
   return Math.abs(value) >= 100 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
 }
+function brief(value) {
+  return new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 }).format(value);
+}
 function hue(store) {
   if (store.includes(":spark")) return color("spark");
   const known = HUES.find((name) => store.startsWith(name));
@@ -133,7 +136,7 @@ function intervals(conditions) {
       const at = factor * 10 ** power;
       if (Math.log10(at) < low - 0.001 || Math.log10(at) > high + 0.001) continue;
       svg.append(drawn("line", { x1: x(at), x2: x(at), y1: 4, y2: height - 24, stroke: color("grid") }));
-      svg.append(drawn("text", { x: x(at), y: height - 8, "text-anchor": "middle" }, `${number(at)} ms`));
+      if (factor === 1) svg.append(drawn("text", { x: x(at), y: height - 8, "text-anchor": "middle" }, `${number(at)} ms`));
     }
   }
   let y = 14;
@@ -160,14 +163,16 @@ function intervals(conditions) {
 
 function plot(title, columns, series, options = {}) {
   const place = element("div");
-  const card = element("div", { class: "card" }, element("h3", {}, title), place);
+  const names = element("div", { class: "legend" }, ...series.map((each) => element("span", {}, dot(each.stroke), each.label)));
+  const card = element("div", { class: "card" }, element("h3", {}, title), place, names);
   const log = options.log ? { distr: 3 } : {};
   const axis = { stroke: color("soft"), grid: { stroke: color("grid") }, ticks: { stroke: color("line") }, font: "12px system-ui" };
-  const ticks = (self, splits) => splits.map((value) => (value === null || (options.log && !/^[125]/.test(value.toExponential())) ? "" : number(value)));
+  const ticks = (self, splits) => splits.map((value) => (value === null || (options.log && !/^[125]/.test(value.toExponential())) ? "" : brief(value)));
   setTimeout(() => new uPlot({
     width: place.clientWidth || 330,
     height: 230,
     cursor: { show: false },
+    legend: { show: false },
     scales: { x: { time: false, ...(options.x || {}) }, y: { ...log, ...(options.y || {}) } },
     axes: [{ ...axis, values: options.names || ticks, label: options.xLabel, labelSize: 18, labelFont: "12px system-ui", ...(options.splits ? { splits: options.splits } : {}) }, { ...axis, size: 58, values: ticks, label: options.yLabel, labelSize: 16, labelFont: "12px system-ui" }],
     series: [{}, ...series.map((each) => ({ width: 2, points: { show: true, size: 5 }, spanGaps: true, ...each }))],
@@ -195,29 +200,28 @@ function reads(title, about, conditions) {
       first: index === 0,
       cells: [
         index === 0 ? condition.query : "",
-        element("span", {}, dot(hue(result.store)), result.label),
+        element("span", {}, dot(hue(result.store)), result.label, " ", result.void.length ? element("span", { class: "tag bad" }, "void") : condition.winner === result.store ? element("span", { class: "tag good" }, "fastest") : ""),
         ...QUANTILES.map((quantile) => estimate(result.response[quantile], quantile)),
         estimate(result.store_ms, "p50"),
-        `${result.samples} in ${result.repeats}`,
-        result.files ? String(result.files) : "-",
-        Object.entries(result.methods).map(([method, count]) => `${method} ${count}`).join(", "),
-        result.void.length ? element("span", { class: "tag bad" }, "void") : condition.winner === result.store ? element("span", { class: "tag good" }, "fastest") : "",
+        result.samples.toLocaleString("en"),
+        result.files ? result.files.toLocaleString("en") : "-",
+        Object.keys(result.methods).join(", "),
       ],
     })));
-    page.append(table(["query", "store", ...QUANTILES.map((each) => `${each}, ms`), "store's own p50, ms", "samples in repeats", "files read", "method", ""], rows, [2, 3, 4, 5, 6, 7, 8]));
+    page.append(table(["query", "store", ...QUANTILES.map((each) => `${each}, ms`), "in the store, p50", "samples", "files read", "method"], rows, [2, 3, 4, 5, 6, 7, 8]));
     const grid = element("div", { class: "grid" });
     for (const condition of found) grid.append(curves(condition) || "");
     page.append(element("h3", {}, "Distribution of the response times"), grid);
   }
   const grid = element("div", { class: "grid" });
-  for (const [name, found] of grouped(conditions.filter((each) => each.share === null), (each) => [each.query, each.method].join(", "))) {
-    versus(grid, name, found, (each) => each.rate, "queries/s", "response time against load");
-    versus(grid, name, found.filter((each) => !each.rate), (each) => each.rows, "rows", "response time against size");
+  for (const [name, found] of grouped(conditions.filter((each) => each.share === null), (each) => [each.query, each.method, each.state].join(", "))) {
+    versus(grid, `${name}: against size`, found.filter((each) => !each.rate), (each) => each.rows, "rows");
+    for (const [rows, same] of grouped(found, (each) => each.rows)) versus(grid, `${name}, ${brief(rows)} rows: against load`, same, (each) => each.rate, "queries/s");
   }
-  if (grid.children.length) page.append(grid);
+  if (grid.children.length) page.append(element("h3", {}, "Response time against size and load"), grid);
   files(conditions);
 }
-function versus(grid, name, conditions, of, unit, title) {
+function versus(grid, title, conditions, of, unit) {
   const values = [...new Set(conditions.map(of).filter(Boolean))].sort((a, b) => a - b);
   if (values.length < 2) return;
   const stores = [...new Set(conditions.flatMap((each) => each.results.map((result) => result.store)))];
@@ -226,18 +230,21 @@ function versus(grid, name, conditions, of, unit, title) {
     return result && !result.void.length && result.response.p50 ? result.response.p50.value : null;
   };
   const columns = [values, ...stores.map((store) => values.map((value) => at(store, value)))];
-  grid.append(plot(`${name}: ${title}`, columns, stores.map((store) => ({ label: store, stroke: hue(store) })), { log: true, x: { distr: 3 }, xLabel: unit, yLabel: "p50, ms" }));
+  const label = (store) => conditions[0].results.find((each) => each.store === store)?.label || store;
+  grid.append(plot(title, columns, stores.map((store) => ({ label: label(store), stroke: hue(store) })), { log: true, x: { distr: 3 }, xLabel: unit, yLabel: "p50, ms" }));
 }
 function files(conditions) {
-  const found = conditions.flatMap((condition) => condition.results.filter((each) => each.files && each.response.p50 && !each.void.length).map((result) => ({ ...result, query: condition.query })));
+  const found = conditions.flatMap((condition) => condition.results.filter((each) => each.files && each.response.p50 && !each.void.length).map((result) => ({ ...result, query: condition.query, rows: condition.rows })));
   if (new Set(found.map((each) => each.files)).size < 2) return;
   const grid = element("div", { class: "grid" });
-  for (const [name, results] of grouped(found, (each) => `${each.query}, ${each.label}`)) {
-    const ordered = [...results].sort((a, b) => a.files - b.files);
-    if (new Set(ordered.map((each) => each.files)).size < 2) continue;
-    grid.append(plot(`${name}: response time against files`, [ordered.map((each) => each.files), ordered.map((each) => each.response.p50.value)], [{ label: "p50", stroke: hue(ordered[0].store) }], { log: true, x: { distr: 3 }, xLabel: "files read", yLabel: "ms" }));
+  for (const [query, results] of grouped(found, (each) => each.query)) {
+    const counts = [...new Set(results.map((each) => each.files))].sort((a, b) => a - b);
+    const lines = [...grouped(results, (each) => `${each.label}, ${brief(each.rows)} rows`)];
+    const columns = lines.map(([, same]) => counts.map((count) => same.find((each) => each.files === count)?.response.p50.value ?? null));
+    const series = lines.map(([label, same], index) => ({ label, stroke: hue(same[0].store), dash: index % 2 ? [6, 4] : [] }));
+    grid.append(plot(query, [counts, ...columns], series, { log: true, x: { distr: 3 }, xLabel: "files read", yLabel: "p50, ms" }));
   }
-  page.append(grid);
+  if (grid.children.length) page.append(element("h3", {}, "Response time against files"), grid);
 }
 
 function writes() {
