@@ -64,14 +64,14 @@ def run(plan: str, into: Path | None, fresh_stack: bool, beside_rows: bool) -> N
     """
     text = text_of(plan)
     checked = parsed(text, f"{plan}.yaml" if plan in shipped() else plan)
-    folder = into or Path("bench") / f"{checked.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    folder = into or Path("bench-results") / f"{checked.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     with _target(checked, fresh_stack) as target:
         if problem := target.problem():
             raise NeedsOperator(problem)
         _check_disk(checked, target)
-        evidence = _evidence(folder, checked, text, target)
-        if not beside_rows and not evidence.measured():
+        if not beside_rows and not (folder / "journal.ndjson").exists():
             _check_empty(checked, target)
+        evidence = _evidence(folder, checked, text, target)
         _console.print(f"rows of this run have a host that begins with {evidence.about.run}; evidence in {folder}")
         try:
             Run(checked, target, evidence, lambda event: _console.print(escape(event))).execute()
@@ -154,7 +154,7 @@ def _evidence(folder: Path, plan: Plan, text: str, target: Target) -> Evidence:
 
 
 def _check_disk(plan: Plan, target: Target) -> None:
-    rows = max(plan.read.rows) if plan.read else 0
+    rows = max([*(plan.read.rows if plan.read else []), *([plan.load.rows] if plan.load else []), 0])
     for rate, seconds in _loads(plan):
         rows += round(rate * seconds / 60)
     needed, free = rows * plan.limits.disk_bytes_a_row, target.free_bytes()

@@ -9,10 +9,11 @@ from services import datasets
 from services.bench.evidence.folder import Evidence
 from services.bench.evidence.records import Tables, Trial
 from services.bench.plan import cells
-from services.bench.plan.cells import Cell, WriteCell
+from services.bench.plan.cells import Cell, LoadCell, WriteCell
 from services.bench.plan.contenders import contenders
-from services.bench.plan.schema import Plan, Read, State
-from services.bench.probes import control, mixed, read, write
+from services.bench.plan.schema import Plan, Scenario, State
+from services.bench.probes import control, k6, mixed, read, write
+from services.bench.probes.searching import highest, rounded
 from services.bench.probes.write import Offer
 from services.bench.report import judging
 from services.bench.target.urls import Target
@@ -58,6 +59,7 @@ class Run:
         try:
             self._controls()
             self._reads()
+            self._load_by_k6()
             self._writes()
             if rate := self._knee():
                 self._mixed(rate)
@@ -85,12 +87,12 @@ class Run:
                 order = cells.interleaved(self._plan, cells.read_cells(self._plan, rows, state))
                 if all((cell.key, repeat) in self._measured for repeat, cell in order):
                     continue
-                as_of = self._prepared(rows, state, self._plan.read)
+                as_of = self._prepared(rows, state)
                 for repeat, cell in order:
                     measure = partial(_read, self._target, self._plan, cell, repeat, as_of)
                     self._once(cell, repeat, measure)
 
-    def _prepared(self, rows: int, state: State, plan: Read) -> int:
+    def _prepared(self, rows: int, state: State) -> int:
         """Bring the dataset into a state; returns the batch as of which every store is read."""
         self._load(rows)
         if state == "compacted":
@@ -149,28 +151,48 @@ class Run:
         if self._plan.knee is None:
             return 0
         knee = self._plan.knee
-        held, beyond = 0, 0
-        rate = knee.start
-        while not beyond:
-            if self._write(WriteCell(rate, "search"), 0, knee.seconds):
-                held, rate = rate, rate * 2
-            else:
-                beyond = rate
-        if not held:
-            return 0
-        while beyond / held > knee.precision:
-            rate = _rounded((held * beyond) ** 0.5)
-            if self._write(WriteCell(rate, "search"), 0, knee.seconds):
-                held = rate
-            else:
-                beyond = rate
+        found, _ = highest(
+            knee.start, knee.precision, lambda rate: self._write(WriteCell(round(rate), "search"), 0, knee.seconds)
+        )
         for _ in range(_HOLDS):
-            if all(
+            held = round(found)
+            if held and all(
                 self._write(WriteCell(held, "hold"), repeat, knee.hold_seconds) for repeat in range(self._plan.repeats)
             ):
                 return held
-            held = _rounded(held / knee.precision)
+            found = rounded(found / knee.precision)
         return 0
+
+    def _load_by_k6(self) -> None:
+        if self._plan.load is None:
+            return
+        if problem := k6.problem():
+            self._say(problem)
+            self._evidence.note("note", f"load was not measured: {problem}")
+            return
+        load = self._plan.load
+        self._load(load.rows)
+        self._settled()
+        for scenario, store in cells.load_pairs(self._plan):
+
+            def is_held(rate: float, phase: str = "search", scenario: Scenario = scenario, store: str = store) -> bool:
+                seconds = load.seconds if phase == "search" else load.hold_seconds
+                return all(
+                    self._k6(LoadCell(scenario, store, rate, phase), repeat, seconds)
+                    for repeat in range(1 if phase == "search" else self._plan.repeats)
+                )
+
+            found, _ = highest(load.start, load.precision, is_held)
+            for _ in range(_HOLDS):
+                if not found or is_held(found, "hold"):
+                    break
+                found = rounded(found / load.precision)
+
+    def _k6(self, cell: LoadCell, repeat: int, seconds: float) -> bool:
+        """Offer an arrival rate, and return whether the objective was held."""
+        measure = partial(_k6, self._target, cell, repeat, seconds)
+        trial, tables = self._once(cell, repeat, measure) or self._kept(cell, repeat)
+        return not judging.missed(trial, tables["reads"], self._plan)
 
     def _mixed(self, knee: int) -> None:
         if self._plan.mixed is None:
@@ -226,6 +248,5 @@ def _read(
     return read.measure(target, plan, cell, repeat, number, as_of)
 
 
-def _rounded(rate: float) -> int:
-    """Return the rate with three digits, so that it reads well and a continued run finds it again."""
-    return int(float(f"{rate:.3g}"))
+def _k6(target: Target, cell: LoadCell, repeat: int, seconds: float, number: int) -> tuple[Trial, Tables]:
+    return k6.measure(target, cell, repeat, number, seconds)

@@ -1,6 +1,7 @@
 """Runs of small plans against a stack in this process. Every planted fault makes its cell void, with the reason."""
 
 import asyncio
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -321,3 +322,68 @@ def test_a_stack_that_is_not_up_is_said_how_to_start(tmp_path: Path, monkeypatch
     assert result.exit_code == 1
     assert "start the stack by `logpipe up`" in result.output
     assert not (tmp_path / "run").exists()
+
+
+K6 = """\
+#!/usr/bin/env python3
+# A k6 that answers in time up to 8 requests a second.
+import json, os, sys
+points = next(word for word in sys.argv if word.startswith("--out=json=")).removeprefix("--out=json=")
+rate, seconds = float(os.environ["RATE"]), float(os.environ["SECONDS"])
+took = 5.0 if rate <= 8 else 900.0
+with open(points, "w") as file:
+    for number in range(int(rate * seconds)):
+        time = f"2026-01-01T00:00:{number / rate:09.6f}000Z"
+        data = {"time": time, "value": took, "tags": {"code": "200", "by": os.environ.get("BY", "scan")}}
+        file.write(json.dumps({"type": "Point", "metric": "answered", "data": data}) + "\\n")
+        file.write(json.dumps({"type": "Point", "metric": "checks", "data": data}) + "\\n")
+with open(os.environ["SUMMARY"], "w") as file:
+    json.dump({"metrics": {"dropped_iterations": {"values": {"count": int(os.environ.get("DROPPED", 0))}}}}, file)
+"""
+LOAD = "load: {scenarios: [simple], start: 3.0, seconds: 10, hold_seconds: 10, slo_ms: 100, rows: 1}\n"
+
+
+@pytest.fixture
+def with_k6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "k6"
+    program.parent.mkdir()
+    program.write_text(K6)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("with_k6")
+def test_the_highest_rate_that_holds_the_objective_is_searched_and_held(stack: FakeStack, tmp_path: Path) -> None:
+    text = HEAD.replace("stores: [postgres, clickhouse, lake]", "stores: [postgres]") + LOAD
+    found = measured(stack, tmp_path / "run", text)
+    [load] = found.loads
+    assert (load.rate, load.beyond) == (7.14, 8.49)
+    assert load.missed == ["repeat 1: 0 of 84 requests were answered within 100 ms (limit 95%)"]
+    assert load.samples == 3 * 71
+    assert found.findings == ["k6, simple: PostgreSQL holds 7.14 requests/s, and did not hold 8.49."]
+
+
+@pytest.mark.usefixtures("with_k6")
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("DROPPED", "2", "the driver dropped 2 of 32 requests"),
+        ("BY", "cache", "replies were not by scan: 30 by cache"),
+    ],
+)
+def test_what_makes_a_load_of_k6_worthless_is_no_rate_that_is_held(
+    stack: FakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, reason: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    text = HEAD.replace("stores: [postgres, clickhouse, lake]", "stores: [postgres]") + LOAD
+    [load] = measured(stack, tmp_path / "run", text).loads
+    assert load.rate == 0
+    assert reason in load.missed[0]
+
+
+def test_without_k6_the_rest_still_runs(stack: FakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = measured(stack, tmp_path / "run", HEAD + LOAD + READ)
+    assert found.status == ""
+    assert "how to install it" in found.notes[0]
+    assert len(found.reads) == 1

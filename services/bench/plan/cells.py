@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from services.bench.plan.schema import ALONE, Control, Method, Plan, State
+from services.bench.plan.schema import ALONE, Control, Method, Plan, Scenario, State
 
 
 class _Cell(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True):
@@ -45,6 +45,15 @@ class MixedCell(_Cell, tag="mixed", frozen=True):
     store: str
 
 
+class LoadCell(_Cell, tag="load", frozen=True):
+    """`rate`: requests a second."""
+
+    scenario: Scenario
+    store: str
+    rate: float
+    phase: str = "search"  # or hold
+
+
 class FaultCell(_Cell, tag="fault", frozen=True):
     component: str
 
@@ -53,7 +62,7 @@ class ControlCell(_Cell, tag="control", frozen=True):
     arm: Control
 
 
-Cell = ReadCell | WriteCell | MixedCell | FaultCell | ControlCell
+Cell = ReadCell | WriteCell | MixedCell | LoadCell | FaultCell | ControlCell
 AnyCell = TypeVar("AnyCell", bound=Cell)
 
 
@@ -90,6 +99,17 @@ def mixed_cells(plan: Plan) -> list[MixedCell]:
         for query in plan.mixed.queries
         for store in plan.stores
     ]
+
+
+def load_pairs(plan: Plan) -> list[tuple[Scenario, str]]:
+    """Return the pairs of scenario and store, in the order of measuring."""
+    if plan.load is None:
+        return []
+    # All engines of the lake would need a parameter that the scenarios do not have.
+    stores = dict.fromkeys(name.partition(":")[0] for name in plan.stores)
+    pairs = [(scenario, store) for scenario in plan.load.scenarios for store in stores]
+    random.Random(f"{plan.seed} load").shuffle(pairs)  # noqa: S311
+    return pairs
 
 
 def fault_cells(plan: Plan) -> list[FaultCell]:

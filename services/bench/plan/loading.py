@@ -45,8 +45,8 @@ def parsed(text: str, name: str) -> Plan:
 
 
 def _contradictions(plan: Plan) -> Iterator[tuple[Place, str]]:
-    if not any((plan.controls, plan.read, plan.write, plan.knee)):
-        yield (), "measures nothing: it has none of controls, read, write, knee"
+    if not any((plan.controls, plan.read, plan.write, plan.knee, plan.load)):
+        yield (), "measures nothing: it has none of controls, read, write, knee, load"
     for part in ("mixed", "faults"):
         if getattr(plan, part) and plan.knee is None:
             yield (part,), f"{part}: needs knee, whose rate it takes a share of"

@@ -15,6 +15,7 @@ Method = Literal["scan", "kept", "cache"]
 """scan: the rows themselves are read. kept: rollups and metadata may be used. cache: the reply comes from the cache."""
 
 ALONE: Literal["alone"] = "alone"
+Scenario = Literal["simple", "aggregate", "mixed", "sort", "full_scan", "large_data"]
 Control = Literal["cores", "disk", "copy", "row-insert", "executemany"]
 
 
@@ -91,6 +92,19 @@ class Mixed(_Part):
     samples: int = Field(20, ge=1)
 
 
+class Load(_Part):
+    """The highest arrival rate that holds an objective is searched, for each scenario of k6 and each store."""
+
+    scenarios: list[Scenario] = Field(min_length=1)
+    start: float = Field(gt=0, description="requests a second")
+    precision: float = Field(1.25, gt=1, le=2, description="the search ends when the bounds differ by this factor")
+    seconds: Seconds = Field(description="how long the search offers each rate")
+    hold_seconds: Seconds = Field(description="how long the rate that the search has found is offered")
+    slo_ms: float = Field(gt=0, description="a reply within this time is in time")
+    slo_share: float = Field(0.95, gt=0, lt=1, description="of the requests that must be answered in time")
+    rows: Rows = Field(1_000_000, description="of the dataset, at least")
+
+
 class Faults(_Part):
     """Cells: one for each component, which is killed while rows come in at a share of the knee."""
 
@@ -114,4 +128,5 @@ class Plan(_Part):
     write: Write | None = None
     knee: Knee | None = None
     mixed: Mixed | None = None
+    load: Load | None = None
     faults: Faults | None = None

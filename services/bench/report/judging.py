@@ -7,7 +7,7 @@ import numpy as np
 
 from services.bench.evidence.records import Table, Tables, Trial
 from services.bench.plan.cells import ReadCell
-from services.bench.plan.schema import Limits, Method
+from services.bench.plan.schema import Limits, Method, Plan
 
 _SLOPE_SECONDS = 30.0
 """Shorter trials say nothing about a trend: the lake commits every few seconds."""
@@ -57,6 +57,22 @@ def reads(cell: ReadCell | None, table: Table) -> list[str]:
         )
     if cell and len(digests := set(filter(None, table["digest"]))) > 1:
         found.append(f"the same query returned {len(digests)} different results")
+    return found
+
+
+def missed(trial: Trial, table: Table, plan: Plan) -> list[str]:
+    """Return why a load of k6 did not hold the objective of the plan; [] if it did."""
+    assert plan.load is not None
+    found = driver(trial, plan.limits) + reads(None, table)
+    in_time = sum(
+        response <= plan.load.slo_ms * 1000 and not problem
+        for response, problem in zip(table["response"], table["problem"], strict=True)
+    )
+    if in_time < plan.load.slo_share * trial.pace.scheduled:
+        found.append(
+            f"{in_time:,} of {trial.pace.scheduled:,} requests were answered within {plan.load.slo_ms:g} ms"
+            f" (limit {plan.load.slo_share:.0%})"
+        )
     return found
 
 

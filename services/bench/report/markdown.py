@@ -7,6 +7,7 @@ from services.bench.report.summary import (
     QUANTILES,
     ControlResult,
     FaultResult,
+    LoadResult,
     Quantiles,
     ReadCondition,
     Summary,
@@ -19,10 +20,12 @@ def page(summary: Summary) -> str:
         [f"# {summary.plan}", "", summary.about, ""],
         [f"**{summary.status}**", ""] if summary.status else [],
         ["## Findings", "", *(f"- {finding}" for finding in summary.findings or ["None."]), ""],
+        [*(f"- {note}" for note in summary.notes), ""] if summary.notes else [],
         _voids(summary),
         _reads("Reads", summary.reads),
         _reads("Reads while rows come in", summary.mixed),
         _writes(summary.writes),
+        _loads(summary.loads, summary.slo),
         _faults(summary.faults),
         _controls(summary.controls),
         _thresholds(summary),
@@ -133,6 +136,24 @@ def _costs(results: Iterable[WriteResult]) -> Iterable[Sequence[str]]:
                 number(result.cpu[component]) if component in result.cpu else "-",
                 "-" if disk is None else number(disk / 1e6),
             )
+
+
+def _loads(results: Sequence[LoadResult], slo: str) -> list[str]:
+    if not results:
+        return []
+    rows = [
+        (
+            result.scenario,
+            result.label,
+            f"{result.rate:g}",
+            f"{result.beyond:g}" if result.beyond else "-",
+            *_quantiles(result.response),
+            "; ".join(result.missed),
+        )
+        for result in results
+    ]
+    head = ("scenario", "store", "held, 1/s", "not held, 1/s", *(f"{name}, ms" for name in QUANTILES), "because")
+    return ["## Load by k6", "", f"Held: {slo}.", "", *_table(head, rows), ""]
 
 
 def _faults(results: Sequence[FaultResult]) -> list[str]:

@@ -4,14 +4,15 @@ from collections import defaultdict
 
 from services.bench.evidence.folder import Evidence
 from services.bench.evidence.records import Tables, Trial
-from services.bench.plan.cells import ControlCell, FaultCell, MixedCell, ReadCell, WriteCell
+from services.bench.plan.cells import ControlCell, FaultCell, LoadCell, MixedCell, ReadCell, WriteCell
 from services.bench.plan.loading import parsed
 from services.bench.plan.schema import Plan
-from services.bench.report import judging, reading, statistics, writing
+from services.bench.report import judging, loading, reading, statistics, writing
 from services.bench.report.summary import (
     QUANTILES,
     ControlResult,
     Knee,
+    LoadResult,
     ReadCondition,
     Summary,
     Void,
@@ -42,6 +43,7 @@ def summary(evidence: Evidence) -> Summary:
     writes = writing.writes(plan, by_kind[WriteCell])
     knee = writing.knee(plan, writes, by_kind[WriteCell])
     faults = writing.faults(plan, by_kind[FaultCell])
+    loads = loading.loads(plan, [(t, each["reads"]) for t, each in by_kind[LoadCell]])
     voids = [Void(each.key, each.void) for condition in (*reads, *mixed) for each in condition.results if each.void]
     voids += [Void(each.key, each.void) for each in writes if each.void]
     voids += [Void(each.key, each.void) for each in faults if each.void]
@@ -51,7 +53,7 @@ def summary(evidence: Evidence) -> Summary:
         about.run,
         about.started,
         _status(evidence),
-        _findings(reads, mixed, writes, knee),
+        _findings(reads, mixed, writes, knee, loads),
         {name: float(value) for name, value in plan.limits.model_dump().items()},
         {name: statistics.needed(q) for name, q in QUANTILES.items()},
         voids,
@@ -60,6 +62,9 @@ def summary(evidence: Evidence) -> Summary:
         writes,
         knee,
         faults,
+        loads,
+        f"{plan.load.slo_share:.0%} of the requests answered within {plan.load.slo_ms:g} ms" if plan.load else "",
+        [event.text for event in evidence.journal if event.event == "note"],
         _controls(plan, by_kind[ControlCell]),
         about.machine,
         about.versions,
@@ -95,7 +100,11 @@ def _controls(plan: Plan, trials: list[tuple[Trial, Tables]]) -> list[ControlRes
 
 
 def _findings(
-    reads: list[ReadCondition], mixed: list[ReadCondition], writes: list[WriteResult], knee: Knee | None
+    reads: list[ReadCondition],
+    mixed: list[ReadCondition],
+    writes: list[WriteResult],
+    knee: Knee | None,
+    loads: list[LoadResult],
 ) -> list[str]:
     """Return the sentences with which a report begins."""
     found = []
@@ -113,6 +122,12 @@ def _findings(
         found.append(f"{held_again}{beyond}.")
         if knee.broke_first:
             found.append(f"First to break: {knee.broke_first}.")
+    found += [
+        f"k6, {each.scenario}: {each.label} holds {each.rate:g} requests/s"
+        + (f", and did not hold {each.beyond:g}." if each.beyond else ".")
+        for each in loads
+        if each.rate
+    ]
     largest_first = sorted(reads, key=lambda condition: -condition.rows)
     return [*found, *(f"{_where(condition)}: {condition.verdict}." for condition in (*largest_first, *mixed))]
 

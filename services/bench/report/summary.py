@@ -72,6 +72,19 @@ class Knee(msgspec.Struct, frozen=True):
     broke_first: str
 
 
+class LoadResult(msgspec.Struct, frozen=True):
+    """A scenario of k6 on a store. `rate`: requests a second that were held, 0 for none; `beyond`: was not held."""
+
+    scenario: str
+    store: str
+    label: str
+    rate: float
+    beyond: float
+    missed: list[str]
+    samples: int
+    response: Quantiles
+
+
 class Second(msgspec.Struct, frozen=True):
     """A second of a trial with a fault: requests by their intended time."""
 
@@ -111,7 +124,10 @@ class Void(msgspec.Struct, frozen=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """`status`: '' for a complete run, else why it is not. `findings`: sentences. `needed`: samples, by quantile."""
+    """`status`: '' for a complete run, else why it is not. `findings`: sentences. `needed`: samples, by quantile.
+
+    `slo`: the objective of the loads, in words. `notes`: what was not measured, and why.
+    """
 
     plan: str
     about: str
@@ -127,6 +143,9 @@ class Summary(msgspec.Struct, frozen=True):
     writes: list[WriteResult]
     knee: Knee | None
     faults: list[FaultResult]
+    loads: list[LoadResult]
+    slo: str
+    notes: list[str]
     controls: list[ControlResult]
     machine: dict[str, str]
     versions: dict[str, str]

@@ -89,6 +89,7 @@ function opening() {
     for (const each of data.voids) rows.append(element("tr", {}, element("td", {}, each.key), element("td", { class: "wrap" }, each.reasons.join("; "))));
     page.append(element("div", { class: "card void scroll" }, element("h3", {}, `${data.voids.length} void ${data.voids.length === 1 ? "cell" : "cells"}, not ranked`), element("table", {}, rows)));
   }
+  for (const note of data.notes) page.append(element("p", { class: "soft" }, note));
   const limits = element("p", { class: "limits" }, "Thresholds:");
   for (const [name, value] of Object.entries(data.thresholds)) limits.append(element("span", {}, `${name.replaceAll("_", " ")} `, element("b", {}, number(value))));
   page.append(limits);
@@ -308,6 +309,16 @@ function costs(title, name, shown) {
   page.append(card);
 }
 
+function loads() {
+  if (!data.loads.length) return;
+  section("Load by k6", `The highest arrival rate that was held. Held: ${data.slo}.`);
+  const rows = data.loads.map((each) => ({ cells: [
+    each.scenario, element("span", {}, dot(hue(each.store)), each.label), number(each.rate), each.beyond ? number(each.beyond) : "-",
+    ...QUANTILES.map((quantile) => estimate(each.response[quantile], quantile)), each.missed.join("; "),
+  ] }));
+  page.append(table(["scenario", "store", "held, 1/s", "not held, 1/s", ...QUANTILES.map((each) => `${each}, ms`), "because"], rows, [2, 3, 4, 5, 6, 7]));
+}
+
 function faults() {
   if (!data.faults.length) return;
   section("Faults", "A component is killed while rows come in. Recovered: from then on nothing took twice as long as the slowest before the kill.");
@@ -343,5 +354,6 @@ opening();
 reads("Reads", "Every store gets the same query as of the same batch, in random order, in each repeat.", data.reads);
 reads("Reads while rows come in", "One store is read while rows are written at a share of the knee.", data.mixed);
 writes();
+loads();
 faults();
 closing();
