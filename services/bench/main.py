@@ -130,7 +130,8 @@ def _target(plan: Plan, fresh_stack: bool) -> Iterator[Target]:
 
 def _evidence(folder: Path, plan: Plan, text: str, target: Target) -> Evidence:
     """Open the evidence of a run that was cut off, or begin a new one. Raises Invalid."""
-    settings = {name: value for name, value in os.environ.items() if name.startswith("LOGPIPE_")}
+    all_settings = {**os.environ, **target.environment()}
+    settings = {name: value for name, value in all_settings.items() if name.startswith("LOGPIPE_")}
     started = datetime.now(UTC)
     about = About(
         f"bench-{started:%Y%m%d%H%M%S}-{secrets.token_hex(2)}",
@@ -139,7 +140,7 @@ def _evidence(folder: Path, plan: Plan, text: str, target: Target) -> Evidence:
         surroundings.versions(),
         surroundings.machine(),
         target.describe(),
-        surroundings.masked(settings | target.environment()),
+        surroundings.masked(settings),
     )
     if not (folder / "journal.ndjson").exists():
         return Evidence.create(folder, about, text)

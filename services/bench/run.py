@@ -24,6 +24,7 @@ from services.ingest_client.client import IngestClient
 _LOAD_REQUEST_ROWS = 10_000
 _SETTLE_SECONDS = 1800.0  # the longest wait until every store has what was written before
 _POLL_SECONDS = 0.5
+_VERIFY_WAIT_SECONDS = 120.0
 _HOLDS = 3  # rates that are tried to confirm a knee, each lower than the one before
 
 Say = Callable[[str], None]
@@ -64,6 +65,7 @@ class Run:
             if rate := self._knee():
                 self._mixed(rate)
                 self._faults(rate)
+            self._verify()
         except OverBudget:
             self._evidence.note("over-budget", f"{self._plan.budget_minutes:g} minutes")
         except KeyboardInterrupt:
@@ -76,8 +78,14 @@ class Run:
             self._evidence.note("finished")
 
     def _controls(self) -> None:
+        missing: set[str] = set()
         for repeat, cell in cells.interleaved(self._plan, cells.control_cells(self._plan)):
-            self._once(cell, repeat, partial(control.measure, self._target, cell, repeat))
+            try:
+                self._once(cell, repeat, partial(control.measure, self._target, cell, repeat))
+            except NeedsOperator as error:
+                if cell.arm not in missing:
+                    self._evidence.note("note", f"The control arm {cell.arm} was not measured: {error}")
+                missing.add(cell.arm)
 
     def _reads(self) -> None:
         if self._plan.read is None:
@@ -97,7 +105,7 @@ class Run:
         self._load(rows)
         if state == "compacted":
             self._say("compacting")
-            self._target.command("maintain", "--once", "--dataset", self._plan.dataset)
+            self._target.compact(self._plan.dataset)
         return self._settled()
 
     def _load(self, rows: int) -> None:
@@ -168,7 +176,7 @@ class Run:
             return
         if problem := k6.problem():
             self._say(problem)
-            self._evidence.note("note", f"load was not measured: {problem}")
+            self._evidence.note("note", f"The load was not measured: {problem}")
             return
         load = self._plan.load
         self._load(load.rows)
@@ -208,6 +216,19 @@ class Run:
         rate, seconds = knee * self._plan.faults.share, self._plan.faults.seconds
         for repeat, cell in cells.interleaved(self._plan, cells.fault_cells(self._plan)):
             self._once(cell, repeat, partial(self._offered, mixed.measure_fault, cell, repeat, rate, seconds))
+
+    def _verify(self) -> None:
+        """Compare the stores with the ledger, where the target can: counts of trials miss what cancels."""
+        if self._plan.write is None:
+            return
+        self._say("verifying")
+        try:
+            differences = self._target.verify(self._plan.dataset, _VERIFY_WAIT_SECONDS)
+        except NeedsOperator as error:
+            self._evidence.note("note", f"The stores were not verified: {error}")
+        else:
+            told = f"verify found differences: {differences}" if differences else "verify found every accepted row"
+            self._evidence.note("differs" if differences else "note", told)
 
     def _offered(
         self,

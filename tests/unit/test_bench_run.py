@@ -15,14 +15,16 @@ from services.bench.evidence.records import About, Pace, Table, Tables, Trial
 from services.bench.main import main
 from services.bench.plan.cells import ReadCell, WriteCell
 from services.bench.plan.loading import parsed
-from services.bench.probes import write
+from services.bench.probes import control, write
 from services.bench.probes.write import Offer
 from services.bench.report.numbers import summary
 from services.bench.report.publishing import publish, recheck
 from services.bench.report.summary import ReadCondition, Summary, WriteResult
 from services.bench.run import Run
 from services.bench.target import local
+from services.bench.target.urls import Target
 from services.core.errors import LogpipeError
+from services.local import usage
 from tests.bench_stack import FakeStack, fake_stack
 
 HEAD = """\
@@ -277,6 +279,7 @@ def rate_trial(cell: WriteCell, repeat: int, number: int, *, held: bool) -> tupl
         "due": [0, 10],
         "response": [5, 5],
         "rows": [100, 100],
+        "bytes": [9, 9],
         "outcome": ["acked", "acked" if held else "refused"],
         "batch": [1, 2],
         "problem": ["", "" if held else "503: full"],
@@ -387,3 +390,51 @@ def test_without_k6_the_rest_still_runs(stack: FakeStack, tmp_path: Path, monkey
     assert found.status == ""
     assert "how to install it" in found.notes[0]
     assert len(found.reads) == 1
+
+
+def test_what_verify_finds_is_said_first(stack: FakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = HEAD.replace("repeats: 3", "repeats: 1") + WRITE
+    monkeypatch.delenv("LOGPIPE_POSTGRES_URL", raising=False)
+    unknown = measured(stack, tmp_path / "unknown", text)
+    assert unknown.notes[0].startswith("The stores were not verified: the stores of the stack cannot be reached")
+    for differences, status in (("", ""), ("lake: 1 missing", "verify found differences: lake: 1 missing")):
+        monkeypatch.setattr(Target, "verify", lambda *_, found=differences: found)
+        found = measured(stack, tmp_path / f"run{bool(differences)}", text)
+        assert found.status == status
+
+
+def test_a_control_arm_that_cannot_be_measured_stops_nothing(
+    stack: FakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOGPIPE_POSTGRES_URL", raising=False)
+    monkeypatch.setattr(control, "_BURN_SECONDS", 0.01)
+    monkeypatch.setattr(control, "_BLOCKS", 1)
+    monkeypatch.setattr(control, "_SYNCS", 1)
+    found = measured(stack, tmp_path / "run", HEAD + "controls: [cores, copy, disk]\n" + READ)
+    assert [(each.arm, list(each.values)) for each in found.controls] == [
+        *(("cores", ["work of two burners, in times of one"]), ("disk", ["MB/s written", "fsyncs/s"]))
+    ]
+    assert [note for note in found.notes if "copy" in note] == found.notes
+    assert len(found.notes) == 1
+    assert len(found.reads) == 1
+
+
+def test_too_little_disk_is_refused_before_the_start(
+    stack: FakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "running", lambda settings: None)
+    monkeypatch.setattr(Target, "free_bytes", lambda self: 10**9)
+    monkeypatch.setenv("LOGPIPE_QUERY_URL", stack.url)
+    monkeypatch.setenv("LOGPIPE_INGEST_URL", stack.url)
+    result = CliRunner().invoke(main, ["run", "scale", "--into", str(tmp_path / "run")])
+    assert result.exit_code == 1
+    assert "scale writes about 120,000,000 rows, which may take 60.0 GB, and 1.0 GB are free" in result.output
+    assert stack.batch == 0
+
+
+def test_what_a_program_uses_is_read_from_the_machine(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").write_bytes(b"x" * 100_000)
+    assert usage.disk_bytes(tmp_path) >= 100_000
+    assert usage.cpu_seconds(os.getpid()) > 0
+    assert usage.cpu_seconds(2**22) == 0

@@ -17,7 +17,7 @@ Tables = dict[str, Table]
 
 reads    due, response, store (time), method, digest, problem; in the order of the replies
 files    of these reads, in the same order: files, files_total that the store reports as read; 0 where it reports none
-writes   due, response, rows, outcome (acked, refused, indeterminate), batch (0 if not acked), problem
+writes   due, response, rows, bytes, outcome (acked, refused, indeterminate), batch (0 if not acked), problem
 polls    store, at, as_of: the batch up to which a store's query read, and when
 signals  at, name, value: of Prometheus
 
@@ -75,7 +75,8 @@ class About(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A line of the journal. `event`: started, resumed, trial, note, interrupted, over-budget, failed, finished."""
+    """A line of the journal. `event`: started, resumed, trial, note, differs, interrupted, over-budget, failed,
+    finished."""
 
     at: str
     event: str

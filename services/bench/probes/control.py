@@ -23,7 +23,6 @@ from services.bench.plan.schema import Control
 from services.bench.target.urls import Target
 from services.core.errors import NeedsOperator
 from services.generator.synthesis import Synthesizer
-from services.runtime.settings import PostgresSettings
 
 _BURN = (
     "import time\nend, n = time.perf_counter() + {seconds}, 0\nwhile time.perf_counter() < end:\n    n += 1\nprint(n)"
@@ -122,9 +121,8 @@ def _rows(count: int) -> Sequence[tuple[str, ...]]:
 @contextmanager
 def _table(target: Target) -> Iterator[psycopg.Connection]:
     """Make a table with the columns and the index of logs, and drop it afterwards."""
-    url = target.environment().get("LOGPIPE_POSTGRES_URL") or PostgresSettings().postgres_url.get_secret_value()
     try:
-        with psycopg.connect(url, autocommit=True) as connection:
+        with psycopg.connect(target.postgres_url(), autocommit=True) as connection:
             connection.execute("DROP TABLE IF EXISTS bench_control")
             connection.execute(
                 "CREATE TABLE bench_control (timestamp timestamptz NOT NULL, level text, service text, host text,"
@@ -136,6 +134,4 @@ def _table(target: Target) -> Iterator[psycopg.Connection]:
             finally:
                 connection.execute("DROP TABLE bench_control")
     except psycopg.OperationalError as error:
-        raise NeedsOperator(
-            f"a control arm needs PostgreSQL itself: {error}\n`eval $(logpipe env)` sets its URL"
-        ) from error
+        raise NeedsOperator(f"a control arm needs PostgreSQL itself: {error}") from error

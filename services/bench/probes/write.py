@@ -114,7 +114,7 @@ async def write(target: Target, plan: Plan, offer: Offer, *, drain: bool = True)
     """Send the rows; with `drain`, return when every store has them or the limit of the plan has passed."""
     dataset = datasets.find(plan.dataset)
     rules = invention.rules_of(dataset) | {"host": Numbered(1, _HOSTS, prefix=f"{offer.tag}-")}
-    writes = empty("due", "response", "rows", "outcome", "batch", "problem")
+    writes = empty("due", "response", "rows", "bytes", "outcome", "batch", "problem")
     async with IngestClient(target.ingest_url, target.token, patience=_PATIENCE) as client, target.query() as reader:
         started, start_us, start = datetime.now(UTC), time.time_ns() // 1000, time.monotonic()
         step = offer.interval * 1e6 / offer.request_rows
@@ -127,7 +127,7 @@ async def write(target: Target, plan: Plan, offer: Offer, *, drain: bool = True)
             response = microseconds(time.monotonic() - due)
             append(
                 writes,
-                *(microseconds(due - start), response, offer.request_rows),
+                *(microseconds(due - start), response, offer.request_rows, len(body)),
                 *(outcome.fate, outcome.batch_id, outcome.detail),
             )
 

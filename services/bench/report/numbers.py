@@ -74,12 +74,14 @@ def summary(evidence: Evidence) -> Summary:
 
 
 def _status(evidence: Evidence) -> str:
-    """Return what the last end of the run says; '' if the run came to its end."""
+    """Return what is wrong with the whole run; '' for nothing."""
+    found = [event.text for event in evidence.journal if event.event == "differs"]
     ends = [event for event in evidence.journal if event.event in (*_STATUS, "finished")]
     if not ends:
-        return "partial: the run did not end, or was killed"
-    last = ends[-1]
-    return "" if last.event == "finished" else f"{_STATUS[last.event]}{': ' if last.text else ''}{last.text}"
+        found.append("partial: the run did not end, or was killed")
+    elif (last := ends[-1]).event != "finished":
+        found.append(f"{_STATUS[last.event]}{': ' if last.text else ''}{last.text}")
+    return "; ".join(found)
 
 
 def _controls(plan: Plan, trials: list[tuple[Trial, Tables]]) -> list[ControlResult]:

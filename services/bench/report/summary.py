@@ -42,7 +42,10 @@ class ReadCondition(msgspec.Struct, frozen=True):
 
 
 class WriteResult(msgspec.Struct, frozen=True):
-    """One rate. Rates are rows a minute. `cpu`: CPU-seconds, `disk`: bytes, by component, of a million rows."""
+    """One rate. Rates are rows a minute. `cpu`: CPU-seconds, `disk`: bytes, by component, of a million rows.
+
+    `mb_per_cpu_second`: of accepted bodies, over the CPU time of all components; 0 where it was not measured.
+    """
 
     key: str
     phase: str
@@ -59,6 +62,7 @@ class WriteResult(msgspec.Struct, frozen=True):
     drained: dict[str, float | None]
     cpu: dict[str, float]
     disk: dict[str, float]
+    mb_per_cpu_second: float
     held: bool
     unheld: list[str]
     void: list[str]

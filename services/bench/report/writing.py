@@ -59,6 +59,7 @@ def _rate(plan: Plan, cell: WriteCell, measured: Sequence[Measured]) -> WriteRes
         {store: _longest([trial.drained[store] for trial, _ in measured]) for store in stores},
         _a_million([trial.cpu for trial, _ in measured], accepted),
         _a_million([trial.disk for trial, _ in measured], accepted),
+        _mb_per_cpu_second(measured),
         not unheld and not void,
         judging.in_repeats(unheld),
         judging.in_repeats(void),
@@ -94,6 +95,13 @@ def _a_million(used: Sequence[Mapping[str, float]], rows: int) -> dict[str, floa
     if not rows:
         return {}
     return {name: round(sum(each.get(name, 0) for each in used) * _MILLION / rows, 3) for name in names}
+
+
+def _mb_per_cpu_second(measured: Sequence[Measured]) -> float:
+    spent = sum(sum(trial.cpu.values()) for trial, _ in measured)
+    sizes = (zip(each["writes"]["bytes"], each["writes"]["outcome"], strict=True) for _, each in measured)
+    size = sum(size for pairs in sizes for size, outcome in pairs if outcome == "acked")
+    return round(size / 1e6 / spent, 3) if spent else 0.0
 
 
 def knee(plan: Plan, results: Sequence[WriteResult], trials: Iterable[Measured]) -> Knee | None:

@@ -3,7 +3,7 @@
     Target          a set of URLs: the query API, the ingest API, Prometheus; local or remote
     .problem()      None, or why the stack cannot be measured, and how to start it
     .query(...)     an HTTP client of the query API, which sends the token
-    .command(...)   a command of logpipe against the stores of the stack, where the environment has their URLs
+    .compact(...), .verify(...)   `logpipe maintain` and `logpipe verify`, where the URLs of the stores are known
     .cpu(), .disk() what each component has used so far; {} where the target cannot tell
     .kill(name)     end a component at once; raises Invalid where the target cannot
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class LocalTarget(Target):
         programs = ", ".join(name for name, state in self._stack.states().items() if state.pid)
         return {**super().describe(), "stack": str(self._stack.folder), "programs": programs}
 
-    def environment(self) -> dict[str, str]:
+    def environment(self) -> Mapping[str, str]:
         return self._stack.settings.environment()
 
     def cpu(self) -> dict[str, float]:

@@ -4,7 +4,7 @@ import os
 import ssl
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import httpx
@@ -15,6 +15,7 @@ from services.core.errors import Invalid, LogpipeError, NeedsOperator, StoreDown
 
 _SECONDS = 300.0  # the longest that a reply may take; the query API ends queries long before
 _PROMETHEUS = "Prometheus"
+_POSTGRES = "LOGPIPE_POSTGRES_URL"
 
 
 class Target:
@@ -85,29 +86,40 @@ class Target:
             raise StoreDown(_PROMETHEUS, str(error) or type(error).__name__) from error
         return found
 
-    def command(self, *words: str) -> str:
-        """Run `logpipe` with these words and return its output.
+    def compact(self, dataset: str) -> None:
+        """Run the maintenance of the stores once. Raises NeedsOperator if it fails."""
+        self._command((0,), "maintain", "--once", "--dataset", dataset)
 
-        The command reads the URLs of the stores from the environment, as `logpipe env` prints them. Raises
-        NeedsOperator if it fails.
+    def verify(self, dataset: str, wait: float) -> str:
+        """Compare every store with the ledger, and return what differs; '' if nothing does.
+
+        `wait`: seconds that the stores have to load everything. Raises NeedsOperator if something cannot be checked.
         """
+        done = self._command((0, 1), "verify", "--dataset", dataset, "--wait", f"{wait:g}")
+        return done.stdout.strip() if done.returncode else ""
+
+    def _command(self, expected: Collection[int], *words: str) -> subprocess.CompletedProcess[str]:
+        self.postgres_url()
         done = subprocess.run(
             [sys.executable, "-m", "services", *words],
-            env=os.environ | self.environment(),
+            env={**os.environ, **self.environment()},
             capture_output=True,
             text=True,
             check=False,
         )
-        if done.returncode:
-            raise NeedsOperator(
-                f"`logpipe {' '.join(words)}` failed: {(done.stderr or done.stdout)[-500:].strip()}\nIt needs the URLs"
-                " of the stores in the environment: `eval $(logpipe env)` sets those of the local stack"
-            )
-        return done.stdout
+        if done.returncode not in expected:
+            raise NeedsOperator(f"`logpipe {' '.join(words)}` failed: {(done.stderr or done.stdout)[-500:].strip()}")
+        return done
 
-    def environment(self) -> dict[str, str]:
-        """Return the variables by which commands find the stores, beside those of this process."""
-        return {}
+    def environment(self) -> Mapping[str, str]:
+        """Return the variables by which commands find the stores of this stack."""
+        return os.environ
+
+    def postgres_url(self) -> str:
+        """Raises NeedsOperator if it is not known: the default would be that of another stack."""
+        if url := self.environment().get(_POSTGRES):
+            return url
+        raise NeedsOperator(f"the stores of the stack cannot be reached: set {_POSTGRES} and the URLs of the others")
 
     def cpu(self) -> dict[str, float]:
         """Return the CPU-seconds that each component has used since it started."""

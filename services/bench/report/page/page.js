@@ -6,6 +6,7 @@ const color = (name) => style.getPropertyValue(`--${name}`).trim();
 const NEEDED = data.needed;
 const QUANTILES = Object.keys(NEEDED);
 const FIRST = 8;
+const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3]];
 const HUES = ["postgres", "clickhouse", "lake", "spark", "other"];
 
 function element(tag, attributes = {}, ...children) {
@@ -168,14 +169,14 @@ function plot(title, columns, series, options = {}) {
   const card = element("div", { class: "card" }, element("h3", {}, title), place, names);
   const log = options.log ? { distr: 3 } : {};
   const axis = { stroke: color("soft"), grid: { stroke: color("grid") }, ticks: { stroke: color("line") }, font: "12px system-ui" };
-  const ticks = (self, splits) => splits.map((value) => (value === null || (options.log && !/^[125]/.test(value.toExponential())) ? "" : brief(value)));
+  const ticks = (log) => (self, splits) => splits.map((value) => (value === null || (log && !/^[125]/.test(value.toExponential())) ? "" : brief(value)));
   setTimeout(() => new uPlot({
     width: place.clientWidth || 330,
     height: 230,
     cursor: { show: false },
     legend: { show: false },
     scales: { x: { time: false, ...(options.x || {}) }, y: { ...log, ...(options.y || {}) } },
-    axes: [{ ...axis, values: options.names || ticks, label: options.xLabel, labelSize: 18, labelFont: "12px system-ui", ...(options.splits ? { splits: options.splits } : {}) }, { ...axis, size: 58, values: ticks, label: options.yLabel, labelSize: 16, labelFont: "12px system-ui" }],
+    axes: [{ ...axis, values: options.names || ticks(options.x?.distr === 3), label: options.xLabel, labelSize: 18, labelFont: "12px system-ui", ...(options.splits ? { splits: options.splits } : {}) }, { ...axis, size: 58, values: ticks(options.log), label: options.yLabel, labelSize: 16, labelFont: "12px system-ui" }],
     series: [{}, ...series.map((each) => ({ width: 2, points: { show: true, size: 5 }, spanGaps: true, ...each }))],
     hooks: { draw: options.draw ? [options.draw] : [] },
   }, columns, place));
@@ -242,7 +243,8 @@ function files(conditions) {
     const counts = [...new Set(results.map((each) => each.files))].sort((a, b) => a - b);
     const lines = [...grouped(results, (each) => `${each.label}, ${brief(each.rows)} rows`)];
     const columns = lines.map(([, same]) => counts.map((count) => same.find((each) => each.files === count)?.response.p50.value ?? null));
-    const series = lines.map(([label, same], index) => ({ label, stroke: hue(same[0].store), dash: index % 2 ? [6, 4] : [] }));
+    const sizes = [...new Set(results.map((each) => each.rows))];
+    const series = lines.map(([label, same]) => ({ label, stroke: hue(same[0].store), dash: DASHES[sizes.indexOf(same[0].rows) % DASHES.length] }));
     grid.append(plot(query, [counts, ...columns], series, { log: true, x: { distr: 3 }, xLabel: "files read", yLabel: "p50, ms" }));
   }
   if (grid.children.length) page.append(element("h3", {}, "Response time against files"), grid);
@@ -288,8 +290,16 @@ function upright(self, value, name) {
   context.moveTo(at, self.bbox.top);
   context.lineTo(at, self.bbox.top + self.bbox.height);
   context.stroke();
-  context.fillText(name, at + 4, self.bbox.top + 12);
+  context.textAlign = "left";
+  context.fillText(name, at + 6, self.bbox.top + 12);
   context.restore();
+}
+function family(component) {
+  // Components have the colour of the store that they serve.
+  if (/postgres|ingest/.test(component)) return "postgres";
+  if (/clickhouse|stream-to-store/.test(component)) return "clickhouse";
+  if (/lake|node|spark/.test(component)) return "lake";
+  return component.startsWith("kafka") ? "spark" : "other";
 }
 function costs(title, name, shown) {
   const found = data.writes.filter((each) => Object.values(each[name]).some((value) => value > 0));
@@ -297,12 +307,16 @@ function costs(title, name, shown) {
   const card = element("div", { class: "card" }, element("h3", { style: "margin-top:0" }, title));
   const components = [...new Set(found.flatMap((each) => Object.keys(each[name]).filter((key) => each[name][key] > 0)))];
   const most = Math.max(...found.map((each) => components.reduce((sum, key) => sum + Math.max(0, each[name][key] || 0), 0)));
-  const shade = (index) => `color-mix(in oklab, ${palette(index % 4)} ${100 - 30 * Math.floor(index / 4)}%, var(--card))`;
+  components.sort((a, b) => HUES.indexOf(family(a)) - HUES.indexOf(family(b)) || a.localeCompare(b));
+  const shade = (index) => {
+    const before = components.slice(0, index).filter((each) => family(each) === family(components[index])).length;
+    return `color-mix(in oklab, ${color(family(components[index]))} ${Math.max(100 - 28 * before, 25)}%, var(--card))`;
+  };
   for (const each of found) {
     const total = components.reduce((sum, key) => sum + Math.max(0, each[name][key] || 0), 0);
     const bar = element("div", { class: "bar", style: `width:${(100 * total) / most}%` });
     components.forEach((key, index) => { if ((each[name][key] || 0) > 0) bar.append(element("span", { style: `width:${(100 * each[name][key]) / total}%;background:${shade(index)}`, title: `${key}: ${shown(each[name][key])}` })); });
-    card.append(element("div", { class: "small soft" }, `${each.phase} ${each.rate.toLocaleString("en")} rows/min: ${shown(total)} in all`), bar);
+    card.append(element("div", { class: "small soft" }, `${each.phase} ${each.rate.toLocaleString("en")} rows/min: ${shown(total)} in all${name === "cpu" && each.mb_per_cpu_second ? `, ${number(each.mb_per_cpu_second)} MB/s a core` : ""}`), bar);
   }
   const last = found[found.length - 1];
   card.append(element("div", { class: "legend" }, ...components.map((key, index) => element("span", {}, dot(shade(index)), `${key} ${shown(last[name][key] || 0)}`))));
