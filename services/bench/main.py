@@ -69,6 +69,7 @@ def run(plan: str, into: Path | None, fresh_stack: bool, beside_rows: bool) -> N
         if problem := target.problem():
             raise NeedsOperator(problem)
         _check_disk(checked, target)
+        _check_faults(checked, target)
         if not beside_rows and not (folder / "journal.ndjson").exists():
             _check_empty(checked, target)
         evidence = _evidence(folder, checked, text, target)
@@ -173,6 +174,14 @@ def _loads(plan: Plan) -> Iterator[tuple[float, float]]:
         yield from ((rate, seconds) for rate in plan.write.rates for _ in range(plan.repeats))
     if plan.knee:
         yield plan.knee.start, plan.knee.seconds + plan.repeats * plan.knee.hold_seconds
+
+
+def _check_faults(plan: Plan, target: Target) -> None:
+    """Raises Invalid if a component of the plan does not run where the run can kill it."""
+    able = target.components()
+    if missing := [name for name in plan.faults.components if name not in able] if plan.faults else []:
+        there = ", ".join(sorted(able)) or "none, because the stack is not one of this machine"
+        raise Invalid(f"{plan.name} kills {', '.join(missing)}; what runs and can be killed: {there}")
 
 
 def _check_empty(plan: Plan, target: Target) -> None:

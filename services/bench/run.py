@@ -1,6 +1,7 @@
 """Takes the cells of a plan through the probes into the evidence."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,6 @@ from services.bench.evidence.folder import Evidence
 from services.bench.evidence.records import Tables, Trial
 from services.bench.plan import cells
 from services.bench.plan.cells import Cell, LoadCell, WriteCell
-from services.bench.plan.contenders import contenders
 from services.bench.plan.schema import Plan, Scenario, State
 from services.bench.probes import control, k6, mixed, read, write
 from services.bench.probes.searching import highest, rounded
@@ -128,19 +128,22 @@ class Run:
         return int(self._target.get(f"{route}/stats", {"cache": "off"})[f"{self._plan.dataset}_count"])
 
     def _settled(self) -> int:
-        """Wait until every store has what was accepted; returns the last batch that all of them have."""
+        """Wait until every store has what is accepted now; returns the last batch of that."""
         deadline = self._clock() + _SETTLE_SECONDS
-        routes = {contenders()[name].route for name in self._plan.stores}
-        while True:
-            marks = [int(self._target.get(f"{route}/stats", {"cache": "off"})["as_of"]) for route in sorted(routes)]
-            if min(marks) == max(marks):
-                return min(marks)
+        wanted = max(self._marks())
+        while min(self._marks()) < wanted:
             if self._clock() > deadline:
                 raise NeedsOperator(
-                    f"the stores did not load the same batches in {_SETTLE_SECONDS:g} s: /readyz of the query API says"
+                    f"a store has not loaded batch {wanted} after {_SETTLE_SECONDS:g} s: /readyz of the query API says"
                     " which one is late"
                 )
             time.sleep(_POLL_SECONDS)
+        return wanted
+
+    def _marks(self) -> list[int]:
+        """Return the batch up to which each store is loaded."""
+        routes = sorted({contender.route for contender in write.bases(self._plan).values()})
+        return [int(self._target.get(f"{route}/stats", {"cache": "off"})["as_of"]) for route in routes]
 
     def _writes(self) -> None:
         if self._plan.write is None:
@@ -242,7 +245,8 @@ class Run:
         """Measure a cell that offers rows, once the stores have those of the trials before."""
         assert self._plan.write is not None
         self._settled()
-        tag = f"{self._evidence.about.run}-{number}"
+        # A trial that was cut off has left rows under its number.
+        tag = f"{self._evidence.about.run}-{number}-{secrets.token_hex(2)}"
         offer = Offer(rate, seconds, self._plan.write.request_rows, tag, self._plan.seed + 2 * number)
         return measure(self._target, self._plan, cell, repeat, number, offer)
 

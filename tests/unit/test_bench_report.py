@@ -213,7 +213,7 @@ def test_secrets_are_masked() -> None:
     assert masked(
         {
             "LOGPIPE_TOKEN": "hush",
-            "LOGPIPE_POSTGRES_URL": "postgresql://me:hush@host/db?passfile=x&password=hush",
+            "LOGPIPE_POSTGRES_URL": "postgresql://me:hu@sh@host/db?passfile=x&password=hush",
             "LOGPIPE_KAFKA_PASSWORD": "hush",
             "LOGPIPE_QUERY_URL": "http://host:1",
         }

@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from services.bench.evidence.folder import Evidence
 from services.bench.evidence.records import About, Pace, Table, Tables, Trial
 from services.bench.main import main
-from services.bench.plan.cells import ReadCell, WriteCell
+from services.bench.plan.cells import FaultCell, MixedCell, ReadCell, WriteCell
 from services.bench.plan.loading import parsed
-from services.bench.probes import control, write
+from services.bench.probes import control, mixed, write
+from services.bench.probes.searching import highest
 from services.bench.probes.write import Offer
 from services.bench.report.numbers import summary
 from services.bench.report.publishing import publish, recheck
@@ -438,3 +440,62 @@ def test_what_a_program_uses_is_read_from_the_machine(tmp_path: Path) -> None:
     assert usage.disk_bytes(tmp_path) >= 100_000
     assert usage.cpu_seconds(os.getpid()) > 0
     assert usage.cpu_seconds(2**22) == 0
+
+
+def test_a_component_that_cannot_be_killed_is_refused_before_the_start(
+    stack: FakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "running", lambda settings: None)
+    monkeypatch.setenv("LOGPIPE_QUERY_URL", stack.url)
+    monkeypatch.setenv("LOGPIPE_INGEST_URL", stack.url)
+    result = CliRunner().invoke(main, ["run", "faults", "--into", str(tmp_path / "run")])
+    assert result.exit_code == 1
+    assert "what runs and can be killed: none, because the stack is not one of this machine" in result.output
+
+
+def test_a_component_is_killed_while_rows_come_in(
+    stack: FakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[str] = []
+    monkeypatch.setattr(Target, "kill", lambda self, component: killed.append(component))
+    text = HEAD + WRITE + KNEE + "faults: {components: [kafka], after_seconds: 0.02, seconds: 0.1}\n"
+    plan = parsed(text, "small.yaml")
+    offer = Offer(600_000, 0.1, 100, "tag", 1)
+    trial, tables = mixed.measure_fault(stack.target, plan, FaultCell("kafka"), 0, 1, offer)
+    assert killed == ["kafka"]
+    assert trial.fault_at is not None
+    kept = evidence(tmp_path / "run", text)
+    kept.add(trial, tables)
+    kept.add(msgspec.structs.replace(trial, number=2, repeat=1, drained={**trial.drained, "lake": None}), tables)
+    [fault] = summary(kept).faults
+    assert (fault.repeats, fault.accepted) == (2, 2000)
+    assert fault.void == ["repeat 2: lake did not have its rows 5.5 s after the last reply"]
+
+
+def test_reads_are_measured_while_rows_come_in(
+    stack: FakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixed, "LEAD_SECONDS", 0.01)
+    text = HEAD + WRITE + KNEE + "mixed: {shares: [0.5], queries: [group-by], rate: 200.0, samples: 20}\n"
+    cell = MixedCell(0.5, "group-by", "clickhouse")
+    offer = Offer(600_000, 0.2, 100, "tag", 1)
+    trial, tables = mixed.measure_mixed(stack.target, parsed(text, "small.yaml"), cell, 0, 1, offer)
+    kept = evidence(tmp_path / "run", text)
+    kept.add(trial, tables)
+    [condition] = summary(kept).mixed
+    [result] = condition.results
+    assert (condition.share, result.samples, result.void) == (0.5, 20, [])
+
+
+@pytest.mark.parametrize("limit", [500.0, 60.0, 0.5])
+def test_a_search_ends_with_bounds_that_are_close(limit: float) -> None:
+    offered: list[float] = []
+
+    def is_held(rate: float) -> bool:
+        offered.append(rate)
+        return rate <= limit
+
+    held, beyond = highest(60.0, 1.1, is_held)
+    assert held <= limit < beyond
+    assert beyond / held <= 1.1 if limit >= 60 else (held, beyond) == (0, 60)
+    assert len(offered) == len(set(offered))

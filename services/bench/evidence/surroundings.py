@@ -14,7 +14,7 @@ _COMPONENTS = (
     *("aiohttp", "httpx", "hdrhistogram"),
 )
 _SECRET = re.compile(r"TOKEN|PASSWORD|SECRET|CREDENTIAL|API_?KEY", re.IGNORECASE)
-_USER_INFO = re.compile(r"(?<=://)([^/@\s:]*):[^/@\s]*@")
+_USER_INFO = re.compile(r"(?<=://)([^/\s:]*):[^/\s]*@")  # a password may have an @ of its own
 _PARAMETER = re.compile(r"(?<=[?&])((?:password|token|sslpassword)=)[^&\s]*", re.IGNORECASE)
 _MASK = "***"
 

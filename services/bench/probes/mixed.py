@@ -58,7 +58,10 @@ def measure_fault(
 ) -> tuple[Trial, Tables]:
     """Kill the component `after_seconds` after the start of the load."""
     before = Used(target)
-    done, killed = asyncio.run(_faulty(target, plan, cell, offer))
+    try:
+        done, killed = asyncio.run(_faulty(target, plan, cell, offer))
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
     trial, tables = finished(target, plan, cell, repeat, number, offer, done, before)
     return msgspec.structs.replace(trial, fault_at=microseconds(killed)), tables
 

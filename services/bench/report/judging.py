@@ -126,16 +126,21 @@ def unheld(trial: Trial, tables: Tables, limits: Limits) -> list[str]:
     found = driver(trial, limits)
     if acked < limits.acked_share * offered:
         found.append(f"{acked:,} of {offered:,} offered rows were accepted ({_most_common(writes['problem'])})")
-    found += [
-        f"{store} did not have its rows {limits.drain_seconds:g} s after the last reply"
-        for store, seconds in trial.drained.items()
-        if seconds is None
-    ]
+    found += undrained(trial, limits)
     for store in trial.drained:
         slope = lag_slope(freshness(tables, store))
         if trial.seconds >= _SLOPE_SECONDS and slope is not None and slope > limits.lag_slope:
             found.append(f"{store} fell behind by {slope:.2f} s in each second (limit {limits.lag_slope:g})")
     return found
+
+
+def undrained(trial: Trial, limits: Limits) -> list[str]:
+    """Return which stores did not have the rows of a trial in time."""
+    return [
+        f"{store} did not have its rows {limits.drain_seconds:g} s after the last reply"
+        for store, seconds in trial.drained.items()
+        if seconds is None
+    ]
 
 
 def _most_common(problems: Sequence[str]) -> str:

@@ -58,8 +58,7 @@ class Sampled:
         """Return microseconds, None if there are too few samples."""
         if self.count < needed(q):
             return None
-        value = Histogram.merged(map(Histogram, self._repeats)).quantile(q)
-        return Estimate(value, *_interval(self._draws(q)))
+        return Estimate(self._merged.quantile(q), *_interval(self._draws(q)))
 
     def medians(self) -> list[float]:
         """Return the median of each repeat."""
@@ -81,6 +80,10 @@ class Sampled:
         positions = (cumulated < wanted[:, None]).sum(axis=1)
         drawn: NDArray[np.float64] = values[positions].astype(np.float64)
         return drawn
+
+    @cached_property
+    def _merged(self) -> Histogram:
+        return Histogram.merged(map(Histogram, self._repeats))
 
     @cached_property
     def _resampled(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

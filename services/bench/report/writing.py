@@ -130,7 +130,8 @@ def _fault(plan: Plan, component: str, measured: Sequence[Measured]) -> FaultRes
     accepted, refused, in_doubt = (_rows(tables, each) for each in ("acked", "refused", "indeterminate"))
     void: list[tuple[int, str]] = []
     for trial, each in measured:
-        reasons = [*judging.driver(trial, plan.limits), *judging.stored(trial, each["writes"])]
+        reasons = [*judging.driver(trial, plan.limits), *judging.undrained(trial, plan.limits)]
+        reasons += judging.stored(trial, each["writes"])
         void += [(trial.repeat, reason) for reason in reasons]
     stores = list(measured[0][0].drained)
     return FaultResult(

@@ -5,7 +5,7 @@
     .query(...)     an HTTP client of the query API, which sends the token
     .compact(...), .verify(...)   `logpipe maintain` and `logpipe verify`, where the URLs of the stores are known
     .cpu(), .disk() what each component has used so far; {} where the target cannot tell
-    .kill(name)     end a component at once; raises Invalid where the target cannot
+    .components()   those that can be killed; .kill(name) ends one at once
 
 `LocalTarget` adds what only a stack on this machine can tell, and is the one that imports `services.local`.
 """

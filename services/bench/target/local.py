@@ -31,7 +31,7 @@ class LocalTarget(Target):
         self._stack = stack
 
     def describe(self) -> dict[str, str]:
-        programs = ", ".join(name for name, state in self._stack.states().items() if state.pid)
+        programs = ", ".join(sorted(self.components()))
         return {**super().describe(), "stack": str(self._stack.folder), "programs": programs}
 
     def environment(self) -> Mapping[str, str]:
@@ -46,12 +46,14 @@ class LocalTarget(Target):
     def free_bytes(self) -> int:
         return shutil.disk_usage(self._stack.folder).free
 
+    def components(self) -> frozenset[str]:
+        return frozenset(name for name, state in self._stack.states().items() if state.pid)
+
     def kill(self, component: str) -> None:
-        states = self._stack.states()
-        if component not in states or not states[component].pid:
-            there = ", ".join(name for name, state in states.items() if state.pid)
-            raise Invalid(f"{component} does not run; there are: {there}")
-        os.kill(states[component].pid, signal.SIGKILL)
+        state = self._stack.states().get(component)
+        if state is None or not state.pid:
+            raise Invalid(f"{component} does not run")
+        os.kill(state.pid, signal.SIGKILL)
 
 
 def running(settings: BenchSettings) -> LocalTarget | None:

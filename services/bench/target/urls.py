@@ -34,13 +34,18 @@ class Target:
 
     def problem(self) -> str | None:
         """Return None, or why the stack cannot be measured, with how to start it."""
-        for name, url in (("query API", f"{self.query_url}/health"), ("ingest API", self._health)):
+        needed = {
+            "query API": f"{self.query_url}/health",
+            "ingest API": f"{self.ingest_url}/api/collect/health",
+            **({_PROMETHEUS: f"{self.prometheus_url}/-/ready"} if self.prometheus_url else {}),
+        }
+        for name, url in needed.items():
             try:
                 self._client.get(url, timeout=10).raise_for_status()
             except httpx.HTTPError as error:
                 return (
-                    f"the {name} does not answer at {masked_url(url)} ({error}): start the stack by `logpipe up`, or"
-                    " name another one by LOGPIPE_QUERY_URL and LOGPIPE_INGEST_URL"
+                    f"{name}: no answer at {masked_url(url)} ({error}): start the stack by `logpipe up`, or name"
+                    " another one by LOGPIPE_QUERY_URL, LOGPIPE_INGEST_URL and LOGPIPE_PROMETHEUS_URL"
                 )
         return None
 
@@ -134,14 +139,14 @@ class Target:
         """Return the free space where the stores keep their data, None if the target cannot tell."""
         return None
 
+    def components(self) -> frozenset[str]:
+        """Return the components that run and can be killed."""
+        return frozenset()
+
     def kill(self, component: str) -> None:
-        """End a component at once, as a crash does. Its supervisor starts it again. Raises Invalid."""
-        raise Invalid(f"{component} cannot be killed: only components of a local stack can, whose folder is in --stack")
+        """End one of `components` at once, as a crash does. Its supervisor starts it again. Raises Invalid."""
+        raise Invalid(f"{component} cannot be killed: only components of a stack on this machine can")
 
     @property
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
-
-    @property
-    def _health(self) -> str:
-        return f"{self.ingest_url}/api/collect/health"
