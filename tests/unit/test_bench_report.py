@@ -54,7 +54,9 @@ def spread(median: float, count: int = 40, seed: int = 1) -> list[int]:
     return [round(value) for value in np.random.default_rng(seed).normal(median * 1e3, median * 50, count)]
 
 
-def add_reads(evidence: Evidence, store: str, repeats: Sequence[Sequence[int]], late_ms: float = 0.0) -> None:
+def add_reads(
+    evidence: Evidence, store: str, repeats: Sequence[Sequence[int]], late_ms: float = 0.0, rows: int = 100
+) -> None:
     for repeat, responses in enumerate(repeats):
         count = len(responses)
         reads: Table = {
@@ -65,7 +67,7 @@ def add_reads(evidence: Evidence, store: str, repeats: Sequence[Sequence[int]], 
             "digest": ["same"] * count,
             "problem": [""] * count,
         }
-        cell = ReadCell(100, "as-written", "scan", "count", None, store)
+        cell = ReadCell(rows, "as-written", "scan", "count", None, store)
         trial = Trial(evidence.next_number(), cell, repeat, "", 1.0, Pace(count, count, 0, late_ms))
         evidence.add(trial, {"reads": reads, "files": {"files": [3] * count, "files_total": [3] * count}})
 
@@ -86,6 +88,16 @@ def test_a_store_wins_where_its_interval_lies_below_all_others(evidence: Evidenc
     ratio = Sampled([spread(10, seed=1)] * 3, 7).ratio(Sampled([spread(90, seed=2)] * 3, 7))
     assert ratio is not None
     assert ratio.low < 9 < ratio.high
+
+
+def test_a_crossover_is_a_finding(evidence: Evidence) -> None:
+    for rows, postgres, clickhouse in ((100, 10, 20), (1000, 100, 30)):
+        add_reads(evidence, "postgres", [spread(postgres, seed=seed) for seed in range(3)], rows=rows)
+        add_reads(evidence, "clickhouse", [spread(clickhouse, seed=seed) for seed in range(3)], rows=rows)
+    assert (
+        summary(evidence).findings[0]
+        == "1,000 rows: ClickHouse counts all rows fastest; at 100 rows it was PostgreSQL."
+    )
 
 
 def test_overlapping_intervals_are_not_separable(evidence: Evidence) -> None:

@@ -1,6 +1,7 @@
 """The summary of a run, from its evidence."""
 
 from collections import defaultdict
+from itertools import pairwise
 
 from services.bench.evidence.folder import Evidence
 from services.bench.evidence.records import Tables, Trial
@@ -120,7 +121,9 @@ def _findings(
         found.append("None of the rates that were tried was held.")
     if knee:
         beyond = f", and {knee.beyond:,} was not held" if knee.beyond else ""
-        held_again = f"The knee is {knee.rate:,} rows/min: held again after the search" if knee.rate else "No knee"
+        held_again = (
+            f"The knee is {knee.rate:,} rows/min: held again after the search" if knee.rate else "No rate was held"
+        )
         found.append(f"{held_again}{beyond}.")
         if knee.broke_first:
             found.append(f"First to break: {knee.broke_first}.")
@@ -131,7 +134,26 @@ def _findings(
         if each.rate
     ]
     largest_first = sorted(reads, key=lambda condition: -condition.rows)
+    found += _crossovers(reads)
     return [*found, *(f"{_where(condition)}: {condition.verdict}." for condition in (*largest_first, *mixed))]
+
+
+def _crossovers(reads: list[ReadCondition]) -> list[str]:
+    """Return where another store wins as the dataset grows."""
+    by_query: dict[tuple[str, str, str, float | None], list[ReadCondition]] = defaultdict(list)
+    for condition in sorted(reads, key=lambda condition: condition.rows):
+        if condition.winner:
+            by_query[condition.state, condition.method, condition.query, condition.rate].append(condition)
+    return [
+        f"{_where(after)}: {_label(after)} {after.verb} fastest; at {before.rows:,} rows it was {_label(before)}."
+        for conditions in by_query.values()
+        for before, after in pairwise(conditions)
+        if before.winner != after.winner
+    ]
+
+
+def _label(condition: ReadCondition) -> str:
+    return next(result.label for result in condition.results if result.store == condition.winner)
 
 
 def _where(condition: ReadCondition) -> str:

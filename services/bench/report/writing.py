@@ -105,7 +105,8 @@ def _mb_per_cpu_second(measured: Sequence[Measured]) -> float:
 
 
 def knee(plan: Plan, results: Sequence[WriteResult], trials: Iterable[Measured]) -> Knee | None:
-    if plan.knee is None:
+    """Return None if no knee was searched."""
+    if plan.knee is None or all(result.phase == "ladder" for result in results):
         return None
     held = [result.rate for result in results if result.phase == "hold" and result.held]
     rate = max(held, default=0)
