@@ -17,7 +17,7 @@ from services.bench.probes.searching import highest, rounded
 from services.bench.probes.write import Offer
 from services.bench.report import judging
 from services.bench.target.urls import Target
-from services.core.errors import LogpipeError, NeedsOperator
+from services.core.errors import LogpipeError, NeedsOperator, StoreDown
 from services.generator.load import Load
 from services.ingest_client.client import IngestClient
 
@@ -82,7 +82,7 @@ class Run:
         for repeat, cell in cells.interleaved(self._plan, cells.control_cells(self._plan)):
             try:
                 self._once(cell, repeat, partial(control.measure, self._target, cell, repeat))
-            except NeedsOperator as error:
+            except (NeedsOperator, StoreDown) as error:
                 if cell.arm not in missing:
                     self._evidence.note("note", f"The control arm {cell.arm} was not measured: {error}")
                 missing.add(cell.arm)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,12 @@ from services.bench.report.publishing import publish, recheck
 from services.bench.report.summary import ReadCondition, Summary, WriteResult
 from services.bench.run import Run
 from services.bench.target import local
+from services.bench.target.settings import BenchSettings
 from services.bench.target.urls import Target
-from services.core.errors import LogpipeError
+from services.core.errors import Invalid, LogpipeError
 from services.local import usage
+from services.local.settings import LocalSettings
+from services.local.supervision import State
 from tests.bench_stack import FakeStack, fake_stack
 
 HEAD = """\
@@ -499,3 +503,30 @@ def test_a_search_ends_with_bounds_that_are_close(limit: float) -> None:
     assert held <= limit < beyond
     assert beyond / held <= 1.1 if limit >= 60 else (held, beyond) == (0, 60)
     assert len(offered) == len(set(offered))
+
+
+class RunningStack:
+    """What a local target reads of a stack."""
+
+    def __init__(self, *programs: str) -> None:
+        self.settings = LocalSettings(stack=Path("stack"), ingest_port=1, query_port=2, local_prometheus_port=3)
+        self.folder = Path("stack")
+        self._programs = programs
+
+    def states(self) -> dict[str, State]:
+        return {name: State("RUNNING", 2**22, "") for name in self._programs}
+
+
+def test_the_local_stack_is_measured_unless_another_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("QUERY", "INGEST", "PROMETHEUS"):
+        monkeypatch.delenv(f"LOGPIPE_{name}_URL", raising=False)
+    monkeypatch.setattr(local, "Stack", lambda settings: RunningStack())
+    assert local.running(BenchSettings()) is None
+    monkeypatch.setattr(local, "Stack", lambda settings: RunningStack("kafka", "prometheus"))
+    with closing(local.running(BenchSettings()) or pytest.fail("no target")) as target:
+        assert (target.ingest_url, target.query_url) == ("http://127.0.0.1:1", "http://127.0.0.1:2")
+        assert target.prometheus_url == "http://127.0.0.1:3"
+        assert target.components() == {"kafka", "prometheus"}
+    assert local.running(BenchSettings(query_url="http://elsewhere:2")) is None
+    with pytest.raises(Invalid, match="clickhouse does not run"):
+        target.kill("clickhouse")

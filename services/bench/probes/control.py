@@ -14,15 +14,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import msgspec
-import psycopg
 
 from services import datasets
 from services.bench.evidence.records import Pace, Tables, Trial, made
 from services.bench.plan.cells import ControlCell
 from services.bench.plan.schema import Control
 from services.bench.target.urls import Target
-from services.core.errors import NeedsOperator
 from services.generator.synthesis import Synthesizer
+from services.postgres.connection import Connection, connect, translated
 
 _BURN = (
     "import time\nend, n = time.perf_counter() + {seconds}, 0\nwhile time.perf_counter() < end:\n    n += 1\nprint(n)"
@@ -36,7 +35,7 @@ _SINGLE_ROWS = 1000  # each is a transaction with an fsync of its own
 
 
 def measure(target: Target, cell: ControlCell, repeat: int, number: int) -> tuple[Trial, Tables]:
-    """Raises NeedsOperator if the arm needs something that cannot be reached."""
+    """Raises NeedsOperator or StoreDown if the arm needs something that cannot be reached."""
     started, start = datetime.now(UTC), time.monotonic()
     values = _ARMS[cell.arm](target)
     trial = made(number, cell, repeat, started, time.monotonic() - start, Pace(0, 0, 0, 0))
@@ -119,19 +118,16 @@ def _rows(count: int) -> Sequence[tuple[str, ...]]:
 
 
 @contextmanager
-def _table(target: Target) -> Iterator[psycopg.Connection]:
-    """Make a table with the columns and the index of logs, and drop it afterwards."""
-    try:
-        with psycopg.connect(target.postgres_url(), autocommit=True) as connection:
-            connection.execute("DROP TABLE IF EXISTS bench_control")
-            connection.execute(
-                "CREATE TABLE bench_control (timestamp timestamptz NOT NULL, level text, service text, host text,"
-                " message text, metadata json)"
-            )
-            connection.execute("CREATE INDEX ON bench_control (timestamp)")
-            try:
-                yield connection
-            finally:
-                connection.execute("DROP TABLE bench_control")
-    except psycopg.OperationalError as error:
-        raise NeedsOperator(f"a control arm needs PostgreSQL itself: {error}") from error
+def _table(target: Target) -> Iterator[Connection]:
+    """Make a table with the columns and the index of logs, and drop it afterwards. Raises NeedsOperator, StoreDown."""
+    with translated(), connect(target.postgres_url()) as connection:
+        connection.execute("DROP TABLE IF EXISTS bench_control")
+        connection.execute(
+            "CREATE TABLE bench_control (timestamp timestamptz NOT NULL, level text, service text, host text,"
+            " message text, metadata json)"
+        )
+        connection.execute("CREATE INDEX ON bench_control (timestamp)")
+        try:
+            yield connection
+        finally:
+            connection.execute("DROP TABLE bench_control")

@@ -24,10 +24,13 @@ _PROGRAMS = (
 
 
 class LocalTarget(Target):
-    """A running local stack."""
+    """A running local stack. Its own Prometheus is used where it has one and the settings name no other."""
 
     def __init__(self, settings: BenchSettings, stack: Stack) -> None:
-        super().__init__(settings.model_copy(update=_own_urls(stack)))
+        own = _own_urls(stack)
+        if not settings.prometheus_url and "prometheus" in stack.states():
+            own["prometheus_url"] = f"http://127.0.0.1:{stack.settings.local_prometheus_port}"
+        super().__init__(settings.model_copy(update=own))
         self._stack = stack
 
     def describe(self) -> dict[str, str]:
