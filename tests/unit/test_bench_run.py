@@ -125,7 +125,7 @@ def test_a_cache_has_cells_of_its_own(stack: FakeStack, tmp_path: Path) -> None:
     found = measured(stack, tmp_path / "run", HEAD + READ.replace("samples", "methods: [cache], samples"))
     assert found.voids == []
     assert found.reads[0].method == "cache"
-    assert found.findings[0].startswith("100 rows, from the cache:")
+    assert found.findings[0].startswith("100 rows, group-by, from the cache:")
 
 
 def test_failed_queries_make_a_cell_void(stack: FakeStack, tmp_path: Path) -> None:

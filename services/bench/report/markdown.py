@@ -45,7 +45,8 @@ def shown(estimate: Estimate | None, q: float | None = None) -> str:
     """Return a value with its interval, or why there is none."""
     if estimate is None:
         return f"n < {needed(q):,}" if q else "-"
-    return f"{number(estimate.value)} ({number(estimate.low)} to {number(estimate.high)})"
+    interval = f" ({number(estimate.low)} to {number(estimate.high)})" if estimate.low != estimate.high else ""
+    return f"{number(estimate.value)}{interval}"
 
 
 def number(value: float) -> str:
@@ -104,9 +105,8 @@ def _writes(results: Sequence[WriteResult]) -> list[str]:
         *(f"- {result.phase} {result.rate:,}: {reason}" for result in results for reason in result.unheld),
         *("", "### Freshness", "", "From the intended time of a request until a query of the store reads it.", ""),
         *_table(("rows/min", "store", *(f"{name}, ms" for name in QUANTILES), "drained, s"), _freshness(results)),
-        *("", "### Cost of a million rows", ""),
-        *_table(("rows/min", "component", "CPU-s", "MB on disk"), _costs(results)),
         "",
+        *_costs(results),
     ]
 
 
@@ -126,16 +126,20 @@ def _quantiles(quantiles: Quantiles) -> list[str]:
     return [shown(quantiles[name], q) for name, q in QUANTILES.items()]
 
 
-def _costs(results: Iterable[WriteResult]) -> Iterable[Sequence[str]]:
-    for result in results:
-        for component in sorted({*result.cpu, *result.disk}):
-            disk = result.disk.get(component)
-            yield (
-                f"{result.phase} {result.rate:,}",
-                component,
-                number(result.cpu[component]) if component in result.cpu else "-",
-                "-" if disk is None else number(disk / 1e6),
-            )
+def _costs(results: Iterable[WriteResult]) -> list[str]:
+    rows = [
+        (
+            f"{result.phase} {result.rate:,}",
+            component,
+            number(result.cpu[component]) if component in result.cpu else "-",
+            number(result.disk[component] / 1e6) if component in result.disk else "-",
+        )
+        for result in results
+        for component in sorted({*result.cpu, *result.disk})
+    ]
+    if not rows:
+        return []
+    return ["### Cost of a million rows", "", *_table(("rows/min", "component", "CPU-s", "MB on disk"), rows), ""]
 
 
 def _loads(results: Sequence[LoadResult], slo: str) -> list[str]:

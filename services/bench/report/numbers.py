@@ -158,6 +158,7 @@ def _label(condition: ReadCondition) -> str:
 
 def _where(condition: ReadCondition) -> str:
     parts = [f"{condition.rows:,} rows" if condition.share is None else f"At {condition.share:.0%} of the knee"]
+    parts.append(condition.query)
     if condition.state == "compacted":
         parts.append("lake compacted")
     if condition.method != "scan":

@@ -130,7 +130,7 @@ def _verdict(valid: Sequence[ReadResult], sampled: Mapping[str, Sampled], verb: 
     first, *others = sorted(valid, key=lambda result: _p50(result).value)
     if tied := [other for other in others if not _is_faster(first, other, sampled)]:
         names = " and ".join([first.label, *(other.label for other in tied)])
-        return "", f"{names} are not separable"
+        return "", f"not separable: {names}"
     parts = []
     for other in others:
         ratio = sampled[first.store].ratio(sampled[other.store])
