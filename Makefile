@@ -11,7 +11,7 @@ TESTS := $(wildcard tests/*.py tests/unit tests/property tests/contract tests/ku
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
 .DEFAULT_GOAL := help
-.PHONY: help check install jars demo up down status logs test test-faults test-airflow test-kube lint types imports format bench bench-read bench-growth bench-footprints dashboards images secrets lock clean
+.PHONY: help check install jars demo up down status logs test test-faults test-airflow test-kube lint types imports format bench bench-smoke bench-read bench-growth bench-footprints dashboards images secrets lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,13 +84,16 @@ format: $(INSTALLED) ## Format the code, fix what ruff can fix
 	$(BIN)/ruff check --fix
 
 bench: install ## Measure the figures of docs/benchmarks
-	$(BIN)/logpipe bench
+	$(BIN)/logpipe bench figures
+
+bench-smoke: install ## Every part of the benchmark harness, on a stack of its own: three minutes
+	$(BIN)/logpipe bench run smoke --fresh-stack
 
 bench-read: install ## Only: the same questions to every store and engine, before and after compaction
-	$(BIN)/logpipe bench --only read
+	$(BIN)/logpipe bench figures --only read
 
 bench-growth: install ## Only: starts, queries and checks with a year of history, planted; takes 32 GB of disk
-	$(BIN)/logpipe bench --only growth
+	$(BIN)/logpipe bench figures --only growth
 
 bench-footprints: $(INSTALLED) ## What the middleware for footprints adds to a request (KAFKA=host:port: to a real one as well)
 	$(BIN)/python footprints/bench.py $(if $(KAFKA),--kafka $(KAFKA))

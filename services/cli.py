@@ -46,7 +46,7 @@ COMMANDS = {
     "generator": Command("services.generator.main:main", "server", "Make rows and send them to the ingest API."),
     "alerting": Command("services.alerting.main:main", "server", "Open and resolve alerts when services have errors."),
     "query-api": Command("services.query_api.main:main", "server,lake", "Serve the query API."),
-    "bench": Command("services.bench.main:main", "local", "Measure the pipeline on this machine."),
+    "bench": Command("services.bench.main:main", "bench", "Run benchmarks, check and compare their evidence."),
     "verify": Command("services.verify.main:main", "server,lake", "Compare what the stores hold with the ledger."),
     "replay": Command("services.replay.main:main", "server,lake", "Refill a store from PostgreSQL, exactly once."),
     "maintain": Command("services.maintenance.main:main", "server,lake", "Merge small files and drop old days."),

@@ -1,60 +1,195 @@
-"""`logpipe bench`: parses, measures, publishes."""
+"""`logpipe bench`: the commands that run plans, and check and compare what they measured."""
 
-import tempfile
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from services.bench import figures, generator, growth, ingest, read, sustained
-from services.local.settings import LakeWriter
+from services.bench.cases.command import command as figures
+from services.bench.evidence import surroundings
+from services.bench.evidence.folder import Evidence
+from services.bench.evidence.records import About
+from services.bench.plan.loading import parsed, shipped, text_of
+from services.bench.plan.schema import Plan
+from services.bench.probes.write import bases
+from services.bench.report.diff import diff
+from services.bench.report.publishing import publish, recheck
+from services.bench.run import Run
+from services.bench.target import local
+from services.bench.target.settings import BenchSettings
+from services.bench.target.urls import Target
+from services.core.errors import Invalid, LogpipeError, NeedsOperator
 
-_CASES = ("generator", "ingest", "sustained", "sustained-embedded", "read", "growth")
+_console = Console(highlight=False, soft_wrap=True)
 
 
-@click.command()
-@click.option("--only", type=click.Choice(_CASES), multiple=True, help="Only this; may be repeated.")
-@click.option("--runs", default=5, show_default=True, type=click.IntRange(1), help="Runs of each pair.")
-@click.option("--seconds", default=60, show_default=True, type=click.IntRange(10), help="How long a rate is held.")
-@click.option("--rate", "rates", multiple=True, type=int, default=(30_000, 45_000, 60_000), help="Rows/s, rising.")
-@click.option("--rows", default=10_000_000, show_default=True, type=click.IntRange(1000), help="Logs to read.")
-@click.option("--batches", default=50_000_000, show_default=True, type=click.IntRange(100), help="Planted by growth.")
-@click.option(
-    "--days", default=400, show_default=True, type=click.IntRange(2), help="Day partitions planted by growth."
-)
-@click.option(
-    "--log-files", default=100_000, show_default=True, type=click.IntRange(0), help="Of the lake, planted by growth."
-)
-@click.option("--into", default="docs/benchmarks", show_default=True, help="Folder for the results.")
-def main(
-    only: tuple[str, ...],
-    runs: int,
-    seconds: int,
-    rates: tuple[int, ...],
-    rows: int,
-    batches: int,
-    days: int,
-    log_files: int,
-    into: str,
-) -> None:
-    """Measure the pipeline on this machine and write the results as tables."""
-    console = Console(highlight=False)
-    for case in only or _CASES:
-        console.rule(case)
-        matrices: list[figures.Matrix] = []
-        with tempfile.TemporaryDirectory(prefix="logpipe-bench-") as name:
-            Path(name).chmod(0o755)  # in a closed folder, PostgreSQL's data would lie outside, and would be left behind
-            match case:
-                case "generator":
-                    found = generator.measure(runs)
-                case "ingest":
-                    found = ingest.measure(Path(name), runs, console.print)
-                case "growth":
-                    found = growth.measure(Path(name), batches, days, log_files, max(runs, 21), console.print)
-                case "read":
-                    found, matrices = read.measure(Path(name), rows, max(runs, 7), console.print)
-                case _:
-                    writer: LakeWriter = "embedded" if case == "sustained-embedded" else "spark"
-                    found = sustained.measure(Path(name), writer, sorted(rates), seconds, console.print)
-        page = figures.publish(Path(into), case, found, matrices)
-        console.print(page.read_text())
+class _Command(click.Command):
+    """Shows our own errors as one message, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except LogpipeError as error:
+            raise click.ClickException(str(error)) from error
+
+
+class _Group(click.Group):
+    command_class = _Command
+
+
+@click.group(cls=_Group)
+def main() -> None:
+    """Measure the pipeline, and show what a sceptic can check."""
+
+
+main.add_command(figures)
+
+
+@main.command()
+@click.argument("plan")
+@click.option("--into", type=click.Path(path_type=Path), help="Folder of the evidence; one with a cut-off run goes on.")
+@click.option("--fresh-stack", is_flag=True, help="Measure a local stack of its own, which is deleted afterwards.")
+@click.option("--beside-rows", is_flag=True, help="Write into the dataset although it holds rows of somebody else.")
+def run(plan: str, into: Path | None, fresh_stack: bool, beside_rows: bool) -> None:
+    """Run PLAN, a shipped plan or a YAML file, and write a report.
+
+    Without --fresh-stack, the stack is the one at LOGPIPE_QUERY_URL and LOGPIPE_INGEST_URL, or else the local stack.
+    """
+    text = text_of(plan)
+    checked = parsed(text, f"{plan}.yaml" if plan in shipped() else plan)
+    folder = into or Path("bench-results") / f"{checked.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    with _target(checked, fresh_stack) as target:
+        if problem := target.problem():
+            raise NeedsOperator(problem)
+        _check_disk(checked, target)
+        _check_faults(checked, target)
+        if not beside_rows and not (folder / "journal.ndjson").exists():
+            _check_empty(checked, target)
+        evidence = _evidence(folder, checked, text, target)
+        _console.print(f"rows of this run have a host that begins with {evidence.about.run}; evidence in {folder}")
+        try:
+            Run(checked, target, evidence, lambda event: _console.print(escape(event))).execute()
+        except KeyboardInterrupt:
+            _console.print(
+                "interrupted: the report has what was measured until now; the same command with --into goes on"
+            )
+        finally:
+            _console.print(f"report: {publish(evidence)}")
+    _console.print((folder / "report.md").read_text(), markup=False)
+
+
+@main.command("recheck")
+@click.argument("folder", type=click.Path(path_type=Path))
+def recheck_command(folder: Path) -> None:
+    """Compute every number of a report again from its evidence. Exits with 1 if one differs."""
+    if problems := recheck(Evidence.open(folder)):
+        raise click.ClickException("\n".join(problems))
+    _console.print(f"{folder}: every number of the report follows from its samples")
+
+
+@main.command("diff")
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+def diff_command(first: Path, second: Path) -> None:
+    """Say what changed from one run to another."""
+    found = diff(Evidence.open(first), Evidence.open(second))
+    table = Table("cell", "response time", "interval", "verdict")
+    for change in found.changes:
+        ratio = change.ratio
+        table.add_row(
+            escape(change.key), f"{ratio.value:.3g}x", f"{ratio.low:.3g}x to {ratio.high:.3g}x", change.verdict
+        )
+    _console.print(table)
+    for title, lines in (
+        ("only in the first", found.only_first),
+        ("only in the second", found.only_second),
+        ("void in one of them, not compared", found.void),
+        ("what else differs", found.surroundings),
+    ):
+        for line in lines:
+            _console.print(f"{title}: {escape(line)}")
+
+
+@contextmanager
+def _target(plan: Plan, fresh_stack: bool) -> Iterator[Target]:
+    settings = BenchSettings()
+    if fresh_stack:
+        _console.print("starting a stack")
+        with local.fresh(settings, spark="lake:spark" in plan.stores) as made:
+            yield made
+    else:
+        with closing(local.running(settings) or Target(settings)) as found:
+            yield found
+
+
+def _evidence(folder: Path, plan: Plan, text: str, target: Target) -> Evidence:
+    """Open the evidence of a run that was cut off, or begin a new one. Raises Invalid."""
+    all_settings = {**os.environ, **target.environment()}
+    settings = {name: value for name, value in all_settings.items() if name.startswith("LOGPIPE_")}
+    started = datetime.now(UTC)
+    about = About(
+        f"bench-{started:%Y%m%d%H%M%S}-{secrets.token_hex(2)}",
+        plan.name,
+        started.isoformat(timespec="seconds"),
+        surroundings.versions(),
+        surroundings.machine(),
+        target.describe(),
+        surroundings.masked(settings),
+    )
+    if not (folder / "journal.ndjson").exists():
+        return Evidence.create(folder, about, text)
+    evidence = Evidence.open(folder)
+    if evidence.plan != text:
+        raise Invalid(f"{folder} has the evidence of another plan: name another folder by --into")
+    for name, ours in (("machine", about.machine), ("versions", about.versions)):
+        if (theirs := getattr(evidence.about, name)) != ours:
+            raise Invalid(f"the {name} have changed since {folder} was begun, from {theirs} to {ours}: begin a new run")
+    evidence.note("resumed")
+    return evidence
+
+
+def _check_disk(plan: Plan, target: Target) -> None:
+    rows = max([*(plan.read.rows if plan.read else []), *([plan.load.rows] if plan.load else []), 0])
+    for rate, seconds in _loads(plan):
+        rows += round(rate * seconds / 60)
+    needed, free = rows * plan.limits.disk_bytes_a_row, target.free_bytes()
+    if free is not None and free < needed:
+        raise NeedsOperator(
+            f"{plan.name} writes about {rows:,} rows, which may take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are"
+            " free: make room, or lower the rows and rates of the plan"
+        )
+
+
+def _loads(plan: Plan) -> Iterator[tuple[float, float]]:
+    """Yield the rows a minute and the seconds of each offer that is known before the run."""
+    if plan.write:
+        seconds = plan.write.seconds + plan.write.warm_up_seconds
+        yield from ((rate, seconds) for rate in plan.write.rates for _ in range(plan.repeats))
+    if plan.knee:
+        yield plan.knee.start, plan.knee.seconds + plan.repeats * plan.knee.hold_seconds
+
+
+def _check_faults(plan: Plan, target: Target) -> None:
+    """Raises Invalid if a component of the plan does not run where the run can kill it."""
+    able = target.components()
+    if missing := [name for name in plan.faults.components if name not in able] if plan.faults else []:
+        there = ", ".join(sorted(able)) or "none, because the stack is not one of this machine"
+        raise Invalid(f"{plan.name} kills {', '.join(missing)}; what runs and can be killed: {there}")
+
+
+def _check_empty(plan: Plan, target: Target) -> None:
+    """Raises NeedsOperator if the dataset holds rows: those of the run would stand among them."""
+    for name, store in bases(plan).items():
+        body = target.get(f"{store.route}/stats", {"cache": "off"})
+        if rows := body[f"{plan.dataset}_count"]:
+            raise NeedsOperator(
+                f"{name} holds {rows:,} rows of {plan.dataset}, and the run would add its own, which nothing removes:"
+                " take --fresh-stack, or --beside-rows if that is meant"
+            )

@@ -15,7 +15,7 @@ import aiohttp
 from services.core.dataset import Dataset
 from services.core.errors import StoreDown, Unreachable
 from services.core.ledger import FORMER_LEDGERS_HEADER, LEDGER_HEADER
-from services.ingest_client.replies import INGEST, error_of, is_duplicate
+from services.ingest_client.replies import INGEST, Accepted, accepted, error_of
 from services.ingest_client.retrying import OnRetry, retried
 
 CONNECT_SECONDS = 5
@@ -66,8 +66,8 @@ class IngestClient:
         self._ledger = await retried(self._get_ledger, self._patience, on_retry)
         return self._ledger
 
-    async def send(self, dataset: Dataset, body: bytes, key: str, on_retry: OnRetry | None = None) -> bool:
-        """Send NDJSON `body` until its rows are stored; returns whether an earlier request had stored them already.
+    async def send(self, dataset: Dataset, body: bytes, key: str, on_retry: OnRetry | None = None) -> Accepted:
+        """Send NDJSON `body` until its rows are stored; returns what the reply says of them.
 
         `key`: the Idempotency-Key, at most 255 ASCII characters. `on_retry`: see `retried`.
 
@@ -92,7 +92,7 @@ class IngestClient:
         self.former_ledgers = frozenset(filter(None, former.split(",")))
         return ledger or ""
 
-    async def _post(self, dataset: Dataset, body: bytes, key: str) -> bool:
+    async def _post(self, dataset: Dataset, body: bytes, key: str) -> Accepted:
         assert self._session is not None, "enter the client first"
         headers = {
             "Content-Type": "application/x-ndjson",
@@ -110,7 +110,7 @@ class IngestClient:
             content = await response.read()
         if response.status != 200:
             raise error_of(response.status, response.headers.get("Retry-After"), content)
-        return is_duplicate(content)
+        return accepted(content)
 
 
 class _Attempt:

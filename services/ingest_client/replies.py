@@ -31,17 +31,20 @@ _BY_STATUS: dict[int, type[LogpipeError]] = {
 _MAX_CHARACTERS = 300  # of a reply that is no problem document, such as a proxy's page
 
 
-class _Accepted(msgspec.Struct):
-    duplicate: bool = False
+class Accepted(msgspec.Struct, frozen=True):
+    """The rows of a request are stored. `duplicate`: by an earlier request with the same key.
 
-
-def is_duplicate(content: bytes) -> bool:
-    """Return whether the rows of this 200 were stored by an earlier request with the same key.
-
-    Raises LogpipeError when `content` is not what the ingest API sends.
+    `batch_id`: the first batch that has rows of the request; 0 from a release that does not name it.
     """
+
+    duplicate: bool = False
+    batch_id: int = 0
+
+
+def accepted(content: bytes) -> Accepted:
+    """Return what a reply of 200 says. Raises LogpipeError when `content` is not what the ingest API sends."""
     try:
-        return msgspec.json.decode(content, type=_Accepted).duplicate
+        return msgspec.json.decode(content, type=Accepted)
     except msgspec.MsgspecError as error:
         raise LogpipeError("the reply is 200, but it is not a reply of the ingest API: check the URL") from error
 

@@ -5,14 +5,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from services.core.errors import Invalid, InvalidRow, KeyReused, Malformed, OtherLedger
+from services.ingest_client.replies import Accepted
 from services.send.chunks import Chunk, Reject
 from services.send.journal import START_OVER, Journal
 
 STALLED_SECONDS = 120
 """An attempt ends when for this long no byte of it went out and no reply came; on a slow link it may take longer."""
 
-Send = Callable[[bytes, str], Awaitable[bool]]
-"""Sends a body under a key, as `IngestClient.send` does, and returns whether ingest had stored it already."""
+Send = Callable[[bytes, str], Awaitable[Accepted]]
+"""Sends a body under a key, as `IngestClient.send` does."""
 
 
 @dataclass(slots=True)
@@ -79,7 +80,7 @@ class Transfer:
         duplicate, refused = False, []
         while chunk.rows:
             try:
-                duplicate = await self._send(b"\n".join(chunk.rows), key)
+                duplicate = (await self._send(b"\n".join(chunk.rows), key)).duplicate
                 break
             except KeyReused:
                 # The key names these very lines: an earlier release parsed them into other rows, and those are stored.

@@ -1,10 +1,13 @@
 """The benchmarks on real components, with few rows and a few seconds: each measures all of its figures."""
 
+import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from services.bench import growth, ingest, sustained
+from services.bench.cases import growth, ingest, sustained
+from services.bench.main import main
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 
@@ -38,3 +41,15 @@ def test_a_planted_history_is_verified_and_every_figure_is_measured(stack_folder
     names = [figure.name for figure in figures]
     assert len(names) == len(set(names)) == 11
     assert all(figure.values[0] > 0 for figure in figures)
+
+
+def test_the_smoke_plan_finds_no_row_and_no_result_that_is_wrong(tmp_path: Path) -> None:
+    folder = tmp_path / "smoke"
+    ended = CliRunner().invoke(main, ["run", "smoke", "--fresh-stack", "--into", str(folder)])
+    assert ended.exit_code == 0, ended.output
+    report = json.loads((folder / "report.json").read_text())
+    # A slow machine may fall behind the schedule or use up the budget, but that is no error of the benchmark.
+    reasons = [reason for void in report["voids"] for reason in void["reasons"] if "the driver" not in reason]
+    assert reasons == []
+    assert "differences" not in report["status"]
+    assert CliRunner().invoke(main, ["recheck", str(folder)]).exit_code == 0

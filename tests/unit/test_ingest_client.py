@@ -33,7 +33,7 @@ from services.core.errors import (
 from services.datasets import find
 from services.ingest_client import client, retrying
 from services.ingest_client.client import IngestClient
-from services.ingest_client.replies import error_of, is_duplicate
+from services.ingest_client.replies import Accepted, accepted, error_of
 from services.ingest_client.retrying import retried
 
 ROW = InvalidRow(3, "level", "is not one of the levels")
@@ -97,11 +97,11 @@ def test_a_pause_that_is_a_date_is_a_second() -> None:
 
 
 def test_a_reply_that_is_not_from_ingest() -> None:
-    assert is_duplicate(b'{"status":"accepted","duplicate":true}')
-    assert not is_duplicate(b'{"status":"accepted"}')
+    assert accepted(b'{"status":"accepted","duplicate":true,"batch_id":7}') == Accepted(True, 7)
+    assert accepted(b'{"status":"accepted"}') == Accepted(False, 0)
     for content in (b"<html>", b"[]", b'{"duplicate":"no"}'):
         with pytest.raises(LogpipeError, match="not a reply of the ingest API"):
-            is_duplicate(content)
+            accepted(content)
     assert type(error_of(302, None, b"")) is LogpipeError
 
 
@@ -192,7 +192,7 @@ async def test_a_body_that_moves_may_take_longer_than_the_stall(monkeypatch: pyt
 
     async with listening(slowly, monkeypatch) as url, IngestClient(url, patience=0, stall=0.5) as sender:
         started = time.monotonic()
-        assert not await sender.send(find("logs"), BODY, "k")
+        assert not (await sender.send(find("logs"), BODY, "k")).duplicate
         assert time.monotonic() - started > 1
 
 

@@ -1,4 +1,4 @@
-"""The pages that `logpipe bench` writes, and what the command measures."""
+"""The pages that `logpipe bench figures` writes, and what the command measures."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from services.bench import figures, generator, sustained
-from services.bench.figures import Figure, Matrix
-from services.bench.main import main
+from services.bench.cases import figures, generator, sustained
+from services.bench.cases.command import command
+from services.bench.cases.figures import Figure, Matrix
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_only_the_named_cases_are_measured_and_published(tmp_path: Path, monkeyp
     monkeypatch.setattr(generator, "measure", by_generator)
     monkeypatch.setattr(sustained, "measure", by_stack)
     options = "--only generator --only sustained-embedded --runs 3 --rate 20 --rate 10 --seconds 10 --into"
-    result = CliRunner().invoke(main, [*options.split(), str(tmp_path)], catch_exceptions=False)
+    result = CliRunner().invoke(command, [*options.split(), str(tmp_path)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert measured == [3, ("embedded", [10, 20], 10)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [

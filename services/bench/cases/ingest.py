@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 
 from services import datasets
-from services.bench.figures import Figure
+from services.bench.cases.figures import Figure
 from services.generator.synthesis import Synthesizer
 from services.ingest_client.client import IngestClient
 from services.local.postgres_files import binary

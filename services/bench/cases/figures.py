@@ -1,17 +1,14 @@
 """What a benchmark found, and the page it is published on."""
 
 import json
-import os
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-_COMPONENTS = ("confluent-kafka", "chdb", "pyspark", "deltalake", "psycopg", "msgspec", "fastapi", "uvicorn")
+from services.bench.evidence.surroundings import machine, versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +69,10 @@ class Matrix:
         )
 
 
-def machine() -> dict[str, str]:
-    """Return a description of the machine that the figures were measured on."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "cpu": models[0].partition(":")[2].strip() if models else platform.machine(),
-        "cores": str(os.cpu_count()),
-        "memory": f"{memory:.0f} GiB",
-        "python": platform.python_version(),
-        **{name: version(name) for name in _COMPONENTS},
-    }
-
-
 def publish(folder: Path, name: str, figures: Sequence[Figure], matrices: Sequence[Matrix] = ()) -> Path:
     """Write `<name>.md` and `<name>.json` into `folder`; the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    measured_on, when = machine(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    measured_on, when = machine() | versions(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     data: dict[str, Any] = {"when": when, "machine": measured_on, "figures": [asdict(f) for f in figures]}
     if matrices:
         data["matrices"] = [

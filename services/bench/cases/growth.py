@@ -18,9 +18,9 @@ from typing import Any
 import httpx
 
 from services import datasets, stores
-from services.bench import planting
-from services.bench.figures import Figure
-from services.bench.planting import History
+from services.bench.cases import planting
+from services.bench.cases.figures import Figure
+from services.bench.cases.planting import History
 from services.core.errors import NeedsOperator
 from services.core.instants import DAY
 from services.generator.load import Load
@@ -141,5 +141,5 @@ def _check_disk(folder: Path, batches: int) -> None:
     if free < needed:
         raise NeedsOperator(
             f"{folder} has {free >> 30} GiB left and this takes {needed >> 30}: set TMPDIR to a folder with more room,"
-            " or plant less with `logpipe bench --only growth --batches N`"
+            " or plant less with `logpipe bench figures --only growth --batches N`"
         )

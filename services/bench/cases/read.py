@@ -22,7 +22,7 @@ import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
 
 from services import datasets, stores
-from services.bench.figures import Figure, Matrix
+from services.bench.cases.figures import Figure, Matrix
 from services.generator.load import Load
 from services.ingest_client.client import IngestClient
 from services.lake.schema import layout

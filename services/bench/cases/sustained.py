@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from services import datasets, stores
-from services.bench.figures import Figure
+from services.bench.cases.figures import Figure
 from services.generator.load import Load, Report
 from services.ingest_client.client import IngestClient
 from services.local import freshness

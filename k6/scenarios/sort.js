@@ -1,0 +1,10 @@
+// The first 100 rows by level.
+import { options as configured } from '../lib/config.js';
+import { query } from '../lib/requests.js';
+
+export { handleSummary } from '../lib/summary.js';
+export const options = configured();
+
+export default function () {
+  query('logs', { order_by: 'level', limit: 100, count: 'none' });
+}
