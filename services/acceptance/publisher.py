@@ -204,7 +204,7 @@ class SlotPublisher:
         if name not in self._datasets:
             raise NeedsOperator(
                 f"slot {self.lease.slot} holds batches of dataset {name!r}, which this process does not know: let a"
-                " newer ingest API publish them"
+                " newer process that accepts rows publish them"
             )
         return self._datasets[name]
 

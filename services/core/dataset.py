@@ -36,6 +36,8 @@ class Column:
     `derived_from` = (json column, field): ingest takes the value from that field of that column's object ('' when the
     field is absent). The column itself is not on the wire, so that every store holds the same value.
 
+    `required`: must be True for the kinds `timestamp` and `uuid`, which have no value that means missing.
+
     `added`: the dataset had rows before it had this column. A line leaves the column out where its value is missing, so
     that the lines of the older rows stay as they were.
     """
@@ -50,6 +52,8 @@ class Column:
     def __post_init__(self) -> None:
         if not self.wire:
             object.__setattr__(self, "wire", self.name)
+        if self.kind in ("timestamp", "uuid") and not self.required and not self.added:
+            raise ValueError(f"column {self.name}: a {self.kind} has no missing value, so it must be required")
         if self.added and (self.required or self.kind in ("timestamp", "uuid")):
             raise ValueError(f"column {self.name}: an added column must be optional, and of a kind that can be missing")
         if self.derived_from and self.required:
@@ -57,7 +61,7 @@ class Column:
 
 
 ID = Column("id", "number")
-CREATED_AT = Column("created_at", "timestamp")
+CREATED_AT = Column("created_at", "timestamp", required=True)
 SYSTEM_COLUMNS = ("id", "created_at")
 
 # Stores differ in other kinds: in where an order places a missing number, and in how they sort UUIDs. The code that

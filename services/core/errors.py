@@ -25,7 +25,9 @@
     ├── Fenced                   500  another process owns this slot or partition now; stop
     └── NeedsOperator            500  to go on could lose or double rows; the message says what to do
 
-Adapters translate their driver's errors into these; nothing above an adapter sees a driver's error.
+Adapters translate their driver's errors into these, so that nothing above an adapter sees a driver's error. There is
+one exception: the committer has to tell PostgreSQL's own errors apart (a refused value, a missing partition, an
+ambiguous COMMIT), so the functions that it calls inside its transaction do not translate them.
 """
 
 

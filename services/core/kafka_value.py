@@ -16,8 +16,9 @@ A reader must not load a message of a newer version, or with more columns than i
 Every version keeps the key, `created_at` and `rows` as they are here, so that an older publisher can tell which of its
 batches are in the topic (`batch_and_rows`).
 
-The functions are pure. The ingest API and Spark's warm-up encode; stream-to-store, the publisher and alerting decode.
-Spark decodes by expressions of its own (`spark_jobs/parsing.py`), made of the constants here.
+The functions are pure. The committer, the publisher and Spark's warm-up call `encode`; stream-to-store calls `decode`.
+The publisher reads only the key and the number of rows of a message (`batch_and_rows`); alerting reads the version and
+the lines. Spark decodes by expressions of its own (`spark_jobs/parsing.py`), made of the constants here.
 """
 
 import re

@@ -78,7 +78,7 @@ SINK_ROWS = Metric("logpipe_sink_rows_total", "counter", "Rows written to a stor
 SINK_WRITE_SECONDS = Metric(
     "logpipe_sink_write_seconds",
     "histogram",
-    "Time of one insert of a block group.",
+    "Time of one write of a block group, with its dead letters and retries; of Spark: of one micro-batch.",
     ("store", "dataset"),
     _SECONDS,
 )
@@ -92,7 +92,7 @@ SINK_LAG_OFFSETS = Metric(
     "logpipe_sink_lag_offsets", "gauge", "Offsets committed in the topic and not yet loaded.", ("store", "dataset")
 )
 DEAD_LETTERS = Metric(
-    "logpipe_sink_dead_letters_total", "counter", "Rows sent to the dead letters.", ("store", "dataset")
+    "logpipe_sink_dead_letters_total", "counter", "Rows dead-lettered; of Spark: rows rejected.", ("store", "dataset")
 )
 FRESHNESS_SECONDS = Metric(
     "logpipe_sink_freshness_seconds",

@@ -81,7 +81,8 @@ class BaseWriter(Protocol):
     def end_writes(self, dataset: Dataset) -> None:
         """End every write of the dataset's rows that runs in the store, also of other processes. Raises StoreDown.
 
-        Called by a replay, which drops the pending ranges of others. A living writer completes its writes afterwards.
+        Called by a replay, which drops the pending ranges of others, and by `logpipe slots resolve`. A living writer
+        completes its writes afterwards.
         """
 
 
@@ -150,7 +151,8 @@ class KeepsRejects(Protocol):
 class BaseReader(Protocol):
     """What every reader of a store offers. `name` is the store's name (see `stores.Store`).
 
-    Called by the query API, `verify`, `replay` and `slots resolve`, by several threads at once.
+    Called by the query API, `verify`, `replay`, `slots resolve`, the publisher (`rows_of`) and stream-to-store
+    (`table_id`, `execute`), by several threads at once.
     """
 
     name: ClassVar[str]

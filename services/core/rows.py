@@ -1,8 +1,8 @@
-"""From the bytes of a request to canonical rows, and from canonical rows to the bytes every store receives.
+"""Decodes request bodies into canonical rows, and encodes canonical rows into the lines that every store receives.
 
 A row in canonical form is a tuple `(id, created_at, *columns)` in the dataset's order, with the value types of
 `dataset.Kind`. Its line is that tuple as one JSON object, times as integer microseconds. An added column whose value is
-missing is left out. A Kafka value is such lines joined by newlines, and a checksum is the sum of the lines' hashes.
+missing is left out. A Kafka value is such lines, each ended by a newline. A checksum is the sum of the lines' hashes.
 Each store's rows, read back into canonical form, must give the same lines again: that is what `verify` compares.
 """
 

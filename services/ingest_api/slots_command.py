@@ -63,7 +63,7 @@ def resolve_stuck(numbers: tuple[int, ...], names: tuple[str, ...]) -> None:
             with _leased(connection, url, owner, slot) as lease:
                 for resolved in resolve(connection, lease, known, sinks, open_producer, open_reader):
                     _say(slot, resolved, own_progress)
-            click.echo(f"slot {slot} is free: an ingest API publishes what is left of it within seconds")
+            click.echo(f"slot {slot} is free: a process that accepts rows publishes what is left of it within seconds")
 
 
 def _sink(kafka_url: str, reader: StoreReader) -> Sink:

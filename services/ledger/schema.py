@@ -21,8 +21,8 @@ def require(connection: Connection) -> None:
 def build_index(connection: Connection) -> None:
     """Build the index on batches that a ledger of version 1 lacks. Blocks for a minute for 50 million batches.
 
-    Called by the ingest API's maintenance. Other processes go on writing meanwhile. Nothing happens when the index
-    exists, or while another process builds it. `connection` is in no transaction. Raises StoreDown.
+    Called by the maintenance of a process that accepts rows. Other processes go on writing meanwhile. Nothing happens
+    when the index exists, or while another process builds it. `connection` is in no transaction. Raises StoreDown.
     """
     with translated():
         if _has_index(connection):

@@ -13,8 +13,9 @@ from services.query_api.query_threads import QueryThreads
 class Engine:
     """One way to read one store. An engine has threads of its own, so one that hangs blocks no other engine.
 
-    `source` is its name in replies, `name` its name in errors and metrics. `default_reader` is the reader of the
-    store's default engine, whose watermark holds for all engines, because they read the same data.
+    `source` is its name in replies, `name` its name in metrics and in the errors of its threads; a reader names itself
+    in its own errors. `default_reader` is the reader of the store's default engine, whose watermark holds for all
+    engines, because they read the same data.
     """
 
     def __init__(

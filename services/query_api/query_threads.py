@@ -1,7 +1,7 @@
-"""The threads in which the queries of one store run, separate from the threads of every other store.
+"""The threads in which the queries of one engine run (or reports, or queries of the ledger).
 
-A request waits for its query on the event loop, so it occupies no thread that another request needs. A store that hangs
-occupies its own threads only.
+A request waits for its query on the event loop, so it occupies no thread that another request needs. An engine that
+hangs occupies its own threads only.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ from services.core.stopping import Stop
 from services.runtime.threads import Threads
 
 THREADS = 8
-"""The number of queries of a store that run at the same time."""
+"""The most queries of one engine at the same time. The reader of an engine may run fewer."""
 
 PLACES = 64
-"""The number of queries of a store that run or wait for a thread. A further query is refused."""
+"""The number of queries of one engine that run or wait for a thread. A further query is refused."""
 
 Result = TypeVar("Result")
 

@@ -1,4 +1,6 @@
-"""The log formats `logpipe send` knows: a table. A new format is one more entry of FORMATS.
+"""The log formats that a regular expression describes: a table. A new one is one more entry of FORMATS.
+
+`parse.py` has the two formats of JSON, `ndjson` and `docker`.
 
 A layout is a time format and a regular expression that must match the whole line (without trailing blanks). Its
 groups `timestamp`, `level`, `service`, `host` and `message` fill the columns of that name; every other group

@@ -2,9 +2,9 @@
 
 One insert flushes all assigned partitions: the ranges to write go to sink_progress as pending ranges, by
 compare-and-set; the store gets the blocks; the ranges are marked done. After a failed write, and for pending ranges
-that a consumer finds when partitions are assigned to it, the outcome of the former attempt is unknown: the store
-completes it (`StoreWriter.complete`). A store whose own transactions hold its position needs no pending ranges
-(`ports.OwnProgressWriter`).
+that a consumer finds when partitions are assigned to it, the outcome of the former attempt is unknown: a SinkWriter
+completes it (`complete`). An OwnProgressWriter needs neither: its own position says what is stored, and after a failure
+the consumer calls `rejections` and `write`.
 
 The loop's states (`streams.loop.State`) are the consumer's: UNLOADED, its backlog is empty; READING, the backlog grows
 until a write is due; PAUSED, a write failed and is repeated; STOPPED, an operator is needed. When `load` finds pending

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from services.core.dataset import Alert, Column, Dataset
+from services.core.dataset import Alert, Column, Dataset, Kind
 from services.core.queries import ListQuery
 from services.datasets.footprints import DATASET as FOOTPRINTS
 from services.stores.memory import MemoryStore
@@ -65,3 +65,9 @@ def test_a_list_is_ordered_by_the_time_of_its_dataset() -> None:
     assert query.order_by == "footprint_time"
     assert query.newest_first
     assert MemoryStore().execute(query, 9).rows == []
+
+
+@pytest.mark.parametrize("kind", ["timestamp", "uuid"])
+def test_a_column_whose_kind_has_no_missing_value_must_be_required(kind: Kind) -> None:
+    with pytest.raises(ValueError, match=f"a {kind} has no missing value, so it must be required"):
+        Column("seen", kind)

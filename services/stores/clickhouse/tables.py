@@ -15,7 +15,7 @@ from services.stores.clickhouse import rollups, views
 from services.stores.clickhouse.client import connect, translated
 from services.stores.clickhouse.names import quoted, stored
 
-_REMEMBERED_BLOCKS = 100_000  # whose tokens the table keeps: most of a day, at one block a second and partition
+_REMEMBERED_BLOCKS = 100_000  # the newest inserts, whose tokens the table keeps: 28 hours at one insert a second
 _DROP_TIMEOUT = 60  # seconds
 
 _TYPES = {

@@ -1,8 +1,8 @@
 """PostgreSQL: the store that shares its transaction with the ledger.
 
 Each dataset has a table that is partitioned by the day of acceptance. All rows of a batch are accepted on one day, so
-the ingest API copies them directly into that day's partition (`copy_statement`), in the transaction that writes their
-ledger entry. This package holds the tables, the reader, the rollups and the retention.
+the process that accepts them copies them directly into that day's partition (`copy_statement`), in the transaction that
+writes their ledger entry. This package holds the tables, the reader, the rollups and the retention.
 """
 
 from services.core.dataset import Dataset

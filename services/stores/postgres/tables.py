@@ -75,8 +75,8 @@ def _prepare(connection: Connection, dataset: Dataset) -> None:
 def require(connection: Connection, dataset: Dataset) -> None:
     """Raise StoreDown, which names `logpipe migrate`, until the table has every column that its description has.
 
-    Called by the ingest API before it writes. Columns of a newer release are accepted. Raises NeedsOperator when the
-    table differs from the description in what `logpipe migrate` cannot add.
+    Called by a process that accepts rows before it writes. Columns of a newer release are accepted. Raises
+    NeedsOperator when the table differs from the description in what `logpipe migrate` cannot add.
     """
     with translated():
         found = _column_types(connection, dataset)
