@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator, StoreDown
-from services.core.kafka_value import batch_and_rows
+from services.core.kafka_value import announced
 from services.core.ledger import Batch, Part
 from services.core.ports import PartitionReader
 from services.ledger import batches as ledger_batches
@@ -52,19 +52,19 @@ class TopicLog:
     ) -> dict[int, tuple[tuple[Part, ...], int]]:
         """Search the topic from the offsets `starts` (by partition) for `batches` (by id): batch id -> parts, rows.
 
-        A message that does not announce the number of its rows is foreign, and the stores refuse it, too. Waits for the
-        end of open transactions of other slots, which hide messages.
+        A message that does not announce the number of its rows and when its batch was accepted is foreign. Waits for
+        the end of open transactions of other slots, which hide messages.
         """
         parts: dict[int, list[Part]] = {}
         rows: dict[int, int] = {}
         for messages, _ in read_to_end(self._reader, self.dataset.topic, starts):
             for message in messages:
-                if (found := batch_and_rows(message)) is None:
+                if (found := announced(message)) is None:
                     continue
-                batch_id, count = found
-                if batch_id in batches:
-                    parts.setdefault(batch_id, []).append(Part(message.partition, message.offset))
-                    rows[batch_id] = rows.get(batch_id, 0) + count
+                batch = batches.get(found.batch_id)
+                if batch and batch.created_at == found.created_at:
+                    parts.setdefault(batch.batch_id, []).append(Part(message.partition, message.offset))
+                    rows[batch.batch_id] = rows.get(batch.batch_id, 0) + found.rows
         self._reader.assign({})
         return {batch_id: (tuple(parts[batch_id]), rows[batch_id]) for batch_id in sorted(parts)}
 

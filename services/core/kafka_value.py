@@ -14,10 +14,10 @@ are also sent to the topic of the alert.
 
 A reader must not load a message of a newer version, or with more columns than it knows: it would leave something out.
 Every version keeps the key, `created_at` and `rows` as they are here, so that an older publisher can tell which of its
-batches are in the topic (`batch_and_rows`).
+batches are in the topic (`announced`).
 
 The functions are pure. The committer, the publisher and Spark's warm-up call `encode`; stream-to-store calls `decode`.
-The publisher reads only the key and the number of rows of a message (`batch_and_rows`); alerting reads the version and
+The publisher reads only the key and the number of rows of a message (`announced`); alerting reads the version and
 the lines. Spark decodes by expressions of its own (`spark_jobs/parsing.py`), made of the constants here.
 """
 
@@ -25,6 +25,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -132,23 +133,35 @@ def decode(message: Message) -> Envelope:
     return Envelope(message, batch_id, created_at, rows, problem)
 
 
-def batch_and_rows(message: Message) -> tuple[int, int] | None:
-    """Return the batch of a message and the number of its rows, by the key and a header; None of a foreign message.
+class Announced(NamedTuple):
+    """What the key and the headers of a message say: its batch, when that was accepted (microseconds), and its rows."""
+
+    batch_id: int
+    created_at: int
+    rows: int
+
+
+def announced(message: Message) -> Announced | None:
+    """Return what a message says about itself; None of a foreign message.
 
     For the publisher, which counts a batch's messages. It holds for messages of newer versions, too.
     """
-    rows = _number(message.headers, ROWS_HEADER)
-    if rows is None:
+    created_at, rows = (_number(message.headers, name) for name in (CREATED_AT_HEADER, ROWS_HEADER))
+    if created_at is None or rows is None:
         return None
     try:
-        return batch_of_key(message.key), rows
+        return Announced(batch_of_key(message.key), created_at, rows)
     except ValueError:
         return None
 
 
 def has_newer_version(message: Message) -> bool:
-    """Return whether a message of any of the topics is of a newer version than VERSION."""
-    return _believed(message.headers, VERSION_HEADER) > VERSION
+    """Return whether a message of any of the topics is of a newer version than VERSION.
+
+    A message without the headers that every version keeps is foreign, and its version is not believed.
+    """
+    kept = (_number(message.headers, name) for name in (CREATED_AT_HEADER, ROWS_HEADER))
+    return _believed(message.headers, VERSION_HEADER) > VERSION and None not in kept
 
 
 def is_newer(message: Message, dataset: Dataset) -> bool:

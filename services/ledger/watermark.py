@@ -41,8 +41,10 @@ class _Mark:
     """One store's watermark of one dataset, as last computed here. Times are monotonic.
 
     `table_id`: the table that was there when it was last looked at, of a sink at `table_seen_at`; '' if there was none.
+    `returned`: the watermark that was returned last. A running replay keeps it below the saved one.
     """
 
+    returned: int = 0
     saved: Saved = field(default_factory=lambda: Saved(epoch=-1))
     saved_at: float = float("-inf")
     table_id: str = ""
@@ -115,12 +117,14 @@ class Watermarks:
                 mark.table_id = position.table_id
                 with self._pool.connection() as connection:
                     return self._advance(connection, mark, reader, dataset, position, settled)
-            if time.monotonic() - mark.table_seen_at > _TABLE_SECONDS:
-                mark.table_id, mark.table_seen_at = reader.table_id(dataset), time.monotonic()
+            table_id, seen_at = mark.table_id, mark.table_seen_at
+            if time.monotonic() - seen_at > _TABLE_SECONDS:
+                table_id, seen_at = reader.table_id(dataset), time.monotonic()
             with self._pool.connection() as connection:
                 _resume(connection, mark, reader.name, dataset.name)
                 position = reading.sink_position(connection, reader.name, dataset.name)
-                _refuse_another_table(reader.name, dataset.name, mark.table_id, position.table_id)
+                _refuse_another_table(reader.name, dataset.name, table_id, position.table_id)
+                mark.table_id, mark.table_seen_at = table_id, seen_at  # `last_known` believes this table
                 return self._advance(connection, mark, reader, dataset, position, settled)
 
     def last_known(self, reader: StoreReader, dataset: Dataset) -> int:
@@ -137,7 +141,7 @@ class Watermarks:
             is_same = _covers(reader.position(dataset), mark.saved.position)
         else:
             is_same = reader.table_id(dataset) == mark.table_id
-        return mark.saved.batch_id if is_same else 0
+        return mark.returned if is_same else 0
 
     def lag(self, dataset: Dataset, watermark: int) -> Lag:
         """Return the batches of `dataset` above `watermark`, counted up to 100,000."""
@@ -173,7 +177,8 @@ class Watermarks:
             saved_watermarks.raise_to(connection, risen, reader.name, dataset.name)
             mark.saved_at = time.monotonic()
         mark.saved = risen
-        return min(risen.batch_id, stop) if replay else risen.batch_id
+        mark.returned = min(risen.batch_id, stop) if replay else risen.batch_id
+        return mark.returned
 
     def _topic_numbers(self, connection: Connection, topic: str, topic_id: str) -> TopicNumbers:
         """A topic's number never changes once it has one."""

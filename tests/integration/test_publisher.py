@@ -19,7 +19,7 @@ from services.acceptance.publisher import MessageCache, SlotKafka, SlotPublisher
 from services.core.dataset import Dataset
 from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.instants import DAY
-from services.core.kafka_value import batch_and_rows
+from services.core.kafka_value import announced
 from services.core.ledger import Batch
 from services.core.rows import RowCodec
 from services.ledger import batches
@@ -107,9 +107,8 @@ class Bench:
             reader.assign({partition: low for partition, (low, _) in bounds.items()})
             while any(reader.read_up_to().get(p, 0) < end for p, (_, end) in bounds.items()):
                 for message in reader.poll(1.0):
-                    if own := batch_and_rows(message):  # not one of the foreign messages of another test
-                        batch_id, rows = own
-                        found[batch_id] = found.get(batch_id, 0) + rows
+                    if own := announced(message):  # not one of the foreign messages of another test
+                        found[own.batch_id] = found.get(own.batch_id, 0) + own.rows
         finally:
             reader.close()
         return found
@@ -215,8 +214,14 @@ def test_a_message_with_the_key_of_a_batch_in_doubt_is_no_part_of_it(
         with pytest.raises(StoreDown):
             dead.step(bench.connection)
     foreign = Producer({"bootstrap.servers": kafka_url})
-    unannounced: list[dict[str, str | bytes | None]] = [{}, {"rows": b""}, {"rows": b"ten"}]
-    for headers in unannounced:
+    foreign_headers: list[dict[str, str | bytes | None]] = [
+        {},
+        {"rows": b""},
+        {"rows": b"ten"},
+        {"rows": b"10"},
+        {"rows": b"10", "created_at": b"5"},
+    ]
+    for headers in foreign_headers:
         foreign.produce(DATASET.topic, b"{}\n", b"%d:0" % min(own), 0, headers=headers)
     assert foreign.flush(30) == 0
     heir = bench.publisher()

@@ -381,6 +381,34 @@ def test_without_the_ledger_a_table_created_again_is_not_asked_at_the_old_point(
     assert watermarks.last_known(cast(StoreReader, reader), DATASET) == 0
 
 
+def test_a_refused_table_is_not_asked_without_the_ledger_either(ledger: Pool) -> None:
+    """The gauges ask for the watermark every few seconds, also while the table is refused."""
+    accept(ledger, 3)
+    stand(ledger, {0: 100})
+    reader, watermarks = Reader("sink"), Watermarks(ledger)
+    assert of(watermarks, reader) == 3
+    reader.table = "another"
+    watermarks._marks[reader.name, DATASET.name].table_seen_at = float("-inf")
+    with pytest.raises(StoreDown, match="was created again"):
+        of(watermarks, reader)
+    assert watermarks.last_known(cast(StoreReader, reader), DATASET) == 0
+
+
+def test_without_the_ledger_a_running_replay_still_holds_the_watermark(ledger: Pool) -> None:
+    accept(ledger, 3)
+    stand(ledger, {0: 100})
+    reader, watermarks = Reader("sink"), Watermarks(ledger)
+    assert of(watermarks, reader) == 3
+    with ledger.connection() as connection:
+        connection.execute(
+            "INSERT INTO replays (store, dataset, id, next_batch, last_batch, table_id)"
+            " VALUES (%s, %s, gen_random_uuid(), 2, 3, 'table')",
+            (reader.name, DATASET.name),
+        )
+    assert of(watermarks, reader) == 1
+    assert watermarks.last_known(cast(StoreReader, reader), DATASET) == 1
+
+
 def test_a_ledger_with_batches_gets_its_index_beside_their_use(own_postgres_url: str) -> None:
     valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('batches_dataset')"
     with connect(own_postgres_url) as connection:
