@@ -62,9 +62,9 @@ class TrafficRenderer(Renderer):
         ]
         values = [f"min(CASE WHEN reached * 100 >= total * {each:d} THEN duration END)" for each in PERCENTILES]
         text = f"""
-            WITH requests AS ({requests.text}),
+            WITH taken AS ({requests.text}),
             counted AS (
-                SELECT method, endpoint, bucket, count(*) AS part FROM requests GROUP BY method, endpoint, bucket
+                SELECT method, endpoint, bucket, count(*) AS part FROM taken GROUP BY method, endpoint, bucket
             ), summed AS (
                 SELECT method, endpoint, bucket, part,
                        sum(part) OVER (PARTITION BY method, endpoint ORDER BY bucket) AS reached,
@@ -85,8 +85,8 @@ class TrafficRenderer(Renderer):
                 SELECT method, endpoint, bucket, total, below FROM placed_by_endpoint WHERE place <= {query.limit:d}
             ), single AS (
                 SELECT wanted.method, wanted.endpoint, wanted.bucket, total, below, duration, count(*) AS part
-                FROM wanted JOIN requests ON requests.method = wanted.method
-                     AND requests.endpoint = wanted.endpoint AND requests.bucket = wanted.bucket
+                FROM wanted JOIN taken ON taken.method = wanted.method
+                     AND taken.endpoint = wanted.endpoint AND taken.bucket = wanted.bucket
                 GROUP BY 1, 2, 3, 4, 5, 6
             ), ranked AS (
                 SELECT method, endpoint, total, duration,

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from services import stores
-from services.local import footprint_demo, freshness, view
+from services.local import freshness, view
 from services.local.freshness import Freshness
 from services.local.main import Command
 from services.local.settings import LocalSettings
@@ -53,6 +53,8 @@ def demo(what: str, rate: int, seconds: int) -> None:
         console.width = _PLAIN_WIDTH
     settings = LocalSettings()
     if what == "footprints":
+        from services.local import footprint_demo  # needs the distribution request-footprints
+
         footprint_demo.show(console, settings, seconds)
         return
     view.bring_up(console, Stack(settings))

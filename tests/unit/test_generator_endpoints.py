@@ -17,6 +17,7 @@ from services.core.errors import Invalid
 from services.core.rows import RowCodec
 from services.generator import main
 from services.generator.settings import GeneratorSettings
+from services.ingest_client.replies import Accepted
 
 
 class FakeClient:
@@ -37,7 +38,7 @@ class FakeClient:
 
     async def __aexit__(self, *error: object) -> None: ...
 
-    async def send(self, dataset: Dataset, body: bytes, key: str, on_retry: object) -> bool:
+    async def send(self, dataset: Dataset, body: bytes, key: str, on_retry: object) -> Accepted:
         if self.refusing:
             self.refused += body.count(b"\n")
             raise Invalid("as told")
@@ -47,7 +48,7 @@ class FakeClient:
             self.ids += rows.columns[0]
         if dataset.name == "footprints":
             self.times += rows.columns[2]
-        return False
+        return Accepted(duplicate=False, batch_id=1)
 
 
 @pytest.fixture
