@@ -61,7 +61,7 @@ class DeadLettered(NamedTuple):
 
 # The types are bounded by what PostgreSQL's index of the dead letters can hold, 2,704 bytes an entry: no message of
 # another program can stop the index. Names of stores, datasets and topics have only the characters of Kafka's topics.
-_Name = Annotated[str, msgspec.Meta(max_length=249, pattern="^[A-Za-z0-9._-]*$")]
+_Name = Annotated[str, msgspec.Meta(max_length=249, pattern=r"^[A-Za-z0-9._-]*\Z")]
 _Int = Annotated[int, msgspec.Meta(ge=-1, lt=1 << 31)]
 _BigInt = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)]
 

@@ -30,6 +30,9 @@ one exception: the committer has to tell PostgreSQL's own errors apart (a refuse
 ambiguous COMMIT), so the functions that it calls inside its transaction do not translate them.
 """
 
+UNEXPECTED = "unexpected error; the log of this process has it"
+"""The detail of the reply to a request that met a bug: the traceback is for the log only."""
+
 
 class LogpipeError(Exception):
     status = 500

@@ -51,8 +51,12 @@ HASH_HEADER = "xxh3"
 MAX_NUMBER = 9999
 """The largest number in the header `columns` or `version` that is believed. A larger one is ignored."""
 
-KEY_PATTERN = "^[0-9]{1,11}:[0-9]{1,9}$"
-"""The keys of a dataset's topic: a pattern that Python and Java read alike. `ids.MAX_BATCH` has 11 digits."""
+KEY_PATTERN = "^[0-9]{1,11}:[0-9]{1,9}(?![^:]|:)"
+"""The keys of a dataset's topic: a pattern that Python and Java read alike. `ids.MAX_BATCH` has 11 digits.
+
+The end says that no character follows. `$` would also match before a last line break, of which Java knows more than
+Python, and Spark takes the backslash of a pattern for its own.
+"""
 KEY_SEPARATOR = ":"
 
 _MOST_DIGITS = 18  # of a number that Spark reads as a BIGINT

@@ -18,13 +18,14 @@ from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import NamedTuple
 
-from services.core.errors import LogpipeError, StoreDown
+from services.core.errors import UNEXPECTED, LogpipeError, StoreDown
 from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.core.queries import Query, QueryResult
 from services.core.stopping import Stop
 from services.lake import NAME
 from services.lake.embedded import EmbeddedReader, OutOfMemory
 from services.lake.reader import Limit
+from services.runtime import logs
 from services.runtime.settings import LakeSettings
 
 PROCESSES = 2
@@ -39,16 +40,23 @@ PROCESS_BYTES = 512 << 20
 A process that has needed half of that is replaced: the allocator keeps the memory.
 """
 
+_log = logs.get("lake")
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["__main__", "services.lake.preloaded"])
 
 _Failure = tuple[type[LogpipeError], tuple[object, ...], dict[str, object]]
 
 
+class _Bug(NamedTuple):
+    """An error that no code expected. The calling process logs it, because its log is the one that is configured."""
+
+    traceback: str
+
+
 class _Reply(NamedTuple):
     """`is_worn`: the process has used so much memory that it must be replaced."""
 
-    result: QueryResult | _Failure
+    result: QueryResult | _Failure | _Bug
     is_worn: bool
 
 
@@ -107,6 +115,9 @@ class _Worker:
             self._end()
         if isinstance(reply.result, QueryResult):
             return reply.result
+        if isinstance(reply.result, _Bug):
+            _log.error("unexpected error", exception=reply.result.traceback)
+            raise LogpipeError(UNEXPECTED)
         raise _error(reply.result)
 
     def kill(self) -> None:
@@ -174,15 +185,15 @@ def _serve_all(
         os._exit(1)  # otherwise the calling process would wait for a thread that has ended
 
 
-def _executed(reader: EmbeddedReader, query: Query, as_of: int, seconds: float) -> QueryResult | _Failure:
+def _executed(reader: EmbeddedReader, query: Query, as_of: int, seconds: float) -> QueryResult | _Failure | _Bug:
     try:
         return reader.execute(query, as_of, seconds)
     except LogpipeError as error:
         return type(error), error.args, vars(error)
     except MemoryError:
         return OutOfMemory, OutOfMemory().args, {}
-    except Exception:  # noqa: BLE001 - the calling process reports any error
-        return LogpipeError, (traceback.format_exc(),), {}
+    except Exception:  # noqa: BLE001 - the calling process logs it
+        return _Bug(traceback.format_exc())
 
 
 def _peak_bytes() -> int:

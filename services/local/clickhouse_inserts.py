@@ -7,11 +7,28 @@ from dataclasses import dataclass
 from chdb.session import Session
 
 _STATEMENT_LIMIT = 1 << 18  # bytes, as max_query_size; what comes later is rows, and is not searched
+# Every quantifier is possessive, so the time grows with the length of the text, whatever the text is. A quoted text or
+# a comment without an end reaches to the end of the statement.
+_QUOTED = "|".join(rf"{quote}(?:[^{quote}\\]++|\\.)*+(?:{quote}|\Z)" for quote in "'\"`")
+_COMMENT = r"(?:--|\#[ !])[^\n]*+|/\*(?:[^*]++|\*(?!/))*+(?:\*/|\Z)"
+_SETTINGS = r"SETTINGS\s++\w++\s*+="
+_FORMAT_END = r"(?:[ \t]*+\r?\n|[ \t]*+;|[ \t]++|\Z)"
+_FORMAT = rf"FORMAT\s++\w++{_FORMAT_END}"
+
+
+def _tokens(end: str) -> str:
+    """Return the pattern of the text before `end`, which is not looked for in quotes and comments."""
+    return rf"(?:{_QUOTED}|{_COMMENT}|(?!(?:{end}))\w++|[^\w'\"`])*+"
+
+
+_NO_ROWS = r"(?:VALUES|SELECT)\b"
 # The match ends with the newline after the name of the format.
 _STATEMENT = re.compile(
-    rb"\s*(?P<target>INSERT\s+INTO\s(?:(?!(?<!`)\b(?:VALUES|SELECT)\b).)*?)\s*"
-    rb"(?P<settings>\bSETTINGS\s+\w+\s*=(?:(?!(?<!`)\b(?:VALUES|SELECT)\b).)*?)?\s*"
-    rb"\bFORMAT\s+(?P<format>\w+)(?:[ \t]*\r?\n|[ \t]*;|[ \t]+|$)",
+    (
+        rf"\s*+(?P<target>INSERT\s++INTO\s{_tokens(f'{_NO_ROWS}|{_SETTINGS}|{_FORMAT}')})"
+        rf"(?P<settings>{_SETTINGS}{_tokens(f'{_NO_ROWS}|{_FORMAT}')})?+"
+        rf"FORMAT\s++(?P<format>\w++){_FORMAT_END}"
+    ).encode(),
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -31,7 +48,8 @@ def parse(text: bytes) -> Insert | None:
     found = _STATEMENT.match(text[:_STATEMENT_LIMIT])
     if found is None:
         return None
-    target, settings, format_name = ((found[name] or b"").decode() for name in ("target", "settings", "format"))
+    parts = ("target", "settings", "format")
+    target, settings, format_name = ((found[part] or b"").rstrip().decode() for part in parts)
     return Insert(target, settings, format_name, memoryview(text)[found.end() :])
 
 
@@ -47,7 +65,8 @@ def run(session: Session, insert: Insert) -> int:
         while rows:
             rows = rows[os.write(descriptor, rows) :]
         source = f"FROM INFILE '/proc/self/fd/{descriptor}' COMPRESSION 'none'"
-        result = session.query(f"{insert.target} {source} {insert.settings} FORMAT {insert.format}")
+        # A line of its own for each part: the one before it may end with a comment.
+        result = session.query(f"{insert.target}\n{source}\n{insert.settings}\nFORMAT {insert.format}")
     finally:
         os.close(descriptor)
     return int(result.rows_written())

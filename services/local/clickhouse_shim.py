@@ -79,6 +79,8 @@ _NOT_SETTINGS = {
     "user",
     "wait_end_of_query",
 }
+_SESSION_SECONDS, _MOST_SESSION_SECONDS = "60", 3600  # as in a ClickHouse server
+_TIMEOUT = re.compile(r"[0-9]{1,4}").fullmatch
 _KILL_QUERY = re.compile(r"\s*KILL\s+QUERY\b", re.IGNORECASE)
 _QUERY_ID = re.compile(r"\bquery_id\b", re.IGNORECASE)
 
@@ -178,7 +180,7 @@ class Engine:
             for name in [n for n, kept in self._kept.items() if kept.until < now and not kept.lock.locked()]:
                 self._kept.pop(name).session.close()
             kept = self._kept.setdefault(arguments["session_id"], _Kept(Session(self._folder)))
-            kept.until = now + float(arguments.get("session_timeout", 60))
+            kept.until = now + int(arguments.get("session_timeout", _SESSION_SECONDS))
         with kept.lock:
             yield kept.session
 
@@ -191,6 +193,17 @@ def _parsed(query: bytes, body: bytes) -> tuple[Insert | None, str]:
         return insert, "" if insert else text.decode()
     except UnicodeDecodeError as error:
         raise QueryError(f"the statement is not UTF-8: {error}", BAD_ARGUMENTS) from error
+
+
+def _check_arguments(arguments: Mapping[str, str], default_format: str) -> None:
+    """Raise QueryError for an argument that no session or no header of the reply can have."""
+    timeout = arguments.get("session_timeout", _SESSION_SECONDS)
+    if not _TIMEOUT(timeout) or int(timeout) > _MOST_SESSION_SECONDS:
+        reason = f"session_timeout {timeout!r} is not a number of seconds up to {_MOST_SESSION_SECONDS}"
+        raise QueryError(reason, BAD_ARGUMENTS)
+    for name, text in (("query_id", arguments.get("query_id", "")), ("default_format", default_format)):
+        if not (text.isascii() and text.isprintable() and text == text.strip()):
+            raise QueryError(f"{name} {text!r} does not fit into a header of the reply", BAD_ARGUMENTS)
 
 
 def _check(statement: str, arguments: Mapping[str, str], read_only: bool) -> None:
@@ -269,7 +282,7 @@ async def _ping(request: Request) -> Response:
 
 async def _query(request: Request) -> Response:
     arguments = dict(request.query_params)
-    headers = {"X-ClickHouse-Query-Id": arguments.get("query_id") or str(uuid.uuid4())}
+    headers: dict[str, str] = {}
     default_format = arguments.get("default_format") or request.headers.get("X-ClickHouse-Format", "TabSeparated")
     arguments |= {k: v for k, v in [("database", request.headers.get("X-ClickHouse-Database"))] if v}
 
@@ -281,6 +294,8 @@ async def _query(request: Request) -> Response:
         return engine.execute(arguments, data, default_format, read_only=request.method != "POST")
 
     try:
+        _check_arguments(arguments, default_format)
+        headers["X-ClickHouse-Query-Id"] = arguments.get("query_id") or str(uuid.uuid4())
         body = await clickhouse_bodies.read(request)
         if not arguments.get("query") and not body:
             return await _ping(request)

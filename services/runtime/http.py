@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
 from services.core import metric_names
-from services.core.errors import Backpressure, Invalid, LogpipeError
+from services.core.errors import UNEXPECTED, Backpressure, Invalid, LogpipeError
 from services.runtime import connections, footprints, logs, metrics
 from services.runtime.auth import Access, Guard
 from services.runtime.health import Readiness
@@ -271,4 +271,4 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     _log.error("unexpected error", path=request.url.path, exc_info=error)
-    return problem(500, "unexpected error; the log of this process has it")
+    return problem(500, UNEXPECTED)

@@ -86,7 +86,7 @@ _MESSAGE = r"(?P<message>.*)"
 _CLIENT = (  # with a port or not: "a.example:51", "::1:53512" (no group of an address has five digits), "2001:db8::17"
     r"[^\s\[\]:]+|(?:[0-9a-fA-F]{1,4}:){7}[0-9a-fA-F]{1,4}(?=:\d+\])|[0-9a-fA-F:.]+?(?=:\d{5}\]|\])|[^\s\[\]]+?"
 )
-_IP = r"\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F.]*:[0-9a-fA-F:.]*:[0-9a-fA-F:.]*"
+_IP = r"\d{1,3}(?:\.\d{1,3}){3}|[0-9a-fA-F.]*+:[0-9a-fA-F.]*+:[0-9a-fA-F:.]*+"
 _VHOST = rf"(?P<vhost>[\w.-]+(?::\d{{1,5}}(?= \S*[.:])|(?= (?:{_IP}) ))) "
 _ACCESS = (
     r"(?P<host>\S+) (?P<ident>\S+) (?P<user>.+?) \[(?P<timestamp>[^\[\]]+)\] "
@@ -210,7 +210,7 @@ FORMATS = {
                     "%y/%m/%d %H:%M:%S", rf"(?P<timestamp>\d\d/\d\d/\d\d \d\d:\d\d:\d\d) {_LEVEL} +{_LOGGER}{_MESSAGE}"
                 ),
                 Layout("%y%m%d %H%M%S", rf"(?P<timestamp>\d{{6}} \d{{6}}) (?P<pid>\d+) {_LEVEL} +{_LOGGER}{_MESSAGE}"),
-                Layout(ISO, rf"\[{_ISO}\] {_LEVEL} +{_MESSAGE} \((?P<service>[\w.$-]+)\)"),  # Kafka
+                Layout(ISO, rf"\[{_ISO}\] {_LEVEL} ++(?:{_MESSAGE} |(?<=  ))\((?P<service>[\w.$-]+)\)"),  # Kafka
                 Layout(
                     "%d-%b-%Y %H:%M:%S.%f",  # Tomcat
                     r"(?P<timestamp>\d\d-[A-Z][a-z]{2}-\d{4} \d\d:\d\d:\d\d\.\d{3}) "

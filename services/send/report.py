@@ -18,8 +18,18 @@ from services.send.transfer import Totals
 _REFRESH_SECONDS = 0.2
 
 
+def printable(text: str) -> str:
+    """Return the text with its control characters escaped, and all others that end a line or are not shown."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class RejectsFile:
-    """Line number, reason and the unchanged line, separated by tabs. The file is made for the first rejected line."""
+    """Line number, reason and the unchanged line, separated by tabs. The file is made for the first rejected line.
+
+    The control characters of a reason are escaped: a reason may quote a part of its line.
+    """
 
     def __init__(self, path: str, *, append: bool) -> None:
         self.path = Path(path)
@@ -32,7 +42,7 @@ class RejectsFile:
         if self._file is None:
             self._file = self.path.open("ab") if self._append else self.path.open("wb")
         for reject in rejects:
-            reason = reject.reason.replace("\t", " ").encode(errors="backslashreplace")
+            reason = printable(reject.reason).encode(errors="backslashreplace")
             self._file.write(b"%d\t%s\t%s\n" % (reject.line, reason, reject.raw.rstrip(b"\r\n")))
         self._file.flush()
 
@@ -61,7 +71,7 @@ class View:
 
     def retrying(self, error: LogpipeError) -> None:
         """Called by the client before it repeats a request; the reason is shown until rows are acked again."""
-        reason = str(error)
+        reason = printable(str(error))
         if not self._trouble and not self._progress.console.is_terminal:
             self._progress.console.print(f"retrying: {reason}")
         self._trouble = f" · retrying: {reason[:120]}"

@@ -1,5 +1,6 @@
 """Lines of access logs as rows of the dataset `footprints`: one row for each request."""
 
+import re
 from collections.abc import Sequence
 from datetime import tzinfo
 
@@ -13,11 +14,17 @@ from services.send.times import Window
 FORMATS_OF_REQUESTS = ("combined", "common")
 """The formats whose message is a request line, such as `GET /items/7?page=2 HTTP/1.1`."""
 
+_is_token = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII).fullmatch  # RFC 9110, 5.6.2
+_ORIGIN = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]*+://[^/?]*+"
+)  # of a request to a proxy; it may name a user and a password
 _encode = msgspec.json.Encoder().encode
 
 
 class RequestParser:
     """A Parser. Query strings and the addresses of clients are left out, as the middleware of footprints does.
+
+    Of a target such as `http://user:password@host/path`, only the path is kept. The target of CONNECT, a host, is kept.
 
     The service is the virtual host of the line; of a line without one, what the options, the format or `origin` say.
     """
@@ -32,12 +39,12 @@ class RequestParser:
         fields, time = self._text.fields(line)
         method, blank, rest = (fields["message"] or "").partition(" ")
         target, _, protocol = rest.rpartition(" ")
-        if not blank or not protocol.startswith("HTTP/") or not method.isalpha():
+        if not blank or not protocol.startswith("HTTP/") or not _is_token(method):
             raise Unparsed("the line has no request such as GET /path HTTP/1.1")
         return _encode(
             {
                 "method": method,
-                "link": target.partition("?")[0],
+                "link": _path(target),
                 "footprint_time": time,
                 "status": int(fields["status"] or 0),
                 "service": fields.get("vhost") or self._service,
@@ -49,6 +56,14 @@ class RequestParser:
 
     def part(self, line: str) -> Part | None:
         return None
+
+
+def _path(target: str) -> str:
+    """Return the path of a request's target, '/' if the target has an origin and no path."""
+    if origin := _ORIGIN.match(target):
+        return target[origin.end() :].partition("?")[0] or "/"
+    path = target.partition("?")[0]
+    return path if path.startswith("/") else path.rpartition("@")[2]
 
 
 def formats_of(dataset: Dataset) -> tuple[str, ...]:

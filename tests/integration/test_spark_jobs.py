@@ -495,7 +495,8 @@ def test_a_message_of_a_newer_release_stops_the_query(world: World) -> None:
         with pytest.raises(PySparkException, match=parsing.NEWER):
             problems(replace(present, headers={**present.headers, **newer}))
     foreign = replace(present, key=b"foreign", headers={**present.headers, "version": b"2", "columns": b"7"})
-    assert problems(foreign) == {"its key is not <batch>:<part>"}
+    for key in (b"foreign", present.key + b"\n", present.key + b"\r", present.key + b"\xc2\x85", b"5:1234567890"):
+        assert problems(replace(foreign, key=key)) == {"its key is not <batch>:<part>"}
     assert problems(replace(present, headers={**present.headers, "version": b"+2", "columns": b" 7"})) == {None}
 
 

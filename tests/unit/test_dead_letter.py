@@ -56,7 +56,7 @@ def test_a_long_value_is_cut(byte: bytes) -> None:
     assert decode(value).batch_id == 7
 
 
-@pytest.mark.parametrize("name", ["\N{SEEDLING}" * 249, "a" * 250, "a b", "\x00"])
+@pytest.mark.parametrize("name", ["\N{SEEDLING}" * 249, "a" * 250, "a b", "\x00", "t\n"])
 def test_a_name_that_the_index_may_not_hold_is_refused(name: str) -> None:
     """The index has store, dataset and topic in one entry of at most 2,704 bytes."""
     letter = {"store": "s", "dataset": "d", "topic": "t", "partition": 0, "offset": 0}

@@ -1,6 +1,7 @@
 """Every format on its own samples, and four formats on whole files, of which every line's fields are known."""
 
 import json
+import re
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from time import process_time
@@ -358,6 +359,43 @@ def test_no_line_takes_long(name: str) -> None:
                 with suppress(Unparsed):
                     chosen.row(line)
                 assert process_time() - started < 0.5, line[:200]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_line_with_a_long_run_takes_long(name: str) -> None:
+    chosen = parser(name)
+    for sample in FORMATS[name].samples:
+        starts = [found.start() for found in re.finditer(r"\b", sample)]
+        for at in {0, len(sample), *starts[:: len(starts) // 10 + 1]}:
+            for character in ' [":(':
+                for end in (sample[at:], "x"):
+                    line = sample[:at] + character * 20_000 + end
+                    started = process_time()
+                    chosen.continues(line)
+                    with suppress(Unparsed):
+                        chosen.row(line)
+                    assert process_time() - started < 0.5, (sample[:at], character, end)
+
+
+def test_detecting_the_format_of_a_long_line_does_not_take_long() -> None:
+    started = process_time()
+    assert detect(["[2015-10-18 18:01:47,978] INFO" + " " * 20_000 + "x"], UTC, NOW) == ("log4j", 1)
+    assert detect(["a.example " + ":" * 20_000 + "x"], UTC, NOW) == ("", 0)
+    assert process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("blanks", "message", "service"),
+    [
+        (" ", "started (now)", "kafka.Server"),
+        ("   ", "started (now) ", "kafka.Server"),
+        (" ", "", "kafka.Server"),
+        ("  ", "", "kafka.Server"),
+    ],
+)
+def test_a_line_of_kafka_may_have_no_message(blanks: str, message: str, service: str) -> None:
+    found = row("log4j", f"[2015-10-18 18:01:47,978] INFO{blanks}{message} ({service})")
+    assert (found["message"], found["service"]) == (message, service)
 
 
 def test_every_level_word_has_one_meaning() -> None:

@@ -74,7 +74,8 @@ def test_every_row_is_in_one_message_of_the_partition_of_its_key() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [b"", b"5", b":", b"5:", b"-5:0", b" 5:0", b"1_0:0", b"5:x", b"9" * 40 + b":0", b"5:0:0"]
+    "key",
+    [b"", b"5", b":", b"5:", b"-5:0", b" 5:0", b"1_0:0", b"5:x", b"9" * 40 + b":0", b"5:0:0", b"5:0\n", b"5:0\r"],
 )
 def test_a_foreign_key_names_no_batch(key: bytes) -> None:
     with pytest.raises(ValueError, match="is not <batch>:<part>"):

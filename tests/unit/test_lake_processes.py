@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
-from services.core.errors import Invalid, LogpipeError, QueryTimeout, StoreDown
+from services.core.errors import UNEXPECTED, Invalid, LogpipeError, QueryTimeout, StoreDown
 from services.core.ids import first_id
-from services.core.queries import Filters, ListQuery, StatsQuery
+from services.core.queries import Filters, ListQuery, Query, StatsQuery
 from services.core.rows import Row
 from services.core.stopping import Stop
 from services.datasets.logs import DATASET as LOGS
@@ -98,6 +100,15 @@ def test_errors_come_out_of_the_process_as_they_are(reader: ProcessReader, setti
     ):
         unreachable.execute(COUNT, 9)
     assert raised.value.store == "lake"
+
+
+def test_the_traceback_of_a_bug_is_logged_and_not_raised(reader: ProcessReader) -> None:
+    with capture_logs() as logged, pytest.raises(LogpipeError) as raised:
+        reader.execute(cast("Query", None), 9)
+    assert str(raised.value) == UNEXPECTED
+    assert [entry["event"] for entry in logged] == ["unexpected error"]
+    assert "Traceback" in logged[0]["exception"]
+    assert reader.execute(COUNT, 9).rows == [(1,)]
 
 
 def test_closing_ends_the_processes(settings: LakeSettings) -> None:

@@ -26,10 +26,12 @@ from services.core.rows import RowCodec
 from services.datasets import find
 from services.ingest_client import client
 from services.send import transfer
-from services.send.chunks import Chunker
+from services.send.chunks import Chunker, Reject
 from services.send.formats import FORMATS
 from services.send.main import main
-from services.send.parse import Defaults, TextParser
+from services.send.parse import Defaults, TextParser, Unparsed
+from services.send.report import RejectsFile
+from services.send.requests import RequestParser
 from services.send.source import Mark, Source
 from services.send.times import Window
 from services.send.years import of_pipe
@@ -231,6 +233,31 @@ def test_an_access_log_becomes_footprints(ingest: Ingest) -> None:
     assert "no request such as GET /path HTTP/1.1" in Path("access.log.rejects").read_text()
 
 
+@pytest.mark.parametrize(
+    ("request_line", "method", "link"),
+    [
+        ("GET http://user:pw@h/a?x HTTP/1.1", "GET", "/a"),
+        ("GET https://user:pw@h?x HTTP/1.1", "GET", "/"),
+        ("GET /a/http://b/@c?x HTTP/1.1", "GET", "/a/http://b/@c"),
+        ("CONNECT user:pw@h:443 HTTP/1.1", "CONNECT", "h:443"),
+        ("OPTIONS * HTTP/1.1", "OPTIONS", "*"),
+        ("M-SEARCH * HTTP/1.1", "M-SEARCH", "*"),
+        ("VERSION-CONTROL /a HTTP/1.1", "VERSION-CONTROL", "/a"),
+    ],
+)
+def test_the_method_and_the_path_of_a_request(request_line: str, method: str, link: str) -> None:
+    parser = RequestParser(FORMATS["common"], UTC, Window(), Defaults())
+    found = json.loads(parser.row(f'10.1.1.1 - - [10/Oct/2000:13:55:36 +0000] "{request_line}" 200 5'))
+    assert (found["method"], found["link"]) == (method, link)
+
+
+@pytest.mark.parametrize("method", ["", "G(T", "G\u00c9T", "\\x16\\x03", "G:T"])
+def test_what_is_no_method_makes_no_request(method: str) -> None:
+    parser = RequestParser(FORMATS["common"], UTC, Window(), Defaults())
+    with pytest.raises(Unparsed, match="no request"):
+        parser.row(f'10.1.1.1 - - [10/Oct/2000:13:55:36 +0000] "{method} / HTTP/1.1" 200 5')
+
+
 def test_a_resumed_send_keeps_its_dataset(ingest: Ingest) -> None:
     ingest.dataset = find("footprints")
     send(write(ACCESS, "access.log"), "--dataset", "footprints")
@@ -305,6 +332,14 @@ JAVA = (
     "\t... 12 more"
 )
 PYTHON = 'Traceback (most recent call last):\n  File "app.py", line 3, in <module>\n    main()\nValueError: no such day'
+
+
+def test_a_reason_forges_no_reject_and_sends_no_escape_codes(tmp_path: Path) -> None:
+    rejects = RejectsFile(str(tmp_path / "rejects"), append=False)
+    rejects.write([Reject(7, "a\nb\tc\rd\x1b[31me\x85f\u2028g \u00e9\ud800", b"raw\tline\n")])
+    rejects.close()
+    expected = r"a\nb\tc\rd\x1b[31me\x85f\u2028g " + "\u00e9" + r"\ud800"
+    assert (tmp_path / "rejects").read_bytes() == f"7\t{expected}\traw\tline\n".encode()
 
 
 def rejects() -> list[tuple[int, str, str]]:
