@@ -1,8 +1,8 @@
 """Decodes the messages of a foreign topic into rows, and lines that are no rows into dead letters.
 
-The bytes are those of another program: nothing that they contain may stop the process. Many messages are decoded in one
-call. If one of them is bad, they are decoded message by message, and the lines of a bad message in groups and then one
-by one.
+The bytes are those of another program: nothing that they contain may stop the process, or change what another line
+becomes. Messages are decoded in one call if each of their lines is one value. If not, they are split into
+parts, and so on down to a single message. The lines of a bad message are decoded in groups, and then one by one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from itertools import islice
 from services.core.dataset import Dataset
 from services.core.dead_letter import DeadLetter
 from services.core.errors import LogpipeError, Malformed
-from services.core.lines import UNDECODABLE
+from services.core.lines import UNDECODABLE, one_a_line
 from services.core.ports import Message
 from services.core.rows import RowCodec, Rows
 
@@ -21,6 +21,8 @@ MOST_DEAD_LETTERS = 100
 """Dead letters of the single lines of one message. All further bad lines of the message share one dead letter."""
 
 _AT_ONCE = 1000  # lines of a bad message that are decoded in one call
+_PARTS = 16  # into which messages are split if one of them is bad
+_BLANKS = b" \t\r\n"  # of JSON
 _REFUSED = (LogpipeError, ValueError, *UNDECODABLE)  # ValueError: Python reads no integer of 4,301 digits
 
 
@@ -52,12 +54,8 @@ class MessageDecoder:
 
     def decode(self, messages: Sequence[Message]) -> Decoded:
         """Return what the messages of one partition contain; there is at least one. Raises nothing."""
-        rows, lines = self._all(messages)
-        if rows:
-            return Decoded(lines, [rows])
         decoded = Decoded()
-        for message in messages:
-            self._decode(message, decoded)
+        self._decode_some(messages, decoded)
         return decoded
 
     def refused(self, message: Message, reason: str) -> Decoded:
@@ -66,23 +64,34 @@ class MessageDecoder:
         whole = DeadLetter(message.partition, message.offset, None, None, None, decoded.rows, reason, message.value)
         return Decoded(decoded.lines, [], [*decoded.dead_letters, whole])
 
-    def _all(self, messages: Sequence[Message]) -> tuple[Rows | None, int]:
-        """Return the rows of all messages and their number of lines if each line is a row; else None and 0.
+    def _decode_some(self, messages: Sequence[Message], decoded: Decoded) -> None:
+        """Add what the messages contain to `decoded`: in one call, or in parts where that fails."""
+        if rows := self._all(messages):
+            decoded.lines += rows.count
+            decoded.chunks.append(rows)
+        elif len(messages) == 1:
+            self._decode(messages[0], decoded)
+        else:
+            size = -(-len(messages) // _PARTS)
+            for start in range(0, len(messages), size):
+                self._decode_some(messages[start : start + size], decoded)
 
-        A value may extend over several lines, and then over several messages. Only if there are as many values as lines
-        is each line a value of its own.
-        """
-        lines = 0
-        for message in messages:
-            own = sum(1 for _ in _lines(message.value))
-            if not own:
-                return None, 0
-            lines += own
+    def _all(self, messages: Sequence[Message]) -> Rows | None:
+        """Return the rows of all messages if no line is blank and each line is one row; else None."""
+        return self._one_row_a_line(b"\n".join([message.value.strip(_BLANKS) for message in messages]))
+
+    def _one_row_a_line(self, text: bytes) -> Rows | None:
+        """Return the rows of lines if each line is one row; else None. `text` ends without a newline."""
+        if b"\r\n" in text:
+            text = text.replace(b"}\r\n{", b"}\n{")
+        lines = text.count(b"\n") + 1
+        if not one_a_line(text, lines):
+            return None
         try:
-            rows = self._codec.decode_lines(b"\n".join(message.value for message in messages))
+            rows = self._codec.decode_lines(text)
         except _REFUSED:
-            return None, 0
-        return (rows, lines) if rows.count == lines else (None, 0)
+            return None
+        return rows if rows.count == lines else None
 
     def _decode(self, message: Message, decoded: Decoded) -> None:
         """Add what the message contains to `decoded`."""
@@ -108,12 +117,8 @@ class MessageDecoder:
 
     def _decode_lines(self, lines: Sequence[bytes], first: int, refused: "_RefusedLines") -> list[Rows]:
         """Return the rows of lines, of which the first one has the number `first` in the message."""
-        try:
-            rows = self._codec.decode_lines(b"\n".join(lines))
-            if rows.count == len(lines):
-                return [rows]
-        except _REFUSED:
-            pass  # one of them is bad
+        if rows := self._one_row_a_line(b"\n".join([line.strip(_BLANKS) for line in lines])):
+            return [rows]
         good = []
         for number, line in enumerate(lines, first):
             try:

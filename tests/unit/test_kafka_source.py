@@ -14,6 +14,7 @@ from services.core.dead_letter import DeadLetter
 from services.core.errors import Backpressure, Fenced, Invalid, LogpipeError, NeedsOperator, StoreDown
 from services.core.ledger import SourceAdvance
 from services.core.ports import Message
+from services.datasets import logs
 from services.datasets.footprints import DATASET
 from services.kafka_source import source as module
 from services.kafka_source.decoding import MOST_DEAD_LETTERS, MessageDecoder
@@ -23,7 +24,11 @@ from services.streams.loop import AfterFailure
 
 DECODER = MessageDecoder(DATASET)
 GOOD = b'{"method":"GET","link":"/a","footprint_time":"2026-01-31T12:00:00Z"}'
-LINES = st.sampled_from([GOOD, b"bad", b"{}", b"", b" ", b"\xff", b'{"method":', b"\xef\xbb\xbf" + GOOD, b"[]", b"\r"])
+BEFORE, AFTER = GOOD[: GOOD.index(b'"link"')], GOOD[GOOD.index(b'"link"') :]
+PARTS = [BEFORE, AFTER, AFTER + GOOD, GOOD + GOOD, GOOD + b"\r", b" " + GOOD + b"\t", b"\x0c" + GOOD]
+LINES = st.sampled_from(
+    [GOOD, b"bad", b"{}", b"", b" ", b"\xff", b'{"method":', b"\xef\xbb\xbf" + GOOD, b"[]", b"\r", *PARTS]
+)
 VALUES = st.lists(LINES, max_size=6).map(b"\n".join) | st.binary(max_size=40) | st.just(GOOD)
 
 
@@ -48,6 +53,37 @@ def test_every_line_is_a_row_or_a_dead_letter_whoever_stands_beside_it(values: l
 def test_a_value_over_two_messages_is_no_row() -> None:
     decoded = DECODER.decode(messages(GOOD, GOOD[:20], GOOD[20:], GOOD))
     assert (decoded.rows, [letter.offset for letter in decoded.dead_letters]) == (2, [1, 2])
+
+
+LOG = b'{"timestamp":"2026-01-31T12:00:00Z","level":"INFO","service":"shop","host":"h","message":"m"}'
+OPENED = b'{"timestamp":"2026-01-31T12:00:00Z","level":"INFO","service":"evil","host":"h","message":"m","metadata":'
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_no_line_becomes_a_part_of_another_one(together: bool) -> None:
+    """As many values as lines do not prove that each line is a value."""
+    lines = [OPENED, LOG, b"}" + LOG + LOG]
+    values = [b"\n".join([LOG, *lines])] if together else [LOG, *lines]
+    decoded = MessageDecoder(logs.DATASET).decode(messages(*values))
+    assert (decoded.lines, decoded.rows, decoded.dead_lines) == (4, 2, 2)
+    services = [service for chunk in decoded.chunks for service in chunk.columns[2]]
+    assert services == ["shop", "shop"]
+    metadata = [value for chunk in decoded.chunks for value in chunk.columns[5]]
+    assert metadata == ["{}", "{}"]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_cut_row_and_two_in_a_line_are_two_dead_letters(together: bool) -> None:
+    lines = [BEFORE, AFTER + GOOD]
+    decoded = DECODER.decode(messages(*([b"\n".join(lines)] if together else lines)))
+    assert (decoded.lines, decoded.rows, decoded.dead_lines) == (2, 0, 2)
+    assert len(decoded.dead_letters) == 2
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b" \n", b"\n\n", b"\n\t"])
+def test_lines_may_end_and_begin_with_blanks(end: bytes) -> None:
+    decoded = DECODER.decode(messages(GOOD + end, (GOOD + end) * 3, GOOD))
+    assert (decoded.lines, decoded.rows, decoded.dead_letters) == (5, 5, [])
 
 
 def test_an_object_over_several_lines_is_a_row() -> None:
