@@ -14,6 +14,7 @@ from services.core.dead_letter import DeadLetter
 from services.core.errors import Backpressure, Fenced, Invalid, LogpipeError, NeedsOperator, StoreDown
 from services.core.ledger import SourceAdvance
 from services.core.ports import Message
+from services.core.rows import RowCodec
 from services.datasets import logs
 from services.datasets.footprints import DATASET
 from services.kafka_source import source as module
@@ -98,6 +99,39 @@ def test_the_dead_letters_of_one_message_are_bounded() -> None:
     last = decoded.dead_letters[-1]
     assert (last.line, last.rows, last.value) == (None, 5000 - MOST_DEAD_LETTERS, b"bad")
     assert f"line {2 * MOST_DEAD_LETTERS + 1}" in last.reason
+
+
+def test_reasons_are_made_only_for_dead_letters_that_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    explained: list[bytes] = []
+    explain = RowCodec._refused_body
+
+    def counted(codec: RowCodec, body: bytes, reason: str) -> LogpipeError:
+        explained.append(body)
+        return explain(codec, body, reason)
+
+    monkeypatch.setattr(RowCodec, "_refused_body", counted)
+    decoded = DECODER.decode(messages(b"\n".join([b"{}", GOOD] * 5000)))
+    assert (decoded.rows, decoded.dead_lines) == (5000, 5000)
+    assert len(explained) == MOST_DEAD_LETTERS + 1
+
+
+def test_a_long_number_costs_its_own_line_only() -> None:
+    decoded = DECODER.decode(messages(GOOD[:-1] + b',"status":' + b"9" * 4301 + b"}\n" + GOOD))
+    assert (decoded.rows, [letter.line for letter in decoded.dead_letters]) == (1, [0])
+
+
+def test_a_bad_object_over_several_lines_is_one_dead_letter() -> None:
+    decoded = DECODER.decode(messages(b'{\n"method":"GET"\n}'))
+    assert (decoded.lines, [letter.line for letter in decoded.dead_letters]) == (1, [None])
+
+
+def test_a_refused_message_with_many_bad_lines_has_one_dead_letter_without_a_line() -> None:
+    """Two of them would be one in the index of dead letters."""
+    decoded = DECODER.refused(messages(b"\n".join([GOOD, *[b"bad"] * 150]))[0], "PostgreSQL refuses a value")
+    assert (decoded.lines, decoded.rows, decoded.dead_lines) == (151, 0, 151)
+    [last] = [letter for letter in decoded.dead_letters if letter.line is None]
+    assert last.rows == 51
+    assert last.reason == "PostgreSQL refuses a value; 50 more lines of this message are no rows"
 
 
 class Fakes:
