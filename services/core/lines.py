@@ -46,8 +46,12 @@ class Checked(NamedTuple):
     problems: dict[int, str]
 
 
-def _one_a_line(text: bytes, lines: int) -> bool:
-    """Return False if a line may hold no value, or several. `text` ends without a newline."""
+def one_a_line(text: bytes, lines: int) -> bool:
+    """Return False if a line may hold no value or several, or a value extend over lines. `text` ends without a newline.
+
+    Only between two values of NDJSON does `{` follow `}`. So a text that passes, and of which msgspec decodes `lines`
+    values, has one value in each line.
+    """
     return text[:1] == b"{" and text[-1:] == b"}" and text.count(b"}\n{") == lines - 1
 
 
@@ -63,7 +67,7 @@ class LineCheck:
         This takes half the time of `check`. Call `check` to learn which lines are not such rows. `lines` is the number
         of lines.
         """
-        if not _one_a_line(value.removesuffix(b"\n"), lines):
+        if not one_a_line(value.removesuffix(b"\n"), lines):
             return False
         try:
             rows = self._rows(value)
@@ -87,7 +91,7 @@ class LineCheck:
         """Check lines in one call, and each half of them where that fails. `start`: the number of the first line."""
         text = b"\n".join(lines)
         try:
-            rows = self._rows(text) if _one_a_line(text, len(lines)) else []
+            rows = self._rows(text) if one_a_line(text, len(lines)) else []
         except UNDECODABLE:
             rows = []
         if len(rows) == len(lines) and _encode_lines(rows) == text + b"\n":  # as `RowCodec` writes them

@@ -1,19 +1,22 @@
 """Decodes the messages of a foreign topic into rows, and lines that are no rows into dead letters.
 
-The bytes are those of another program: nothing that they contain may stop the process. Many messages are decoded in one
-call. If one of them is bad, they are decoded message by message, and the lines of a bad message in groups and then one
-by one.
+The bytes are those of another program: nothing that they contain may stop the process, or change what another line
+becomes. Messages are decoded in one call if each of their lines is one value. If not, they are split into
+parts, and so on down to a single message. The lines of a bad message are decoded in groups, and then one by one.
 """
 
+import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import islice
 
+import msgspec
+
 from services.core.dataset import Dataset
 from services.core.dead_letter import DeadLetter
-from services.core.errors import LogpipeError, Malformed
-from services.core.lines import UNDECODABLE
+from services.core.errors import LogpipeError
+from services.core.lines import UNDECODABLE, one_a_line
 from services.core.ports import Message
 from services.core.rows import RowCodec, Rows
 
@@ -21,6 +24,9 @@ MOST_DEAD_LETTERS = 100
 """Dead letters of the single lines of one message. All further bad lines of the message share one dead letter."""
 
 _AT_ONCE = 1000  # lines of a bad message that are decoded in one call
+_PARTS = 16  # into which messages are split if one of them is bad
+_BLANKS = b" \t\r\n"  # of JSON
+_value = msgspec.json.Decoder(msgspec.Raw)
 _REFUSED = (LogpipeError, ValueError, *UNDECODABLE)  # ValueError: Python reads no integer of 4,301 digits
 
 
@@ -52,72 +58,75 @@ class MessageDecoder:
 
     def decode(self, messages: Sequence[Message]) -> Decoded:
         """Return what the messages of one partition contain; there is at least one. Raises nothing."""
-        rows, lines = self._all(messages)
-        if rows:
-            return Decoded(lines, [rows])
         decoded = Decoded()
-        for message in messages:
-            self._decode(message, decoded)
+        self._decode_some(messages, decoded)
         return decoded
 
     def refused(self, message: Message, reason: str) -> Decoded:
         """Return dead letters only, for a message of which PostgreSQL refuses a row that decodes."""
         decoded = self.decode([message])
-        whole = DeadLetter(message.partition, message.offset, None, None, None, decoded.rows, reason, message.value)
-        return Decoded(decoded.lines, [], [*decoded.dead_letters, whole])
+        single = [letter for letter in decoded.dead_letters if letter.line is not None]
+        rows = decoded.lines - len(single)
+        if further := rows - decoded.rows:
+            reason = f"{reason}; {further} more lines of this message are no rows"
+        whole = DeadLetter(message.partition, message.offset, None, None, None, rows, reason, message.value)
+        return Decoded(decoded.lines, [], [*single, whole])
 
-    def _all(self, messages: Sequence[Message]) -> tuple[Rows | None, int]:
-        """Return the rows of all messages and their number of lines if each line is a row; else None and 0.
+    def _decode_some(self, messages: Sequence[Message], decoded: Decoded) -> None:
+        """Add what the messages contain to `decoded`: in one call, or in parts where that fails."""
+        if rows := self._all(messages):
+            decoded.lines += rows.count
+            decoded.chunks.append(rows)
+        elif len(messages) == 1:
+            self._decode(messages[0], decoded)
+        else:
+            size = -(-len(messages) // _PARTS)
+            for start in range(0, len(messages), size):
+                self._decode_some(messages[start : start + size], decoded)
 
-        A value may extend over several lines, and then over several messages. Only if there are as many values as lines
-        is each line a value of its own.
-        """
-        lines = 0
-        for message in messages:
-            own = sum(1 for _ in _lines(message.value))
-            if not own:
-                return None, 0
-            lines += own
+    def _all(self, messages: Sequence[Message]) -> Rows | None:
+        """Return the rows of all messages if no line is blank and each line is one row; else None."""
+        return self._one_row_a_line(b"\n".join([message.value.strip(_BLANKS) for message in messages]))
+
+    def _one_row_a_line(self, text: bytes) -> Rows | None:
+        """Return the rows of lines if each line is one row; else None. `text` ends without a newline."""
+        if b"\r\n" in text:
+            text = text.replace(b"}\r\n{", b"}\n{")
+        lines = text.count(b"\n") + 1
+        if not one_a_line(text, lines):
+            return None
         try:
-            rows = self._codec.decode_lines(b"\n".join(message.value for message in messages))
+            rows = self._codec.decode_lines(text, explained=False)
         except _REFUSED:
-            return None, 0
-        return (rows, lines) if rows.count == lines else (None, 0)
+            return None
+        return rows if rows.count == lines else None
 
     def _decode(self, message: Message, decoded: Decoded) -> None:
         """Add what the message contains to `decoded`."""
         value = message.value
-        decoded.lines += 1  # an object may extend over several lines, which are one line then
-        try:
-            decoded.chunks.append(self._codec.decode_object(value))
-            return
-        except Malformed as error:  # several lines, or no JSON at all
-            reason = str(error)
-        except _REFUSED as error:
-            decoded.dead_letters.append(_whole(message, _text(error)))
-            return
-        if len(list(islice(_lines(value), 2))) < 2:
-            decoded.dead_letters.append(_whole(message, reason if value.strip() else "the message has no row"))
+        if len(list(islice(_lines(value), 2))) < 2 or _is_one_value(value):
+            decoded.lines += 1  # an object may extend over several lines, which are one line then
+            try:
+                decoded.chunks.append(self._codec.decode_object(value))
+            except _REFUSED as error:
+                reason = _text(error) if value.strip() else "the message has no row"
+                decoded.dead_letters.append(_whole(message, reason))
             return
         lines, first, refused = _lines(value), 0, _RefusedLines(message)
         while some := list(islice(lines, _AT_ONCE)):
             decoded.chunks += self._decode_lines(some, first, refused)
             first += len(some)
-        decoded.lines += first - 1
+        decoded.lines += first
         decoded.dead_letters += refused.dead_letters()
 
     def _decode_lines(self, lines: Sequence[bytes], first: int, refused: "_RefusedLines") -> list[Rows]:
         """Return the rows of lines, of which the first one has the number `first` in the message."""
-        try:
-            rows = self._codec.decode_lines(b"\n".join(lines))
-            if rows.count == len(lines):
-                return [rows]
-        except _REFUSED:
-            pass  # one of them is bad
+        if rows := self._one_row_a_line(b"\n".join([line.strip(_BLANKS) for line in lines])):
+            return [rows]
         good = []
         for number, line in enumerate(lines, first):
             try:
-                good.append(self._codec.decode_object(line))
+                good.append(self._codec.decode_object(line, explained=refused.needs_reason))
             except _REFUSED as error:
                 refused.add(number, line, _text(error))
         return [Rows.joined(good)] if good else []
@@ -131,6 +140,11 @@ class _RefusedLines:
         self._single: list[DeadLetter] = []
         self._further = 0
         self._example = (0, b"", "")
+
+    @property
+    def needs_reason(self) -> bool:
+        """Whether the reason of the next bad line becomes part of a dead letter."""
+        return not self._further
 
     def add(self, number: int, line: bytes, reason: str) -> None:
         if len(self._single) < MOST_DEAD_LETTERS:
@@ -152,6 +166,14 @@ class _RefusedLines:
 
 def _whole(message: Message, reason: str) -> DeadLetter:
     return DeadLetter(message.partition, message.offset, None, None, None, 1, reason, message.value)
+
+
+def _is_one_value(text: bytes) -> bool:
+    try:
+        _value.decode(text.removeprefix(codecs.BOM_UTF8))
+    except UNDECODABLE:
+        return False
+    return True
 
 
 def _lines(value: bytes) -> Iterator[bytes]:

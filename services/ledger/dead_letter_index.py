@@ -23,7 +23,8 @@ _INSERT = """INSERT INTO dead_letters AS known
                  (store, dataset, batch_id, topic, partition, "offset", line, row_id, rows, letter)
              VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
              ON CONFLICT (store, dataset, batch_id, topic, partition, "offset", line)
-             DO UPDATE SET letter = greatest(known.letter, excluded.letter)"""
+             DO UPDATE SET letter = greatest(known.letter, excluded.letter),
+                           rows = greatest(known.rows, excluded.rows)"""
 _FORGET = """DELETE FROM dead_letters WHERE ctid = ANY(ARRAY(
                  SELECT ctid FROM dead_letters WHERE dataset = %s AND (
                      batch_id BETWEEN 0 AND %s - 1 OR batch_id = -1 AND indexed_at < (

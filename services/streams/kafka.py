@@ -24,6 +24,8 @@ from services.streams.kafka_client import (
 )
 
 MAX_POLL = 1000  # messages
+MAX_POLL_BYTES = 16 << 20  # of keys and values; a poll ends with the step in which it has so many
+POLL_STEP = 16  # messages that are taken between two looks at the bytes
 QUEUE_KBYTES = 16 * 1024  # fetched ahead, a reader
 
 _log = logs.get("kafka")
@@ -131,6 +133,10 @@ def _headers(message: KafkaMessage) -> dict[str, bytes]:
     return {name: value for name, value in sent if value is not None}
 
 
+def _size(messages: Sequence[KafkaMessage]) -> int:
+    return sum(len(message.value() or b"") + len(message.key() or b"") for message in messages)
+
+
 class KafkaPartitionReader:
     """PartitionReader. Nothing connects before the first call."""
 
@@ -171,11 +177,7 @@ class KafkaPartitionReader:
         if self._error:  # it came with messages, which had to be handed over first
             error, self._error = self._error, None
             raise error
-        with translated():
-            # `consume(n)` blocks until n messages came: wait for one, then take the buffered ones without waiting.
-            found = self._consumer.consume(1, timeout)
-            if found:
-                found += self._consumer.consume(MAX_POLL - 1, 0)
+        found = self._buffered(timeout)
         messages = []
         for message in found:
             error_code = message.error()
@@ -196,6 +198,20 @@ class KafkaPartitionReader:
 
     def close(self) -> None:
         self._consumer.close()
+
+    def _buffered(self, timeout: float) -> list[KafkaMessage]:
+        """Wait for one message, then take the buffered ones without waiting: `consume(n)` blocks until n have come.
+
+        librdkafka bounds its buffer by bytes only roughly: it decompresses all that one fetch returned.
+        """
+        with translated():
+            some = self._consumer.consume(1, timeout)
+            found, size = list(some), _size(some)
+            while some and len(found) < MAX_POLL and size < MAX_POLL_BYTES:
+                some = self._consumer.consume(min(POLL_STEP, MAX_POLL - len(found)), 0)
+                size += _size(some)
+                found += some
+        return found
 
     def _advance(self, end: KafkaMessage) -> None:
         partition, offset = end.partition(), end.offset()

@@ -97,6 +97,15 @@ def test_a_letter_counts_once_however_often_it_was_sent(
     }
 
 
+def test_a_letter_that_is_sent_again_with_more_rows_counts_with_all_of_them(
+    connection: Connection, topic: Topic
+) -> None:
+    for rows in (50, 51, 50):
+        topic.send(dead_letter(None, line=None, rows=rows))
+    dead_letter_index.update(connection, topic.reader())
+    assert dead_letter_index.lines_of_topic(connection, "memory", DATASET.name, DATASET.topic) == 51
+
+
 def test_letters_of_a_replay_are_told_apart_by_their_batch(connection: Connection, topic: Topic) -> None:
     """They have no message: the number of the row in its batch stands in place of the line."""
     topic.send(*(DeadLetter(-1, -1, 3, batch, batch * 10, 1, "r", b"") for batch in (7, 8, 7)))

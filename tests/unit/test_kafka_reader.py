@@ -3,8 +3,11 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from services.core import kafka_value
-from services.streams.kafka import _headers
+from services.streams import kafka
+from services.streams.kafka import KafkaPartitionReader, _headers
 
 
 def test_a_header_whose_name_is_not_utf_8_makes_a_message_foreign() -> None:
@@ -23,3 +26,46 @@ def test_a_header_whose_name_is_not_utf_8_makes_a_message_foreign() -> None:
 def test_a_header_without_a_value_is_left_out() -> None:
     message: Any = SimpleNamespace(headers=lambda: [(kafka_value.ROWS_HEADER, b"2"), ("empty", None)])
     assert _headers(message) == {kafka_value.ROWS_HEADER: b"2"}
+
+
+class Buffered:
+    """A consumer whose buffer holds these values."""
+
+    def __init__(self, values: list[bytes]) -> None:
+        self._left = list(enumerate(values))
+        self.calls = 0
+
+    def consume(self, count: int, timeout: float) -> list[Any]:
+        self.calls += 1
+        some, self._left = self._left[:count], self._left[count:]
+        return [self._message(offset, value) for offset, value in some]
+
+    def _message(self, offset: int, value: bytes) -> Any:
+        given = {"partition": 0, "offset": offset, "key": b"k", "value": value, "headers": None, "error": None}
+        return SimpleNamespace(**{name: lambda each=each: each for name, each in given.items()})
+
+
+def reader_of(values: list[bytes]) -> tuple[KafkaPartitionReader, Buffered]:
+    reader = KafkaPartitionReader("localhost:1", "shop")
+    reader.close()
+    consumer = Buffered(values)
+    untyped: Any = reader
+    untyped._consumer = consumer
+    return reader, consumer
+
+
+def test_a_poll_ends_once_it_has_enough_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka, "MAX_POLL_BYTES", 1000)
+    reader, _ = reader_of([b"v" * 99] * 200)
+    polled = []
+    while messages := reader.poll(0):
+        polled.append(len(messages))
+        assert reader.read_up_to() == {0: sum(polled)}
+    assert sum(polled) == 200
+    assert max(polled) < 10 + kafka.POLL_STEP
+
+
+def test_a_poll_of_small_messages_returns_as_many_as_before() -> None:
+    reader, consumer = reader_of([b"v"] * 2500)
+    assert [len(reader.poll(0)) for _ in range(4)] == [1000, 1000, 500, 0]
+    assert consumer.calls < 4 * (kafka.MAX_POLL / kafka.POLL_STEP + 2)

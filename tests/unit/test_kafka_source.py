@@ -14,6 +14,8 @@ from services.core.dead_letter import DeadLetter
 from services.core.errors import Backpressure, Fenced, Invalid, LogpipeError, NeedsOperator, StoreDown
 from services.core.ledger import SourceAdvance
 from services.core.ports import Message
+from services.core.rows import RowCodec
+from services.datasets import logs
 from services.datasets.footprints import DATASET
 from services.kafka_source import source as module
 from services.kafka_source.decoding import MOST_DEAD_LETTERS, MessageDecoder
@@ -23,7 +25,11 @@ from services.streams.loop import AfterFailure
 
 DECODER = MessageDecoder(DATASET)
 GOOD = b'{"method":"GET","link":"/a","footprint_time":"2026-01-31T12:00:00Z"}'
-LINES = st.sampled_from([GOOD, b"bad", b"{}", b"", b" ", b"\xff", b'{"method":', b"\xef\xbb\xbf" + GOOD, b"[]", b"\r"])
+BEFORE, AFTER = GOOD[: GOOD.index(b'"link"')], GOOD[GOOD.index(b'"link"') :]
+PARTS = [BEFORE, AFTER, AFTER + GOOD, GOOD + GOOD, GOOD + b"\r", b" " + GOOD + b"\t", b"\x0c" + GOOD]
+LINES = st.sampled_from(
+    [GOOD, b"bad", b"{}", b"", b" ", b"\xff", b'{"method":', b"\xef\xbb\xbf" + GOOD, b"[]", b"\r", *PARTS]
+)
 VALUES = st.lists(LINES, max_size=6).map(b"\n".join) | st.binary(max_size=40) | st.just(GOOD)
 
 
@@ -50,6 +56,37 @@ def test_a_value_over_two_messages_is_no_row() -> None:
     assert (decoded.rows, [letter.offset for letter in decoded.dead_letters]) == (2, [1, 2])
 
 
+LOG = b'{"timestamp":"2026-01-31T12:00:00Z","level":"INFO","service":"shop","host":"h","message":"m"}'
+OPENED = b'{"timestamp":"2026-01-31T12:00:00Z","level":"INFO","service":"evil","host":"h","message":"m","metadata":'
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_no_line_becomes_a_part_of_another_one(together: bool) -> None:
+    """As many values as lines do not prove that each line is a value."""
+    lines = [OPENED, LOG, b"}" + LOG + LOG]
+    values = [b"\n".join([LOG, *lines])] if together else [LOG, *lines]
+    decoded = MessageDecoder(logs.DATASET).decode(messages(*values))
+    assert (decoded.lines, decoded.rows, decoded.dead_lines) == (4, 2, 2)
+    services = [service for chunk in decoded.chunks for service in chunk.columns[2]]
+    assert services == ["shop", "shop"]
+    metadata = [value for chunk in decoded.chunks for value in chunk.columns[5]]
+    assert metadata == ["{}", "{}"]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_cut_row_and_two_in_a_line_are_two_dead_letters(together: bool) -> None:
+    lines = [BEFORE, AFTER + GOOD]
+    decoded = DECODER.decode(messages(*([b"\n".join(lines)] if together else lines)))
+    assert (decoded.lines, decoded.rows, decoded.dead_lines) == (2, 0, 2)
+    assert len(decoded.dead_letters) == 2
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b" \n", b"\n\n", b"\n\t"])
+def test_lines_may_end_and_begin_with_blanks(end: bytes) -> None:
+    decoded = DECODER.decode(messages(GOOD + end, (GOOD + end) * 3, GOOD))
+    assert (decoded.lines, decoded.rows, decoded.dead_letters) == (5, 5, [])
+
+
 def test_an_object_over_several_lines_is_a_row() -> None:
     decoded = DECODER.decode(messages(json.dumps(json.loads(GOOD), indent=1).encode(), GOOD + b"\n" + GOOD))
     assert (decoded.lines, decoded.rows, decoded.dead_letters) == (3, 3, [])
@@ -62,6 +99,39 @@ def test_the_dead_letters_of_one_message_are_bounded() -> None:
     last = decoded.dead_letters[-1]
     assert (last.line, last.rows, last.value) == (None, 5000 - MOST_DEAD_LETTERS, b"bad")
     assert f"line {2 * MOST_DEAD_LETTERS + 1}" in last.reason
+
+
+def test_reasons_are_made_only_for_dead_letters_that_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    explained: list[bytes] = []
+    explain = RowCodec._refused_body
+
+    def counted(codec: RowCodec, body: bytes, reason: str) -> LogpipeError:
+        explained.append(body)
+        return explain(codec, body, reason)
+
+    monkeypatch.setattr(RowCodec, "_refused_body", counted)
+    decoded = DECODER.decode(messages(b"\n".join([b"{}", GOOD] * 5000)))
+    assert (decoded.rows, decoded.dead_lines) == (5000, 5000)
+    assert len(explained) == MOST_DEAD_LETTERS + 1
+
+
+def test_a_long_number_costs_its_own_line_only() -> None:
+    decoded = DECODER.decode(messages(GOOD[:-1] + b',"status":' + b"9" * 4301 + b"}\n" + GOOD))
+    assert (decoded.rows, [letter.line for letter in decoded.dead_letters]) == (1, [0])
+
+
+def test_a_bad_object_over_several_lines_is_one_dead_letter() -> None:
+    decoded = DECODER.decode(messages(b'{\n"method":"GET"\n}'))
+    assert (decoded.lines, [letter.line for letter in decoded.dead_letters]) == (1, [None])
+
+
+def test_a_refused_message_with_many_bad_lines_has_one_dead_letter_without_a_line() -> None:
+    """Two of them would be one in the index of dead letters."""
+    decoded = DECODER.refused(messages(b"\n".join([GOOD, *[b"bad"] * 150]))[0], "PostgreSQL refuses a value")
+    assert (decoded.lines, decoded.rows, decoded.dead_lines) == (151, 0, 151)
+    [last] = [letter for letter in decoded.dead_letters if letter.line is None]
+    assert last.rows == 51
+    assert last.reason == "PostgreSQL refuses a value; 50 more lines of this message are no rows"
 
 
 class Fakes:
