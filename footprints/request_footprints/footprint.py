@@ -18,26 +18,45 @@ Note = tuple[float, str, str, int, float, object, object, str, str]
 """Start in epoch seconds, method, path, status, duration in seconds, route object, FastAPI's scope, and the root path
 before and after routing.
 
-It is a plain tuple, because a named one takes ten times as long to make, on the event loop. The path is cut to one
-character more than is kept, so that a note is small and the encoder sees that the path was longer.
+It is a plain tuple, because a named one takes ten times as long to make, on the event loop. The path is cut to
+`path_bound` and one character more, so that a note is small and the patterns see that the path was longer.
 """
+
+MAX_PATH = 2_048  # characters of a path that the patterns see; a character takes up to 4 bytes
 
 MAX_METHOD = 16  # characters; HTTP allows any
 _CUT = "…"
 _UNSTORABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters and lone surrogates, which PostgreSQL or UTF-8 cannot represent."""
 
+_TOKEN = re.compile(r"\[!?\]?[^]]*\]|.", re.DOTALL)
+"""A wildcard or a character of a pattern; `[*]` is one token."""
+
 _json = JSONEncoder(ensure_ascii=False).encode
 
 
-class Selection:
-    """Which paths are recorded."""
+def path_bound(max_link: int) -> int:
+    """Return how many characters of a path a note keeps, and the patterns see."""
+    return max(MAX_PATH, max_link)
 
-    def __init__(self, include: Sequence[str], exclude: Sequence[str]) -> None:
+
+class Selection:
+    """Which paths are recorded.
+
+    A path longer than `bound` is known by its beginning only. Such a path is recorded if an `include` pattern can match
+    it by its text up to the first `*`, unless an `exclude` pattern that ends in `*` matches the beginning.
+    """
+
+    def __init__(self, include: Sequence[str], exclude: Sequence[str], bound: int) -> None:
+        self._bound = bound
         self._included = _any_of(include)
         self._excluded = _any_of(exclude)
+        self._long_included = _any_of([start for each in include if (start := _up_to_star(each)) is not None])
+        self._long_excluded = _any_of([each for each in exclude if _TOKEN.findall(each)[-1:] == ["*"]])
 
     def takes(self, path: str) -> bool:
+        if len(path) > self._bound:
+            return self._long_included.match(path) is not None and self._long_excluded.match(path) is None
         return self._included.match(path) is not None and self._excluded.match(path) is None
 
 
@@ -75,6 +94,12 @@ class Encoder:
 def _any_of(patterns: Sequence[str]) -> re.Pattern[str]:
     """Without patterns, nothing matches."""
     return re.compile("|".join(map(translate, patterns)) or "(?!)")
+
+
+def _up_to_star(pattern: str) -> str | None:
+    """Return the pattern up to its first `*`; None without one: such a pattern matches short paths only."""
+    tokens = _TOKEN.findall(pattern)
+    return "".join(tokens[: tokens.index("*") + 1]) if "*" in tokens else None
 
 
 def _storable(text: str) -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Unpack
 
+from request_footprints.footprint import path_bound
 from request_footprints.kafka import KafkaProducer
 from request_footprints.recorder import Recorder
 from request_footprints.sender import OpenProducer
@@ -39,7 +40,7 @@ class FootprintMiddleware:
         self._app = app
         self._enabled = read.enabled
         self._sample = read.sample if read.enabled else 0.0
-        self._most = read.max_link + 1
+        self._most = path_bound(read.max_link) + 1
         self._recorder = Recorder(read, open_producer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
