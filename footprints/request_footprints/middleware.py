@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Unpack
 
-from request_footprints.footprint import path_bound
+from request_footprints.footprint import MAX_METHOD, MAX_MOUNTED, path_bound
 from request_footprints.kafka import KafkaProducer
 from request_footprints.recorder import Recorder
 from request_footprints.sender import OpenProducer
@@ -51,7 +51,7 @@ class FootprintMiddleware:
             await self._app(scope, receive, send)
             return
         started, start = time.time(), time.perf_counter()
-        path, root = scope.get("path", ""), scope.get("root_path", "")
+        path = scope.get("path", "")
         if len(path) > self._most:
             path = path[: self._most]
         status, end = 0, 0.0
@@ -77,14 +77,14 @@ class FootprintMiddleware:
             self._recorder.record(
                 (
                     started,
-                    scope.get("method", ""),
+                    scope.get("method", "")[: MAX_METHOD + 1],
                     path,
                     status or 500,
                     (end or time.perf_counter()) - start,
                     scope.get("route"),
                     scope.get("fastapi"),
-                    root,
-                    scope.get("root_path", ""),
+                    _mounted(scope),
+                    scope.get("router"),
                 )
             )
 
@@ -109,6 +109,12 @@ class FootprintMiddleware:
             self._recorder.close()
         else:
             await asyncio.to_thread(self._recorder.close)
+
+
+def _mounted(scope: Scope) -> str:
+    """Return the part of the path that mounts matched. Starlette's mounts set `app_root_path`."""
+    outer = scope.get("app_root_path")
+    return "" if outer is None else scope.get("root_path", "")[len(outer) : len(outer) + MAX_MOUNTED + 1]
 
 
 def _client_left(error: BaseException) -> bool:

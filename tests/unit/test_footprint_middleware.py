@@ -231,6 +231,45 @@ async def test_a_long_path_does_not_stay_in_the_queue(service: str) -> None:
     assert sum(len(part) for part in note if isinstance(part, str)) < 3000
 
 
+async def test_the_prefix_of_a_mount_is_its_template(recorded: Recorded, service: str) -> None:
+    app, outer, inner = FastAPI(), FastAPI(), FastAPI()
+    app.add_middleware(FootprintMiddleware, service=service, open_producer=recorded)
+
+    @inner.get("/x")
+    @outer.get("/x")
+    @outer.get("/" + "y" * 300)
+    async def x() -> None:
+        pass
+
+    outer.mount("/in/{part}", inner)
+    app.mount("/{tenant}", outer)
+    paths = ("/a/x", "/a/in/b/x", "/" + "T" * 60_000 + "/x", "/a/" + "y" * 300)
+    for path in paths:
+        assert await Client(app).get(path) == 200
+    found = [each["route"] for each in recorded.wait_for(4)]
+    assert found == ["/{tenant}/x", "/{tenant}/in/{part}/x", "…/x", "/{tenant}/" + "y" * 245 + "…"]
+    assert max(len(value) for _, value in recorded.messages) < 2_000
+
+
+async def test_ten_thousand_waiting_notes_take_less_than_100_mb(service: str) -> None:
+    app, mounted = FastAPI(), FastAPI()
+    app.mount("/{tenant}", mounted)
+    recorded = Recorded(is_reachable=False)
+    middleware = FootprintMiddleware(app, service=service, open_producer=recorded, flush_seconds=0)
+    notes: list[Any] = []
+    middleware._recorder.record = notes.append  # type: ignore[method-assign]
+    for number in range(100):
+        tenant = f"/{number}" + "😀" * 2_100
+        await Client(middleware).get(tenant + "/x", method="M" * 50_000, root_path="")
+        await Client(middleware).get("/" + "가" * 2_100, root_path="/r" * 2_000)
+    shared = (type(None), type(app.router), dict, FastAPI)
+    size = sum(
+        sys.getsizeof(note) + sum(sys.getsizeof(part) for part in note if not isinstance(part, shared))
+        for note in notes
+    )
+    assert size / len(notes) * 10_000 < 100_000_000
+
+
 @pytest.mark.parametrize("path", ["/\udcff\udc80", "/a\x00b", "/\x1b[31m"])
 async def test_a_path_that_no_store_can_hold_is_replaced_where_it_must_be(
     recorded: Recorded, service: str, path: str
