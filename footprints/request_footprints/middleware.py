@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Unpack
 
+from request_footprints.footprint import MAX_METHOD, MAX_MOUNTED, path_bound
 from request_footprints.kafka import KafkaProducer
 from request_footprints.recorder import Recorder
 from request_footprints.sender import OpenProducer
@@ -39,7 +40,7 @@ class FootprintMiddleware:
         self._app = app
         self._enabled = read.enabled
         self._sample = read.sample if read.enabled else 0.0
-        self._most = read.max_link + 1
+        self._most = path_bound(read.max_link) + 1
         self._recorder = Recorder(read, open_producer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,7 +51,7 @@ class FootprintMiddleware:
             await self._app(scope, receive, send)
             return
         started, start = time.time(), time.perf_counter()
-        path, root = scope.get("path", ""), scope.get("root_path", "")
+        path = scope.get("path", "")
         if len(path) > self._most:
             path = path[: self._most]
         status, end = 0, 0.0
@@ -76,14 +77,14 @@ class FootprintMiddleware:
             self._recorder.record(
                 (
                     started,
-                    scope.get("method", ""),
+                    scope.get("method", "")[: MAX_METHOD + 1],
                     path,
                     status or 500,
                     (end or time.perf_counter()) - start,
                     scope.get("route"),
                     scope.get("fastapi"),
-                    root,
-                    scope.get("root_path", ""),
+                    _mounted(scope),
+                    scope.get("router"),
                 )
             )
 
@@ -108,6 +109,12 @@ class FootprintMiddleware:
             self._recorder.close()
         else:
             await asyncio.to_thread(self._recorder.close)
+
+
+def _mounted(scope: Scope) -> str:
+    """Return the part of the path that mounts matched. Starlette's mounts set `app_root_path`."""
+    outer = scope.get("app_root_path")
+    return "" if outer is None else scope.get("root_path", "")[len(outer) : len(outer) + MAX_MOUNTED + 1]
 
 
 def _client_left(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from request_footprints.counting import Counts
-from request_footprints.footprint import Encoder, Note, Selection
+from request_footprints.footprint import Encoder, Note, Selection, path_bound
 from request_footprints.producer import Message, Producer, ProducerFailed
 from request_footprints.settings import Settings
 
@@ -34,7 +34,7 @@ class Sender:
         self._settings = settings
         self._open_producer = open_producer
         self._notes = notes
-        self._selection = Selection(settings.include, settings.exclude)
+        self._selection = Selection(settings.include, settings.exclude, path_bound(settings.max_link))
         self._encoder = Encoder(settings.service, settings.zone, settings.max_link)
         self._producer: Producer | None = None
         self._reopen_at = 0.0

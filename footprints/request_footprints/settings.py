@@ -37,7 +37,10 @@ class Arguments(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Patterns match whole paths; they have the wildcards `*`, `?` and `[...]` of the standard library's fnmatch."""
+    """Patterns match whole paths; they have the wildcards `*`, `?` and `[...]` of the standard library's fnmatch.
+
+    `footprint.Selection` says which paths longer than 2,048 characters are recorded.
+    """
 
     service: str = ""
     """Name of the app, in each message."""

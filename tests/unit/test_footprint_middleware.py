@@ -228,7 +228,46 @@ async def test_a_long_path_does_not_stay_in_the_queue(service: str) -> None:
     middleware = FootprintMiddleware(respond, service=service, open_producer=recorded, queue=1, flush_seconds=0)
     await Client(middleware).get("/" + "a" * 300_000)
     note = middleware._recorder._notes[0]
-    assert sum(len(part) for part in note if isinstance(part, str)) < 1000
+    assert sum(len(part) for part in note if isinstance(part, str)) < 3000
+
+
+async def test_the_prefix_of_a_mount_is_its_template(recorded: Recorded, service: str) -> None:
+    app, outer, inner = FastAPI(), FastAPI(), FastAPI()
+    app.add_middleware(FootprintMiddleware, service=service, open_producer=recorded)
+
+    @inner.get("/x")
+    @outer.get("/x")
+    @outer.get("/" + "y" * 300)
+    async def x() -> None:
+        pass
+
+    outer.mount("/in/{part}", inner)
+    app.mount("/{tenant}", outer)
+    paths = ("/a/x", "/a/in/b/x", "/" + "T" * 60_000 + "/x", "/a/" + "y" * 300)
+    for path in paths:
+        assert await Client(app).get(path) == 200
+    found = [each["route"] for each in recorded.wait_for(4)]
+    assert found == ["/{tenant}/x", "/{tenant}/in/{part}/x", "…/x", "/{tenant}/" + "y" * 245 + "…"]
+    assert max(len(value) for _, value in recorded.messages) < 2_000
+
+
+async def test_ten_thousand_waiting_notes_take_less_than_100_mb(service: str) -> None:
+    app, mounted = FastAPI(), FastAPI()
+    app.mount("/{tenant}", mounted)
+    recorded = Recorded(is_reachable=False)
+    middleware = FootprintMiddleware(app, service=service, open_producer=recorded, flush_seconds=0)
+    notes: list[Any] = []
+    middleware._recorder.record = notes.append  # type: ignore[method-assign]
+    for number in range(100):
+        tenant = f"/{number}" + "😀" * 2_100
+        await Client(middleware).get(tenant + "/x", method="M" * 50_000, root_path="")
+        await Client(middleware).get("/" + "가" * 2_100, root_path="/r" * 2_000)
+    shared = (type(None), type(app.router), dict, FastAPI)
+    size = sum(
+        sys.getsizeof(note) + sum(sys.getsizeof(part) for part in note if not isinstance(part, shared))
+        for note in notes
+    )
+    assert size / len(notes) * 10_000 < 100_000_000
 
 
 @pytest.mark.parametrize("path", ["/\udcff\udc80", "/a\x00b", "/\x1b[31m"])
@@ -268,6 +307,45 @@ async def test_patterns_choose_paths(recorded: Recorded, service: str) -> None:
     for path in ("/api/a", "/api/private/b", "/v1", "/v10", "/", "/api/a\nb"):
         await Client(middleware).get(path)
     assert [each["link"] for each in recorded.wait_for(3)] == ["/api/a", "/v1", "/api/a\N{REPLACEMENT CHARACTER}b"]
+
+
+async def test_patterns_see_more_of_a_path_than_its_link(recorded: Recorded, service: str) -> None:
+    start = "/files/" + "a" * 243
+    middleware = FootprintMiddleware(
+        respond, service=service, open_producer=recorded, include=["*.pdf", "/files/*"], exclude=["*/health", "*/b.pdf"]
+    )
+    for path in (start + "/health/secret/payroll.pdf", "/" + "x" * 300 + ".pdf"):
+        await Client(middleware).get(path)
+    for path in (start + "/health", start + "/b.pdf", "/" + "x" * 300 + ".txt"):
+        await Client(middleware).get(path)
+    links = [each["link"] for each in recorded.wait_for(2)]
+    assert links == [start + "/heal…", "/" + "x" * 254 + "…"]
+    until(lambda: counts(service) == Counts(delivered=2, excluded=3))
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "is_recorded"),
+    [
+        ("*", "*/health", True),
+        ("*", "/files/*", False),
+        ("*", "/files/*a", True),
+        ("*", "/files/[*]", True),
+        ("*.pdf", "", True),
+        ("/files/*.pdf", "", True),
+        ("/[f]iles/*.pdf", "", True),
+        ("/other/*.pdf", "", False),
+        ("/files/[*]", "", False),
+        ("/files/?", "", False),
+    ],
+)
+async def test_a_path_beyond_the_bound_is_decided_by_its_beginning(
+    recorded: Recorded, service: str, include: str, exclude: str, is_recorded: bool
+) -> None:
+    middleware = FootprintMiddleware(
+        respond, service=service, open_producer=recorded, include=[include], exclude=[exclude]
+    )
+    await Client(middleware).get("/files/" + "a" * 2034 + "/health" + "/b.pdf")
+    until(lambda: counts(service) == (Counts(delivered=1) if is_recorded else Counts(excluded=1)))
 
 
 async def test_a_sample_is_recorded(recorded: Recorded, service: str) -> None:
