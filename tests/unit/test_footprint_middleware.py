@@ -257,7 +257,7 @@ async def test_ten_thousand_waiting_notes_take_less_than_100_mb(service: str) ->
     recorded = Recorded(is_reachable=False)
     middleware = FootprintMiddleware(app, service=service, open_producer=recorded, flush_seconds=0)
     notes: list[Any] = []
-    middleware._recorder.record = notes.append  # type: ignore[method-assign]
+    middleware._recorder.record = notes.append  # type: ignore[method-assign, assignment]
     for number in range(100):
         tenant = f"/{number}" + "😀" * 2_100
         await Client(middleware).get(tenant + "/x", method="M" * 50_000, root_path="")
