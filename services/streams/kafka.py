@@ -1,7 +1,7 @@
 """Kafka, by confluent-kafka: transactional producer, partition reader, consumer-group reader."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import stamina
@@ -142,6 +142,7 @@ class KafkaPartitionReader:
 
     def __init__(self, url: str, topic: str, **settings: Any) -> None:
         self._topic = topic
+        self._url = url
         self._admin = AdminClient(config(url))
         self._read_up_to: dict[int, int] = {}
         self._error: LogpipeError | None = None
@@ -226,22 +227,34 @@ class KafkaPartitionReader:
         return Message(self._topic, partition, offset, message.key() or b"", message.value() or b"", _headers(message))
 
     def _described(self) -> TopicDescription:
-        with translated():
-            described = describe(self._admin, self._topic)
+        with translated(), self._renewed_after_failure() as admin:
+            described = describe(admin, self._topic)
         if described is None:
             raise StoreDown(NAME, f"there is no topic {self._topic}")
         return described
+
+    @contextmanager
+    def _renewed_after_failure(self) -> Iterator[AdminClient]:
+        """Yield the admin client, and replace it after a failure.
+
+        Once a broker did not know the controller, librdkafka may wait for one in vain for as long as the client lives.
+        """
+        try:
+            yield self._admin
+        except KafkaException:
+            self._admin = AdminClient(config(self._url))
+            raise
 
     @stamina.retry(
         on=_is_of_new_topic, attempts=None, timeout=REQUEST_TIMEOUT, wait_initial=0.1, wait_max=0.5, wait_jitter=0.0
     )
     def _offsets(self, partitions: Sequence[TopicPartition], which: OffsetSpec) -> dict[int, int]:
-        futures = self._admin.list_offsets(
-            dict.fromkeys(partitions, which),
-            isolation_level=IsolationLevel.READ_UNCOMMITTED,
-            request_timeout=REQUEST_TIMEOUT,
-        )
-        with translated():
+        with translated(), self._renewed_after_failure() as admin:
+            futures = admin.list_offsets(
+                dict.fromkeys(partitions, which),
+                isolation_level=IsolationLevel.READ_UNCOMMITTED,
+                request_timeout=REQUEST_TIMEOUT,
+            )
             return {partition.partition: future.result().offset for partition, future in futures.items()}
 
 

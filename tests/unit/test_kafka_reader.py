@@ -4,8 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from services.core import kafka_value
+from services.core.errors import StoreDown
 from services.streams import kafka
 from services.streams.kafka import KafkaPartitionReader, _headers
 
@@ -69,3 +71,25 @@ def test_a_poll_of_small_messages_returns_as_many_as_before() -> None:
     reader, consumer = reader_of([b"v"] * 2500)
     assert [len(reader.poll(0)) for _ in range(4)] == [1000, 1000, 500, 0]
     assert consumer.calls < 4 * (kafka.MAX_POLL / kafka.POLL_STEP + 2)
+
+
+def test_an_admin_client_that_failed_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that waits for a controller in vain would do so for ever: seen after a broker was starved of CPU."""
+    made: list[object] = []
+
+    def client(config: Any) -> object:
+        made.append(object())
+        return made[-1]
+
+    def describe(admin: object, topic: str) -> Any:
+        if admin is made[0]:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        return SimpleNamespace(topic_id="id")
+
+    monkeypatch.setattr(kafka, "AdminClient", client)
+    monkeypatch.setattr(kafka, "describe", describe)
+    reader = KafkaPartitionReader("127.0.0.1:1", "topic")
+    with pytest.raises(StoreDown, match="_TIMED_OUT"):
+        reader.topic_id()
+    assert (reader.topic_id(), len(made)) == ("id", 2)
+    reader.close()
