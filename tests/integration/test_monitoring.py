@@ -37,9 +37,9 @@ PROGRAMS = (
     *("postgres", "kafka", "namenode", "datanode", "clickhouse", "redis", "ingest-api", "ingest-api-2"),
     *("kafka-source", "stream-to-store", "stream-to-lake", "maintain", "alerting", "query-api", "generator"),
 )
-SECONDS = 120.0
+SECONDS = 240.0
 
-pytestmark = pytest.mark.timeout(420)
+pytestmark = pytest.mark.timeout(600)
 
 
 @contextmanager
