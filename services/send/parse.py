@@ -71,10 +71,20 @@ class Parser(Protocol):
         """Return the part; None for a line that is not a part, and always if `splits` is false."""
 
 
-class NdjsonParser:
-    """Parses lines that are in wire form: adds the missing defaults, and keeps the bytes of everything else."""
+class SingleLines:
+    """What parsers share if every line of their format is a record of its own, with a full time."""
 
     yearless = splits = False
+
+    def continues(self, line: str) -> bool:
+        return False
+
+    def part(self, line: str) -> Part | None:
+        return None
+
+
+class NdjsonParser(SingleLines):
+    """Parses lines that are in wire form: adds the missing defaults, and keeps the bytes of everything else."""
 
     def __init__(self, defaults: Defaults) -> None:
         self._defaults = {k: msgspec.Raw(_encode(v)) for k, v in msgspec.structs.asdict(defaults).items() if v}
@@ -87,12 +97,6 @@ class NdjsonParser:
             return _encode(self._defaults | self._decode(line))
         except (msgspec.MsgspecError, RecursionError) as error:
             raise Unparsed(f"not a JSON object: {error}") from error
-
-    def continues(self, line: str) -> bool:
-        return False
-
-    def part(self, line: str) -> Part | None:
-        return None
 
 
 class _DockerLine(msgspec.Struct):
@@ -253,6 +257,11 @@ def detect(
     }
     for name, form in FORMATS.items():
         counts[name] = _count(form, TextParser(form, zone, window, Defaults()), lines)
+    return most(counts)
+
+
+def most(counts: Mapping[str, int]) -> tuple[str, int]:
+    """Return the format that most lines have, by the number of lines that have each, and how many; else ('', 0)."""
     best = max(counts, key=lambda name: counts[name])
     return (best, counts[best]) if counts[best] else ("", 0)
 

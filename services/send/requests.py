@@ -8,7 +8,17 @@ import msgspec
 
 from services.core.dataset import Dataset
 from services.send.formats import FORMATS, Format
-from services.send.parse import NDJSON, Defaults, NdjsonParser, Parser, Part, TextParser, Unparsed, why_no_row
+from services.send.parse import (
+    NDJSON,
+    Defaults,
+    NdjsonParser,
+    Parser,
+    SingleLines,
+    TextParser,
+    Unparsed,
+    most,
+    why_no_row,
+)
 from services.send.times import Window
 
 FORMATS_OF_REQUESTS = ("combined", "common")
@@ -21,15 +31,13 @@ _ORIGIN = re.compile(
 _encode = msgspec.json.Encoder().encode
 
 
-class RequestParser:
+class RequestParser(SingleLines):
     """A Parser. Query strings and the addresses of clients are left out, as the middleware of footprints does.
 
     Of a target such as `http://user:password@host/path`, only the path is kept. The target of CONNECT, a host, is kept.
 
     The service is the virtual host of the line; of a line without one, what the options, the format or `origin` say.
     """
-
-    splits = yearless = False
 
     def __init__(self, form: Format, zone: tzinfo, window: Window, defaults: Defaults, origin: str = "") -> None:
         self._text = TextParser(form, zone, window, defaults)
@@ -50,12 +58,6 @@ class RequestParser:
                 "service": fields.get("vhost") or self._service,
             }
         )
-
-    def continues(self, line: str) -> bool:
-        return False
-
-    def part(self, line: str) -> Part | None:
-        return None
 
 
 def _path(target: str) -> str:
@@ -79,5 +81,4 @@ def detect(dataset: Dataset, lines: Sequence[str], zone: tzinfo, defaults: Defau
             NdjsonParser(defaults) if name == NDJSON else RequestParser(FORMATS[name], zone, Window(), defaults)
         )
         counts[name] = sum(why_no_row(parser, line, dataset.name) is None for line in lines)
-    best = max(counts, key=lambda name: counts[name])
-    return (best, counts[best]) if counts[best] else ("", 0)
+    return most(counts)
