@@ -5,11 +5,8 @@ The history is planted into a stack of its own, not loaded: see `planting`.
 
 import asyncio
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +22,7 @@ from services.core.errors import NeedsOperator
 from services.core.instants import DAY
 from services.generator.load import Load
 from services.ingest_client.client import IngestClient
+from services.local.maintenance import maintain_once
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.local.verification import verify
@@ -69,7 +67,7 @@ def measure(folder: Path, batches: int, days: int, log_files: int, runs: int, sa
         planting.plant_days(urls["LOGPIPE_POSTGRES_URL"], urls["LOGPIPE_CLICKHOUSE_URL"], lake, dataset, history)
         planting.plant_log(lake, dataset, log_files)
         say(f"planted in {time.monotonic() - started:.0f} s")
-        maintained = _seconds(lambda: _logpipe(settings, "maintain", "--once", "--dataset", dataset.name))
+        maintained = _seconds(lambda: maintain_once(settings, "--dataset", dataset.name))
         say(f"`maintain --once` took {maintained:.0f} s")
         with connect(urls["LOGPIPE_POSTGRES_URL"]) as connection:
             while postgres.close_days(connection, dataset):  # each run of `maintain` closes some of them
@@ -130,10 +128,6 @@ def _seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
-
-
-def _logpipe(settings: LocalSettings, *words: str) -> None:
-    subprocess.run([sys.executable, "-m", "services", *words], env=os.environ | settings.urls(), check=True)
 
 
 def _check_disk(folder: Path, batches: int) -> None:

@@ -5,10 +5,7 @@ rows themselves. A cell whose result differs from the others' is void.
 """
 
 import asyncio
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +25,7 @@ from services.ingest_client.client import IngestClient
 from services.lake.schema import layout
 from services.lake.snapshot import Snapshot
 from services.lake.table import table_uri
+from services.local.maintenance import maintain_once
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.local.verification import verify
@@ -72,7 +70,7 @@ def measure(folder: Path, rows: int, runs: int, say: Say) -> tuple[list[Figure],
         before = _ask_all(client, f"{rows:,} logs, the lake in small files", runs, say)
         say("compacting")
         started = time.monotonic()
-        _logpipe(settings, "maintain", "--once")
+        maintain_once(settings)
         say(f"compacted in {time.monotonic() - started:.0f} s")
         after = _ask_all(client, f"{rows:,} logs, the lake compacted", runs, say)
         gains = [
@@ -237,7 +235,3 @@ def _offer(port: int) -> None:
             await Load.at_rate(client, datasets.find("logs"), _LOAD_RATE, _LOAD_SECONDS).run()
 
     asyncio.run(send())
-
-
-def _logpipe(settings: LocalSettings, *words: str) -> None:
-    subprocess.run([sys.executable, "-m", "services", *words], env=os.environ | settings.urls(), check=True)
