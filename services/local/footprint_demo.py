@@ -44,7 +44,8 @@ def show(console: Console, settings: LocalSettings, seconds: int) -> None:
             parameters = {"count": HISTORY_ROWS, "days": _HISTORY_DAYS}
             sent = client.post(burst, params=parameters).raise_for_status().json()["sent"]
         with console.status(f"visiting a shop whose requests are recorded, for {seconds} s"):
-            replies = asyncio.run(sample_shop.run(service, settings.urls()["LOGPIPE_KAFKA_URL"], seconds))
+            kafka = settings.urls()["LOGPIPE_KAFKA_URL"]
+            replies = asyncio.run(sample_shop.run(service, kafka, settings.kafka_source_topic, seconds))
         dropped = counts(service).dropped
         kept = replies - dropped
         with console.status("draining and verifying: every row of every store is read back and compared"):

@@ -16,10 +16,10 @@ _CLIENTS = 16
 _chance = np.random.default_rng()
 
 
-def _app(service: str, kafka: str) -> FastAPI:
-    """Return the app, whose footprints go to the brokers `kafka` under the name `service`."""
+def _app(service: str, kafka: str, topic: str) -> FastAPI:
+    """Return the app, whose footprints go to a topic of the brokers `kafka` under the name `service`."""
     app = FastAPI()
-    app.add_middleware(FootprintMiddleware, service=service, kafka=kafka)
+    app.add_middleware(FootprintMiddleware, service=service, kafka=kafka, topic=topic)
 
     @app.get("/products")
     async def products() -> list[int]:
@@ -50,13 +50,13 @@ def _app(service: str, kafka: str) -> FastAPI:
     return app
 
 
-async def run(service: str, kafka: str, seconds: float) -> int:
+async def run(service: str, kafka: str, topic: str, seconds: float) -> int:
     """Serve the app on a free port of 127.0.0.1 and visit it for `seconds`. Returns the number of replies.
 
     All footprints are with Kafka then, or counted as dropped.
     """
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(_app(service, kafka), log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(_app(service, kafka, topic), log_level="error"))
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         try:
             return await _visit(f"http://127.0.0.1:{listening.getsockname()[1]}", seconds)
