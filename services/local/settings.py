@@ -10,16 +10,14 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr
 
 from services.local import passwords
-from services.runtime.settings import Port, Settings
+from services.runtime.settings import Port, Settings, in_home
 
 LakeWriter = Literal["spark", "embedded"]
 
 
 class LocalSettings(Settings):
     stack: Path = Field(Path(".stack"), description="folder with all data, logs and state of the local stack")
-    cache: Path = Field(
-        Path("~/.cache/logpipe/jars").expanduser(), description="where jars are kept, shared by all stacks"
-    )
+    cache: Path = Field(in_home("~/.cache/logpipe/jars"), description="where jars are kept, shared by all stacks")
 
     postgres_url: SecretStr | None = Field(None, description="use this PostgreSQL, do not start one")
     kafka_url: str | None = Field(None, description="use this Kafka, do not start one")
