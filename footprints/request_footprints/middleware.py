@@ -31,16 +31,24 @@ class FootprintMiddleware:
 
     The status of a footprint is the one that the app sent; 500 if the app raised an exception, even during a stream;
     499 if the client left before the response began. The duration ends when the last byte is handed to the server.
+
+    `accepts` is called with the scope of each request that has ended; without a True, the request is not recorded.
     """
 
     def __init__(
-        self, app: ASGIApp, *, open_producer: OpenProducer = KafkaProducer, **settings: Unpack[Arguments]
+        self,
+        app: ASGIApp,
+        *,
+        open_producer: OpenProducer = KafkaProducer,
+        accepts: Callable[[Scope], bool] | None = None,
+        **settings: Unpack[Arguments],
     ) -> None:
         read = Settings.read(settings)
         self._app = app
         self._enabled = read.enabled
         self._sample = read.sample if read.enabled else 0.0
         self._most = path_bound(read.max_link) + 1
+        self._accepts = accepts
         self._recorder = Recorder(read, open_producer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,9 +59,7 @@ class FootprintMiddleware:
             await self._app(scope, receive, send)
             return
         started, start = time.time(), time.perf_counter()
-        path = scope.get("path", "")
-        if len(path) > self._most:
-            path = path[: self._most]
+        path = scope.get("path", "")[: self._most]
         status, end = 0, 0.0
 
         def noting(message: ASGIMessage) -> Awaitable[None]:
@@ -74,19 +80,20 @@ class FootprintMiddleware:
                 status = (status or CLIENT_LEFT) if _client_left(error) else 500
             raise
         finally:
-            self._recorder.record(
-                (
-                    started,
-                    scope.get("method", "")[: MAX_METHOD + 1],
-                    path,
-                    status or 500,
-                    (end or time.perf_counter()) - start,
-                    scope.get("route"),
-                    scope.get("fastapi"),
-                    _mounted(scope),
-                    scope.get("router"),
+            if self._accepts is None or self._accepts(scope):
+                self._recorder.record(
+                    (
+                        started,
+                        scope.get("method", "")[: MAX_METHOD + 1],
+                        path,
+                        status or 500,
+                        (end or time.perf_counter()) - start,
+                        scope.get("route"),
+                        scope.get("fastapi"),
+                        _mounted(scope),
+                        scope.get("router"),
+                    )
                 )
-            )
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Anything but a request. The start and the end of the app's lifespan are those of the background thread."""

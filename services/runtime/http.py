@@ -57,6 +57,7 @@ def needs(access: Access) -> Any:
 
     async def check(request: Request) -> None:
         request.app.state.guard.check(access, request.headers.get("authorization", ""))
+        footprints.allow(request)
 
     return Depends(check)
 
