@@ -109,11 +109,17 @@ class SlotLeases:
         return connection
 
     def renew(self, connection: Connection) -> None:
-        """Renew all leases. Those that another process has taken over, or `logpipe slots resolve`, are dropped."""
+        """Renew all leases. Those that another process has taken over, or `logpipe slots resolve`, are dropped.
+
+        The marks of stuck slots are written again, in case PostgreSQL did not get one: without the mark, no operator
+        could resolve the slot.
+        """
         with self._lock:
             held = frozenset(slots.renew(connection, self._owner))
             stuck = {lease: reason for lease, reason in self._leases.stuck.items() if lease in held}
             self._leases = replace(self._leases, held=held, used=self._leases.used & held, stuck=stuck)
+            for lease, reason in stuck.items():
+                slots.mark_stuck(connection, lease, reason)
         self._renewed_at = time.monotonic()
 
     def adopt(self, connection: Connection) -> None:

@@ -98,7 +98,8 @@ def mark_stuck(connection: Connection, lease: Lease, reason: str) -> None:
     """Record why the slot cannot be published, for `logpipe slots`. Raises StoreDown."""
     with translated():
         connection.execute(
-            "UPDATE slots SET stuck = %s WHERE slot = %s AND epoch = %s", (reason, lease.slot, lease.epoch)
+            "UPDATE slots SET stuck = %(reason)s WHERE slot = %(slot)s AND epoch = %(epoch)s AND stuck <> %(reason)s",
+            {"reason": reason, "slot": lease.slot, "epoch": lease.epoch},
         )
 
 

@@ -124,13 +124,15 @@ class KafkaProducer:
 def _headers(message: KafkaMessage) -> dict[str, bytes]:
     """Return the headers; none if the name of one is not UTF-8, which only a message of another program has.
 
+    Of several headers with one name, the first counts, as in Spark (`spark_jobs/parsing.py`).
     confluent-kafka raises SystemError for such a name, and crashes if the headers are asked for a second time.
     """
     try:
         sent: Any = message.headers() or ()
     except SystemError:
         return {}
-    return {name: value for name, value in sent if value is not None}
+    first = dict(reversed(sent))
+    return {name: value for name, value in first.items() if value is not None}
 
 
 def _size(messages: Sequence[KafkaMessage]) -> int:

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any, Protocol
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
@@ -119,6 +119,19 @@ def test_what_is_published_is_read_where_it_landed(broker: Broker, topic: str, o
             outgoing.value,
             dict(outgoing.headers),
         )
+
+
+def test_of_several_headers_with_one_name_the_first_counts(kafka_url: str, opened: Any) -> None:
+    topic = f"t-{uuid.uuid4().hex}"
+    RealBroker(kafka_url).ensure_topics({topic: 1})
+    foreign = Producer({"bootstrap.servers": kafka_url})
+    sent: list[tuple[str, str | bytes | None]] = [("rows", b"1"), ("version", None), ("rows", b"2"), ("version", b"9")]
+    foreign.produce(topic, b"{}\n", b"1:0", 0, headers=sent)
+    assert foreign.flush(30) == 0
+    reader = opened(RealBroker(kafka_url).partition_reader(topic))
+    reader.assign({0: 0})
+    [found] = read_to_end(reader, {0: 1})
+    assert dict(found.headers) == {"rows": b"1"}
 
 
 def test_a_transaction_over_several_topics(broker: Broker, topic: str, opened: Any) -> None:

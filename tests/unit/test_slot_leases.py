@@ -27,6 +27,8 @@ class Slots:
         self.acquired: list[Lease] = []
         self.held: set[Lease] = set()
         self.renewed = Event()
+        self.stuck: dict[Lease, str] = {}
+        self.is_down = False
 
     def session_name(self, owner: UUID) -> str:
         return str(owner)
@@ -48,7 +50,9 @@ class Slots:
         self.held.discard(lease)
 
     def mark_stuck(self, connection: Any, lease: Lease, reason: str) -> None:
-        pass
+        if self.is_down:
+            raise StoreDown("postgres", "stopped by the test")
+        self.stuck[lease] = reason
 
 
 @pytest.fixture
@@ -100,6 +104,19 @@ def test_a_stuck_slot_is_replaced_until_too_many_are_stuck(slots: Slots) -> None
     slots.held.discard(Lease(0, 1))  # resolved
     leases._turn()
     assert leases.slot() == 3
+
+
+def test_a_mark_that_postgres_did_not_get_is_written_at_the_next_renewal(slots: Slots) -> None:
+    leases = SlotLeases("url", uuid4())
+    leases._turn()
+    slots.is_down = True
+    with pytest.raises(StoreDown):
+        leases.mark_stuck(CONNECTION, Lease(0, 1), "rows are missing")
+    assert leases.publishable() == set()
+    slots.is_down = False
+    leases._turn()
+    assert slots.stuck == {Lease(0, 1): "rows are missing"}
+    assert leases.slot() == 1
 
 
 def test_what_a_reader_has_taken_does_not_change_while_the_other_thread_renews(slots: Slots) -> None:
