@@ -1,9 +1,9 @@
 from pydantic import Field
 
-from services.runtime.settings import KafkaSettings, PostgresSettings
+from services.runtime.settings import KafkaSettings, ListenSettings, PostgresSettings
 
 
-class AcceptanceSettings(PostgresSettings, KafkaSettings):
+class AcceptanceSettings(PostgresSettings, KafkaSettings, ListenSettings):
     """Settings of every process that accepts rows."""
 
     ingest_group_rows: int = Field(10_000, ge=1, le=131_072, description="rows of a group commit, and of a batch")

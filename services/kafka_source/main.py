@@ -10,28 +10,21 @@ import click
 from fastapi import FastAPI
 
 from services import datasets
-from services.acceptance.committer import Committer
-from services.acceptance.disk import DiskFloor, LocalDisk
-from services.acceptance.postgres_maintenance import PostgresMaintenance
-from services.acceptance.publisher import MessageCache
-from services.acceptance.publishing import publisher_opener, topic_names
-from services.acceptance.remote_disk import remote_disk_of
-from services.acceptance.slot_owner import SlotOwner
+from services.acceptance.acceptor import Acceptor
+from services.acceptance.publishing import topic_names
 from services.core.dataset import Dataset
 from services.core.dead_letter import SOURCE
 from services.core.errors import Invalid, LogpipeError
-from services.core.ledger import Batch, Source
-from services.core.ports import Outgoing, TransactionalProducer
-from services.core.rows import RowCodec
+from services.core.ledger import Source
+from services.core.ports import TransactionalProducer
 from services.kafka_source.settings import KafkaSourceSettings
 from services.kafka_source.source import Limits, SourceHandler, Target
-from services.ledger import slots, source_progress
+from services.ledger import source_progress
 from services.postgres.connection import connect
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
 from services.runtime.workers import Workers
-from services.stores.postgres import PostgresReader
 from services.streams import kafka, kafka_client, topics
 from services.streams.dead_letters import TOPIC as DEAD_LETTERS
 from services.streams.dead_letters import DeadLetters
@@ -39,8 +32,6 @@ from services.streams.lag import lag_worker
 from services.streams.loop import GroupLoop
 
 SOURCE_SECONDS = 10
-DRAIN_SECONDS = 10
-BACKGROUND_SECONDS = 1
 
 
 @click.command()
@@ -85,68 +76,38 @@ def checked_topic(topic: str) -> str:
 
 
 def create_app(settings: KafkaSourceSettings, topic: str, dataset: Dataset, *, at_end: bool = False) -> FastAPI:
-    known = datasets.all_datasets()
-    url = settings.postgres_url.get_secret_value()
-    owner_id = uuid4()
-    session_name = slots.session_name(owner_id)
     readiness = Readiness()
-    remote_disk = remote_disk_of(settings.disk_space_url, settings.token)
-    disk = DiskFloor(remote_disk or LocalDisk(settings.ingest_disk_path), settings.ingest_disk_floor)
-    maintenance = PostgresMaintenance(url, known, None, session_name)
-    readiness.add("postgres", maintenance.health)
-    readiness.add("partitions", maintenance.degraded, degraded=True)
-    readiness.add("disk", disk.health, degraded=True)
-    workers = [maintenance.worker()]
-    if remote_disk:
-        workers.append(remote_disk.worker)
-        readiness.add("disk-space", remote_disk.health, degraded=True)
-    background = Workers(*workers)
-    message_cache = MessageCache(settings.publisher_cache)
+    acceptor = Acceptor(settings, datasets.all_datasets(), readiness)
+    readiness.add("disk", acceptor.disk.health, degraded=True)
 
     def open_dead_letters() -> TransactionalProducer:
         return kafka.KafkaProducer(settings.kafka_url, f"logpipe-{SOURCE}-{uuid4()}")
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        rows = PostgresReader(url, 2, session_name)
-        opener = publisher_opener(settings, known, message_cache, rows)
-        owner = SlotOwner(url, owner_id, partial(topics.ensure, settings, topic_names(known)), opener)
-
-        def on_committed(batch: Batch, outgoing: list[Outgoing]) -> None:
-            message_cache.put(batch.batch_id, outgoing)
-            owner.wake()
-
-        committer = Committer(
-            url,
-            {dataset.name: RowCodec(dataset)},
-            owner.slot,
-            on_committed,
-            settings.ingest_group_rows,
-            settings.kafka_partitions,
-            session_name,
-        )
         reader = kafka.KafkaGroupReader(_source_url(settings), topic, kafka_client.source_group(topic, dataset.name))
         handler = SourceHandler(
             topic,
             reader,
-            Target(dataset, url, owner.slot, committer, DeadLetters(open_dead_letters, SOURCE, dataset, topic), disk),
+            Target(
+                dataset,
+                settings.postgres_url.get_secret_value(),
+                acceptor.slot,
+                acceptor.committer([dataset]),
+                DeadLetters(open_dead_letters, SOURCE, dataset, topic),
+                acceptor.disk,
+            ),
             Limits(settings.kafka_source_rows, settings.kafka_source_bytes, settings.kafka_source_seconds),
             partial(make_topics, settings, topic),
             at_end=at_end,
         )
         loop = GroupLoop("source", reader, handler)
         readiness.add("source", loop.health)
-        readiness.add("slots", owner.health)
-        readiness.add("publishing", owner.degraded, degraded=True)
         source = Workers(loop.worker(), lag_worker("kafka_source", {dataset.name: handler.report_lag}))
-        background.start()
-        owner.start()
-        source.start()
-        yield
-        await asyncio.to_thread(source.stop, SOURCE_SECONDS)
-        await asyncio.to_thread(owner.stop, DRAIN_SECONDS)
-        await asyncio.to_thread(background.stop, BACKGROUND_SECONDS)
-        rows.close()
+        async with acceptor.running():
+            source.start()
+            yield
+            await asyncio.to_thread(source.stop, SOURCE_SECONDS)
 
     return make_app("Kafka source", settings, [], lifespan, readiness)
 

@@ -1,10 +1,10 @@
 from pydantic import Field
 
 from services.acceptance.settings import AcceptanceSettings
-from services.runtime.settings import ListenSettings, Port
+from services.runtime.settings import Port
 
 
-class KafkaSourceSettings(AcceptanceSettings, ListenSettings):
+class KafkaSourceSettings(AcceptanceSettings):
     kafka_source_port: Port = Field(8089, description="port of health and metrics")
     kafka_source_url: str = Field(
         "", description="bootstrap servers of the foreign topic, if it is in another cluster than the pipeline's topics"
