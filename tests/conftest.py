@@ -1,7 +1,9 @@
 """Fixtures with real components, which are started once a session on free ports, and the option --no-skips."""
 
+import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -15,11 +17,15 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
+from services.core.errors import StoreDown
+from services.local import unprivileged
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.migrate.service import migrate
-from services.postgres.connection import in_database
-from tests.skips import fail_if_skipped
+from services.postgres.connection import connect, in_database
+from tests.processes import free_port
+from tests.skips import fail_if_skipped, needs_package
+from tests.waiting import until
 
 settings.register_profile("pipeline", deadline=None)  # a busy machine makes no test fail
 settings.load_profile("pipeline")
@@ -134,6 +140,56 @@ def empty_postgres_url(postgres_url: str) -> Iterator[str]:
         mine = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND usename = current_user"
         connection.execute(mine, (name,))
         connection.execute(f"DROP DATABASE {name}")
+
+
+def _servers_with_pg_trgm() -> list[Path]:
+    """Return the folder of programs of each PostgreSQL of Debian that has the extension."""
+    found = Path("/usr/lib/postgresql").glob("*/lib/pg_trgm.so")
+    return [path.parents[1] / "bin" for path in found if (path.parents[1] / "bin" / "initdb").exists()]
+
+
+def _accepts_sessions(url: str) -> bool:
+    try:
+        connect(url).close()
+    except StoreDown:
+        return False
+    return True
+
+
+@pytest.fixture
+def debian_postgres_url(stack_folder: Path) -> Iterator[str]:
+    """Debian's PostgreSQL, with all tables; the user of the URL is its superuser. It has pg_trgm, and comes with psql.
+
+    The PostgreSQL of the wheel has neither.
+    """
+    servers = _servers_with_pg_trgm()
+    if not servers:
+        needs_package("postgresql")
+    programs, who, port = servers[-1], unprivileged.identity(), free_port()
+    stack_folder.mkdir(mode=0o755)
+    data = stack_folder / "data"
+    data.mkdir(mode=0o700)
+    if who:
+        os.chown(data, who["user"], who["group"])
+    initdb = (
+        str(programs / "initdb"),
+        "-D",
+        str(data),
+        *["-U", "logpipe", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
+    )
+    subprocess.run(initdb, check=True, capture_output=True, cwd=data, **who)
+    options = {"listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": "", "fsync": "off"}
+    words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+    url = f"postgresql://logpipe@127.0.0.1:{port}/postgres"
+    with subprocess.Popen(
+        [programs / "postgres", "-D", data, *words], cwd=data, stderr=subprocess.DEVNULL, **who
+    ) as server:
+        try:
+            until(lambda: _accepts_sessions(url))
+            migrate(url)
+            yield url
+        finally:
+            server.send_signal(signal.SIGINT)
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,38 @@
-"""The queries of the dashboards' panels."""
+"""The queries of the dashboards' panels, by the data source that they are for."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 BOARDS = sorted((Path(__file__).parents[1] / "kubernetes" / "monitoring" / "grafana").glob("*.json"))
 
 
 def queries() -> dict[str, str]:
-    """Panel -> each of its queries, with Grafana's variables as they are after a click on nothing."""
-    found: dict[str, str] = {}
+    """Panel -> each of its queries to Prometheus, with Grafana's variables as they are after a click on nothing."""
+    return {
+        f"{board}: {panel['title']} ({target['legendFormat']})": target["expr"]
+        .replace("$__rate_interval", "1m")
+        .replace("$store", ".*")
+        for board, panel, target in _targets("prometheus")
+    }
+
+
+def statements(start: str, end: str, zone: str) -> dict[str, str]:
+    """Panel -> its SQL, with Grafana's macro and variable for this period (ISO 8601) and time zone."""
+    return {
+        f"{board}: {panel['title']}": re.sub(
+            r"\$__timeFilter\((\w+)\)", rf"\1 BETWEEN '{start}' AND '{end}'", target["rawSql"]
+        ).replace("${zone:sqlstring}", f"'{zone}'")
+        for board, panel, target in _targets("grafana-postgresql-datasource")
+    }
+
+
+def _targets(source: str) -> Iterator[tuple[str, Any, Any]]:
+    """The dashboard, panel and target of each query for this type of data source."""
     for board in BOARDS:
         for panel in json.loads(board.read_text())["panels"]:
             for target in panel.get("targets", []):
-                expression = target["expr"].replace("$__rate_interval", "1m").replace("$store", ".*")
-                found[f"{board.stem}: {panel['title']} ({target['legendFormat']})"] = expression
-    return found
+                if panel["datasource"]["type"] == source:
+                    yield board.stem, panel, target

@@ -3,80 +3,23 @@
 The PostgreSQL of the wheel has no pg_trgm; Debian's package has it.
 """
 
-import os
-import signal
-import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from services.core.errors import StoreDown
 from services.datasets.events import DATASET as EVENTS
 from services.datasets.logs import DATASET as LOGS
-from services.local import unprivileged
-from services.migrate.service import migrate
 from services.postgres.connection import connect
 from services.stores import postgres
 from services.stores.postgres import tables
 from services.stores.postgres.tables import SEARCH_LOCK, midnight
-from tests.processes import free_port
-from tests.skips import needs_package
-from tests.waiting import until
 
 DAY = 20_778
 SEARCHED = replace(LOGS, name="searched")
 
 
-def _servers_with_pg_trgm() -> list[Path]:
-    """Return the folder of programs of each PostgreSQL of Debian that has the extension."""
-    found = Path("/usr/lib/postgresql").glob("*/lib/pg_trgm.so")
-    return [path.parents[1] / "bin" for path in found if (path.parents[1] / "bin" / "initdb").exists()]
-
-
-def accepts_sessions(url: str) -> bool:
-    try:
-        connect(url).close()
-    except StoreDown:
-        return False
-    return True
-
-
-@pytest.fixture
-def url_with_pg_trgm(stack_folder: Path) -> Iterator[str]:
-    servers = _servers_with_pg_trgm()
-    if not servers:
-        needs_package("postgresql")
-    programs, who, port = servers[-1], unprivileged.identity(), free_port()
-    stack_folder.mkdir(mode=0o755)
-    data = stack_folder / "data"
-    data.mkdir(mode=0o700)
-    if who:
-        os.chown(data, who["user"], who["group"])
-    initdb = (
-        str(programs / "initdb"),
-        "-D",
-        str(data),
-        *["-U", "logpipe", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"],
-    )
-    subprocess.run(initdb, check=True, capture_output=True, cwd=data, **who)
-    options = {"listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": "", "fsync": "off"}
-    words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-    url = f"postgresql://logpipe@127.0.0.1:{port}/postgres"
-    with subprocess.Popen(
-        [programs / "postgres", "-D", data, *words], cwd=data, stderr=subprocess.DEVNULL, **who
-    ) as server:
-        try:
-            until(lambda: accepts_sessions(url))
-            migrate(url)
-            yield url
-        finally:
-            server.send_signal(signal.SIGINT)
-
-
-def test_closed_days_are_indexed_once(url_with_pg_trgm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with connect(url_with_pg_trgm) as connection, connect(url_with_pg_trgm) as other:
+def test_closed_days_are_indexed_once(debian_postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with connect(debian_postgres_url) as connection, connect(debian_postgres_url) as other:
         postgres.prepare(connection, SEARCHED)
         postgres.ensure_partitions(connection, SEARCHED, DAY, 4)
         other.execute("SELECT pg_advisory_lock(%s)", (SEARCH_LOCK,))

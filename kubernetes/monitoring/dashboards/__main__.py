@@ -6,9 +6,9 @@ from pathlib import Path
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from kubernetes.monitoring.dashboards import hosts, ingest, lake, overview, queries, stores
+from kubernetes.monitoring.dashboards import footprints, hosts, ingest, lake, overview, queries, stores
 
-_BOARDS = (overview, ingest, stores, lake, queries, hosts)
+_BOARDS = (overview, ingest, stores, lake, queries, footprints, hosts)
 _FOLDER = Path(__file__).parents[1] / "grafana"
 
 
