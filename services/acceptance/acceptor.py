@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from services.acceptance.committer import Committer
 from services.acceptance.disk import DiskFloor, LocalDisk
-from services.acceptance.postgres_maintenance import Identity, PostgresMaintenance
+from services.acceptance.postgres_maintenance import LedgerIdentity, PostgresMaintenance
 from services.acceptance.publisher import MessageCache
 from services.acceptance.publishing import publisher_opener, topic_names
 from services.acceptance.remote_disk import remote_disk_of
@@ -92,9 +92,9 @@ class Acceptor:
         """Return the slot that new batches belong to, which may change at any time. Raises StoreDown."""
         return self._owner.slot()
 
-    def ledger(self) -> Identity:
+    def ledger_identity(self) -> LedgerIdentity:
         """Return the identity of the ledger; its id is '' until it has been read."""
-        return self._maintenance.ledger()
+        return self._maintenance.ledger_identity()
 
     def _on_committed(self, batch: Batch, outgoing: list[Outgoing]) -> None:
         self._message_cache.put(batch.batch_id, outgoing)

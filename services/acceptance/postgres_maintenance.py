@@ -24,11 +24,11 @@ _BACKOFF = Backoff(1.0, 5.0)
 _log = logs.get("postgres_maintenance")
 
 
-class Identity(NamedTuple):
+class LedgerIdentity(NamedTuple):
     """The id of a ledger, and the ids that it had before, comma-separated."""
 
-    ledger: str = ""
-    former: str = ""
+    ledger_id: str = ""
+    former_ids: str = ""
 
 
 class PostgresMaintenance:
@@ -50,7 +50,7 @@ class PostgresMaintenance:
         self._session_name = session_name
         self._ready = False
         self._keys_failure = ""
-        self._ledger = Identity()
+        self._identity = LedgerIdentity()
         self._worker = Worker("postgres_maintenance", self._turn, backoff=_BACKOFF)
 
     def worker(self) -> Worker:
@@ -65,9 +65,9 @@ class PostgresMaintenance:
         """Return why partitions could not be made ahead, or old keys not deleted; None when both were."""
         return self._failure() or self._keys_failure or None
 
-    def ledger(self) -> Identity:
-        """Return the identity of the ledger; its id is '' until it has been read."""
-        return self._ledger
+    def ledger_identity(self) -> LedgerIdentity:
+        """Return the identity of the ledger, whose id is '' until it has been read."""
+        return self._identity
 
     def _failure(self) -> str:
         return self._worker.health() or ("" if self._ready else "starting")
@@ -94,7 +94,7 @@ class PostgresMaintenance:
             postgres.ensure_partitions(connection, dataset, today, DAYS_AHEAD)
             end = (today + DAYS_AHEAD) * DAY // 1_000_000
             metrics.gauge(metric_names.PARTITIONS_UNTIL_SECONDS, dataset.name).set(end)
-        self._ledger = Identity(str(ledger_id(connection)), ",".join(map(str, former_ids(connection))))
+        self._identity = LedgerIdentity(str(ledger_id(connection)), ",".join(map(str, former_ids(connection))))
         schema.build_index(connection)
         self._forget_keys(connection)
 

@@ -1,4 +1,4 @@
-"""Collects requests into groups for group commits: several small ones, or one large one, each after a short wait.
+"""Collects requests into groups for group commits. A group is several small requests, or one large request.
 
 The clock is injected. The module does not wait; the caller does.
 """
@@ -37,14 +37,14 @@ class RequestGroups(Generic[Key, Item]):
         self._waiting: dict[Key, _Queue[Item]] = {}
 
     def add(self, key: Key, item: Item, rows: int, size: int) -> None:
-        """`size`: bytes."""
+        """Add an item with this many rows. `size` is in bytes."""
         queue = self._waiting.setdefault(key, _Queue())
         queue.entries.append(_Entry(self._clock(), rows, size, item))
         queue.rows += rows
         queue.size += size
 
     def seconds_until_due(self) -> float | None:
-        """When `take` will have something: 0 for now, None while nothing waits."""
+        """Return the seconds until `pop_due` returns a group, 0 if it does now; None while no item waits."""
         if not self._waiting:
             return None
         if any(map(self._full, self._waiting.values())):
@@ -52,8 +52,12 @@ class RequestGroups(Generic[Key, Item]):
         oldest = min(queue.entries[0].since for queue in self._waiting.values())
         return max(0.0, oldest + self._max_wait - self._clock())
 
-    def take(self) -> tuple[Key, list[Item]] | None:
-        """Return the key that has been due longest, with a group of its items, within both limits or one large item."""
+    def pop_due(self) -> tuple[Key, list[Item]] | None:
+        """Remove the group that is due, and return it with its key; None if no group is due.
+
+        If several keys are due, the group is of the key with the oldest item. A group is within both limits, or it is
+        one large item.
+        """
         due = [
             (queue.entries[0].since, key)
             for key, queue in self._waiting.items()
@@ -63,17 +67,17 @@ class RequestGroups(Generic[Key, Item]):
             return None
         key = min(due, key=lambda d: d[0])[1]
         queue, rows, size = self._waiting[key], 0, 0
-        taken: list[Item] = []
-        while queue.entries and (not taken or self._fits(rows, size, queue.entries[0])):
+        group: list[Item] = []
+        while queue.entries and (not group or self._fits(rows, size, queue.entries[0])):
             entry = queue.entries.popleft()
-            taken.append(entry.item)
+            group.append(entry.item)
             rows += entry.rows
             size += entry.size
         queue.rows -= rows
         queue.size -= size
         if not queue.entries:
             del self._waiting[key]
-        return key, taken
+        return key, group
 
     def _full(self, queue: _Queue[Item]) -> bool:
         return queue.rows >= self._max_rows or queue.size >= self._max_bytes

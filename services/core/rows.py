@@ -28,7 +28,7 @@ MAX_LINE_BYTES = 256 * 1024
 MAX_JSON_DEPTH = 200
 CHECKSUM_MASK = (1 << 63) - 1  # so that a checksum fits a signed 64-bit column
 
-_LINES_AT_ONCE = 1000  # of a refused body, that are looked at in one call for lines that are no JSON
+_LINES_AT_ONCE = 1000  # of a refused body, which one call searches for lines that are no JSON
 _SUSPECT_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 _REFUSED_OR_PAIRED = re.compile(r"(?<!\\)(?:\\\\)*\\u(0000|[dD][89a-fA-F][0-9a-fA-F]{2})")
 """An escape of NUL or of a surrogate, behind any number of escaped backslashes."""
@@ -59,7 +59,7 @@ class Rows:
         self.columns = columns
 
     def tuples(self, batch_id: int, created_at: int) -> Iterable[Row]:
-        """Canonical rows, numbered from the batch's first id on; `created_at` in microseconds."""
+        """Return canonical rows, numbered from the batch's first id on. `created_at` is in microseconds."""
         start = first_id(batch_id)
         return zip(range(start, start + self.count), repeat(created_at), *self.columns, strict=False)
 
@@ -69,11 +69,11 @@ class Rows:
             return self
         return Rows(stop - start, [column[start:stop] for column in self.columns])
 
-    def unvisited(self) -> "Rows":
-        """The same rows, in columns that Python's garbage collection does not visit.
+    def hidden_from_gc(self) -> "Rows":
+        """Return the same rows, in columns that Python's garbage collection does not visit.
 
-        It visits every value of every list, and nothing else runs in the process meanwhile: with a million rows, for
-        half a second.
+        The collection visits every value of every list, and stops the process meanwhile: for half a second with a
+        million rows.
         """
         columns: Sequence[Any] = [np.fromiter(column, object, self.count) for column in self.columns]
         return Rows(self.count, columns)
@@ -86,7 +86,7 @@ class Rows:
 
     @staticmethod
     def batches(chunks: Iterable["Rows"], size: int) -> Iterator["Rows"]:
-        """All rows of `chunks`, in order, `size` at a time; the last ones may be fewer."""
+        """Yield all rows of `chunks`, in order, `size` rows at a time. The last result may have fewer."""
         held, count = list[Rows](), 0
         for chunk in chunks:
             start = 0
@@ -101,12 +101,12 @@ class Rows:
             yield Rows.joined(held)
 
     @staticmethod
-    def joined(parts: Sequence["Rows"]) -> "Rows":
-        """Return all rows of `parts`, in order. There is at least one part, and no part is empty."""
-        if len(parts) == 1:
-            return parts[0]
-        columns = zip(*(part.columns for part in parts), strict=True)
-        return Rows(sum(part.count for part in parts), [list(chain.from_iterable(column)) for column in columns])
+    def joined(chunks: Sequence["Rows"]) -> "Rows":
+        """Return all rows of `chunks`, in order. There is at least one chunk, and no chunk is empty."""
+        if len(chunks) == 1:
+            return chunks[0]
+        columns = zip(*(chunk.columns for chunk in chunks), strict=True)
+        return Rows(sum(chunk.count for chunk in chunks), [list(chain.from_iterable(column)) for column in columns])
 
 
 class RowCodec:
@@ -333,7 +333,10 @@ def _missing(column: Column) -> Any:
 
 
 def _canonical(column: Column, values: Sequence[Any], suspect: bool) -> Sequence[Any]:
-    """Wire values of one column in canonical form; `suspect`: the body has escapes that may be NUL or surrogates."""
+    """Return the wire values of one column in canonical form. Raises InvalidRow.
+
+    `suspect`: the body has escapes that may be the character NUL or surrogates.
+    """
     match column.kind:
         case "timestamp":
             try:

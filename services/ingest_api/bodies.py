@@ -1,7 +1,7 @@
 """Reads request bodies, with limits of size, of time and of the bytes in flight, and decompresses them in chunks.
 
-On a slow link, a body may take as long as it needs while bytes arrive, because its time limit grows with each byte.
-But when other bodies would be refused because too many bytes are in flight, the body that comes most slowly is ended.
+The time limit of a body grows with each byte that arrives, so a slow client can send a large body. But if a new body
+would be refused because too many bytes are in flight, the reading of the slowest body is ended.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ A pause between two chunks must be shorter than BODY_SECONDS.
 """
 BODY_BYTES_PER_SECOND = 1024
 GRACE_SECONDS = 5.0
-"""A body that has come for less time is not ended in favour of other bodies."""
+"""A body that began to arrive less than this many seconds ago is not ended in favour of other bodies."""
 CHUNK_BYTES = 256 << 10
 """A body is decompressed this many bytes at a time."""
 
-_MEMBERS = 1000  # of a compressed body: each needs a new decompressor
-_INPUT_BYTES = 64 << 10  # passed at a time, because zlib copies the unread input after each chunk
+_MOST_MEMBERS = 1000  # of a compressed body: each needs a new decompressor
+_INPUT_BYTES = 64 << 10  # passed to the decompressor at a time, because zlib copies the unread input after each chunk
 
 
-class Claim:
-    """The number of bytes that one request has in flight. `most` is the highest number so far.
+class Reservation:
+    """The number of bytes that one request has reserved, as bytes in flight. `peak` is the highest number so far.
 
     `started`: when the body began to arrive, in monotonic seconds. `deadline`: the time limit of the body while it
     arrives, else None.
@@ -43,26 +43,26 @@ class Claim:
     def __init__(self, in_flight: "InFlight") -> None:
         self._in_flight = in_flight
         self.bytes = 0
-        self.most = 0
+        self.peak = 0
         self.started = 0.0
         self.deadline: asyncio.Timeout | None = None
         self.is_ended = False
 
     def end(self) -> None:
-        """End the body that arrives: `read` raises Backpressure."""
+        """Stop reading the body, which is still arriving: `read` raises Backpressure."""
         if self.deadline:
             self.is_ended = True
             self.deadline.reschedule(asyncio.get_running_loop().time())
 
-    def take(self, count: int) -> None:
-        """Add `count` bytes to the claim. Raises Backpressure if the process then has too many in flight."""
+    def add(self, count: int) -> None:
+        """Add `count` bytes. Raises Backpressure if the process then has too many bytes in flight."""
         self._in_flight.change(self, count)
         self.bytes += count
-        self.most = max(self.most, self.bytes)
+        self.peak = max(self.peak, self.bytes)
 
     def resize(self, total: int) -> None:
-        """Change the claim to `total` bytes. Raises Backpressure as `take` does."""
-        self.take(total - self.bytes)
+        """Set the number of bytes to `total`. Raises Backpressure as `add` does."""
+        self.add(total - self.bytes)
 
 
 class InFlight:
@@ -71,42 +71,43 @@ class InFlight:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.bytes = 0
-        self._claims = set[Claim]()
-        self.request_ended: Callable[[int], None] = lambda most: None
+        self._reservations = set[Reservation]()
+        self.request_ended: Callable[[int], None] = lambda peak: None
         """Called at the end of each request, with the most bytes that it had in flight."""
         self._gauge = metrics.gauge(metric_names.BYTES_IN_FLIGHT)
 
     def check(self, count: int) -> None:
-        """Raise Backpressure if `count` more bytes are too many. A request that is alone is never refused."""
+        """Raise Backpressure if `count` more bytes are too many. The only request in flight is never refused."""
         if self.bytes and self.bytes + count > self._limit:
             self._end_slowest()
             raise Backpressure(f"{self.bytes} bytes are being worked on; at most {self._limit} at once")
 
-    def change(self, claim: Claim, count: int) -> None:
-        if count > 0 and self.bytes > claim.bytes:
+    def change(self, reservation: Reservation, count: int) -> None:
+        """Add `count` bytes, which may be negative, to the bytes in flight. Raises Backpressure as `check` does."""
+        if count > 0 and self.bytes > reservation.bytes:
             self.check(count)
         self.bytes += count
         self._gauge.set(self.bytes)
 
     def _end_slowest(self) -> None:
-        """End the body that has brought the fewest bytes a second, so that its bytes are free for the next request."""
+        """Stop reading the body with the lowest rate of bytes, so that its bytes are free for the next request."""
         now = time.monotonic()
-        arriving = [claim for claim in self._claims if claim.deadline and claim.bytes]
-        slow = [claim for claim in arriving if now - claim.started > GRACE_SECONDS]
+        arriving = [reservation for reservation in self._reservations if reservation.deadline and reservation.bytes]
+        slow = [reservation for reservation in arriving if now - reservation.started > GRACE_SECONDS]
         if slow:
-            min(slow, key=lambda claim: claim.bytes / (now - claim.started)).end()
+            min(slow, key=lambda reservation: reservation.bytes / (now - reservation.started)).end()
 
     @contextmanager
-    def reserve(self) -> Iterator[Claim]:
-        """Yield the claim of one request, and release it at the end."""
-        claim = Claim(self)
-        self._claims.add(claim)
+    def reserve(self) -> Iterator[Reservation]:
+        """Yield the reservation of one request, and release its bytes at the end."""
+        reservation = Reservation(self)
+        self._reservations.add(reservation)
         try:
-            yield claim
+            yield reservation
         finally:
-            self._claims.discard(claim)
-            claim.resize(0)
-            self.request_ended(claim.most)
+            self._reservations.discard(reservation)
+            reservation.resize(0)
+            self.request_ended(reservation.peak)
 
 
 def encoding_of(request: Request) -> str:
@@ -117,31 +118,31 @@ def encoding_of(request: Request) -> str:
     return encoding
 
 
-async def read(request: Request, claim: Claim, limit: int) -> bytes:
+async def read(request: Request, reservation: Reservation, limit: int) -> bytes:
     """Return the body as it was sent. Raises TooLarge, RequestTimeout or Backpressure."""
     chunks, size = [], 0
     try:
         loop = asyncio.get_running_loop()
-        claim.started = time.monotonic()
+        reservation.started = time.monotonic()
         async with asyncio.timeout(BODY_SECONDS) as deadline:
-            claim.deadline = deadline
+            reservation.deadline = deadline
             async for chunk in request.stream():
                 size += len(chunk)
-                left = claim.started + BODY_SECONDS + size / BODY_BYTES_PER_SECOND - time.monotonic()
+                left = reservation.started + BODY_SECONDS + size / BODY_BYTES_PER_SECOND - time.monotonic()
                 deadline.reschedule(loop.time() + min(left, BODY_SECONDS))
                 if size > limit:
                     raise TooLarge(f"the body has more than {limit} bytes: send several requests")
-                claim.take(len(chunk))
+                reservation.add(len(chunk))
                 chunks.append(chunk)
     except TimeoutError as error:
-        if claim.is_ended:
+        if reservation.is_ended:
             raise Backpressure("the body came slowly, and other requests needed its place") from error
         raise RequestTimeout(
             f"{size} bytes of the body arrived in time; at least {BODY_BYTES_PER_SECOND} a second are expected after"
             f" the first {BODY_SECONDS} s, without a pause of {BODY_SECONDS} s"
         ) from error
     finally:
-        claim.deadline = None
+        reservation.deadline = None
     return b"".join(chunks)
 
 
@@ -150,7 +151,7 @@ def chunks_of(body: bytes, encoding: str, limit: int) -> Iterator[bytes]:
 
     Raises Malformed, or TooLarge once there are more than `limit` bytes.
     """
-    chunks = _pieces(body, CHUNK_BYTES) if encoding == "identity" else _decompressed(body, encoding)
+    chunks = _cut(body, CHUNK_BYTES) if encoding == "identity" else _decompressed(body, encoding)
     size = 0
     for chunk in chunks:
         size += len(chunk)
@@ -179,13 +180,13 @@ def _decompressed(body: bytes, encoding: str) -> Iterator[bytes]:
     member, members = make(), 1
     held, room = list[bytes](), CHUNK_BYTES
     try:
-        for data in _pieces(body, _INPUT_BYTES):
+        for data in _cut(body, _INPUT_BYTES):
             rest, full = data, False
             while rest or full:
                 if member.eof:
                     member, members = make(), members + 1
-                    if members > _MEMBERS:
-                        raise Malformed(f"the {encoding} body has more than {_MEMBERS} members")
+                    if members > _MOST_MEMBERS:
+                        raise Malformed(f"the {encoding} body has more than {_MOST_MEMBERS} members")
                 held.append(member.decompress(rest, room))
                 room -= len(held[-1])
                 full = not room and not member.eof  # then the decompressor may return more bytes without more input
@@ -200,5 +201,5 @@ def _decompressed(body: bytes, encoding: str) -> Iterator[bytes]:
         raise Malformed(f"the {encoding} body ends too early")
 
 
-def _pieces(body: bytes, size: int) -> Iterator[bytes]:
+def _cut(body: bytes, size: int) -> Iterator[bytes]:
     return (body[start : start + size] for start in range(0, len(body), size))

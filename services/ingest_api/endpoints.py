@@ -10,14 +10,14 @@ from pydantic import create_model
 
 from services.acceptance.committer import Submission
 from services.acceptance.disk import DiskFloor
-from services.acceptance.postgres_maintenance import Identity
+from services.acceptance.postgres_maintenance import LedgerIdentity
 from services.core import metric_names, row_chunks
 from services.core.dataset import Dataset
 from services.core.errors import Invalid, TooLarge, UnsupportedMedia
 from services.core.ledger import FORMER_LEDGERS_HEADER, LEDGER_HEADER
 from services.core.rows import RowCodec
 from services.ingest_api import bodies
-from services.ingest_api.decoding import Decoder, Layout
+from services.ingest_api.decoding import BodyFormat, Decoder
 from services.ingest_api.service import IngestService
 from services.runtime import metrics
 from services.runtime.http import needs
@@ -26,7 +26,7 @@ MAX_KEY_LENGTH = 255
 HEALTH_PATH = "/api/collect/health"
 
 _NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
-"""No media type is registered for one JSON object in each line, and tools send different ones."""
+"""The media types that tools send for one JSON object in each line. None of them is registered."""
 
 _EXAMPLES: dict[str, Any] = {
     "timestamp": "2026-01-31T12:00:00.123456Z",
@@ -38,8 +38,9 @@ _EXAMPLES: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
-    """What the endpoints need, in `app.state.ingest`. `ledger` returns the identity of the ledger, with the id '' until
-    it has been read.
+    """What the endpoints need, in `app.state.ingest`.
+
+    `ledger_identity` returns the identity of the ledger, whose id is '' until it has been read.
     """
 
     service: IngestService
@@ -47,7 +48,7 @@ class Ingest:
     in_flight: bodies.InFlight
     disk: DiskFloor
     max_body: int
-    ledger: Callable[[], Identity]
+    ledger_identity: Callable[[], LedgerIdentity]
 
 
 def collect_router(datasets: tuple[Dataset, ...]) -> APIRouter:
@@ -56,8 +57,8 @@ def collect_router(datasets: tuple[Dataset, ...]) -> APIRouter:
     @router.get("/health")
     async def health(request: Request) -> Response:
         ingest: Ingest = request.app.state.ingest
-        ledger, former = ingest.ledger()
-        return JSONResponse({"status": "UP"}, headers={LEDGER_HEADER: ledger, FORMER_LEDGERS_HEADER: former})
+        ledger_id, former_ids = ingest.ledger_identity()
+        return JSONResponse({"status": "UP"}, headers={LEDGER_HEADER: ledger_id, FORMER_LEDGERS_HEADER: former_ids})
 
     for dataset in datasets:
         codec = RowCodec(dataset)
@@ -65,7 +66,9 @@ def collect_router(datasets: tuple[Dataset, ...]) -> APIRouter:
         router.add_api_route(
             f"/{dataset.singular}",
             _endpoint(
-                dataset, dataset.singular, {"application/json": Layout(codec.decode_object, row_chunks.decode_object)}
+                dataset,
+                dataset.singular,
+                {"application/json": BodyFormat(codec.decode_object, row_chunks.decode_object)},
             ),
             methods=["POST"],
             summary=f"Accept one {dataset.singular}",
@@ -78,8 +81,8 @@ def collect_router(datasets: tuple[Dataset, ...]) -> APIRouter:
                 dataset,
                 dataset.plural,
                 {
-                    "application/json": Layout(codec.decode_array, row_chunks.decode_array),
-                    **dict.fromkeys(_NDJSON, Layout(codec.decode_lines, row_chunks.decode_lines)),
+                    "application/json": BodyFormat(codec.decode_array, row_chunks.decode_array),
+                    **dict.fromkeys(_NDJSON, BodyFormat(codec.decode_lines, row_chunks.decode_lines)),
                 },
             ),
             methods=["POST"],
@@ -92,25 +95,27 @@ def collect_router(datasets: tuple[Dataset, ...]) -> APIRouter:
     return router
 
 
-def _endpoint(dataset: Dataset, word: str, layouts: dict[str, Layout]) -> Callable[[Request], Any]:
+def _endpoint(dataset: Dataset, word: str, body_formats: dict[str, BodyFormat]) -> Callable[[Request], Any]:
     many = word == dataset.plural
     accepted = metrics.counter(metric_names.ROWS_ACCEPTED, dataset.name)
 
     async def collect(request: Request) -> Response:
         ingest: Ingest = request.app.state.ingest
         key = _key(request)
-        layout, encoding = _layout(request, layouts), bodies.encoding_of(request)
-        announced = int(request.headers.get("content-length", 0))
-        if announced > ingest.max_body:
+        body_format, encoding = _body_format(request, body_formats), bodies.encoding_of(request)
+        length = int(request.headers.get("content-length", 0))
+        if length > ingest.max_body:
             raise TooLarge(
-                f"the body has {announced} bytes; at most {ingest.max_body} are accepted: send several requests"
+                f"the body has {length} bytes; at most {ingest.max_body} are accepted: send several requests"
             )
         ingest.disk.check()
-        ingest.in_flight.check(announced)
-        with ingest.in_flight.reserve() as claim:
-            body = await bodies.read(request, claim, ingest.max_body)
-            decoded = await ingest.decoder.decode(body, encoding, layout, claim, ingest.max_body, hashed=bool(key))
-            del body  # the rows contain all of it, and wait for their commit
+        ingest.in_flight.check(length)
+        with ingest.in_flight.reserve() as reservation:
+            body = await bodies.read(request, reservation, ingest.max_body)
+            decoded = await ingest.decoder.decode(
+                body, encoding, body_format, reservation, ingest.max_body, hashed=bool(key)
+            )
+            del body  # its memory is not needed while the decoded rows wait for their commit
             if not decoded.chunks:
                 raise Invalid("no rows: send at least one")
             submission = Submission(decoded.chunks, key, decoded.body_hash, request.headers.get(LEDGER_HEADER, ""))
@@ -122,7 +127,7 @@ def _endpoint(dataset: Dataset, word: str, layouts: dict[str, Layout]) -> Callab
             reply["count"] = result.rows
         reply["duplicate"] = result.duplicate
         # FastAPI would copy and validate a reply that is not a Response.
-        return JSONResponse(reply, headers={LEDGER_HEADER: ingest.ledger().ledger})
+        return JSONResponse(reply, headers={LEDGER_HEADER: ingest.ledger_identity().ledger_id})
 
     return collect
 
@@ -134,13 +139,13 @@ def _key(request: Request) -> str:
     return key
 
 
-def _layout(request: Request, layouts: dict[str, Layout]) -> Layout:
+def _body_format(request: Request, body_formats: dict[str, BodyFormat]) -> BodyFormat:
     content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if content_type in layouts:
-        return layouts[content_type]
+    if content_type in body_formats:
+        return body_formats[content_type]
     if content_type in ("application/x-www-form-urlencoded", "text/plain"):  # sent by `curl -d` and sendBeacon
-        return layouts["application/json"]
-    raise UnsupportedMedia(f"Content-Type {content_type!r} is not known here; send {' or '.join(layouts)}")
+        return body_formats["application/json"]
+    raise UnsupportedMedia(f"Content-Type {content_type!r} is not known here; send {' or '.join(body_formats)}")
 
 
 def _schema(dataset: Dataset) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from services.acceptance.acceptor import Acceptor
 from services.ingest_api.bodies import InFlight
 from services.ingest_api.decoding import Decoder
 from services.ingest_api.endpoints import HEALTH_PATH, Ingest, collect_router
-from services.ingest_api.memory import Trimmer
+from services.ingest_api.memory_trimmer import Trimmer
 from services.ingest_api.search_index import SearchIndexer
 from services.ingest_api.service import IngestService
 from services.ingest_api.settings import IngestSettings
@@ -48,7 +48,7 @@ def create_app(settings: IngestSettings) -> FastAPI:
         service = IngestService(committers, settings.ingest_group_rows, settings.ingest_group_wait)
         decoder, in_flight = Decoder(), InFlight(settings.ingest_max_in_flight)
         in_flight.request_ended = Trimmer(decoder.thread, in_flight).request_ended
-        app.state.ingest = Ingest(service, decoder, in_flight, acceptor.disk, settings.ingest_max_body, acceptor.ledger)
+        app.state.ingest = Ingest(service, decoder, in_flight, acceptor.disk, settings.ingest_max_body, acceptor.ledger_identity)
         async with acceptor.running():
             service.start()
             yield

@@ -47,7 +47,7 @@ class IngestService:
         return outcome
 
     async def drain(self) -> None:
-        """Commit what waits, then stop."""
+        """Commit the requests that wait, then stop."""
         self._draining = True
         self._changed.set()
         await asyncio.gather(*self._workers)
@@ -58,26 +58,26 @@ class IngestService:
     async def _work(self, committer: Committer) -> None:
         while group := await self._next_group():
             await self._commit(committer, *group)
-            del group  # until there is another group, its rows would be kept
+            del group  # the variable would keep the rows in memory until the next group comes
 
     async def _commit(self, committer: Committer, dataset: Dataset, waiting: Sequence[_Waiting]) -> None:
         loop = asyncio.get_running_loop()
         submissions = [submission for submission, _ in waiting]
         try:
             outcomes = await loop.run_in_executor(self._threads, _committed, committer, dataset, submissions)
-        except Exception as error:  # noqa: BLE001 - a bug: tell those who wait, and go on serving the others
+        except Exception as error:  # noqa: BLE001 - a bug: these requests fail, and the committer goes on with the next group
             for _, future in waiting:
                 if not future.done():
                     future.set_exception(error)
             return
         for (_, future), outcome in zip(waiting, outcomes, strict=True):
-            if not future.done():  # its client may have left
+            if not future.done():  # a future is done before its time if its client has disconnected
                 future.set_result(outcome)
 
     async def _next_group(self) -> tuple[Dataset, list[_Waiting]] | None:
         """Return the next group that is due; None if the service is draining and no request is left."""
         while True:
-            if group := self._groups.take():
+            if group := self._groups.pop_due():
                 return group
             if self._draining and not len(self._groups):
                 return None
@@ -90,7 +90,7 @@ class IngestService:
 
 
 def _committed(committer: Committer, dataset: Dataset, submissions: Sequence[Submission]) -> Sequence[Outcome]:
-    """Commit in the thread of the committer, and free the rows there: on the event loop, nothing else would run."""
+    """Commit in the thread of the committer, and free the rows there, because that would hold up the event loop."""
     try:
         return committer.commit(dataset, submissions)
     finally:

@@ -16,12 +16,12 @@ from services.core import row_chunks
 from services.core.errors import Backpressure, InvalidRow, Malformed, TooLarge
 from services.core.rows import RowCodec
 from services.datasets import find
-from services.ingest_api import bodies, decoding, memory
-from services.ingest_api.bodies import CHUNK_BYTES, Claim, InFlight, chunks_of
-from services.ingest_api.decoding import INLINE_BYTES, ROW_BYTES, Decoder, Layout
+from services.ingest_api import bodies, decoding, memory_trimmer
+from services.ingest_api.bodies import CHUNK_BYTES, InFlight, Reservation, chunks_of
+from services.ingest_api.decoding import INLINE_BYTES, ROW_BYTES, BodyFormat, Decoder
 
 CODEC = RowCodec(find("logs"))
-LINES = Layout(CODEC.decode_lines, row_chunks.decode_lines)
+LINES = BodyFormat(CODEC.decode_lines, row_chunks.decode_lines)
 LINE = json.dumps({"timestamp": "2026-01-31T12:00:00Z", "level": "INFO", "service": "auth"}).encode() + b"\n"
 MANY = LINE * (4 * INLINE_BYTES // len(LINE))
 LIMIT = 64 << 20
@@ -40,8 +40,8 @@ def test_a_body_comes_back_in_chunks(encoding: str, size: int) -> None:
 @pytest.mark.parametrize("encoding", ["gzip", "zstd"])
 def test_members_are_read_one_after_the_other_and_a_cut_one_is_refused(encoding: str) -> None:
     pack = PACK[encoding]
-    members = b"".join(pack(b"%d," % n) for n in range(bodies._MEMBERS))
-    assert list(chunks_of(members, encoding, LIMIT)) == [b"".join(b"%d," % n for n in range(bodies._MEMBERS))]
+    members = b"".join(pack(b"%d," % n) for n in range(bodies._MOST_MEMBERS))
+    assert list(chunks_of(members, encoding, LIMIT)) == [b"".join(b"%d," % n for n in range(bodies._MOST_MEMBERS))]
     with pytest.raises(Malformed, match="members"):
         list(chunks_of(members + pack(b"x"), encoding, LIMIT))
     for cut in (b"", pack(MANY)[:-3], members[:-3]):
@@ -67,47 +67,47 @@ def test_decompression_ends_at_the_limit(encoding: str, monkeypatch: pytest.Monk
     assert made <= (1 << 20) + CHUNK_BYTES
 
 
-async def decoded(body: bytes, encoding: str, claim: Claim, *, hashed: bool = False) -> decoding.Decoded:
-    claim.take(len(body))
-    return await Decoder().decode(body, encoding, LINES, claim, LIMIT, hashed=hashed)
+async def decoded(body: bytes, encoding: str, reservation: Reservation, *, hashed: bool = False) -> decoding.Decoded:
+    reservation.add(len(body))
+    return await Decoder().decode(body, encoding, LINES, reservation, LIMIT, hashed=hashed)
 
 
 @pytest.mark.parametrize("encoding", PACK)
 @pytest.mark.parametrize("body", [LINE * 3, MANY], ids=["small", "large"])
 async def test_the_claim_ends_as_what_the_rows_take(encoding: str, body: bytes) -> None:
-    claim = Claim(InFlight(LIMIT * 4))
-    found = await decoded(PACK[encoding](body), encoding, claim, hashed=True)
+    reservation = Reservation(InFlight(LIMIT * 4))
+    found = await decoded(PACK[encoding](body), encoding, reservation, hashed=True)
     assert (found.count, found.size) == (body.count(b"\n"), len(body))
-    assert found.body_hash == (await decoded(body, "identity", Claim(InFlight(LIMIT * 4)), hashed=True)).body_hash
-    assert claim.bytes == len(body) + found.count * ROW_BYTES
+    assert found.body_hash == (await decoded(body, "identity", Reservation(InFlight(LIMIT * 4)), hashed=True)).body_hash
+    assert reservation.bytes == len(body) + found.count * ROW_BYTES
 
 
 async def test_a_bomb_beside_others_is_refused_before_it_is_decompressed() -> None:
     in_flight = InFlight(8 << 20)
     with in_flight.reserve() as other:
-        other.take(5 << 20)
-        with in_flight.reserve() as claim, pytest.raises(Backpressure):
-            await decoded(gzip.compress(MANY), "gzip", claim)
-        assert claim.bytes == 0
+        other.add(5 << 20)
+        with in_flight.reserve() as reservation, pytest.raises(Backpressure):
+            await decoded(gzip.compress(MANY), "gzip", reservation)
+        assert reservation.bytes == 0
     in_flight.check(8 << 20)  # all was given back
 
 
 async def test_a_bomb_of_white_space_is_refused_after_the_bytes_of_one_row() -> None:
-    claim = Claim(InFlight(LIMIT * 4))
+    reservation = Reservation(InFlight(LIMIT * 4))
     with pytest.raises(InvalidRow):
-        await decoded(gzip.compress(b" " * LIMIT), "gzip", claim)
-    assert claim.most < row_chunks.MAX_WIRE_ROW
+        await decoded(gzip.compress(b" " * LIMIT), "gzip", reservation)
+    assert reservation.peak < row_chunks.MAX_WIRE_ROW
 
 
 async def test_an_error_late_in_a_large_body_names_its_row() -> None:
     body = zlib.compress(MANY + b"{}\n", wbits=31)
     with pytest.raises(InvalidRow) as refused:
-        await decoded(body, "gzip", Claim(InFlight(LIMIT * 4)))
+        await decoded(body, "gzip", Reservation(InFlight(LIMIT * 4)))
     assert refused.value.index == MANY.count(b"\n")
 
 
 async def test_a_large_body_is_held_in_chunks_that_are_freed_one_by_one() -> None:
-    found = await decoded(MANY, "identity", Claim(InFlight(LIMIT * 4)))
+    found = await decoded(MANY, "identity", Reservation(InFlight(LIMIT * 4)))
     assert found.count == MANY.count(b"\n")
     assert max(rows.count for rows in found.chunks) <= CHUNK_BYTES // len(LINE) + 1
     assert not [column for rows in found.chunks for column in rows.columns if gc.is_tracked(column)]
@@ -116,31 +116,31 @@ async def test_a_large_body_is_held_in_chunks_that_are_freed_one_by_one() -> Non
 async def test_memory_is_given_back_while_no_large_request_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     given_back, waits = asyncio.Queue[None](), asyncio.Queue[float]()
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(memory, "_FIRST_SECONDS", 0.01)
-    monkeypatch.setattr(memory, "_LAST_SECONDS", 0.04)
+    monkeypatch.setattr(memory_trimmer, "_FIRST_SECONDS", 0.01)
+    monkeypatch.setattr(memory_trimmer, "_LAST_SECONDS", 0.04)
     monkeypatch.setattr(
-        memory.Trimmer, "_give_back", lambda self: loop.call_soon_threadsafe(given_back.put_nowait, None)
+        memory_trimmer.Trimmer, "_give_back", lambda self: loop.call_soon_threadsafe(given_back.put_nowait, None)
     )
 
-    class Watched(memory.Trimmer):
-        def _wait(self, seconds: float) -> None:
+    class Watched(memory_trimmer.Trimmer):
+        def _schedule(self, seconds: float) -> None:
             waits.put_nowait(seconds)
-            super()._wait(seconds)
+            super()._schedule(seconds)
 
     with ThreadPoolExecutor(1) as thread:
         in_flight = InFlight(LIMIT)
         in_flight.request_ended = Watched(thread, in_flight).request_ended
-        for size in (1, memory.TRIM_BYTES - 1):
-            with in_flight.reserve() as claim:
-                claim.take(size)
+        for size in (1, memory_trimmer.TRIM_BYTES - 1):
+            with in_flight.reserve() as reservation:
+                reservation.add(size)
         assert waits.empty()
         async with asyncio.timeout(60):
             with in_flight.reserve() as other:
-                other.take(memory.TRIM_BYTES)
+                other.add(memory_trimmer.TRIM_BYTES)
                 for _ in range(3):
-                    with in_flight.reserve() as claim:
-                        claim.take(memory.TRIM_BYTES)
-                        claim.resize(1)
+                    with in_flight.reserve() as reservation:
+                        reservation.add(memory_trimmer.TRIM_BYTES)
+                        reservation.resize(1)
                 assert [await waits.get() for _ in range(9)] == [0.01] * 9
                 assert given_back.empty()
             while await waits.get() < 0.04:

@@ -40,8 +40,8 @@ GIB = 1 << 30
 def take_bytes(count: int) -> None:
     in_flight = InFlight(1 << 28)
     with in_flight.reserve() as first, in_flight.reserve() as second:
-        first.take(1)
-        second.take(count - 1)
+        first.add(1)
+        second.add(count - 1)
 
 
 def nested(levels: int) -> bytes:

@@ -17,10 +17,10 @@ def test_a_lone_item_waits_its_time_and_no_longer() -> None:
     waiting = groups(0.005, clock)
     assert waiting.seconds_until_due() is None
     waiting.add("logs", "a", 1, 1)
-    assert waiting.take() is None
+    assert waiting.pop_due() is None
     assert waiting.seconds_until_due() == 0.005
     clock.now = 0.005
-    assert waiting.take() == ("logs", ["a"])
+    assert waiting.pop_due() == ("logs", ["a"])
     assert len(waiting) == 0
 
 
@@ -29,8 +29,8 @@ def test_a_full_group_is_due_at_once_and_the_rest_stays() -> None:
     for item in "abc":
         waiting.add("logs", item, 4, 1)
     assert waiting.seconds_until_due() == 0
-    assert waiting.take() == ("logs", ["a", "b"])
-    assert waiting.take() is None
+    assert waiting.pop_due() == ("logs", ["a", "b"])
+    assert waiting.pop_due() is None
     assert len(waiting) == 1
 
 
@@ -39,8 +39,8 @@ def test_few_rows_of_many_bytes_are_a_full_group_too() -> None:
     for item in "abc":
         waiting.add("logs", item, 1, 400)
     assert waiting.seconds_until_due() == 0
-    assert waiting.take() == ("logs", ["a", "b"])
-    assert waiting.take() is None  # what was taken no longer counts
+    assert waiting.pop_due() == ("logs", ["a", "b"])
+    assert waiting.pop_due() is None  # what was taken no longer counts
     assert len(waiting) == 1
 
 
@@ -49,9 +49,9 @@ def test_an_item_larger_than_a_group_travels_alone() -> None:
     waiting.add("logs", "many rows", 1000, 1)
     waiting.add("logs", "many bytes", 1, 5000)
     waiting.add("logs", "small", 1, 1)
-    assert waiting.take() == ("logs", ["many rows"])
-    assert waiting.take() == ("logs", ["many bytes"])
-    assert waiting.take() is None
+    assert waiting.pop_due() == ("logs", ["many rows"])
+    assert waiting.pop_due() == ("logs", ["many bytes"])
+    assert waiting.pop_due() is None
 
 
 def test_groups_do_not_mix_and_the_oldest_goes_first() -> None:
@@ -62,5 +62,5 @@ def test_groups_do_not_mix_and_the_oldest_goes_first() -> None:
     waiting.add("events", "b", 1, 1)
     waiting.add("logs", "c", 1, 1)
     clock.now = 2.0
-    assert waiting.take() == ("logs", ["a", "c"])
-    assert waiting.take() == ("events", ["b"])
+    assert waiting.pop_due() == ("logs", ["a", "c"])
+    assert waiting.pop_due() == ("events", ["b"])

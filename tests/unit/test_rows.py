@@ -234,7 +234,7 @@ def test_chunks_of_rows_become_batches(size: int) -> None:
         rng = random.Random(seed)
         cuts = [0, *sorted(rng.sample(range(1, rows.count), rng.randrange(6))), rows.count]
         chunks = [rows.slice(start, stop) for start, stop in itertools.pairwise(cuts)]
-        chunks = [rows.unvisited() if rng.random() < 0.5 else rows for rows in chunks]
+        chunks = [rows.hidden_from_gc() if rng.random() < 0.5 else rows for rows in chunks]
         batches = list(Rows.batches(chunks, size))
         assert [row for batch in batches for row in zip(*batch.columns, strict=True)] == numbered, seed
         assert [batch.count for batch in batches[:-1]] == [size] * (len(batches) - 1)

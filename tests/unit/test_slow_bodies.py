@@ -31,8 +31,8 @@ def request(pieces: list[bytes], pause: float, paused: list[float]) -> Request:
 
 
 def read(pieces: list[bytes], pause: float, paused: list[float]) -> Any:
-    with InFlight(1 << 20).reserve() as claim:
-        return asyncio.run(bodies.read(request(pieces, pause, paused), claim, 1 << 20))
+    with InFlight(1 << 20).reserve() as reservation:
+        return asyncio.run(bodies.read(request(pieces, pause, paused), reservation, 1 << 20))
 
 
 def test_a_body_that_keeps_coming_may_take_longer_than_one_that_does_not() -> None:
@@ -65,8 +65,8 @@ def test_the_slowest_body_is_ended_when_another_would_be_refused(monkeypatch: py
                 await go_on.wait()
                 yield ends
 
-            with in_flight.reserve() as claim:
-                return await bodies.read(cast(Request, SimpleNamespace(stream=stream)), claim, 30_000)
+            with in_flight.reserve() as reservation:
+                return await bodies.read(cast(Request, SimpleNamespace(stream=stream)), reservation, 30_000)
 
         slow = asyncio.create_task(one(b"x" * 1000, b"x"))
         fast = asyncio.create_task(one(b"x" * 10_000, b"x" * 10_000))
