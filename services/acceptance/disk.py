@@ -1,4 +1,4 @@
-"""Refuses rows before the disk is full: the last bytes belong to what was already accepted."""
+"""Refuses rows before the disk is full: the last bytes are kept for rows that were already accepted."""
 
 import shutil
 import time
@@ -30,7 +30,7 @@ class LocalDisk:
         self._checked = float("-inf")
 
     def free(self) -> int:
-        """Looks at the disk at most once a second."""
+        """Return the free bytes, which are read at most once a second."""
         now = time.monotonic()
         if now - self._checked >= _CHECK_SECONDS:
             self._free = shutil.disk_usage(self.name).free

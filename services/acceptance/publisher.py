@@ -2,8 +2,8 @@
 
 The ledger says which batches are not published. The cache has the messages of new batches, so that their rows need not
 be read back. A publisher that begins with a slot, or continues after an error, first opens a new producer for the slot,
-which fences the former producer. Then the publisher searches the topic for the batches in doubt, because a transaction
-may have been committed although its batches were not marked.
+which fences the former producer. Then the publisher searches the topic for the batches in doubt: unmarked batches
+whose transaction may have been committed all the same.
 """
 
 import threading
@@ -18,7 +18,7 @@ from services.core import kafka_value, metric_names
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
 from services.core.ledger import Batch
-from services.core.ports import Outgoing, PartitionReader, TransactionalProducer
+from services.core.ports import OutgoingMessage, PartitionReader, TransactionalProducer
 from services.core.read_back import ReadBack
 from services.core.rows import RowCodec, Rows
 from services.ledger import batches as ledger_batches
@@ -29,26 +29,26 @@ from services.stores.postgres import PostgresReader
 from services.streams.kafka import KafkaProducer
 
 _TRANSACTION_BYTES = 32 << 20
-_ADVANCE_SECONDS = 60.0
-_MOST_MISSED = 1000  # batches whose messages may still come: the groups that are being committed have fewer
+_ADVANCE_SECONDS = 60.0  # after which the offsets of a slot that publishes nothing are recorded again
+_MOST_MISSED = 1000  # batches that `pop` missed and `put` may still bring: fewer are being committed at a time
 _log = logs.get("publisher")
 
 
 class MessageCache:
     """The messages of the newest batches, up to `limit` bytes. If the cache is full, the oldest messages are dropped.
 
-    A batch that is larger than the cache is not kept: it would push out all others. The messages of a batch that was
-    looked for before they came are not kept either: the publisher has read the rows back, and will not come again.
+    A batch that is larger than the cache is not kept: it would push out all others. If `pop` is called for a batch
+    before `put`, the publisher has read the rows back and needs the messages no more, so `put` drops them.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._bytes = 0
-        self._messages: OrderedDict[int, list[Outgoing]] = OrderedDict()
+        self._messages: OrderedDict[int, list[OutgoingMessage]] = OrderedDict()
         self._missed: deque[int] = deque(maxlen=_MOST_MISSED)
         self._lock = threading.Lock()
 
-    def put(self, batch_id: int, outgoing: list[Outgoing]) -> None:
+    def put(self, batch_id: int, outgoing: list[OutgoingMessage]) -> None:
         size = _size(outgoing)
         if size > self._limit:
             return
@@ -61,7 +61,7 @@ class MessageCache:
                 _, dropped = self._messages.popitem(last=False)
                 self._bytes -= _size(dropped)
 
-    def pop(self, batch_id: int) -> list[Outgoing] | None:
+    def pop(self, batch_id: int) -> list[OutgoingMessage] | None:
         with self._lock:
             outgoing = self._messages.pop(batch_id, None)
             if outgoing is None:
@@ -107,7 +107,7 @@ class SlotPublisher:
         # Batches that may be in the topic although they are not marked. None until the ledger was asked for the batches
         # that a former owner may have published.
         self._in_doubt: list[Batch] | None = None
-        self._advanced = 0.0
+        self._advanced_at = 0.0
 
     def step(self, connection: Connection) -> int:
         """Publish the oldest unpublished batches in one Kafka transaction, and mark them. Return how many.
@@ -117,20 +117,20 @@ class SlotPublisher:
         try:
             if self._producer is None:
                 self._producer = self._open(connection)
-            elif time.monotonic() - self._advanced > _ADVANCE_SECONDS:
+            elif time.monotonic() - self._advanced_at > _ADVANCE_SECONDS:
                 self._advance(connection)
             batches = ledger_batches.unpublished(connection, self.lease, self._max_rows)
             if not batches:
                 return 0
-            outgoing = self._within_bounds(batches)
+            outgoing = self._next_messages(batches)
             self._in_doubt = batches[: len(outgoing)]
             with metrics.histogram(metric_names.PUBLISH_SECONDS).time():
                 delivered = iter(self._producer.publish([message for batch in outgoing for message in batch]))
             marked = []
             for batch, own in zip(self._in_doubt, outgoing, strict=True):
                 topic = self._datasets[batch.dataset].topic
-                # `own` comes first: when `own` is exhausted, zip takes nothing more from `delivered`. Messages of an
-                # alert are no parts.
+                # `own` is the first argument: so zip takes nothing from `delivered` after the end of `own`. Messages of
+                # an alert are no parts.
                 parts = [part for message, part in zip(own, delivered, strict=False) if message.topic == topic]
                 marked.append(replace(batch, parts=tuple(parts)))
             for name in {batch.dataset for batch in marked}:
@@ -167,7 +167,7 @@ class SlotPublisher:
             raise
         return producer
 
-    def _within_bounds(self, batches: Sequence[Batch]) -> list[list[Outgoing]]:
+    def _next_messages(self, batches: Sequence[Batch]) -> list[list[OutgoingMessage]]:
         """Return the messages of the first batches, up to the batch with which they exceed `_TRANSACTION_BYTES`."""
         outgoing, size = [], 0
         for batch in batches:
@@ -177,20 +177,20 @@ class SlotPublisher:
                 break
         return outgoing
 
-    def _messages(self, batch: Batch) -> list[Outgoing]:
+    def _messages(self, batch: Batch) -> list[OutgoingMessage]:
         cached = self._cache.pop(batch.batch_id)
         if cached is not None:
             return cached
-        dataset = self._known(batch.dataset)
+        dataset = self._dataset(batch.dataset)
         rows = sorted(self._rows.rows_of(dataset, [batch]), key=itemgetter(0))  # by id; other values may be None
         if len(rows) != batch.rows:
             raise NeedsOperator(
                 f"batch {batch.batch_id} of {batch.dataset} has {batch.rows} rows in the ledger and {len(rows)} in its"
                 " table; it cannot be published: run `logpipe verify --store postgres`"
             )
-        back = ReadBack(self._codecs[batch.dataset])
-        lines = [line for run in back.runs(rows) for line in run.lines]
-        if not back.is_as_accepted(batch):
+        read_back = ReadBack(self._codecs[batch.dataset])
+        lines = [line for run in read_back.runs(rows) for line in run.lines]
+        if not read_back.is_as_accepted(batch):
             raise NeedsOperator(
                 f"batch {batch.batch_id} of {batch.dataset} does not read as it was accepted: by a newer process, whose"
                 " columns this one does not know (let a newer one publish it), or its rows were changed: run"
@@ -200,7 +200,7 @@ class SlotPublisher:
             dataset, batch.batch_id, batch.created_at, Rows.of(rows), lines, self._kafka.partitions
         )
 
-    def _known(self, name: str) -> Dataset:
+    def _dataset(self, name: str) -> Dataset:
         if name not in self._datasets:
             raise NeedsOperator(
                 f"slot {self.lease.slot} holds batches of dataset {name!r}, which this process does not know: let a"
@@ -214,26 +214,28 @@ class SlotPublisher:
         )
 
     def _advance(self, connection: Connection) -> None:
-        """Record the offsets after which the slot's next messages will be, because all former ones are marked.
+        """Record the offsets from which on a later search must look for unmarked batches. All batches are marked now.
 
-        Raises NeedsOperator if a topic was cut: a store that has not read its lost end would not notice the loss.
+        Raises NeedsOperator if a topic was cut: a store that has not read the lost messages would not notice the loss.
         """
         for name, topic_log in self._topic_logs.items():
             topic_log.check()
             ledger_batches.advance_slot(connection, self.lease, name, topic_log.topic, topic_log.uncut_ends(connection))
-        self._advanced = time.monotonic()
+        self._advanced_at = time.monotonic()
 
-    def _recover(self, connection: Connection, doubt: Sequence[Batch]) -> None:
+    def _recover(self, connection: Connection, in_doubt: Sequence[Batch]) -> None:
         """Mark the batches in doubt that are in the topics."""
-        for name in sorted({batch.dataset for batch in doubt}):
-            self._known(name)
-            own = {batch.batch_id: batch for batch in doubt if batch.dataset == name}
-            if found := self._found(connection, self._topic_logs[name], own):
+        for name in sorted({batch.dataset for batch in in_doubt}):
+            self._dataset(name)
+            own = {batch.batch_id: batch for batch in in_doubt if batch.dataset == name}
+            if found := self._find_published(connection, self._topic_logs[name], own):
                 _log.info("batches found published and not marked", lease=self.lease, dataset=name, batches=len(found))
                 self._mark(connection, found)
 
-    def _found(self, connection: Connection, topic_log: TopicLog, doubt: Mapping[int, Batch]) -> list[Batch]:
-        """Return those of `doubt` that the topic contains. Raises NeedsOperator if that cannot be determined."""
+    def _find_published(
+        self, connection: Connection, topic_log: TopicLog, in_doubt: Mapping[int, Batch]
+    ) -> list[Batch]:
+        """Return the batches in doubt that the topic contains. Raises NeedsOperator if that cannot be determined."""
         slot, topic = self.lease.slot, topic_log.dataset.topic
         positions = ledger_batches.slot_positions(connection, slot, topic_log.dataset.name)
         if not positions:
@@ -245,25 +247,26 @@ class SlotPublisher:
         if deleted := [partition for partition, (first, _) in bounds.items() if starts.get(partition, first) < first]:
             raise NeedsOperator(
                 f"topic {topic}: retention has deleted messages (partitions {deleted}) that are needed to tell whether"
-                f" {len(doubt)} batches of slot {slot} were published: {where}"
+                f" {len(in_doubt)} batches of slot {slot} were published: {where}"
             )
         if any(start > bounds.get(partition, (0, 0))[1] for partition, start in starts.items()):
             raise NeedsOperator(
-                f"topic {topic} ends before what slot {slot} published: it was cut, and whether {len(doubt)} batches"
+                f"topic {topic} ends before what slot {slot} published: it was cut, and whether {len(in_doubt)} batches"
                 f" were published cannot be told: {where}"
             )
-        found = topic_log.find_batches(doubt, starts)
-        for batch_id, (_, rows) in found.items():
-            if rows != doubt[batch_id].rows:
+        found = topic_log.find_batches(in_doubt, starts)
+        for batch_id, batch in found.items():
+            if batch.rows != in_doubt[batch_id].rows:
                 raise NeedsOperator(
-                    f"topic {topic} holds {rows} of the {doubt[batch_id].rows} rows of batch {batch_id}: {where}"
+                    f"topic {topic} holds {batch.rows} of the {in_doubt[batch_id].rows} rows of batch {batch_id}:"
+                    f" {where}"
                 )
-        if not is_same and len(found) < len(doubt):
+        if not is_same and len(found) < len(in_doubt):
             raise NeedsOperator(
                 f"topic {topic} was deleted and created again, and the former topic may have held"
-                f" {len(doubt) - len(found)} batches of slot {slot}, which stores may have loaded: {where}"
+                f" {len(in_doubt) - len(found)} batches of slot {slot}, which stores may have loaded: {where}"
             )
-        return [replace(doubt[batch_id], parts=parts) for batch_id, (parts, _) in found.items()]
+        return [replace(in_doubt[batch_id], parts=batch.parts) for batch_id, batch in found.items()]
 
 
 def open_slot_producer(kafka_url: str, slot: int) -> TransactionalProducer:
@@ -271,5 +274,5 @@ def open_slot_producer(kafka_url: str, slot: int) -> TransactionalProducer:
     return KafkaProducer(kafka_url, f"logpipe-slot-{slot}")
 
 
-def _size(outgoing: Sequence[Outgoing]) -> int:
+def _size(outgoing: Sequence[OutgoingMessage]) -> int:
     return sum(len(message.value) for message in outgoing)

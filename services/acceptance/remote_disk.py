@@ -1,4 +1,4 @@
-"""The disk of a PostgreSQL on another machine, which a `logpipe disk-space` beside it tells about."""
+"""The disk of a PostgreSQL on another machine. A process `logpipe disk-space` on that machine serves its free bytes."""
 
 import time
 
@@ -13,7 +13,7 @@ from services.runtime.workers import Worker
 _POLL_SECONDS = 2.0
 _TIMEOUT_SECONDS = 2.0
 _KEPT_SECONDS = 60.0
-"""For so long the last figure counts: longer than a restart of the other process takes."""
+"""The last figure counts for this time, which is longer than a restart of the other process takes."""
 
 
 class _Reply(msgspec.Struct):
@@ -21,7 +21,7 @@ class _Reply(msgspec.Struct):
 
 
 class RemoteDisk:
-    """Implements Disk. A worker asks for the free bytes; without a reply for a minute they are not known any more."""
+    """Implements Disk. A worker asks for the free bytes, which are unknown after a minute without a reply."""
 
     def __init__(self, url: str, token: str) -> None:
         self.name = url
@@ -35,7 +35,7 @@ class RemoteDisk:
         return self._free if self._age() <= _KEPT_SECONDS else None
 
     def health(self) -> str | None:
-        """Return that the free bytes are not known, and why; None if they are, or a reply is not overdue yet."""
+        """Return why the free bytes are unknown; None if they are known, or no reply is overdue yet."""
         if (age := self._age()) <= _KEPT_SECONDS:
             return None
         return f"free space unknown for {age:.0f} s, rows are accepted without a floor: {self.worker.health()}"
@@ -55,5 +55,5 @@ class RemoteDisk:
 
 
 def remote_disk_of(url: str, token: SecretStr | None) -> RemoteDisk | None:
-    """Return the disk that the `logpipe disk-space` at `url` tells about; None without a URL."""
+    """Return the disk whose free bytes the `logpipe disk-space` at `url` serves; None without a URL."""
     return RemoteDisk(url, token.get_secret_value() if token else "") if url else None

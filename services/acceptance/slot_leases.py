@@ -17,13 +17,13 @@ from services.runtime.workers import Worker
 
 _RETRY_SECONDS = 1.0
 _BACKOFF = Backoff(_RETRY_SECONDS, _RETRY_SECONDS)  # a lease that is not renewed soon is lost
-_MOST_STUCK = 3  # slots for new batches: if all of these got stuck, another one would get stuck, too
+_MOST_STUCK = 3  # slots for new batches: if so many got stuck, the next one would get stuck, too
 _log = logs.get("slot_leases")
 
 
 @dataclass(frozen=True, slots=True)
 class _Leases:
-    """`for_new_batches`: the lease of the slot that new batches belong to.
+    """`held`: all leases of this process. `for_new_batches`: the lease of the slot that new batches belong to.
 
     `used`: the held leases whose slots new batches belong to or belonged to before. `stuck`: the held leases whose
     slots cannot be published until `logpipe slots resolve` has run, with the reasons.
@@ -57,7 +57,7 @@ class SlotLeases:
         """Lease a slot for new batches as soon as PostgreSQL replies."""
         self._worker.start()
 
-    def lease_no_more(self) -> None:
+    def stop_leasing(self) -> None:
         """Lease no slot from now on, because this process is about to release all of them. Renewals go on."""
         self._leases_more = False
 
@@ -109,7 +109,7 @@ class SlotLeases:
         return connection
 
     def renew(self, connection: Connection) -> None:
-        """Renew all leases. Those that another process has taken over, or `logpipe slots resolve`, are dropped.
+        """Renew all leases. A lease that another process or `logpipe slots resolve` has taken over is dropped.
 
         The marks of stuck slots are written again, in case PostgreSQL did not get one: without the mark, no operator
         could resolve the slot.

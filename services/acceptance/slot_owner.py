@@ -17,7 +17,7 @@ from services.runtime import logs, metrics
 from services.runtime.workers import Worker
 
 _IDLE_SECONDS = 0.5  # how often the ledger is asked for batches when `wake` was not called
-_LINGER_SECONDS = 0.25  # between transactions: each costs the broker a marker in every partition it touched
+_LINGER_SECONDS = 0.25  # between transactions, each of which costs the broker a marker in every partition it wrote to
 _ADOPT_SECONDS = 3.0
 _BACKOFF = Backoff(1.0, 1.0)
 _log = logs.get("slot_owner")
@@ -39,8 +39,8 @@ class SlotOwner:
         self._leases = SlotLeases(url, owner)
         self._ensure_topics = ensure_topics
         self._open_publisher = open_publisher
-        self._stop = threading.Event()  # publish what is left, and adopt no slot any more
-        self._abort = threading.Event()  # leave the rest to the next owner
+        self._stop = threading.Event()  # publish the waiting batches, and adopt no slot any more
+        self._abort = threading.Event()  # leave the other batches to the next owner
         # The attributes from here on are used by the thread that publishes.
         self._connection: Connection | None = None
         self._publishers: dict[Lease, SlotPublisher] = {}
@@ -74,8 +74,8 @@ class SlotOwner:
         self._worker.wake()
 
     def stop(self, drain_seconds: float) -> None:
-        """Publish what is left, for at most `drain_seconds`; the next owner of the slot publishes the rest. Blocks."""
-        self._leases.lease_no_more()
+        """Publish the waiting batches for at most `drain_seconds`. The next owner publishes the others. Blocks."""
+        self._leases.stop_leasing()
         self._stop.set()
         self._worker.stop(drain_seconds)
         self._abort.set()
@@ -108,7 +108,7 @@ class SlotOwner:
             raise
 
     def _drain(self) -> None:
-        """Publish the batches that are left, until a failure, and release the slots. Called at the thread's end."""
+        """Publish the waiting batches until a failure, and release the slots. Called at the thread's end."""
         try:
             while not self._abort.is_set() and self._publish_once():
                 pass
@@ -134,7 +134,7 @@ class SlotOwner:
     def _publish_each(self, connection: Connection) -> int:
         """Publish one Kafka transaction for each slot that is not stuck, and return the number of batches.
 
-        A slot that fails does not keep the others waiting: one of them may hold the open transaction it waits for.
+        A slot that fails does not stop the others: it may wait for the end of a transaction that one of them has open.
         """
         leases, published, publishers = self._leases.publishable(), 0, self._publishers
         failed: LogpipeError | None = None

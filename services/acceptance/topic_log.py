@@ -1,6 +1,7 @@
 """A dataset's topic as the publisher of a slot sees it: the topic's identity, and the batches that it contains."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator, StoreDown
@@ -11,6 +12,13 @@ from services.ledger import batches as ledger_batches
 from services.ledger import topics
 from services.postgres.connection import Connection
 from services.streams.reading import read_to_end
+
+
+class FoundBatch(NamedTuple):
+    """A batch that the topic contains: its messages, and the number of rows that these announce."""
+
+    parts: tuple[Part, ...]
+    rows: int
 
 
 class TopicLog:
@@ -47,10 +55,8 @@ class TopicLog:
         if self._reader.topic_id() != self.topic.topic_id:
             raise StoreDown("kafka", f"topic {self.dataset.topic} was deleted and created again: opening it again")
 
-    def find_batches(
-        self, batches: Mapping[int, Batch], starts: Mapping[int, int]
-    ) -> dict[int, tuple[tuple[Part, ...], int]]:
-        """Search the topic from the offsets `starts` (by partition) for `batches` (by id): batch id -> parts, rows.
+    def find_batches(self, batches: Mapping[int, Batch], starts: Mapping[int, int]) -> dict[int, FoundBatch]:
+        """Search the topic for `batches` (by id), from the offsets `starts` (by partition). Return those found, by id.
 
         A message that does not announce the number of its rows and when its batch was accepted is foreign. Waits for
         the end of open transactions of other slots, which hide messages.
@@ -59,14 +65,14 @@ class TopicLog:
         rows: dict[int, int] = {}
         for messages, _ in read_to_end(self._reader, self.dataset.topic, starts):
             for message in messages:
-                if (found := announced(message)) is None:
+                if (about := announced(message)) is None:
                     continue
-                batch = batches.get(found.batch_id)
-                if batch and batch.created_at == found.created_at:
+                batch = batches.get(about.batch_id)
+                if batch and batch.created_at == about.created_at:
                     parts.setdefault(batch.batch_id, []).append(Part(message.partition, message.offset))
-                    rows[batch.batch_id] = rows.get(batch.batch_id, 0) + found.rows
+                    rows[batch.batch_id] = rows.get(batch.batch_id, 0) + about.rows
         self._reader.assign({})
-        return {batch_id: (tuple(parts[batch_id]), rows[batch_id]) for batch_id in sorted(parts)}
+        return {batch_id: FoundBatch(tuple(parts[batch_id]), rows[batch_id]) for batch_id in sorted(parts)}
 
     def close(self) -> None:
         self._reader.close()

@@ -48,7 +48,7 @@ class Surroundings:
 def look_around(kafka_url: str, names: Sequence[str]) -> Surroundings:
     """Look at Kafka and at the stores of these names. Raises StoreDown if one of them is unreachable."""
     known = datasets.all_datasets()
-    present = topics.present(kafka_url, [dataset.topic for dataset in known])
+    present = topics.existing_topics(kafka_url, [dataset.topic for dataset in known])
     holders: dict[str, list[str]] = {dataset.name: [] for dataset in known}
     for name in names:
         with closing(stores.open_reader(name)) as reader:

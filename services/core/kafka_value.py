@@ -34,7 +34,7 @@ import xxhash
 from services.core.dataset import Alert, Dataset
 from services.core.ids import MAX_BATCH
 from services.core.line_fields import INSTANTS
-from services.core.ports import Message, Outgoing
+from services.core.ports import Message, OutgoingMessage
 from services.core.rows import Rows
 
 VERSION = 1
@@ -92,7 +92,7 @@ class Envelope:
 
 def encode(
     dataset: Dataset, batch_id: int, created_at: int, rows: Rows, lines: Sequence[bytes], partitions: int
-) -> list[Outgoing]:
+) -> list[OutgoingMessage]:
     """Return the messages of a batch for the dataset's topic, then those for the topic of its alert.
 
     `lines[i]` is the line of row i. `created_at` is in microseconds. Each topic has `partitions` partitions.
@@ -105,11 +105,11 @@ def encode(
         by_partition[partition[key]].append(line)
     common = {CREATED_AT_HEADER: b"%d" % created_at, VERSION_HEADER: b"%d" % VERSION}
     own = {**common, COLUMNS_HEADER: b"%d" % len(dataset.columns)}
-    made: list[Outgoing] = []
+    made: list[OutgoingMessage] = []
     for number, some in sorted(by_partition.items()):
         for value, count in _values(some):
             headers = {**own, ROWS_HEADER: b"%d" % count, HASH_HEADER: value_hash(value)}
-            made.append(Outgoing(dataset.topic, number, batch_key(batch_id, len(made)), value, headers))
+            made.append(OutgoingMessage(dataset.topic, number, batch_key(batch_id, len(made)), value, headers))
     if alert := dataset.alert:
         made += _alerts(alert, common, keys, columns[alert.column], lines, partitions)
     return made
@@ -220,14 +220,14 @@ def _alerts(
     tested: Sequence[str],
     lines: Sequence[bytes],
     partitions: int,
-) -> Iterable[Outgoing]:
+) -> Iterable[OutgoingMessage]:
     by_key: defaultdict[str, list[bytes]] = defaultdict(list)
     for index in [index for index, value in enumerate(tested) if value == alert.value]:
         by_key[keys[index]].append(lines[index])
     for key, own in by_key.items():
         for value, count in _values(own):
             headers = {**common, ROWS_HEADER: b"%d" % count}
-            yield Outgoing(alert.topic, partition_of(key, partitions), key.encode(), value, headers)
+            yield OutgoingMessage(alert.topic, partition_of(key, partitions), key.encode(), value, headers)
 
 
 def _values(lines: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:

@@ -226,7 +226,7 @@ StoreReader = LedgerReader | SinkReader | OwnProgressReader
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
+class OutgoingMessage:
     """A message to send, made by `kafka_value.encode` or `dead_letter.encode`."""
 
     topic: str
@@ -251,7 +251,7 @@ class Message:
 class TransactionalProducer(Protocol):
     """The one writer with a given transactional id; a second one fences the first."""
 
-    def publish(self, messages: Sequence[Outgoing]) -> list[Part]:
+    def publish(self, messages: Sequence[OutgoingMessage]) -> list[Part]:
         """Send all in one transaction, wait for its commit, and return the partition and offset of each, in order.
 
         Raises Fenced. Raises StoreDown if the outcome is unknown: then close this producer, open another one, and

@@ -14,7 +14,7 @@ from services.acceptance.publisher import open_slot_producer
 from services.core.backoff import Backoff
 from services.core.errors import LogpipeError, StoreDown
 from services.core.ports import StoreReader
-from services.ingest_api.resolution import Resolved, Sink, resolve
+from services.ingest_api.resolution import FilledStore, Resolved, resolve
 from services.ledger import schema, slots
 from services.ledger.slots import Lease
 from services.postgres.connection import Connection, connect
@@ -36,7 +36,7 @@ def main(context: click.Context) -> None:
     logs.configure("slots", "ERROR")
     if context.invoked_subcommand is None:
         with _failing_well(), _ledger(SlotsSettings()) as connection:
-            _show(slots.every(connection))
+            _show(slots.all_slots(connection))
 
 
 @main.command("resolve")
@@ -52,25 +52,25 @@ def resolve_stuck(numbers: tuple[int, ...], names: tuple[str, ...]) -> None:
     url, known = settings.postgres_url.get_secret_value(), {d.name: d for d in datasets.all_datasets()}
     with _failing_well(), _ledger(settings) as connection, ExitStack() as opened:
         readers = [opened.enter_context(closing(stores.open_reader(name))) for name in names or stores.readers()]
-        sinks = [_sink(settings.kafka_url, reader) for reader in readers if reader.progress != "ledger"]
-        own_progress = {sink.reader.name for sink in sinks if sink.reader.progress == "own"}
+        filled = [_filled_store(settings.kafka_url, reader) for reader in readers if reader.progress != "ledger"]
+        own_progress = {store.reader.name for store in filled if store.reader.progress == "own"}
         open_reader = partial(KafkaPartitionReader, settings.kafka_url)
         open_producer = partial(open_slot_producer, settings.kafka_url)
-        chosen = numbers or [slot.slot for slot in slots.every(connection) if slot.stuck]
+        chosen = numbers or [slot.slot for slot in slots.all_slots(connection) if slot.stuck]
         if not chosen:
             click.echo("no slot is stuck")
         for slot in chosen:
             with _leased(connection, url, owner, slot) as lease:
-                for resolved in resolve(connection, lease, known, sinks, open_producer, open_reader):
+                for resolved in resolve(connection, lease, known, filled, open_producer, open_reader):
                     _say(slot, resolved, own_progress)
             click.echo(f"slot {slot} is free: a process that accepts rows publishes what is left of it within seconds")
 
 
-def _sink(kafka_url: str, reader: StoreReader) -> Sink:
+def _filled_store(kafka_url: str, reader: StoreReader) -> FilledStore:
     def consumers(dataset: str) -> int:
         return members(kafka_url, sink_group(reader.name, dataset))
 
-    return Sink(reader, stores.open_writer(reader.name), consumers)
+    return FilledStore(reader, stores.open_writer(reader.name), consumers)
 
 
 def _show(every: list[slots.Slot]) -> None:

@@ -117,7 +117,7 @@ def make_topics(settings: KafkaSourceSettings, topic: str) -> None:
 
     A foreign topic that is there stays as its owner configured it. Raises StoreDown, NeedsOperator.
     """
-    is_missing = not settings.kafka_source_url and not topics.present(settings.kafka_url, [topic])
+    is_missing = not settings.kafka_source_url and not topics.existing_topics(settings.kafka_url, [topic])
     topics.ensure(settings, [DEAD_LETTERS, *([topic] if is_missing else [])])
 
 

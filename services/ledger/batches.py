@@ -11,7 +11,7 @@ from services.core.ids import MAX_BATCH
 from services.core.ledger import Batch, Part
 from services.ledger import retention_clock, slots
 from services.ledger.slots import Lease
-from services.ledger.topics import Topic
+from services.ledger.topics import NumberedTopic
 from services.postgres.clock import NOW_MICROSECONDS
 from services.postgres.connection import Connection, Cursor, translated
 from services.postgres.deletion import delete_in_chunks
@@ -22,7 +22,7 @@ _BEGIN = SQL("SELECT pg_current_xact_id()::text, {}").format(NOW_MICROSECONDS)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class KeyedRequest:
     """A request with an Idempotency-Key. Its rows are in the batches from `first_batch`, which the reply names, on."""
 
     key: str
@@ -34,29 +34,29 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """A transaction that is to hold new batches. `created_at`: microseconds since 1970 by PostgreSQL's clock."""
+class DrawnIds:
+    """The ids of a transaction and of its new batches. `created_at`: microseconds since 1970 by PostgreSQL's clock."""
 
     xid: str
     created_at: int
     batch_ids: list[int]
 
 
-def begin(cursor: Cursor, batches: int) -> Begun:
-    """Draw this transaction's id, then the ids of the batches that it will hold, all accepted now.
+def draw_ids(cursor: Cursor, batches: int) -> DrawnIds:
+    """Draw this transaction's id, then the ids of the batches that it will write, all accepted now.
 
-    The order matters: a batch id must never be handed out before its transaction has an id of its own, or a reader
-    could take a batch that is still being written for one that was rolled back (see `watermark`).
+    The order matters. If a batch id were drawn before the transaction has its id, a reader could mistake a batch that
+    is being written for a batch that was rolled back (see `settled`).
     """
     row = cursor.execute(_BEGIN).fetchone()
     assert row is not None
     ids = cursor.execute("SELECT nextval('batch_ids') FROM generate_series(1, %s)", (batches,)).fetchall()
     xid, created_at = row
-    return Begun(xid, created_at, [batch_id for (batch_id,) in ids])
+    return DrawnIds(xid, created_at, [batch_id for (batch_id,) in ids])
 
 
 def insert(cursor: Cursor, batches: Sequence[Batch]) -> None:
-    """Add the batches to the ledger, in the transaction that `begin` began."""
+    """Add the batches to the ledger, in the transaction that has drawn their ids."""
     cursor.executemany(
         "INSERT INTO batches (batch_id, slot, dataset, rows, checksum, xid, created_at)"
         " VALUES (%s, %s, %s, %s, %s, pg_current_xact_id(), %s)",
@@ -65,24 +65,24 @@ def insert(cursor: Cursor, batches: Sequence[Batch]) -> None:
 
 
 def lock_keys(cursor: Cursor, keys: Sequence[str]) -> dict[str, bool]:
-    """Key -> whether this transaction now holds it. Never waits, so two groups cannot wait for each other."""
+    """Return key -> whether this transaction has locked the key. Never waits, so that no two transactions deadlock."""
     rows = cursor.execute(
         "SELECT key, pg_try_advisory_xact_lock(hashtextextended(key, 0)) FROM unnest(%s::text[]) AS key", (list(keys),)
     )
     return dict(rows.fetchall())
 
 
-def known_requests(cursor: Cursor, keys: Sequence[str]) -> dict[str, Request]:
-    """Return the requests already answered under these keys. Call only with keys whose lock is held."""
+def known_requests(cursor: Cursor, keys: Sequence[str]) -> dict[str, KeyedRequest]:
+    """Return the requests already answered under these keys. Call only with keys that this transaction has locked."""
     rows = cursor.execute(
         "SELECT idempotency_key, body_hash, dataset, first_batch, last_batch, rows FROM requests"
         " WHERE idempotency_key = ANY(%s)",
         (list(keys),),
     )
-    return {row[0]: Request(*row) for row in rows.fetchall()}
+    return {row[0]: KeyedRequest(*row) for row in rows.fetchall()}
 
 
-def insert_requests(cursor: Cursor, requests: Sequence[Request]) -> None:
+def insert_requests(cursor: Cursor, requests: Sequence[KeyedRequest]) -> None:
     """Store the requests, in the transaction that holds their keys."""
     cursor.executemany(
         "INSERT INTO requests (idempotency_key, body_hash, dataset, first_batch, last_batch, rows)"
@@ -94,9 +94,9 @@ def insert_requests(cursor: Cursor, requests: Sequence[Request]) -> None:
 def forget_requests(connection: Connection, hours: float) -> int:
     """Delete keys that are surely older than `hours`, a few thousand in each transaction; return how many.
 
-    A request that is repeated must find its key. The age is counted from the clock that retention counts from, and a
-    jump of that clock makes a key seem older by the longest jump that is not noticed: so keys stay for that much
-    longer. Raises NeedsOperator when a longer jump was noticed. Raises StoreDown.
+    A repeated request must find its key, and a jump of PostgreSQL's clock makes a key seem older than it is. So keys
+    are kept longer, by the longest jump that `retention_clock` does not notice. Raises NeedsOperator after a longer
+    jump, and StoreDown.
     """
     now = retention_clock.now_microseconds(connection)
     before = now - int(hours * 3_600_000_000) - retention_clock.LONGEST_JUMP
@@ -174,7 +174,9 @@ def count_unpublished(connection: Connection, slot: int) -> int:
     return int(row[0])
 
 
-def mark_published(connection: Connection, lease: Lease, batches: Sequence[Batch], topics: Mapping[str, Topic]) -> None:
+def mark_published(
+    connection: Connection, lease: Lease, batches: Sequence[Batch], topics: Mapping[str, NumberedTopic]
+) -> None:
     """Mark the batches as published, with the offsets of their messages. `topics`: dataset -> the topic that has them.
 
     Marking the same batches again changes nothing. Raises Fenced when the slot was leased by another process.
@@ -201,7 +203,7 @@ def mark_published(connection: Connection, lease: Lease, batches: Sequence[Batch
 
 
 def advance_slot(
-    connection: Connection, lease: Lease, dataset: str, topic: Topic, positions: Mapping[int, int]
+    connection: Connection, lease: Lease, dataset: str, topic: NumberedTopic, positions: Mapping[int, int]
 ) -> None:
     """Record that no batch of the slot which is not marked has a message below these offsets, or in another topic.
 
@@ -217,7 +219,7 @@ def advance_slot(
 
 
 def slot_positions(connection: Connection, slot: int, dataset: str) -> dict[str, dict[int, int]]:
-    """Topic id -> partition -> the first offset at which an unmarked message of the slot can lie.
+    """Return topic id -> partition -> the first offset at which an unmarked message of the slot can lie.
 
     Positions are written before a slot is first published, so a slot without any has published nothing.
     """
@@ -236,7 +238,7 @@ def published_ends(connection: Connection, dataset: str, topic_id: str) -> dict[
         return dict(connection.execute(query, (dataset, topic_id)).fetchall())
 
 
-def _advance(cursor: Cursor, slot: int, dataset: str, topic: Topic, positions: Mapping[int, int]) -> None:
+def _advance(cursor: Cursor, slot: int, dataset: str, topic: NumberedTopic, positions: Mapping[int, int]) -> None:
     cursor.execute(
         "INSERT INTO slot_positions (slot, dataset, partition, next_offset, topic_id)"
         " SELECT %s, %s, partition, next_offset, %s FROM unnest(%s::int[], %s::bigint[]) AS at(partition, next_offset)"

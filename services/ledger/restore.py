@@ -45,7 +45,7 @@ class Leap(NamedTuple):
 
 def refuse_owners(connection: Connection) -> None:
     """Raise Conflict while a process that accepts rows runs. Raises StoreDown."""
-    if alive := [slot.slot for slot in slots.every(connection) if slot.is_alive]:
+    if alive := [slot.slot for slot in slots.all_slots(connection) if slot.is_alive]:
         raise Conflict(f"slots {alive} have living owners: stop every ingest API, and wait for {slots.LEASE_SECONDS} s")
 
 

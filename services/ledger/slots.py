@@ -70,7 +70,7 @@ def take_over(connection: Connection, owner: UUID, slot: int) -> Lease:
     resolvable = SQL("slot = {} AND (stuck <> '' OR {})").format(slot, _LAPSED)
     if lease := _lease_lowest(connection, owner, resolvable):
         return lease
-    if all(slot != other.slot for other in every(connection)):
+    if all(slot != other.slot for other in all_slots(connection)):
         raise NotFound(f"there is no slot {slot}: `logpipe slots` lists them")
     raise Conflict(f"slot {slot} has a living owner that publishes it: nothing is to be resolved")
 
@@ -103,7 +103,7 @@ def mark_stuck(connection: Connection, lease: Lease, reason: str) -> None:
         )
 
 
-def every(connection: Connection) -> list[Slot]:
+def all_slots(connection: Connection) -> list[Slot]:
     """Return all slots, in order. Raises StoreDown."""
     query = SQL("""SELECT slot, NOT {}, coalesce(waiting, 0), stuck
                    FROM slots LEFT JOIN (SELECT slot, count(*) AS waiting FROM batches WHERE published_at IS NULL

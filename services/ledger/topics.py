@@ -10,14 +10,14 @@ UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
-class Topic:
+class NumberedTopic:
     """`number` is how `batches.topic` refers to the topic."""
 
     number: int
     topic_id: str
 
 
-def register(connection: Connection, dataset: str, name: str, topic_id: str, ends: Mapping[int, int]) -> Topic:
+def register(connection: Connection, dataset: str, name: str, topic_id: str, ends: Mapping[int, int]) -> NumberedTopic:
     """Return the present topic of `dataset`. `ends`: partition -> end of its log. Raises StoreDown.
 
     Version 1 wrote positions of slots without the topic's id. They are bound to the present topic when it reaches up
@@ -39,7 +39,7 @@ def register(connection: Connection, dataset: str, name: str, topic_id: str, end
         connection.execute(
             "UPDATE slot_positions SET topic_id = %s WHERE dataset = %s AND topic_id = ''", (bound_to, dataset)
         )
-        return Topic(number(connection, name, topic_id), topic_id)
+        return NumberedTopic(number(connection, name, topic_id), topic_id)
 
 
 def number(connection: Connection, name: str, topic_id: str) -> int:

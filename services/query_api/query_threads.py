@@ -16,28 +16,28 @@ from services.core.stopping import Stop
 from services.runtime.threads import Threads
 
 THREADS = 8
-"""The most queries of one engine at the same time. The reader of an engine may run fewer."""
+"""The number of queries of one engine that run at the same time. The reader of an engine may run fewer."""
 
-PLACES = 64
+MOST_QUERIES = 64
 """The number of queries of one engine that run or wait for a thread. A further query is refused."""
 
 Result = TypeVar("Result")
 
 
 class QueryThreads:
-    """`store` is named in errors."""
+    """The threads of one engine. `store`: its name in errors."""
 
     def __init__(self, store: str, threads: int = THREADS) -> None:
         self._store = store
         self._threads = Threads(threads, store)
-        self._stopping = Threads(1, f"{store}-stop")  # telling a store to stop may take long, too
-        self._places = BoundedSemaphore(PLACES)
+        self._stopping = Threads(1, f"{store}-stop")  # a request to end a query may hang, too
+        self._vacancies = BoundedSemaphore(MOST_QUERIES)
 
     async def run(self, work: Callable[[Stop], Result], seconds: float, grace: float = 0.0) -> Result:
         """Run `work` in one of the threads, and wait at most `seconds` + `grace` for its result.
 
         `work` is told to stop when the time is over, and when the caller is cancelled. Raises what `work` raises;
-        StoreBusy when there is no place; QueryTimeout when `work` never got a thread; StoreDown when `work` hangs.
+        StoreBusy beyond MOST_QUERIES; QueryTimeout when `work` never got a thread; StoreDown when `work` hangs.
         """
         stop = Stop()
         future = self._submit(partial(work, stop))
@@ -60,8 +60,8 @@ class QueryThreads:
             threads.close()
 
     def _submit(self, work: Callable[[], Result]) -> Future[Result]:
-        if not self._places.acquire(blocking=False):
-            raise StoreBusy(self._store, f"{PLACES} queries are running or waiting")
+        if not self._vacancies.acquire(blocking=False):
+            raise StoreBusy(self._store, f"{MOST_QUERIES} queries are running or waiting")
         future = self._threads.submit(work)
-        future.add_done_callback(lambda _: self._places.release())
+        future.add_done_callback(lambda _: self._vacancies.release())
         return future

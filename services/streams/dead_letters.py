@@ -10,7 +10,7 @@ from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.dead_letter import DeadLetter, Record, decode, encode
 from services.core.errors import Malformed
-from services.core.ports import Message, Outgoing, PartitionReader, TransactionalProducer
+from services.core.ports import Message, OutgoingMessage, PartitionReader, TransactionalProducer
 from services.runtime import logs, metrics
 from services.streams.reading import read_to_end
 from services.streams.topics import DEAD_LETTERS
@@ -44,7 +44,7 @@ class DeadLetters:
             if self._producer is None:
                 self._producer = self._open_producer()
             encoded = [encode(self._store, self._dataset, dead_letter, self._topic) for dead_letter in dead_letters]
-            self._producer.publish([Outgoing(TOPIC, PARTITION, key, value) for key, value in encoded])
+            self._producer.publish([OutgoingMessage(TOPIC, PARTITION, key, value) for key, value in encoded])
         except BaseException:
             self.close()
             raise

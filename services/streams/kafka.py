@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription  # t
 
 from services.core.errors import LogpipeError, StoreDown
 from services.core.ledger import Part
-from services.core.ports import Message, Outgoing
+from services.core.ports import Message, OutgoingMessage
 from services.runtime import logs
 from services.streams.kafka_client import (
     MESSAGE_TIMEOUT,
@@ -66,7 +66,7 @@ class KafkaProducer:
     def _init_transactions(self) -> None:
         self._producer.init_transactions(REQUEST_TIMEOUT)
 
-    def publish(self, messages: Sequence[Outgoing]) -> list[Part]:
+    def publish(self, messages: Sequence[OutgoingMessage]) -> list[Part]:
         if not self._usable:
             raise StoreDown(NAME, "this producer has ended: open another")
         self._usable = False
@@ -95,7 +95,7 @@ class KafkaProducer:
         self._usable = True
         return [delivered[index] for index in range(len(messages))]
 
-    def _produce(self, message: Outgoing, on_delivery: Any) -> None:
+    def _produce(self, message: OutgoingMessage, on_delivery: Any) -> None:
         while True:
             try:
                 return self._producer.produce(

@@ -11,7 +11,7 @@ from threading import RLock
 
 from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.ledger import Part
-from services.core.ports import Message, Outgoing
+from services.core.ports import Message, OutgoingMessage
 
 MAX_MESSAGE_BYTES = 1_000_000
 
@@ -70,7 +70,7 @@ class MemoryBroker:
             raise StoreDown("kafka", f"there is no topic {name}")
         return self._topics[name]
 
-    def commit(self, producer: "MemoryProducer", messages: Sequence[Outgoing]) -> list[Part]:
+    def commit(self, producer: "MemoryProducer", messages: Sequence[OutgoingMessage]) -> list[Part]:
         with self._lock:
             if self._owners.get(producer.transactional_id) is not producer:
                 raise Fenced("kafka: fenced by a newer producer")
@@ -106,7 +106,7 @@ class MemoryProducer:
         self._broker = broker
         self._usable = True
 
-    def publish(self, messages: Sequence[Outgoing]) -> list[Part]:
+    def publish(self, messages: Sequence[OutgoingMessage]) -> list[Part]:
         if not self._usable:
             raise StoreDown("kafka", "this producer has ended: open another")
         self._usable = False

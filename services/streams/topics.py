@@ -33,7 +33,7 @@ _LARGEST_MESSAGE = 1_048_588  # bytes of one batch of messages; the producer mak
 _log = logs.get("topics")
 
 
-class Topic(NamedTuple):
+class WantedTopic(NamedTuple):
     """`retention_hours`: None for a topic that keeps its messages without limit of time. No topic has one of size."""
 
     name: str
@@ -80,7 +80,7 @@ def ensure_topics(
 ) -> None:
     """Make or check `topics` (name -> partitions) as `ensure` does; returns when all can be used."""
     wanted = [
-        Topic(name, partitions, replication, None if name == DEAD_LETTERS else retention_hours)
+        WantedTopic(name, partitions, replication, None if name == DEAD_LETTERS else retention_hours)
         for name, partitions in topics.items()
     ]
     admin = AdminClient(config(url))
@@ -100,7 +100,7 @@ class ExistingTopic(NamedTuple):
     messages: bool
 
 
-def present(url: str, names: Iterable[str]) -> dict[str, ExistingTopic]:
+def existing_topics(url: str, names: Iterable[str]) -> dict[str, ExistingTopic]:
     """Return the existing ones of these topics, by name. Raises StoreDown."""
     admin = AdminClient(config(url))
     found = {}
@@ -115,7 +115,7 @@ def present(url: str, names: Iterable[str]) -> dict[str, ExistingTopic]:
     return found
 
 
-def _create(admin: AdminClient, missing: list[Topic]) -> None:
+def _create(admin: AdminClient, missing: list[WantedTopic]) -> None:
     made = [NewTopic(topic.name, topic.partitions, topic.replication, config=topic.settings()) for topic in missing]
     for future in admin.create_topics(made, request_timeout=REQUEST_TIMEOUT).values() if made else ():
         try:
@@ -125,7 +125,7 @@ def _create(admin: AdminClient, missing: list[Topic]) -> None:
                 raise
 
 
-def _check(admin: AdminClient, topic: Topic, described: TopicDescription) -> None:
+def _check(admin: AdminClient, topic: WantedTopic, described: TopicDescription) -> None:
     count = len(described.partitions)
     if 0 < count < topic.partitions:
         raise NeedsOperator(

@@ -12,7 +12,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from services.core.errors import Fenced, LogpipeError, NeedsOperator, StoreDown
-from services.core.ports import GroupReader, Message, Outgoing, PartitionReader, TransactionalProducer
+from services.core.ports import GroupReader, Message, OutgoingMessage, PartitionReader, TransactionalProducer
 from services.streams import kafka, kafka_client, topics
 from services.streams.memory import MemoryBroker
 from services.streams.topics import ensure_topics
@@ -81,8 +81,8 @@ def opened() -> Iterator[Callable[[Any], Any]]:
         thing.close()
 
 
-def message(topic: str, partition: int, text: str) -> Outgoing:
-    return Outgoing(topic, partition, b"1:0", text.encode(), {"created_at": b"5", "rows": b"1"})
+def message(topic: str, partition: int, text: str) -> OutgoingMessage:
+    return OutgoingMessage(topic, partition, b"1:0", text.encode(), {"created_at": b"5", "rows": b"1"})
 
 
 def read_to_end(reader: PartitionReader, ends: dict[int, int]) -> list[Message]:

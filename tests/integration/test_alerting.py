@@ -29,7 +29,7 @@ from services.core import kafka_value
 from services.core.backoff import Backoff
 from services.core.ids import first_id
 from services.core.ledger import Batch
-from services.core.ports import Outgoing
+from services.core.ports import OutgoingMessage
 from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.ledger import batches
@@ -55,7 +55,7 @@ RULE = Rule(name="many", threshold=10, window=5, resolve_after=20)
 CODEC = RowCodec(DATASET)
 
 
-def errors(service: str, second: float, count: int, *, age: float = 0) -> list[Outgoing]:
+def errors(service: str, second: float, count: int, *, age: float = 0) -> list[OutgoingMessage]:
     """Messages as the publisher sends them: `count` errors accepted in that second."""
     created_at = int(second * 1_000_000)
     row = (created_at - int(age * 1_000_000), "ERROR", service, "host", "it broke", "{}")
@@ -113,7 +113,7 @@ class Scene:
     def errors(self, service: str, second: float, count: int, *, age: float = 0) -> None:
         self.publish(*errors(service, second, count, age=age))
 
-    def publish(self, *messages: Outgoing) -> None:
+    def publish(self, *messages: OutgoingMessage) -> None:
         self._producer.publish(messages)
 
     def at(self, second: float, *watchers: GroupLoop[Watcher]) -> None:
@@ -238,7 +238,7 @@ def test_batches_that_are_not_in_kafka_yet_are_waited_for(scene: Scene, connecti
     scene.errors("a", START + 1, 10)
     scene.at(START + 3, watcher)
     with connection.transaction(), connection.cursor() as cursor:
-        [batch_id] = batches.begin(cursor, 1).batch_ids
+        [batch_id] = batches.draw_ids(cursor, 1).batch_ids
         batches.insert(cursor, [Batch(batch_id, 0, "logs", 10, 0, (START + 20) * 1_000_000)])
     scene.at(START + 50, watcher)  # quiet long enough, it seems
     assert stored(connection) == [("a", 1, None, 10, ["opened"])]
@@ -251,7 +251,7 @@ def test_batches_that_are_not_in_kafka_yet_are_waited_for(scene: Scene, connecti
 def test_a_batch_that_is_never_published_is_not_waited_for_for_ever(scene: Scene, connection: Connection) -> None:
     watcher = scene.watcher()
     with connection.transaction(), connection.cursor() as cursor:
-        [batch_id] = batches.begin(cursor, 1).batch_ids
+        [batch_id] = batches.draw_ids(cursor, 1).batch_ids
         batches.insert(cursor, [Batch(batch_id, 0, "logs", 10, 0, START * 1_000_000)])
     scene.errors("a", START + 1, 10)
     scene.at(START + 30, watcher)
@@ -263,7 +263,7 @@ def test_a_batch_that_is_never_published_is_not_waited_for_for_ever(scene: Scene
 def test_what_is_no_row_is_passed_over(scene: Scene, connection: Connection) -> None:
     watcher = scene.watcher()
     partition = errors("a", START, 1)[0].partition
-    poison = [Outgoing(TOPIC, partition, b"a", value) for value in (b"\xff\n", b"[]\n", b"{}\n", b"")]
+    poison = [OutgoingMessage(TOPIC, partition, b"a", value) for value in (b"\xff\n", b"[]\n", b"{}\n", b"")]
     scene.broker.producer("somebody").publish(poison)
     scene.errors("a", START + 1, 10)
     scene.at(START + 3, watcher)

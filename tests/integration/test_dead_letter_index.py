@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from services.core.dead_letter import DeadLetter, DeadLettered
-from services.core.ports import Message, Outgoing
+from services.core.ports import Message, OutgoingMessage
 from services.datasets.logs import DATASET
 from services.ledger import dead_letter_index
 from services.postgres.connection import Connection, connect
@@ -189,7 +189,7 @@ FOREIGN: dict[str, Any] = {"store": "memory", "dataset": DATASET.name, "topic": 
     ],
 )
 def test_a_foreign_message_is_skipped(connection: Connection, topic: Topic, foreign: bytes) -> None:
-    topic.broker.producer("x").publish([Outgoing(TOPIC, 0, b"", foreign)])
+    topic.broker.producer("x").publish([OutgoingMessage(TOPIC, 0, b"", foreign)])
     topic.send(dead_letter(7, 70))
     assert dead_lettered(connection, topic) == [DeadLettered(7, 70, 1)]
 

@@ -22,12 +22,12 @@ from services.core import metric_names
 from services.core.dataset import Dataset
 from services.core.errors import Conflict, Fenced, NeedsOperator, StoreDown
 from services.core.ledger import Batch, Part
-from services.core.ports import Outgoing
+from services.core.ports import OutgoingMessage
 from services.ingest_api import resolution, slots_command
 from services.ledger import batches, reading, slots, topics
 from services.ledger.reading import LoadedBatches
 from services.ledger.slots import LEASE_SECONDS, Lease
-from services.ledger.topics import Topic
+from services.ledger.topics import NumberedTopic
 from services.postgres.connection import connect
 from services.runtime import metrics
 from services.streams import kafka
@@ -117,13 +117,16 @@ def test_a_former_owner_neither_marks_nor_moves_the_recovery_point(
     own = bench.commit(10)
     fail_to_mark(monkeypatch, heir, bench)
     before = batches.slot_positions(bench.connection, bench.slot, "logs")
-    zombie._advanced = 0.0  # it was stopped for minutes
+    zombie._advanced_at = 0.0  # it was stopped for minutes
     with pytest.raises(Fenced):
         zombie.step(bench.connection)
     [batch] = batches.unpublished(bench.connection, heir.lease, 1000)
     with pytest.raises(Fenced):
         batches.mark_published(
-            bench.connection, zombie.lease, [replace(batch, parts=(Part(0, 10_000),))], {"logs": Topic(1, "any")}
+            bench.connection,
+            zombie.lease,
+            [replace(batch, parts=(Part(0, 10_000),))],
+            {"logs": NumberedTopic(1, "any")},
         )
     assert batches.slot_positions(bench.connection, bench.slot, "logs") == before
     heir.step(bench.connection)
@@ -155,7 +158,7 @@ def resolve(bench: Bench, lease: Lease, store: Any, consumers: int = 0) -> resol
         bench.connection,
         lease,
         {"logs": bench.dataset},
-        [resolution.Sink(store, store, lambda dataset: consumers)],
+        [resolution.FilledStore(store, store, lambda dataset: consumers)],
         lambda slot: kafka.KafkaProducer(bench.kafka_url, f"test-slot-{slot}"),
         lambda topic: kafka.KafkaPartitionReader(bench.kafka_url, topic),
     )
@@ -281,7 +284,7 @@ def test_messages_of_a_new_topic_that_retention_deleted_leave_batches_in_doubt(b
     publisher.close()
     recreate_topic(bench)
     with closing(kafka.KafkaProducer(bench.kafka_url, f"fill-{uuid4()}")) as producer:
-        delivered = producer.publish([Outgoing(bench.dataset.topic, 0, b"x", b"{}")] * 10)
+        delivered = producer.publish([OutgoingMessage(bench.dataset.topic, 0, b"x", b"{}")] * 10)
     admin = AdminClient({"bootstrap.servers": bench.kafka_url})
     where = TopicPartition(bench.dataset.topic, 0, delivered[-1].offset)
     admin.delete_records([where])[where].result()
@@ -400,10 +403,10 @@ def test_slots_that_get_stuck_one_after_the_other_stop_the_process_from_acceptin
             owner.slot()
         Event().wait(3)  # longer than a renewal, and three turns of the publisher
         assert len(slot_numbers(ledger) - before) <= 3
-        stuck = next(slot for slot in slots.every(ledger) if slot.stuck)
+        stuck = next(slot for slot in slots.all_slots(ledger) if slot.stuck)
         assert (stuck.is_alive, stuck.stuck) == (True, "rows are missing")
         slots.release(ledger, slots.take_over(ledger, uuid4(), stuck.slot))
-        assert not next(slot for slot in slots.every(ledger) if slot.slot == stuck.slot).stuck
+        assert not next(slot for slot in slots.all_slots(ledger) if slot.slot == stuck.slot).stuck
     finally:
         owner.stop(1)
 
@@ -537,7 +540,7 @@ def test_nothing_is_published_to_a_topic_that_was_cut(bench: Bench, ledger: psyc
         (bench.slot + 1, topic_ids(bench)[-1]),
     )
     try:
-        publisher._advanced = 0.0  # a minute ago
+        publisher._advanced_at = 0.0  # a minute ago
         with pytest.raises(NeedsOperator, match=r"was cut: partitions \[1\]"):
             publisher.step(bench.connection)
         with pytest.raises(NeedsOperator, match="was cut"):
@@ -624,7 +627,7 @@ def test_the_command_settles_every_stuck_slot(
         assert ran.exit_code == 0, ran.output
         assert "slot 7, logs: 0 batches were found in the topic" in ran.output
         assert "1 are in neither, and will be published" in ran.output
-        assert not slots.every(bench.connection)[0].stuck
+        assert not slots.all_slots(bench.connection)[0].stuck
         publisher = bench.publisher(slots.adopt_orphan(bench.connection, uuid4()))
         assert publisher.step(bench.connection) == 1
         publisher.close()

@@ -10,7 +10,7 @@ import pytest
 
 from services.core import kafka_value
 from services.core.ids import first_id
-from services.core.ports import Outgoing
+from services.core.ports import OutgoingMessage
 from services.core.rows import Row, RowCodec, Rows, checksum
 from services.datasets.logs import DATASET
 from services.lake.embedded import EmbeddedReader
@@ -42,7 +42,7 @@ def batch_rows(batch: int) -> list[Row]:
     ]
 
 
-def batch_messages(batch: int) -> list[Outgoing]:
+def batch_messages(batch: int) -> list[OutgoingMessage]:
     rows = batch_rows(batch)
     own = kafka_value.encode(DATASET, batch, NOON, Rows.of(rows), CODEC.encode(rows), PARTITIONS)
     return [message for message in own if message.topic == DATASET.topic]
@@ -61,7 +61,7 @@ def test_killed_twice_it_stores_every_row_once_and_the_table_is_its_own(urls: di
     }
     reader = EmbeddedReader(LakeSettings(hdfs_url=urls["LOGPIPE_HDFS_URL"]))
     process = Process(f"stream-to-store --store lake --dataset {DATASET.name}", environment, port)
-    poison = Outgoing(DATASET.topic, 0, b"no batch", b"{}\n", {"created_at": b"5", "rows": b"1"})
+    poison = OutgoingMessage(DATASET.topic, 0, b"no batch", b"{}\n", {"created_at": b"5", "rows": b"1"})
 
     def stored() -> int:
         return sum(rows for _, rows, _ in reader.counts(DATASET, 0, 1 << 30))

@@ -262,7 +262,7 @@ def test_migrations_of_a_newer_release_are_accepted(own_postgres_url: str, tmp_p
     with closing(connect(own_postgres_url)) as connection:
         assert migrations.apply(connection, schema.MIGRATIONS, newer) == ["ledger-9999-more"]
         schema.require(connection)
-        slots.every(connection)
+        slots.all_slots(connection)
     assert migrate(own_postgres_url) == []
 
 

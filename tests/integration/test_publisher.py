@@ -278,7 +278,7 @@ def test_an_open_transaction_of_another_hides_nothing_from_a_take_over(
     assert bench.unmarked() == 0
 
 
-def test_an_ambiguous_commit_is_settled_by_the_ledger_not_by_a_transaction_id(bench: Bench) -> None:
+def test_an_ambiguous_commit_is_resolved_by_the_ledger_not_by_a_transaction_id(bench: Bench) -> None:
     [batch_id] = bench.commit(10)
     row = bench.connection.execute(
         "SELECT batch_id, slot, dataset, rows, checksum, created_at, xid::text FROM batches WHERE batch_id = %s",

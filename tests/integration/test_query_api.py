@@ -66,7 +66,7 @@ class Pipeline:
     def accept(self, connection: psycopg.Connection[Any] | None = None) -> tuple[Batch, list[Row]]:
         """One batch in one transaction, or within the transaction of `connection`."""
         with (connection or self.connection).transaction(), (connection or self.connection).cursor() as cursor:
-            [batch_id] = ledger_batches.begin(cursor, 1).batch_ids
+            [batch_id] = ledger_batches.draw_ids(cursor, 1).batch_ids
             return self.write(cursor, batch_id)
 
     def write(self, cursor: psycopg.Cursor[Any], batch_id: int) -> tuple[Batch, list[Row]]:
@@ -149,8 +149,8 @@ def test_a_batch_still_being_written_holds_the_watermark(
         with one.transaction(), one.cursor() as cursor:
             cursor.execute("SELECT pg_current_xact_id()")
             other.execute("BEGIN")
-            [lower] = ledger_batches.begin(other.cursor(), 1).batch_ids
-            [higher] = ledger_batches.begin(cursor, 1).batch_ids
+            [lower] = ledger_batches.draw_ids(other.cursor(), 1).batch_ids
+            [higher] = ledger_batches.draw_ids(cursor, 1).batch_ids
             pipeline.write(cursor, higher)
         for _ in range(3):
             assert watermarks.of(reader, pipeline.dataset) == before.batch_id == lower - 1
@@ -177,7 +177,7 @@ def test_under_concurrent_writers_every_answer_is_whole(
         with connect(postgres_url) as connection:
             for n in range(40):
                 with connection.transaction() as transaction, connection.cursor() as cursor:
-                    [batch_id] = ledger_batches.begin(cursor, 1).batch_ids
+                    [batch_id] = ledger_batches.draw_ids(cursor, 1).batch_ids
                     pipeline.write(cursor, batch_id)
                     if (n + number) % 7 == 0:
                         raise psycopg.Rollback(transaction)

@@ -69,7 +69,7 @@ class Pipeline:
         days, lines, batch_id, first = self.start // DAY, list[bytes](), 0, 0
         for _ in range(count):
             with self.connection.transaction(), self.connection.cursor() as cursor:
-                [batch_id] = ledger_batches.begin(cursor, 1).batch_ids
+                [batch_id] = ledger_batches.draw_ids(cursor, 1).batch_ids
                 made = self._codec.encode(self._copy(cursor, batch_id, self._rows()))
                 record = Batch(batch_id, 0, self.dataset.name, len(made), checksum(made), self.start)
                 ledger_batches.insert(cursor, [record])

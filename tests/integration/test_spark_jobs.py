@@ -24,7 +24,7 @@ from pyspark.sql import functions as sql
 from services.core import kafka_value
 from services.core.dataset import Dataset
 from services.core.errors import StoreDown
-from services.core.ports import Outgoing
+from services.core.ports import OutgoingMessage
 from services.core.rows import Row, RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.generator.synthesis import Synthesizer
@@ -442,7 +442,7 @@ def test_the_lines_of_a_message_do_not_carry_the_message(world: World) -> None:
     sound = warm_up._message(DATASET, 2)
     refused = replace(sound, headers={**sound.headers, "rows": b"1"})
 
-    def values(message: Outgoing) -> list[bytes | None]:
+    def values(message: OutgoingMessage) -> list[bytes | None]:
         lines = parsing.lines(from_kafka(world, message), DATASET)
         return [row.value for row in lines.select("value").collect()]
 
@@ -474,7 +474,7 @@ def test_a_line_that_breaks_one_rule_is_refused_by_spark(world: World, dataset: 
     ]
     value = kafka_value.join([json.dumps(line).encode() for line in (good(dataset), *(line for _, line in broken))])
     headers = {"created_at": b"5", "rows": b"%d" % (len(broken) + 1)}
-    lines = parsing.lines(from_kafka(world, Outgoing(dataset.topic, 0, b"1:0", value, headers)), dataset)
+    lines = parsing.lines(from_kafka(world, OutgoingMessage(dataset.topic, 0, b"1:0", value, headers)), dataset)
     refused = {
         row.line: row.reason for row in parsing.rejects(lines.where(f"NOT {parsing.sound(dataset)}"), dataset).collect()
     }
@@ -485,7 +485,7 @@ def test_a_line_that_breaks_one_rule_is_refused_by_spark(world: World, dataset: 
 
 
 def test_a_message_of_a_newer_release_stops_the_query(world: World) -> None:
-    def problems(message: Outgoing) -> set[str | None]:
+    def problems(message: OutgoingMessage) -> set[str | None]:
         return {row.problem for row in parsing.lines(from_kafka(world, message), DATASET).select("problem").collect()}
 
     present = warm_up._message(DATASET, 2)
@@ -510,7 +510,7 @@ def test_a_header_that_is_not_decimal_digits_makes_a_message_unloadable(world: W
         assert problems == {"a header, created_at or rows, is missing or not a number"}
 
 
-def from_kafka(world: World, message: Outgoing) -> DataFrame:
+def from_kafka(world: World, message: OutgoingMessage) -> DataFrame:
     """As if Spark had read the message from a topic."""
     headers = [
         sql.struct(sql.lit(key).alias("key"), sql.lit(value).alias("value")) for key, value in message.headers.items()

@@ -23,7 +23,7 @@ from services.core import kafka_value
 from services.core.dead_letter import DeadLettered
 from services.core.ids import MAX_BATCH, first_id
 from services.core.instants import DAY
-from services.core.ports import Block, Outgoing
+from services.core.ports import Block, OutgoingMessage
 from services.core.rows import Row, RowCodec, Rows, checksum
 from services.datasets.logs import DATASET
 from services.lake.embedded import EmbeddedReader
@@ -64,7 +64,7 @@ class World:
         self.environment |= {"LOGPIPE_STREAM_TO_LAKE_PORT": str(port)}
         self.process = Process(f"stream-to-lake --dataset {DATASET.name}", self.environment, port)
 
-    def batch(self) -> list[Outgoing]:
+    def batch(self) -> list[OutgoingMessage]:
         """The messages of the next batch."""
         made = kafka_value.encode(
             DATASET, self.next_id, CREATED, Rows.of(self.rows), self.codec.encode(self.rows), PARTITIONS
@@ -179,13 +179,13 @@ def test_what_is_not_sound_is_kept_apart_and_its_neighbours_are_stored(world: Wo
         b"\n".join([*lines[:10], b"", b'{"id": "x"}', lines[12].replace(b'"level"', b'"lvl"'), *lines[13:]]) + b"\n"
     )
     whole = [
-        Outgoing(DATASET.topic, 0, b"no key", b"a\nb\n", headers),
-        Outgoing(DATASET.topic, 1, key, b"a\nb\n", {}),
-        Outgoing(DATASET.topic, 2, key, b"a\nb\nc\n", headers),
-        Outgoing(DATASET.topic, 3, key, b"\n".join(spoiled) + b"\n", headers),
+        OutgoingMessage(DATASET.topic, 0, b"no key", b"a\nb\n", headers),
+        OutgoingMessage(DATASET.topic, 1, key, b"a\nb\n", {}),
+        OutgoingMessage(DATASET.topic, 2, key, b"a\nb\nc\n", headers),
+        OutgoingMessage(DATASET.topic, 3, key, b"\n".join(spoiled) + b"\n", headers),
     ]
     producer = KafkaProducer(world.kafka_url, "test")
-    delivered = producer.publish([*whole, Outgoing(DATASET.topic, 0, key, partly, headers)])
+    delivered = producer.publish([*whole, OutgoingMessage(DATASET.topic, 0, key, partly, headers)])
     producer.close()
     world.accepted[batch_id] = [row for n, row in enumerate(rows) if n not in (10, 11, 12)]
     rejects = ((None, 1), (None, 1), (rows[12][0], 1), (None, 2), (None, 3), (None, ROWS))

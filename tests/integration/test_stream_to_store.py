@@ -15,7 +15,7 @@ from services.core import kafka_value
 from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.ids import first_id
 from services.core.ledger import Range, SinkPosition
-from services.core.ports import Block, Outgoing
+from services.core.ports import Block, OutgoingMessage
 from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.ledger.sink_progress import SinkProgress, positions
@@ -268,7 +268,7 @@ def test_killed_twice_it_stores_every_row_once(urls: dict[str, str]) -> None:
     process = Process(f"stream-to-store --store clickhouse --dataset {DATASET.name}", environment, port)
     with closing(kafka.KafkaProducer(kafka_url, "test")) as producer, process:
         reader = ClickHouseReader(urls["LOGPIPE_CLICKHOUSE_URL"])
-        poison = Outgoing(DATASET.topic, 0, b"no batch", b"{}\n", {"created_at": b"5", "rows": b"1"})
+        poison = OutgoingMessage(DATASET.topic, 0, b"no batch", b"{}\n", {"created_at": b"5", "rows": b"1"})
         for first, kill_at in ((1, 20_000), (101, 120_000)):
             for start in range(first, first + 100, 20):
                 producer.publish([message for batch in range(start, start + 20) for message in batch_messages(batch)])
@@ -290,7 +290,7 @@ def test_killed_twice_it_stores_every_row_once(urls: dict[str, str]) -> None:
         reader.close()
 
 
-def batch_messages(batch: int) -> list[Outgoing]:
+def batch_messages(batch: int) -> list[OutgoingMessage]:
     rows = [
         (first_id(batch) + n, NOON, NOON + n, "INFO", f"service-{n % 50}", "worker-1", f"message {n}", '{"a":1}')
         for n in range(BATCH_ROWS)

@@ -17,7 +17,7 @@ import pytest
 from services.backup import folder as files
 from services.backup import making
 from services.core.errors import LogpipeError, NeedsOperator, StoreDown
-from services.core.ports import Outgoing
+from services.core.ports import OutgoingMessage
 from services.core.queries import QueryResult, StatsQuery
 from services.datasets.logs import DATASET
 from services.local import jars, unprivileged
@@ -116,7 +116,7 @@ def use_kafka(patch: pytest.MonkeyPatch, ca: Path, password: str = "of-the-broke
 
 def publish(url: str, values: list[bytes]) -> None:
     with closing(kafka.KafkaProducer(url, "test")) as producer:
-        producer.publish([Outgoing(DATASET.topic, 0, b"key", value, {}) for value in values])
+        producer.publish([OutgoingMessage(DATASET.topic, 0, b"key", value, {}) for value in values])
 
 
 def test_producers_readers_groups_and_admins_use_tls_and_a_password(secure_kafka: str) -> None:
@@ -129,7 +129,7 @@ def test_producers_readers_groups_and_admins_use_tls_and_a_password(secure_kafka
     with closing(kafka.KafkaGroupReader(secure_kafka, DATASET.topic, "a-group")) as member:
         until(lambda: member.poll(0.5) or member.rebalanced() is not None)
         assert kafka_client.members(secure_kafka, "a-group") == 1
-    assert topics.present(secure_kafka, [DATASET.topic])[DATASET.topic].messages
+    assert topics.existing_topics(secure_kafka, [DATASET.topic])[DATASET.topic].messages
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # of each `collect`, by pyspark
@@ -157,7 +157,7 @@ def test_a_client_that_proves_nothing_or_trusts_nobody_gets_nothing(
     else:
         monkeypatch.setenv("LOGPIPE_KAFKA_SECURITY_PROTOCOL", "PLAINTEXT")
     with pytest.raises(StoreDown):
-        topics.present(secure_kafka, [DATASET.topic])
+        topics.existing_topics(secure_kafka, [DATASET.topic])
 
 
 def test_a_password_that_is_missing_is_named_and_any_password_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:

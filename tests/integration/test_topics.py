@@ -59,7 +59,7 @@ def test_a_topic_is_made_by_its_description(admin: AdminClient, settings: KafkaS
 
 def test_dead_letters_have_no_limit(admin: AdminClient, settings: KafkaSettings) -> None:
     topics.ensure(settings, [DEAD_LETTERS])
-    assert topics.Topic(DEAD_LETTERS, 1, 1, None).corrections(found(admin, DEAD_LETTERS)) == {}
+    assert topics.WantedTopic(DEAD_LETTERS, 1, 1, None).corrections(found(admin, DEAD_LETTERS)) == {}
     admin.delete_topics([DEAD_LETTERS])[DEAD_LETTERS].result()
     while DEAD_LETTERS in admin.list_topics(timeout=60).topics:
         time.sleep(0.05)

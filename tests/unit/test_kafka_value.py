@@ -31,7 +31,7 @@ from services.core.kafka_value import (
     split,
 )
 from services.core.lines import line_check
-from services.core.ports import Message, Outgoing
+from services.core.ports import Message, OutgoingMessage
 from services.core.rows import MAX_LINE_BYTES, Row, RowCodec, Rows
 
 dataset = datasets.find("logs")
@@ -42,7 +42,7 @@ def rows(count: int, level: str = "INFO", message: str = "m") -> list[Row]:
     return [(n, 7, 0, level, f"service-{n % 5}", "", message, "{}") for n in range(count)]
 
 
-def received(outgoing: Outgoing, offset: int = 0) -> Message:
+def received(outgoing: OutgoingMessage, offset: int = 0) -> Message:
     """The message as a reader of the topic gets it."""
     return Message(outgoing.topic, outgoing.partition, offset, outgoing.key, outgoing.value, outgoing.headers)
 

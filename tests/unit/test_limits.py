@@ -37,7 +37,7 @@ LOG = b'{"timestamp": "2026-01-31T12:00:00Z", "level": "INFO", "service": "%s", 
 GIB = 1 << 30
 
 
-def take_bytes(count: int) -> None:
+def add_bytes(count: int) -> None:
     in_flight = InFlight(1 << 28)
     with in_flight.reserve() as first, in_flight.reserve() as second:
         first.add(1)
@@ -84,8 +84,10 @@ def fill_threads(places: int) -> None:
 
 PROBES: dict[str, Callable[[int], Any]] = {
     "LOGPIPE_INGEST_MAX_BODY": lambda n: list(bodies.chunks_of(bytes(n), "identity", 1 << 26)),
-    "LOGPIPE_INGEST_MAX_IN_FLIGHT": take_bytes,
-    "services.ingest_api.bodies._MEMBERS": lambda n: list(bodies.chunks_of(gzip.compress(b"x") * n, "gzip", 1 << 20)),
+    "LOGPIPE_INGEST_MAX_IN_FLIGHT": add_bytes,
+    "services.ingest_api.bodies._MOST_MEMBERS": lambda n: list(
+        bodies.chunks_of(gzip.compress(b"x") * n, "gzip", 1 << 20)
+    ),
     "services.core.row_chunks.MAX_WIRE_ROW": lambda n: list(
         row_chunks.decode_object([bytes(n)], lambda text: Rows(0, []))
     ),
@@ -100,7 +102,7 @@ PROBES: dict[str, Callable[[int], Any]] = {
     "services.core.result_size.MAX_RESULT_BYTES": lambda n: result_size.gathered([[("x" * n,)]]),
     "services.query_api.parameters.MAX_LIMIT": lambda n: parameters.ListParameters(order_by="id", limit=n),
     "services.query_api.parameters.MAX_OFFSET": TypeAdapter(parameters._Offset).validate_python,
-    "services.query_api.query_threads.PLACES": fill_threads,
+    "services.query_api.query_threads.MOST_QUERIES": fill_threads,
     "services.local.stack._FREE_BYTES": lack(2 * GIB, new_stack),
 }
 """Limit -> what takes or refuses a thing of this size."""

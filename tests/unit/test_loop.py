@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from services.core.errors import Backpressure, Fenced, LogpipeError, NeedsOperator, StoreDown
-from services.core.ports import Message, Outgoing
+from services.core.ports import Message, OutgoingMessage
 from services.streams.loop import AfterFailure, GroupLoop, State
 from services.streams.memory import MemoryBroker, MemoryGroupReader
 
@@ -73,7 +73,7 @@ class Scene:
         self._producer = self.broker.producer("test")
 
     def publish(self, *values: bytes, partition: int = 0) -> None:
-        self._producer.publish([Outgoing(TOPIC, partition, b"", value) for value in values])
+        self._producer.publish([OutgoingMessage(TOPIC, partition, b"", value) for value in values])
 
     def loop(self) -> GroupLoop[Recorder]:
         return GroupLoop("test", self.broker.group_reader(TOPIC, "group"), self.handler, lambda: self.now)

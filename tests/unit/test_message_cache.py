@@ -1,11 +1,11 @@
 """The publisher's cache of messages."""
 
 from services.acceptance.publisher import MessageCache
-from services.core.ports import Outgoing
+from services.core.ports import OutgoingMessage
 
 
-def batch(size: int) -> list[Outgoing]:
-    return [Outgoing("topic", 0, b"1:0", b"x" * size, {})]
+def batch(size: int) -> list[OutgoingMessage]:
+    return [OutgoingMessage("topic", 0, b"1:0", b"x" * size, {})]
 
 
 def test_the_oldest_batches_go_when_the_cache_is_full() -> None:

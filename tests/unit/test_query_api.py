@@ -152,7 +152,7 @@ class Api:
 
     def hdfs_pool_places(self) -> int:
         """How many more queries of the lake would be taken."""
-        return self.service._stores["hdfs"].default.threads._places._value
+        return self.service._stores["hdfs"].default.threads._vacancies._value
 
     def open_spark(self) -> StubReader:
         self.opened += 1
@@ -654,7 +654,7 @@ def test_no_more_queries_wait_for_a_store_than_it_has_places(api: Api, monkeypat
     try:
         for _ in range(query_threads.THREADS):
             assert "hangs" in api.get("hdfs/logs", status=503)["detail"]
-        for _ in range(query_threads.PLACES):  # no thread is left for these, and they give their places back
+        for _ in range(query_threads.MOST_QUERIES):  # no thread is left for these, and they give their places back
             assert "no result within" in api.get("hdfs/logs", status=504)["detail"]
         assert "hdfs" in api.get("compare")["missing"]
         assert api.get("postgres/logs")["returned_count"] == 1
@@ -666,7 +666,7 @@ def test_queries_beyond_the_places_of_a_store_are_refused_and_others_answered(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More requests hang than the server has threads for endpoints that block."""
-    monkeypatch.setattr(query_threads, "PLACES", 60)
+    monkeypatch.setattr(query_threads, "MOST_QUERIES", 60)
     api = Api()
     released = Event()
     monkeypatch.setattr(api.hdfs, "execute", lambda *_: released.wait(20) and QueryResult([], 0.0, total=0))

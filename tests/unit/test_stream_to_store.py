@@ -17,7 +17,7 @@ from services.core.ids import first_id
 from services.core.instants import DAY
 from services.core.ledger import Part, Range, SinkPosition
 from services.core.lines import line_check
-from services.core.ports import Block, Outgoing
+from services.core.ports import Block, OutgoingMessage
 from services.core.rows import Row, RowCodec, Rows
 from services.stores.memory import MemoryStore
 from services.stream_to_store.backlog import Limits
@@ -141,7 +141,7 @@ class World:
         lines = RowCodec(DATASET).encode(made)
         return self.publish(kafka_value.encode(DATASET, self._batch, created_at, Rows.of(made), lines, PARTITIONS))
 
-    def publish(self, outgoing: Sequence[Outgoing]) -> list[Part]:
+    def publish(self, outgoing: Sequence[OutgoingMessage]) -> list[Part]:
         return self._producer.publish(outgoing)
 
     def recreate_topic(self) -> None:
@@ -194,7 +194,7 @@ class World:
         producer, failpoint = self.broker.producer("dead-letters"), self.failpoint
 
         class Failing:
-            def publish(self, outgoing: Sequence[Outgoing]) -> list[Part]:
+            def publish(self, outgoing: Sequence[OutgoingMessage]) -> list[Part]:
                 failpoint("dead letter")
                 delivered = producer.publish(outgoing)
                 failpoint("dead letter done")
@@ -211,10 +211,10 @@ def world() -> World:
     return World()
 
 
-def poison(partition: int = 0, *, has_hash: bool = True, **changes: Any) -> Outgoing:
+def poison(partition: int = 0, *, has_hash: bool = True, **changes: Any) -> OutgoingMessage:
     """A message of another program. With `has_hash` it looks like one of ours, and the store sees its lines."""
     good = {"key": b"99:0", "value": b"{}\n", "headers": {"created_at": b"%d" % NOON, "rows": b"1"}}
-    message = Outgoing(DATASET.topic, partition, **{**good, **changes})
+    message = OutgoingMessage(DATASET.topic, partition, **{**good, **changes})
     hashes = {kafka_value.HASH_HEADER: kafka_value.value_hash(message.value)} if has_hash else {}
     return replace(message, headers={**message.headers, **hashes})
 
@@ -524,7 +524,9 @@ def test_random_faults(world: World) -> None:
         (poison(headers={"created_at": b"x" * 300_000, "rows": b"1"}), "not a number"),
     ],
 )
-def test_poison_goes_to_the_dead_letters_and_its_neighbours_land(world: World, message: Outgoing, reason: str) -> None:
+def test_poison_goes_to_the_dead_letters_and_its_neighbours_land(
+    world: World, message: OutgoingMessage, reason: str
+) -> None:
     world.accept(60)
     (part,) = world.publish([message])
     world.accept(60)

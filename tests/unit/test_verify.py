@@ -16,7 +16,7 @@ from services.core.dead_letter import DeadLettered
 from services.core.errors import StoreDown
 from services.core.ids import first_id
 from services.core.ledger import Batch
-from services.core.ports import Block, Message, Outgoing
+from services.core.ports import Block, Message, OutgoingMessage
 from services.core.rows import Row, RowCodec, checksum
 from services.datasets.logs import DATASET
 from services.ledger import dead_letter_index
@@ -252,7 +252,7 @@ def test_dead_letters_that_cannot_be_read_to_the_end() -> None:
 
     broker = MemoryBroker()
     broker.ensure_topics({dead_letters.TOPIC: 1})
-    broker.producer("p").publish([Outgoing(dead_letters.TOPIC, 0, b"", b"{}")])
+    broker.producer("p").publish([OutgoingMessage(dead_letters.TOPIC, 0, b"", b"{}")])
     with pytest.raises(StoreDown, match="end"):
         list(dead_letters.read(Stuck(broker, dead_letters.TOPIC), 0))
 
