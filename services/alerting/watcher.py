@@ -86,7 +86,7 @@ class Watcher:
         self._read_up_to = {partition: at.next_offset for partition, at in self._book.positions.items()}
         return self._read_up_to
 
-    def take(self, messages: Sequence[Message], read_up_to: Mapping[int, int]) -> None:
+    def receive(self, messages: Sequence[Message], read_up_to: Mapping[int, int]) -> None:
         assert self._book is not None
         for message in messages:
             self._book.count(message)
@@ -104,7 +104,7 @@ class Watcher:
             self._connection.close()
             self._connection = None
 
-    def after(self, error: LogpipeError) -> AfterFailure:
+    def after_failure(self, error: LogpipeError) -> AfterFailure:
         """Load again after every error, also one that needs an operator: a retry loses nothing."""
         return AfterFailure.RELOAD
 

@@ -13,8 +13,8 @@ rows, and the number of earlier writes of the same half. The tokens serve three 
   write by the same halves, under the same tokens, and the store drops the second write of a half. A half that
   one of them has seen rejected is rejected for the other, too, because a rejected row is never stored.
 
-Lines that are no rows by our own check (`lines`) are rejected without a write. Of the other rows, only a row that is
-rejected alone counts as rejected.
+A line that our own check (`lines`) finds invalid is rejected without a write. Any other row counts as rejected only
+after a write of this row alone was rejected.
 """
 
 from bisect import bisect_left
@@ -33,13 +33,13 @@ from services.core.lines import line_check
 from services.core.ports import Block
 
 MOST_REJECTED = 1000
-"""Rows of one completion that pass our own check and that the store may reject all the same.
+"""The most rows of one completion that a store may reject although they pass our own check.
 
-Beyond, or where the store rejects each of several rows, the fault is taken to be the store's (a column of another type,
-a view that throws), and the store counts as down: none of the rows becomes a dead letter.
+If the store rejects more, or each of several rows, the store itself is taken to be faulty (a column of another type, a
+view that throws). It then counts as down, and none of the rows becomes a dead letter.
 """
 
-_MOST_ATTEMPTS = 1000  # that a store may acknowledge without storing a row
+_MOST_ATTEMPTS = 1000  # that a store may acknowledge, and still lack rows
 
 
 def complete(
@@ -54,38 +54,39 @@ def complete(
     `end_and_search` and `write` raise except RowRejected, and StoreDown if the store acknowledges rows but does not
     hold them, or rejects too many of the rows that pass our own check (see MOST_REJECTED).
     """
-    rows = _Rows(blocks)
-    ids, _, problems = line_check(blocks[0].dataset).check(rows.lines)
+    numbered = _BlockLines(blocks)
+    ids, _, problems = line_check(blocks[0].dataset).check(numbered.lines)
     batches = {batch_of(row_id) for row_id in ids if row_id is not None}
     rejected: dict[int, str] = {}
-    attempts, attempt, by_store = Counter[str](), "", 0
+    attempts, attempt, rejected_by_store = Counter[str](), "", 0
     for _ in range(_MOST_ATTEMPTS):
-        there = end_and_search(batches)
-        rejected |= {at: reason for at, reason in problems.items() if ids[at] not in there}
-        missing = [at for at, row_id in enumerate(ids) if row_id not in there and at not in rejected]
+        stored = end_and_search(batches)
+        rejected |= {at: reason for at, reason in problems.items() if ids[at] not in stored}
+        missing = [at for at, row_id in enumerate(ids) if row_id not in stored and at not in rejected]
         if not missing:
-            return [rows.rejection(at, rejected[at]) for at in sorted(rejected)]
+            return [numbered.rejection(at, rejected[at]) for at in sorted(rejected)]
         halves = [(0, len(ids))]
         while halves:
             first, end = halves.pop()
-            group = missing[bisect_left(missing, first) : bisect_left(missing, end)]
-            if not group:
+            wanted = missing[bisect_left(missing, first) : bisect_left(missing, end)]
+            if not wanted:
                 continue
             if attempts:
                 digest = _digest(ids[first:end])
                 attempt = f"{digest}-{attempts[digest]}"
             attempts[attempt.partition("-")[0]] += 1
             try:
-                write(rows.only(group, attempt))
+                write(numbered.only(wanted, attempt))
             except RowRejected as error:
                 if end - first > 1:
                     middle = (first + end) // 2
                     halves += [(middle, end), (first, middle)]
                     continue
                 rejected[first] = error.reason
-                by_store += 1
-                if by_store > MOST_REJECTED or 1 < by_store == len(ids) - len(problems):
-                    raise StoreDown(store, f"it refuses {by_store} rows that seem sound: {error.reason}") from error
+                rejected_by_store += 1
+                if rejected_by_store > MOST_REJECTED or 1 < rejected_by_store == len(ids) - len(problems):
+                    reason = f"it rejects {rejected_by_store} rows that pass our own check: {error.reason}"
+                    raise StoreDown(store, reason) from error
     raise StoreDown(
         store, f"{len(missing)} rows were acknowledged {attempts.total()} times, and the store does not hold them"
     )
@@ -93,13 +94,13 @@ def complete(
 
 def without(blocks: Sequence[Block], rejected: Collection[RowRejected]) -> list[Block]:
     """Return the same blocks without the rows that are rejected."""
-    rows = _Rows(blocks)
-    left_out = {rows.place(each) for each in rejected}
-    return rows.only([at for at in range(len(rows.lines)) if at not in left_out], "")
+    numbered = _BlockLines(blocks)
+    left_out = {numbered.number(each) for each in rejected}
+    return numbered.only([at for at in range(len(numbered.lines)) if at not in left_out], "")
 
 
-class _Rows:
-    """The rows of all blocks, numbered through."""
+class _BlockLines:
+    """The lines of all blocks, numbered from 0 through all blocks."""
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         self._blocks = blocks
@@ -107,18 +108,20 @@ class _Rows:
         self.lines = list(chain.from_iterable(of_blocks))
         self._starts = [0, *accumulate(map(len, of_blocks))]
 
-    def place(self, rejection: RowRejected) -> int:
+    def number(self, rejection: RowRejected) -> int:
+        """Return the number of the line that the rejection is about."""
         return self._starts[rejection.block] + (rejection.row or 0)
 
     def rejection(self, at: int, reason: str) -> RowRejected:
+        """Return the rejection of line `at`."""
         block = bisect_left(self._starts, at + 1) - 1
         return RowRejected(at - self._starts[block], reason, block=block)
 
-    def only(self, group: Sequence[int], attempt: str) -> list[Block]:
-        """Return the same blocks with the rows of `group` (in order) only."""
+    def only(self, wanted: Sequence[int], attempt: str) -> list[Block]:
+        """Return the same blocks, with only the `wanted` lines. `wanted` are numbers, in order."""
         cut = []
         for number, block in enumerate(self._blocks):
-            own = group[bisect_left(group, self._starts[number]) : bisect_left(group, self._starts[number + 1])]
+            own = wanted[bisect_left(wanted, self._starts[number]) : bisect_left(wanted, self._starts[number + 1])]
             lines = block.lines
             if len(own) < block.rows:
                 lines = kafka_value.join([self.lines[at] for at in own])

@@ -16,7 +16,7 @@ the ingest API to a health check has it."""
 class Part:
     """One Kafka message of a batch.
 
-    Of a message that was deleted before its offset was noted, `offset` is the highest offset that it can have had.
+    If the message was deleted before its offset was recorded, `offset` is the highest offset that it can have had.
     """
 
     partition: int
@@ -40,7 +40,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class OffsetRange:
     """Offsets of one partition, both included; control records leave gaps in between."""
 
     first: int
@@ -52,13 +52,13 @@ class SinkPosition:
     """The position of a sink in one partition: all messages below `next_offset` are loaded.
 
     `pending` is the range whose write was begun and is not confirmed. This range must be completed before any other
-    range is written, together with the pending ranges of the partitions in `group`, which include this partition.
+    range is written, together with the pending ranges of all `group_partitions`, which include this partition.
     """
 
     partition: int
     next_offset: int
-    pending: Range | None = None
-    group: tuple[int, ...] = ()
+    pending: OffsetRange | None = None
+    group_partitions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class SourceRange:
 
 @dataclass(frozen=True, slots=True)
 class SourceAdvance:
-    """What one transaction takes of a source: one range of each of some partitions."""
+    """The messages of a source whose rows one transaction accepts: at most one range of each partition."""
 
     source: Source
     ranges: tuple[SourceRange, ...]

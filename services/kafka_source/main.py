@@ -27,7 +27,7 @@ from services.runtime.http import make_app, serve
 from services.runtime.workers import Workers
 from services.streams import kafka, kafka_client, topics
 from services.streams.dead_letters import TOPIC as DEAD_LETTERS
-from services.streams.dead_letters import DeadLetters
+from services.streams.dead_letters import DeadLetterSender
 from services.streams.lag import lag_worker
 from services.streams.loop import GroupLoop
 

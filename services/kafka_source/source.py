@@ -20,7 +20,7 @@ from services.kafka_source.decoding import Decoded, MessageDecoder
 from services.ledger import source_progress
 from services.postgres.connection import Connection, connect
 from services.runtime import logs, metrics
-from services.streams.dead_letters import DeadLetters
+from services.streams.dead_letters import DeadLetterSender
 from services.streams.loop import AfterFailure, TopicView
 
 ADVANCE_SECONDS = 5.0
@@ -49,7 +49,7 @@ class Target:
     ledger: str
     slot: Callable[[], int]
     committer: Committer
-    dead_letters: DeadLetters
+    dead_letter_sender: DeadLetterSender
     disk: DiskFloor
 
 
@@ -108,7 +108,7 @@ class SourceHandler:
         self._positions = self._read_up_to = loaded
         return loaded
 
-    def take(self, messages: Sequence[Message], read_up_to: Mapping[int, int]) -> None:
+    def receive(self, messages: Sequence[Message], read_up_to: Mapping[int, int]) -> None:
         self._messages += messages
         self._size += sum(len(message.value) + len(message.key) for message in messages)
         self._lines += sum(message.value.count(b"\n") + 1 for message in messages)
@@ -128,7 +128,7 @@ class SourceHandler:
         self._positions = self._read_up_to = {}
         self._drop_messages()
 
-    def after(self, error: LogpipeError) -> AfterFailure:
+    def after_failure(self, error: LogpipeError) -> AfterFailure:
         """After a failure the positions are loaded again: the outcome of a write may be unknown, and the ledger knows.
 
         `load` also knows best what an operator has to do. What it raises stops the loop.
@@ -144,7 +144,7 @@ class SourceHandler:
         except LogpipeError as error:
             _log.warning("last messages not taken, the next owner reads them again", reason=str(error))
         finally:
-            self._target.dead_letters.close()
+            self._target.dead_letter_sender.close()
             self._target.committer.close()
             self._disconnect()
 
@@ -215,7 +215,7 @@ class SourceHandler:
         return SourceRange(partition, self._positions[partition], ends[partition], *counts)
 
     def _commit(self, source: Source, taken: Sequence[tuple[SourceRange, Decoded]]) -> None:
-        self._target.dead_letters.send([letter for _, decoded in taken for letter in decoded.dead_letters])
+        self._target.dead_letter_sender.send([letter for _, decoded in taken for letter in decoded.dead_letters])
         chunks = [chunk for _, decoded in taken for chunk in decoded.chunks]
         advance = SourceAdvance(source, tuple(each for each, _ in taken))
         if chunks:

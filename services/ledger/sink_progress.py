@@ -13,7 +13,7 @@ from typing import LiteralString
 from services.core.dataset import Dataset
 from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.ids import MAX_BATCH
-from services.core.ledger import Range, SinkPosition
+from services.core.ledger import OffsetRange, SinkPosition
 from services.core.ports import SinkReader, StoreReader
 from services.core.queries import StatsQuery
 from services.ledger import schema
@@ -25,7 +25,7 @@ _SELECT = (
     " WHERE store = %s AND dataset = %s"
 )
 
-_BEGIN = """
+_MARK_PENDING = """
     UPDATE sink_progress
     SET intent_first = first, intent_last = last, intent_together = %(partitions)s::int[], updated_at = now()
     FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[])
@@ -38,7 +38,7 @@ _BEGIN = """
       AND table_id = %(table_id)s AND next_offset = first AND (intent_first IS NULL
         OR (intent_first = first AND intent_last = last AND intent_together = %(partitions)s::int[]))
     RETURNING was_pending"""
-_FINISH = """
+_MARK_LOADED = """
     UPDATE sink_progress
     SET next_offset = last + 1, intent_first = NULL, intent_last = NULL, intent_together = NULL, updated_at = now()
     FROM unnest(%(partitions)s::int[], %(firsts)s::bigint[], %(lasts)s::bigint[])
@@ -80,7 +80,7 @@ class SinkProgress:
                 )
                 found = _positions(connection.execute(_SELECT, self._key))
         self._table_id = table_id
-        needed = {*wanted, *chain.from_iterable(found[partition].group for partition in wanted)}
+        needed = {*wanted, *chain.from_iterable(found[partition].group_partitions for partition in wanted)}
         return [found[partition] for partition in sorted(needed)]
 
     def check_topic(self, topic_id: str) -> None:
@@ -93,24 +93,24 @@ class SinkProgress:
         if self._reader.table_id(self._dataset) != self._table_id:
             raise created_again("table", *self._key)
 
-    def begin(self, pending: Mapping[int, Range]) -> bool:
-        """Mark ranges that one insert is about to write as pending, by partition. Repeating the call is harmless.
+    def mark_pending(self, pending: Mapping[int, OffsetRange]) -> bool:
+        """Mark the ranges that one insert is about to write as pending, by partition. Repeating the call is harmless.
 
-        Returns whether they were pending already: then another process may have tried to write them. Raises Fenced
+        Returns whether they were pending before: then another process may have tried to write them. Raises Fenced
         unless each range begins at its partition's position; the caller then loads the positions again.
         """
-        return any(self._put(_BEGIN, pending))
+        return any(self._put(_MARK_PENDING, pending))
 
-    def finish(self, pending: Mapping[int, Range]) -> None:
-        """Mark the ranges as stored. Raises Fenced if they are finished already or were not begun."""
-        self._put(_FINISH, pending)
+    def mark_loaded(self, pending: Mapping[int, OffsetRange]) -> None:
+        """Mark the pending ranges as loaded. Raises Fenced if they are not pending."""
+        self._put(_MARK_LOADED, pending)
 
     def close(self) -> None:
         if self._connection:
             self._connection.close()
             self._connection = None
 
-    def _put(self, change: LiteralString, pending: Mapping[int, Range]) -> list[bool]:
+    def _put(self, change: LiteralString, pending: Mapping[int, OffsetRange]) -> list[bool]:
         """Make the change in all partitions of `pending` or in none, and return one value for each. Raises Fenced."""
         store, dataset = self._key
         values = {
@@ -193,5 +193,5 @@ def _positions(rows: Iterable[tuple[int, int, int | None, int | None, list[int] 
         if first is None or last is None:
             found[partition] = SinkPosition(partition, next_offset)
         else:
-            found[partition] = SinkPosition(partition, next_offset, Range(first, last), tuple(group or ()))
+            found[partition] = SinkPosition(partition, next_offset, OffsetRange(first, last), tuple(group or ()))
     return found

@@ -27,7 +27,7 @@ from services.postgres.connection import Connection
 from services.postgres.pool import Pool
 from services.replay import gaps
 from services.replay.display import Display, Outcome
-from services.streams.dead_letters import DeadLetters
+from services.streams.dead_letters import DeadLetterSender
 
 _BLOCK_BYTES = 64 << 20
 _PAGE_BATCHES = 2_000
@@ -52,7 +52,7 @@ class Target:
 
     reader: StoreReader
     writer: BaseWriter
-    dead_letters: DeadLetters
+    dead_letter_sender: DeadLetterSender
     dead_lettered: gaps.Gaps
     watermark: Callable[[], int]
     block_rows: int
@@ -223,7 +223,7 @@ class Refill:
         except RowRejected:
             rejections = self._target.writer.complete([block])
         places = [rejection.row or 0 for rejection in rejections]
-        self._target.dead_letters.send(
+        self._target.dead_letter_sender.send(
             [
                 _dead_letter(missing.ids[place], rejection.reason, missing.lines[place])
                 for place, rejection in zip(places, rejections, strict=True)

@@ -24,7 +24,7 @@ from services.replay.replayed_stores import open_store
 from services.replay.settings import ReplaySettings
 from services.stores import postgres
 from services.streams import dead_letters, kafka, topics
-from services.streams.dead_letters import DeadLetters
+from services.streams.dead_letters import DeadLetterSender
 
 
 class Replays:
@@ -67,7 +67,7 @@ class Replays:
         target = Target(
             self._reader,
             self._store.writer,
-            self._opened.enter_context(closing(DeadLetters(self._open_producer, store, dataset))),
+            self._opened.enter_context(closing(DeadLetterSender(self._open_producer, store, dataset))),
             self._dead_lettered_rows(dataset),
             begun.watermark,
             self._store.block_rows,

@@ -1,1 +1,1 @@
-"""The consumer that takes a dataset's topic into a store, exactly once."""
+"""The process that loads a dataset's topic into a store, exactly once."""

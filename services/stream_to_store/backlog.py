@@ -18,16 +18,16 @@ class Limits:
 
 
 class Backlog:
-    """If there are pending ranges among the positions, only these ranges are held, and are completed as begun.
+    """If some positions have pending ranges, the backlog holds the messages of these ranges only.
 
-    After the last of them, the positions have to be loaded again.
+    After the last pending range is written, the positions have to be loaded again.
     """
 
     def __init__(self, positions: Iterable[SinkPosition], limits: Limits) -> None:
-        found = sorted(positions, key=lambda position: position.partition)
-        begun = [position for position in found if position.pending]
-        self._recovers = bool(begun)
-        self._buffers = {position.partition: PartitionBuffer(position) for position in begun or found}
+        ordered = sorted(positions, key=lambda position: position.partition)
+        pending = [position for position in ordered if position.pending]
+        self._recovers = bool(pending)
+        self._buffers = {position.partition: PartitionBuffer(position) for position in pending or ordered}
         self._limits = limits
 
     def add(self, message: Message, now: float) -> None:
@@ -46,27 +46,27 @@ class Backlog:
         return {partition: buffer.next_offset for partition, buffer in self._buffers.items()}
 
     def recovered(self) -> bool:
-        """Return whether there were pending ranges, and all of them are written: then load the positions again."""
-        return self._recovers and not any(buffer.group for buffer in self._buffers.values())
+        """Return whether the positions had pending ranges, and all of these ranges are written now."""
+        return self._recovers and not any(buffer.group_partitions for buffer in self._buffers.values())
 
     def due(self, now: float) -> Sequence[PartitionBuffer]:
         """Return the buffers that the next insert writes, in the order of partitions; empty while no write is due."""
         group = self.next_group()
         due = (
-            any(buffer.group or now - buffer.since >= self._limits.seconds for buffer in group)
+            any(buffer.group_partitions or now - buffer.since >= self._limits.seconds for buffer in group)
             or sum(buffer.rows for buffer in group) >= self._limits.rows
             or sum(buffer.bytes for buffer in group) >= self._limits.bytes
         )
         return group if due else ()
 
     def next_group(self) -> Sequence[PartitionBuffer]:
-        """Return what the next insert will write, due or not: a pending group, or the messages of one day."""
-        begun = [buffer for buffer in self._buffers.values() if buffer.group]
-        for buffer in begun:
-            group = [self._buffers[partition] for partition in buffer.group]
+        """Return the buffers of the next block group, due or not: a pending group, or the messages of one day."""
+        pending = [buffer for buffer in self._buffers.values() if buffer.group_partitions]
+        for buffer in pending:
+            group = [self._buffers[partition] for partition in buffer.group_partitions]
             if all(other.is_ready() for other in group):
                 return group
-        if begun:
+        if pending:
             return ()
         ready = [buffer for buffer in self._buffers.values() if buffer.is_ready()]
         day = next((buffer.day for buffer in ready if buffer.day is not None), None)

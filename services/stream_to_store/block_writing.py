@@ -16,27 +16,27 @@ from services.core.kafka_value import Envelope, join, split
 from services.core.lines import line_check
 from services.core.ports import Block, OwnProgressWriter, SinkWriter, StoreWriter
 from services.stream_to_store.partition_buffer import MessageRange
-from services.streams.dead_letters import DeadLetters
+from services.streams.dead_letters import DeadLetterSender
 
 
 def write(
-    writer: StoreWriter, ranges: Sequence[tuple[MessageRange, Block]], dead_letters: DeadLetters, is_first: bool
+    writer: StoreWriter, ranges: Sequence[tuple[MessageRange, Block]], sender: DeadLetterSender, is_first: bool
 ) -> int:
-    """Store the rows of `ranges` that the store takes, send dead letters for the others; return the rows stored.
+    """Store the rows of `ranges`, send dead letters for the rows that the store rejects, and return the rows stored.
 
-    `is_first`: no former attempt at these messages was made. Raises StoreDown and Backpressure: call again, and then it
-    is not the first.
+    `is_first`: no former attempt at these messages was made. After StoreDown or Backpressure, call again with
+    `is_first` False.
     """
     unloadable = [envelope for message_range, _ in ranges for envelope in message_range.unloadable]
-    dead_letters.send([_dead_letter_of_message(envelope) for envelope in unloadable])
+    sender.send([_dead_letter_of_message(envelope) for envelope in unloadable])
     if is_first:
         if isinstance(writer, OwnProgressWriter):
             stored = _write_unchecked(writer, ranges)
         else:
-            stored = _write_first(writer, ranges, dead_letters)
+            stored = _write_first(writer, ranges, sender)
         if stored is not None:
             return stored
-    return _complete(writer, ranges, dead_letters, is_first)
+    return _complete(writer, ranges, sender, is_first)
 
 
 def _write_unchecked(writer: OwnProgressWriter, ranges: Sequence[tuple[MessageRange, Block]]) -> int | None:
@@ -50,17 +50,18 @@ def _write_unchecked(writer: OwnProgressWriter, ranges: Sequence[tuple[MessageRa
 
 
 def _write_first(
-    writer: SinkWriter, ranges: Sequence[tuple[MessageRange, Block]], dead_letters: DeadLetters
+    writer: SinkWriter, ranges: Sequence[tuple[MessageRange, Block]], sender: DeadLetterSender
 ) -> int | None:
-    """Write all lines but those of other programs that our own check finds invalid. Return the rows stored.
+    """Write all lines, without the invalid lines of messages that lack our hash. Return the rows stored.
 
     If the store rejects the blocks, check more lines, and write again. Returns None if all lines were checked, and the
-    store rejects the valid ones. No search is needed before another write: a store that has rejected blocks holds none
-    of their rows.
+    store rejects the valid ones. No search is needed before another write, because a store that has rejected blocks
+    holds none of their rows.
     """
     blocks = [block for _, block in ranges]
     by_block = [
-        [_own_lines(block.dataset, envelope) for envelope in message_range.good] for message_range, block in ranges
+        [_lines_to_write(block.dataset, envelope) for envelope in message_range.loadable]
+        for message_range, block in ranges
     ]
     while True:
         valid = [
@@ -73,24 +74,24 @@ def _write_first(
             if not _check_more(by_block, error.near):
                 return None
             continue
-        dead_letters.send([letter for messages in by_block for lines in messages for letter in lines.dead_letters()])
+        sender.send([each for messages in by_block for lines in messages for each in lines.dead_letters()])
         return sum(block.rows for block in valid)
 
 
-def _own_lines(dataset: Dataset, envelope: Envelope) -> "_OwnLines":
-    """Return the lines for a first write: our own check passes over a message that has our hash."""
+def _lines_to_write(dataset: Dataset, envelope: Envelope) -> "_MessageLines":
+    """Return the lines of a message for a first write, which are not checked if the message has our hash."""
     if envelope.matches_hash:
-        return _OwnLines.unchecked(dataset, envelope)
-    return _OwnLines.of(dataset, envelope)
+        return _MessageLines.unchecked(dataset, envelope)
+    return _MessageLines.of(dataset, envelope)
 
 
-def _check_more(by_block: Sequence[list["_OwnLines"]], near: int | None) -> bool:
+def _check_more(by_block: Sequence[list["_MessageLines"]], near: int | None) -> bool:
     """Check the message that has the valid line number `near`. If it has no invalid line, check all messages.
 
-    Most often one message has invalid lines: that of the row which the store names (see RowRejected). To check only
-    this message saves more than another rejected write costs. Returns False if all messages were checked before.
+    Most often only one message has invalid lines: that of the row which the store names (see RowRejected). To check
+    only this message saves more than another rejected write costs. Returns False if all messages were checked before.
     """
-    end, unchecked = 0, list[tuple[list[_OwnLines], int]]()
+    end, unchecked = 0, list[tuple[list[_MessageLines], int]]()
     for messages in by_block:
         for at, lines in enumerate(messages):
             start, end = end, end + len(lines.valid().numbers)
@@ -108,60 +109,59 @@ def _check_more(by_block: Sequence[list["_OwnLines"]], near: int | None) -> bool
 
 
 def _complete(
-    writer: StoreWriter, ranges: Sequence[tuple[MessageRange, Block]], dead_letters: DeadLetters, is_first: bool
+    writer: StoreWriter, ranges: Sequence[tuple[MessageRange, Block]], sender: DeadLetterSender, is_first: bool
 ) -> int:
-    """Write the rows that the store does not hold yet, and send the dead letters of the lines that it will not hold.
+    """Write the missing rows, send dead letters for all other lines, and return the rows that the store then holds.
 
-    Return the number of rows that the store then holds.
-
-    A foreign line is left out: a completion searches the store for the rows of these batches, accepted on this day, and
-    would never find the line's row.
+    Foreign lines are not written: a completion searches the store for the rows of these batches, accepted on this day,
+    and would never find the row of a foreign line.
     """
     blocks, checked = [block for _, block in ranges], _checked(ranges)
     own = [_block(block, messages) for block, messages in zip(blocks, checked, strict=True)]
     rejections = writer.rejections(own) if isinstance(writer, OwnProgressWriter) else writer.complete(own)
     foreign = [[line for lines in messages for line in lines.foreign] for messages in checked]
-    letters = [line.dead_letter for line in _unstored(writer, blocks, foreign, is_first)]
+    dead_letters = [line.dead_letter for line in _unstored(writer, blocks, foreign, is_first)]
     ends = [list(accumulate(len(lines.numbers) for lines in messages)) for messages in checked]
     for rejection in rejections:
         row = rejection.row or 0
         at = bisect_right(ends[rejection.block], row)
         lines = checked[rejection.block][at]
-        letters.append(lines.dead_letter(lines.numbers[row - ends[rejection.block][at]], rejection.reason))
-    dead_letters.send(letters)
+        dead_letters.append(lines.dead_letter(lines.numbers[row - ends[rejection.block][at]], rejection.reason))
+    sender.send(dead_letters)
     if isinstance(writer, OwnProgressWriter):
-        # Its transaction counts the dead-lettered lines as loaded, so the dead letters are sent before.
+        # The transaction counts the dead-lettered lines as loaded, so it follows the dead letters.
         writer.write(without(own, rejections))
     return sum(block.rows for block in own) - len(rejections)
 
 
-def _checked(ranges: Sequence[tuple[MessageRange, Block]]) -> list[list["_OwnLines"]]:
-    """Return the own lines of all messages, by block."""
+def _checked(ranges: Sequence[tuple[MessageRange, Block]]) -> list[list["_MessageLines"]]:
+    """Return the checked lines of all messages, by block."""
     return [
-        [_OwnLines.of(block.dataset, envelope) for envelope in message_range.good] for message_range, block in ranges
+        [_MessageLines.of(block.dataset, envelope) for envelope in message_range.loadable]
+        for message_range, block in ranges
     ]
 
 
 def _unstored(
     writer: StoreWriter, blocks: Sequence[Block], foreign: Sequence[Sequence["_ForeignLine"]], is_first: bool
 ) -> Sequence["_ForeignLine"]:
-    """Leave out the foreign lines that a former attempt has stored: its reply may have been lost.
+    """Return the foreign lines that no former attempt has stored. The reply to a former attempt may have been lost.
 
-    `foreign` are those of each block. `is_first`: the store has rejected the blocks as a whole, so it holds none.
+    `foreign`: the foreign lines of each block. `is_first`: the store has rejected the blocks, so it holds no line.
     """
-    every = [line for of_block in foreign for line in of_block]
-    if is_first or not every:
-        return every
+    lines = [line for of_block in foreign for line in of_block]
+    if is_first or not lines:
+        return lines
     if isinstance(writer, OwnProgressWriter):
         of_blocks = zip(blocks, foreign, strict=True)
-        return [line for block, lines in of_blocks if lines and not writer.is_loaded(block) for line in lines]
-    ids = {line.row_id for line in every if line.row_id is not None}
-    there = writer.stored_ids(blocks[0].dataset, ids)
-    return [line for line in every if line.row_id not in there]
+        return [line for block, own in of_blocks if own and not writer.is_loaded(block) for line in own]
+    ids = {line.row_id for line in lines if line.row_id is not None}
+    stored = writer.stored_ids(blocks[0].dataset, ids)
+    return [line for line in lines if line.row_id not in stored]
 
 
-def _block(block: Block, messages: Sequence["_OwnLines"]) -> Block:
-    """Return the same block with the own lines of its messages only."""
+def _block(block: Block, messages: Sequence["_MessageLines"]) -> Block:
+    """Return the same block, with only the lines that `messages` have to write."""
     rows = sum(len(lines.numbers) for lines in messages)
     if rows == block.rows:
         return block
@@ -176,11 +176,12 @@ class _ForeignLine(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _OwnLines:
-    """The lines of one message that are rows of its batch, and the foreign lines.
+class _MessageLines:
+    """The lines of one message: those to write, and the foreign lines.
 
-    `numbers` are the numbers of these lines in the message, from 0. `problems`: number of a line -> why our own check
-    finds it invalid. `is_checked`: our own check has seen the lines.
+    `numbers`: the numbers, in the message and from 0, of the lines to write. All of them are rows of the message's
+    batch once they are checked. `problems`: number of a line to write -> why our check finds the line invalid.
+    `is_checked`: our check has seen the lines.
     """
 
     dataset: Dataset
@@ -191,17 +192,17 @@ class _OwnLines:
     is_checked: bool = True
 
     @staticmethod
-    def unchecked(dataset: Dataset, envelope: Envelope) -> "_OwnLines":
-        """Return all lines, as if each were a valid row of the batch."""
-        return _OwnLines(dataset, envelope, range(envelope.rows), is_checked=False)
+    def unchecked(dataset: Dataset, envelope: Envelope) -> "_MessageLines":
+        """Return all lines of the message as lines to write, without a check."""
+        return _MessageLines(dataset, envelope, range(envelope.rows), is_checked=False)
 
     @staticmethod
-    def of(dataset: Dataset, envelope: Envelope) -> "_OwnLines":
+    def of(dataset: Dataset, envelope: Envelope) -> "_MessageLines":
         check = line_check(dataset)
         batch_id, created_at = envelope.batch_id, envelope.created_at
-        assert batch_id is not None  # without one, the envelope has a problem
+        assert batch_id is not None  # an envelope without a batch id has a problem, so it is not loadable
         if check.are_rows_of(envelope.message.value, envelope.rows, batch_id, created_at):
-            return _OwnLines(dataset, envelope, range(envelope.rows))
+            return _MessageLines(dataset, envelope, range(envelope.rows))
         foreign, numbers = [], []
         lines = split(envelope.message.value)
         ids, times, problems = check.check(lines)
@@ -211,14 +212,14 @@ class _OwnLines:
                 reason = f"not a row of batch {batch_id}"
                 if number in problems:
                     reason += f": {problems[number]}"
-            elif time not in (created_at, None):  # without a time it is no row at all, and rejected as such
+            elif time not in (created_at, None):  # a line without a time is no row, so the store rejects it
                 reason = f"its created_at is {time}, and that of its message {created_at}"
             else:
                 numbers.append(number)
                 continue
             foreign.append(_ForeignLine(row_id, _dead_letter(envelope, number, lines[number], own_id, reason)))
         own = set(numbers)
-        return _OwnLines(
+        return _MessageLines(
             dataset,
             envelope,
             numbers,
@@ -226,15 +227,16 @@ class _OwnLines:
             {number: problems[number] for number in sorted(own & problems.keys())},
         )
 
-    def checked(self) -> "_OwnLines":
-        return _OwnLines.of(self.dataset, self.envelope)
+    def checked(self) -> "_MessageLines":
+        return _MessageLines.of(self.dataset, self.envelope)
 
     def joined(self) -> bytes:
         if len(self.numbers) == self.envelope.rows:
             return self.envelope.message.value
         return join([self._lines[number] for number in self.numbers])
 
-    def valid(self) -> "_OwnLines":
+    def valid(self) -> "_MessageLines":
+        """Return the same lines, without the lines to write that have problems."""
         if not self.problems:
             return self
         return replace(self, numbers=[number for number in self.numbers if number not in self.problems])

@@ -23,19 +23,19 @@ from services.stream_to_store.consumer import Consumer, Progress, Target
 from services.stream_to_store.own_progress import OwnProgress
 from services.stream_to_store.settings import StreamToStoreSettings
 from services.streams import kafka, kafka_client, topics
-from services.streams.dead_letters import TOPIC, DeadLetters
+from services.streams.dead_letters import TOPIC, DeadLetterSender
 from services.streams.lag import lag_worker
 from services.streams.loop import GroupLoop
 
 DRAIN_SECONDS = 20
-WAIT_SECONDS = 1.0  # for more rows of a block
+WAIT_SECONDS = 1.0  # that a message waits for others, to share one insert
 
 
 @click.command()
 @click.option("--store", required=True, help="The store to fill, e.g. clickhouse.")
-@click.option("--dataset", "names", multiple=True, help="A dataset to take; may be repeated. Default: all.")
+@click.option("--dataset", "names", multiple=True, help="A dataset to load; may be repeated. Default: all.")
 def main(store: str, names: tuple[str, ...]) -> None:
-    """Take datasets from their topics into a store, exactly once."""
+    """Load datasets from their topics into a store, exactly once."""
     settings = StreamToStoreSettings()
     logs.configure("stream-to-store", settings.log_level)
     try:
@@ -63,10 +63,10 @@ def create_app(settings: StreamToStoreSettings, loops: list[GroupLoop[Consumer]]
 
 
 def make_loop(settings: StreamToStoreSettings, store: str, dataset: Dataset) -> GroupLoop[Consumer]:
-    url, ledger = settings.kafka_url, settings.postgres_url.get_secret_value()
+    kafka_url, postgres_url = settings.kafka_url, settings.postgres_url.get_secret_value()
 
     def open_producer() -> TransactionalProducer:
-        return kafka.KafkaProducer(url, f"logpipe-{TOPIC}-{uuid.uuid4()}")
+        return kafka.KafkaProducer(kafka_url, f"logpipe-{TOPIC}-{uuid.uuid4()}")
 
     writer = stores.open_writer(store)
     seconds = settings.block_seconds
@@ -76,10 +76,10 @@ def make_loop(settings: StreamToStoreSettings, store: str, dataset: Dataset) -> 
         open_progress = partial(OwnProgress, writer, dataset)
     else:
         seconds = seconds or WAIT_SECONDS
-        open_progress = partial(SinkProgress, ledger, _sink_reader(store), dataset)
-    reader = kafka.KafkaGroupReader(url, dataset.topic, kafka_client.sink_group(store, dataset.name))
+        open_progress = partial(SinkProgress, postgres_url, _sink_reader(store), dataset)
+    reader = kafka.KafkaGroupReader(kafka_url, dataset.topic, kafka_client.sink_group(store, dataset.name))
     consumer = Consumer(
-        Target(store, dataset, writer, DeadLetters(open_producer, store, dataset)),
+        Target(store, dataset, writer, DeadLetterSender(open_producer, store, dataset)),
         reader,
         Limits(settings.block_rows, settings.block_bytes, seconds),
         partial(topics.ensure, settings, [dataset.topic, TOPIC]),

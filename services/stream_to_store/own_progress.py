@@ -1,13 +1,15 @@
-"""The progress of a store that keeps it in its own transactions: nothing to write down before or after a block."""
+"""The progress of a store whose own transactions keep its position, so that no range is marked in the ledger."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from services.core.dataset import Dataset
-from services.core.ledger import Range, SinkPosition
+from services.core.ledger import OffsetRange, SinkPosition
 from services.core.ports import OwnProgressWriter
 
 
 class OwnProgress:
+    """Implements Progress. The writer commits the position together with the rows, so most methods do nothing."""
+
     def __init__(self, writer: OwnProgressWriter, dataset: Dataset, topic_id: str) -> None:
         self._writer = writer
         self._dataset = dataset
@@ -26,10 +28,10 @@ class OwnProgress:
     def check_table(self) -> None:
         """The position is in the table itself."""
 
-    def begin(self, pending: Mapping[int, Range]) -> bool:
+    def mark_pending(self, pending: Mapping[int, OffsetRange]) -> bool:
         return False
 
-    def finish(self, pending: Mapping[int, Range]) -> None:
+    def mark_loaded(self, pending: Mapping[int, OffsetRange]) -> None:
         pass
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """The messages of one partition that were read and not yet written, and the range of them that is written next. No I/O.
 
-When ranges of some partitions have been chosen, they are pending ranges. The consumer that owns one of these partitions
-writes exactly these ranges with one insert, and completes this insert until every row is loaded. The same ranges hold
-the same rows, so that the store can be searched for them.
+Once the ranges of a block group are chosen, they are pending ranges. Every later attempt, by any consumer, writes
+exactly these ranges with one insert until every row is loaded. The same ranges have the same rows, so the store can be
+searched for them.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from services.core.dataset import Dataset
 from services.core.instants import DAY
 from services.core.kafka_value import Envelope, decode
-from services.core.ledger import Range, SinkPosition
+from services.core.ledger import OffsetRange, SinkPosition
 from services.core.ports import Block, Message
 
 
@@ -19,13 +19,13 @@ from services.core.ports import Block, Message
 class MessageRange:
     """All messages of one partition whose offsets are in `offsets`.
 
-    `good` are the messages that can be loaded; all of them were accepted on one day. `unloadable` are the messages
+    `loadable` are the messages that can be loaded; all of them were accepted on one day. `unloadable` are the messages
     that no store can load.
     """
 
     partition: int
-    offsets: Range
-    good: Sequence[Envelope]
+    offsets: OffsetRange
+    loadable: Sequence[Envelope]
     unloadable: Sequence[Envelope]
 
     def block(self, dataset: Dataset, topic_id: str) -> Block:
@@ -35,9 +35,9 @@ class MessageRange:
             self.partition,
             self.offsets.first,
             self.offsets.last,
-            day=self.good[0].created_at // DAY if self.good else 0,
-            rows=sum(envelope.rows for envelope in self.good),
-            lines=b"".join(envelope.message.value for envelope in self.good),
+            day=self.loadable[0].created_at // DAY if self.loadable else 0,
+            rows=sum(envelope.rows for envelope in self.loadable),
+            lines=b"".join(envelope.message.value for envelope in self.loadable),
         )
 
 
@@ -45,18 +45,18 @@ class PartitionBuffer:
     """Buffers one partition. Called by the loop's thread only.
 
     `next_offset`: the store has committed all messages below this offset. `read_up_to`: all messages below this offset
-    are committed or buffered here. `since`: the clock, in seconds, when something was added to the empty buffer for the
-    last time. `group`: the partitions whose pending ranges are written with one insert, including this partition; empty
-    without a pending range.
+    are committed or buffered here. `since`: the clock, in seconds, at the last time that the empty buffer got messages.
+    `group_partitions`: the partitions of the pending block group, including this partition; empty without a pending
+    range.
 
-    A buffer that begins with a pending range never holds anything beyond that range: the messages that come while the
-    range is pending are left out, and later ones would follow a hole.
+    A buffer whose position has a pending range holds no message beyond that range. It leaves out the messages that come
+    while the range is pending, so a later message would follow a gap.
     """
 
     def __init__(self, position: SinkPosition) -> None:
         self.partition = position.partition
         self.next_offset = self.read_up_to = position.next_offset
-        self.group: Sequence[int] = position.group
+        self.group_partitions: Sequence[int] = position.group_partitions
         self.rows = 0
         self.bytes = 0
         self.since = 0.0
@@ -92,20 +92,21 @@ class PartitionBuffer:
         """Return whether there are messages to write, and the whole pending range is read if there is one."""
         return self.read_up_to > (self._pending.last if self._pending else self.next_offset)
 
-    def begin(self, group: Sequence[int]) -> MessageRange:
-        """Return the range that one insert writes together with those of `group`, the same range until `finish`."""
-        self.group = group
+    def choose_range(self, group_partitions: Sequence[int]) -> MessageRange:
+        """Choose the range of the next insert, which becomes pending. Return the same range until `drop_range`."""
+        self.group_partitions = group_partitions
         if self._pending is None:
-            self._pending = Range(self.next_offset, self._end_of_day() - 1)
-        chosen = [e for e in self._held if e.message.offset <= self._pending.last]
-        good, unloadable = [e for e in chosen if not e.problem], [e for e in chosen if e.problem]
-        return MessageRange(self.partition, self._pending, good, unloadable)
+            self._pending = OffsetRange(self.next_offset, self._end_of_day() - 1)
+        chosen = [envelope for envelope in self._held if envelope.message.offset <= self._pending.last]
+        loadable = [envelope for envelope in chosen if not envelope.problem]
+        unloadable = [envelope for envelope in chosen if envelope.problem]
+        return MessageRange(self.partition, self._pending, loadable, unloadable)
 
-    def finish(self) -> None:
-        """Drop the messages of the pending range, which the store has committed."""
+    def drop_range(self) -> None:
+        """Drop the pending range and its messages, which the store has committed."""
         assert self._pending is not None
         self.next_offset = self._pending.last + 1
-        self.group = ()
+        self.group_partitions = ()
         self._pending = None
         self._held = [e for e in self._held if e.message.offset >= self.next_offset]
         self.rows = sum(e.rows for e in self._held)

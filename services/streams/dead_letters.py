@@ -20,10 +20,10 @@ TOPIC, PARTITION = DEAD_LETTERS, 0
 _log = logs.get("dead_letters")
 
 
-class DeadLetters:
+class DeadLetterSender:
     """Sends the dead letters of one store and dataset. Called by stream-to-store, replay and kafka-source.
 
-    It belongs to one thread. `topic`: the topic of the messages, where that is not the dataset's own.
+    Belongs to one thread. `topic`: the topic of the messages, where that is not the dataset's own.
     """
 
     def __init__(

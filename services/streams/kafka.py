@@ -25,19 +25,19 @@ from services.streams.kafka_client import (
 
 MAX_POLL = 1000  # messages
 MAX_POLL_BYTES = 16 << 20  # of keys and values; a poll ends with the step in which it has so many
-POLL_STEP = 16  # messages that are taken between two looks at the bytes
-QUEUE_KBYTES = 16 * 1024  # fetched ahead, a reader
+POLL_STEP = 16  # messages that a poll consumes before it counts the bytes again
+QUEUE_KBYTES = 16 * 1024  # that one reader fetches ahead
 
 _log = logs.get("kafka")
 
 
 def _is_retriable(error: Exception) -> bool:
-    """Return whether the broker asks for a retry, as it does while it ends a transaction after a take-over."""
+    """Return whether the broker asks for a retry, as it does while it ends the transaction of a fenced producer."""
     return isinstance(error, KafkaException) and bool(error.args[0].retriable())
 
 
 def _is_of_new_topic(error: Exception) -> bool:
-    """Return whether the brokers do not agree yet on the leader of a topic that was just made."""
+    """Return whether the brokers do not agree yet on the leader of a topic that was just created."""
     cause = error.__cause__
     return isinstance(cause, KafkaException) and cause.args[0].code() == KafkaError.UNKNOWN_LEADER_EPOCH
 
@@ -68,7 +68,7 @@ class KafkaProducer:
 
     def publish(self, messages: Sequence[OutgoingMessage]) -> list[Part]:
         if not self._usable:
-            raise StoreDown(NAME, "this producer has ended: open another")
+            raise StoreDown(NAME, "this producer has ended: open another one")
         self._usable = False
         delivered: dict[int, Part] = {}
         failed: list[KafkaError] = []
@@ -110,7 +110,7 @@ class KafkaProducer:
                 self._producer.poll(0.1)
 
     def _abort(self) -> None:
-        """Spare readers the wait for the transaction's timeout. Never before a flush: that ends in a fatal error."""
+        """Abort the transaction, so that readers need not wait for its timeout. Without the flush, this is fatal."""
         with suppress(KafkaException, SystemError):
             self._producer.purge()
             self._producer.flush(REQUEST_TIMEOUT)
@@ -118,7 +118,7 @@ class KafkaProducer:
 
     def close(self) -> None:
         self._usable = False
-        del self._producer  # nothing is under way between two calls; its own `close` would warn of a fenced one
+        del self._producer  # `close` of the client would log a warning if the producer was fenced
 
 
 def _headers(message: KafkaMessage) -> dict[str, bytes]:
@@ -177,7 +177,7 @@ class KafkaPartitionReader:
             self._consumer.assign([TopicPartition(self._topic, p, offset) for p, offset in positions.items()])
 
     def poll(self, timeout: float) -> list[Message]:
-        if self._error:  # it came with messages, which had to be handed over first
+        if self._error:  # it came with messages, which had to be returned first
             error, self._error = self._error, None
             raise error
         found = self._buffered(timeout)
@@ -203,7 +203,7 @@ class KafkaPartitionReader:
         self._consumer.close()
 
     def _buffered(self, timeout: float) -> list[KafkaMessage]:
-        """Wait for one message, then take the buffered ones without waiting: `consume(n)` blocks until n have come.
+        """Wait for one message, then add the buffered ones. `consume(n)` would wait for n messages.
 
         librdkafka bounds its buffer by bytes only roughly: it decompresses all that one fetch returned.
         """
@@ -239,7 +239,7 @@ class KafkaPartitionReader:
     def _renewed_after_failure(self) -> Iterator[AdminClient]:
         """Yield the admin client, and replace it after a failure.
 
-        Once a broker did not know the controller, librdkafka may wait for one in vain for as long as the client lives.
+        If a broker did not know the controller once, a client of librdkafka may wait for the controller for ever.
         """
         try:
             yield self._admin

@@ -43,7 +43,7 @@ class _LimitedLogger:
 
 
 def config(url: str, **settings: Any) -> dict[str, Any]:
-    """The configuration of a client. Raises NeedsOperator if a setting for its security is missing."""
+    """Return the configuration of a client. Raises NeedsOperator if a setting for its security is missing."""
     return {
         "bootstrap.servers": url,
         **kafka_security.librdkafka(),
@@ -59,7 +59,7 @@ def translated() -> Iterator[None]:
     """Turn the client's errors into the pipeline's.
 
     The client raises a fatal error, such as that of a fenced producer, before it runs the delivery callbacks that are
-    due. The first call in such a callback turns the error into a SystemError, whose cause the error then is.
+    due. The first call in such a callback replaces the error by a SystemError, which has the error as its cause.
     """
     try:
         yield
@@ -126,7 +126,7 @@ def source_group(topic: str, dataset: str) -> str:
 
 def members(url: str, group: str) -> int:
     """Return the number of consumers in the group. A dead one counts until its session times out. Raises StoreDown."""
-    admin = AdminClient(config(url))  # its answers come only while it lives
+    admin = AdminClient(config(url))  # a variable, because a client that is freed returns no results
     with translated():
         described = admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT)
         return len(described[group].result().members)

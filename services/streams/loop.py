@@ -1,24 +1,29 @@
 """The loop that reads a topic as a member of a consumer group. stream_to_store, kafka_source and alerting run it.
 
 The loop owns the reader of the group. It polls, follows rebalances, and backs off after a failure. A `Handler`
-processes the messages. The loop's state is one of these:
+processes the messages. The loop's states:
 
-    STARTING ── prepared ──▶ UNLOADED ── positions loaded ──▶ READING ◀── flushed ── PAUSED
-                                ▲  ▲                           │  │                    ▲
-                                │  └──── rebalance, RELOAD ────┘  └─ failure, KEEP ────┘
-                                └─────────── rebalance, RELOAD ────────────────────────┘
-    any state ── failure, STOP ──▶ STOPPED
+STARTING  The handler is being prepared. The loop polls already, so that this process stays a member of the group.
+UNLOADED  The positions of the assigned partitions are not loaded yet, or no partition is assigned.
+READING   The loop reads messages and passes them to the handler. After each poll, it calls `flush`.
+PAUSED    After a failure, the handler still holds its messages. The loop reads nothing until `flush` has succeeded, so
+          that the messages in memory stay bounded.
+STOPPED   An operator is needed. The loop does nothing any more.
 
-STARTING: the handler is being prepared. The loop polls already, so that this process stays a member of the group.
-UNLOADED: the positions of the assigned partitions have to be loaded. No partition may be assigned yet.
-READING: messages are read and handed to the handler, which is asked after each poll to write what is due.
-PAUSED: a write failed, and the handler still holds the messages. Nothing is read until that write has succeeded, so
-that the messages in memory stay bounded.
-STOPPED: an operator is needed. The loop does nothing any more.
+The changes of state:
 
-After each failure in a row, the loop pauses for longer, and continues in the state that the handler chooses
-(`AfterFailure`). It polls meanwhile, because a member that does not poll loses its partitions. The handler drops the
-messages of a partition that was revoked or lost without a write, and the next owner reads them again.
+STARTING -> UNLOADED           `prepare` has succeeded
+UNLOADED -> READING            `load` has returned the offsets to read from
+READING  -> PAUSED             a failure after which the handler keeps its messages (AfterFailure.KEEP)
+PAUSED   -> READING            `flush` has succeeded
+READING, PAUSED -> UNLOADED    a rebalance, `flush` has returned False, or a failure with AfterFailure.RELOAD
+any state -> STOPPED           a failure with AfterFailure.STOP
+
+Any other failure in STARTING or UNLOADED does not change the state.
+
+After each failure in a row, the loop pauses for longer. It polls meanwhile, because a member that does not poll loses
+its partitions. The handler drops the messages of a partition that was revoked or lost without a write, and the next
+owner reads them again.
 """
 
 import time
@@ -43,56 +48,56 @@ class AfterFailure(Enum):
     """How the loop continues after a failure of its handler or its reader."""
 
     KEEP = auto()
-    """The handler still holds the messages that it took: flush again, then read on."""
+    """The handler still holds its messages: flush again, then read on."""
 
     RELOAD = auto()
-    """Drop the messages, load the positions and read from there again."""
+    """Drop the messages, load the positions, and read again from there."""
 
     STOP = auto()
-    """Raise the error and do nothing any more."""
+    """Raise the error, and do nothing any more."""
 
 
 class Handler(Protocol):
     """Processes the messages of the assigned partitions. Called by the loop's thread only.
 
-    `prepare`, `load` and `flush` may block. They raise LogpipeError when they fail; `after` then says how to continue.
-    Backpressure makes the loop pause for its `retry_after` at least.
+    `prepare`, `load` and `flush` may block. They raise LogpipeError when they fail; `after_failure` then says how to
+    continue. After Backpressure, the loop pauses for `retry_after` at least.
     """
 
     def prepare(self) -> None:
         """Get ready before the first `load`. Called until it succeeds."""
 
     def load(self, assigned: Sequence[int]) -> Mapping[int, int]:
-        """Load the positions of the `assigned` partitions (one at least); nothing is held at this moment.
+        """Load the positions of the `assigned` partitions (one at least). The handler holds no message now.
 
         Returns partition -> the offset to read from, also for partitions of other members that have to be read.
         """
 
-    def take(self, messages: Sequence[Message], read_up_to: Mapping[int, int]) -> None:
-        """Hold these messages. Does no I/O; an error that it raises must stop the loop.
+    def receive(self, messages: Sequence[Message], read_up_to: Mapping[int, int]) -> None:
+        """Hold these messages until they are written. Does no I/O. After an error, `after_failure` must return STOP.
 
-        `read_up_to`: partition -> the offset below which every message has been handed over; the offsets without a
-        message were control records.
+        `read_up_to`: partition -> the offset below which the handler has received every message; the offsets without
+        a message were control records.
         """
 
     def flush(self) -> bool:
-        """Write what is due. Called after each `take`, also when no message came.
+        """Write the messages that are due. Called after each `receive`, also when no message came.
 
-        Returns whether to read on. If not, the positions are loaded again.
+        Returns False if the positions must be loaded again before the loop reads on.
         """
 
     def drop(self) -> None:
         """Forget all messages: the partitions were revoked or lost, or the positions are loaded again."""
 
-    def after(self, error: LogpipeError) -> AfterFailure:
+    def after_failure(self, error: LogpipeError) -> AfterFailure:
         """Return how to continue after `error`."""
 
     def close(self) -> None:
-        """Write what is held as far as possible at once, and close all connections. Called once, at the end."""
+        """Try once to write all held messages, and close all connections. Called once, at the end."""
 
 
 class TopicView(Protocol):
-    """What a handler asks of the loop's reader: `core.ports.GroupReader` has these methods and describes them."""
+    """The methods of the loop's reader that a handler may call. `core.ports.GroupReader` describes them."""
 
     def topic_id(self) -> str: ...
     def bounds(self) -> Mapping[int, tuple[int, int]]: ...
@@ -121,7 +126,7 @@ HandlerT = TypeVar("HandlerT", bound=Handler)
 
 
 class GroupLoop(Generic[HandlerT]):
-    """Takes messages from `reader` to `handler`. `name` is the name of the thread, and names the loop in logs.
+    """Passes the messages of `reader` to `handler`. `name`: the name of the thread, and of the loop in logs.
 
     `step` and `close` belong to one thread, which `worker` makes; `health` may be called from any thread. `clock`
     returns seconds and never goes back.
@@ -145,7 +150,7 @@ class GroupLoop(Generic[HandlerT]):
         return Worker(self._name, self._turn, close=self.close, exits_on_bug=True)
 
     def health(self) -> str | None:
-        """Return why messages are not being taken; None if all is well, or if this member has no partitions."""
+        """Return why no messages are processed; None if all is well, or if this member has no partitions."""
         if failure := self._failure:
             return failure.reason
         if self._state is State.STARTING:
@@ -153,7 +158,7 @@ class GroupLoop(Generic[HandlerT]):
         return "waiting for the group to assign partitions" if self._assigned is None else None
 
     def step(self) -> None:
-        """Poll once, and do what is due. Blocks for POLL_SECONDS, and as long as the handler does.
+        """Poll once, then prepare, load or flush. Blocks for POLL_SECONDS, and as long as the handler does.
 
         Raises the error after which the handler stops the loop; then only `close` may be called.
         """
@@ -168,7 +173,7 @@ class GroupLoop(Generic[HandlerT]):
             raise
 
     def close(self) -> None:
-        """Let the handler write what it holds, unless the loop has stopped, and leave the group."""
+        """Let the handler write the messages that it holds, and leave the group. A stopped loop holds none."""
         try:
             self.handler.close()
         finally:
@@ -192,25 +197,26 @@ class GroupLoop(Generic[HandlerT]):
             self._reload()
         elif self._state is State.READING:
             self._read_up_to = self._reader.read_up_to()
-            self.handler.take(messages, self._read_up_to)
+            self.handler.receive(messages, self._read_up_to)
 
     def _advance(self) -> None:
+        """Call the one method of the handler that the state requires."""
         if self._state is State.STARTING:
             self.handler.prepare()
             self._state = State.UNLOADED
         if self._assigned and self._state is State.UNLOADED:
             self._read_up_to = self.handler.load(self._assigned)
-            self._read()
-            return  # a failure counts as overcome only once a flush has succeeded, too
+            self._start_reading()
+            return  # `_failure` stays until a flush has succeeded, too
         if self._assigned:
             if not self.handler.flush():
                 self._pause_reading()
                 self._reload()
             elif self._state is State.PAUSED:
-                self._read()
+                self._start_reading()
         self._failure = None
 
-    def _read(self) -> None:
+    def _start_reading(self) -> None:
         self._reader.assign(self._read_up_to)
         self._state = State.READING
 
@@ -220,7 +226,7 @@ class GroupLoop(Generic[HandlerT]):
             self._state = State.UNLOADED
 
     def _fail(self, error: LogpipeError) -> None:
-        after = self.handler.after(error)
+        after = self.handler.after_failure(error)
         count = self._failure.count + 1 if self._failure else 1
         pause = BACKOFF.pause(count)
         if isinstance(error, Backpressure):

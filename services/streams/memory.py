@@ -108,7 +108,7 @@ class MemoryProducer:
 
     def publish(self, messages: Sequence[OutgoingMessage]) -> list[Part]:
         if not self._usable:
-            raise StoreDown("kafka", "this producer has ended: open another")
+            raise StoreDown("kafka", "this producer has ended: open another one")
         self._usable = False
         delivered = self._broker.commit(self, messages)
         self._usable = True

@@ -1,7 +1,7 @@
 """The topics of the pipeline, described once: their partitions, and the configuration that they must have.
 
-A topic that is missing is made by its description. In a topic that is there, values are corrected where that loses
-nothing; a topic that cannot be published to as configured is refused with what to do.
+A missing topic is created by its description. In an existing topic, values are corrected where that loses nothing. A
+topic to which nothing can be published is refused with the command that mends it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,7 +34,7 @@ _log = logs.get("topics")
 
 
 class WantedTopic(NamedTuple):
-    """`retention_hours`: None for a topic that keeps its messages without limit of time. No topic has one of size."""
+    """The description of a topic. `retention_hours`: None for no limit of time. No topic has a limit of size."""
 
     name: str
     partitions: int
@@ -70,7 +70,7 @@ class WantedTopic(NamedTuple):
 
 
 def ensure(settings: KafkaSettings, names: Iterable[str]) -> None:
-    """Make or check these topics as the settings say. Raises StoreDown, or NeedsOperator for a wrong topic."""
+    """Create or check these topics as the settings say. Raises StoreDown, or NeedsOperator for a wrong topic."""
     wanted = {name: 1 if name == DEAD_LETTERS else settings.kafka_partitions for name in names}
     ensure_topics(settings.kafka_url, wanted, settings.kafka_replication, settings.kafka_retention_hours)
 
@@ -78,7 +78,7 @@ def ensure(settings: KafkaSettings, names: Iterable[str]) -> None:
 def ensure_topics(
     url: str, topics: Mapping[str, int], replication: int, retention_hours: int = RETENTION_HOURS
 ) -> None:
-    """Make or check `topics` (name -> partitions) as `ensure` does; returns when all can be used."""
+    """Create or check `topics` (name -> partitions) as `ensure` does. Returns when all can be used."""
     wanted = [
         WantedTopic(name, partitions, replication, None if name == DEAD_LETTERS else retention_hours)
         for name, partitions in topics.items()

@@ -14,7 +14,7 @@ from services.ledger import dead_letter_index
 from services.postgres.connection import Connection, connect
 from services.postgres.pool import Pool
 from services.stores.memory import MemoryStore
-from services.streams.dead_letters import TOPIC, DeadLetters, StoredDeadLetter, read
+from services.streams.dead_letters import TOPIC, DeadLetterSender, StoredDeadLetter, read
 from services.streams.memory import MemoryBroker, MemoryPartitionReader
 from services.verify.dead_letters import DeadLetteredRows, DeadLetterLookup
 
@@ -39,7 +39,7 @@ class Topic:
         return Counting(self.broker, TOPIC)
 
     def send(self, *dead_letters: DeadLetter, store: str = "memory") -> None:
-        DeadLetters(lambda: self.broker.producer(store), store, DATASET).send(dead_letters)
+        DeadLetterSender(lambda: self.broker.producer(store), store, DATASET).send(dead_letters)
 
 
 def dead_letter(

@@ -30,7 +30,7 @@ from services.stores.postgres import PostgresReader
 from services.stream_to_store.backlog import Limits
 from services.stream_to_store.consumer import Consumer, Target
 from services.streams import kafka
-from services.streams.dead_letters import DeadLetters
+from services.streams.dead_letters import DeadLetterSender
 from services.streams.loop import GroupLoop, State
 from services.streams.topics import ensure_topics
 from services.verify.reconcile import Scope, reconcile
@@ -132,7 +132,9 @@ class World:
 
     def loop(self, dataset: Dataset) -> GroupLoop[Consumer]:
         reader = kafka.KafkaGroupReader(self.kafka_url, "visits", "logpipe-clickhouse-visits")
-        dead_letters = DeadLetters(lambda: kafka.KafkaProducer(self.kafka_url, "visits-dead"), "clickhouse", dataset)
+        dead_letters = DeadLetterSender(
+            lambda: kafka.KafkaProducer(self.kafka_url, "visits-dead"), "clickhouse", dataset
+        )
         consumer = Consumer(
             Target("clickhouse", dataset, ClickHouseWriter(self.clickhouse_url), dead_letters),
             reader,

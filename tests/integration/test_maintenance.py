@@ -31,7 +31,7 @@ from services.runtime.settings import LakeSettings
 from services.stores import postgres
 from services.stores.clickhouse.writer import ClickHouseWriter
 from services.streams import kafka
-from services.streams.dead_letters import TOPIC, DeadLetters
+from services.streams.dead_letters import TOPIC, DeadLetterSender
 from services.streams.topics import ensure_topics
 from tests import lake_tables, marks
 
@@ -159,7 +159,7 @@ def test_dead_letters_leave_their_topic_with_their_batches(
     ensure_topics(url, {TOPIC: 1}, 1)
     with closing(kafka.KafkaPartitionReader(url, TOPIC)) as topic:
         start = topic.bounds()[0][1]
-    dead_letters = DeadLetters(lambda: kafka.KafkaProducer(url, "test-maintenance"), "clickhouse", DATASET)
+    dead_letters = DeadLetterSender(lambda: kafka.KafkaProducer(url, "test-maintenance"), "clickhouse", DATASET)
     for batch in (1, 2, 3):
         dead_letters.send([DeadLetter(0, batch, 0, batch, first_id(batch), 1, "reason", b"value")])
     dead_letters.close()

@@ -14,7 +14,7 @@ import pytest
 from services.core import kafka_value
 from services.core.errors import Fenced, NeedsOperator, StoreDown
 from services.core.ids import first_id
-from services.core.ledger import Range, SinkPosition
+from services.core.ledger import OffsetRange, SinkPosition
 from services.core.ports import Block, OutgoingMessage
 from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
@@ -76,52 +76,52 @@ def test_what_was_begun_together_is_found_by_the_next_owner_of_any_of_it(
     progress: SinkProgress, other: SinkProgress
 ) -> None:
     progress.load([0, 1, 2])
-    progress.begin({0: Range(0, 9), 2: Range(0, 4)})
-    begun = [SinkPosition(0, 0, Range(0, 9), (0, 2)), SinkPosition(2, 0, Range(0, 4), (0, 2))]
+    progress.mark_pending({0: OffsetRange(0, 9), 2: OffsetRange(0, 4)})
+    begun = [SinkPosition(0, 0, OffsetRange(0, 9), (0, 2)), SinkPosition(2, 0, OffsetRange(0, 4), (0, 2))]
     assert other.load([2]) == begun
     assert other.load([0, 1]) == [begun[0], SinkPosition(1, 0), begun[1]]
-    other.begin({0: Range(0, 9), 2: Range(0, 4)})
-    other.finish({0: Range(0, 9), 2: Range(0, 4)})
+    other.mark_pending({0: OffsetRange(0, 9), 2: OffsetRange(0, 4)})
+    other.mark_loaded({0: OffsetRange(0, 9), 2: OffsetRange(0, 4)})
     assert other.load([0, 1, 2]) == [SinkPosition(0, 10), SinkPosition(1, 0), SinkPosition(2, 5)]
     with pytest.raises(Fenced):
-        progress.finish({0: Range(0, 9), 2: Range(0, 4)})
+        progress.mark_loaded({0: OffsetRange(0, 9), 2: OffsetRange(0, 4)})
 
 
 def test_what_is_not_begun_whole_is_not_begun_at_all(progress: SinkProgress, other: SinkProgress) -> None:
     progress.load([0, 1])
     other.load([0, 1])
-    other.begin({1: Range(0, 9)})
-    for refused in ({0: Range(0, 9), 1: Range(0, 9)}, {0: Range(0, 9), 1: Range(10, 19)}):
+    other.mark_pending({1: OffsetRange(0, 9)})
+    for refused in ({0: OffsetRange(0, 9), 1: OffsetRange(0, 9)}, {0: OffsetRange(0, 9), 1: OffsetRange(10, 19)}):
         with pytest.raises(Fenced):
-            progress.begin(refused)
+            progress.mark_pending(refused)
     assert progress.load([0]) == [SinkPosition(0, 0)]
 
 
 def test_who_lost_a_partition_is_fenced(progress: SinkProgress, other: SinkProgress) -> None:
     progress.load([0])
     other.load([0])
-    assert not other.begin({0: Range(0, 9)})
-    assert other.begin({0: Range(0, 9)})  # the answer was lost
+    assert not other.mark_pending({0: OffsetRange(0, 9)})
+    assert other.mark_pending({0: OffsetRange(0, 9)})  # the answer was lost
     with pytest.raises(Fenced):
-        progress.begin({0: Range(0, 5)})  # another range is under way
-    other.finish({0: Range(0, 9)})
+        progress.mark_pending({0: OffsetRange(0, 5)})  # another range is under way
+    other.mark_loaded({0: OffsetRange(0, 9)})
     with pytest.raises(Fenced):
-        progress.begin({0: Range(0, 5)})  # the position has moved on
-    other.begin({0: Range(10, 19)})
+        progress.mark_pending({0: OffsetRange(0, 5)})  # the position has moved on
+    other.mark_pending({0: OffsetRange(10, 19)})
     with pytest.raises(Fenced):
-        progress.finish({0: Range(0, 9)})
+        progress.mark_loaded({0: OffsetRange(0, 9)})
     with pytest.raises(Fenced):
-        other.finish({0: Range(10, 15)})
+        other.mark_loaded({0: OffsetRange(10, 15)})
 
 
 def test_what_the_topic_lost_is_skipped_with_all_that_was_begun_together(
     progress: SinkProgress, postgres_url: str, store: str, table: MemoryStore
 ) -> None:
     progress.load([0, 1, 2, 3, 4, 6])
-    progress.begin({0: Range(0, 9), 1: Range(0, 19)})
-    progress.begin({2: Range(0, 9), 3: Range(0, 9)})
-    progress.begin({6: Range(0, 99)})
-    progress.finish({6: Range(0, 99)})
+    progress.mark_pending({0: OffsetRange(0, 9), 1: OffsetRange(0, 19)})
+    progress.mark_pending({2: OffsetRange(0, 9), 3: OffsetRange(0, 9)})
+    progress.mark_pending({6: OffsetRange(0, 99)})
+    progress.mark_loaded({6: OffsetRange(0, 99)})
     with connect(postgres_url) as connection:
         skip(
             connection,
@@ -134,8 +134,8 @@ def test_what_the_topic_lost_is_skipped_with_all_that_was_begun_together(
     assert progress.load(range(7)) == [
         SinkPosition(0, 10),
         SinkPosition(1, 20),
-        SinkPosition(2, 0, Range(0, 9), (2, 3)),
-        SinkPosition(3, 0, Range(0, 9), (2, 3)),
+        SinkPosition(2, 0, OffsetRange(0, 9), (2, 3)),
+        SinkPosition(3, 0, OffsetRange(0, 9), (2, 3)),
         SinkPosition(4, 7),
         SinkPosition(5, 8),
         SinkPosition(6, 50),
@@ -146,13 +146,13 @@ def test_a_ledger_of_before_blocks_were_written_together(
     progress: SinkProgress, other: SinkProgress, postgres_url: str, store: str
 ) -> None:
     progress.load([0])
-    progress.begin({0: Range(0, 9)})
+    progress.mark_pending({0: OffsetRange(0, 9)})
     with connect(postgres_url) as connection:
         connection.execute("ALTER TABLE sink_progress DROP COLUMN intent_together")
         connection.execute("DROP TABLE ledger_version")
         connection.execute("DELETE FROM applied_migrations")
     migrate(postgres_url)
-    assert other.load([0]) == [SinkPosition(0, 0, Range(0, 9), (0,))]
+    assert other.load([0]) == [SinkPosition(0, 0, OffsetRange(0, 9), (0,))]
 
 
 def test_a_topic_created_again_needs_an_operator(progress: SinkProgress, postgres_url: str, table: MemoryStore) -> None:
@@ -192,7 +192,7 @@ def test_a_position_that_was_bound_to_another_table_fences_the_consumer(
         assert bind_table(connection, store, "logs", "another table")
         assert not bind_table(connection, store, "logs", "another table")
     with pytest.raises(Fenced):
-        progress.begin({0: Range(0, 9)})
+        progress.mark_pending({0: OffsetRange(0, 9)})
 
 
 @pytest.mark.parametrize(("offset", "rows", "bound"), [(0, 0, True), (9, 1, True), (9, 0, False)])
@@ -234,8 +234,8 @@ def test_postgres_unreachable_and_back(progress: SinkProgress, postgres_url: str
     assert progress._connection is not None
     progress._connection.close()
     with pytest.raises(StoreDown, match="postgres"):
-        progress.begin({0: Range(0, 9)})
-    progress.begin({0: Range(0, 9)})
+        progress.mark_pending({0: OffsetRange(0, 9)})
+    progress.mark_pending({0: OffsetRange(0, 9)})
     with (
         closing(SinkProgress("postgresql://nobody@127.0.0.1:1/x", MemoryStore(), DATASET, "t")) as nowhere,
         pytest.raises(StoreDown),

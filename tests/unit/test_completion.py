@@ -132,14 +132,14 @@ def test_a_store_that_refuses_rows_without_end_is_down(monkeypatch: pytest.Monke
     monkeypatch.setattr(completion, "MOST_REJECTED", 10)
     ids = [first_id(7) + number for number in range(100)]
     table = Table(ids[:11])
-    with pytest.raises(StoreDown, match="refuses 11 rows that seem sound: bad"):
+    with pytest.raises(StoreDown, match="rejects 11 rows that pass our own check: bad"):
         complete("store", [block(lines(ids))], table.ids, table.write)
     assert len(complete("store", [block(lines(ids[1:]))], table.ids, table.write)) == 10
 
 
 def test_a_store_that_refuses_each_of_several_rows_is_down() -> None:
     """However few they are: none of them is a bad row then."""
-    with pytest.raises(StoreDown, match="refuses 3 rows that seem sound"):
+    with pytest.raises(StoreDown, match="rejects 3 rows that pass our own check"):
         complete("store", [block(lines(IDS[:3]))], (table := Table(IDS)).ids, table.write)
     assert len(complete("store", [block(lines(IDS[:1]))], table.ids, table.write)) == 1
 

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 from services.core.dead_letter import MAX_DEAD_LETTER_BYTES, DeadLetter, Record, decode, encode
 from services.core.errors import Malformed
 from services.datasets.logs import DATASET
-from services.streams.dead_letters import DeadLetters
+from services.streams.dead_letters import DeadLetterSender
 from spark_jobs.schema import rejects_schema
 
 INTS, BIG_INTS = st.integers(-1, (1 << 31) - 1), st.integers(-1, (1 << 63) - 1)
@@ -78,6 +78,6 @@ def test_the_table_of_rejects_has_the_fields_of_a_dead_letter() -> None:
 
 
 def test_the_metric_of_dead_letters_is_there_before_the_first_one() -> None:
-    DeadLetters(lambda: pytest.fail("no producer is needed"), "careful", DATASET)
+    DeadLetterSender(lambda: pytest.fail("no producer is needed"), "careful", DATASET)
     labels = {"store": "careful", "dataset": DATASET.name}
     assert REGISTRY.get_sample_value("logpipe_sink_dead_letters_total", labels) == 0.0

@@ -181,7 +181,7 @@ class Fakes:
             for index, count in enumerate((each.lines, each.rows, each.dead_letters)):
                 self.counts[index] += count
 
-    # DeadLetters
+    # DeadLetterSender
     def send(self, dead_letters: Sequence[DeadLetter]) -> None:
         if dead_letters:
             self.do(f"letters {len(dead_letters)}")
@@ -230,13 +230,13 @@ def handler(fakes: Fakes) -> Iterator[SourceHandler]:
     made.close()
 
 
-def take(handler: SourceHandler, *values: bytes, partition: int = 0, first: int = 0, end: int | None = None) -> None:
+def receive(handler: SourceHandler, *values: bytes, partition: int = 0, first: int = 0, end: int | None = None) -> None:
     some = messages(*values, partition=partition, first=first)
-    handler.take(some, {partition: first + len(values) if end is None else end})
+    handler.receive(some, {partition: first + len(values) if end is None else end})
 
 
 def test_dead_letters_precede_the_rows_and_the_offsets(handler: SourceHandler, fakes: Fakes) -> None:
-    take(handler, GOOD, b"bad", GOOD, end=5)
+    receive(handler, GOOD, b"bad", GOOD, end=5)
     handler.flush()
     assert fakes.journal == []  # it waits for more
     fakes.now = 1.0
@@ -249,13 +249,13 @@ def test_dead_letters_precede_the_rows_and_the_offsets(handler: SourceHandler, f
 
 @pytest.mark.parametrize("values", [[GOOD] * 10, [GOOD + b"\n" + GOOD] * 5, [GOOD.replace(b"/a", b"/" * 1000)]])
 def test_full_limits_do_not_wait(handler: SourceHandler, fakes: Fakes, values: list[bytes]) -> None:
-    take(handler, *values)
+    receive(handler, *values)
     handler.flush()
     assert len(fakes.journal) == 1
 
 
 def test_messages_without_rows_move_the_offsets_alone(handler: SourceHandler, fakes: Fakes) -> None:
-    take(handler, b"bad", b"")
+    receive(handler, b"bad", b"")
     fakes.now = 1.0
     handler.flush()
     assert fakes.journal == ["letters 2", "advance"]
@@ -263,7 +263,7 @@ def test_messages_without_rows_move_the_offsets_alone(handler: SourceHandler, fa
 
 
 def test_offsets_without_messages_are_noted_later(handler: SourceHandler, fakes: Fakes) -> None:
-    take(handler, end=3)
+    receive(handler, end=3)
     fakes.now = 1.0
     handler.flush()
     assert fakes.positions[0] == 0
@@ -274,16 +274,16 @@ def test_offsets_without_messages_are_noted_later(handler: SourceHandler, fakes:
 
 @pytest.mark.parametrize("what", ["letters 1", "commit 1"])
 def test_after_a_failure_the_messages_are_read_again(handler: SourceHandler, fakes: Fakes, what: str) -> None:
-    take(handler, GOOD, b"bad")
+    receive(handler, GOOD, b"bad")
     fakes.now = 1.0
     fakes.failures[what] = error = StoreDown("kafka", "away")
     with pytest.raises(StoreDown):
         handler.flush()
-    assert handler.after(error) is AfterFailure.RELOAD
+    assert handler.after_failure(error) is AfterFailure.RELOAD
     assert fakes.positions[0] == 0
     handler.drop()
     assert handler.load([0, 1]) == {0: 0, 1: 0}
-    take(handler, GOOD, b"bad")
+    receive(handler, GOOD, b"bad")
     fakes.now = 2.0
     handler.flush()
     assert (fakes.positions[0], fakes.counts) == (2, [2, 1, 1])
@@ -291,22 +291,22 @@ def test_after_a_failure_the_messages_are_read_again(handler: SourceHandler, fak
 
 
 def test_a_fenced_process_loads_the_positions(handler: SourceHandler, fakes: Fakes) -> None:
-    take(handler, GOOD)
+    receive(handler, GOOD)
     fakes.positions[0] = 1  # by another process
     fakes.now = 1.0
     with pytest.raises(Fenced) as error:
         handler.flush()
-    assert handler.after(error.value) is AfterFailure.RELOAD
+    assert handler.after_failure(error.value) is AfterFailure.RELOAD
     assert fakes.counts == [0, 0, 0]
 
 
 def test_a_full_disk_keeps_the_messages(handler: SourceHandler, fakes: Fakes) -> None:
-    take(handler, GOOD, b"bad")
+    receive(handler, GOOD, b"bad")
     fakes.now = 1.0
     fakes.failures["disk"] = error = Backpressure("full", 30)
     with pytest.raises(Backpressure):
         handler.flush()
-    assert handler.after(error) is AfterFailure.KEEP
+    assert handler.after_failure(error) is AfterFailure.KEEP
     assert fakes.journal == []
     handler.flush()
     assert fakes.counts == [2, 1, 1]
@@ -314,7 +314,7 @@ def test_a_full_disk_keeps_the_messages(handler: SourceHandler, fakes: Fakes) ->
 
 def test_without_a_slot_no_dead_letter_is_sent(handler: SourceHandler, fakes: Fakes) -> None:
     """Otherwise each attempt would send the same dead letters again."""
-    take(handler, GOOD, b"bad")
+    receive(handler, GOOD, b"bad")
     fakes.now = 1.0
     fakes.failures["slot"] = StoreDown("postgres", "no slot")
     with pytest.raises(StoreDown):
@@ -325,16 +325,16 @@ def test_without_a_slot_no_dead_letter_is_sent(handler: SourceHandler, fakes: Fa
 def test_a_topic_made_anew_stops_the_process_once_the_positions_were_looked_at(
     handler: SourceHandler, fakes: Fakes
 ) -> None:
-    take(handler, GOOD)
+    receive(handler, GOOD)
     fakes.topic = "id-2"
     fakes.now = 1.0
     with pytest.raises(NeedsOperator, match="--resume") as error:
         handler.flush()
-    assert handler.after(error.value) is AfterFailure.RELOAD
+    assert handler.after_failure(error.value) is AfterFailure.RELOAD
     handler.drop()
     with pytest.raises(NeedsOperator, match="--resume") as error:
         handler.load([0, 1])
-    assert handler.after(error.value) is AfterFailure.STOP
+    assert handler.after_failure(error.value) is AfterFailure.STOP
     assert fakes.journal == []
 
 
@@ -342,7 +342,7 @@ def test_a_message_that_postgres_refuses_is_a_dead_letter_and_its_neighbours_lan
     handler: SourceHandler, fakes: Fakes
 ) -> None:
     refused = GOOD.replace(b"/a", b"/refused")
-    take(handler, GOOD, b"bad\n" + refused + b"\n" + GOOD, GOOD, b"bad")
+    receive(handler, GOOD, b"bad\n" + refused + b"\n" + GOOD, GOOD, b"bad")
     fakes.now = 1.0
     handler.flush()
     assert (fakes.positions[0], fakes.counts) == (4, [6, 2, 4])
@@ -352,6 +352,6 @@ def test_a_message_that_postgres_refuses_is_a_dead_letter_and_its_neighbours_lan
 
 
 def test_what_is_held_is_taken_at_the_end(handler: SourceHandler, fakes: Fakes) -> None:
-    take(handler, GOOD)
+    receive(handler, GOOD)
     handler.close()
     assert fakes.counts == [1, 1, 0]

@@ -41,7 +41,7 @@ class Recorder:
         self._called("load")
         return {partition: self.committed[partition] for partition in assigned}
 
-    def take(self, messages: Sequence[Message], read_up_to: Mapping[int, int]) -> None:
+    def receive(self, messages: Sequence[Message], read_up_to: Mapping[int, int]) -> None:
         self.held += [message.value for message in messages]
         self.read_up_to = read_up_to
 
@@ -57,7 +57,7 @@ class Recorder:
         self.calls.append("drop")
         self.held = []
 
-    def after(self, error: LogpipeError) -> AfterFailure:
+    def after_failure(self, error: LogpipeError) -> AfterFailure:
         return self.decision
 
     def close(self) -> None:

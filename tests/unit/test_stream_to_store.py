@@ -15,14 +15,14 @@ from services.core.dataset import Column, Dataset
 from services.core.errors import Backpressure, Fenced, LogpipeError, NeedsOperator, RowRejected, StoreDown
 from services.core.ids import first_id
 from services.core.instants import DAY
-from services.core.ledger import Part, Range, SinkPosition
+from services.core.ledger import OffsetRange, Part, SinkPosition
 from services.core.lines import line_check
 from services.core.ports import Block, OutgoingMessage
 from services.core.rows import Row, RowCodec, Rows
 from services.stores.memory import MemoryStore
 from services.stream_to_store.backlog import Limits
 from services.stream_to_store.consumer import Consumer, Target
-from services.streams.dead_letters import TOPIC, DeadLetters
+from services.streams.dead_letters import TOPIC, DeadLetterSender
 from services.streams.loop import GroupLoop
 from services.streams.memory import MemoryBroker
 
@@ -73,7 +73,7 @@ class Table:
     def load(self, partitions: Sequence[int]) -> list[SinkPosition]:
         self._failpoint("load")
         wanted = {p: self.positions.setdefault(p, SinkPosition(p, 0)) for p in partitions}
-        return [self.positions[p] for p in {*wanted, *(p for at in wanted.values() for p in at.group)}]
+        return [self.positions[p] for p in {*wanted, *(p for at in wanted.values() for p in at.group_partitions)}]
 
     def check_topic(self, topic_id: str) -> None:
         if topic_id != self.topic_id:
@@ -82,7 +82,7 @@ class Table:
     def check_table(self) -> None:
         self._failpoint("check table")
 
-    def begin(self, pending: Mapping[int, Range]) -> bool:
+    def mark_pending(self, pending: Mapping[int, OffsetRange]) -> bool:
         self._failpoint("begin")
         was_pending = any(self.positions[p].pending for p in pending)
         begun = {p: SinkPosition(p, offsets.first, offsets, tuple(pending)) for p, offsets in pending.items()}
@@ -92,7 +92,7 @@ class Table:
         self._failpoint("begin done")
         return was_pending
 
-    def finish(self, pending: Mapping[int, Range]) -> None:
+    def mark_loaded(self, pending: Mapping[int, OffsetRange]) -> None:
         self._failpoint("finish")
         if any(self.positions[p].pending != offsets for p, offsets in pending.items()):
             raise Fenced("finish")
@@ -151,7 +151,7 @@ class World:
     def consumer(self) -> GroupLoop[Consumer]:
         reader = self.broker.group_reader(DATASET.topic, GROUP)
         handler = Consumer(
-            Target("memory", DATASET, self.store, DeadLetters(self._open_dead_letters, "memory", DATASET)),
+            Target("memory", DATASET, self.store, DeadLetterSender(self._open_dead_letters, "memory", DATASET)),
             reader,
             self.limits,
             lambda: self.failpoint("prepare"),
@@ -356,7 +356,7 @@ def test_of_two_pending_groups_the_first_to_be_complete_leaves_no_hole() -> None
     for _ in range(8):  # a large pending group of the other partition
         second.step()
         world.now += 0.3
-    groups = {tuple(position.group) for position in world.table.positions.values() if position.pending}
+    groups = {tuple(position.group_partitions) for position in world.table.positions.values() if position.pending}
     assert len(groups) == 2
     world.failpoint.plan.clear()
     for dying in (first, second):
@@ -798,11 +798,11 @@ def test_a_range_that_a_former_owner_has_begun_is_completed(world: World) -> Non
     """Both read the same messages; this one was paused before it began, so it found no range when it took over."""
 
     class Begun(Table):
-        def begin(self, pending: Mapping[int, Range]) -> bool:
+        def mark_pending(self, pending: Mapping[int, OffsetRange]) -> bool:
             self.positions |= {
                 p: SinkPosition(p, offsets.first, offsets, tuple(pending)) for p, offsets in pending.items()
             }
-            return super().begin(pending)
+            return super().mark_pending(pending)
 
     world.table = Begun(world.failpoint)
     world.accept(100)
