@@ -1,13 +1,13 @@
 """Compares the checkpoint of a streaming query with its table, and finds the offsets at which the query starts.
 
 A query that starts with a lost, foreign or older checkpoint would double rows or leave rows out, in silence. So the
-checkpoint is compared with the table before the query starts: both have the id of the query and the offsets of the last
-batch.
+checkpoint is compared with the table before the query starts: both have the id of the query, and the offsets of the
+last micro-batch.
 
 A file of the checkpoint may be damaged, because HDFS lost its end on a full disk or in a power failure. Two kinds of
-damage lose nothing. If the file belongs to a batch that the table does not have, Spark plans that batch again. If the
-file only marks the table's last batch as done, Spark runs the batch again, and Delta skips its rows. Such a file is
-removed, because Spark itself would fail on it. Any other damage is refused.
+damage lose nothing. If the file belongs to a micro-batch that the table does not have, Spark plans that micro-batch
+again. If the file only marks the table's last micro-batch as done, Spark runs the micro-batch again, and Delta skips
+its rows. Such a file is removed, because Spark itself would fail on it. Any other damage is refused.
 """
 
 from collections.abc import Collection, Mapping
@@ -21,7 +21,7 @@ from hdfs_native import Client
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator
 from services.lake import NAME
-from services.lake.table import EMBEDDED, Position, within_limit
+from services.lake.table import EMBEDDED, LakePosition, within_limit
 from services.runtime.settings import LakeSettings
 
 Offsets = Mapping[int, int]
@@ -29,7 +29,7 @@ Offsets = Mapping[int, int]
 _METADATA = "metadata"
 _START = "sources/0/0"  # the offsets that the query began at
 _VERSION = b"v1"  # of the files of offsets
-_LAST = 3  # batches: the running one, the last one that is done, and the one before, which Spark reads at its start
+_LAST = 3  # micro-batches: the running one, the last one that is done, the one before, which Spark reads at its start
 _DAMAGED = (msgspec.MsgspecError, KeyError, ValueError)
 
 
@@ -39,9 +39,9 @@ class _Metadata(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """`committed`: the last batch that Spark has recorded as done, -1 if none. `ends`: batch -> the offsets at its end,
-    for the last batches that are readable.
+    """What a checkpoint says about its query. `committed`: the last micro-batch that Spark has recorded as done, or -1.
 
+    `ends`: micro-batch -> the offsets at its end, for the last micro-batches that are readable.
     `query`: the id of the query, '' if its file is lost or damaged. `damaged`: the unreadable files, as paths in the
     checkpoint.
     """
@@ -70,9 +70,9 @@ class CheckpointFolder:
         """Return the id of the query that the checkpoint belongs to."""
         return within_limit(self._query)
 
-    def end(self, batch: int) -> Offsets:
-        """Return partition -> the offset that follows `batch`; for batch -1, the offset at which the query began."""
-        return within_limit(lambda: self._offsets(f"offsets/{batch}" if batch >= 0 else _START))
+    def end(self, micro_batch: int) -> Offsets:
+        """Return partition -> the offset at the end of `micro_batch`; for -1, the offset at which the query began."""
+        return within_limit(lambda: self._offsets(f"offsets/{micro_batch}" if micro_batch >= 0 else _START))
 
     def delete(self) -> None:
         within_limit(lambda: self._hdfs.delete(self._path, recursive=True))
@@ -82,14 +82,16 @@ class CheckpointFolder:
             within_limit(partial(self._hdfs.delete, f"{self._path}/{name}"))
 
     def _load(self) -> Checkpoint | None:
-        planned, committed = self._batches("offsets"), self._batches("commits")
-        damaged = [name for name in (f"commits/{batch}" for batch in committed[-_LAST:]) if not self._is_mark(name)]
+        planned, committed = self._micro_batches("offsets"), self._micro_batches("commits")
+        damaged = [
+            name for name in (f"commits/{micro_batch}" for micro_batch in committed[-_LAST:]) if not self._is_mark(name)
+        ]
         ends = {}
-        for batch in planned[-_LAST:]:
+        for micro_batch in planned[-_LAST:]:
             try:
-                ends[batch] = self._offsets(f"offsets/{batch}")
+                ends[micro_batch] = self._offsets(f"offsets/{micro_batch}")
             except _DAMAGED:
-                damaged.append(f"offsets/{batch}")
+                damaged.append(f"offsets/{micro_batch}")
         if not committed and self._is_start_damaged():
             damaged.append(_START)
         query = ""
@@ -115,7 +117,7 @@ class CheckpointFolder:
         return False
 
     def _is_mark(self, name: str) -> bool:
-        """Return whether the file marks a batch as done: it has a line with a version, then a line of JSON."""
+        """Return whether the file marks a micro-batch as done: it has a line with a version, then a line of JSON."""
         version, _, state = self._read(name).partition(b"\n")
         try:
             msgspec.json.decode(state, type=dict[str, msgspec.Raw])
@@ -123,7 +125,7 @@ class CheckpointFolder:
             return False
         return version.startswith(b"v")
 
-    def _batches(self, folder: str) -> list[int]:
+    def _micro_batches(self, folder: str) -> list[int]:
         try:
             names = [status.path.rsplit("/", 1)[-1] for status in self._hdfs.list_status(f"{self._path}/{folder}")]
         except FileNotFoundError:
@@ -144,19 +146,19 @@ class CheckpointFolder:
 
 def starting_offsets(
     dataset: Dataset,
-    position: Position | None,
+    position: LakePosition | None,
     table_is_empty: bool,
     checkpoint: Checkpoint | None,
     topic_id: str,
     bounds: Mapping[int, tuple[int, int]],
 ) -> Offsets:
-    """Return partition -> the offset at which a query without batches starts. Other partitions start at offset 0.
+    """Return partition -> the offset at which a query without micro-batches starts. Other partitions start at offset 0.
 
     `position` and `table_is_empty` are of the table. `bounds`: partition -> the first offset that the topic still has,
     and its end. Raises NeedsOperator if the start would double rows or leave rows out.
     """
     if position is None and not table_is_empty:
-        raise _refused(dataset, "its table has rows that no batch of this job put there")
+        raise _refused(dataset, "its table has rows that no micro-batch of this job put there")
     if position and position.topic_id not in ("", topic_id):
         raise _refused(
             dataset,
@@ -165,7 +167,7 @@ def starting_offsets(
         )
     if position and position.query == EMBEDDED:
         raise _refused(dataset, "its table is filled by the embedded writer; if that is to end, stop it first")
-    if position is None or position.has_no_batch:
+    if position is None or position.has_no_micro_batch:
         _check_unowned(dataset, checkpoint)
     elif checkpoint is None:
         raise _refused(dataset, "its checkpoint is missing, but its table has rows")
@@ -184,30 +186,30 @@ def starting_offsets(
     return offsets
 
 
-def without_meaning(position: Position | None, checkpoint: Checkpoint | None) -> list[str]:
+def without_meaning(position: LakePosition | None, checkpoint: Checkpoint | None) -> list[str]:
     """Return the damaged files to remove before Spark starts. Called after `starting_offsets`."""
     if checkpoint is None:
         return []
-    if position is None or position.has_no_batch:
+    if position is None or position.has_no_micro_batch:
         return sorted(checkpoint.damaged)
     return sorted(name for name in checkpoint.damaged if _says_nothing(name, position.micro_batch))
 
 
 def _says_nothing(name: str, stored: int) -> bool:
-    """Return whether the damage of this file loses nothing. `stored`: the last batch of the query in the table."""
-    folder, _, batch = name.partition("/")
-    return (folder == "offsets" and int(batch) > stored) or (folder == "commits" and int(batch) == stored)
+    """Return whether the damage of this file loses nothing. `stored`: the last micro-batch in the table."""
+    folder, _, micro_batch = name.partition("/")
+    return (folder == "offsets" and int(micro_batch) > stored) or (folder == "commits" and int(micro_batch) == stored)
 
 
 def _check_unowned(dataset: Dataset, checkpoint: Checkpoint | None) -> None:
     if checkpoint and checkpoint.committed >= 0:
         raise _refused(
             dataset,
-            f"its checkpoint knows of batches up to {checkpoint.committed}, of which the table has none",
+            f"its checkpoint knows of micro-batches up to {checkpoint.committed}, of which the table has none",
         )
 
 
-def _check_owned(dataset: Dataset, position: Position, checkpoint: Checkpoint) -> None:
+def _check_owned(dataset: Dataset, position: LakePosition, checkpoint: Checkpoint) -> None:
     kept = sorted(name for name in checkpoint.damaged if not _says_nothing(name, position.micro_batch))
     if kept:
         raise _refused(dataset, f"its checkpoint is damaged: {', '.join(kept)} cannot be read")
@@ -218,12 +220,12 @@ def _check_owned(dataset: Dataset, position: Position, checkpoint: Checkpoint) -
     if position.micro_batch - checkpoint.committed not in (0, 1):
         raise _refused(
             dataset,
-            f"its checkpoint is at batch {checkpoint.committed}, and its table at batch {position.micro_batch}:"
-            " one of the two was restored from an older state",
+            f"its checkpoint is at micro-batch {checkpoint.committed}, and its table at micro-batch"
+            f" {position.micro_batch}: one of the two was restored from an older state",
         )
     if checkpoint.ends.get(position.micro_batch) != position.offsets:
         raise _refused(
-            dataset, f"batch {position.micro_batch} ends at other offsets in its checkpoint than in its table"
+            dataset, f"micro-batch {position.micro_batch} ends at other offsets in its checkpoint than in its table"
         )
 
 

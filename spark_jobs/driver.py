@@ -88,7 +88,7 @@ class Driver:
         self._worker.start()
 
     def stop(self) -> None:
-        """Let the running batches end. The next process repeats a batch that does not end in time. Blocks."""
+        """Let the running micro-batches end. The next process repeats one that does not end in time. Blocks."""
         self._stop.set()
         self._worker.stop(None)
 
@@ -143,7 +143,7 @@ class Driver:
 
     def _fail(self, error: LogpipeError) -> None:
         if self._stop.is_set():
-            _log.warning("driver not stopped in order, the last batch is repeated", reason=str(error))
+            _log.warning("driver not stopped in order, the last micro-batch is repeated", reason=str(error))
         else:
             self.error = error
             os.kill(os.getpid(), signal.SIGTERM)

@@ -38,17 +38,17 @@ def lines(messages: DataFrame, dataset: Dataset) -> DataFrame:
     )
 
 
-def rows(sound: DataFrame, dataset: Dataset) -> DataFrame:
-    """Return the rows of sound lines, with the columns of the dataset's table."""
+def rows(valid: DataFrame, dataset: Dataset) -> DataFrame:
+    """Return the rows of valid lines, with the columns of the dataset's table."""
     fields = {field.name: field for field in line_fields(dataset)}
     columns = (CREATED_AT, *dataset.columns)
     values = [f"{_value(column, fields[column.name])} AS `{column.name}`" for column in columns]
     day = f"date_from_unix_date(CAST(r.{CREATED_AT.name} DIV {DAY} AS INT)) AS day"
-    return sound.selectExpr(f"r.{ID.name} AS {ID.name}", *values, day)
+    return valid.selectExpr(f"r.{ID.name} AS {ID.name}", *values, day)
 
 
 def rejects(invalid: DataFrame, dataset: Dataset) -> DataFrame:
-    """Return the lines that are not sound, with the columns of the table of rejects."""
+    """Return the lines that are not valid, with the columns of the table of rejects."""
     checks = (f"WHEN NOT coalesce({condition}, false) THEN '{what}'" for what, condition in _checks(dataset).items())
     return invalid.selectExpr(
         f"'{dataset.topic}' AS topic",
@@ -63,7 +63,7 @@ def rejects(invalid: DataFrame, dataset: Dataset) -> DataFrame:
     )
 
 
-def sound(dataset: Dataset) -> str:
+def valid(dataset: Dataset) -> str:
     """Return the condition that a line has to meet to become a row."""
     return f"coalesce({' AND '.join(_checks(dataset).values())}, false)"
 
@@ -133,8 +133,8 @@ def _checks(dataset: Dataset) -> dict[str, str]:
     checks = {"not a JSON object whose values are of the right types": f"r IS NOT NULL AND r.{_CORRUPT} IS NULL"}
     for field in fields:
         name = f"r.`{field.name}`"
-        if field.bounds:
-            lowest, highest, problem = field.bounds
+        if field.limits:
+            lowest, highest, problem = field.limits
             checks[f"{field.name} {problem}"] = f"{name} BETWEEN {lowest} AND {highest}"
         elif field.required:
             checks[f"{field.name} is missing"] = f"{name} IS NOT NULL"

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 
 from services.core.errors import NeedsOperator
 from services.lake import NAME
-from services.lake.table import CLAIMED, EMBEDDED, Position
+from services.lake.table import CLAIMED, EMBEDDED, LakePosition
 from spark_jobs.stream import LakeStream
 
 
-def resume(stream: LakeStream) -> Position:
+def resume(stream: LakeStream) -> LakePosition:
     """Delete the checkpoint. The next start continues at the position of the table, which is returned.
 
     In partitions that no longer have the next messages, the position is moved to the beginning of the topic.
@@ -22,7 +22,7 @@ def resume(stream: LakeStream) -> Position:
     if position is None and handle.file_uris():
         raise NeedsOperator(f"{stream.dataset.name}: no commit of its table has a position: use --rebuild")
     former = _queries(stream, position)
-    released = _released(position or Position.first(), stream.topic.topic_id(), stream.topic.bounds())
+    released = _released(position or LakePosition.first(), stream.topic.topic_id(), stream.topic.bounds())
     stream.checkpoint.delete()
     stream.tables.release(handle, released, former)
     return released
@@ -41,24 +41,24 @@ def rebuild(stream: LakeStream, *, give_up_rows: bool) -> None:
         )
     former = _queries(stream, stream.tables.rows.position())
     firsts = {partition: first for partition, (first, _) in stream.topic.bounds().items()}
-    begin = Position.first(stream.topic.topic_id(), firsts)
+    begin = LakePosition.first(stream.topic.topic_id(), firsts)
     stream.checkpoint.delete()
     stream.tables.empty(begin, former)
 
 
-def _queries(stream: LakeStream, position: Position | None) -> set[str]:
-    """Return the ids of the streaming queries that may still be writing a batch to the table."""
+def _queries(stream: LakeStream, position: LakePosition | None) -> set[str]:
+    """Return the ids of the streaming queries that may still be writing a micro-batch to the table."""
     checkpoint = stream.checkpoint.load()
     found = {checkpoint.query if checkpoint else "", position.query if position else ""}
     return found - {"", CLAIMED, EMBEDDED}
 
 
-def _released(position: Position, topic_id: str, bounds: Mapping[int, tuple[int, int]]) -> Position:
+def _released(position: LakePosition, topic_id: str, bounds: Mapping[int, tuple[int, int]]) -> LakePosition:
     if position.topic_id not in ("", topic_id):
         offsets = {partition: first for partition, (first, _) in bounds.items()}
-        return Position(topic_id, offsets, generation=position.generation)
+        return LakePosition(topic_id, offsets, generation=position.generation)
     offsets = {p: min(max(position.offsets.get(p, 0), first), end) for p, (first, end) in bounds.items()}
-    # Only the lost checkpoint knew whether the rejects of the table's last batch were written.
-    last = position.unfinished if position.has_no_batch or position.query == EMBEDDED else position
+    # Only the lost checkpoint knew whether the rejects of the table's last micro-batch were written.
+    last = position.unfinished if position.has_no_micro_batch or position.query == EMBEDDED else position
     kept = last is not None and all(bounds[p][0] <= start for p, start in last.start.items() if p in bounds)
-    return Position(topic_id, offsets, unfinished=last if kept else None, generation=position.generation)
+    return LakePosition(topic_id, offsets, unfinished=last if kept else None, generation=position.generation)

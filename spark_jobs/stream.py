@@ -1,10 +1,10 @@
 """The streaming query of one dataset: from its Kafka topic into its Delta table, every row once.
 
-A batch here is a micro-batch of Spark. The rows of a batch are one commit. The commit carries the id of the query and
-the number of the batch, by which Delta takes it once, and the position that it reaches. Spark counts the lines that are
-invalid while it writes the others. If there are any, it reads the same messages a second time, and writes the invalid
-lines to the table of rejects, under a transaction id of their own. After a crash between the two writes, the rows are
-in the table, and only the second write is repeated.
+The rows of a micro-batch are one commit. The commit has the position that it reaches, and the id of the query with the
+number of the micro-batch, so that Delta refuses a second commit of the same micro-batch. While Spark writes the valid
+lines, it counts the invalid ones. If there are any, Spark reads the same messages a second time, and writes the invalid
+lines to the table of rejects, under another transaction id. After a crash between the two writes, the rows are in the
+table, and only the second write is repeated.
 """
 
 import time
@@ -21,14 +21,14 @@ from services.core.dataset import Dataset
 from services.core.errors import LogpipeError, NeedsOperator, StoreDown
 from services.core.ports import PartitionReader
 from services.lake import NAME
-from services.lake.table import Position
+from services.lake.table import LakePosition
 from services.runtime import kafka_security, logs, metrics
 from spark_jobs import parsing, writer
 from spark_jobs.checkpoint import CheckpointFolder, Offsets, starting_offsets, ways_out, without_meaning
 from spark_jobs.settings import StreamToLakeSettings
 from spark_jobs.tables import Tables
 
-_FIRST_LIMIT = 2_000  # offsets of one batch, until the first full batch has shown how many rows they hold
+_FIRST_LIMIT = 2_000  # offsets of one micro-batch, until the first full micro-batch has shown how many rows they hold
 _LOWEST_LIMIT = 100
 _FRESHNESS_POINTS = 10
 _LOST = "Some data may have been lost"
@@ -47,13 +47,13 @@ class LakeStream:
         self.topic = topic
         self._topic_id = ""
         self._from: Offsets = {}
-        self._stored = -1  # the last batch whose rows are in the table
-        self._unfinished: Position | None = None
+        self._stored = -1  # the last micro-batch whose rows are in the table
+        self._unfinished: LakePosition | None = None
         self._generation = ""
         self._limit = self._wanted_limit = _FIRST_LIMIT
         self._position: Offsets = {}
         self._query: StreamingQuery | None = None
-        self._error: LogpipeError | None = None  # why a batch was not written
+        self._error: LogpipeError | None = None  # why a micro-batch was not written
         self._labels = (NAME, dataset.name)
         self._log = _log.bind(dataset=dataset.name)
 
@@ -75,13 +75,13 @@ class LakeStream:
             self.topic.bounds(),
         )
         if damaged := without_meaning(position, checkpoint):
-            self._log.warning("damaged files of the checkpoint removed, their batch runs again", files=damaged)
+            self._log.warning("damaged files of the checkpoint removed, their micro-batch runs again", files=damaged)
             self.checkpoint.remove(damaged)
         if position is None or not position.query:
-            position = position or Position.first()
+            position = position or LakePosition.first()
             self.tables.claim(handle, position)
         self._position = self._from
-        self._stored = -1 if position.has_no_batch else position.micro_batch
+        self._stored = -1 if position.has_no_micro_batch else position.micro_batch
         self._unfinished = position.unfinished
         self._generation = position.generation
 
@@ -106,11 +106,11 @@ class LakeStream:
         )
         metrics.gauge(metric_names.SINK_TRIGGER_SECONDS, *self._labels).set(self._settings.lake_trigger_seconds)
         self._log.info(
-            "query started", query=self._query.id, position=dict(self._position), offsets_per_batch=self._limit
+            "query started", query=self._query.id, position=dict(self._position), offsets_per_micro_batch=self._limit
         )
 
     def supervise(self, spark: SparkSession) -> None:
-        """Raise the error that ended the query. Start it again if its batches are far too small or too large."""
+        """Raise the error that ended the query. Start it again if its micro-batches are far too small or too large."""
         assert self._query is not None
         if error := self._query.exception():
             raise self._error or _translate(self.dataset, error)
@@ -124,7 +124,10 @@ class LakeStream:
         return None if self._query.isActive else "the query has ended"
 
     def stop(self, deadline: float) -> None:
-        """Stop the query when its batch ends, or at `deadline` (monotonic): then the next start repeats the batch."""
+        """Stop the query when its micro-batch ends, or at `deadline` (monotonic).
+
+        A micro-batch that is stopped at the deadline is repeated by the next start.
+        """
         if self._query is None:
             return
         before = self._stored
@@ -142,8 +145,8 @@ class LakeStream:
             end - self._position.get(partition, first) for partition, (first, end) in self.topic.bounds().items()
         )
 
-    def _write_last_rejects(self, spark: SparkSession, position: Position) -> None:
-        """Write the rejects of the batch that ends at `position`, because a crash may have prevented it."""
+    def _write_last_rejects(self, spark: SparkSession, position: LakePosition) -> None:
+        """Write the rejects of the micro-batch that ends at `position`, because a crash may have prevented it."""
         messages = (
             spark.read.format("kafka")
             .options(
@@ -174,42 +177,44 @@ class LakeStream:
     def _json(self, offsets: Offsets) -> str:
         return msgspec.json.encode({self.dataset.topic: dict(offsets)}).decode()
 
-    def _write(self, messages: DataFrame, batch: int) -> None:
-        """Write a batch. Called by Spark, and again for a batch of which Spark has no record that it was done.
+    def _write(self, messages: DataFrame, micro_batch: int) -> None:
+        """Write a micro-batch. Spark calls this again for a micro-batch that it has not recorded as done.
 
         Spark does not notice that the topic was deleted and created again. So the topic's id is compared before the
-        batch is written, and again before Spark records that the batch is done.
+        micro-batch is written, and again before Spark records that the micro-batch is done.
         """
         try:
-            self._check_topic(batch)
-            self._write_batch(messages, batch)
-            self._check_topic(batch)
+            self._check_topic(micro_batch)
+            self._write_micro_batch(messages, micro_batch)
+            self._check_topic(micro_batch)
         except LogpipeError as error:
             self._error = error
             raise
 
-    def _check_topic(self, batch: int) -> None:
+    def _check_topic(self, micro_batch: int) -> None:
         if self.topic.topic_id() != self._topic_id:
             raise NeedsOperator(
                 f"{self.dataset.name}: the topic {self.dataset.topic} was deleted and created again while"
-                f" micro-batch {batch} was under way. {ways_out(self.dataset, lost=True)}"
+                f" micro-batch {micro_batch} was under way. {ways_out(self.dataset, lost=True)}"
             )
 
-    def _write_batch(self, messages: DataFrame, batch: int) -> None:
+    def _write_micro_batch(self, messages: DataFrame, micro_batch: int) -> None:
         query = self.checkpoint.query()
-        start, end = self.checkpoint.end(batch - 1), self.checkpoint.end(batch)
-        if batch <= self._stored:
-            self._log.info("micro-batch already stored, writing its rejects", micro_batch=batch)
-            writer.write_rejects(messages, self.dataset, self.tables.rejects.uri, query, batch)
+        start, end = self.checkpoint.end(micro_batch - 1), self.checkpoint.end(micro_batch)
+        if micro_batch <= self._stored:
+            self._log.info("micro-batch already stored, writing its rejects", micro_batch=micro_batch)
+            writer.write_rejects(messages, self.dataset, self.tables.rejects.uri, query, micro_batch)
             return
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
-            position = Position(self._topic_id, dict(end), dict(start), query, batch, generation=self._generation)
+            position = LakePosition(
+                self._topic_id, dict(end), dict(start), query, micro_batch, generation=self._generation
+            )
             found = writer.write_rows(
                 messages, self.dataset, self.tables.rows.uri, position.query, position.micro_batch, position.encode()
             )
             if found["rejected"]:
-                writer.write_rejects(messages, self.dataset, self.tables.rejects.uri, query, batch)
-        self._stored, self._position = batch, end
+                writer.write_rejects(messages, self.dataset, self.tables.rejects.uri, query, micro_batch)
+        self._stored, self._position = micro_batch, end
         self._report(found)
         offsets = sum(end.values()) - sum(start.get(p, 0) for p in end)
         self._wanted_limit = adapted(self._limit, self._settings.lake_rows_per_trigger, offsets, found["rows"])
@@ -228,10 +233,10 @@ class LakeStream:
 
 
 def adapted(limit: int, budget: int, offsets: int, rows: int) -> int:
-    """Return the most offsets that the next batch may have, so that it has about `budget` rows.
+    """Return the most offsets that the next micro-batch may have, so that it has about `budget` rows.
 
-    The last batch had `rows` rows in `offsets` offsets. The limit changes only if that is far from the budget: a
-    message holds one row or two thousand, and transactions take up offsets, too, so only a batch that the limit cut
+    The last micro-batch had `rows` rows in `offsets` offsets. The limit changes only if that is far from the budget. A
+    message has one row or two thousand, and transactions take up offsets, too. So only a micro-batch that the limit cut
     short, or that is too large, shows how many offsets `budget` rows need.
     """
     too_large, cut_short = rows > 2 * budget, offsets >= 0.9 * limit and rows < budget / 2
@@ -239,7 +244,7 @@ def adapted(limit: int, budget: int, offsets: int, rows: int) -> int:
 
 
 def _translate(dataset: Dataset, error: PySparkException) -> LogpipeError:
-    """Return the deepest cause of the error, which Spark hides far down the chain."""
+    """Return the error of ours that stands for the cause, which Spark names last in a long chain."""
     text = str(error)
     if _LOST in text:
         return NeedsOperator(

@@ -56,7 +56,7 @@ def run(settings: StreamToLakeSettings, chosen: tuple[Dataset, ...]) -> None:
         behind = any(stream.lag() for stream in streams)
 
     def warm(spark: SparkSession, stop: Event) -> None:
-        # Waiting messages would wait longer, and the batch that reads them warms Spark up as well as made-up messages.
+        # No warm-up while messages wait: they would wait longer, and their micro-batch warms Spark up as well.
         warm_up.run(spark, settings, chosen, 0 if behind else settings.lake_warm_up_seconds, stop)
         for stream in streams:
             stream.open()  # another writer may have written the table meanwhile

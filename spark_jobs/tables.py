@@ -10,11 +10,11 @@ from msgspec import structs
 from services.core.dataset import Dataset
 from services.core.errors import NeedsOperator, StoreDown
 from services.lake import schema
-from services.lake.table import CLAIMED, Position, Table, rejects_uri, table_uri, within_limit
+from services.lake.table import CLAIMED, LakePosition, Table, rejects_uri, table_uri, within_limit
 from services.runtime.settings import LakeSettings
 from spark_jobs.schema import rejects_schema
 
-_LAST_BATCH = (1 << 62) - 1  # of a streaming query: no later one can be stored
+_LAST_MICRO_BATCH = (1 << 62) - 1  # the highest number: after it, Delta refuses every micro-batch of the query
 
 
 class Tables:
@@ -33,21 +33,22 @@ class Tables:
     def is_empty(self) -> bool:
         return not _handle(self.rows).file_uris()
 
-    def claim(self, handle: DeltaTable, position: Position) -> None:
+    def claim(self, handle: DeltaTable, position: LakePosition) -> None:
         """Make Spark the owner of the table, so that no other writer may begin. `position` is the position of `handle`.
 
         Raises StoreDown when another process has written the table since: read the table again.
         """
         self._commit(handle, structs.replace(position, query=CLAIMED))
 
-    def release(self, handle: DeltaTable, position: Position, former: Collection[str]) -> None:
+    def release(self, handle: DeltaTable, position: LakePosition, former: Collection[str]) -> None:
         """Give up the ownership of the table, at this `position`. The commit is made on the version of `handle`.
 
-        `former`: ids of streaming queries. A batch that one of them is writing fails, because Delta refuses a batch of
-        a query that has stored a later one. Raises NeedsOperator when another process has written the table since.
+        `former`: ids of streaming queries. A micro-batch that one of them is writing fails, because Delta refuses a
+        micro-batch of a query that has stored a later one. Raises NeedsOperator when another process has written the
+        table since.
         """
         try:
-            self._commit(handle, position, [Transaction(query, _LAST_BATCH) for query in former])
+            self._commit(handle, position, [Transaction(query, _LAST_MICRO_BATCH) for query in former])
         except StoreDown as error:
             if not isinstance(error.__cause__, CommitFailedError):
                 raise
@@ -55,7 +56,7 @@ class Tables:
                 f"{self._dataset.name}: its table in the lake is being written: stop its writer, then try again"
             ) from error
 
-    def empty(self, position: Position, former: Collection[str]) -> None:
+    def empty(self, position: LakePosition, former: Collection[str]) -> None:
         """Delete all rows, and release the table at `position`, which has a new generation. `former`: see `release`.
 
         Queries that run meanwhile still read the deleted rows.
@@ -65,7 +66,7 @@ class Tables:
             within_limit(partial(_handle(table).delete, commit_properties=commit))
         self.release(_handle(self.rows), position, former)
 
-    def _commit(self, handle: DeltaTable, position: Position, transactions: Sequence[Transaction] = ()) -> None:
+    def _commit(self, handle: DeltaTable, position: LakePosition, transactions: Sequence[Transaction] = ()) -> None:
         commit = CommitProperties(
             custom_metadata={"userMetadata": position.encode()},
             max_commit_retries=0,

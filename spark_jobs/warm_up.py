@@ -28,7 +28,7 @@ from services.core import kafka_value
 from services.core.dataset import Column, Dataset
 from services.core.errors import LogpipeError
 from services.core.ids import first_id
-from services.core.ports import Outgoing
+from services.core.ports import OutgoingMessage
 from services.core.rows import RowCodec, Rows
 from services.lake.table import within_limit
 from services.runtime import logs
@@ -158,7 +158,7 @@ def await_finish(
 
 
 def _made_up(spark: SparkSession, dataset: Dataset) -> DataFrame:
-    """Return an endless stream of sound messages, with the columns that are read of Spark's Kafka source."""
+    """Return an endless stream of valid messages, with the columns that are read of Spark's Kafka source."""
     texts = [_message(dataset, batch_id) for batch_id in (2, 3)]
     # The value depends on the row's number, because Spark parses a constant only once, when it plans the query.
     chosen = sql.get(sql.array(*(sql.lit(text.value) for text in texts)), (sql.col("number") % len(texts)).cast("int"))
@@ -182,7 +182,7 @@ def _made_up(spark: SparkSession, dataset: Dataset) -> DataFrame:
     )
 
 
-def _message(dataset: Dataset, batch_id: int) -> Outgoing:
+def _message(dataset: Dataset, batch_id: int) -> OutgoingMessage:
     created_at = time.time_ns() // 1000
     rows = [
         (first_id(batch_id) + n, created_at, *(_value(column, dataset, created_at, n) for column in dataset.columns))

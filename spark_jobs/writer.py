@@ -1,4 +1,4 @@
-"""Appends the rows or the rejects of one batch of Kafka messages to a Delta table."""
+"""Appends the rows or the rejects of one micro-batch of Kafka messages to a Delta table."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,24 +16,24 @@ _METRICS_SECONDS = 60.0
 
 
 def write_rows(
-    messages: DataFrame, dataset: Dataset, uri: str, query: str, batch: int, metadata: str
+    messages: DataFrame, dataset: Dataset, uri: str, query: str, micro_batch: int, metadata: str
 ) -> Mapping[str, Any]:
-    """Append the sound lines of `messages` to the table at `uri` in one commit, which carries `metadata`.
+    """Append the valid lines of `messages` to the table at `uri` in one commit, which carries `metadata`.
 
-    Delta skips a commit that the table already has under the same `query` and `batch`. Returns the number of
+    Delta skips a commit that the table already has under the same `query` and `micro_batch`. Returns the number of
     `rows` and of `rejected` lines, and the `oldest` and `newest` time of acceptance of the rows, in microseconds (None
     without rows). Raises StoreDown if Delta skipped the commit, and PySparkException.
     """
     observation = Observation()
-    sound = parsing.sound(dataset)
-    lines = parsing.lines(messages, dataset).select("r", sql.expr(sound).alias("sound"))
-    rows = parsing.rows(lines.observe(observation, *_observed()).where("sound"), dataset)
+    valid = parsing.valid(dataset)
+    lines = parsing.lines(messages, dataset).select("r", sql.expr(valid).alias("valid"))
+    rows = parsing.rows(lines.observe(observation, *_observed()).where("valid"), dataset)
     (
         rows.coalesce(messages.sparkSession.sparkContext.defaultParallelism)
         .write.format("delta")
         .mode("append")
         .option("txnAppId", query)
-        .option("txnVersion", batch)
+        .option("txnVersion", micro_batch)
         .option("userMetadata", metadata)
         .save(uri)
     )
@@ -41,27 +41,30 @@ def write_rows(
         return started(lambda: observation.get).result(_METRICS_SECONDS)
     except TimeoutError as error:
         # Delta skipped the write, so the observation never gets a value.
-        reason = f"micro-batch {batch} was stored by another driver, or the table was released: let only one driver run"
-        raise StoreDown(NAME, reason) from error
+        raise StoreDown(
+            NAME,
+            f"micro-batch {micro_batch} was stored by another driver, or the table was released: let only one driver"
+            " run",
+        ) from error
 
 
-def write_rejects(messages: DataFrame, dataset: Dataset, uri: str, query: str, batch: int) -> None:
-    """Append the lines of `messages` that are not sound to the table of rejects at `uri`. Raises PySparkException."""
-    invalid = parsing.lines(messages, dataset).where(f"NOT {parsing.sound(dataset)}")
+def write_rejects(messages: DataFrame, dataset: Dataset, uri: str, query: str, micro_batch: int) -> None:
+    """Append the lines of `messages` that are not valid to the table of rejects at `uri`. Raises PySparkException."""
+    invalid = parsing.lines(messages, dataset).where(f"NOT {parsing.valid(dataset)}")
     (
         parsing.rejects(invalid, dataset)
         .coalesce(1)
         .write.format("delta")
         .mode("append")
         .option("txnAppId", f"{query}-rejects")
-        .option("txnVersion", batch)
+        .option("txnVersion", micro_batch)
         .save(uri)
     )
 
 
 def _observed() -> list[Column]:
-    rows = "sum(IF(sound, 1L, 0L))"
-    created_at = "IF(sound, r.created_at, NULL)"
+    rows = "sum(IF(valid, 1L, 0L))"
+    created_at = "IF(valid, r.created_at, NULL)"
     return [
         sql.expr(f"coalesce({rows}, 0L) AS rows"),
         sql.expr(f"count(1) - coalesce({rows}, 0L) AS rejected"),

@@ -9,14 +9,14 @@ from services.core.dataset import CREATED_AT, Dataset
 from services.core.ports import Block
 from services.core.rows import Row
 from services.lake.schema import table_schema
-from services.lake.table import Position, table_uri
+from services.lake.table import LakePosition, table_uri
 from services.runtime.settings import LakeSettings
 from spark_jobs.tables import Tables
 
 DAY = 86_400_000_000
 
 
-def append(settings: LakeSettings, dataset: Dataset, rows: Sequence[Row], position: Position | None = None) -> None:
+def append(settings: LakeSettings, dataset: Dataset, rows: Sequence[Row], position: LakePosition | None = None) -> None:
     Tables(settings, dataset).prepare()
     names = [*dataset.column_names, "day"]
     days = (row[dataset.column_names.index(CREATED_AT.name)] // DAY for row in rows)

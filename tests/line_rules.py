@@ -47,13 +47,13 @@ def bad(dataset: Dataset) -> Iterator[tuple[str, dict[str, Any]]]:
     """One line for each rule that can be broken, and the field that breaks it."""
     for field in line_fields(dataset):
         values: list[Any] = [["x"]]
-        if field.bounds:
-            values += [field.bounds.lowest - 1, field.bounds.highest + 1, "1", 1.5]
+        if field.limits:
+            values += [field.limits.lowest - 1, field.limits.highest + 1, "1", 1.5]
         if field.max_characters:
             values += ["x" * (field.max_characters + 1), 1]
         if field.pattern:
-            sound = good(dataset)[field.name]
-            values += [sound.replace("4", "g"), sound.upper() + "A", sound + "\n"]
+            valid = good(dataset)[field.name]
+            values += [valid.replace("4", "g"), valid.upper() + "A", valid + "\n"]
         if field.required:
             values.append(None)
             yield field.name, {name: value for name, value in good(dataset).items() if name != field.name}

@@ -202,6 +202,6 @@ def _decoded(value: bytes) -> tuple[list[_Row], list[str]]:
                 rows.append(_decoder.decode(line))
             except UNDECODABLE as error:
                 rejected.append(str(error))
-    sound = [row for row in rows if _NUL not in row.service]
-    rejected += ["the service contains the character NUL"] * (len(rows) - len(sound))
-    return sound, rejected
+    valid = [row for row in rows if _NUL not in row.service]
+    rejected += ["the service contains the character NUL"] * (len(rows) - len(valid))
+    return valid, rejected

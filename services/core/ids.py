@@ -1,6 +1,6 @@
-"""A row's identity: one integer that carries its batch, ordered and unique by construction.
+"""The id of a row: one integer, batch id * 2**17 + row number, so that the id also names the batch.
 
-id = batch_id * 2**17 + row number. It stays below 2**53, exact as a JSON number, for 6.8e10 batches.
+The id stays below 2**53, and is exact as a JSON number, for 6.8e10 batches.
 """
 
 import itertools
@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 ROW_BITS = 17
 MAX_BATCH_ROWS = 1 << ROW_BITS
-MAX_BATCH = (1 << 53 - ROW_BITS) - 2  # whose rows have ids that are exact as JSON numbers
+MAX_BATCH = (1 << 53 - ROW_BITS) - 2  # the highest batch whose rows have ids that are exact as JSON numbers
 
 
 def first_id(batch_id: int) -> int:
@@ -24,8 +24,11 @@ def end_id(as_of: int) -> int:
     return (as_of + 1) << ROW_BITS
 
 
-def spans(batches: Collection[int], most: int) -> list[tuple[int, int]]:
-    """Join distinct batch ids to at most `most` spans (first, last), across the narrowest gaps; in order."""
+def batch_ranges(batches: Collection[int], most: int) -> list[tuple[int, int]]:
+    """Return at most `most` ranges (first, last), in order, that have all these batch ids.
+
+    Ranges are joined across the narrowest gaps, so they may have ids of other batches, too.
+    """
     ordered = sorted(batches)
     if not ordered:
         return []

@@ -18,16 +18,16 @@ Type = Literal["integer", "number", "text"]
 """How JSON holds a value: an integer fits 64 bits, a number is a float."""
 
 
-class Bounds(NamedTuple):
-    """The lowest and the highest integer that are accepted, and what is wrong with any other."""
+class IntegerLimits(NamedTuple):
+    """The lowest and the highest integer that are accepted, and what is wrong with any other integer."""
 
     lowest: int
     highest: int
     problem: str
 
 
-IDS = Bounds(MAX_BATCH_ROWS, (1 << 63) - 1, "is the id of no row")
-INSTANTS = Bounds(0, LAST_INSTANT - 1, "is not between 1970 and 2100")
+IDS = IntegerLimits(MAX_BATCH_ROWS, (1 << 63) - 1, "is the id of no row")
+INSTANTS = IntegerLimits(0, LAST_INSTANT - 1, "is not between 1970 and 2100")
 
 # Engines differ about `$` before a last newline; the length of a UUID rules such a text out.
 _UUID, _UUID_CHARACTERS = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", 36
@@ -38,7 +38,7 @@ class LineField:
     """One field of a line.
 
     A field that is not `required` may be left out or be null; it counts as `missing` then (None: the row has no value).
-    An integer lies within `bounds`. A text has `max_characters` at most, and `pattern` describes all of it; both are
+    An integer lies within `limits`. A text has `max_characters` at most, and `pattern` describes all of it; both are
     None for a text of any form. Python, RE2 and Java read the pattern alike.
     """
 
@@ -46,7 +46,7 @@ class LineField:
     type: Type
     required: bool
     missing: str | None = None
-    bounds: Bounds | None = None
+    limits: IntegerLimits | None = None
     max_characters: int | None = None
     pattern: str | None = None
 
@@ -55,8 +55,8 @@ class LineField:
 def line_fields(dataset: Dataset) -> tuple[LineField, ...]:
     """Return the fields in the canonical order: id, created_at, then the dataset's columns."""
     return (
-        LineField(ID.name, "integer", required=True, bounds=IDS),
-        LineField(CREATED_AT.name, "integer", required=True, bounds=INSTANTS),
+        LineField(ID.name, "integer", required=True, limits=IDS),
+        LineField(CREATED_AT.name, "integer", required=True, limits=INSTANTS),
         *(_field(column, column in dataset.bounded) for column in dataset.columns),
     )
 
@@ -64,7 +64,7 @@ def line_fields(dataset: Dataset) -> tuple[LineField, ...]:
 def _field(column: Column, is_bounded: bool) -> LineField:
     match column.kind:
         case "timestamp":
-            return LineField(column.name, "integer", required=True, bounds=INSTANTS)
+            return LineField(column.name, "integer", required=True, limits=INSTANTS)
         case "number":
             return LineField(column.name, "number", column.required)
         case "uuid":

@@ -165,8 +165,8 @@ def _row_type(dataset: Dataset) -> type[msgspec.Struct]:
 def _defined(field: LineField) -> Any:
     """Return a field in the form of `msgspec.defstruct`."""
     kind: Any = _TYPES[field.type]
-    if field.bounds:
-        kind = Annotated[kind, msgspec.Meta(ge=field.bounds.lowest, le=field.bounds.highest)]
+    if field.limits:
+        kind = Annotated[kind, msgspec.Meta(ge=field.limits.lowest, le=field.limits.highest)]
     elif field.type == "text":
         kind = Annotated[kind, msgspec.Meta(max_length=field.max_characters, pattern=field.pattern)]
     return (field.name, kind) if field.required else (field.name, kind | None, None)

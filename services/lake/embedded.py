@@ -21,7 +21,7 @@ from services.core.queries import Filters, ListQuery, StatsQuery
 from services.core.result_size import gathered
 from services.core.rows import Row
 from services.lake import NAME
-from services.lake.reader import Found, LakeReader, Limit
+from services.lake.reader import LakeReader, StatementResult, TimeLimit
 from services.lake.snapshot import Snapshot
 from services.lake.sql import Dialect, Statement
 from services.lake.table import rejects_uri, translated, within_limit
@@ -61,8 +61,8 @@ class DataFusion:
     def microseconds(self, time: str) -> str:
         return f"arrow_cast({time}, 'Int64')"
 
-    def contains(self, text: str, part: str) -> str:
-        return f"strpos({text}, {part}) > 0"
+    def contains(self, text: str, searched: str) -> str:
+        return f"strpos({text}, {searched}) > 0"
 
 
 class EmbeddedReader(LakeReader):
@@ -77,15 +77,18 @@ class EmbeddedReader(LakeReader):
     def _dialect(self, snapshot: Snapshot) -> Dialect:
         return DataFusion()
 
-    def _find(self, snapshot: Snapshot, statement: Statement, limit: Limit) -> Found:
+    def _find(self, snapshot: Snapshot, statement: Statement, limit: TimeLimit) -> StatementResult:
         limit.left()
         engine = snapshot.wide_engine if statement.is_wide else snapshot.engine
         with translated(), _within_memory():
             batches = pa.RecordBatchReader.from_stream(engine.execute(statement.text))
-            return Found(gathered(_pages(batches)), snapshot.files_within(statement.bounds))
+            return StatementResult(gathered(_pages(batches)), snapshot.files_within(statement.file_conditions))
 
-    def _page(self, snapshot: Snapshot, query: ListQuery, as_of: int, limit: Limit) -> Found:
-        """Sort a large page by its places only: the engine holds many more rows than the page while it sorts."""
+    def _page(self, snapshot: Snapshot, query: ListQuery, as_of: int, limit: TimeLimit) -> StatementResult:
+        """Return the rows of a page. A large page is sorted as places, without the other columns, to save memory.
+
+        While the engine sorts, it holds many more rows than the page has.
+        """
         if query.offset + query.limit <= _ROWS_SORTED:
             with suppress(OutOfMemory):  # the rows are long
                 return super()._page(snapshot, query, as_of, limit)
@@ -98,18 +101,20 @@ class EmbeddedReader(LakeReader):
         rows = self._find(snapshot, sql().between(query, as_of, found.rows[0], found.rows[-1]), limit).rows
         by = query.dataset.column_names.index(query.order_by)
         rows.sort(key=lambda row: (row[by], row[0]), reverse=query.descending)
-        return Found(rows[: len(found.rows)], found.files)
+        return StatementResult(rows[: len(found.rows)], found.files)
 
     def _stream(self, snapshot: Snapshot, statement: Statement) -> Iterator[Row]:
         return _rows(snapshot.engine, statement.text)
 
-    def _count(self, snapshot: Snapshot, query: ListQuery | StatsQuery, as_of: int, limit: Limit) -> Found:
+    def _count(
+        self, snapshot: Snapshot, query: ListQuery | StatsQuery, as_of: int, limit: TimeLimit
+    ) -> StatementResult:
         """Take the number of all rows from the table's log, and subtract the rows after `as_of`, which are counted."""
         stored = snapshot.rows()
         if query.scan or stored is None or query.filters != Filters():
             return super()._count(snapshot, query, as_of, limit)
         later = self._find(snapshot, self._sql(snapshot, query.dataset).count_beyond(as_of), limit)
-        return Found([(stored - later.rows[0][0],)], later.files, "metadata")
+        return StatementResult([(stored - later.rows[0][0],)], later.files, "metadata")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""From the lines of a block to the columns of its dataset's table, by pyarrow: no row is touched in Python.
+"""Turns the lines of a block into the columns of its dataset's table, by pyarrow: no row is a Python object.
 
-A line is sound when it is a JSON object whose fields keep the rules of `core.line_fields`.
+A line is valid when it is a JSON object whose fields keep the rules of `core.line_fields`.
 """
 
 from collections.abc import Sequence
@@ -43,18 +43,21 @@ class LineReader:
             raise RowRejected(None, str(error)) from error
 
     def rejected(self, block: Block) -> dict[int, str]:
-        """Return the invalid rows of `block`, and why: by `core.lines`, then by halving the lines that remain."""
+        """Return the invalid lines of `block`, with reasons: those of `core.lines`, then those that pyarrow refuses.
+
+        pyarrow refuses lines as a whole, so the lines are halved until each refused line stands alone.
+        """
         lines = kafka_value.split(block.lines)
         rejected = self._check_lines(lines).problems
-        groups = [[at for at in range(len(lines)) if at not in rejected]]
-        while groups:
-            group = groups.pop()
-            problem = self._problem([lines[at] for at in group])
-            if problem and len(group) == 1:
-                rejected[group[0]] = problem
+        halves = [[at for at in range(len(lines)) if at not in rejected]]
+        while halves:
+            half = halves.pop()
+            problem = self._problem([lines[at] for at in half])
+            if problem and len(half) == 1:
+                rejected[half[0]] = problem
             elif problem:
-                middle = len(group) // 2
-                groups += [group[middle:], group[:middle]]
+                middle = len(half) // 2
+                halves += [half[middle:], half[:middle]]
         return rejected
 
     def rejections(self, blocks: Sequence[Block]) -> list[RowRejected]:
@@ -104,10 +107,10 @@ class LineReader:
 
 def _check_values(field: LineField, values: pa.ChunkedArray) -> None:
     """Raise _InvalidLine for a wrong value. A null passes: the field is optional, or was reported as missing before."""
-    if bounds := field.bounds:
+    if limits := field.limits:
         found = pc.min_max(values).as_py()
-        if found["min"] < bounds.lowest or found["max"] > bounds.highest:
-            raise _InvalidLine(f"{field.name} {bounds.problem}")
+        if found["min"] < limits.lowest or found["max"] > limits.highest:
+            raise _InvalidLine(f"{field.name} {limits.problem}")
     if field.max_characters is not None and (pc.max(pc.utf8_length(values)).as_py() or 0) > field.max_characters:
         raise _InvalidLine(f"{field.name} has more than {field.max_characters} characters")
     if field.pattern is not None and pc.all(pc.match_substring_regex(values, field.pattern)).as_py() is False:
@@ -115,4 +118,4 @@ def _check_values(field: LineField, values: pa.ChunkedArray) -> None:
 
 
 class _InvalidLine(Exception):
-    """Something in these lines is not sound."""
+    """One of these lines, or several, are not valid."""

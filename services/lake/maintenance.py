@@ -15,7 +15,7 @@ from deltalake import DeltaTable, QueryBuilder
 
 from services.core.dataset import Dataset
 from services.lake.log import TableLog
-from services.lake.schema import DAY, layout
+from services.lake.schema import DAY, writer_properties
 from services.lake.table import Table, rejects_uri, table_uri, translated
 from services.runtime.settings import LakeSettings
 
@@ -63,7 +63,7 @@ class TableMaintenance:
                 partition_filters=[(DAY, "=", day.isoformat())],
                 target_size=_TARGET_BYTES,
                 max_concurrent_tasks=_TASKS,
-                writer_properties=layout(self._dataset, _GROUP_ROWS),
+                writer_properties=writer_properties(self._dataset, _GROUP_ROWS),
             )
         return int(done["numFilesRemoved"])
 

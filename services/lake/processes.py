@@ -24,7 +24,7 @@ from services.core.queries import Query, QueryResult
 from services.core.stopping import Stop
 from services.lake import NAME
 from services.lake.embedded import EmbeddedReader, OutOfMemory
-from services.lake.reader import Limit
+from services.lake.reader import TimeLimit
 from services.runtime import logs
 from services.runtime.settings import LakeSettings
 
@@ -66,31 +66,31 @@ class ProcessReader(EmbeddedReader):
     def __init__(self, settings: LakeSettings) -> None:
         super().__init__(settings)
         ensure_running()  # loads the engine's code in about 2 s, while this process continues
-        self._workers = [_Worker(settings) for _ in range(PROCESSES)]
-        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()  # the process used last has opened the tables
-        for worker in self._workers:
-            self._idle.put(worker)
+        self._processes = [_QueryProcess(settings) for _ in range(PROCESSES)]
+        self._idle: queue.LifoQueue[_QueryProcess] = queue.LifoQueue()  # the process used last has opened the tables
+        for process in self._processes:
+            self._idle.put(process)
 
     def execute(
         self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
     ) -> QueryResult:
-        limit = Limit(self.label, seconds, stop)
+        limit = TimeLimit(self.label, seconds, stop)
         try:
-            worker = self._idle.get(timeout=limit.left())
+            process = self._idle.get(timeout=limit.left())
         except queue.Empty:
             raise limit.passed() from None
         try:
-            return worker.execute(query, as_of, limit)
+            return process.execute(query, as_of, limit)
         finally:
-            self._idle.put(worker)
+            self._idle.put(process)
 
     def close(self) -> None:
         super().close()
-        for worker in self._workers:
-            worker.kill()
+        for process in self._processes:
+            process.kill()
 
 
-class _Worker:
+class _QueryProcess:
     """One process, seen from the calling process. Only `kill` may be called by another thread."""
 
     def __init__(self, settings: LakeSettings) -> None:
@@ -98,7 +98,7 @@ class _Worker:
         self._process: ForkServerProcess | None = None
         self._connection: Connection | None = None
 
-    def execute(self, query: Query, as_of: int, limit: Limit) -> QueryResult:
+    def execute(self, query: Query, as_of: int, limit: TimeLimit) -> QueryResult:
         connection = self._started()
         with limit.stop.by(self.kill):
             try:
@@ -201,7 +201,7 @@ def _peak_bytes() -> int:
 
 
 def _limit_memory() -> None:
-    """Limit the memory beyond that of the fork: the libraries have reserved several 100 MB without using it."""
+    """TimeLimit the memory beyond that of the fork: the libraries have reserved several 100 MB without using it."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux
         (reserved,) = (int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmData"))

@@ -24,12 +24,12 @@ from services.runtime.settings import LakeSettings
 
 _WINDOW = 512  # batches that are counted at once, which bounds the number of ids in memory
 
-# For a page of the newest rows, this many rows for each row of the page are read first.
-_ONE_OF = 100
+# For a page of the newest rows, the reader first reads about this many rows for each row of the page.
+_ROWS_FOR_ONE = 100
 _FEWEST = 100_000  # reading fewer rows is no faster
 
 
-class Limit:
+class TimeLimit:
     """The time limit of a query. `stop` may end the query earlier."""
 
     def __init__(self, store: str, seconds: float, stop: Stop | None = None) -> None:
@@ -49,8 +49,8 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The rows that a statement found. `files`: the number of files that it read."""
+class StatementResult:
+    """The rows that a statement returned. `files`: the number of files that it read."""
 
     rows: list[Row]
     files: int
@@ -77,7 +77,7 @@ class LakeReader(ABC):
         """Return a new dialect, for one statement."""
 
     @abstractmethod
-    def _find(self, snapshot: Snapshot, statement: Statement, limit: Limit) -> Found:
+    def _find(self, snapshot: Snapshot, statement: Statement, limit: TimeLimit) -> StatementResult:
         """Return all rows at once. Raises StoreDown, ResultTooLarge, or QueryTimeout when the limit has passed."""
 
     @abstractmethod
@@ -87,17 +87,17 @@ class LakeReader(ABC):
     def execute(
         self, query: Query, as_of: int, seconds: float = DEFAULT_QUERY_SECONDS, stop: Stop | None = None
     ) -> QueryResult:
-        start, limit = time.perf_counter(), Limit(self.label, seconds, stop)
+        start, limit = time.perf_counter(), TimeLimit(self.label, seconds, stop)
         snapshot = self._snapshot(query.dataset)
         if snapshot is None:
-            return _of_no_table(query, start)
+            return _result_without_table(query, start)
         counted = None
         match query:
             case ListQuery():
                 if query.count:
                     counted = self._count(snapshot, query, as_of, limit)
                 if counted and counted.rows[0][0] <= query.offset:
-                    found = Found([], counted.files)
+                    found = StatementResult([], counted.files)
                 else:
                     found = self._page(snapshot, query, as_of, limit)
             case AggregateQuery():
@@ -109,13 +109,13 @@ class LakeReader(ABC):
                 found = self._find(snapshot, traffic.panel(query, as_of), limit)
             case StatsQuery():
                 found = self._count(snapshot, query, as_of, limit)
-        parts = [found, counted] if counted else [found]
+        statements = [found, counted] if counted else [found]
         return QueryResult(
             found.rows,
             _ms_since(start),
-            method=next((part.method for part in parts if part.method != "scan"), "scan"),
+            method=next((each.method for each in statements if each.method != "scan"), "scan"),
             total=counted.rows[0][0] if counted else None,
-            scanned={"files": max(part.files for part in parts), "files_total": snapshot.files.num_rows},
+            scanned={"files": max(each.files for each in statements), "files_total": snapshot.files.num_rows},
         )
 
     def position(self, dataset: Dataset) -> StorePosition:
@@ -144,7 +144,7 @@ class LakeReader(ABC):
             yield from ((batch_id, rows, ids) for batch_id, rows, ids in self._stream(snapshot, statement))
 
     def rows_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[Row]:
-        """Opens only the files of these days whose statistics allow these ids."""
+        """Yield the rows. Only the files of these days whose statistics allow these ids are opened."""
         if (snapshot := self._snapshot(dataset)) is None:
             return
         for at in range(0, len(batches), _WINDOW):
@@ -154,14 +154,16 @@ class LakeReader(ABC):
     def close(self) -> None:
         self._tables.clear()
 
-    def _page(self, snapshot: Snapshot, query: ListQuery, as_of: int, limit: Limit) -> Found:
+    def _page(self, snapshot: Snapshot, query: ListQuery, as_of: int, limit: TimeLimit) -> StatementResult:
         return self._newest_first(
             snapshot,
             query,
             lambda wanted: self._find(snapshot, self._sql(snapshot, wanted.dataset).page(wanted, as_of), limit),
         )
 
-    def _newest_first(self, snapshot: Snapshot, query: ListQuery, find: Callable[[ListQuery], Found]) -> Found:
+    def _newest_first(
+        self, snapshot: Snapshot, query: ListQuery, find: Callable[[ListQuery], StatementResult]
+    ) -> StatementResult:
         """Look for the page among the newest rows first. If they fill the page, no other rows are read."""
         if recent := _recent(snapshot, query):
             found = find(recent)
@@ -169,7 +171,9 @@ class LakeReader(ABC):
                 return found
         return find(query)
 
-    def _count(self, snapshot: Snapshot, query: ListQuery | StatsQuery, as_of: int, limit: Limit) -> Found:
+    def _count(
+        self, snapshot: Snapshot, query: ListQuery | StatsQuery, as_of: int, limit: TimeLimit
+    ) -> StatementResult:
         """Return one row with one value, the number of rows that match the filters."""
         return self._find(snapshot, self._sql(snapshot, query.dataset).count(query.filters, as_of), limit)
 
@@ -189,14 +193,14 @@ def _recent(snapshot: Snapshot, query: ListQuery) -> ListQuery | None:
     filters = query.filters
     if not query.newest_first:
         return None
-    rows = max(_FEWEST, (query.offset + query.limit) * _ONE_OF)
-    since = snapshot.since(query.dataset.time, query.before, rows)
+    rows = max(_FEWEST, (query.offset + query.limit) * _ROWS_FOR_ONE)
+    since = snapshot.estimated_start(query.dataset.time, query.before, rows)
     if since is None or (filters.start is not None and filters.start >= since):
         return None
     return replace(query, filters=replace(filters, start=since))
 
 
-def _of_no_table(query: Query, start: float) -> QueryResult:
+def _result_without_table(query: Query, start: float) -> QueryResult:
     is_count = isinstance(query, StatsQuery) or (isinstance(query, TrafficQuery) and query.panel == "total")
     rows: list[Row] = [(0,)] if is_count else []
     total = 0 if isinstance(query, ListQuery) and query.count else None

@@ -20,7 +20,7 @@ from services.core.ledger import StorePosition
 from services.core.ports import Block
 from services.lake import schema
 from services.lake.lines import LineReader
-from services.lake.table import Position, Table, table_uri
+from services.lake.table import LakePosition, Table, table_uri
 from services.lake.writer import commit_rows, on_latest
 from services.runtime.settings import LakeSettings
 
@@ -33,7 +33,7 @@ class RefillWriter:
     def __init__(self, settings: LakeSettings) -> None:
         self._settings = settings
         self._tables: dict[Dataset, tuple[Table, LineReader]] = {}
-        self._begun: dict[Dataset, Position] = {}
+        self._begun: dict[Dataset, LakePosition] = {}
 
     def prepare(self, dataset: Dataset) -> None:
         table = Table(table_uri(self._settings, dataset.name))
@@ -43,10 +43,10 @@ class RefillWriter:
     def begin(self, dataset: Dataset, topic_id: str, bounds: Mapping[int, tuple[int, int]]) -> StorePosition:
         table, _ = self._tables[dataset]
 
-        def bind(handle: DeltaTable, found: Position | None) -> None:
+        def bind(handle: DeltaTable, found: LakePosition | None) -> None:
             position = _goes_on(dataset, handle, found, topic_id, bounds)
             if position != found:
-                commit_rows(handle, pa.table({}), schema.layout(dataset), position)
+                commit_rows(handle, pa.table({}), schema.writer_properties(dataset), position)
             self._begun[dataset] = position
 
         on_latest(table, bind)
@@ -73,7 +73,7 @@ class RefillWriter:
         table, lines = self._tables[block.dataset]
         rows, begun = lines.table(block), self._begun[block.dataset]
 
-        def append(handle: DeltaTable, position: Position | None) -> None:
+        def append(handle: DeltaTable, position: LakePosition | None) -> None:
             if position is None or (position.generation, position.topic_id) != (begun.generation, begun.topic_id):
                 raise NeedsOperator(
                     f"{block.dataset.name}: its table in the lake was emptied or bound to another topic while the"
@@ -81,7 +81,7 @@ class RefillWriter:
                 )
             missing = rows.filter(pc.invert(pc.is_in(rows[ID.name], _present(handle, block.day, rows[ID.name]))))
             if missing.num_rows:
-                commit_rows(handle, missing, schema.layout(block.dataset), position)
+                commit_rows(handle, missing, schema.writer_properties(block.dataset), position)
 
         if rows.num_rows:
             on_latest(table, append, _ATTEMPTS)
@@ -90,10 +90,10 @@ class RefillWriter:
 def _goes_on(
     dataset: Dataset,
     handle: DeltaTable,
-    position: Position | None,
+    position: LakePosition | None,
     topic_id: str,
     bounds: Mapping[int, tuple[int, int]],
-) -> Position:
+) -> LakePosition:
     """Return the position, bound to the topic. Raises NeedsOperator if the table's stream cannot go on from there."""
     if position is None:
         if handle.file_uris():
@@ -101,7 +101,7 @@ def _goes_on(
                 f"{dataset.name}: its table in the lake has rows, and no commit says up to where of the topic."
                 f" To delete them: `logpipe stream-to-lake --rebuild {dataset.name} --yes`, then this command again"
             )
-        return Position.first(topic_id)
+        return LakePosition.first(topic_id)
     if position.topic_id not in ("", topic_id):
         raise _must_resume(dataset, "the topic was deleted and created again since its table in the lake was filled")
     for partition, (first, end) in bounds.items():

@@ -33,16 +33,16 @@ def table_schema(dataset: Dataset) -> Schema:
     return Schema.from_arrow(pa.schema([(ID.name, pa.int64()), *fields, (DAY, pa.date32())]))
 
 
-def layout(dataset: Dataset, group_rows: int | None = None) -> WriterProperties:
+def writer_properties(dataset: Dataset, row_group_rows: int | None = None) -> WriterProperties:
     """Return how files are written: ids and times as differences, which are read much faster than dictionaries.
 
-    `group_rows`: rows of a row group, which is fetched and passed over as a whole; None: a file has one.
+    `row_group_rows`: rows of a row group, which is fetched and passed over as a whole; None: a file has one.
     """
     rising = [ID.name, *(column.name for column in (CREATED_AT, *dataset.columns) if column.kind == "timestamp")]
     return WriterProperties(
         compression="ZSTD",  # at level 1 half of snappy's size at its price
         compression_level=1,
-        max_row_group_size=group_rows,
+        max_row_group_size=row_group_rows,
         column_properties=dict.fromkeys(rising, _DIFFERENCES),
     )
 

@@ -11,8 +11,11 @@ from deltalake import DeltaTable, QueryBuilder
 
 from services.core.dataset import ID
 
-Bounds = Sequence[tuple[str, int | None, int | None]]
-"""Conditions that all hold: (column, lowest value, first value above). Times in microseconds; None: no bound."""
+FileConditions = Sequence[tuple[str, int | None, int | None]]
+"""Conditions that all hold, and that the statistics of files can decide: (column, lowest value, first value above).
+
+Times are in microseconds. None stands for no limit.
+"""
 
 _WIDE_ROWS = 256
 _TRUNCATED = 999  # the greatest time of a file is logged in whole milliseconds
@@ -20,9 +23,9 @@ _TRUNCATED = 999  # the greatest time of a file is logged in whole milliseconds
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`files`: a row for each, the least and greatest values as min.* and max.*.
+    """`files`: one row for each file, with the least and greatest values of columns as min.* and max.*.
 
-    `engine` and `wide_engine` know the table as `t`. The wide one is for queries that read texts: it reads fewer rows
+    `engine` and `wide_engine` know the table as `t`. `wide_engine` is for queries that read texts: it reads fewer rows
     at once, because a row may have a quarter of a megabyte.
     """
 
@@ -45,10 +48,10 @@ class Snapshot:
             files=pa.RecordBatchReader.from_stream(table.get_add_actions(flatten=True)).read_all(),
         )
 
-    def files_within(self, bounds: Bounds) -> int:
-        """Return how many files may hold rows within all `bounds`: those that the engine opens."""
+    def files_within(self, file_conditions: FileConditions) -> int:
+        """Return how many files may hold rows that meet all `file_conditions`: the engine opens these files."""
         conditions = []
-        for column, least, beyond in bounds:
+        for column, least, beyond in file_conditions:
             if beyond is not None and (low := self._statistic("min", column)) is not None:
                 conditions.append(pc.less(low, beyond))
             if least is not None and (high := self._statistic("max", column)) is not None:
@@ -57,10 +60,10 @@ class Snapshot:
             return int(self.files.num_rows)
         return int(pc.sum(reduce(pc.and_, (pc.fill_null(each, True) for each in conditions))).as_py())
 
-    def since(self, time: str, before: int | None, rows: int) -> int | None:
-        """About `rows` rows lie between the returned time and `before`, if those of each file are spread evenly.
+    def estimated_start(self, time: str, before: int | None, rows: int) -> int | None:
+        """Return a time such that about `rows` rows lie between it and `before`, if each file has an even rate of rows.
 
-        Times in microseconds. None when there are not as many, or the table's transaction log does not say.
+        Times are in microseconds. None if there are fewer rows, or if the table's transaction log does not say.
         """
         low, high, stored = self._statistic("min", time), self._statistic("max", time), self.rows()
         if low is None or high is None or low.null_count or high.null_count or not stored or stored < rows:
@@ -68,7 +71,7 @@ class Snapshot:
         least, beyond, counts = low.to_numpy(), high.to_numpy() + _TRUNCATED + 1, self.files["num_records"].to_numpy()
         start, end = int(least.min()), int(beyond.max()) if before is None else before
 
-        def later(moment: int) -> int:
+        def rows_since(moment: int) -> int:
             overlap = np.maximum(np.minimum(beyond, end) - np.maximum(least, moment), 0)
             return int((counts * (overlap / (beyond - least))).sum())
 
@@ -76,7 +79,7 @@ class Snapshot:
         lowest, highest = start, max(start, end)
         while lowest < highest:
             middle = (lowest + highest) // 2
-            if later(middle) >= rows:
+            if rows_since(middle) >= rows:
                 lowest = middle + 1
             else:
                 highest = middle

@@ -21,7 +21,7 @@ from services.core.errors import StoreDown
 from services.core.result_size import gathered
 from services.core.rows import Row
 from services.lake import NAME
-from services.lake.reader import Found, LakeReader, Limit
+from services.lake.reader import LakeReader, StatementResult, TimeLimit
 from services.lake.settings import SparkConnectSettings
 from services.lake.snapshot import Snapshot
 from services.lake.sql import Dialect, Statement
@@ -60,8 +60,8 @@ class SparkSql:
     def microseconds(self, time: str) -> str:
         return f"unix_micros({time})"
 
-    def contains(self, text: str, part: str) -> str:
-        return f"contains({text}, {part})"
+    def contains(self, text: str, searched: str) -> str:
+        return f"contains({text}, {searched})"
 
 
 class SparkReader(LakeReader):
@@ -82,7 +82,7 @@ class SparkReader(LakeReader):
     def _dialect(self, snapshot: Snapshot) -> Dialect:
         return SparkSql(snapshot)
 
-    def _find(self, snapshot: Snapshot, statement: Statement, limit: Limit) -> Found:
+    def _find(self, snapshot: Snapshot, statement: Statement, limit: TimeLimit) -> StatementResult:
         return self._within_session(lambda session: _find(session, snapshot, statement, limit))
 
     def _stream(self, snapshot: Snapshot, statement: Statement) -> Iterator[Row]:
@@ -125,12 +125,12 @@ class SparkReader(LakeReader):
         started(session.stop)  # which waits for the server
 
 
-def _find(session: SparkSession, snapshot: Snapshot, statement: Statement, limit: Limit) -> Found:
+def _find(session: SparkSession, snapshot: Snapshot, statement: Statement, limit: TimeLimit) -> StatementResult:
     tag = uuid.uuid4().hex
     found = started(partial(_collect, session, statement, tag))
     with limit.stop.by(lambda: _end(session, tag, found)):
         if wait([found], limit.left()).done:
-            return Found(found.result(), snapshot.files_within(statement.bounds))
+            return StatementResult(found.result(), snapshot.files_within(statement.file_conditions))
     if wait([_end(session, tag, found)], _INTERRUPT_SECONDS).done:
         raise limit.passed()
     raise StoreDown(_LABEL, "a query takes too long, and the server did not stop it")

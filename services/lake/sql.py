@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
-from services.core.ids import ROW_BITS, end_id, first_id, spans
+from services.core.ids import ROW_BITS, batch_ranges, end_id, first_id
 from services.core.instants import to_datetime
 from services.core.ledger import Batch
 from services.core.queries import AggregateQuery, Filters, ListQuery
 from services.core.result_size import MAX_GROUPS
 from services.lake.schema import DAY
-from services.lake.snapshot import Bounds
+from services.lake.snapshot import FileConditions
 
 _COUNTS = f"{ID.name} >> {ROW_BITS}, count(*), count(DISTINCT {ID.name})"
 _BY_BATCH = "GROUP BY 1 ORDER BY 1"
-_MOST_SPANS = 50  # of ids in one statement
+_MOST_RANGES = 50  # of ids in one statement
 
 
 Place = tuple[str | int, int]
@@ -48,16 +48,17 @@ class Dialect(Protocol):
     def microseconds(self, time: str) -> str:
         """Return the microseconds from 1970 to a time."""
 
-    def contains(self, text: str, part: str) -> str: ...
+    def contains(self, text: str, searched: str) -> str:
+        """Return the condition that the value `text` contains the value `searched`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """`bounds`: the conditions that files' statistics can decide. `is_wide`: it reads texts, which may be long."""
+    """`file_conditions`: see `FileConditions`. `is_wide`: the statement reads texts, which may be long."""
 
     text: str
     parameters: Mapping[str, str]
-    bounds: Bounds
+    file_conditions: FileConditions
     is_wide: bool
 
 
@@ -86,22 +87,22 @@ class Renderer:
             self._after(query.order_by, query.descending, before),
             self._after(query.order_by, not query.descending, behind),
         ]
-        bounds = [
-            *self._bounds(query.filters, as_of),
+        file_conditions = [
+            *self._file_conditions(query.filters, as_of),
             *self._beyond(query.order_by, query.descending, before),
             *self._beyond(query.order_by, not query.descending, behind),
         ]
-        return self._select(self._canonical_columns(), " AND ".join(where), bounds, is_wide=True)
+        return self._select(self._canonical_columns(), " AND ".join(where), file_conditions, is_wide=True)
 
     def _page(self, query: ListQuery, as_of: int, what: str, *, is_wide: bool) -> Statement:
-        where, bounds = self._where(query.filters, as_of), self._bounds(query.filters, as_of)
+        where, file_conditions = self._where(query.filters, as_of), self._file_conditions(query.filters, as_of)
         if query.after:
             where += f" AND {self._after(query.order_by, query.descending, query.after)}"
-            bounds = [*bounds, *self._beyond(query.order_by, query.descending, query.after)]
+            file_conditions = [*file_conditions, *self._beyond(query.order_by, query.descending, query.after)]
         direction = "DESC" if query.descending else "ASC"
         order = ", ".join(f"{self._value(name)} {direction}" for name in dict.fromkeys((query.order_by, ID.name)))
         rest = f"ORDER BY {order} LIMIT {query.limit:d} OFFSET {query.offset:d}"
-        return self._select(what, where, bounds, rest, is_wide=is_wide)
+        return self._select(what, where, file_conditions, rest, is_wide=is_wide)
 
     def groups(self, query: AggregateQuery, as_of: int) -> Statement:
         keys = []
@@ -115,14 +116,14 @@ class Renderer:
         return self._select(
             ", ".join([*keys, "count(*)"]),
             self._where(query.filters, as_of),
-            self._bounds(query.filters, as_of),
+            self._file_conditions(query.filters, as_of),
             f"GROUP BY {places} ORDER BY {order} LIMIT {MAX_GROUPS + 1:d}",
             is_wide=bool(query.filters.text),
         )
 
     def count(self, filters: Filters, as_of: int) -> Statement:
-        where, bounds = self._where(filters, as_of), self._bounds(filters, as_of)
-        return self._select("count(*)", where, bounds, is_wide=bool(filters.text))
+        where, file_conditions = self._where(filters, as_of), self._file_conditions(filters, as_of)
+        return self._select("count(*)", where, file_conditions, is_wide=bool(filters.text))
 
     def count_beyond(self, as_of: int) -> Statement:
         """Count the rows that a query as of this batch must not see."""
@@ -130,7 +131,7 @@ class Renderer:
 
     def batches(self, first: int, last: int) -> Statement:
         """Select (batch, rows, distinct ids) of each batch that is found."""
-        return self._range(_COUNTS, first, last, _BY_BATCH)
+        return self._batches_between(_COUNTS, first, last, _BY_BATCH)
 
     def counts_of(self, batches: Sequence[Batch]) -> Statement:
         """Select (batch, rows, distinct ids) of each batch that is found."""
@@ -138,10 +139,10 @@ class Renderer:
 
     def lowest(self, first: int, last: int) -> Statement:
         """Select the lowest id within these batches, or NULL."""
-        return self._range(f"min({ID.name})", first, last)
+        return self._batches_between(f"min({ID.name})", first, last)
 
     def rows(self, first: int, last: int) -> Statement:
-        return self._range(self._canonical_columns(), first, last)
+        return self._batches_between(self._canonical_columns(), first, last)
 
     def rows_of(self, batches: Sequence[Batch]) -> Statement:
         return self._any_of(self._canonical_columns(), batches)
@@ -149,22 +150,26 @@ class Renderer:
     def _any_of(self, what: str, batches: Sequence[Batch], rest: str = "") -> Statement:
         days = sorted({to_datetime(batch.created_at).date().isoformat() for batch in batches})
         listed = ", ".join(f"DATE '{day}'" for day in days)
-        found = spans({batch.batch_id for batch in batches}, _MOST_SPANS)
-        ids = " OR ".join(f"({ID.name} >= {first_id(a):d} AND {ID.name} < {end_id(b):d})" for a, b in found)
+        ranges = batch_ranges({batch.batch_id for batch in batches}, _MOST_RANGES)
+        ids = " OR ".join(
+            f"({ID.name} >= {first_id(first):d} AND {ID.name} < {end_id(last):d})" for first, last in ranges
+        )
         each = ", ".join(f"{batch.batch_id:d}" for batch in batches)
         where = f"{DAY} IN ({listed}) AND ({ids}) AND {ID.name} >> {ROW_BITS} IN ({each})"
-        return self._select(what, where, [(ID.name, first_id(found[0][0]), end_id(found[-1][1]))], rest)
+        return self._select(what, where, [(ID.name, first_id(ranges[0][0]), end_id(ranges[-1][1]))], rest)
 
-    def _range(self, what: str, first: int, last: int, rest: str = "") -> Statement:
+    def _batches_between(self, what: str, first: int, last: int, rest: str = "") -> Statement:
         least, beyond = first_id(first), end_id(last)
         where = f"{ID.name} >= {least:d} AND {ID.name} < {beyond:d}"
         return self._select(what, where, [(ID.name, least, beyond)], rest)
 
-    def _select(self, what: str, where: str, bounds: Bounds, rest: str = "", *, is_wide: bool = False) -> Statement:
+    def _select(
+        self, what: str, where: str, file_conditions: FileConditions, rest: str = "", *, is_wide: bool = False
+    ) -> Statement:
         text = f"SELECT {what} FROM {self.dialect.table} WHERE {where} {rest}"
-        return Statement(text, self.dialect.parameters, bounds, is_wide)
+        return Statement(text, self.dialect.parameters, file_conditions, is_wide)
 
-    def _bounds(self, filters: Filters, as_of: int) -> Bounds:
+    def _file_conditions(self, filters: Filters, as_of: int) -> FileConditions:
         return [(ID.name, None, end_id(as_of)), (self.dataset.time, filters.start, filters.end)]
 
     def _where(self, filters: Filters, as_of: int) -> str:
@@ -194,8 +199,8 @@ class Renderer:
         column, later = self._value(order_by), "<" if descending else ">"
         return f"{column} {later}= {value} AND ({column} {later} {value} OR {ID.name} {later} {last_id:d})"
 
-    def _beyond(self, order_by: str, descending: bool, place: Place) -> Bounds:
-        """Return the bounds in `_after` that the statistics of files can decide."""
+    def _beyond(self, order_by: str, descending: bool, place: Place) -> FileConditions:
+        """Return the conditions in `_after` that the statistics of files can decide."""
         last, _ = place
         if not isinstance(last, int):
             return []

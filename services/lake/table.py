@@ -1,6 +1,6 @@
 """A Delta table of the lake, for its readers and writers: its address, its latest version, its position.
 
-A writer puts the position in the topic that the table reaches (`Position`) into each commit. So the table itself says
+Each commit of a writer has the position up to which the table has the topic (`LakePosition`). So the table itself says
 which messages it contains, also if the checkpoint of the writer is lost.
 """
 
@@ -42,20 +42,20 @@ _DECORATION = re.compile(r"\x1b\[\d*m|↳")  # delta-rs prints its errors for a 
 Result = TypeVar("Result")
 
 
-class Position(msgspec.Struct, frozen=True, rename={"micro_batch": "batch"}):
+class LakePosition(msgspec.Struct, frozen=True, rename={"owner_number": "batch"}):
     """The position of a table: it has every message of the topic below `offsets`.
 
     Rejected rows are in the table of rejects, or, if the embedded writer rejected them, in the dead letters.
 
     `offsets`: partition -> the next offset.
 
-    `micro_batch` has two meanings. If Spark has committed the position, it is the number of the micro-batch of the
-    streaming query `query`, which began at `start`. If the embedded writer has (EMBEDDED), it is `ended_writes`: how
-    often the table's writes were ended, and `start` is empty. Commits call the field `batch`.
+    `query` names the owner of the table: the streaming query of Spark, or EMBEDDED. `query` is empty while no writer
+    owns the table, and CLAIMED while Spark owns the table and has stored no micro-batch. The next writer then completes
+    the rejects of the micro-batch whose position is `unfinished`. The writer starts at `offsets`, and at offset 0 of
+    partitions that `offsets` lacks.
 
-    `query` is empty while no writer owns the table, and CLAIMED while Spark owns the table and has stored no batch. The
-    next writer then completes the rejects of the batch whose position is `unfinished`. It starts at `offsets`, and at
-    offset 0 of partitions that `offsets` lacks.
+    `owner_number`: a number of the owner, which code reads as `micro_batch` or `ended_writes`. Commits call it `batch`.
+    `start`: the offsets at which the micro-batch began; empty unless Spark has committed the position.
 
     `generation` is random. The first position of a table and each --rebuild set a new one, which every later position
     repeats. Positions of two generations do not count the same rows. A table that an earlier release filled has no
@@ -66,22 +66,28 @@ class Position(msgspec.Struct, frozen=True, rename={"micro_batch": "batch"}):
     offsets: dict[int, int]
     start: dict[int, int] = {}
     query: str = ""
-    micro_batch: int = -1
-    unfinished: "Position | None" = None
+    owner_number: int = -1
+    unfinished: "LakePosition | None" = None
     generation: str = ""
 
     @classmethod
-    def first(cls, topic_id: str = "", offsets: Mapping[int, int] | None = None) -> "Position":
+    def first(cls, topic_id: str = "", offsets: Mapping[int, int] | None = None) -> "LakePosition":
         """Return the position of a table without rows, with a new generation."""
         return cls(topic_id, dict(offsets or {}), generation=uuid.uuid4().hex)
 
     @property
-    def ended_writes(self) -> int:
-        return self.micro_batch
+    def micro_batch(self) -> int:
+        """The number of the micro-batch that Spark committed with this position."""
+        return self.owner_number
 
     @property
-    def has_no_batch(self) -> bool:
-        """Whether no writer owns the table, or one that has stored no batch."""
+    def ended_writes(self) -> int:
+        """How often the writes of the embedded writer were ended (`end_writes`)."""
+        return self.owner_number
+
+    @property
+    def has_no_micro_batch(self) -> bool:
+        """Whether no writer owns the table, or Spark owns it and has stored no micro-batch."""
         return self.query in ("", CLAIMED)
 
     def encode(self) -> str:
@@ -99,7 +105,10 @@ class Table:
         self._memory = memory
         self._lock = RLock()
         self._table: DeltaTable | None = None
-        self._position: tuple[int, Position | None] = (-1, None)  # the last one among the commits up to this version
+        self._position: tuple[int, LakePosition | None] = (
+            -1,
+            None,
+        )  # the last one among the commits up to this version
         self._snapshot: Snapshot | None = None  # the last one that was taken
 
     def snapshot(self) -> Snapshot | None:
@@ -114,7 +123,7 @@ class Table:
         """Return the current version, for a writer; None if there is no table."""
         return within_limit(self._refresh)
 
-    def position(self) -> Position | None:
+    def position(self) -> LakePosition | None:
         """Return the last position that a commit has; None if no commit has one."""
         return within_limit(self._find_position)
 
@@ -122,7 +131,7 @@ class Table:
         """Return the position with the identities that it counts in. The table id contains the generation, if any."""
         return within_limit(self._own_position)
 
-    def current_version(self) -> tuple[DeltaTable, Position | None]:
+    def current_version(self) -> tuple[DeltaTable, LakePosition | None]:
         """Return the current version and its position, for a commit on that version. The table must exist."""
         return within_limit(self._current_version)
 
@@ -149,7 +158,7 @@ class Table:
             table = self._refresh()
             return QueryBuilder().register("t", table) if table else None
 
-    def _current_version(self) -> tuple[DeltaTable, Position | None]:
+    def _current_version(self) -> tuple[DeltaTable, LakePosition | None]:
         with self._locked():
             position = self._find_position()
             if self._table is None:
@@ -164,8 +173,8 @@ class Table:
             table_id = "/".join(filter(None, (str(self._table.metadata().id), position.generation)))
             return StorePosition(table_id, position.topic_id, position.offsets)
 
-    def _find_position(self) -> Position | None:
-        """Return the position. A handle does not notice that its table was created again, but the generation tells."""
+    def _find_position(self) -> LakePosition | None:
+        """Return the position. The generation shows that a table was created again, which a handle does not notice."""
         with self._locked():
             known, before = self._position
             position = self._read_position()
@@ -174,7 +183,7 @@ class Table:
                 position = self._read_position()
             return position
 
-    def _read_position(self) -> Position | None:
+    def _read_position(self) -> LakePosition | None:
         if (table := self._refresh()) is None:
             return None
         known, position = self._position
@@ -201,15 +210,15 @@ class Table:
             return self._table
 
 
-def _generation(position: Position | None) -> str:
+def _generation(position: LakePosition | None) -> str:
     return position.generation if position else ""
 
 
-def last_position(table: DeltaTable, commits: int) -> Position | None:
+def last_position(table: DeltaTable, commits: int) -> LakePosition | None:
     """Return the newest position in the last `commits` commits of `table`; None if none of them has one."""
     for commit in table.history(commits):
         try:
-            return msgspec.json.decode(commit.get("userMetadata", ""), type=Position)
+            return msgspec.json.decode(commit.get("userMetadata", ""), type=LakePosition)
         except msgspec.MsgspecError:
             continue
     return None
@@ -236,7 +245,7 @@ def started(work: Callable[[], Result]) -> Future[Result]:
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+        except BaseException as error:  # noqa: BLE001 - the caller that waits for the result gets it
             future.set_exception(error)
 
     Thread(target=run, daemon=True, name="lake").start()

@@ -14,7 +14,7 @@ from services.core.queries import (
     STATUS_CLASSES,
     TrafficQuery,
 )
-from services.lake.snapshot import Bounds
+from services.lake.snapshot import FileConditions
 from services.lake.sql import Renderer, Statement
 
 # Coarse buckets of durations: so many that one holds few of an endpoint's durations, and so few that counts of all are
@@ -28,22 +28,24 @@ class TrafficRenderer(Renderer):
     """Renders one statement about a dataset with the columns of `footprints`."""
 
     def panel(self, query: TrafficQuery, as_of: int) -> Statement:
-        where, bounds = self._where(query.filters, as_of), self._bounds(query.filters, as_of)
+        where, file_conditions = self._where(query.filters, as_of), self._file_conditions(query.filters, as_of)
         match query.panel:
             case "total":
                 return self.count(query.filters, as_of)
             case "week":
-                return self._select(f"{self._minute(query)}, count(*)", where, bounds, "GROUP BY 1 ORDER BY 1")
+                return self._select(f"{self._minute(query)}, count(*)", where, file_conditions, "GROUP BY 1 ORDER BY 1")
             case "endpoints":
                 what = f"{self._value('method')}, {self._endpoint()}, count(*)"
                 rest = f"GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT {query.limit:d}"
-                return self._select(what, where, bounds, rest)
+                return self._select(what, where, file_conditions, rest)
             case "statuses":
-                return self._select(f"{self._status_class()}, count(*)", where, bounds, "GROUP BY 1 ORDER BY 1")
+                return self._select(
+                    f"{self._status_class()}, count(*)", where, file_conditions, "GROUP BY 1 ORDER BY 1"
+                )
             case "durations":
-                return self._durations(query, where, bounds)
+                return self._durations(query, where, file_conditions)
 
-    def _durations(self, query: TrafficQuery, where: str, bounds: Bounds) -> Statement:
+    def _durations(self, query: TrafficQuery, where: str, file_conditions: FileConditions) -> Statement:
         """Find the ranks in two steps, because to sort all durations would take more memory than a query may use.
 
         The first step counts the durations of each endpoint by coarse bucket. The counts tell in which bucket each rank
@@ -55,7 +57,7 @@ class TrafficRenderer(Renderer):
             f"{self._value('method')} AS method, {self._endpoint()} AS endpoint, {duration} + 0 AS duration,"
             f" {_bucket(duration)} AS bucket",
             f"{where} AND {duration} IS NOT NULL",
-            bounds,
+            file_conditions,
         )
         ranks = [
             f"reached * 100 >= total * {each:d} AND (reached - part) * 100 < total * {each:d}" for each in PERCENTILES

@@ -2,7 +2,7 @@
 
 One commit has the rows and the new position. It is made on the version of the table that had the former position, and
 fails if another process has committed since. The writer leaves out a block that the table has, and raises Fenced for a
-block that does not follow the position. So the slower one of two writers is refused.
+block that does not follow the position. So of two writers of one table, the slower one is fenced.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,16 +20,16 @@ from services.core.errors import Fenced, NeedsOperator, RowRejected, StoreDown
 from services.core.ports import Block
 from services.lake import NAME, schema
 from services.lake.lines import LineReader
-from services.lake.table import EMBEDDED, Position, Table, table_uri, within_limit
+from services.lake.table import EMBEDDED, LakePosition, Table, table_uri, within_limit
 from services.runtime.settings import LakeSettings
 
-_ATTEMPTS = 5  # of a commit: only maintenance and a replay come in between
+_ATTEMPTS = 5  # of a commit: only maintenance and a replay also commit
 
 
 class EmbeddedWriter:
     """An OwnProgressWriter. Not thread-safe."""
 
-    wait_seconds: ClassVar[float] = 2.0  # a commit takes a second, however little is in it
+    wait_seconds: ClassVar[float] = 2.0  # a commit takes a second, even for few rows
 
     def __init__(self, settings: LakeSettings) -> None:
         self._settings = settings
@@ -52,7 +52,7 @@ class EmbeddedWriter:
         table, lines = self._tables[dataset]
         rows = [lines.table(block) for block in blocks]
 
-        def append(handle: DeltaTable, found: Position | None) -> None:
+        def append(handle: DeltaTable, found: LakePosition | None) -> None:
             position = _owned(dataset, blocks[0].topic_id, handle, found)
             if self._ended.setdefault(dataset, position.ended_writes) != position.ended_writes:
                 raise Fenced(f"{table.uri}: an operator has ended the writes that were under way")
@@ -61,13 +61,16 @@ class EmbeddedWriter:
                 offsets = position.offsets | {blocks[number].partition: blocks[number].last + 1 for number in new}
                 following = structs.replace(position, offsets=offsets, query=EMBEDDED)
                 commit_rows(
-                    handle, pa.concat_tables([rows[number] for number in new]), schema.layout(dataset), following
+                    handle,
+                    pa.concat_tables([rows[number] for number in new]),
+                    schema.writer_properties(dataset),
+                    following,
                 )
 
         on_latest(table, append)
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
-        """`write` itself looks at the position that the table holds, and leaves out blocks that are in the table."""
+        """Call `write` again, which reads the table's position and leaves out the blocks that the table has."""
         try:
             self.write(blocks)
         except RowRejected:
@@ -90,7 +93,7 @@ class EmbeddedWriter:
         """
         table = Table(table_uri(self._settings, dataset.name))
 
-        def fence(handle: DeltaTable, position: Position | None) -> None:
+        def fence(handle: DeltaTable, position: LakePosition | None) -> None:
             if position is None:
                 return
             if position.query not in ("", EMBEDDED):
@@ -99,15 +102,17 @@ class EmbeddedWriter:
                     f" stream-to-lake, run `logpipe stream-to-lake --resume {dataset.name}`, then this command again,"
                     " and start stream-to-lake afterwards"
                 )
-            following = structs.replace(position, micro_batch=position.ended_writes + 1)
-            commit_rows(handle, pa.table({}), schema.layout(dataset), following)
+            following = structs.replace(position, owner_number=position.ended_writes + 1)
+            commit_rows(handle, pa.table({}), schema.writer_properties(dataset), following)
 
         if table.latest() is not None:
             on_latest(table, fence)
 
 
-def on_latest(table: Table, commit: Callable[[DeltaTable, Position | None], None], attempts: int = _ATTEMPTS) -> None:
-    """Call `commit` with the newest version of the table and its position, again if others commit in between."""
+def on_latest(
+    table: Table, commit: Callable[[DeltaTable, LakePosition | None], None], attempts: int = _ATTEMPTS
+) -> None:
+    """Call `commit` with the newest version of the table and its position, again if another process has committed."""
     for _ in range(attempts):
         handle, position = table.current_version()
         try:
@@ -119,7 +124,7 @@ def on_latest(table: Table, commit: Callable[[DeltaTable, Position | None], None
     raise StoreDown(NAME, f"{table.uri}: each of {attempts} commits failed, because another process had committed")
 
 
-def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: Position | None) -> Position:
+def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: LakePosition | None) -> LakePosition:
     """Return the position of the table, as this writer's own. Raises NeedsOperator if it may not write the table."""
     release = f"`logpipe stream-to-lake --resume {dataset.name}`"
     rebuild = f"`logpipe stream-to-lake --rebuild {dataset.name} --yes`"
@@ -129,7 +134,7 @@ def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: Positi
                 f"{dataset.name}: its table in the lake has rows, and no commit says up to where of the topic."
                 f" To delete them and read the topic again: {rebuild}"
             )
-        return Position.first(topic_id)
+        return LakePosition.first(topic_id)
     if position.query not in ("", EMBEDDED):
         raise NeedsOperator(
             f"{dataset.name}: its table in the lake is filled by Spark (query {position.query}), and has one writer at"
@@ -143,7 +148,7 @@ def _owned(dataset: Dataset, topic_id: str, handle: DeltaTable, position: Positi
     return structs.replace(position, topic_id=topic_id, start={})
 
 
-def _is_next(block: Block, position: Position) -> bool:
+def _is_next(block: Block, position: LakePosition) -> bool:
     """Return False if the block is in the table already. Raises Fenced if it does not follow the table's last block."""
     next_offset = position.offsets.get(block.partition, 0)
     if block.last < next_offset:
@@ -156,10 +161,10 @@ def _is_next(block: Block, position: Position) -> bool:
     return True
 
 
-def commit_rows(handle: DeltaTable, rows: pa.Table, layout: WriterProperties, position: Position) -> None:
+def commit_rows(handle: DeltaTable, rows: pa.Table, properties: WriterProperties, position: LakePosition) -> None:
     """Commit the rows and the position on the version of `handle`. Raises CommitFailedError if there is a newer one."""
     commit = CommitProperties(custom_metadata={"userMetadata": position.encode()}, max_commit_retries=0)
     if rows.num_rows:
-        write_deltalake(handle, rows, mode="append", writer_properties=layout, commit_properties=commit)
+        write_deltalake(handle, rows, mode="append", writer_properties=properties, commit_properties=commit)
     else:
         handle.create_write_transaction([], "append", handle.schema(), [schema.DAY], commit_properties=commit)

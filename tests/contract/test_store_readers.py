@@ -400,7 +400,7 @@ def test_counts_and_rows_of_a_range(store: StoreReader, dataset: Dataset, first:
     assert _exact(found) == _exact([row for rows in wanted.values() for row in rows])
 
 
-@pytest.mark.parametrize("limits", [{}, {"_AT_ONCE": 2, "_WINDOW": 2}, {"_MOST_SPANS": 2}], ids=str)
+@pytest.mark.parametrize("limits", [{}, {"_AT_ONCE": 2, "_WINDOW": 2}, {"_MOST_RANGES": 2}], ids=str)
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda d: d.name)
 def test_counts_and_rows_of_some_batches(
     store: StoreReader, dataset: Dataset, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch

@@ -22,7 +22,7 @@ from services.core.rows import Row, RowCodec, Rows, checksum
 from services.datasets.logs import DATASET
 from services.lake.embedded import EmbeddedReader
 from services.lake.maintenance import TableMaintenance
-from services.lake.table import Position
+from services.lake.table import LakePosition
 from services.ledger import batches, floors, reading, retention_clock
 from services.maintenance.settings import MaintainSettings
 from services.maintenance.tasks import MaintenanceTasks
@@ -85,7 +85,7 @@ def fill(environment: dict[str, str], days: dict[int, int]) -> None:
                         copy.write_row(row)
             marks.mark_published(connection, accepted)
             writer.write([lake_tables.block(DATASET, b"".join(line + b"\n" for line in lines), batch, day)])
-            lake_tables.append(LakeSettings(), DATASET, values, Position("t", {0: batch + 1}, {}, "q", batch))
+            lake_tables.append(LakeSettings(), DATASET, values, LakePosition("t", {0: batch + 1}, {}, "q", batch))
 
 
 def held(store: str) -> list[int]:
@@ -279,7 +279,7 @@ def test_killed_at_any_moment_nothing_is_lost_and_the_next_round_ends_it(tmp_pat
             assert merging.stdout.readline() == b"ready\n"
             for _ in range(10):
                 batch += 1
-                lake_tables.append(settings, DATASET, rows(batch, TODAY), Position("t", {0: batch}, {}, "q", batch))
+                lake_tables.append(settings, DATASET, rows(batch, TODAY), LakePosition("t", {0: batch}, {}, "q", batch))
             before = content(reader)
             merging.stdin.write(b"go\n")
             merging.stdin.flush()

@@ -29,7 +29,7 @@ from services.core.rows import Row, RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.generator.synthesis import Synthesizer
 from services.lake.embedded import EmbeddedReader
-from services.lake.table import Position
+from services.lake.table import LakePosition
 from services.local import jars
 from services.local.stack import Stack
 from services.postgres.connection import connect
@@ -107,7 +107,7 @@ class World:
 
     def load(self, batch: int, created_at: int, parts: list[Rows]) -> None:
         rows = list(Rows.joined(parts).tuples(batch, created_at))
-        append(self.lake, DATASET, rows, Position("t", {0: batch + 1}))
+        append(self.lake, DATASET, rows, LakePosition("t", {0: batch + 1}))
         self.rows += rows
 
     def of(self, day: date, service: str | None = None) -> list[Row]:
@@ -439,27 +439,27 @@ def test_windows_are_counted_once_whatever_is_killed_or_comes_late(world: World,
 
 def test_the_lines_of_a_message_do_not_carry_the_message(world: World) -> None:
     """A batch of large messages would not fit into the driver's memory when its rejects are written after a crash."""
-    sound = warm_up._message(DATASET, 2)
-    refused = replace(sound, headers={**sound.headers, "rows": b"1"})
+    valid = warm_up._message(DATASET, 2)
+    refused = replace(valid, headers={**valid.headers, "rows": b"1"})
 
     def values(message: OutgoingMessage) -> list[bytes | None]:
         lines = parsing.lines(from_kafka(world, message), DATASET)
         return [row.value for row in lines.select("value").collect()]
 
-    assert values(sound) == [None] * 250
-    assert values(refused) == [sound.value]
+    assert values(valid) == [None] * 250
+    assert values(refused) == [valid.value]
 
 
 def test_a_line_with_a_long_category_is_no_row_and_one_with_nul_is_in_no_window(world: World) -> None:
-    sound = warm_up._message(DATASET, 2)
+    valid = warm_up._message(DATASET, 2)
     services = ("é" * 256, "x" * 257, "a\0b")
     texts = [
-        json.loads(text) | {"service": name} for text, name in zip(sound.value.splitlines(), services, strict=False)
+        json.loads(text) | {"service": name} for text, name in zip(valid.value.splitlines(), services, strict=False)
     ]
     value = b"".join(json.dumps(text).encode() + b"\n" for text in texts)
-    messages = from_kafka(world, replace(sound, value=value, headers={**sound.headers, "rows": b"3"}))
+    messages = from_kafka(world, replace(valid, value=value, headers={**valid.headers, "rows": b"3"}))
     lines = parsing.lines(messages, DATASET)
-    refused = parsing.rejects(lines.where(f"NOT {parsing.sound(DATASET)}"), DATASET).collect()
+    refused = parsing.rejects(lines.where(f"NOT {parsing.valid(DATASET)}"), DATASET).collect()
     assert [(row.line, row.reason) for row in refused] == [(1, "service has more than 256 characters")]
     assert [row.service for row in counted(messages, DATASET).collect()] == ["é" * 256]
 
@@ -476,12 +476,12 @@ def test_a_line_that_breaks_one_rule_is_refused_by_spark(world: World, dataset: 
     headers = {"created_at": b"5", "rows": b"%d" % (len(broken) + 1)}
     lines = parsing.lines(from_kafka(world, OutgoingMessage(dataset.topic, 0, b"1:0", value, headers)), dataset)
     refused = {
-        row.line: row.reason for row in parsing.rejects(lines.where(f"NOT {parsing.sound(dataset)}"), dataset).collect()
+        row.line: row.reason for row in parsing.rejects(lines.where(f"NOT {parsing.valid(dataset)}"), dataset).collect()
     }
     assert sorted(refused) == list(range(1, len(broken) + 1))
     for number, (name, line) in enumerate(broken, 1):
         assert refused[number].startswith((name, "not a JSON object")), (refused[number], name, line)
-    assert len(parsing.rows(lines.where(parsing.sound(dataset)), dataset).collect()) == 1
+    assert len(parsing.rows(lines.where(parsing.valid(dataset)), dataset).collect()) == 1
 
 
 def test_a_message_of_a_newer_release_stops_the_query(world: World) -> None:
@@ -502,10 +502,10 @@ def test_a_message_of_a_newer_release_stops_the_query(world: World) -> None:
 
 @pytest.mark.parametrize("name", [kafka_value.CREATED_AT_HEADER, kafka_value.ROWS_HEADER])
 def test_a_header_that_is_not_decimal_digits_makes_a_message_unloadable(world: World, name: str) -> None:
-    sound = warm_up._message(DATASET, 2)
+    valid = warm_up._message(DATASET, 2)
     for spelling in (b"+%b", b" %b", b"%b\n", b"%b.0"):
-        headers = {**sound.headers, name: spelling % sound.headers[name]}
-        lines = parsing.lines(from_kafka(world, replace(sound, headers=headers)), DATASET)
+        headers = {**valid.headers, name: spelling % valid.headers[name]}
+        lines = parsing.lines(from_kafka(world, replace(valid, headers=headers)), DATASET)
         problems = {row.problem for row in lines.select("problem").collect()}
         assert problems == {"a header, created_at or rows, is missing or not a number"}
 
@@ -531,14 +531,14 @@ def test_a_query_stores_nothing_more_once_its_table_was_released(world: World, m
     tables = Tables(lake, DATASET)
     tables.prepare()
     messages = from_kafka(world, warm_up._message(DATASET, 2))
-    position = Position("t", {0: 1}, {0: 0}, "query-1", 0, generation="g")
+    position = LakePosition("t", {0: 1}, {0: 0}, "query-1", 0, generation="g")
     writer.write_rows(messages, DATASET, tables.rows.uri, "query-1", 0, position.encode())
     handle, found = tables.rows.current_version()
     assert found == position
-    tables.release(handle, Position("t", {0: 1}, generation="g"), {"query-1"})
-    later = Position("t", {0: 2}, {0: 1}, "query-1", 1, generation="g")
+    tables.release(handle, LakePosition("t", {0: 1}, generation="g"), {"query-1"})
+    later = LakePosition("t", {0: 2}, {0: 1}, "query-1", 1, generation="g")
     with pytest.raises(StoreDown, match="stored by another driver"):
         writer.write_rows(messages, DATASET, tables.rows.uri, "query-1", 1, later.encode())
-    assert tables.rows.position() == Position("t", {0: 1}, generation="g")
+    assert tables.rows.position() == LakePosition("t", {0: 1}, generation="g")
     with closing(EmbeddedReader(lake)) as reader:
         assert list(reader.counts(DATASET, 0, 10)) == [(2, 250, 250)]

@@ -6,7 +6,7 @@ import pytest
 
 from services.core.errors import NeedsOperator
 from services.datasets.logs import DATASET
-from services.lake.table import CLAIMED, Position
+from services.lake.table import CLAIMED, LakePosition
 from spark_jobs.checkpoint import Checkpoint, Offsets, starting_offsets, without_meaning
 from spark_jobs.recovery import rebuild, resume
 from spark_jobs.settings import StreamToLakeSettings
@@ -14,17 +14,17 @@ from spark_jobs.stream import LakeStream
 
 BOUNDS = {0: (0, 50), 1: (5, 50)}
 WHOLE = {0: (0, 50), 1: (0, 50)}
-STORED = Position("topic-1", {0: 20, 1: 30}, {0: 10, 1: 15}, "query-1", 7, generation="g")
-RELEASED = Position("topic-1", {0: 20, 1: 30})
+STORED = LakePosition("topic-1", {0: 20, 1: 30}, {0: 10, 1: 15}, "query-1", 7, generation="g")
+RELEASED = LakePosition("topic-1", {0: 20, 1: 30})
 ENDS = {6: {0: 10, 1: 15}, 7: {0: 20, 1: 30}, 8: {0: 21, 1: 30}}
 
 
-def begin(position: Position | None, checkpoint: Checkpoint | None, *, empty: bool = False) -> Offsets:
+def begin(position: LakePosition | None, checkpoint: Checkpoint | None, *, empty: bool = False) -> Offsets:
     return starting_offsets(DATASET, position, empty, checkpoint, "topic-1", WHOLE if empty else BOUNDS)
 
 
-@pytest.mark.parametrize("position", [None, Position("", {}, query=CLAIMED)], ids=["new", "claimed"])
-def test_nothing_there_begins_at_the_topics_beginning(position: Position | None) -> None:
+@pytest.mark.parametrize("position", [None, LakePosition("", {}, query=CLAIMED)], ids=["new", "claimed"])
+def test_nothing_there_begins_at_the_topics_beginning(position: LakePosition | None) -> None:
     assert begin(position, None, empty=True) == {}
     with pytest.raises(
         NeedsOperator, match=r"partition 1 of .* up to offset 0, .* has only 5 to 50: messages were del"
@@ -32,8 +32,8 @@ def test_nothing_there_begins_at_the_topics_beginning(position: Position | None)
         starting_offsets(DATASET, position, True, None, "topic-1", BOUNDS)
 
 
-@pytest.mark.parametrize("position", [None, Position("", {}, query=CLAIMED)], ids=["new", "claimed"])
-def test_a_crash_before_the_first_commit_begins_again(position: Position | None) -> None:
+@pytest.mark.parametrize("position", [None, LakePosition("", {}, query=CLAIMED)], ids=["new", "claimed"])
+def test_a_crash_before_the_first_commit_begins_again(position: LakePosition | None) -> None:
     assert begin(position, Checkpoint("query-1", -1, {0: {0: 5}}), empty=True) == {}
 
 
@@ -52,12 +52,12 @@ def test_a_released_table_begins_where_it_stands() -> None:
     [
         (STORED, None, "its checkpoint is missing"),
         (STORED, Checkpoint("query-2", 7, ENDS), "its checkpoint is of query query-2"),
-        (STORED, Checkpoint("query-1", 5, ENDS), "batch 5, and its table at batch 7"),
-        (STORED, Checkpoint("query-1", 8, ENDS), "batch 8, and its table at batch 7"),
-        (STORED, Checkpoint("query-1", 7, {7: {0: 20, 1: 29}}), "batch 7 ends at other offsets"),
-        (RELEASED, Checkpoint("query-1", 7, ENDS), "knows of batches up to 7"),
-        (None, Checkpoint("query-1", 7, ENDS), "knows of batches up to 7"),
-        (None, None, "rows that no batch of this job put there"),
+        (STORED, Checkpoint("query-1", 5, ENDS), "micro-batch 5, and its table at micro-batch 7"),
+        (STORED, Checkpoint("query-1", 8, ENDS), "micro-batch 8, and its table at micro-batch 7"),
+        (STORED, Checkpoint("query-1", 7, {7: {0: 20, 1: 29}}), "micro-batch 7 ends at other offsets"),
+        (RELEASED, Checkpoint("query-1", 7, ENDS), "knows of micro-batches up to 7"),
+        (None, Checkpoint("query-1", 7, ENDS), "knows of micro-batches up to 7"),
+        (None, None, "rows that no micro-batch of this job put there"),
         (STORED, Checkpoint("", 7, ENDS, frozenset({"metadata"})), "damaged: metadata cannot be read"),
         (STORED, Checkpoint("query-1", 7, ENDS, frozenset({"offsets/6"})), "damaged: offsets/6 cannot be read"),
         (
@@ -67,11 +67,11 @@ def test_a_released_table_begins_where_it_stands() -> None:
         ),
         (STORED, Checkpoint("query-1", 7, ENDS, frozenset({"commits/6"})), "damaged: commits/6 cannot be read"),
         (STORED, Checkpoint("query-1", 8, ENDS, frozenset({"commits/8"})), "damaged: commits/8 cannot be read"),
-        (RELEASED, Checkpoint("", 0, {}, frozenset({"metadata", "commits/0"})), "knows of batches up to 0"),
+        (RELEASED, Checkpoint("", 0, {}, frozenset({"metadata", "commits/0"})), "knows of micro-batches up to 0"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(
-    position: Position | None, checkpoint: Checkpoint | None, message: str
+    position: LakePosition | None, checkpoint: Checkpoint | None, message: str
 ) -> None:
     empty = position is None and checkpoint is not None
     with pytest.raises(NeedsOperator, match=message) as refused:
@@ -90,7 +90,7 @@ def test_what_does_not_belong_together_is_refused(
     ],
 )
 def test_what_the_topic_no_longer_has_is_refused(
-    position: Position, topic_id: str, bounds: dict[int, tuple[int, int]], message: str
+    position: LakePosition, topic_id: str, bounds: dict[int, tuple[int, int]], message: str
 ) -> None:
     with pytest.raises(NeedsOperator, match=message) as refused:
         starting_offsets(DATASET, position, False, None, topic_id, bounds)
@@ -100,22 +100,26 @@ def test_what_the_topic_no_longer_has_is_refused(
 
 
 def test_an_emptied_table_takes_any_topic() -> None:
-    emptied = Position(topic_id="", offsets={})
+    emptied = LakePosition(topic_id="", offsets={})
     assert starting_offsets(DATASET, emptied, True, None, "topic-2", WHOLE) == {}
 
 
 @pytest.mark.parametrize(
     ("topic_id", "bounds", "released"),
     [
-        ("topic-1", BOUNDS, Position("topic-1", {0: 20, 1: 30}, unfinished=STORED, generation="g")),
-        ("topic-1", {0: (0, 50), 1: (16, 50)}, Position("topic-1", {0: 20, 1: 30}, generation="g")),
-        ("topic-1", {0: (25, 50), 1: (25, 28), 2: (3, 9)}, Position("topic-1", {0: 25, 1: 28, 2: 3}, generation="g")),
-        ("topic-2", BOUNDS, Position("topic-2", {0: 0, 1: 5}, generation="g")),
+        ("topic-1", BOUNDS, LakePosition("topic-1", {0: 20, 1: 30}, unfinished=STORED, generation="g")),
+        ("topic-1", {0: (0, 50), 1: (16, 50)}, LakePosition("topic-1", {0: 20, 1: 30}, generation="g")),
+        (
+            "topic-1",
+            {0: (25, 50), 1: (25, 28), 2: (3, 9)},
+            LakePosition("topic-1", {0: 25, 1: 28, 2: 3}, generation="g"),
+        ),
+        ("topic-2", BOUNDS, LakePosition("topic-2", {0: 0, 1: 5}, generation="g")),
     ],
     ids=["all there", "the last batch is gone", "what comes next is gone", "another topic"],
 )
 def test_resuming_releases_the_table_where_the_topic_can_go_on(
-    topic_id: str, bounds: dict[int, tuple[int, int]], released: Position
+    topic_id: str, bounds: dict[int, tuple[int, int]], released: LakePosition
 ) -> None:
     stream, handle = Mock(dataset=DATASET), Mock()
     stream.tables.rows.current_version.return_value = (handle, STORED)
@@ -154,8 +158,8 @@ def test_rows_are_deleted_only_by_order() -> None:
     assert starting_offsets(DATASET, position, True, None, "topic-2", BOUNDS) == {0: 0, 1: 5}
 
 
-@pytest.mark.parametrize("position", [None, Position(topic_id="", offsets={})], ids=["new", "emptied"])
-def test_an_empty_table_can_begin_where_the_topic_begins_now(position: Position | None) -> None:
+@pytest.mark.parametrize("position", [None, LakePosition(topic_id="", offsets={})], ids=["new", "emptied"])
+def test_an_empty_table_can_begin_where_the_topic_begins_now(position: LakePosition | None) -> None:
     stream, handle = Mock(dataset=DATASET), Mock()
     handle.file_uris.return_value = []
     stream.tables.rows.current_version.return_value = (handle, position)
@@ -177,7 +181,7 @@ def test_an_empty_table_can_begin_where_the_topic_begins_now(position: Position 
     ],
 )
 def test_damage_that_loses_nothing_is_removed(
-    position: Position | None, checkpoint: Checkpoint | None, removed: list[str]
+    position: LakePosition | None, checkpoint: Checkpoint | None, removed: list[str]
 ) -> None:
     if checkpoint:
         begin(position, checkpoint, empty=position is None)
@@ -190,7 +194,7 @@ def test_a_topic_created_again_between_or_within_batches_ends_the_query() -> Non
     written: list[int] = []
     for ids, batches in ((["topic-2"], []), (["topic-1", "topic-2"], [8])):
         stream.topic.topic_id.side_effect = ids  # type: ignore[attr-defined]
-        stream._write_batch = lambda messages, batch: written.append(batch)  # type: ignore[method-assign]
+        stream._write_micro_batch = lambda messages, micro_batch: written.append(micro_batch)  # type: ignore[method-assign]
         with pytest.raises(NeedsOperator, match=r"created again while micro-batch 8 was under way.*--resume logs"):
             stream._write(Mock(), 8)
         assert written == batches

@@ -44,7 +44,7 @@ def reader(settings: LakeSettings) -> Iterator[ProcessReader]:
 
 def pid(reader: ProcessReader) -> int:
     """Of the process that answers the next query."""
-    process = reader._workers[-1]._process
+    process = reader._processes[-1]._process
     assert process is not None
     assert process.pid is not None
     return process.pid
@@ -54,7 +54,7 @@ def test_a_process_is_kept_for_the_next_query(reader: ProcessReader) -> None:
     first = pid(reader)
     assert reader.execute(COUNT, 9).rows == [(1,)]
     assert pid(reader) == first
-    assert [worker._process is None for worker in reader._workers] == [True] * (PROCESSES - 1) + [False]
+    assert [worker._process is None for worker in reader._processes] == [True] * (PROCESSES - 1) + [False]
 
 
 def test_a_query_over_its_time_ends_with_its_process(reader: ProcessReader) -> None:

@@ -27,7 +27,7 @@ from services.datasets.logs import DATASET as LOGS
 from services.lake import reader as lake_reader
 from services.lake import table as lake
 from services.lake.embedded import DataFusion, EmbeddedReader, OutOfMemory
-from services.lake.table import Position, Table, table_uri
+from services.lake.table import LakePosition, Table, table_uri
 from services.lake.writer import EmbeddedWriter
 from services.runtime.settings import LakeSettings
 from spark_jobs.tables import Tables
@@ -78,7 +78,7 @@ def test_the_position_is_that_of_the_last_batch_behind_any_maintenance(
     reader: EmbeddedReader, settings: LakeSettings
 ) -> None:
     for batch_id in range(3):
-        position = Position("t", {0: 10 * batch_id, 1: 5}, {0: 0}, "q", batch_id)
+        position = LakePosition("t", {0: 10 * batch_id, 1: 5}, {0: 0}, "q", batch_id)
         lake_tables.append(settings, LOGS, [log(batch_id)], position)
         assert reader.position(LOGS).offsets == {0: 10 * batch_id, 1: 5}
     table = DeltaTable(table_uri(settings, LOGS.name))
@@ -180,7 +180,7 @@ def test_the_newest_rows_are_looked_for_in_the_newest_files_first(
     ten_files: LakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lake_reader, "_FEWEST", 2)
-    monkeypatch.setattr(lake_reader, "_ONE_OF", 1)
+    monkeypatch.setattr(lake_reader, "_ROWS_FOR_ONE", 1)
     reader = EmbeddedReader(ten_files)
 
     def page(**of_page: Any) -> tuple[list[int], int]:
@@ -226,7 +226,7 @@ def test_a_page_is_the_same_wherever_its_rows_are_looked_for_first(
     whole = reader.execute(query, 3).rows
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lake_reader, "_FEWEST", 1)
-        patch.setattr(lake_reader, "_ONE_OF", 1)
+        patch.setattr(lake_reader, "_ROWS_FOR_ONE", 1)
         assert reader.execute(query, 3).rows == whole
 
 
@@ -250,10 +250,10 @@ def test_a_query_that_needs_more_memory_than_it_may_use_is_refused(ten_files: La
 
 
 def test_a_table_created_again_is_read_again(reader: EmbeddedReader, settings: LakeSettings) -> None:
-    lake_tables.append(settings, LOGS, [log(1), log(2)], Position("t", {0: 9}, query="q", micro_batch=0))
+    lake_tables.append(settings, LOGS, [log(1), log(2)], LakePosition("t", {0: 9}, query="q", owner_number=0))
     assert reader.position(LOGS).offsets == {0: 9}
     tables = Tables(settings, LOGS)
-    tables.empty(Position.first(), ())
+    tables.empty(LakePosition.first(), ())
     assert reader.execute(StatsQuery(LOGS), 9).rows == [(0,)]
     assert reader.position(LOGS).offsets == {}
     assert tables.is_empty()
@@ -266,14 +266,14 @@ def test_a_position_names_the_table_its_generation_and_the_topic(
     tables = Tables(settings, LOGS)
     tables.prepare()
     assert reader.position(LOGS) == StorePosition("", "", {})
-    lake_tables.append(settings, LOGS, [log(1)], Position("t", {0: 9}))
+    lake_tables.append(settings, LOGS, [log(1)], LakePosition("t", {0: 9}))
     metadata_id = str(DeltaTable(table_uri(settings, LOGS.name)).metadata().id)
     assert reader.position(LOGS) == StorePosition(metadata_id, "t", {0: 9})
-    tables.empty(Position.first(), ())
+    tables.empty(LakePosition.first(), ())
     emptied = reader.position(LOGS)
     assert emptied.table_id.startswith(f"{metadata_id}/")
     assert (emptied.topic_id, emptied.offsets) == ("", {})
-    tables.empty(Position.first(), ())
+    tables.empty(LakePosition.first(), ())
     assert reader.position(LOGS).table_id not in (metadata_id, emptied.table_id)
 
 

@@ -11,7 +11,7 @@ from services.datasets.logs import DATASET
 from services.lake import refill
 from services.lake.embedded import EmbeddedReader
 from services.lake.refill import RefillWriter
-from services.lake.table import Position, Table, table_uri
+from services.lake.table import LakePosition, Table, table_uri
 from services.lake.writer import EmbeddedWriter, commit_rows
 from services.runtime.settings import LakeSettings
 from spark_jobs.tables import Tables
@@ -43,7 +43,7 @@ def replayed(batch: int, rows: int = 1) -> Block:
     return block(batch, batch, batch, topic_id="replay:1", rows=rows)
 
 
-def position(settings: LakeSettings) -> Position | None:
+def position(settings: LakeSettings) -> LakePosition | None:
     return Table(table_uri(settings, DATASET.name)).position()
 
 
@@ -98,7 +98,7 @@ def test_a_commit_of_the_stream_in_between_is_seen(
 def test_a_table_of_spark_is_filled_and_stays_its_own(
     settings: LakeSettings, reader: EmbeddedReader, writer: RefillWriter
 ) -> None:
-    of_spark = Position(TOPIC, {0: 7}, {0: 3}, "a-query", 4, generation="g")
+    of_spark = LakePosition(TOPIC, {0: 7}, {0: 3}, "a-query", 4, generation="g")
     lake_tables.append(settings, DATASET, [log(3)], of_spark)
     writer.begin(DATASET, TOPIC, BOUNDS)
     writer.write([replayed(1)])
@@ -123,13 +123,13 @@ def test_rows_that_are_not_sound_are_returned_and_the_others_stored(
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (Position("another", {0: 7}, generation="g"), "was deleted and created again since"),
-        (Position(TOPIC, {0: 107}, generation="g"), "stands at offset 107 of partition 0, which has only 5 to 100"),
-        (Position(TOPIC, {0: 4}, generation="g"), "stands at offset 4"),
+        (LakePosition("another", {0: 7}, generation="g"), "was deleted and created again since"),
+        (LakePosition(TOPIC, {0: 107}, generation="g"), "stands at offset 107 of partition 0, which has only 5 to 100"),
+        (LakePosition(TOPIC, {0: 4}, generation="g"), "stands at offset 4"),
     ],
 )
 def test_a_stream_that_cannot_go_on_is_resumed_first(
-    settings: LakeSettings, writer: RefillWriter, found: Position, message: str
+    settings: LakeSettings, writer: RefillWriter, found: LakePosition, message: str
 ) -> None:
     lake_tables.append(settings, DATASET, [log(3)], found)
     with pytest.raises(NeedsOperator, match=f"{message}.*logpipe stream-to-lake --resume logs"):
@@ -147,7 +147,7 @@ def test_a_table_that_was_emptied_meanwhile_gets_nothing(settings: LakeSettings,
     writer.begin(DATASET, TOPIC, BOUNDS)
     writer.write([replayed(1)])
     Tables(settings, DATASET).prepare()
-    Tables(settings, DATASET).empty(Position.first(TOPIC), ())
+    Tables(settings, DATASET).empty(LakePosition.first(TOPIC), ())
     with pytest.raises(NeedsOperator, match="was emptied"):
         writer.write([replayed(2)])
     assert stored(EmbeddedReader(settings)) == []

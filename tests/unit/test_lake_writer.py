@@ -14,7 +14,7 @@ from services.core.ports import Block
 from services.core.rows import Row, RowCodec
 from services.datasets.logs import DATASET
 from services.lake.embedded import EmbeddedReader
-from services.lake.table import EMBEDDED, Position, Table, table_uri
+from services.lake.table import EMBEDDED, LakePosition, Table, table_uri
 from services.lake.writer import EmbeddedWriter
 from services.runtime.settings import LakeSettings
 from spark_jobs.tables import Tables
@@ -107,8 +107,8 @@ def test_a_commit_that_comes_in_between_is_seen(
         lambda: DeltaTable(uri).optimize.compact(),
     ]
     other.prepare(DATASET)
-    lake_tables.append(settings, DATASET, [log(8)], Position("t", {1: 1}, query=EMBEDDED))
-    lake_tables.append(settings, DATASET, [log(9)], Position("t", {1: 2}, query=EMBEDDED))
+    lake_tables.append(settings, DATASET, [log(8)], LakePosition("t", {1: 1}, query=EMBEDDED))
+    lake_tables.append(settings, DATASET, [log(9)], LakePosition("t", {1: 2}, query=EMBEDDED))
 
     def interrupted(looked_at: Table) -> Any:
         found = current_version(looked_at)
@@ -172,7 +172,7 @@ def test_a_column_of_a_newer_description_is_left_out(writer: EmbeddedWriter, rea
 def test_a_table_filled_by_spark_is_refused_until_it_is_released(
     writer: EmbeddedWriter, reader: EmbeddedReader, settings: LakeSettings
 ) -> None:
-    unfinished = Position("t", {0: 5}, {0: 0}, "11-22", 7)
+    unfinished = LakePosition("t", {0: 5}, {0: 0}, "11-22", 7)
     lake_tables.append(settings, DATASET, [log(1)], unfinished)
     for attempt in (lambda: writer.positions(DATASET, "t"), lambda: writer.write([block(2, 5, 9)])):
         with pytest.raises(NeedsOperator, match="logpipe stream-to-lake --resume logs"):
@@ -181,14 +181,14 @@ def test_a_table_filled_by_spark_is_refused_until_it_is_released(
     handle, _ = tables.rows.current_version()
     lake_tables.append(settings, DATASET, [log(1)], unfinished)
     with pytest.raises(NeedsOperator, match="is being written: stop its writer"):
-        tables.release(handle, Position("t", {0: 5}), ())
+        tables.release(handle, LakePosition("t", {0: 5}), ())
     tables.rows.current_version()[0].delete("id >= 0")
     lake_tables.append(settings, DATASET, [log(1)], unfinished)
-    tables.release(tables.rows.current_version()[0], Position("t", {0: 5}, unfinished=unfinished), ())
+    tables.release(tables.rows.current_version()[0], LakePosition("t", {0: 5}, unfinished=unfinished), ())
     assert writer.positions(DATASET, "t") == {0: 5}
     writer.write([block(2, 5, 9)])
     assert stored(reader) == [(1, 1, 1), (2, 1, 1)]
-    assert Table(table_uri(settings, DATASET.name)).position() == Position(
+    assert Table(table_uri(settings, DATASET.name)).position() == LakePosition(
         "t", {0: 10}, query=EMBEDDED, unfinished=unfinished
     )
 
@@ -199,7 +199,7 @@ def test_a_table_that_was_emptied_is_filled_again(
     writer.write([block(1, 0, 4)])
     tables = Tables(settings, DATASET)
     tables.prepare()
-    tables.empty(Position.first(), ())
+    tables.empty(LakePosition.first(), ())
     assert writer.positions(DATASET, "t") == {}
     with pytest.raises(Fenced):
         writer.write([block(2, 5, 9)])
@@ -212,7 +212,7 @@ def test_a_table_that_was_emptied_is_filled_again(
 def test_a_table_of_the_last_release_keeps_its_identity(
     writer: EmbeddedWriter, reader: EmbeddedReader, settings: LakeSettings
 ) -> None:
-    lake_tables.append(settings, DATASET, [log(1)], Position("t", {0: 5}, query=EMBEDDED))
+    lake_tables.append(settings, DATASET, [log(1)], LakePosition("t", {0: 5}, query=EMBEDDED))
     before = reader.position(DATASET)
     writer.write([block(2, 5, 9)])
     assert reader.position(DATASET) == StorePosition(before.table_id, "t", {0: 10})
@@ -239,16 +239,16 @@ def test_of_two_writers_that_find_the_table_free_one_begins(settings: LakeSettin
     tables.prepare()
     free, _ = tables.rows.current_version()
     assert embedded.positions(DATASET, "t") == {}
-    tables.claim(free, Position.first())
+    tables.claim(free, LakePosition.first())
     with pytest.raises(NeedsOperator, match="is filled by Spark"):
         embedded.write([block(1, 0, 4)])
     with pytest.raises(StoreDown):
-        tables.claim(free, Position.first())
-    tables.release(tables.rows.current_version()[0], Position.first("t"), ())
+        tables.claim(free, LakePosition.first())
+    tables.release(tables.rows.current_version()[0], LakePosition.first("t"), ())
     free, _ = tables.rows.current_version()
     embedded.write([block(1, 0, 4)])
     with pytest.raises(StoreDown):
-        tables.claim(free, Position.first())
+        tables.claim(free, LakePosition.first())
 
 
 def test_a_writer_that_was_suspended_over_the_end_of_writes_is_fenced(
@@ -269,7 +269,7 @@ def test_nobody_can_tell_whether_a_batch_of_spark_is_under_way(writer: EmbeddedW
     writer.end_writes(DATASET)  # of a table without a position
     writer.write([block(1, 0, 4)])
     writer.end_writes(DATASET)
-    lake_tables.append(settings, DATASET, [log(2)], Position("t", {0: 9}, query="some-query", micro_batch=0))
+    lake_tables.append(settings, DATASET, [log(2)], LakePosition("t", {0: 9}, query="some-query", owner_number=0))
     with pytest.raises(NeedsOperator, match="stop stream-to-lake, run `logpipe stream-to-lake --resume logs`"):
         writer.end_writes(DATASET)
     EmbeddedWriter(LakeSettings(hdfs_url=settings.hdfs_url, lake_path="/none")).end_writes(DATASET)  # without a table

@@ -25,9 +25,9 @@ def lake_refuses(dataset: Dataset, line: bytes) -> bool:
 
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda dataset: dataset.name)
 def test_a_line_that_breaks_one_rule_is_refused_by_every_check(dataset: Dataset) -> None:
-    sound = json.dumps(good(dataset)).encode()
-    assert line_check(dataset).check([sound]).problems == {}
-    assert not lake_refuses(dataset, sound)
+    valid = json.dumps(good(dataset)).encode()
+    assert line_check(dataset).check([valid]).problems == {}
+    assert not lake_refuses(dataset, valid)
     for name, line in bad(dataset):
         text = json.dumps(line).encode()
         assert line_check(dataset).check([text]).problems, (name, line)

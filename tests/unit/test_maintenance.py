@@ -17,7 +17,7 @@ from services.datasets.logs import DATASET
 from services.lake import maintenance
 from services.lake.embedded import EmbeddedReader
 from services.lake.maintenance import TableMaintenance
-from services.lake.table import Position, table_uri
+from services.lake.table import LakePosition, table_uri
 from services.lake.writer import EmbeddedWriter
 from services.runtime.settings import LakeSettings
 from tests import lake_tables
@@ -53,7 +53,7 @@ def rows(batch: int, day: int = 0, count: int = 3) -> list[Row]:
 
 def fill(settings: LakeSettings, batches: int, days: int = 1) -> None:
     for batch in range(1, batches + 1):
-        lake_tables.append(settings, DATASET, rows(batch, batch % days), Position("t", {0: batch}, {}, "q", batch))
+        lake_tables.append(settings, DATASET, rows(batch, batch % days), LakePosition("t", {0: batch}, {}, "q", batch))
 
 
 def content(reader: EmbeddedReader) -> tuple[list[tuple[int, int, int]], int]:
@@ -115,7 +115,7 @@ def test_a_position_is_not_repeated_over_a_newer_one(
 
     def overtaken() -> object:
         found = current_version()
-        lake_tables.append(settings, DATASET, rows(4), Position("t", {0: 4}, {}, "q", 4))
+        lake_tables.append(settings, DATASET, rows(4), LakePosition("t", {0: 4}, {}, "q", 4))
         return found
 
     monkeypatch.setattr(table._table, "current_version", overtaken)

@@ -1,4 +1,4 @@
-"""When the warm-up of Spark ends, and that its made-up messages are sound."""
+"""When the warm-up of Spark ends, and that its made-up messages are valid."""
 
 from collections.abc import Iterator
 from itertools import count, pairwise

@@ -22,7 +22,7 @@ from services.core.ports import Block
 from services.core.rows import Row, RowCodec, Rows, checksum
 from services.lake.lines import LineReader
 from services.lake.log import TableLog
-from services.lake.schema import layout
+from services.lake.schema import writer_properties
 from services.lake.table import Table, table_uri
 from services.postgres.connection import Connection, connect
 from services.runtime.settings import LakeSettings
@@ -103,7 +103,7 @@ def plant_days(postgres_url: str, clickhouse_url: str, lake: LakeSettings, datas
                 (len(rows), checksum(encoded), rows[0][1], batch_id),
             )
             writer.write([block])
-            write_deltalake(handle, lines.table(block), mode="append", writer_properties=layout(dataset))
+            write_deltalake(handle, lines.table(block), mode="append", writer_properties=writer_properties(dataset))
         connection.execute("ANALYZE")
 
 

@@ -22,7 +22,7 @@ from services import datasets, stores
 from services.bench.cases.figures import Figure, Matrix
 from services.generator.load import Load
 from services.ingest_client.client import IngestClient
-from services.lake.schema import layout
+from services.lake.schema import writer_properties
 from services.lake.snapshot import Snapshot
 from services.lake.table import table_uri
 from services.local.maintenance import maintain_once
@@ -128,7 +128,7 @@ def _shatter(stack: Stack) -> None:
             pa.RecordBatchReader.from_stream(written.engine.execute(some)),
             mode="append",
             target_file_size=int(4 * row_bytes * _SMALL_FILE_ROWS),  # it counts them before they are compressed
-            writer_properties=layout(datasets.find("logs")),
+            writer_properties=writer_properties(datasets.find("logs")),
         )
 
     with ThreadPoolExecutor(_SHATTERERS) as pool:

@@ -1,4 +1,4 @@
-"""Resolves former attempts at an insert: ends them, and then searches the table for their rows."""
+"""Former attempts at an insert: this module ends them, and searches the table for their rows."""
 
 import hashlib
 from collections.abc import Iterator, Sequence, Set
@@ -12,29 +12,29 @@ from services.core.ids import batch_of
 from services.core.ports import Block, group_range
 from services.stores.clickhouse import STORE
 from services.stores.clickhouse.client import translated
-from services.stores.clickhouse.names import quoted, stored
-from services.stores.clickhouse.statements import among_ids_of, select
-from services.stores.clickhouse.tables import insert_into
+from services.stores.clickhouse.names import quoted, stored_name
+from services.stores.clickhouse.statements import among_ids_of, insert_prefix, select
 
 _IDS_AT_ONCE = 2000  # ids of one query, whose text names each of them
 
 
 def query_id(blocks: Sequence[Block]) -> str:
     """Return the query id of an insert. The ids of all attempts at the same messages have the same beginning."""
-    return f"{_family(blocks)}-{blocks[0].attempt}"
+    return f"{_common_query_id(blocks)}-{blocks[0].attempt}"
 
 
-def end(client: Client, blocks: Sequence[Block]) -> None:
+def end_attempts(client: Client, blocks: Sequence[Block]) -> None:
     """Kill the inserts of the same messages that are still running, and wait for their end. Raises StoreDown."""
-    _kill(client, _has_id(_family(blocks)))
+    _kill(client, _query_id_starts_with(_common_query_id(blocks)))
 
 
-def end_all(client: Client, dataset: Dataset) -> None:
-    """Kill every insert of the dataset's rows that is still running, and wait for their end. Raises StoreDown.
+def end_inserts(client: Client, dataset: Dataset) -> None:
+    """Kill all running inserts of the dataset's rows, and wait for their end. Raises StoreDown.
 
     Inserts are found by their statement, too: older releases gave them other query ids.
     """
-    _kill(client, f"{_has_id(_prefix(dataset))} OR startsWith(query, '{insert_into(dataset)}')")
+    by_id = _query_id_starts_with(_query_id_prefix(dataset))
+    _kill(client, f"{by_id} OR startsWith(query, '{insert_prefix(dataset)}')")
 
 
 def stored_ids_of_batches(client: Client, blocks: Sequence[Block], batches: Set[int]) -> Set[int]:
@@ -42,8 +42,8 @@ def stored_ids_of_batches(client: Client, blocks: Sequence[Block], batches: Set[
     if not batches:
         return set()
     day = next(block.day for block in blocks if block.rows)
-    on_day = f"toYYYYMMDD({stored(CREATED_AT)}) = toYYYYMMDD(toDate({day}))"
-    # Foreign messages may name batches that are far apart: then the ranges have ids of many others, too.
+    on_day = f"toYYYYMMDD({stored_name(CREATED_AT)}) = toYYYYMMDD(toDate({day}))"
+    # Foreign messages may name batches that are far apart. Then the ranges have ids of many other batches, too.
     found = _ids(client, blocks[0].dataset, f"{on_day} AND ({among_ids_of(batches)})")
     return {row_id for row_id in found if batch_of(row_id) in batches}
 
@@ -64,15 +64,15 @@ def _ids(client: Client, dataset: Dataset, condition: str) -> Iterator[int]:
             yield from columns[0]
 
 
-def _family(blocks: Sequence[Block]) -> str:
-    return _prefix(blocks[0].dataset) + hashlib.sha256(group_range(blocks).encode()).hexdigest()[:32]
+def _common_query_id(blocks: Sequence[Block]) -> str:
+    return _query_id_prefix(blocks[0].dataset) + hashlib.sha256(group_range(blocks).encode()).hexdigest()[:32]
 
 
-def _prefix(dataset: Dataset) -> str:
+def _query_id_prefix(dataset: Dataset) -> str:
     return f"insert-{dataset.name}-"
 
 
-def _has_id(beginning: str) -> str:
+def _query_id_starts_with(beginning: str) -> str:
     return f"startsWith(query_id, '{beginning}')"
 
 

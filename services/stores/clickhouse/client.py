@@ -1,4 +1,4 @@
-"""The connection over HTTP, and ClickHouse's errors as the pipeline's."""
+"""The connection over HTTP, and the translation of ClickHouse's errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,13 @@ _CONNECT_TIMEOUT = 5  # seconds
 # Codes of errors.
 TIMEOUT = 159
 TOO_LARGE = 396
-_OVERLOADED = {TIMEOUT, 202, 241, 252, 439}  # too slow, too many queries, memory, too many parts, no free thread
+_OVERLOADED = {
+    TIMEOUT,
+    202,
+    241,
+    252,
+    439,
+}  # too slow, too many queries, memory, too many ClickHouse parts, no free thread
 
 
 @contextmanager
@@ -40,7 +46,7 @@ def connect(url: str, timeout: int) -> Client:
     with translated():
         return clickhouse_connect.get_client(
             dsn=url,
-            interface=urlsplit(url).scheme,  # the driver itself looks at the port only, and would send in the clear
+            interface=urlsplit(url).scheme,  # without it, the driver decides by the port, and would not encrypt
             connect_timeout=_CONNECT_TIMEOUT,
             send_receive_timeout=timeout,
             autogenerate_session_id=False,  # a session would run only one query at a time

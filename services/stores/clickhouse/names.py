@@ -7,6 +7,6 @@ def quoted(name: str) -> str:
     return f"`{name}`"
 
 
-def stored(column: Column) -> str:
+def stored_name(column: Column) -> str:
     """Return the quoted name of the column that is stored for a column of the description."""
     return quoted(f"{column.name}_utc" if column.kind == "timestamp" else column.name)

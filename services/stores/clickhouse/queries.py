@@ -18,7 +18,7 @@ from services.core.rows import Row
 from services.core.stopping import Stop
 from services.stores.clickhouse import STORE, rollups, traffic
 from services.stores.clickhouse.client import TIMEOUT, TOO_LARGE, translated
-from services.stores.clickhouse.names import quoted, stored
+from services.stores.clickhouse.names import quoted, stored_name
 from services.stores.clickhouse.statements import Statement, canonical, columns, select, where
 
 _RECENT = (10_000_000, DAY)  # microseconds within which the newest rows are looked for before all others (ADR 0011)
@@ -38,7 +38,7 @@ class Execution:
         self._stop = stop or Stop()
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
-        # The server caches which parts of a table a condition excludes. A scan for comparison must read these parts.
+        # The server caches which ranges of rows a condition excludes. A scan for comparison must read these rows, too.
         self._settings = {"use_query_condition_cache": 0} if scan else {}
         self.milliseconds = 0.0
         self.scanned: dict[str, Any] = {}
@@ -100,13 +100,12 @@ def run(execution: Execution, query: Query, as_of: int) -> QueryResult:
 def _page(execution: Execution, query: ListQuery, as_of: int) -> list[Row]:
     """Return the rows of a list. For the newest rows, the last seconds and the last day are read first.
 
-    A page that these fill needs few of the table's parts.
+    A page that these fill needs few of the table's ClickHouse parts.
     """
     conditions, parameters = where(query.dataset, query.filters, as_of)
     for since in _recent(query):
-        recent = (
-            f"{stored(query.dataset.by_name[query.dataset.time])} >= fromUnixTimestamp64Micro({{since:Int64}}, 'UTC')"
-        )
+        time = stored_name(query.dataset.by_name[query.dataset.time])
+        recent = f"{time} >= fromUnixTimestamp64Micro({{since:Int64}}, 'UTC')"
         text, values = _list(query, f"{recent} AND {conditions}", {**parameters, "since": since})
         rows = execution.fetch(f"{text} SETTINGS max_threads = 1", values)
         if len(rows) == query.limit:
@@ -128,7 +127,7 @@ def _list(query: ListQuery, where: str, parameters: Mapping[str, Any]) -> Statem
     by_name = {column.name: column for column in (ID, CREATED_AT, *dataset.columns)}
     names = dict.fromkeys((query.order_by, ID.name))
     direction = "DESC" if query.descending else "ASC"
-    order = ", ".join(f"{stored(by_name[name])} {direction}" for name in names)
+    order = ", ".join(f"{stored_name(by_name[name])} {direction}" for name in names)
     page = {**parameters, "limit": query.limit, "offset": query.offset}
     if query.after:
         where += f" AND {_after(by_name[query.order_by], '<' if query.descending else '>')}"
@@ -142,7 +141,7 @@ def _after(column: Column, operator: str) -> str:
     """Return the condition for rows beyond (`after`, `after_id`). Its first part alone can use the table's order."""
     if column is ID:
         return f"id {operator} {{after_id:Int64}}"
-    name, value = stored(column), "{after:String}"
+    name, value = stored_name(column), "{after:String}"
     if column.kind == "timestamp":
         value = "fromUnixTimestamp64Micro({after:Int64}, 'UTC')"
     return f"{name} {operator}= {value} AND ({name} {operator} {value} OR id {operator} {{after_id:Int64}})"

@@ -16,7 +16,7 @@ from services.core.rows import Row
 from services.core.stopping import Stop
 from services.stores.clickhouse import STORE, queries, tables
 from services.stores.clickhouse.client import connect, translated
-from services.stores.clickhouse.names import stored
+from services.stores.clickhouse.names import stored_name
 from services.stores.clickhouse.statements import among_ids_of, columns, select
 
 _TIMEOUT = 660  # seconds, more than any query may take, because the server ends queries
@@ -55,10 +55,10 @@ class ClickHouseReader:
         return tables.table_id(self._client, dataset)
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        yield from self._range(select(_COUNTS, dataset, _BATCHES, _BY_BATCH), first, last)
+        yield from self._batches_between(select(_COUNTS, dataset, _BATCHES, _BY_BATCH), first, last)
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
-        yield from self._range(select(columns(dataset), dataset, _BATCHES), first, last)
+        yield from self._batches_between(select(columns(dataset), dataset, _BATCHES), first, last)
 
     def counts_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[tuple[int, int, int]]:
         for at in range(0, len(batches), _AT_ONCE):
@@ -72,7 +72,7 @@ class ClickHouseReader:
         if self._connected is not None:
             self._connected.close()
 
-    def _range(self, statement: str, first: int, last: int) -> Iterator[Row]:
+    def _batches_between(self, statement: str, first: int, last: int) -> Iterator[Row]:
         return self._stream(statement, {"start": first_id(first), "end": end_id(last)})
 
     def _stream(self, statement: str, parameters: dict[str, int]) -> Iterator[Row]:
@@ -82,9 +82,9 @@ class ClickHouseReader:
 
 
 def _any_of(batches: Sequence[Batch]) -> str:
-    """Return the condition for rows of these batches, which also excludes the parts of other days and other ids."""
+    """Return the condition for rows of these batches. It also excludes the ClickHouse parts of other days and ids."""
     days = sorted({to_datetime(batch.created_at).date().isoformat() for batch in batches})
     listed = ", ".join(f"toDate('{day}')" for day in days)
     ids = among_ids_of({batch.batch_id for batch in batches})
     each = ", ".join(str(int(batch.batch_id)) for batch in batches)
-    return f"toDate({stored(CREATED_AT)}) IN ({listed}) AND ({ids}) AND {_BATCH} IN ({each})"
+    return f"toDate({stored_name(CREATED_AT)}) IN ({listed}) AND ({ids}) AND {_BATCH} IN ({each})"

@@ -1,8 +1,8 @@
 """The rollup in ClickHouse is a projection of the dataset's table.
 
-A projection is part of each data part: ClickHouse writes, deduplicates, merges and deletes it with the rows, and counts
-the rows of parts that are older than the projection. The rollup is therefore never behind and never wrong, and needs
-no maintenance (ADR 0009 compares it with a materialised view).
+Each ClickHouse part contains the projection of its rows: ClickHouse writes, deduplicates, merges and deletes it with
+the rows, and scans the ClickHouse parts that are older than the projection. The rollup is therefore never behind and
+never wrong, and needs no maintenance (ADR 0009 compares it with a materialised view).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from services.core.local_week import WEEK, Offset
 from services.core.queries import MINUTE, AggregateQuery, Query, TrafficQuery
 from services.core.result_size import MAX_GROUPS
 from services.core.rollups import Plan, Times
-from services.stores.clickhouse.names import quoted, stored
+from services.stores.clickhouse.names import quoted, stored_name
 
 BATCH_SPAN_BITS = 6
 """The projection counts spans of 64 batches. A query as of a batch within a span scans the rows of that span."""
@@ -27,7 +27,7 @@ _SPAN = f"bitShiftRight(id, {ROW_BITS + BATCH_SPAN_BITS})"
 
 
 def prepare(client: Client, dataset: Dataset) -> None:
-    """Add the projection to the dataset's table, and to the parts that existed before it; idempotent."""
+    """Add the projection to the dataset's table, and to the ClickHouse parts that are older; idempotent."""
     alter, name = f"ALTER TABLE {quoted(dataset.name)}", rollups.name(dataset)
     keys = ", ".join([_minute(_time(dataset)), *map(quoted, dataset.groupings), _SPAN])
     # Rows that an operator deletes leave the counts, too.
@@ -92,7 +92,7 @@ def minute_of_week(offsets: Sequence[Offset], time: str) -> str:
 
 
 def _time(dataset: Dataset) -> str:
-    return stored(dataset.by_name[dataset.time])
+    return stored_name(dataset.by_name[dataset.time])
 
 
 def _minute(time: str) -> str:

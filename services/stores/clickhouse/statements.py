@@ -1,12 +1,12 @@
-"""Parts of statements. Names come from dataset descriptions, and every value is a parameter, which the server binds."""
+"""Fragments of SQL. Names come from dataset descriptions, and every value is a parameter, which the server binds."""
 
 from collections.abc import Set
 from typing import Any, Literal
 
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
-from services.core.ids import end_id, first_id, spans
+from services.core.ids import batch_ranges, end_id, first_id
 from services.core.queries import Filters, like_pattern
-from services.stores.clickhouse.names import quoted, stored
+from services.stores.clickhouse.names import quoted, stored_name
 
 _MOST_RANGES = 100  # of ids in one statement
 
@@ -21,9 +21,14 @@ def select(
     return f"SELECT {what} FROM {quoted(dataset.name)} {clause} {where} {rest}"  # noqa: S608
 
 
+def insert_prefix(dataset: Dataset) -> str:
+    """Return the text with which every insert of the dataset's rows begins. It contains no quotation mark."""
+    return f"INSERT INTO {quoted(dataset.name)} ("
+
+
 def among_ids_of(batches: Set[int]) -> str:
-    """Return the condition for ids of these batches, as a few ranges, which may have ids of other batches, too."""
-    ranges = spans(batches, _MOST_RANGES)
+    """Return the condition for ids of these batches: a few ranges, which may have ids of other batches, too."""
+    ranges = batch_ranges(batches, _MOST_RANGES)
     return " OR ".join(f"id >= {first_id(first):d} AND id < {end_id(last):d}" for first, last in ranges)
 
 
@@ -33,12 +38,13 @@ def columns(dataset: Dataset) -> str:
 
 
 def canonical(column: Column) -> str:
+    """Return the expression that selects the column in canonical form."""
     match column.kind:
         case "timestamp":
-            return f"toUnixTimestamp64Micro({stored(column)})"
+            return f"toUnixTimestamp64Micro({stored_name(column)})"
         case "uuid":
-            return f"toString({stored(column)})"
-    return stored(column)
+            return f"toString({stored_name(column)})"
+    return stored_name(column)
 
 
 def where(dataset: Dataset, filters: Filters, as_of: int) -> Statement:
@@ -50,7 +56,7 @@ def where(dataset: Dataset, filters: Filters, as_of: int) -> Statement:
         parameters[f"equals{index}"] = value
     for operator, name, bound in ((">=", "start", filters.start), ("<", "end", filters.end)):
         if bound is not None:
-            column = stored(dataset.by_name[dataset.time])
+            column = stored_name(dataset.by_name[dataset.time])
             conditions.append(f"{column} {operator} fromUnixTimestamp64Micro({{{name}:Int64}}, 'UTC')")
             parameters[name] = bound
     if filters.text:

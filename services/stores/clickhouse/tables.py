@@ -13,9 +13,9 @@ from services.core.instants import DAY, to_datetime
 from services.runtime.settings import ClickHouseSettings
 from services.stores.clickhouse import rollups, views
 from services.stores.clickhouse.client import connect, translated
-from services.stores.clickhouse.names import quoted, stored
+from services.stores.clickhouse.names import quoted, stored_name
 
-_REMEMBERED_BLOCKS = 100_000  # the newest inserts, whose tokens the table keeps: 28 hours at one insert a second
+_REMEMBERED_TOKENS = 100_000  # the tokens of the newest inserts, which the table keeps: 28 hours at one a second
 _DROP_TIMEOUT = 60  # seconds
 
 _TYPES = {
@@ -34,17 +34,12 @@ _STORAGE = {
     "json": "DEFAULT '{}' CODEC(ZSTD(1))",
     "uuid": "",
 }
-_GRANULE_ROWS = 2048  # the fewest rows that are read of a part, even for the newest 100 rows (ADR 0011)
+_GRANULE_ROWS = 2048  # the fewest rows that are read of a ClickHouse part, even for the newest 100 rows (ADR 0011)
 _INDEXED_GRANULES = 4
 # An acknowledged insert is on the disk, because the position that is saved after the insert survives a loss of power.
 _DURABLE = "fsync_after_insert = 1, fsync_part_directory = 1"
 # A search skips the granules that lack a sequence of four bytes of the text. Finer indexes cost more (ADR 0007).
 _SEARCH_INDEX = f"TYPE ngrambf_v1(4, 32768, 2, 0) GRANULARITY {_INDEXED_GRANULES}"
-
-
-def insert_into(dataset: Dataset) -> str:
-    """Return the text with which every insert of the dataset's rows begins. It contains no quotation mark."""
-    return f"INSERT INTO {quoted(dataset.name)} ("
 
 
 def prepare(client: Client, dataset: Dataset) -> None:
@@ -56,7 +51,7 @@ def prepare(client: Client, dataset: Dataset) -> None:
         found = _column_types(client, dataset)
         for column in dataset.columns:
             wanted = _TYPES[column.kind]
-            actual = found.get(stored(column).strip("`"))
+            actual = found.get(stored_name(column).strip("`"))
             if actual is None:
                 for definition in _definitions(column):
                     client.command(f"ALTER TABLE {quoted(dataset.name)} ADD COLUMN IF NOT EXISTS {definition}")
@@ -67,7 +62,7 @@ def prepare(client: Client, dataset: Dataset) -> None:
         for constraint in _length_checks(dataset):  # earlier releases had none; ClickHouse checks new rows only
             client.command(f"ALTER TABLE {quoted(dataset.name)} ADD CONSTRAINT IF NOT EXISTS {constraint}")
         if dataset.search:
-            index = f"search {stored(dataset.by_name[dataset.search])} {_SEARCH_INDEX}"
+            index = f"search {stored_name(dataset.by_name[dataset.search])} {_SEARCH_INDEX}"
             client.command(f"ALTER TABLE {quoted(dataset.name)} ADD INDEX IF NOT EXISTS {index}")
         rollups.prepare(client, dataset)
         views.prepare(client, dataset)
@@ -99,15 +94,15 @@ def create_table(dataset: Dataset) -> str:
             {", ".join(f"CONSTRAINT {constraint}" for constraint in constraints)}
         )
         ENGINE = MergeTree
-        PARTITION BY toYYYYMMDD({stored(CREATED_AT)})
-        ORDER BY ({stored(dataset.by_name[dataset.time])}, id)
-        SETTINGS index_granularity = {_GRANULE_ROWS}, non_replicated_deduplication_window = {_REMEMBERED_BLOCKS},
+        PARTITION BY toYYYYMMDD({stored_name(CREATED_AT)})
+        ORDER BY ({stored_name(dataset.by_name[dataset.time])}, id)
+        SETTINGS index_granularity = {_GRANULE_ROWS}, non_replicated_deduplication_window = {_REMEMBERED_TOKENS},
                  {_DURABLE}"""
 
 
 def _length_checks(dataset: Dataset) -> list[str]:
     return [
-        f"{quoted(f'{column.name}_length')} CHECK lengthUTF8({stored(column)}) <= {MAX_CATEGORY_CHARACTERS}"
+        f"{quoted(f'{column.name}_length')} CHECK lengthUTF8({stored_name(column)}) <= {MAX_CATEGORY_CHARACTERS}"
         for column in dataset.bounded
     ]
 
@@ -115,11 +110,11 @@ def _length_checks(dataset: Dataset) -> list[str]:
 def _definitions(column: Column) -> list[str]:
     kind, storage = _TYPES[column.kind], _STORAGE[column.kind]
     if column.kind != "timestamp":
-        return [f"{stored(column)} {kind} {storage}"]
+        return [f"{stored_name(column)} {kind} {storage}"]
     name = quoted(column.name)
     return [
         f"{name} Int64 EPHEMERAL",
-        f"{stored(column)} {kind} DEFAULT fromUnixTimestamp64Micro({name}, 'UTC') {storage}",
+        f"{stored_name(column)} {kind} DEFAULT fromUnixTimestamp64Micro({name}, 'UTC') {storage}",
     ]
 
 

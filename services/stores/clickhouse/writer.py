@@ -1,4 +1,4 @@
-"""Writes blocks. The NDJSON of the blocks goes to the server unchanged. Blocks of one write become one data part."""
+"""Writes block groups. The lines go to the server unchanged, and one write becomes one ClickHouse part."""
 
 import re
 from collections.abc import Sequence, Set
@@ -15,10 +15,11 @@ from services.core.ports import Block, group_token
 from services.stores.clickhouse import STORE, attempts, tables
 from services.stores.clickhouse.client import connect, translated
 from services.stores.clickhouse.names import quoted
+from services.stores.clickhouse.statements import insert_prefix
 
 _TIMEOUT = 60  # seconds
 
-# If these changed between two attempts, the server would split the same block differently and store it twice.
+# If these changed between two attempts, the server might split the same lines differently, and store them twice.
 _INSERT_SETTINGS = {
     "async_insert": 0,
     "insert_deduplicate": 1,
@@ -31,7 +32,7 @@ _INSERT_SETTINGS = {
     "input_format_json_read_objects_as_strings": 0,
 }
 
-# The codes with which ClickHouse refuses a row: parsers' codes, too deep nesting (306), a violated CHECK (469). A row
+# The codes with which ClickHouse rejects a row: parsers' codes, too deep nesting (306), a violated CHECK (469). A row
 # that causes another error, for instance in an operator's view, can be stored later.
 _BAD_ROW = {6, 25, 26, 27, 33, 38, 41, 53, 69, 70, 72, 117, 131, 306, 349, 376, 441, 469}
 
@@ -62,7 +63,7 @@ class ClickHouseWriter:
             "query_id": attempts.query_id(blocks),
         }
         dataset, lines = blocks[0].dataset, b"".join(block.lines for block in blocks)
-        insert = f"{tables.insert_into(dataset)}{', '.join(map(quoted, dataset.column_names))})"
+        insert = f"{insert_prefix(dataset)}{', '.join(map(quoted, dataset.column_names))})"
         try:
             with translated():
                 # `raw_insert` is not used, because it sends the rows again after a lost connection without searching.
@@ -78,7 +79,7 @@ class ClickHouseWriter:
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:
         def end_and_search(batches: Set[int]) -> Set[int]:
-            attempts.end(self._client, blocks)
+            attempts.end_attempts(self._client, blocks)
             return attempts.stored_ids_of_batches(self._client, blocks, batches)
 
         return complete(STORE.name, blocks, end_and_search, self.write)
@@ -87,4 +88,4 @@ class ClickHouseWriter:
         return attempts.stored_on_any_day(self._client, dataset, ids)
 
     def end_writes(self, dataset: Dataset) -> None:
-        attempts.end_all(self._client, dataset)
+        attempts.end_inserts(self._client, dataset)

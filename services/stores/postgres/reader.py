@@ -15,7 +15,7 @@ from psycopg.pq import Format
 
 from services.core.dataset import CREATED_AT, Dataset
 from services.core.errors import QueryTimeout
-from services.core.ids import ROW_BITS, end_id, first_id, spans
+from services.core.ids import ROW_BITS, batch_ranges, end_id, first_id
 from services.core.instants import DAY
 from services.core.ledger import Batch
 from services.core.ports import DEFAULT_QUERY_SECONDS
@@ -29,7 +29,7 @@ from services.stores.postgres.copying import EPOCH
 from services.stores.postgres.tables import TYPES, midnight
 
 _AT_ONCE = 1000  # batches of one query, whose text names each of them
-_MOST_SPANS = 50  # of ids in one query
+_MOST_RANGES = 50  # of ids in one query
 _COUNTS = sql.SQL("SELECT id >> {}, count(*), count(DISTINCT id) FROM {} WHERE {} GROUP BY 1 ORDER BY 1")
 _POOL_TIMEOUT = 5.0  # seconds a query waits for a connection before the store counts as down
 
@@ -59,12 +59,12 @@ class PostgresReader:
 
     def counts(self, dataset: Dataset, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         with self._connection() as connection:
-            where = _range(connection, dataset, first, last)
+            where = _batches_between(connection, dataset, first, last)
             yield from _counts(connection, dataset, where)
 
     def rows(self, dataset: Dataset, first: int, last: int) -> Iterator[Row]:
         with self._connection() as connection:
-            yield from _copy(connection, dataset, _range(connection, dataset, first, last))
+            yield from _copy(connection, dataset, _batches_between(connection, dataset, first, last))
 
     def counts_of(self, dataset: Dataset, batches: Sequence[Batch]) -> Iterator[tuple[int, int, int]]:
         for where in _days(batches):
@@ -89,7 +89,7 @@ class PostgresReader:
         self._pool.close()
 
 
-def _range(connection: Connection, dataset: Dataset, first: int, last: int) -> sql.Composed:
+def _batches_between(connection: Connection, dataset: Dataset, first: int, last: int) -> sql.Composed:
     """Return the condition for the rows of the batches first..last. It excludes days that hold none of these ids."""
     start, end = first_id(first), end_id(last)
     ids = sql.SQL("id >= {} AND id < {}").format(start, end)
@@ -105,7 +105,7 @@ def _days(batches: Sequence[Batch]) -> Iterator[sql.Composed]:
             some_ids = ids[at : at + _AT_ONCE]
             ranges = [
                 sql.SQL("id >= {} AND id < {}").format(first_id(first), end_id(last))
-                for first, last in spans(some_ids, _MOST_SPANS)
+                for first, last in batch_ranges(some_ids, _MOST_RANGES)
             ]
             yield sql.SQL("created_at >= {} AND created_at < {} AND ({}) AND id >> {} = ANY({}::bigint[])").format(
                 start, start + timedelta(days=1), sql.SQL(" OR ").join(ranges), ROW_BITS, some_ids
