@@ -98,7 +98,7 @@ bench-growth: install ## Only: starts, queries and checks with a year of history
 bench-footprints: $(INSTALLED) ## What the middleware for footprints adds to a request (KAFKA=host:port: to a real one as well)
 	$(BIN)/python footprints/bench.py $(if $(KAFKA),--kafka $(KAFKA))
 
-dashboards: $(INSTALLED) ## Write the JSON of Grafana's dashboards anew from kubernetes/monitoring/dashboards
+dashboards: $(INSTALLED) ## Write the JSON of Grafana's dashboards again from kubernetes/monitoring/dashboards
 	$(BIN)/python -m kubernetes.monitoring.dashboards
 
 images: ## Build the images for Kubernetes, and load them into k3s (TO=folder: write them to files as well)
@@ -110,7 +110,7 @@ secrets: ## Write random passwords for Kubernetes to kubernetes/secrets/logpipe.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
-lock: $(INSTALLED) ## Compile requirements/*.txt anew from pyproject.toml
+lock: $(INSTALLED) ## Compile requirements/*.txt again from pyproject.toml
 	$(COMPILE) requirements/bootstrap.in --output-file requirements/bootstrap.txt
 	$(COMPILE) pyproject.toml --all-extras --output-file requirements/lock.txt \
 		--constraint requirements/bootstrap.txt --build-constraint requirements/bootstrap.txt

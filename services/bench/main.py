@@ -56,7 +56,7 @@ main.add_command(figures)
 @click.argument("plan")
 @click.option("--into", type=click.Path(path_type=Path), help="Folder of the evidence; one with a cut-off run goes on.")
 @click.option("--fresh-stack", is_flag=True, help="Measure a local stack of its own, which is deleted afterwards.")
-@click.option("--beside-rows", is_flag=True, help="Write into the dataset although it holds rows of somebody else.")
+@click.option("--beside-rows", is_flag=True, help="Write into the dataset although it holds rows of another program.")
 def run(plan: str, into: Path | None, fresh_stack: bool, beside_rows: bool) -> None:
     """Run PLAN, a shipped plan or a YAML file, and write a report.
 

@@ -13,7 +13,7 @@ row stays in that day. The time of a row must name its second, and an offset whe
 of a query may leave both out.
 
 Nearly all clients send one form, `2026-01-31T12:00:00.123456Z`, with as many digits in each row. A column of such times
-is read by numpy as one block, at a third of the cost of a `datetime` a row; any other column goes value by value.
+is read by one call of numpy, at a third of the cost of a `datetime` for each row; other columns go value by value.
 """
 
 import re

@@ -231,7 +231,7 @@ def _alerts(
 
 
 def _values(lines: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Values of as many lines as fit, each with the number of its lines."""
+    """Yield values of as many lines as fit, each with the number of its lines."""
     if sum(map(len, lines)) + len(lines) <= MAX_VALUE_BYTES:
         yield join(lines), len(lines)
         return

@@ -39,18 +39,18 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 
 
 class Checked(NamedTuple):
-    """The id and the time of acceptance of each line, None where it has none. `problems` says why lines are no rows."""
+    """The id and the time of acceptance of each line, or None. `problems`: number of an invalid line -> the reason."""
 
     ids: list[int | None]
     created_at: list[int | None]
     problems: dict[int, str]
 
 
-def one_a_line(text: bytes, lines: int) -> bool:
-    """Return False if a line may hold no value or several, or a value extend over lines. `text` ends without a newline.
+def may_be_one_in_each_line(text: bytes, lines: int) -> bool:
+    """Return False unless each line begins and ends like an object. `text` ends without a newline.
 
-    Only between two values of NDJSON does `{` follow `}`. So a text that passes, and of which msgspec decodes `lines`
-    values, has one value in each line.
+    If this returns True, and msgspec decodes `lines` values, each line has one value: in NDJSON, `{` follows `}` only
+    between two values.
     """
     return text[:1] == b"{" and text[-1:] == b"}" and text.count(b"}\n{") == lines - 1
 
@@ -67,7 +67,7 @@ class LineCheck:
         This takes half the time of `check`. Call `check` to learn which lines are not such rows. `lines` is the number
         of lines.
         """
-        if not one_a_line(value.removesuffix(b"\n"), lines):
+        if not may_be_one_in_each_line(value.removesuffix(b"\n"), lines):
             return False
         try:
             rows = self._rows(value)
@@ -91,7 +91,7 @@ class LineCheck:
         """Check lines in one call, and each half of them where that fails. `start`: the number of the first line."""
         text = b"\n".join(lines)
         try:
-            rows = self._rows(text) if one_a_line(text, len(lines)) else []
+            rows = self._rows(text) if may_be_one_in_each_line(text, len(lines)) else []
         except UNDECODABLE:
             rows = []
         if len(rows) == len(lines) and _encode_lines(rows) == text + b"\n":  # as `RowCodec` writes them
@@ -114,7 +114,7 @@ class LineCheck:
         try:
             if len(rows := self._rows(line)) == 1:
                 row_id, created_at = rows[0].id, rows[0].created_at
-                if _names_twice(line):
+                if _has_repeated_name(line):
                     checked.problems[number] = "a name is given twice"
             else:
                 checked.problems[number] = "the line is not one object"
@@ -139,8 +139,8 @@ def _identity(line: bytes) -> tuple[int | None, int | None]:
     return _integer(found.id), _integer(found.created_at)
 
 
-def _names_twice(line: bytes) -> bool:
-    """msgspec takes the last value of a name that is given twice; a store may refuse the line."""
+def _has_repeated_name(line: bytes) -> bool:
+    """Return whether a name occurs twice. msgspec takes the last value of such a name; a store may refuse the line."""
     lost = 0
 
     def count(pairs: list[tuple[str, Any]]) -> None:

@@ -23,8 +23,8 @@ DEFAULT_QUERY_SECONDS = 30.0
 class Block:
     """Consecutive messages of one partition.
 
-    `lines`: one row a line, each line ended by a newline; all rows were accepted on the same `day` (days since
-    1970-01-01 UTC). `attempt` is '' at the first write; the tokens of different attempts differ.
+    `first` and `last` are offsets. `lines`: one row in each line, and a newline after each line. All rows were accepted
+    on the same `day` (days since 1970-01-01 UTC). `attempt` is '' at the first write; each attempt has another token.
     """
 
     dataset: Dataset
@@ -49,7 +49,7 @@ def group_range(blocks: Iterable[Block]) -> str:
 
 
 def group_token(blocks: Sequence[Block]) -> str:
-    """Return the token of one attempt. A store that has taken a block group drops any other under the same token."""
+    """Return the token of one attempt. A store that remembers tokens drops a second block group with this token."""
     attempt = blocks[0].attempt
     return f"{group_range(blocks)}#{attempt}" if attempt else group_range(blocks)
 
@@ -61,7 +61,7 @@ class BaseWriter(Protocol):
     """
 
     def prepare(self, dataset: Dataset) -> None:
-        """Create the schema, or check it and add the columns it lacks; idempotent. Raises StoreDown."""
+        """Create the dataset's table, or check it and add the columns that it lacks; idempotent. Raises StoreDown."""
 
     def write(self, blocks: Sequence[Block]) -> None:
         """Store the rows of all blocks, or none.
@@ -141,8 +141,8 @@ class Refiller(BaseWriter, Protocol):
 
 
 @runtime_checkable
-class KeepsRejects(Protocol):
-    """A reader of a store that keeps its rejected rows in tables of its own."""
+class RejectsReader(Protocol):
+    """The reader of a store that keeps its rejected rows in tables of its own."""
 
     def rejected(self, dataset: Dataset, first: int, last: int) -> Iterator[DeadLettered]:
         """Yield each rejected row of the batches first..last once. Blocks. Raises StoreDown."""
@@ -238,7 +238,7 @@ class OutgoingMessage:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message as read: committed transactions only."""
+    """A message that was read, of a committed transaction."""
 
     topic: str
     partition: int
@@ -249,7 +249,7 @@ class Message:
 
 
 class TransactionalProducer(Protocol):
-    """The one writer with a given transactional id; a second one fences the first."""
+    """The only producer with its transactional id: opening another one fences it."""
 
     def publish(self, messages: Sequence[OutgoingMessage]) -> list[Part]:
         """Send all in one transaction, wait for its commit, and return the partition and offset of each, in order.
@@ -265,12 +265,12 @@ class PartitionReader(Protocol):
     """Reads chosen partitions of one topic from chosen offsets, committed messages only."""
 
     def topic_id(self) -> str:
-        """Changes when the topic is deleted and made again. Raises StoreDown."""
+        """Return the topic's id, which changes when the topic is created again. Raises StoreDown."""
 
     def bounds(self) -> Mapping[int, tuple[int, int]]:
         """Return partition -> (first offset still kept, end of the log). Raises StoreDown.
 
-        The end counts transactions still open: `read_up_to` gets there once they have ended.
+        The end includes transactions that are still open. `read_up_to` reaches the end once they have ended.
         """
 
     def assign(self, positions: Mapping[int, int]) -> None:
@@ -283,7 +283,7 @@ class PartitionReader(Protocol):
         """
 
     def read_up_to(self) -> Mapping[int, int]:
-        """Return partition -> the offset up to which everything committed has been returned (past control records)."""
+        """Return partition -> the offset below which `poll` has returned every committed message."""
 
     def close(self) -> None: ...
 

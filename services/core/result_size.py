@@ -34,7 +34,7 @@ def too_large() -> ResultTooLarge:
 
 
 def few_groups(groups: list[Row]) -> list[Row]:
-    """Return `groups`, of which a store has read at most one too many. Raises ResultTooLarge."""
+    """Return `groups`. Raises ResultTooLarge if there are more than MAX_GROUPS; a store reads at most one more."""
     if len(groups) > MAX_GROUPS:
         raise ResultTooLarge(
             f"the result has more than {MAX_GROUPS} groups: ask for a longer bucket, a shorter time range, more filters"

@@ -1,10 +1,12 @@
-"""Plans how a query is answered from a rollup. The plan is the same for every store, and is made once for each query.
+"""Plans how a rollup answers a query. The code is the same for every store, and makes one plan for each query.
 
 A rollup holds exact counts of rows by the minute of their time and by the dataset's groupings, for all batches below
-some batch `until`. A query as of a later batch, between two times, is answered by the sum of
-    the counts     of whole minutes, of the batches below `until`;
-    the newest     rows, which are the rows of the batches from `until` on;
-    the edges      which are the rows of the earlier batches in the minutes that the query's times cut through.
+some batch `until`. The result of a query as of a later batch, between two times, is the sum of three terms:
+
+counts     the counts of whole minutes, of the batches below `until`
+newest     the rows of the batches from `until` on
+edges      the rows of the earlier batches in the two minutes that the query includes only in part
+
 A store renders these terms in its own language, see `services/stores/*/rollups.py`.
 """
 

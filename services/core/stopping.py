@@ -8,7 +8,7 @@ from services.core.errors import QueryCancelled
 
 
 class Stop:
-    """Belongs to one query. Thread-safe."""
+    """The request to end one query. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -16,11 +16,11 @@ class Stop:
         self._end: Callable[[], object] | None = None
 
     @contextmanager
-    def by(self, end: Callable[[], object]) -> Iterator[None]:
-        """For the store that runs the query: while the block runs, `end` ends the query.
+    def calling(self, end: Callable[[], object]) -> Iterator[None]:
+        """Make `end_query` call `end` while the `with` statement runs. Used by the store that runs the query.
 
-        `end` is called by another thread and never after the block: a connection may then serve another query. Raises
-        QueryCancelled when the query was stopped before.
+        `end` is called by another thread, and never after the `with` statement: by then, the connection may serve
+        another query. Raises QueryCancelled when the query was stopped before.
         """
         with self._lock:
             if self._is_stopped:
@@ -32,7 +32,7 @@ class Stop:
             with self._lock:
                 self._end = None
 
-    def now(self) -> None:
+    def end_query(self) -> None:
         """End the query, or keep it from starting. Blocks as long as the store takes to be told."""
         with self._lock:
             self._is_stopped = True

@@ -16,7 +16,7 @@ DropDays = Callable[[Dataset, int, Collection[int]], int]
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """`name`: in commands, in metrics, in errors and in the ledger. `route`: in URLs. `source`: in replies.
+    """`name`: in commands, in metrics, in errors and in the ledger. `route`: in URLs. `reply_name`: in replies.
 
     `label`: in texts for people. `open_reader` and `open_writer` open the store with settings from the environment;
     each is None where the store cannot be read, or cannot be filled by stream_to_store. `drop_days(dataset, before,
@@ -30,7 +30,7 @@ class Store:
 
     name: str
     route: str
-    source: str
+    reply_name: str
     label: str
     open_reader: OpenReader | None = None
     open_writer: OpenWriter | None = None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 class Schedule:
-    """Tick k is due at start + k * `interval` seconds, whatever became of the ticks before it."""
+    """Tick k is due at start + k * `interval` seconds, even if earlier ticks were late."""
 
     def __init__(self, interval: float, now: Callable[[], float] = time.monotonic) -> None:
         self._interval = interval

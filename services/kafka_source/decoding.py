@@ -16,7 +16,7 @@ import msgspec
 from services.core.dataset import Dataset
 from services.core.dead_letter import DeadLetter
 from services.core.errors import LogpipeError
-from services.core.lines import UNDECODABLE, one_a_line
+from services.core.lines import UNDECODABLE, may_be_one_in_each_line
 from services.core.ports import Message
 from services.core.rows import RowCodec, Rows
 
@@ -93,7 +93,7 @@ class MessageDecoder:
         if b"\r\n" in text:
             text = text.replace(b"}\r\n{", b"}\n{")
         lines = text.count(b"\n") + 1
-        if not one_a_line(text, lines):
+        if not may_be_one_in_each_line(text, lines):
             return None
         try:
             rows = self._codec.decode_lines(text, explained=False)

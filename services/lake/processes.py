@@ -100,7 +100,7 @@ class _QueryProcess:
 
     def execute(self, query: Query, as_of: int, limit: TimeLimit) -> QueryResult:
         connection = self._started()
-        with limit.stop.by(self.kill):
+        with limit.stop.calling(self.kill):
             try:
                 connection.send((query, as_of, limit.left()))
                 if not connection.poll(limit.left()):

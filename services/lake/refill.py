@@ -1,7 +1,7 @@
 """What a replay writes into a table of the lake: rows that a stream has not brought, beside the stream that goes on.
 
 Each write searches one version of the table for its rows, and commits the missing ones on that very version, with the
-position that this version has. So a row is never written twice, whoever wrote it first; and the position stays that of
+position that this version has. So a row is never written twice, also if the stream wrote it first; and the position stays that of
 the stream, whether Spark or the embedded writer fills the table.
 """
 

@@ -128,7 +128,7 @@ class SparkReader(LakeReader):
 def _find(session: SparkSession, snapshot: Snapshot, statement: Statement, limit: TimeLimit) -> StatementResult:
     tag = uuid.uuid4().hex
     found = started(partial(_collect, session, statement, tag))
-    with limit.stop.by(lambda: _end(session, tag, found)):
+    with limit.stop.calling(lambda: _end(session, tag, found)):
         if wait([found], limit.left()).done:
             return StatementResult(found.result(), snapshot.files_within(statement.file_conditions))
     if wait([_end(session, tag, found)], _INTERRUPT_SECONDS).done:

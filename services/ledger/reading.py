@@ -29,7 +29,7 @@ def next_batch(connection: Connection, dataset: str, after: int, last: int) -> i
     return int(row[0]) if row else last
 
 
-class OpenWriter(NamedTuple):
+class OpenTransaction(NamedTuple):
     """A transaction that has drawn batch ids and is still open. `transaction` is its name in PostgreSQL."""
 
     transaction: str
@@ -41,7 +41,7 @@ class OpenWriter(NamedTuple):
         return f"process {self.pid} of PostgreSQL ({self.application or 'unnamed'}), open for {self.seconds:.0f} s"
 
 
-def writers(connection: Connection) -> list[OpenWriter]:
+def open_transactions(connection: Connection) -> list[OpenTransaction]:
     """Return the open transactions that have drawn batch ids.
 
     `nextval` locks the sequence until its transaction ends; the lock is released after the commit can be seen.
@@ -52,7 +52,7 @@ def writers(connection: Connection) -> list[OpenWriter]:
                WHERE locktype = 'relation' AND relation = 'batch_ids'::regclass AND mode = 'RowExclusiveLock'
                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
     with translated():
-        return [OpenWriter(*row) for row in connection.execute(query)]
+        return [OpenTransaction(*row) for row in connection.execute(query)]
 
 
 def batches(connection: Connection, dataset: str, after: int, last: int, limit: int) -> list[Batch]:
@@ -128,7 +128,7 @@ def oldest_unpublished(connection: Connection, dataset: str) -> int | None:
     and got a higher id, by as much as their transactions differed in length.
     """
     query = """
-        WITH RECURSIVE waiting AS (  -- the slots with unpublished batches, each found by one look into the index
+        WITH RECURSIVE waiting AS (  -- the slots with unpublished batches, each found by one lookup in the index
             (SELECT slot FROM batches WHERE published_at IS NULL ORDER BY slot LIMIT 1)
             UNION ALL
             SELECT following.slot FROM waiting, LATERAL (
@@ -165,19 +165,19 @@ def sink_offsets(connection: Connection, store: str, dataset: str) -> dict[int, 
         return dict(connection.execute(query, (store, dataset)).fetchall())
 
 
-class Replayed(NamedTuple):
-    """A running replay has written all batches up to `batch_id` into the table `table_id`."""
+class RunningReplay(NamedTuple):
+    """The progress of a running replay: it has written all batches up to `batch_id` into the table `table_id`."""
 
     batch_id: int
     table_id: str
 
 
-def replayed(connection: Connection, store: str, dataset: str) -> Replayed | None:
+def running_replay(connection: Connection, store: str, dataset: str) -> RunningReplay | None:
     """Return the progress of the running replay; None when none runs."""
     query = "SELECT next_batch - 1, table_id FROM replays WHERE store = %s AND dataset = %s"
     with translated():
         row = connection.execute(query, (store, dataset)).fetchone()
-    return Replayed(*row) if row else None
+    return RunningReplay(*row) if row else None
 
 
 class TopicNumbers(NamedTuple):

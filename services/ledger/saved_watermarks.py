@@ -10,10 +10,10 @@ from services.postgres.connection import Connection, translated
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class SavedWatermark:
     """All batches up to `batch_id` are loaded, if the store's position is still `position` or beyond.
 
-    `epoch` is raised when a watermark is lowered: a process that has read an older one may no longer save its own.
+    `epoch` is raised when the watermark is lowered. A process that knows only a lower epoch cannot save a watermark.
     """
 
     position: StorePosition = field(default_factory=lambda: StorePosition("", "", {}))
@@ -21,19 +21,19 @@ class Saved:
     epoch: int = 0
 
 
-def read(connection: Connection, store: str = "", dataset: str = "") -> Saved:
+def read(connection: Connection, store: str = "", dataset: str = "") -> SavedWatermark:
     """Return the watermark of a store and dataset; without these two the id up to which all batch ids are settled."""
     query = "SELECT table_id, topic_id, offsets, batch_id, epoch FROM watermarks WHERE store = %s AND dataset = %s"
     with translated():
         row = connection.execute(query, (store, dataset)).fetchone()
     if row is None:
-        return Saved()
+        return SavedWatermark()
     table_id, topic_id, offsets, batch_id, epoch = row
-    return Saved(StorePosition(table_id, topic_id, _offsets(offsets)), batch_id, epoch)
+    return SavedWatermark(StorePosition(table_id, topic_id, _offsets(offsets)), batch_id, epoch)
 
 
-def raise_to(connection: Connection, saved: Saved, store: str = "", dataset: str = "") -> None:
-    """Save a higher watermark; nothing happens when another process has saved a higher one, or has lowered it."""
+def raise_to(connection: Connection, saved: SavedWatermark, store: str = "", dataset: str = "") -> None:
+    """Save a higher watermark. Nothing changes if another process has saved a higher one, or has lowered it."""
     query = """INSERT INTO watermarks AS w (store, dataset, table_id, topic_id, offsets, batch_id, epoch)
                VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (store, dataset) DO UPDATE
                SET table_id = excluded.table_id, topic_id = excluded.topic_id, offsets = excluded.offsets,

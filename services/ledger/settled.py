@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from services.ledger import reading
-from services.ledger.reading import OpenWriter
+from services.ledger.reading import OpenTransaction
 from services.postgres.connection import Connection
 
 _PAGE = 10_000  # batch ids read at once
@@ -19,7 +19,7 @@ _PAGE = 10_000  # batch ids read at once
 
 @dataclass(slots=True)
 class Settled:
-    """Every batch id up to `end` is settled. The methods do no I/O: `update_settled` reads what they are given."""
+    """Every batch id up to `end` is settled. The methods do no I/O: `update_settled` reads the ids and transactions."""
 
     end: int = 0
     _highest: int = 0  # the highest committed id that was seen above a missing one
@@ -37,19 +37,18 @@ class Settled:
             self._highest = ids[-1]
         return bool(ids) and ids[-1] > self.end
 
-    def suspects(self, open_writers: Collection[str]) -> frozenset[str]:
-        """Return the open transactions that may have drawn a missing id. `open_writers` were read after `add`."""
+    def suspects(self, open_transactions: Collection[str]) -> frozenset[str]:
+        """Return the transactions that may have drawn a missing id. `open_transactions` were read after `add`."""
         if self._suspects is None:
-            self._suspects = frozenset(open_writers)
-        self._suspects = self._suspects.intersection(open_writers)
+            self._suspects = frozenset(open_transactions)
+        self._suspects = self._suspects.intersection(open_transactions)
         return self._suspects
 
     def settle(self, ids: Sequence[int], complete: bool) -> None:
-        """Settle the missing ids once no suspect is open.
+        """Settle the missing ids. Called when no suspect is open any more.
 
-        `ids` were read after that, so an id missing among them is dead.
-
-        `ids`: the first committed ids above `end`; `complete`: all of them, not one page of many.
+        `ids`: the first committed ids above `end`, read after the last suspect had ended, so that an id missing among
+        them is dead. `complete`: these are all ids above `end`.
         """
         last = ids[-1] if ids else 0
         self.end = max(self.end, self._highest if complete else min(self._highest, last))
@@ -59,9 +58,9 @@ class Settled:
 
 @dataclass(slots=True)
 class Blockers:
-    """The open transactions that have kept ids from being settled since the monotonic time `since`; else empty."""
+    """The open transactions that have kept ids from being settled since the monotonic time `since`, if any."""
 
-    writers: Sequence[OpenWriter] = field(default_factory=tuple)
+    transactions: Sequence[OpenTransaction] = field(default_factory=tuple)
     since: float | None = None
 
 
@@ -73,9 +72,9 @@ def update_settled(connection: Connection, settled: Settled, before: Blockers) -
             if len(ids) < _PAGE:
                 return Blockers()
             continue
-        writers = {writer.transaction: writer for writer in reading.writers(connection)}
-        if suspects := settled.suspects(writers.keys()):
+        by_name = {each.transaction: each for each in reading.open_transactions(connection)}
+        if suspects := settled.suspects(by_name.keys()):
             since = time.monotonic() if before.since is None else before.since
-            return Blockers([writers[transaction] for transaction in sorted(suspects)], since)
+            return Blockers([by_name[name] for name in sorted(suspects)], since)
         ids = reading.batch_ids(connection, settled.end, _PAGE)
         settled.settle(ids, complete=len(ids) < _PAGE)

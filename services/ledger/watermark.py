@@ -21,8 +21,8 @@ from services.core.ledger import StorePosition
 from services.core.ports import StoreReader
 from services.ledger import floors, reading, saved_watermarks, schema, slots
 from services.ledger.identity import ledger_id
-from services.ledger.reading import Lag, LoadedBatches, OpenWriter, TopicNumbers
-from services.ledger.saved_watermarks import Saved
+from services.ledger.reading import Lag, LoadedBatches, OpenTransaction, TopicNumbers
+from services.ledger.saved_watermarks import SavedWatermark
 from services.ledger.settled import Blockers, Settled, update_settled
 from services.postgres.connection import Connection
 from services.postgres.pool import Pool
@@ -37,15 +37,15 @@ _MOST_LAG = 100_000  # batches that the gauge of the lag counts at most: a store
 
 
 @dataclass(slots=True)
-class _Mark:
-    """One store's watermark of one dataset, as last computed here. Times are monotonic.
+class _KnownWatermark:
+    """One store's watermark of one dataset, as this process computed it last. Times are monotonic.
 
-    `table_id`: the table that was there when it was last looked at, of a sink at `table_seen_at`; '' if there was none.
-    `returned`: the watermark that was returned last. A running replay keeps it below the saved one.
+    `table_id`: the store's table when its id was read last ('' if there was none). For a sink, that was at
+    `table_seen_at`. `returned`: the watermark that was returned last. A running replay keeps `returned` below `saved`.
     """
 
     returned: int = 0
-    saved: Saved = field(default_factory=lambda: Saved(epoch=-1))
+    saved: SavedWatermark = field(default_factory=lambda: SavedWatermark(epoch=-1))
     saved_at: float = float("-inf")
     table_id: str = ""
     table_seen_at: float = float("-inf")
@@ -62,7 +62,7 @@ class Watermarks:
         self._blockers = Blockers()
         self._settling = Lock()
         self._settled_saved_at = float("-inf")
-        self._marks: dict[tuple[str, str], _Mark] = {}
+        self._watermarks: dict[tuple[str, str], _KnownWatermark] = {}
         self._topics: dict[tuple[str, str], TopicNumbers] = {}
 
     def settled(self) -> int:
@@ -78,7 +78,7 @@ class Watermarks:
                 # The process that adopts a slot ends the sessions of the lapsed owner. Here none may be alive.
                 slots.end_lapsed_sessions(connection)
             if time.monotonic() - self._settled_saved_at > _SAVE_SECONDS:
-                saved_watermarks.raise_to(connection, Saved(batch_id=self._settled.end))
+                saved_watermarks.raise_to(connection, SavedWatermark(batch_id=self._settled.end))
                 self._settled_saved_at = time.monotonic()
             return self._settled.end
 
@@ -90,13 +90,13 @@ class Watermarks:
         if found != self._ledger_id:
             self._ledger_id, self._blockers = found, Blockers()
             self._settled = Settled(saved_watermarks.read(connection).batch_id)
-            self._marks.clear()
+            self._watermarks.clear()
             self._topics.clear()
 
-    def blocking_transactions(self, seconds: float) -> list[OpenWriter]:
+    def blocking_transactions(self, seconds: float) -> list[OpenTransaction]:
         """Return the transactions that have kept `settled` from rising for more than `seconds`."""
         since = self._blockers.since
-        return list(self._blockers.writers) if since is not None and time.monotonic() - since > seconds else []
+        return list(self._blockers.transactions) if since is not None and time.monotonic() - since > seconds else []
 
     def of(self, reader: StoreReader, dataset: Dataset) -> int:
         """Return the watermark of one store now.
@@ -106,26 +106,26 @@ class Watermarks:
         settled = self.settled()
         if reader.progress == "ledger":
             return settled
-        mark = self._marks.setdefault((reader.name, dataset.name), _Mark())
-        with _locked(mark.lock, reader.name):
+        known = self._watermarks.setdefault((reader.name, dataset.name), _KnownWatermark())
+        with _locked(known.lock, reader.name):
             # The order of reading matters. The position must not be older than the saved watermark, or the store would
             # seem to have fallen back; the replay must not be older than the position, which it moves when it begins.
             if reader.progress == "own":
                 with self._pool.connection() as connection:
-                    _resume(connection, mark, reader.name, dataset.name)
+                    _resume(connection, known, reader.name, dataset.name)
                 position = reader.position(dataset)
-                mark.table_id = position.table_id
+                known.table_id = position.table_id
                 with self._pool.connection() as connection:
-                    return self._advance(connection, mark, reader, dataset, position, settled)
-            table_id, seen_at = mark.table_id, mark.table_seen_at
+                    return self._advance(connection, known, reader, dataset, position, settled)
+            table_id, seen_at = known.table_id, known.table_seen_at
             if time.monotonic() - seen_at > _TABLE_SECONDS:
                 table_id, seen_at = reader.table_id(dataset), time.monotonic()
             with self._pool.connection() as connection:
-                _resume(connection, mark, reader.name, dataset.name)
+                _resume(connection, known, reader.name, dataset.name)
                 position = reading.sink_position(connection, reader.name, dataset.name)
                 _refuse_another_table(reader.name, dataset.name, table_id, position.table_id)
-                mark.table_id, mark.table_seen_at = table_id, seen_at  # `last_known` believes this table
-                return self._advance(connection, mark, reader, dataset, position, settled)
+                known.table_id, known.table_seen_at = table_id, seen_at  # `last_known` believes this table
+                return self._advance(connection, known, reader, dataset, position, settled)
 
     def last_known(self, reader: StoreReader, dataset: Dataset) -> int:
         """Return the watermark that was last computed here, which is still valid while the ledger is unreachable.
@@ -134,14 +134,14 @@ class Watermarks:
         """
         if reader.progress == "ledger":
             return self._settled.end if self._settled else 0
-        mark = self._marks.get((reader.name, dataset.name))
-        if mark is None:
+        known = self._watermarks.get((reader.name, dataset.name))
+        if known is None:
             return 0
         if reader.progress == "own":
-            is_same = _covers(reader.position(dataset), mark.saved.position)
+            is_same = _covers(reader.position(dataset), known.saved.position)
         else:
-            is_same = reader.table_id(dataset) == mark.table_id
-        return mark.returned if is_same else 0
+            is_same = reader.table_id(dataset) == known.table_id
+        return known.returned if is_same else 0
 
     def lag(self, dataset: Dataset, watermark: int) -> Lag:
         """Return the batches of `dataset` above `watermark`, counted up to 100,000."""
@@ -151,17 +151,17 @@ class Watermarks:
     def _advance(
         self,
         connection: Connection,
-        mark: _Mark,
+        known: _KnownWatermark,
         reader: StoreReader,
         dataset: Dataset,
         position: StorePosition,
         settled: int,
     ) -> int:
         """Raise the watermark to the store's position, capped by a running replay."""
-        replay = reading.replayed(connection, reader.name, dataset.name)
-        if replay is not None and replay.table_id not in ("", mark.table_id):
+        replay = reading.running_replay(connection, reader.name, dataset.name)
+        if replay is not None and replay.table_id not in ("", known.table_id):
             raise _other_table(reader.name, dataset.name)
-        _lower_if_fallen_back(connection, mark, reader.name, dataset.name, position)
+        _lower_if_fallen_back(connection, known, reader.name, dataset.name, position)
         stop = settled if replay is None else min(settled, replay.batch_id)
         loaded = LoadedBatches(
             self._topic_numbers(connection, dataset.topic, position.topic_id),
@@ -171,17 +171,17 @@ class Watermarks:
             # replay.
             skips_lost=reader.progress == "own",
         )
-        risen = replace(mark.saved, batch_id=_walk(connection, dataset.name, mark.saved.batch_id, stop, loaded))
-        gained = risen.batch_id - mark.saved.batch_id
-        if gained > _SAVE_BATCHES or (gained and time.monotonic() - mark.saved_at > _SAVE_SECONDS):
+        risen = replace(known.saved, batch_id=_walk(connection, dataset.name, known.saved.batch_id, stop, loaded))
+        gained = risen.batch_id - known.saved.batch_id
+        if gained > _SAVE_BATCHES or (gained and time.monotonic() - known.saved_at > _SAVE_SECONDS):
             saved_watermarks.raise_to(connection, risen, reader.name, dataset.name)
-            mark.saved_at = time.monotonic()
-        mark.saved = risen
-        mark.returned = min(risen.batch_id, stop) if replay else risen.batch_id
-        return mark.returned
+            known.saved_at = time.monotonic()
+        known.saved = risen
+        known.returned = min(risen.batch_id, stop) if replay else risen.batch_id
+        return known.returned
 
     def _topic_numbers(self, connection: Connection, topic: str, topic_id: str) -> TopicNumbers:
-        """A topic's number never changes once it has one."""
+        """Return the numbers of a topic. They are kept here, because a topic's number never changes."""
         if (topic, topic_id) in self._topics:
             return self._topics[topic, topic_id]
         numbers = reading.topic_numbers(connection, topic, topic_id)
@@ -190,22 +190,22 @@ class Watermarks:
         return numbers
 
 
-def _resume(connection: Connection, mark: _Mark, store: str, dataset: str) -> None:
-    """Continue from the saved watermark if it is higher than the one known here, or was lowered since."""
+def _resume(connection: Connection, known: _KnownWatermark, store: str, dataset: str) -> None:
+    """Continue from the saved watermark if it is higher than the known one, or was lowered since."""
     saved = saved_watermarks.read(connection, store, dataset)
-    if saved.epoch != mark.saved.epoch or saved.batch_id > mark.saved.batch_id:
-        mark.saved = replace(saved, batch_id=max(saved.batch_id, floors.floor(connection, dataset) - 1))
+    if saved.epoch != known.saved.epoch or saved.batch_id > known.saved.batch_id:
+        known.saved = replace(saved, batch_id=max(saved.batch_id, floors.floor(connection, dataset) - 1))
 
 
 def _lower_if_fallen_back(
-    connection: Connection, mark: _Mark, store: str, dataset: str, position: StorePosition
+    connection: Connection, known: _KnownWatermark, store: str, dataset: str, position: StorePosition
 ) -> None:
     """Lower the watermark when the store's position is below the one at which the watermark was computed."""
-    if not _covers(position, mark.saved.position):
+    if not _covers(position, known.saved.position):
         floor = floors.floor(connection, dataset)
         saved_watermarks.replace(connection, store, dataset, position, max(0, floor - 1))
-        mark.saved = saved_watermarks.read(connection, store, dataset)
-    mark.saved = replace(mark.saved, position=position)
+        known.saved = saved_watermarks.read(connection, store, dataset)
+    known.saved = replace(known.saved, position=position)
 
 
 def _walk(connection: Connection, dataset: str, after: int, stop: int, loaded: LoadedBatches) -> int:
@@ -245,7 +245,7 @@ def _other_table(store: str, dataset: str) -> StoreDown:
 
 @contextmanager
 def _locked(lock: Lock, store: str) -> Iterator[None]:
-    """Hold `lock`; it has a timeout, so that one stuck caller cannot block the rest."""
+    """Hold `lock`. The lock has a timeout, so that one stuck caller cannot block the others."""
     if not lock.acquire(timeout=_PATIENCE):
         raise StoreDown(store, f"its watermark was not computed within {_PATIENCE:.0f} s")
     try:

@@ -13,8 +13,8 @@ from services.postgres.connection import PIPELINE, Connection, session_settings,
 class Pool:
     """Autocommit connections whose time zone is UTC. Thread-safe.
 
-    The pool connects in the background, so opening one never blocks. A connection is checked before it is lent, and a
-    broken one is replaced: callers go on once a failed server is back.
+    The pool connects in the background, so opening a pool never blocks. A connection is checked before it is lent, and
+    a broken one is replaced, so callers go on once a failed server is back.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class Pool:
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """Lend a connection until the block ends.
+        """Lend a connection until the `with` statement ends.
 
-        Raises StoreDown when no connection is free or can be made within the timeout. Errors of psycopg that the block
-        raises leave it as StoreDown, too.
+        Raises StoreDown when no connection is free or can be made within the timeout. A psycopg error that is raised
+        inside the `with` statement becomes a StoreDown, too.
         """
         with translated(), self._pool.connection() as connection:
             yield connection

@@ -50,11 +50,11 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
             raise Invalid("cursor: broken; take next_cursor of a reply as it is, or leave it out") from error
         if (cursor.dataset, cursor.filters) != (dataset.name, _digest(filters)):
             raise Invalid("cursor: made for other filters; repeat those of its first page, or leave it out")
-        if not cursor._possible(dataset):
+        if not cursor._is_possible(dataset):
             raise Invalid("cursor: broken; take next_cursor of a reply as it is, or leave it out")
         return cursor
 
-    def _possible(self, dataset: Dataset) -> bool:
+    def _is_possible(self, dataset: Dataset) -> bool:
         """Return whether a row can have this place. Tokens are not signed, so a client may send any values."""
         if self.order_by not in dataset.orderings or not 0 <= self.row_id < _LAST_ID or self.as_of < 0:
             return False

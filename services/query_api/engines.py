@@ -13,18 +13,18 @@ from services.query_api.query_threads import QueryThreads
 class Engine:
     """One way to read one store. An engine has threads of its own, so one that hangs blocks no other engine.
 
-    `source` is its name in replies, `name` its name in metrics and in the errors of its threads; a reader names itself
-    in its own errors. `default_reader` is the reader of the store's default engine, whose watermark holds for all
+    `reply_name`: its name in replies. `name`: its name in metrics and in the errors of its threads; a reader names
+    itself in its own errors. `default_reader`: the reader of the store's default engine. Its watermark holds for all
     engines, because they read the same data.
     """
 
     def __init__(
         self, store: Store, default_reader: StoreReader, other: str = "", open_other: OpenReader | None = None
     ) -> None:
-        """The default engine; or the one called `other`, which `open_other` opens at its first use."""
+        """Make the default engine; with `other`, the engine of that name, which `open_other` opens at its first use."""
         suffix = f"_{other}" if other else ""
         self.store, self.default_reader = store, default_reader
-        self.source, self.name = store.source + suffix, store.name + suffix
+        self.reply_name, self.name = store.reply_name + suffix, store.name + suffix
         self.threads = QueryThreads(self.name)
         self._open = open_other
         self._opening = Lock()

@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class LedgerThreads:
-    """A pool of threads, with a connection to the ledger for each thread."""
+    """Some threads, with one connection to the ledger for each."""
 
     def __init__(self, url: str, threads: int) -> None:
         self._ledger = pool.Pool(url, max_connections=threads)
@@ -27,7 +27,7 @@ class LedgerThreads:
         """Run `work` in one of the threads. Its statement is cancelled when the client disconnects, or after 30 s."""
 
         def connected(stop: Stop) -> Result:
-            with self._ledger.connection() as connection, stop.by(connection.cancel_safe):
+            with self._ledger.connection() as connection, stop.calling(connection.cancel_safe):
                 return work(connection)
 
         return await while_connected(request, self._threads.run(connected, DEFAULT_QUERY_SECONDS))

@@ -1,4 +1,4 @@
-"""The query API's process."""
+"""`logpipe query-api`: parses, wires, runs."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,7 +29,7 @@ from services.runtime.workers import Worker, Workers
 
 _MEASURE_SECONDS = 5
 _STOP_SECONDS = 10
-_HELD_SECONDS = 15.0
+_HELD_SECONDS = 15.0  # after which /readyz reports that a transaction keeps the watermarks from rising
 
 
 class QuerySettings(ListenSettings, PostgresSettings, CacheSettings):
@@ -110,7 +110,7 @@ def _held_back_by(watermarks: Watermarks) -> str | None:
 
 
 def measuring_workers(service: QueryService, late_seconds: float) -> list[Worker]:
-    """One for each store, so that a store that hangs does not keep the others from being measured."""
+    """Return one worker for each store, so that a store that hangs does not delay the measuring of the others."""
     turns = {route: partial(_measure, service, route, late_seconds) for route in service.routes}
     return [Worker(f"measure {route}", turn) for route, turn in turns.items()]
 

@@ -55,13 +55,13 @@ def _without_nul(value: str) -> str:
     return value
 
 
-def _shallow(offset: int) -> int:
+def _refuse_deep(offset: int) -> int:
     if offset > MAX_OFFSET:
         raise ValueError(f"at most {MAX_OFFSET}; go on from page to page with cursor, the next_cursor of a reply")
     return offset
 
 
-_Offset = Annotated[int, Field(ge=0, json_schema_extra={"maximum": MAX_OFFSET}), AfterValidator(_shallow)]
+_Offset = Annotated[int, Field(ge=0, json_schema_extra={"maximum": MAX_OFFSET}), AfterValidator(_refuse_deep)]
 _Instant = Annotated[
     int,
     BeforeValidator(_microseconds),
@@ -83,7 +83,7 @@ class Parameters(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _known(cls, sent: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _refuse_unknown(cls, sent: Mapping[str, Any]) -> Mapping[str, Any]:
         allowed = [field.alias or name for name, field in cls.model_fields.items()]
         if unknown := sorted(set(sent).difference(allowed, cls.model_fields)):
             told = {"unknown": ", ".join(unknown), "allowed": ", ".join(allowed)}
@@ -95,7 +95,7 @@ class Parameters(BaseModel):
         return self.method == "scan"
 
 
-class Filtered(Parameters):
+class FilteredParameters(Parameters):
     """The parameters of a query of some rows; `make_model` adds those of the dataset's filters."""
 
     start_time: _Instant | None = Field(None, description="rows at or after: ISO 8601, or a number since 1970")
@@ -107,10 +107,10 @@ class Filtered(Parameters):
             raise Invalid("end_time is before start_time")
         sent = ((name, getattr(self, _filter_name(dataset, dataset.by_name[name]))) for name in dataset.filters)
         equals = tuple((name, value) for name, value in sent if value is not None)
-        return Filters(equals, _within(start), _within(end), (dataset.search and getattr(self, _TEXT)) or "")
+        return Filters(equals, _clamped(start), _clamped(end), (dataset.search and getattr(self, _TEXT)) or "")
 
 
-class ListParameters(Filtered):
+class ListParameters(FilteredParameters):
     limit: int = Field(100, ge=1, le=MAX_LIMIT)
     offset: _Offset = 0
     cursor: str | None = Field(
@@ -149,7 +149,7 @@ class ListParameters(Filtered):
         return following, cursor.as_of
 
 
-class AggregateParameters(Filtered):
+class AggregateParameters(FilteredParameters):
     group_by: str | None
     bucket: Bucket | None = Field(None, description="count by time, too; without group_by by time only")
 
@@ -179,7 +179,7 @@ class CompareParameters(ListParameters, AggregateParameters):
         }
         chosen = kinds[self.question]
         own = set(chosen.model_fields) | {"question", "engines"}
-        own |= _filter_fields(dataset).keys() if issubclass(chosen, Filtered) else set()
+        own |= _filter_fields(dataset).keys() if issubclass(chosen, FilteredParameters) else set()
         if strange := sorted(type(self).model_fields[name].alias or name for name in self.model_fields_set - own):
             raise Invalid(f"{', '.join(strange)}: no parameter of question={self.question}")
         match self.question:
@@ -191,7 +191,7 @@ class CompareParameters(ListParameters, AggregateParameters):
                 return StatsQuery(dataset, self.scan), self.as_of
 
 
-class OneStore(Parameters):
+class OneStoreParameters(Parameters):
     """The parameters of a query of one store."""
 
     engine: str | None = Field(
@@ -204,19 +204,19 @@ class OneStore(Parameters):
         return self.cache == "on"
 
 
-class StatsParameters(OneStore):
+class StatsParameters(OneStoreParameters):
     pass
 
 
-class OneStoreList(OneStore, ListParameters):
+class OneStoreList(OneStoreParameters, ListParameters):
     pass
 
 
-class OneStoreAggregate(OneStore, AggregateParameters):
+class OneStoreAggregate(OneStoreParameters, AggregateParameters):
     pass
 
 
-_TAKEN = {
+_RESERVED_NAMES = {
     "group_by",
     _TEXT,
     *OneStoreList.model_fields,
@@ -264,9 +264,9 @@ def _filter_fields(dataset: Dataset) -> dict[str, Any]:
 
 
 def _filter_name(dataset: Dataset, column: Column) -> str:
-    """Return the column's name. If every query has a parameter of that name: `footprint_method`, for example."""
-    is_taken = {column.name, column.wire} & _TAKEN
-    return f"{dataset.singular}_{column.name}" if is_taken else column.name
+    """Return the column's name; if every query has a parameter of that name, a longer one: `footprint_method`."""
+    is_reserved = {column.name, column.wire} & _RESERVED_NAMES
+    return f"{dataset.singular}_{column.name}" if is_reserved else column.name
 
 
 def _filter_field(dataset: Dataset, column: Column) -> Any:
@@ -286,6 +286,6 @@ def _column_name(dataset: Dataset, name: str) -> str:
     return next((column.name for column in dataset.columns if column.wire == name), name)
 
 
-def _within(instant: int | None) -> int | None:
+def _clamped(instant: int | None) -> int | None:
     """Move an instant into the range of accepted event times. Results stay the same, and it fits every store."""
     return None if instant is None else min(max(instant, 0), LAST_INSTANT)

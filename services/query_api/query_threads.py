@@ -53,7 +53,7 @@ class QueryThreads:
             if not waiting.done():
                 waiting.cancel()
                 if not future.cancel():
-                    self._stopping.submit(stop.now)
+                    self._stopping.submit(stop.end_query)
 
     def close(self) -> None:
         for threads in (self._threads, self._stopping):

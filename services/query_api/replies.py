@@ -48,7 +48,7 @@ def stats_reply(stats: Stats) -> Response:
     results = stats.results.values()
     return json_reply(
         {
-            "source": stats.source,
+            "source": stats.reply_name,
             **_times(list(results)),
             **{f"{name}_count": result.rows[0][0] for name, result in stats.results.items()},
             "as_of": stats.as_of,
@@ -60,19 +60,19 @@ def stats_reply(stats: Stats) -> Response:
 
 
 def comparison_reply(comparison: Comparison, query: Query) -> Response:
-    sources = (*comparison.results, *comparison.missing)
-    compared = {source: _compared(comparison, source, query) for source in sources}
+    engines = (*comparison.results, *comparison.missing)
+    compared = {engine: _compared(comparison, engine, query) for engine in engines}
     return json_reply({**comparison_head(comparison), **compared})
 
 
 def comparison_head(comparison: Comparison) -> dict[str, Any]:
     """Return the fields of every comparison: which store was faster, and whether the results are equal."""
-    times = {source: result.elapsed_ms for source, result in comparison.results.items()}
+    times = {engine: result.elapsed_ms for engine, result in comparison.results.items()}
     sorted_times = sorted(times.values())
-    sources = (*comparison.results, *comparison.missing)
+    engines = (*comparison.results, *comparison.missing)
     return {
         "comparison": {
-            **{f"{source}_ms": round(times[source], 3) if source in times else None for source in sources},
+            **{f"{engine}_ms": round(times[engine], 3) if engine in times else None for engine in engines},
             "faster": min(times, key=times.__getitem__),
             "difference_ms": round(sorted_times[1] - sorted_times[0], 3) if len(sorted_times) > 1 else None,
         },
@@ -83,15 +83,15 @@ def comparison_head(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _compared(comparison: Comparison, source: str, query: Query) -> dict[str, Any]:
-    result = comparison.results.get(source)
+def _compared(comparison: Comparison, engine: str, query: Query) -> dict[str, Any]:
+    result = comparison.results.get(engine)
     if result is None:
         return {"count": None, "total": None}
     return {
         "count": len(result.rows),
         # The sum of the counts, where the result consists of counts.
         "total": result.total if isinstance(query, ListQuery) else sum(row[-1] for row in result.rows),
-        "digest": comparison.digests[source],
+        "digest": comparison.digests[engine],
         "method": result.method,
         "scanned": result.scanned,
     }
@@ -100,7 +100,7 @@ def _compared(comparison: Comparison, source: str, query: Query) -> dict[str, An
 def reply_head(reply: Reply) -> dict[str, Any]:
     result: QueryResult = reply.result
     return {
-        "source": reply.source,
+        "source": reply.reply_name,
         **_times([result]),
         "as_of": reply.as_of,
         "method": result.method,

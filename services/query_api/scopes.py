@@ -44,7 +44,7 @@ class Scopes:
         return scope
 
     def _read(self, reader: StoreReader, dataset: Dataset) -> str:
-        table_id = _table_id(reader, dataset)  # before a connection is borrowed, because the store may hang
+        table_id = _table_id(reader, dataset)  # read first: a store that hangs must not occupy a connection
         with self._ledger.connection() as connection:
             floor = floors.floor(connection, dataset.name)
             return repr((ledger_id(connection), table_id, floor))

@@ -24,7 +24,7 @@ from services.query_api.scopes import Scopes
 from services.runtime import metrics
 
 _KINDS = {ListQuery: "list", AggregateQuery: "aggregate", StatsQuery: "stats", TrafficQuery: "traffic"}
-_GRACE_SECONDS = 5.0  # a store that does not even report the end of a query's time within this counts as down
+_GRACE_SECONDS = 5.0  # after the time of a query, until a store that has reported no timeout counts as down
 
 Result = TypeVar("Result")
 
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 class Reply:
     """The result of one engine, as of a batch. `total_ms` includes the time to find the watermark."""
 
-    source: str
+    reply_name: str
     result: QueryResult
     as_of: int
     total_ms: float
@@ -43,7 +43,7 @@ class Reply:
 class Stats:
     """The results of one engine by name of dataset, all as of the same batch."""
 
-    source: str
+    reply_name: str
     results: Mapping[str, QueryResult]
     as_of: int
     total_ms: float
@@ -51,7 +51,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The results by `source` of the engines that returned one, and the reasons why the `missing` engines did not.
+    """The results by reply name of the engines that returned one, and the reasons why the `missing` engines did not.
 
     `agree` is None when fewer than two engines returned a result.
     """
@@ -70,8 +70,8 @@ class Comparison:
 class QueryService:
     """Opens the stores and runs queries on them. `seconds` is the time limit of a query.
 
-    `cache` keeps the results of single stores, except of queries that insist on a scan; its owner closes it. Results
-    are cached in the scope that `scopes` gives them.
+    `cache` keeps the results of single stores, except those of queries with `scan`; its owner closes it. `scopes`
+    returns the scope of a cached result.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class QueryService:
         def work(stop: Stop) -> Result:
             batch = _as_of(as_of, self._watermark(chosen.default_reader, query.dataset))
             result = self._cached(chosen, query, batch, deadline, stop, use_cache=use_cache)
-            return make_reply(Reply(chosen.source, result, batch, _ms_since(start)))
+            return make_reply(Reply(chosen.reply_name, result, batch, _ms_since(start)))
 
         return await chosen.threads.run(work, self._seconds, _GRACE_SECONDS)
 
@@ -136,7 +136,7 @@ class QueryService:
                 each.name: self._cached(chosen, StatsQuery(each, scan), batch, deadline, stop, use_cache=use_cache)
                 for each in self._datasets
             }
-            return Stats(chosen.source, results, batch, _ms_since(start))
+            return Stats(chosen.reply_name, results, batch, _ms_since(start))
 
         return await chosen.threads.run(work, self._seconds, _GRACE_SECONDS)
 
@@ -147,35 +147,35 @@ class QueryService:
         """
         start = time.perf_counter()
         stores = self._stores.values()
-        marks, unreachable = await self._run_on_each(
+        watermarks, unreachable = await self._run_on_each(
             [store.default for store in stores],
             lambda engine, stop: self._watermark(engine.default_reader, query.dataset),
         )
         chosen = [e for s in stores for e in (s.engines if all_engines else (s.default,))]
         failed: dict[str, LogpipeError] = {
-            e.source: unreachable[e.store.source] for e in chosen if e.store.source in unreachable
+            e.reply_name: unreachable[e.store.reply_name] for e in chosen if e.store.reply_name in unreachable
         }
         while True:
-            batch = _as_of(as_of, min(marks.values(), default=0)) if marks else 0
-            reachable = [engine for engine in chosen if engine.store.source in marks]
+            batch = _as_of(as_of, min(watermarks.values(), default=0)) if watermarks else 0
+            reachable = [engine for engine in chosen if engine.store.reply_name in watermarks]
             deadline = time.monotonic() + self._seconds
             found, failures = await self._run_on_each(
                 reachable, partial(self._digested, query=query, as_of=batch, deadline=deadline)
             )
             failed.update(failures)
-            dropped = {e.store.source for e in chosen if isinstance(failures.get(e.source), StoreDown)}
-            dropped -= {e.store.source for e in chosen if e.source in found}
-            marks = {source: mark for source, mark in marks.items() if source not in dropped}
-            # A store that failed must not hold the others at a batch that it alone required.
-            if as_of is not None or min(marks.values(), default=batch) == batch:
+            dropped = {e.store.reply_name for e in chosen if isinstance(failures.get(e.reply_name), StoreDown)}
+            dropped -= {e.store.reply_name for e in chosen if e.reply_name in found}
+            watermarks = {name: watermark for name, watermark in watermarks.items() if name not in dropped}
+            # If only a store that failed has so low a watermark, the others are queried again as of a later batch.
+            if as_of is not None or min(watermarks.values(), default=batch) == batch:
                 break
-        missing = {source: str(error) for source, error in failed.items() if source not in found}
+        missing = {name: str(error) for name, error in failed.items() if name not in found}
         if not found:
             if all(isinstance(error, QueryTimeout) for error in failed.values()):
                 raise QueryTimeout("every store", self._seconds)
             raise StoreDown("every store", "; ".join(missing.values()))
-        results = {source: result for source, (result, _) in found.items()}
-        digests = {source: hashed for source, (_, hashed) in found.items()}
+        results = {name: result for name, (result, _) in found.items()}
+        digests = {name: hashed for name, (_, hashed) in found.items()}
         return Comparison(results, digests, missing, batch, _ms_since(start))
 
     async def latest(self, dataset: Dataset, route: str | None = None) -> int:
@@ -184,12 +184,12 @@ class QueryService:
         Raises as `query` does.
         """
         stores = self._stores.values() if route is None else [self._store(route)]
-        marks, failed = await self._run_on_each(
+        watermarks, failed = await self._run_on_each(
             [store.default for store in stores], lambda engine, stop: self._watermark(engine.default_reader, dataset)
         )
-        if not marks:
+        if not watermarks:
             raise StoreDown(route or "every store", "; ".join(sorted(map(str, failed.values()))))
-        return min(marks.values())
+        return min(watermarks.values())
 
     def require_store(self, route: str) -> None:
         """Raise Invalid, naming the stores that exist, unless this is one."""
@@ -215,12 +215,12 @@ class QueryService:
         for dataset in self._datasets:
             name = f"{reader.name}/{dataset.name}"
             try:
-                mark = self._watermarks.of(reader, dataset)
-                lag = self._watermarks.lag(dataset, mark)
+                watermark = self._watermarks.of(reader, dataset)
+                lag = self._watermarks.lag(dataset, watermark)
             except LogpipeError as error:
                 late[name] = str(error)
                 continue
-            metrics.gauge(metric_names.WATERMARK_BATCH, reader.name, dataset.name).set(mark)
+            metrics.gauge(metric_names.WATERMARK_BATCH, reader.name, dataset.name).set(watermark)
             metrics.gauge(metric_names.WATERMARK_LAG_BATCHES, reader.name, dataset.name).set(lag.batches)
             metrics.gauge(metric_names.WATERMARK_LAG_SECONDS, reader.name, dataset.name).set(lag.seconds)
             if lag.seconds > late_seconds:
@@ -281,7 +281,7 @@ class QueryService:
     async def _run_on_each(
         self, engines: Iterable[Engine], work: Callable[[Engine, Stop], Result]
     ) -> tuple[dict[str, Result], dict[str, LogpipeError]]:
-        """Run `work` for all engines at once. Return by source the results, and the errors of stores that failed.
+        """Run `work` for all engines at once. Return the results by reply name, and the errors of stores that failed.
 
         A store fails when it is down, overloaded or too slow. Raises any other error.
         """
@@ -290,9 +290,11 @@ class QueryService:
 
         async def run(engine: Engine) -> None:
             try:
-                results[engine.source] = await engine.threads.run(partial(work, engine), self._seconds, _GRACE_SECONDS)
+                results[engine.reply_name] = await engine.threads.run(
+                    partial(work, engine), self._seconds, _GRACE_SECONDS
+                )
             except (StoreDown, Backpressure, QueryTimeout) as error:
-                failures[engine.source] = error
+                failures[engine.reply_name] = error
 
         raised = await asyncio.gather(*map(run, engines), return_exceptions=True)
         for error in filter(None, raised):

@@ -42,7 +42,7 @@ def router(dataset: Dataset, now: Callable[[], int] = _now) -> APIRouter:
     @routes.get("/stores", summary="The stores that can be queried")
     async def stores(service: Service) -> Response:
         return json_reply(
-            {"stores": [{"route": s.route, "source": s.source, "label": s.label} for s in service.stores]}
+            {"stores": [{"route": s.route, "source": s.reply_name, "label": s.label} for s in service.stores]}
         )
 
     @routes.get(f"/compare/{dataset.name}/traffic", summary="A panel of the dashboard by every store")

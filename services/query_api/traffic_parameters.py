@@ -9,7 +9,7 @@ from services.core.dataset import Dataset
 from services.core.errors import Invalid
 from services.core.instants import DAY
 from services.core.queries import Filters, Panel, TrafficQuery
-from services.query_api.parameters import Filtered, OneStore, make_model
+from services.query_api.parameters import FilteredParameters, OneStoreParameters, make_model
 
 MAX_PERIOD_DAYS = 3660
 MAX_ENDPOINTS = 100
@@ -34,7 +34,7 @@ def _known_zone(name: str) -> str:
     return name
 
 
-class TrafficParameters(Filtered):
+class TrafficParameters(FilteredParameters):
     panel: Panel = Field(description="the figures that are wanted; each panel is a query of its own")
     last: _Period | None = Field(
         None, description=f"the period until now; {DEFAULT_PERIOD} where there is no start_time either"
@@ -65,7 +65,7 @@ class TrafficParameters(Filtered):
         return filters.start, end
 
 
-class OneStoreTraffic(OneStore, TrafficParameters):
+class OneStoreTraffic(OneStoreParameters, TrafficParameters):
     pass
 
 

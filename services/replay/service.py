@@ -9,7 +9,7 @@ from services import stores
 from services.core.dataset import Dataset
 from services.core.errors import Invalid
 from services.core.ids import MAX_BATCH
-from services.core.ports import KeepsRejects, StoreReader, TransactionalProducer
+from services.core.ports import RejectsReader, StoreReader, TransactionalProducer
 from services.core.rows import RowCodec
 from services.ledger import dead_letter_index, reading
 from services.ledger import topics as ledger_topics
@@ -95,7 +95,7 @@ class Replays:
             for row in dead_letter_index.dead_lettered(connection, self._reader.name, dataset.name):
                 if row.row_id is not None:
                     found[row.batch_id].add(row.row_id)
-        if isinstance(self._reader, KeepsRejects):
+        if isinstance(self._reader, RejectsReader):
             for batch_id, row_id, _ in self._reader.rejected(dataset, 0, MAX_BATCH):
                 if row_id is not None:
                     found[batch_id].add(row_id)

@@ -48,7 +48,7 @@ def _date(day: int) -> date:
 STORE = Store(
     name=NAME,
     route="hdfs",
-    source="hdfs",
+    reply_name="hdfs",
     label="lake",
     open_reader=_open_reader,
     open_writer=_open_writer,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from services.core.dataset import Dataset
 from services.core.dead_letter import SOURCE, DeadLettered
-from services.core.ports import KeepsRejects, PartitionReader, StoreReader
+from services.core.ports import PartitionReader, RejectsReader, StoreReader
 from services.ledger import dead_letter_index
 from services.postgres.pool import Pool
 
@@ -50,7 +50,7 @@ class DeadLetterLookup:
         with self._ledger.connection() as connection:
             dead_letter_index.update(connection, self._open_topic())
             indexed = by_batch(dead_letter_index.dead_lettered(connection, reader.name, dataset.name, batches))
-        if not isinstance(reader, KeepsRejects):
+        if not isinstance(reader, RejectsReader):
             return indexed
         # Spark keeps rejects, and the embedded writer sends dead letters. A rebuilt table may have both for one row.
         rejects = by_batch(reader.rejected(dataset, min(batches), max(batches)))

@@ -18,7 +18,7 @@ from services.streams.dead_letters import TOPIC
 from services.streams.kafka import KafkaPartitionReader
 from services.verify import report
 from services.verify.dead_letters import DeadLetterLookup
-from services.verify.service import Request, Verification
+from services.verify.service import Options, Verification
 
 _CHECKSUMS = 100  # batches whose checksums are compared by default
 _WIDTH = 110  # of a report that is not shown on a terminal
@@ -75,7 +75,7 @@ def main(
             readers = [
                 open_.enter_context(closing(stores.open_reader(name))) for name in store_names or stores.readers()
             ]
-            request = Request(
+            options = Options(
                 [datasets.find(name) for name in dataset_names] or datasets.all_datasets(),
                 None if everything else _CHECKSUMS,
                 secrets.randbelow(1 << 31) if seed is None else seed,
@@ -84,7 +84,7 @@ def main(
                 days,
             )
             lookup = DeadLetterLookup(ledger, lambda: KafkaPartitionReader(settings.kafka_url, TOPIC))
-            found = Verification(ledger, lookup, progress).run(readers, request)
+            found = Verification(ledger, lookup, progress).run(readers, options)
     except LogpipeError as error:
         console.print(f"[bold red]could not check[/bold red]: {escape(str(error))}", highlight=False)
         sys.exit(2)

@@ -16,7 +16,7 @@ _CHUNK_ROWS = 2_000_000  # counted by a store in one go
 _EXAMPLES = 5
 
 Advance = Callable[[int], None]
-"""Told after each step how many rows were reconciled in it."""
+"""Called after each chunk with the number of rows that it reconciled."""
 
 
 @dataclass(slots=True)
@@ -56,8 +56,8 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
-    """What to reconcile: the batches `first`..`last`, the checksums of `sample` of them (None: of all)."""
+class Selection:
+    """The batches to reconcile: `first`..`last`, and the checksums of `sample` of them (None: of all)."""
 
     first: int
     last: int
@@ -70,21 +70,21 @@ def reconcile(
     dataset: Dataset,
     accepted: Iterable[Batch],
     look_up: LookUp,
-    scope: Scope,
+    selection: Selection,
     advance: Advance,
     watermark: int = MAX_BATCH,
 ) -> Result:
-    """Compare `accepted`, the ledger's batches of the dataset within the scope, in order, with the rows in the store.
+    """Compare the rows in the store with `accepted`: the ledger's batches of the dataset in the selection, in order.
 
     `look_up` finds dead-lettered rows. `watermark`: of the store, before this call. Blocks. Raises StoreDown when the
     store or the dead letters cannot be read.
     """
     result = Result(dataset.name, reader.name, watermark)
-    sample = _Sample(scope.sample or 0, random.Random(scope.seed))  # noqa: S311 -- no secret
+    sample = _Sample(selection.sample or 0, random.Random(selection.seed))  # noqa: S311 -- no secret
     codec = RowCodec(dataset)
-    for first, last, batches in _chunks(accepted, scope):
+    for first, last, batches in _chunks(accepted, selection):
         complete = _count(reader, dataset, first, last, batches, look_up, result)
-        if scope.sample is None:
+        if selection.sample is None:
             _compare(codec, complete, reader.rows(dataset, first, last), result)
         else:
             sample.offer(complete)
@@ -94,17 +94,17 @@ def reconcile(
     return result
 
 
-def _chunks(accepted: Iterable[Batch], scope: Scope) -> Iterator[tuple[int, int, list[Batch]]]:
-    """(first batch id, last batch id, the batches in between). All chunks cover the scope, ids without a batch too."""
-    first, rows, batches = scope.first, 0, list[Batch]()
+def _chunks(accepted: Iterable[Batch], selection: Selection) -> Iterator[tuple[int, int, list[Batch]]]:
+    """Yield (first id, last id, the batches in between). The chunks cover all ids of the selection."""
+    first, rows, batches = selection.first, 0, list[Batch]()
     for batch in accepted:
         batches.append(batch)
         rows += batch.rows
         if rows >= _CHUNK_ROWS:
             yield first, batch.batch_id, batches
             first, rows, batches = batch.batch_id + 1, 0, []
-    if first <= scope.last:
-        yield first, scope.last, batches
+    if first <= selection.last:
+        yield first, selection.last, batches
 
 
 def _count(
@@ -160,8 +160,8 @@ def add_counts(
     result.duplicated += duplicated
     if missing or extra or duplicated:
         what = {"missing": missing, "extra": extra, "duplicated": duplicated}
-        told = ", ".join(f"{count} {name}" for name, count in what.items() if count)
-        result.example(f"batch {batch.batch_id} of {batch.rows} rows: {told}")
+        found = ", ".join(f"{count} {name}" for name, count in what.items() if count)
+        result.example(f"batch {batch.batch_id} of {batch.rows} rows: {found}")
         return False
     return partial is None
 
@@ -176,7 +176,7 @@ def _ids(reader: StoreReader, dataset: Dataset, batches: Sequence[int]) -> Mappi
 
 
 def _differences(batch: Batch, stored: set[int], dead_lettered: DeadLetteredRows) -> tuple[int, int]:
-    """(missing, extra), by the ids: in the counts, a row that was dead-lettered and stored would hide a lost row."""
+    """Return (missing, extra), by ids: by counts, a row that is both dead-lettered and stored would hide a lost row."""
     start = first_id(batch.batch_id)
     accepted = range(start, start + batch.rows)
     absent = sum(row_id not in stored and row_id not in dead_lettered.ids for row_id in accepted)

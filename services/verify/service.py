@@ -21,7 +21,7 @@ from services.postgres.clock import now_microseconds
 from services.postgres.pool import Pool
 from services.verify import sample, sources
 from services.verify.dead_letters import DeadLetterLookup
-from services.verify.reconcile import Result, Scope, reconcile
+from services.verify.reconcile import Result, Selection, reconcile
 from services.verify.report import Report
 from services.verify.sources import SourceResult
 
@@ -31,10 +31,10 @@ _SETTLE_SECONDS = 30  # for transactions under way at the start: they end in mil
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Options:
     """`checksums`: batches whose checksums are compared, None for all. `wait`: seconds the stores are given to load.
 
-    `sample`: only so many batches of each dataset are looked at, None for all. `days`: only batches that were accepted
+    `sample`: the number of batches of each dataset that are read, None for all. `days`: only batches that were accepted
     in the last so many days, None for all.
     """
 
@@ -53,29 +53,29 @@ class Verification:
         self._dead_letters = dead_letters
         self._progress = progress
 
-    def run(self, readers: Sequence[StoreReader], request: Request) -> Report:
+    def run(self, readers: Sequence[StoreReader], options: Options) -> Report:
         """Verify the stores. Raises StoreDown of the ledger; a store that cannot be read is named in the report."""
         last = self._as_of()
-        first = self._first(request.days)
-        self._await(readers, request, last)
+        first = self._first(options.days)
+        self._await(readers, options, last)
         results: list[Result] = []
         unchecked: dict[str, str] = {}
-        for dataset in request.datasets:
+        for dataset in options.datasets:
             for reader in readers:
                 try:
-                    check = partial(self._reconcile, reader, dataset, last, request)
+                    check = partial(self._reconcile, reader, dataset, last, options)
                     results.append(above(partial(self._floor, dataset, first), check))
                 except LogpipeError as error:
                     others = [unchecked[reader.name]] if reader.name in unchecked else []
                     unchecked[reader.name] = "; ".join([*others, f"{dataset.name}: {error}"])
-        self._record(results, request)
-        reconciled = self._sources(request, unchecked)
-        return Report(last, request.seed, results, unchecked, request.sample, first, reconciled)
+        self._record(results, options)
+        reconciled = self._sources(options, unchecked)
+        return Report(last, options.seed, results, unchecked, options.sample, first, reconciled)
 
-    def _sources(self, request: Request, unchecked: dict[str, str]) -> list[SourceResult]:
+    def _sources(self, options: Options, unchecked: dict[str, str]) -> list[SourceResult]:
         """Reconcile the foreign topics that were read into the datasets. Adds to `unchecked`."""
         found = []
-        for dataset in request.datasets:
+        for dataset in options.datasets:
             with self._ledger.connection() as connection:
                 counts = source_progress.counts(connection, dataset.name)
                 floor = floors.floor(connection, dataset.name)
@@ -85,9 +85,9 @@ class Verification:
                 unchecked[SOURCE] = f"{dataset.name}: {error}"
         return found
 
-    def _record(self, results: Sequence[Result], request: Request) -> None:
-        """Keep what was found, for the metrics of the query API: a person's verification settles a scheduled one's."""
-        complete = request.sample is None and request.days is None
+    def _record(self, results: Sequence[Result], options: Options) -> None:
+        """Record the results for the metrics of the query API, also those of a verification that a person runs."""
+        complete = options.sample is None and options.days is None
         found = [
             Verified(
                 result.store,
@@ -102,7 +102,7 @@ class Verification:
         ]
         with self._ledger.connection() as connection:
             verifications.record(
-                connection, found, complete=complete, compared_all=complete and request.checksums is None
+                connection, found, complete=complete, compared_all=complete and options.checksums is None
             )
 
     def _first(self, days: float | None) -> int:
@@ -122,40 +122,40 @@ class Verification:
         deadline = time.monotonic() + _SETTLE_SECONDS
         while self._watermarks.settled() < last:
             if time.monotonic() > deadline:
-                writers = "; ".join(map(str, self._watermarks.blocking_transactions(0)))
-                raise StoreDown("postgres", f"a batch below {last} is still being written by {writers}")
+                blockers = "; ".join(map(str, self._watermarks.blocking_transactions(0)))
+                raise StoreDown("postgres", f"a batch below {last} is still being written by {blockers}")
             time.sleep(_POLL_SECONDS)
         return last
 
-    def _await(self, readers: Sequence[StoreReader], request: Request, last: int) -> None:
-        deadline = time.monotonic() + request.wait
-        for dataset in request.datasets:
+    def _await(self, readers: Sequence[StoreReader], options: Options, last: int) -> None:
+        deadline = time.monotonic() + options.wait
+        for dataset in options.datasets:
             for reader in readers:
                 task = self._progress.add_task(f"{reader.name} loads {dataset.name}", total=last)
                 try:
-                    while (mark := self._watermarks.of(reader, dataset)) < last and time.monotonic() < deadline:
-                        self._progress.update(task, completed=mark)
+                    while (watermark := self._watermarks.of(reader, dataset)) < last and time.monotonic() < deadline:
+                        self._progress.update(task, completed=watermark)
                         time.sleep(_POLL_SECONDS)
                 except LogpipeError:
-                    pass  # reading its rows will tell, and say why
+                    pass  # the comparison will fail for the same reason, and report it
                 self._progress.remove_task(task)
 
-    def _reconcile(self, reader: StoreReader, dataset: Dataset, last: int, request: Request, floor: int) -> Result:
-        if request.sample is not None:
-            return self._reconcile_sample(reader, dataset, last, request, floor, request.sample)
-        scope = Scope(floor, last, request.checksums, request.seed)
-        mark = self._watermarks.of(reader, dataset)
-        behind = self._behind(dataset, mark, scope.last)
-        task = self._progress.add_task(f"{reader.name}: {dataset.name}", total=self._accepted_rows(dataset, scope))
+    def _reconcile(self, reader: StoreReader, dataset: Dataset, last: int, options: Options, floor: int) -> Result:
+        if options.sample is not None:
+            return self._reconcile_sample(reader, dataset, last, options, floor, options.sample)
+        selection = Selection(floor, last, options.checksums, options.seed)
+        watermark = self._watermarks.of(reader, dataset)
+        behind = self._behind(dataset, watermark, selection.last)
+        task = self._progress.add_task(f"{reader.name}: {dataset.name}", total=self._accepted_rows(dataset, selection))
         try:
             result = reconcile(
                 reader,
                 dataset,
-                self._accepted(dataset, scope),
+                self._accepted(dataset, selection),
                 partial(self._dead_letters.of, reader, dataset),
-                scope,
+                selection,
                 lambda rows: self._progress.advance(task, rows),
-                mark,
+                watermark,
             )
         finally:
             self._progress.remove_task(task)
@@ -164,10 +164,10 @@ class Verification:
         return result
 
     def _reconcile_sample(
-        self, reader: StoreReader, dataset: Dataset, last: int, request: Request, floor: int, size: int
+        self, reader: StoreReader, dataset: Dataset, last: int, options: Options, floor: int, size: int
     ) -> Result:
-        mark = self._watermarks.of(reader, dataset)
-        chosen = self._sample(dataset.name, floor, last, size, request.seed)
+        watermark = self._watermarks.of(reader, dataset)
+        chosen = self._sample(dataset.name, floor, last, size, options.seed)
         ids = [batch.batch_id for batch in chosen]
         task = self._progress.add_task(
             f"{reader.name}: {len(chosen)} batches of {dataset.name}", total=sum(batch.rows for batch in chosen)
@@ -179,11 +179,11 @@ class Verification:
                 chosen,
                 partial(self._dead_letters.of, reader, dataset),
                 lambda rows: self._progress.advance(task, rows),
-                mark,
+                watermark,
             )
         finally:
             self._progress.remove_task(task)
-        if result.missing and (behind := sum(batch_id > mark for batch_id in ids)):
+        if result.missing and (behind := sum(batch_id > watermark for batch_id in ids)):
             result.note = f"{behind} batches of the sample were not loaded yet when it was read: try --wait"
         return result
 
@@ -193,19 +193,19 @@ class Verification:
         with self._ledger.connection() as connection:
             return sampling.choose(connection, dataset, floor, last, size, chance)
 
-    def _behind(self, dataset: Dataset, mark: int, last: int) -> int:
+    def _behind(self, dataset: Dataset, watermark: int, last: int) -> int:
         with self._ledger.connection() as connection:
-            return reading.count(connection, dataset.name, mark, last).batches
+            return reading.count(connection, dataset.name, watermark, last).batches
 
-    def _accepted_rows(self, dataset: Dataset, scope: Scope) -> int | None:
+    def _accepted_rows(self, dataset: Dataset, selection: Selection) -> int | None:
         with self._ledger.connection() as connection:
-            return reading.count(connection, dataset.name, scope.first - 1, scope.last).rows
+            return reading.count(connection, dataset.name, selection.first - 1, selection.last).rows
 
-    def _accepted(self, dataset: Dataset, scope: Scope) -> Iterator[Batch]:
-        after = scope.first - 1
+    def _accepted(self, dataset: Dataset, selection: Selection) -> Iterator[Batch]:
+        after = selection.first - 1
         while True:
             with self._ledger.connection() as connection:
-                page = reading.batches(connection, dataset.name, after, scope.last, _PAGE)
+                page = reading.batches(connection, dataset.name, after, selection.last, _PAGE)
             yield from page
             if len(page) < _PAGE:
                 return

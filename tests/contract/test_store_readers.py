@@ -384,7 +384,7 @@ def test_a_result_that_is_too_large_is_refused(store: StoreReader, monkeypatch: 
 
 def test_a_query_that_was_stopped_before_does_not_run(store: StoreReader) -> None:
     stop = Stop()
-    stop.now()
+    stop.end_query()
     if not isinstance(store, MemoryStore | EmbeddedReader) or isinstance(store, ProcessReader):
         with pytest.raises(QueryCancelled):
             store.execute(StatsQuery(MEASURES), LAST, 30.0, stop)
@@ -472,7 +472,7 @@ def test_postgres_is_told_to_stop_by_another_thread(postgres_url: str) -> None:
             future = threads.submit(reader.execute, ListQuery(stopped_logs), LAST, 60.0, stop)
             with connect(postgres_url) as watching:
                 until(lambda: watching.execute(waits).fetchone() == (1,))
-                stop.now()
+                stop.end_query()
                 with pytest.raises(QueryTimeout):
                     future.result(60)
                 assert watching.execute(waits).fetchone() == (0,)
@@ -487,7 +487,7 @@ def test_clickhouse_is_told_to_stop_by_another_thread(clickhouse_url: str) -> No
         slow = "SELECT sleepEachRow(0.1) FROM numbers(300) SETTINGS max_block_size = 1"
         future = threads.submit(execution.fetch, slow, {})
         until(lambda: reader._client.query(running).result_rows == [(1,)])
-        stop.now()
+        stop.end_query()
         with pytest.raises(LogpipeError):
             future.result(60)
         until(lambda: reader._client.query(running).result_rows == [(0,)])

@@ -33,7 +33,7 @@ from services.streams import kafka
 from services.streams.dead_letters import DeadLetterSender
 from services.streams.loop import GroupLoop, State
 from services.streams.topics import ensure_topics
-from services.verify.reconcile import Scope, reconcile
+from services.verify.reconcile import Selection, reconcile
 from tests import marks
 from tests.waiting import until
 
@@ -167,7 +167,7 @@ class World:
         found = {}
         for reader in (self.postgres, self.clickhouse):
             result = reconcile(
-                reader, dataset, accepted, lambda batches: {}, Scope(0, last, None, 0), lambda rows: None
+                reader, dataset, accepted, lambda batches: {}, Selection(0, last, None, 0), lambda rows: None
             )
             assert result.compared == len(accepted) or not result.ok
             found[reader.name] = result.examples

@@ -137,7 +137,7 @@ def test_a_former_owner_neither_marks_nor_moves_the_recovery_point(
 
 
 class Store:
-    """Holds these rows of batches; `late`: rows of inserts that still run until somebody ends the inserts."""
+    """Holds these rows of batches; `late`: rows of inserts that still run until `end_writes` ends them."""
 
     name, progress = "clickhouse", "sink"
 
@@ -450,7 +450,7 @@ def test_the_gauge_of_unpublished_batches_rises_without_kafka(bench: Bench, post
     try:
         bench.commit(300)
         until(lambda: gauge._value.get() == 3)
-        bench.lease()  # to somebody else
+        bench.lease()  # to another process
         until(lambda: gauge._value.get() == 0)
     finally:
         owner.stop(1)

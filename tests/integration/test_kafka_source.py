@@ -1,4 +1,4 @@
-"""kafka-source with real Kafka and PostgreSQL: hostile messages, kill -9, rebalances, a zombie, a topic made anew."""
+"""kafka-source with real Kafka and PostgreSQL: hostile messages, kill -9, rebalances, a zombie, a topic created again."""
 
 import json
 import os

@@ -251,7 +251,7 @@ def test_a_zombie_is_fenced_by_the_producer_of_the_next_owner(bench: Bench) -> N
 def test_an_open_transaction_of_another_hides_nothing_from_a_take_over(
     bench: Bench, kafka_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was committed after somebody else's transaction began cannot be read until that has ended, too."""
+    """What was committed after another process's transaction began cannot be read until that has ended, too."""
     dead = bench.publisher()
     assert dead.step(bench.connection) == 0
     other = Producer({"bootstrap.servers": kafka_url, "transactional.id": f"other-{bench.slot}"})

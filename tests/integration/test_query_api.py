@@ -40,7 +40,7 @@ from services.streams import dead_letters
 from services.streams.memory import MemoryBroker, MemoryPartitionReader
 from services.verify.dead_letters import DeadLetterLookup
 from services.verify.reconcile import Result
-from services.verify.service import Request, Verification
+from services.verify.service import Options, Verification
 from tests import marks
 from tests.waiting import until
 
@@ -272,8 +272,8 @@ def verify(
     broker.ensure_topics({dead_letters.TOPIC: 1})
     lookup = DeadLetterLookup(ledger, lambda: MemoryPartitionReader(broker, dead_letters.TOPIC))
     with Progress(disable=True) as progress:
-        request = Request([pipeline.dataset], None, 1, wait, sample, days)
-        report = Verification(ledger, lookup, progress).run(readers, request)
+        options = Options([pipeline.dataset], None, 1, wait, sample, days)
+        report = Verification(ledger, lookup, progress).run(readers, options)
     assert not report.unchecked
     return {result.store: result for result in report.results}
 

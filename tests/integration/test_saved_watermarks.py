@@ -237,10 +237,10 @@ def test_a_store_that_fell_back_starts_again(ledger: Pool, now: StorePosition) -
 def test_an_older_watermark_is_not_saved_over_one_that_was_lowered(ledger: Pool) -> None:
     position = StorePosition("table", "topic", {0: 100})
     with ledger.connection() as connection:
-        saved_watermarks.raise_to(connection, saved_watermarks.Saved(position, 50), STORE, DATASET.name)
+        saved_watermarks.raise_to(connection, saved_watermarks.SavedWatermark(position, 50), STORE, DATASET.name)
         seen = saved_watermarks.read(connection, STORE, DATASET.name)
         saved_watermarks.replace(connection, STORE, DATASET.name, position, 10)
-        late = saved_watermarks.Saved(position, 60, seen.epoch)
+        late = saved_watermarks.SavedWatermark(position, 60, seen.epoch)
         saved_watermarks.raise_to(connection, late, STORE, DATASET.name)
         assert saved_watermarks.read(connection, STORE, DATASET.name).batch_id == 10
 
@@ -388,7 +388,7 @@ def test_a_refused_table_is_not_asked_without_the_ledger_either(ledger: Pool) ->
     reader, watermarks = Reader("sink"), Watermarks(ledger)
     assert of(watermarks, reader) == 3
     reader.table = "another"
-    watermarks._marks[reader.name, DATASET.name].table_seen_at = float("-inf")
+    watermarks._watermarks[reader.name, DATASET.name].table_seen_at = float("-inf")
     with pytest.raises(StoreDown, match="was created again"):
         of(watermarks, reader)
     assert watermarks.last_known(cast(StoreReader, reader), DATASET) == 0

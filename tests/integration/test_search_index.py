@@ -23,7 +23,7 @@ def test_closed_days_are_indexed_once(debian_postgres_url: str, monkeypatch: pyt
         postgres.prepare(connection, SEARCHED)
         postgres.ensure_partitions(connection, SEARCHED, DAY, 4)
         other.execute("SELECT pg_advisory_lock(%s)", (SEARCH_LOCK,))
-        assert postgres.index_search(connection, SEARCHED, DAY + 2) == []  # somebody else is at it
+        assert postgres.index_search(connection, SEARCHED, DAY + 2) == []  # another process holds the lock
         other.execute("SELECT pg_advisory_unlock_all()")
         closed = [postgres.partition_name(SEARCHED, day) for day in (DAY, DAY + 1)]
         connection.execute(

@@ -89,7 +89,7 @@ def test_a_store_whose_name_is_not_that_of_its_file_is_refused(monkeypatch: pyte
 
 def test_no_two_stores_share_a_name() -> None:
     described = stores.all_stores()
-    for names in ([s.name for s in described], [s.route for s in described], [s.source for s in described]):
+    for names in ([s.name for s in described], [s.route for s in described], [s.reply_name for s in described]):
         assert len(set(names)) == len(names)
 
 

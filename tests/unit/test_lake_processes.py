@@ -72,7 +72,7 @@ def test_a_query_that_nobody_waits_for_ends_with_its_process(reader: ProcessRead
     with ThreadPoolExecutor() as threads:
         future = threads.submit(reader.execute, COUNT, 9, 60.0, stop)
         until(lambda: stop._end is not None)
-        stop.now()
+        stop.end_query()
         with pytest.raises(LogpipeError):
             future.result(30)
     until(lambda: not psutil.pid_exists(stuck))

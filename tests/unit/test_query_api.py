@@ -691,7 +691,7 @@ def test_a_store_is_told_to_stop_when_the_client_goes_away(api: Api, monkeypatch
     running, ended = Event(), Event()
 
     def execute(query: Query, as_of: int, seconds: float, stop: Stop) -> QueryResult:
-        with stop.by(ended.set):
+        with stop.calling(ended.set):
             running.set()
             ended.wait(20)
         raise QueryCancelled("ended")
@@ -726,7 +726,7 @@ def test_a_store_that_hangs_is_told_to_stop(api: Api, monkeypatch: pytest.Monkey
     ended = Event()
 
     def execute(query: Query, as_of: int, seconds: float, stop: Stop) -> QueryResult:
-        with stop.by(ended.set):
+        with stop.calling(ended.set):
             ended.wait(20)
         raise QueryCancelled("ended")
 

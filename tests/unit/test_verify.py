@@ -25,7 +25,7 @@ from services.streams import dead_letters
 from services.streams.memory import MemoryBroker, MemoryPartitionReader
 from services.verify import reconcile, sample
 from services.verify.dead_letters import DeadLetteredRows, DeadLetterLookup, LookUp
-from services.verify.reconcile import Result, Scope
+from services.verify.reconcile import Result, Selection
 from services.verify.report import Report, as_json, show
 from services.verify.service import above
 
@@ -74,7 +74,7 @@ def check(
     steps: list[int] = []
     accepted = [batch for batch in LEDGER if batch.batch_id >= first]
     result = reconcile.reconcile(
-        store, DATASET, iter(accepted), looked_up(dead_lettered), Scope(first, LAST, sample, seed), steps.append
+        store, DATASET, iter(accepted), looked_up(dead_lettered), Selection(first, LAST, sample, seed), steps.append
     )
     assert sum(steps) == sum(batch.rows for batch in accepted)
     return result
@@ -171,8 +171,10 @@ class LateDeadLetter(Store):
 
 def test_a_row_that_is_dead_lettered_during_the_verification_is_not_missing() -> None:
     store = LateDeadLetter()
-    scope = Scope(0, LAST, None, 1)
-    found = reconcile.reconcile(store, DATASET, iter(LEDGER), looked_up(store.dead_lettered), scope, lambda rows: None)
+    selection = Selection(0, LAST, None, 1)
+    found = reconcile.reconcile(
+        store, DATASET, iter(LEDGER), looked_up(store.dead_lettered), selection, lambda rows: None
+    )
     assert differences(found) == {"dead_lettered": 1}
 
 
@@ -323,8 +325,10 @@ def test_rows_that_a_store_has_not_loaded_yet_are_told_apart_from_lost_rows() ->
     store = Store()
     for batch_id in (3, 4, 7, 8):
         store.put(batch_id, ACCEPTED[batch_id][batch_id == 4 :])
-    scope = Scope(0, LAST, None, 1)
-    result = reconcile.reconcile(store, DATASET, iter(LEDGER), looked_up(None), scope, lambda rows: None, watermark=8)
+    selection = Selection(0, LAST, None, 1)
+    result = reconcile.reconcile(
+        store, DATASET, iter(LEDGER), looked_up(None), selection, lambda rows: None, watermark=8
+    )
     assert (result.missing, result.not_loaded) == (5, 4)
     chosen = sample.reconcile(store, DATASET, LEDGER, looked_up(None), lambda rows: None, watermark=8)
     assert (chosen.missing, chosen.not_loaded) == (5, 4)

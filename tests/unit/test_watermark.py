@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.ledger import settled as room
-from services.ledger.reading import OpenWriter
+from services.ledger.reading import OpenTransaction
 from services.ledger.settled import Blockers, Settled, update_settled
 
 Step = tuple[str, int]
@@ -52,9 +52,9 @@ class Server:
         self.play()
         return sorted(b for b in self.committed if b > after)[:limit]
 
-    def writers(self, connection: object) -> list[OpenWriter]:
+    def open_transactions(self, connection: object) -> list[OpenTransaction]:
         self.play()
-        return [OpenWriter(name, 1, "", 0.0) for name, drawn in self.open.items() if drawn]
+        return [OpenTransaction(name, 1, "", 0.0) for name, drawn in self.open.items() if drawn]
 
 
 @given(STEPS, st.integers(1, 5), st.integers(0, 3))

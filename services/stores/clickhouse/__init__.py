@@ -33,7 +33,7 @@ def _drop_days(dataset: Dataset, before: int, keep: Collection[int]) -> int:
 STORE = Store(
     name="clickhouse",
     route="clickhouse",
-    source="clickhouse",
+    reply_name="clickhouse",
     label="ClickHouse",
     open_reader=_open_reader,
     open_writer=_open_writer,

@@ -53,7 +53,7 @@ class Execution:
             "query_id": query_id,
         }
         start = time.perf_counter()
-        with translated(), self._stop.by(partial(_kill, self._client, query_id)):
+        with translated(), self._stop.calling(partial(_kill, self._client, query_id)):
             try:
                 result = self._client.query(statement, parameters, settings=settings)
             except Error as error:

@@ -52,5 +52,10 @@ def _open_reader() -> PostgresReader:
 
 
 STORE = Store(
-    name=NAME, route="postgres", source="postgresql", label="PostgreSQL", open_reader=_open_reader, drop_days=drop_days
+    name=NAME,
+    route="postgres",
+    reply_name="postgresql",
+    label="PostgreSQL",
+    open_reader=_open_reader,
+    drop_days=drop_days,
 )

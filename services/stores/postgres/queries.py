@@ -46,8 +46,8 @@ class Execution:
     def _pages(self, statement: sql.Composed, parameters: Sequence[Any]) -> Generator[list[Row], None, None]:
         stream = self._connection.cursor().stream(statement, parameters, binary=True, size=_ROWS_AT_ONCE)
         with closing(cast(Generator[Row, None, None], stream)) as rows:
-            while part := list(islice(rows, _ROWS_AT_ONCE)):
-                yield part
+            while page := list(islice(rows, _ROWS_AT_ONCE)):
+                yield page
 
 
 def run(execution: Execution, query: Query, as_of: int) -> QueryResult:

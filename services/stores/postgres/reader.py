@@ -52,7 +52,7 @@ class PostgresReader:
         deadline = time.monotonic() + seconds
         with self._connection() as connection, connection.transaction():
             try:
-                with (stop or Stop()).by(connection.cancel_safe):
+                with (stop or Stop()).calling(connection.cancel_safe):
                     return queries.run(queries.Execution(connection, deadline), query, as_of)
             except psycopg.errors.QueryCanceled as error:
                 raise QueryTimeout(NAME, seconds) from error
