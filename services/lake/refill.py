@@ -1,8 +1,8 @@
-"""What a replay writes into a table of the lake: rows that a stream has not brought, beside the stream that goes on.
+"""The writer by which a replay adds missing rows to a table of the lake, while the sink goes on.
 
 Each write searches one version of the table for its rows, and commits the missing ones on that very version, with the
-position that this version has. So a row is never written twice, also if the stream wrote it first; and the position stays that of
-the stream, whether Spark or the embedded writer fills the table.
+position that this version has. So a row is never written twice, also if the sink wrote it first; and the position stays
+that of the sink, whether Spark or the embedded writer fills the table.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""kafka-source with real Kafka and PostgreSQL: hostile messages, kill -9, rebalances, a zombie, a topic created again."""
+"""kafka-source with real Kafka and PostgreSQL: hostile messages, kill -9, rebalances, a zombie, another topic of the name."""
 
 import json
 import os
@@ -385,7 +385,7 @@ def test_a_zombie_stores_nothing(foreign: Foreign) -> None:
         foreign.await_all(120, 0, zombie)
 
 
-def test_a_topic_made_anew_is_refused_until_an_operator_resumes(foreign: Foreign) -> None:
+def test_a_topic_created_again_is_refused_until_an_operator_resumes(foreign: Foreign) -> None:
     with foreign.process() as process:
         foreign.send([foreign.good() for _ in range(30)])
         foreign.await_all(30, 0, process)

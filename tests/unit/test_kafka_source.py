@@ -322,7 +322,7 @@ def test_without_a_slot_no_dead_letter_is_sent(handler: SourceHandler, fakes: Fa
     assert fakes.letters == []
 
 
-def test_a_topic_made_anew_stops_the_process_once_the_positions_were_looked_at(
+def test_a_topic_created_again_stops_the_process_once_the_positions_were_looked_at(
     handler: SourceHandler, fakes: Fakes
 ) -> None:
     receive(handler, GOOD)
