@@ -21,7 +21,9 @@ _CORRUPT = "_corrupt"  # from_json puts a line that has a value of a wrong type 
 
 
 def lines(messages: DataFrame, dataset: Dataset) -> DataFrame:
-    """Return one row for each line: its place in the topic, and its fields in `r`. A refused message has one NULL line.
+    """Return one row for each line: its place in the topic, and its fields in `r`.
+
+    An unloadable message has one NULL line.
 
     The query fails with NEWER at a message of a newer version or with more columns, which would be lost unnoticed.
     """
@@ -38,19 +40,19 @@ def lines(messages: DataFrame, dataset: Dataset) -> DataFrame:
     )
 
 
-def rows(valid: DataFrame, dataset: Dataset) -> DataFrame:
+def rows(valid_lines: DataFrame, dataset: Dataset) -> DataFrame:
     """Return the rows of valid lines, with the columns of the dataset's table."""
     fields = {field.name: field for field in line_fields(dataset)}
     columns = (CREATED_AT, *dataset.columns)
     values = [f"{_value(column, fields[column.name])} AS `{column.name}`" for column in columns]
     day = f"date_from_unix_date(CAST(r.{CREATED_AT.name} DIV {DAY} AS INT)) AS day"
-    return valid.selectExpr(f"r.{ID.name} AS {ID.name}", *values, day)
+    return valid_lines.selectExpr(f"r.{ID.name} AS {ID.name}", *values, day)
 
 
-def rejects(invalid: DataFrame, dataset: Dataset) -> DataFrame:
-    """Return the lines that are not valid, with the columns of the table of rejects."""
+def rejects(invalid_lines: DataFrame, dataset: Dataset) -> DataFrame:
+    """Return the rejects that stand for invalid lines, with the columns of the table of rejects."""
     checks = (f"WHEN NOT coalesce({condition}, false) THEN '{what}'" for what, condition in _checks(dataset).items())
-    return invalid.selectExpr(
+    return invalid_lines.selectExpr(
         f"'{dataset.topic}' AS topic",
         "partition",
         "offset",
@@ -63,7 +65,7 @@ def rejects(invalid: DataFrame, dataset: Dataset) -> DataFrame:
     )
 
 
-def valid(dataset: Dataset) -> str:
+def validity(dataset: Dataset) -> str:
     """Return the condition that a line has to meet to become a row."""
     return f"coalesce({' AND '.join(_checks(dataset).values())}, false)"
 

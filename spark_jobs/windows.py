@@ -138,7 +138,7 @@ def counted(messages: DataFrame, dataset: Dataset) -> DataFrame:
     """Count the rows of Kafka messages by window: start in epoch seconds, level, service, rows. Skips invalid lines."""
     return (
         parsing.lines(messages, dataset)
-        .where(parsing.valid(dataset))
+        .where(parsing.validity(dataset))
         .where(_AHEAD)
         .where(_STORABLE)
         .selectExpr("timestamp_micros(r.timestamp) AS time", "r.level AS level", "r.service AS service")

@@ -25,8 +25,8 @@ def write_rows(
     without rows). Raises StoreDown if Delta skipped the commit, and PySparkException.
     """
     observation = Observation()
-    valid = parsing.valid(dataset)
-    lines = parsing.lines(messages, dataset).select("r", sql.expr(valid).alias("valid"))
+    is_valid = sql.expr(parsing.validity(dataset)).alias("valid")
+    lines = parsing.lines(messages, dataset).select("r", is_valid)
     rows = parsing.rows(lines.observe(observation, *_observed()).where("valid"), dataset)
     (
         rows.coalesce(messages.sparkSession.sparkContext.defaultParallelism)
@@ -49,10 +49,10 @@ def write_rows(
 
 
 def write_rejects(messages: DataFrame, dataset: Dataset, uri: str, query: str, micro_batch: int) -> None:
-    """Append the lines of `messages` that are not valid to the table of rejects at `uri`. Raises PySparkException."""
-    invalid = parsing.lines(messages, dataset).where(f"NOT {parsing.valid(dataset)}")
+    """Append the invalid lines of `messages` to the table of rejects at `uri`. Raises PySparkException."""
+    invalid_lines = parsing.lines(messages, dataset).where(f"NOT {parsing.validity(dataset)}")
     (
-        parsing.rejects(invalid, dataset)
+        parsing.rejects(invalid_lines, dataset)
         .coalesce(1)
         .write.format("delta")
         .mode("append")

@@ -22,7 +22,7 @@ uuid       str, lower case with dashes
 
 
 MAX_CATEGORY_CHARACTERS = 256
-"""The most Unicode characters of a value in one of a dataset's `bounded` columns.
+"""The most Unicode characters of a value in one of a dataset's `length_limited` columns.
 
 Such values are keys elsewhere: of Kafka's partitions, of groups in memory, of PostgreSQL's indexes (2,704 bytes an
 entry, of which several values may be part), of cursors in URLs.
@@ -148,7 +148,7 @@ class Dataset:
         return (*SYSTEM_COLUMNS, *(c.name for c in self.columns))
 
     @property
-    def bounded(self) -> tuple[Column, ...]:
+    def length_limited(self) -> tuple[Column, ...]:
         """The columns whose values have at most MAX_CATEGORY_CHARACTERS: categories, and texts that rows are keyed,
         grouped or ordered by."""
         used = {self.key, *self.groupings, *self.orderings}

@@ -57,11 +57,11 @@ def line_fields(dataset: Dataset) -> tuple[LineField, ...]:
     return (
         LineField(ID.name, "integer", required=True, limits=IDS),
         LineField(CREATED_AT.name, "integer", required=True, limits=INSTANTS),
-        *(_field(column, column in dataset.bounded) for column in dataset.columns),
+        *(_field(column, column in dataset.length_limited) for column in dataset.columns),
     )
 
 
-def _field(column: Column, is_bounded: bool) -> LineField:
+def _field(column: Column, is_length_limited: bool) -> LineField:
     match column.kind:
         case "timestamp":
             return LineField(column.name, "integer", required=True, limits=INSTANTS)
@@ -71,4 +71,6 @@ def _field(column: Column, is_bounded: bool) -> LineField:
             return LineField(column.name, "text", column.required, "", None, _UUID_CHARACTERS, _UUID)
         case "json":
             return LineField(column.name, "text", column.required, "{}")
-    return LineField(column.name, "text", column.required, "", None, MAX_CATEGORY_CHARACTERS if is_bounded else None)
+    return LineField(
+        column.name, "text", column.required, "", None, MAX_CATEGORY_CHARACTERS if is_length_limited else None
+    )

@@ -115,7 +115,7 @@ class RowCodec:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
         self._wire_columns = dataset.wire_columns
-        self._bounded = dataset.bounded
+        self._length_limited = dataset.length_limited
         wire = _wire_struct(dataset)
         self._one = msgspec.json.Decoder(wire)
         self._many = msgspec.json.Decoder(list[wire])  # type: ignore[valid-type]
@@ -273,7 +273,7 @@ class RowCodec:
             for column, values in zip(self.dataset.columns, rows.columns, strict=True)
             if column.kind in ("category", "text", "json")
         }
-        for column in self._bounded:
+        for column in self._length_limited:
             if longest[column.name] > MAX_CATEGORY_CHARACTERS:
                 self._refuse_long_value(column, rows)
         if sum(longest.values()) * 6 < MAX_LINE_BYTES - 1024:  # a character takes at most six bytes of a line

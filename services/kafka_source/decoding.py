@@ -65,7 +65,7 @@ class MessageDecoder:
     def refused(self, message: Message, reason: str) -> Decoded:
         """Return dead letters only, for a message of which PostgreSQL refuses a row that decodes."""
         decoded = self.decode([message])
-        single = [letter for letter in decoded.dead_letters if letter.line is not None]
+        single = [each for each in decoded.dead_letters if each.line is not None]
         rows = decoded.lines - len(single)
         if further := rows - decoded.rows:
             reason = f"{reason}; {further} more lines of this message are no rows"

@@ -184,11 +184,11 @@ class SourceHandler:
                 _log.warning(
                     "PostgreSQL refused rows, taking each message", messages=len(self._messages), why=str(error)
                 )
-                self._take_each(self._source)
+                self._accept_each(self._source)
         self._drop_messages()
 
-    def _take_each(self, source: Source) -> None:
-        """Take the messages one by one. One that PostgreSQL refuses becomes a dead letter as a whole."""
+    def _accept_each(self, source: Source) -> None:
+        """Accept the messages one by one. One that PostgreSQL refuses becomes a dead letter as a whole."""
         for message in self._messages:
             end = {message.partition: message.offset + 1}
             try:
@@ -200,24 +200,24 @@ class SourceHandler:
     def _store(self, source: Source, messages: Sequence[Message], ends: Mapping[int, int]) -> None:
         """Decode the messages, and commit what is in them. `ends`: the offsets up to which the messages were read.
 
-        Raises Invalid if PostgreSQL refuses a value; then the messages were not taken.
+        Raises Invalid if PostgreSQL refuses a value; then no row of the messages is accepted.
         """
         by_partition = sorted(messages, key=lambda message: message.partition)  # stable: offsets stay in order
         own = {partition: list(some) for partition, some in groupby(by_partition, lambda message: message.partition)}
-        taken = []
+        by_range = []
         for partition in ends:
             decoded = self._decoder.decode(own[partition]) if partition in own else Decoded()
-            taken.append((self._range(partition, ends, decoded), decoded))
-        self._commit(source, taken)
+            by_range.append((self._range(partition, ends, decoded), decoded))
+        self._commit(source, by_range)
 
     def _range(self, partition: int, ends: Mapping[int, int], decoded: Decoded) -> SourceRange:
         counts = (decoded.lines, decoded.rows, decoded.dead_lines)
         return SourceRange(partition, self._positions[partition], ends[partition], *counts)
 
-    def _commit(self, source: Source, taken: Sequence[tuple[SourceRange, Decoded]]) -> None:
-        self._target.dead_letter_sender.send([letter for _, decoded in taken for letter in decoded.dead_letters])
-        chunks = [chunk for _, decoded in taken for chunk in decoded.chunks]
-        advance = SourceAdvance(source, tuple(each for each, _ in taken))
+    def _commit(self, source: Source, by_range: Sequence[tuple[SourceRange, Decoded]]) -> None:
+        self._target.dead_letter_sender.send([each for _, decoded in by_range for each in decoded.dead_letters])
+        chunks = [chunk for _, decoded in by_range for chunk in decoded.chunks]
+        advance = SourceAdvance(source, tuple(each for each, _ in by_range))
         if chunks:
             [outcome] = self._target.committer.commit(self._target.dataset, [Submission(chunks, source=advance)])
             if isinstance(outcome, LogpipeError):

@@ -20,7 +20,7 @@ from services.runtime.http import is_stopping
 STREAMS = 32
 """The number of clients that listen at the same time. A further one is refused."""
 
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _SILENT_SECONDS = 15.0  # after which a comment shows that the connection is alive
 
 
@@ -41,11 +41,11 @@ class Changes:
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     async def _events(self, request: Request, service: QueryService, route: str | None) -> AsyncIterator[str]:
-        """Yield an event when the batch has changed, and when it cannot be found out, until the process stops.
+        """Yield an event when the batch has changed, and when it becomes unknown, until the process stops.
 
-        Ends with the process, because uvicorn would wait for the stream.
+        The stream ends itself when the process stops, because uvicorn would wait for its end.
         """
-        told, told_at = "", time.monotonic()
+        sent, sent_at = "", time.monotonic()
         self._listening += 1
         try:
             while not is_stopping(request.app):
@@ -53,13 +53,13 @@ class Changes:
                     event = _event("as_of", {"as_of": await service.latest(self._dataset, route)})
                 except LogpipeError as error:
                     event = _event("problem", {"detail": str(error)})
-                if event != told:
+                if event != sent:
                     yield event
-                    told, told_at = event, time.monotonic()
-                elif time.monotonic() - told_at > _SILENT_SECONDS:
+                    sent, sent_at = event, time.monotonic()
+                elif time.monotonic() - sent_at > _SILENT_SECONDS:
                     yield ": no news\n\n"
-                    told_at = time.monotonic()
-                await asyncio.sleep(_LOOK_SECONDS)
+                    sent_at = time.monotonic()
+                await asyncio.sleep(_POLL_SECONDS)
         finally:
             self._listening -= 1
 

@@ -49,8 +49,8 @@ class TrafficParameters(FilteredParameters):
         filters = self.filters(dataset)
         start, end = self._period(filters, now)
         zone_offsets = local_week.offsets(local_week.zone(self.zone), start, end)
-        bounded = Filters(filters.equals, start, end)
-        return TrafficQuery(dataset, self.panel, bounded, zone_offsets, self.limit, self.scan)
+        in_period = Filters(filters.equals, start, end)
+        return TrafficQuery(dataset, self.panel, in_period, zone_offsets, self.limit, self.scan)
 
     def _period(self, filters: Filters, now: int) -> tuple[int, int]:
         if self.last and (filters.start, filters.end) != (None, None):

@@ -64,7 +64,7 @@ class Verification:
             for reader in readers:
                 try:
                     check = partial(self._reconcile, reader, dataset, last, options)
-                    results.append(above(partial(self._floor, dataset, first), check))
+                    results.append(repeated_if_floor_rises(partial(self._floor, dataset, first), check))
                 except LogpipeError as error:
                     others = [unchecked[reader.name]] if reader.name in unchecked else []
                     unchecked[reader.name] = "; ".join([*others, f"{dataset.name}: {error}"])
@@ -212,8 +212,8 @@ class Verification:
             after = page[-1].batch_id
 
 
-def above(floor: Callable[[], int], check: Callable[[int], Result]) -> Result:
-    """Return the result of `check` from the floor on. Repeat it if retention has raised the floor meanwhile."""
+def repeated_if_floor_rises(floor: Callable[[], int], check: Callable[[int], Result]) -> Result:
+    """Return the result of `check` from the floor on. Repeat the check if retention has raised the floor meanwhile."""
     while True:
         result = check(start := floor())
         if floor() == start:

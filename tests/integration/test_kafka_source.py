@@ -1,4 +1,4 @@
-"""kafka-source with real Kafka and PostgreSQL: hostile messages, kill -9, rebalances, a zombie, another topic of the name."""
+"""kafka-source with real Kafka and PostgreSQL: hostile messages, kill -9, rebalances, a zombie, a new topic."""
 
 import json
 import os

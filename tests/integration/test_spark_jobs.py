@@ -459,7 +459,7 @@ def test_a_line_with_a_long_category_is_no_row_and_one_with_nul_is_in_no_window(
     value = b"".join(json.dumps(text).encode() + b"\n" for text in texts)
     messages = from_kafka(world, replace(valid, value=value, headers={**valid.headers, "rows": b"3"}))
     lines = parsing.lines(messages, DATASET)
-    refused = parsing.rejects(lines.where(f"NOT {parsing.valid(DATASET)}"), DATASET).collect()
+    refused = parsing.rejects(lines.where(f"NOT {parsing.validity(DATASET)}"), DATASET).collect()
     assert [(row.line, row.reason) for row in refused] == [(1, "service has more than 256 characters")]
     assert [row.service for row in counted(messages, DATASET).collect()] == ["é" * 256]
 
@@ -476,12 +476,13 @@ def test_a_line_that_breaks_one_rule_is_refused_by_spark(world: World, dataset: 
     headers = {"created_at": b"5", "rows": b"%d" % (len(broken) + 1)}
     lines = parsing.lines(from_kafka(world, OutgoingMessage(dataset.topic, 0, b"1:0", value, headers)), dataset)
     refused = {
-        row.line: row.reason for row in parsing.rejects(lines.where(f"NOT {parsing.valid(dataset)}"), dataset).collect()
+        row.line: row.reason
+        for row in parsing.rejects(lines.where(f"NOT {parsing.validity(dataset)}"), dataset).collect()
     }
     assert sorted(refused) == list(range(1, len(broken) + 1))
     for number, (name, line) in enumerate(broken, 1):
         assert refused[number].startswith((name, "not a JSON object")), (refused[number], name, line)
-    assert len(parsing.rows(lines.where(parsing.valid(dataset)), dataset).collect()) == 1
+    assert len(parsing.rows(lines.where(parsing.validity(dataset)), dataset).collect()) == 1
 
 
 def test_a_message_of_a_newer_release_stops_the_query(world: World) -> None:

@@ -198,7 +198,7 @@ async def _events(api: TrafficApi, changes: Changes, route: str | None) -> Async
 async def test_events_tell_of_new_batches_and_of_problems(
     api: TrafficApi, route: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(changes_module, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(changes_module, "_POLL_SECONDS", 0.0)
     async with aclosing(_events(api, Changes(DATASET), route)) as events:  # type: ignore[type-var]
         assert await anext(events) == ("as_of", {"as_of": 7})
         api.accept(8, [])

@@ -27,7 +27,7 @@ from services.verify import reconcile, sample
 from services.verify.dead_letters import DeadLetteredRows, DeadLetterLookup, LookUp
 from services.verify.reconcile import Result, Selection
 from services.verify.report import Report, as_json, show
-from services.verify.service import above
+from services.verify.service import repeated_if_floor_rises
 
 CODEC = RowCodec(DATASET)
 CREATED = 1_795_262_653_055_211
@@ -287,7 +287,7 @@ def test_a_store_that_keeps_its_rejects_is_asked_for_them_too(monkeypatch: pytes
 def test_what_retention_drops_while_it_is_read_is_not_missing() -> None:
     floors = iter((3, 7, 7, 7))
     kept = {batch: rows if batch >= 7 else [] for batch, rows in ACCEPTED.items()}
-    result = above(lambda: next(floors), lambda floor: check(kept, first=floor))
+    result = repeated_if_floor_rises(lambda: next(floors), lambda floor: check(kept, first=floor))
     assert (result.expected, differences(result)) == (12, {})
 
 

@@ -103,7 +103,7 @@ def create_table(dataset: Dataset) -> str:
 def _length_checks(dataset: Dataset) -> list[str]:
     return [
         f"{quoted(f'{column.name}_length')} CHECK lengthUTF8({stored_name(column)}) <= {MAX_CATEGORY_CHARACTERS}"
-        for column in dataset.bounded
+        for column in dataset.length_limited
     ]
 
 
