@@ -14,7 +14,7 @@ MAX_RESULT_BYTES = 16 << 20
 _NUMBER_BYTES = 8
 
 
-def gathered(pages: Iterable[Sequence[Row]]) -> list[Row]:
+def gather_pages(pages: Iterable[Sequence[Row]]) -> list[Row]:
     """Return the rows of all pages, which are read one after the other. Raises ResultTooLarge."""
     rows: list[Row] = []
     size = 0
@@ -33,7 +33,7 @@ def too_large() -> ResultTooLarge:
     )
 
 
-def few_groups(groups: list[Row]) -> list[Row]:
+def refuse_many_groups(groups: list[Row]) -> list[Row]:
     """Return `groups`. Raises ResultTooLarge if there are more than MAX_GROUPS; a store reads at most one more."""
     if len(groups) > MAX_GROUPS:
         raise ResultTooLarge(

@@ -18,7 +18,7 @@ from services.core.dataset import Dataset
 from services.core.dead_letter import DeadLettered
 from services.core.errors import Invalid, ResultTooLarge
 from services.core.queries import Filters, ListQuery, StatsQuery
-from services.core.result_size import gathered
+from services.core.result_size import gather_pages
 from services.core.rows import Row
 from services.lake import NAME
 from services.lake.reader import LakeReader, StatementResult, TimeLimit
@@ -82,7 +82,7 @@ class EmbeddedReader(LakeReader):
         engine = snapshot.wide_engine if statement.is_wide else snapshot.engine
         with translated(), _within_memory():
             batches = pa.RecordBatchReader.from_stream(engine.execute(statement.text))
-            return StatementResult(gathered(_pages(batches)), snapshot.files_within(statement.file_conditions))
+            return StatementResult(gather_pages(_pages(batches)), snapshot.files_within(statement.file_conditions))
 
     def _page(self, snapshot: Snapshot, query: ListQuery, as_of: int, limit: TimeLimit) -> StatementResult:
         """Return the rows of a page. A large page is sorted as places, without the other columns, to save memory.

@@ -12,7 +12,7 @@ from services.core.ids import batch_of
 from services.core.ledger import Batch, StorePosition
 from services.core.ports import DEFAULT_QUERY_SECONDS
 from services.core.queries import AggregateQuery, ListQuery, Method, Query, QueryResult, StatsQuery, TrafficQuery
-from services.core.result_size import few_groups
+from services.core.result_size import refuse_many_groups
 from services.core.rows import Row
 from services.core.stopping import Stop
 from services.lake import NAME
@@ -103,7 +103,7 @@ class LakeReader(ABC):
             case AggregateQuery():
                 statement = self._sql(snapshot, query.dataset).groups(query, as_of)
                 found = self._find(snapshot, statement, limit)
-                few_groups(found.rows)
+                refuse_many_groups(found.rows)
             case TrafficQuery():
                 traffic = TrafficRenderer(query.dataset, snapshot.columns, self._dialect(snapshot))
                 found = self._find(snapshot, traffic.panel(query, as_of), limit)

@@ -18,7 +18,7 @@ from pyspark.sql.connect.client import DefaultChannelBuilder
 from pyspark.sql.connect.session import SparkSession
 
 from services.core.errors import StoreDown
-from services.core.result_size import gathered
+from services.core.result_size import gather_pages
 from services.core.rows import Row
 from services.lake import NAME
 from services.lake.reader import LakeReader, StatementResult, TimeLimit
@@ -149,7 +149,7 @@ def _interrupt(session: SparkSession, tag: str, found: Future[list[Row]]) -> Non
 def _collect(session: SparkSession, statement: Statement, tag: str) -> list[Row]:
     session.addTag(tag)  # of this thread
     rows = map(tuple, _frame(session, statement).toLocalIterator())
-    return gathered(_in_chunks(rows))
+    return gather_pages(_in_chunks(rows))
 
 
 def _in_chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:

@@ -32,7 +32,7 @@ from services.core.queries import (
     StatsQuery,
     TrafficQuery,
 )
-from services.core.result_size import few_groups, gathered
+from services.core.result_size import gather_pages, refuse_many_groups
 from services.core.rows import Row
 from services.core.stopping import Stop
 
@@ -91,9 +91,9 @@ class MemoryStore:
                     later = operator.lt if query.descending else operator.gt
                     rows = [row for row in rows if later((row[by], row[0]), after)]
                 page = rows[query.offset : query.offset + query.limit]
-                return QueryResult(gathered([page]), 0.0, total=total, scanned=scanned)
+                return QueryResult(gather_pages([page]), 0.0, total=total, scanned=scanned)
             case AggregateQuery():
-                return QueryResult(gathered([few_groups(_counted(query, rows))]), 0.0, scanned=scanned)
+                return QueryResult(gather_pages([refuse_many_groups(_counted(query, rows))]), 0.0, scanned=scanned)
             case TrafficQuery():
                 return QueryResult(_panel(query, rows), 0.0, scanned=scanned)
             case StatsQuery():

@@ -1,4 +1,4 @@
-"""Row ids, and the spans of ids that one query asks for."""
+"""Row ids, and the ranges of batches that one query asks for."""
 
 from services.core.ids import batch_ranges
 

@@ -13,7 +13,7 @@ from services.core.dataset import CREATED_AT, ID, Column
 from services.core.errors import QueryTimeout
 from services.core.instants import DAY
 from services.core.queries import AggregateQuery, ListQuery, Query, QueryResult, StatsQuery, TrafficQuery
-from services.core.result_size import MAX_GROUPS, MAX_RESULT_BYTES, few_groups, gathered, too_large
+from services.core.result_size import MAX_GROUPS, MAX_RESULT_BYTES, gather_pages, refuse_many_groups, too_large
 from services.core.rows import Row
 from services.core.stopping import Stop
 from services.stores.clickhouse import STORE, rollups, traffic
@@ -23,7 +23,7 @@ from services.stores.clickhouse.statements import Statement, canonical, columns,
 
 _RECENT = (10_000_000, DAY)  # microseconds within which the newest rows are looked for before all others (ADR 0011)
 # The server counts the memory of its blocks, which is more than the size of the rows. So the server stops only results
-# that are far too large, and `gathered` decides about the others, as it does for every store.
+# that are far too large, and `gather_pages` decides about the others, as it does for every store.
 _SERVER_BYTES = 4 * MAX_RESULT_BYTES
 
 
@@ -63,7 +63,7 @@ class Execution:
                     raise too_large() from error
                 raise
         self._add(result.summary, time.perf_counter() - start)
-        return gathered([[tuple(row) for row in result.result_rows]])
+        return gather_pages([[tuple(row) for row in result.result_rows]])
 
     def _add(self, summary: Mapping[str, Any], measured: float) -> None:
         self.milliseconds += int(summary["elapsed_ns"]) / 1e6 if summary.get("elapsed_ns") else measured * 1e3
@@ -89,7 +89,7 @@ def run(execution: Execution, query: Query, as_of: int) -> QueryResult:
             if query.count:
                 total = execution.fetch(*(counting or _count(query, as_of)))[0][0]
         case AggregateQuery():
-            rows = few_groups(execution.fetch(*(counting or _aggregate(query, as_of))))
+            rows = refuse_many_groups(execution.fetch(*(counting or _aggregate(query, as_of))))
         case TrafficQuery():
             rows = execution.fetch(*(counting or traffic.statement(query, as_of)))
         case StatsQuery():

@@ -12,7 +12,7 @@ from psycopg import sql
 from services.core.dataset import CREATED_AT, ID, Dataset
 from services.core.instants import DAY, to_datetime
 from services.core.queries import AggregateQuery, ListQuery, Query, QueryResult, StatsQuery, TrafficQuery
-from services.core.result_size import MAX_GROUPS, few_groups, gathered
+from services.core.result_size import MAX_GROUPS, gather_pages, refuse_many_groups
 from services.core.rows import Row
 from services.postgres.connection import Connection
 from services.stores.postgres import closed_days, rollups, traffic
@@ -39,7 +39,7 @@ class Execution:
         self._connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(left),))
         start = time.perf_counter()
         with closing(self._pages(statement, parameters)) as pages:  # an open stream would block the connection
-            rows = gathered(pages)
+            rows = gather_pages(pages)
         self.milliseconds += (time.perf_counter() - start) * 1e3
         return rows
 
@@ -62,7 +62,7 @@ def run(execution: Execution, query: Query, as_of: int) -> QueryResult:
             if query.count:
                 total = (counted or execution.fetch(*_count(query, as_of, days)))[0][0]
         case AggregateQuery():
-            rows = few_groups(execution.fetch(*_aggregate(query, as_of, days)) if counted is None else counted)
+            rows = refuse_many_groups(execution.fetch(*_aggregate(query, as_of, days)) if counted is None else counted)
         case TrafficQuery():
             rows = execution.fetch(*traffic.statement(query, as_of, days)) if counted is None else counted
         case StatsQuery():
