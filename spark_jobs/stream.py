@@ -244,7 +244,7 @@ def adapted(limit: int, budget: int, offsets: int, rows: int) -> int:
 
 
 def _translate(dataset: Dataset, error: PySparkException) -> LogpipeError:
-    """Return the error of ours that stands for the cause, which Spark names last in a long chain."""
+    """Return our error for the cause of `error`, which Spark names last in a long chain."""
     text = str(error)
     if _LOST in text:
         return NeedsOperator(

@@ -31,7 +31,7 @@ from services.postgres.connection import PIPELINE, connect
 from services.runtime import logs, metrics
 from services.stores import postgres
 
-RESOLVE_SECONDS = 20  # how long PostgreSQL is asked for the outcome of an ambiguous COMMIT
+RESOLVE_SECONDS = 20  # how long PostgreSQL is queried for the outcome of an ambiguous COMMIT
 _log = logs.get("committer")
 
 

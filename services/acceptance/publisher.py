@@ -104,7 +104,7 @@ class SlotPublisher:
         self._max_rows = max_rows
         self._producer: TransactionalProducer | None = None
         self._topic_logs: dict[str, TopicLog] = {}
-        # Batches that may be in the topic although they are not marked. None until the ledger was asked for the batches
+        # Batches that may be in the topic although they are not marked. None before the ledger was searched for batches
         # that a former owner may have published.
         self._in_doubt: list[Batch] | None = None
         self._advanced_at = 0.0

@@ -16,7 +16,7 @@ from services.postgres.connection import Connection
 from services.runtime import logs, metrics
 from services.runtime.workers import Worker
 
-_IDLE_SECONDS = 0.5  # how often the ledger is asked for batches when `wake` was not called
+_IDLE_SECONDS = 0.5  # pause between two searches of the ledger for batches, unless `wake` ends it
 _LINGER_SECONDS = 0.25  # between transactions, each of which costs the broker a marker in every partition it wrote to
 _ADOPT_SECONDS = 3.0
 _BACKOFF = Backoff(1.0, 1.0)

@@ -116,7 +116,7 @@ def encode(
 
 
 def decode(message: Message) -> Envelope:
-    """Decode a message of a dataset's topic, which any program may have written. Does not look into the lines."""
+    """Decode a message of a dataset's topic, which any program may have written. The lines are not decoded."""
     rows = message.value.count(b"\n")
     try:
         batch_id = batch_of_key(message.key)

@@ -21,8 +21,8 @@ DecodedChunks = Iterator[tuple[Rows, int]]
 MAX_WIRE_ROW = 2 << 20
 """Bytes of one row of a large body, with its white space and escapes; a row as it is stored is bounded by less."""
 
-_GUESSES = 100  # brackets that are looked at from the end of a chunk on, to guess where a row ends
-_GAP = 256  # white space between two elements of a list, beyond which nothing is guessed
+_GUESSES = 100  # brackets that are tried, from the end of a chunk on, to guess where a row ends
+_GAP = 256  # the most white space between two elements of a list with which a guess is made
 
 
 def decode_object(chunks: Iterable[bytes], decode: Decode) -> DecodedChunks:

@@ -136,7 +136,7 @@ class RowCodec:
     def decode_object(self, body: bytes, *, explained: bool = True) -> Rows:
         """Decode one JSON object. Raises Malformed (not JSON) or InvalidRow.
 
-        Unless `explained`, the error may be Malformed without a reason, because the reason takes longer than the rest.
+        Unless `explained`, the error may be Malformed without a reason, because to find the reason takes long.
         """
         refused = self._refused_body if explained else _unexplained
         return self._columns(body, [self._decode(self._one.decode, body, refused)])
@@ -203,7 +203,7 @@ class RowCodec:
         return self._invalid_row(reason)
 
     def _are_json(self, lines: Sequence[bytes]) -> bool:
-        """Return whether each line is a JSON value. False also where only a look at each line can tell."""
+        """Return whether each line is a JSON value. False also if that cannot be said without a check of each line."""
         text = b"\n".join(lines)
         try:
             text.decode()

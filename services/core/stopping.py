@@ -33,7 +33,7 @@ class Stop:
                 self._end = None
 
     def end_query(self) -> None:
-        """End the query, or keep it from starting. Blocks as long as the store takes to be told."""
+        """End the query, or keep it from starting. Blocks until the store has got the request."""
         with self._lock:
             self._is_stopped = True
             if self._end is not None:

@@ -147,7 +147,7 @@ async def read(request: Request, reservation: Reservation, limit: int) -> bytes:
 
 
 def chunks_of(body: bytes, encoding: str, limit: int) -> Iterator[bytes]:
-    """Yield the decompressed body in chunks of at most CHUNK_BYTES, each decompressed when it is asked for.
+    """Yield the decompressed body in chunks of at most CHUNK_BYTES, each decompressed when the caller takes it.
 
     Raises Malformed, or TooLarge once there are more than `limit` bytes.
     """

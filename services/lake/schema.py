@@ -36,7 +36,7 @@ def table_schema(dataset: Dataset) -> Schema:
 def writer_properties(dataset: Dataset, row_group_rows: int | None = None) -> WriterProperties:
     """Return how files are written: ids and times as differences, which are read much faster than dictionaries.
 
-    `row_group_rows`: rows of a row group, which is fetched and passed over as a whole; None: a file has one.
+    `row_group_rows`: rows of one row group of Parquet, which a reader fetches or skips; None: one group in each file.
     """
     rising = [ID.name, *(column.name for column in (CREATED_AT, *dataset.columns) if column.kind == "timestamp")]
     return WriterProperties(

@@ -171,7 +171,7 @@ def _lease_lowest(connection: Connection, owner: UUID, condition: Composed) -> L
         # set it. Such an owner may still publish any batch of the slot, so `first_batch` stays unknown (NULL).
         if by_epoch:
             # The former owner can read no batch of which the id was drawn after the epoch was raised. The epoch was
-            # raised by the commit, so the sequence is looked at after it.
+            # raised by the commit, so the sequence is read after it.
             connection.execute(
                 "UPDATE slots SET first_batch = (SELECT last_value + 1 FROM batch_ids) WHERE slot = %s AND epoch = %s",
                 (lease.slot, lease.epoch),

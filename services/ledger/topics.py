@@ -43,7 +43,7 @@ def register(connection: Connection, dataset: str, name: str, topic_id: str, end
 
 
 def number(connection: Connection, name: str, topic_id: str) -> int:
-    """Return the number of this topic, which it gets when it is first asked for. Raises StoreDown."""
+    """Return the number of this topic, and give the topic a number at the first call. Raises StoreDown."""
     with translated():
         connection.execute(
             "INSERT INTO topics (name, topic_id) SELECT %s, %s WHERE NOT EXISTS"

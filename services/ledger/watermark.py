@@ -229,9 +229,9 @@ def _covers(now: StorePosition, then: StorePosition) -> bool:
     )
 
 
-def _refuse_another_table(store: str, dataset: str, there: str, filled: str) -> None:
-    """Raise StoreDown unless the table `there` is the table that was `filled`; '' stands for an unknown table."""
-    if there and filled and there != filled:
+def _refuse_another_table(store: str, dataset: str, present: str, filled: str) -> None:
+    """Raise StoreDown unless the `present` table is the table that was `filled`. An unknown id is ''."""
+    if present and filled and present != filled:
         raise _other_table(store, dataset)
 
 

@@ -1,8 +1,8 @@
 """Results cached in Redis. A query to one engine as of one batch, in one scope (see `scopes`), has one result.
 
-Redis is optional: while it is unreachable or hangs, the stores run the queries, and Redis is not asked for a while. A
-result that was computed after the floor was raised, and before retention dropped the rows, stays cached until it
-expires.
+Redis is optional. While it is unreachable or hangs, the stores run the queries, and Redis gets no request for some
+seconds. A result that was computed after the floor was raised, and before retention dropped the rows, stays cached
+until it expires.
 """
 
 import time

@@ -65,7 +65,7 @@ class OpenedStore:
         return (self.default, *self.others.values())
 
     def engine(self, name: str | None) -> Engine:
-        """Return the engine that is asked for, None for the default one. Raises Invalid, naming those that exist."""
+        """Return the engine called `name`; the default one for None. Raises Invalid, which names those that exist."""
         if name is None or (name and name == self.store.engine):
             return self.default
         if name not in self.others:

@@ -125,7 +125,7 @@ def _headers(message: KafkaMessage) -> dict[str, bytes]:
     """Return the headers; none if the name of one is not UTF-8, which only a message of another program has.
 
     Of several headers with one name, the first counts, as in Spark (`spark_jobs/parsing.py`).
-    confluent-kafka raises SystemError for such a name, and crashes if the headers are asked for a second time.
+    confluent-kafka raises SystemError for such a name, and crashes if `headers` is called a second time.
     """
     try:
         sent: Any = message.headers() or ()

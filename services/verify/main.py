@@ -53,7 +53,7 @@ def main(
 ) -> None:
     """Reconcile the stores against the ledger by really reading them.
 
-    Without --sample all rows are counted. A sample takes seconds at any size; what it did not look at may differ.
+    Without --sample all rows are counted. A sample takes seconds at any size; other batches may differ.
 
     Exits with 1 when anything is missing, extra, duplicated or different, with 2 when something could not be checked.
     """

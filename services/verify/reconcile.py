@@ -12,7 +12,7 @@ from services.core.read_back import ReadBack
 from services.core.rows import Row, RowCodec
 from services.verify.dead_letters import DeadLetteredRows, LookUp
 
-_CHUNK_ROWS = 2_000_000  # counted by a store in one go
+_CHUNK_ROWS = 2_000_000  # counted by one query of a store
 _EXAMPLES = 5
 
 Advance = Callable[[int], None]
@@ -188,16 +188,16 @@ def _compare(codec: RowCodec, batches: list[Batch], rows: Iterator[Row], result:
     """Compare the contents of `batches`. `rows` are their rows in the store, and possibly rows of other batches."""
     if not batches:
         return
-    back = ReadBack(codec)
-    back.count(rows)
+    read_back = ReadBack(codec)
+    read_back.count(rows)
     for batch in batches:
-        compare(batch, back, result)
+        compare(batch, read_back, result)
 
 
-def compare(batch: Batch, back: ReadBack, result: Result) -> None:
+def compare(batch: Batch, read_back: ReadBack, result: Result) -> None:
     """Add to `result` whether the contents of `batch` in the store are as accepted; `back` has read all its rows."""
     result.compared += 1
-    if not back.is_as_accepted(batch):
+    if not read_back.is_as_accepted(batch):
         result.differing += 1
         result.altered += batch.rows
         result.example(f"batch {batch.batch_id} of {batch.rows} rows: contents differ")

@@ -15,9 +15,9 @@ from services.verify.sources import SourceResult
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`unchecked`: store -> why it could not be checked. `sample`: only so many batches of a dataset were looked at.
+    """`unchecked`: store -> why it could not be checked. `sample`: only so many batches of a dataset were read.
 
-    Batches below `first` were not looked at either.
+    Batches below `first` were not read.
     """
 
     as_of: int

@@ -32,14 +32,14 @@ def reconcile(
     codec = RowCodec(dataset)
     for start in range(0, len(chosen), _AT_ONCE):
         batches = chosen[start : start + _AT_ONCE]
-        back = ReadBack(codec)
+        read_back = ReadBack(codec)
         ids: defaultdict[int, set[int]] = defaultdict(set)
-        for run in back.runs(reader.rows_of(dataset, batches)):
+        for run in read_back.runs(reader.rows_of(dataset, batches)):
             ids[run.batch_id].update(row[0] for row in run.rows)
         dead_lettered = look_up([batch.batch_id for batch in batches])
         for batch in batches:
             found, dead = ids[batch.batch_id], dead_lettered.get(batch.batch_id)
-            if add_counts(batch, back.rows(batch.batch_id), len(found), (found, dead) if dead else None, result):
-                compare(batch, back, result)
+            if add_counts(batch, read_back.rows(batch.batch_id), len(found), (found, dead) if dead else None, result):
+                compare(batch, read_back, result)
         advance(sum(batch.rows for batch in batches))
     return result

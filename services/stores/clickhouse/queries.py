@@ -21,7 +21,7 @@ from services.stores.clickhouse.client import TIMEOUT, TOO_LARGE, translated
 from services.stores.clickhouse.names import quoted, stored_name
 from services.stores.clickhouse.statements import Statement, canonical, columns, select, where
 
-_RECENT = (10_000_000, DAY)  # microseconds within which the newest rows are looked for before all others (ADR 0011)
+_RECENT = (10_000_000, DAY)  # microseconds: rows of this age are searched first for the newest rows (ADR 0011)
 # The server counts the memory of its blocks, which is more than the size of the rows. So the server stops only results
 # that are far too large, and `gather_pages` decides about the others, as it does for every store.
 _SERVER_BYTES = 4 * MAX_RESULT_BYTES
@@ -114,7 +114,7 @@ def _page(execution: Execution, query: ListQuery, as_of: int) -> list[Row]:
 
 
 def _recent(query: ListQuery) -> list[int]:
-    """Return the times from which rows are looked for first; empty when the query asks for no older rows anyway."""
+    """Return the times from which rows are searched first; none if the query excludes older rows anyway."""
     if not query.newest_first:
         return []
     now, before, start = time.time_ns() // 1000, query.before, query.filters.start
