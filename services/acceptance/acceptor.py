@@ -16,7 +16,7 @@ from services.acceptance.settings import AcceptanceSettings
 from services.acceptance.slot_owner import SlotOwner
 from services.core.dataset import Dataset
 from services.core.ledger import Batch
-from services.core.ports import Outgoing
+from services.core.ports import OutgoingMessage
 from services.core.rows import RowCodec
 from services.ledger import slots
 from services.runtime.health import Readiness
@@ -96,6 +96,6 @@ class Acceptor:
         """Return the identity of the ledger; its id is '' until it has been read."""
         return self._maintenance.ledger_identity()
 
-    def _on_committed(self, batch: Batch, outgoing: list[Outgoing]) -> None:
+    def _on_committed(self, batch: Batch, outgoing: list[OutgoingMessage]) -> None:
         self._message_cache.put(batch.batch_id, outgoing)
         self._owner.wake()

@@ -48,7 +48,9 @@ def create_app(settings: IngestSettings) -> FastAPI:
         service = IngestService(committers, settings.ingest_group_rows, settings.ingest_group_wait)
         decoder, in_flight = Decoder(), InFlight(settings.ingest_max_in_flight)
         in_flight.request_ended = Trimmer(decoder.thread, in_flight).request_ended
-        app.state.ingest = Ingest(service, decoder, in_flight, acceptor.disk, settings.ingest_max_body, acceptor.ledger_identity)
+        app.state.ingest = Ingest(
+            service, decoder, in_flight, acceptor.disk, settings.ingest_max_body, acceptor.ledger_identity
+        )
         async with acceptor.running():
             service.start()
             yield

@@ -94,7 +94,7 @@ def create_app(settings: KafkaSourceSettings, topic: str, dataset: Dataset, *, a
                 settings.postgres_url.get_secret_value(),
                 acceptor.slot,
                 acceptor.committer([dataset]),
-                DeadLetters(open_dead_letters, SOURCE, dataset, topic),
+                DeadLetterSender(open_dead_letters, SOURCE, dataset, topic),
                 acceptor.disk,
             ),
             Limits(settings.kafka_source_rows, settings.kafka_source_bytes, settings.kafka_source_seconds),
