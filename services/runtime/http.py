@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -78,7 +79,7 @@ def make_app(
     open_paths: frozenset[str] = frozenset(),
 ) -> FastAPI:
     """`open_paths`: paths for probes besides those that every process has."""
-    app = FastAPI(title=title, lifespan=lifespan, version="1")
+    app = FastAPIOffline(redoc_url=None, title=title, lifespan=lifespan, version="1")
     app.state.guard = Guard(settings)
     app.include_router(_operations(readiness))
     for router in routers:

@@ -1,6 +1,7 @@
 """The query API's parameters, replies and errors by contract; stores are stubs that record their queries."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -434,6 +435,12 @@ def test_the_openapi_page_names_each_parameter(api: Api) -> None:
     assert {"store", "eventType", "userId", "start_time", "limit", "order_by", "count"} <= {
         p["name"] for p in described
     }
+
+
+def test_the_openapi_page_needs_no_other_host(api: Api) -> None:
+    linked = re.findall(r"""(?:src|href)=["']([^"']+)["']""", api.fetch("/docs").text)
+    assert len(linked) == 3
+    assert [api.fetch(link).status_code for link in linked if link.startswith("/")] == [200] * 3
 
 
 def test_stats_by_contract(api: Api) -> None:
