@@ -82,11 +82,14 @@ class Node:
         return json.loads(self.kubectl("-n", NAMESPACE, "get", *arguments, "-o", "json"))
 
     def usage(self) -> list[Usage]:
-        """What the containers of the namespace use now."""
-        table = self.kubectl("-n", NAMESPACE, "top", "pods", "--containers", "--no-headers")
+        """What the containers of the namespace use now. Nothing while one of them has just started."""
+        ended = self._end("k", "-n", NAMESPACE, "top", "pods", "--containers", "--no-headers", check=False)
+        if "Metrics not available" in ended.stderr:
+            return []
+        assert ended.returncode == 0, ended.stderr
         return [
             Usage((pod, name), int(cpu.removesuffix("m")), int(memory.removesuffix("Mi")))
-            for pod, name, cpu, memory in (line.split() for line in table.splitlines())
+            for pod, name, cpu, memory in (line.split() for line in ended.stdout.splitlines())
         ]
 
     def killed_for_memory(self) -> list[str]:
@@ -149,13 +152,21 @@ def wait_until(problem: Callable[[], str], seconds: float) -> None:
         time.sleep(1)
 
 
-def unready(node: Node) -> str:
-    """The pods that are not ready, and those that wait for one, with the reason as far as Kubernetes says it."""
+def unready(node: Node, since: str = "") -> str:
+    """The pods that are not ready, and those that wait for one, with the reason as far as Kubernetes says it.
+
+    `since`: an instant as Kubernetes writes it; pods whose containers run for longer are not ready either. After a power
+    cut, Kubernetes believes for a while that all pods are as they were.
+    """
     found = []
     for pod in node.get("pods")["items"]:
         status, name = pod["status"], pod["metadata"]["name"]
         conditions = {each["type"]: each["status"] for each in status.get("conditions", [])}
-        if status["phase"] == "Succeeded" or conditions.get("Ready") == "True":
+        started = [
+            each["state"].get("running", {}).get("startedAt", since) for each in status.get("containerStatuses", [])
+        ]
+        is_ready = conditions.get("Ready") == "True" and all(at >= since for at in started)
+        if status["phase"] == "Succeeded" or is_ready:
             continue
         if "job-name" in pod["metadata"].get("labels", {}) and status["phase"] == "Failed":
             continue  # the Job starts another

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -143,8 +144,9 @@ def test_a_power_cut_loses_nothing_that_was_accepted(pipeline: Pipeline) -> None
     with pipeline.load(ROWS_PER_SECOND // 3):
         pipeline.wait_for_rows(5 * ROWS_PER_SECOND, 60)
         node.down(keep=True)
+        cut = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         node.up()
-        wait_until(lambda: unready(node), 2 * READY_SECONDS)
+        wait_until(lambda: unready(node, cut), 2 * READY_SECONDS)
     assert pipeline.send(1000)["sent"] == 1000
     clean(pipeline.verify("verify-power"))
 
@@ -262,6 +264,7 @@ def test_pods_stay_within_their_limits(pipeline: Pipeline, rows_per_second: int)
                 most[usage.container] = max(cpu, usage.millicores), max(memory, usage.mebibytes)
             time.sleep(5)
         sent = pipeline.sent() - before
+    assert most
     lines = [f"{pod:40} {name:24} {cpu:6} m {memory:6} MiB" for (pod, name), (cpu, memory) in sorted(most.items())]
     sys.stdout.write(f"\n{sent / seconds:,.0f} rows/s; the most of each container:\n" + "\n".join(lines) + "\n")
     assert node.killed_for_memory() == []
