@@ -155,8 +155,8 @@ def wait_until(problem: Callable[[], str], seconds: float) -> None:
 def unready(node: Node, since: str = "") -> str:
     """The pods that are not ready, and those that wait for one, with the reason as far as Kubernetes says it.
 
-    `since`: an instant as Kubernetes writes it; pods whose containers run for longer are not ready either. After a power
-    cut, Kubernetes believes for a while that all pods are as they were.
+    `since`: an instant as Kubernetes writes it; pods whose containers run for longer are not ready either. After a
+    power cut, Kubernetes believes for a while that all pods are as they were.
     """
     found = []
     for pod in node.get("pods")["items"]:

@@ -125,7 +125,7 @@ def _target(plan: Plan, fresh_stack: bool) -> Iterator[Target]:
         with local.fresh(settings, spark="lake:spark" in plan.stores) as made:
             yield made
     else:
-        with closing(local.running(settings) or Target(settings)) as found:
+        with closing(local.running(settings) or Target(settings, local.producer_perf)) as found:
             yield found
 
 

@@ -12,12 +12,12 @@ from services.bench.evidence.records import Tables, Trial
 from services.bench.plan import cells
 from services.bench.plan.cells import Cell, LoadCell, WriteCell
 from services.bench.plan.schema import Plan, Scenario, State
-from services.bench.probes import control, k6, mixed, read, write
+from services.bench.probes import controls, k6, mixed, read, write
 from services.bench.probes.searching import highest, rounded
 from services.bench.probes.write import Offer
 from services.bench.report import judging
 from services.bench.target.urls import Target
-from services.core.errors import LogpipeError, NeedsOperator, StoreDown
+from services.core.errors import Backpressure, LogpipeError, NeedsOperator, StoreDown
 from services.generator.load import Load
 from services.ingest_client.client import IngestClient
 
@@ -81,8 +81,8 @@ class Run:
         missing: set[str] = set()
         for repeat, cell in cells.interleaved(self._plan, cells.control_cells(self._plan)):
             try:
-                self._once(cell, repeat, partial(control.measure, self._target, cell, repeat))
-            except (NeedsOperator, StoreDown) as error:
+                self._once(cell, repeat, partial(controls.measure, self._target, cell, repeat))
+            except (Backpressure, NeedsOperator, StoreDown) as error:
                 if cell.arm not in missing:
                     self._evidence.note("note", f"The control arm {cell.arm} was not measured: {error}")
                 missing.add(cell.arm)

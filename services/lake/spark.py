@@ -111,11 +111,7 @@ class SparkReader(LakeReader):
         with self._lock:
             if self._session is not None:
                 return self._session, False
-            channel = DefaultChannelBuilder(self._url, _CHANNEL)
-            _reach(channel.endpoint)
-            self._session = SparkSession(channel)
-            self._session.client.set_retry_policies([])  # retries would hide for minutes that the server is unreachable
-            self._session.client.disable_reattachable_execute()
+            self._session = _connect(self._url)
             return self._session, True
 
     def _forget(self, session: SparkSession) -> None:
@@ -123,6 +119,26 @@ class SparkReader(LakeReader):
             if self._session is session:
                 self._session = None
         started(session.stop)  # which waits for the server
+
+
+@contextmanager
+def connected(url: str) -> Iterator[SparkSession]:
+    """Yield a session of its own, which is ended afterwards. Blocks. Raises StoreDown. Called by the benchmarks."""
+    with _translated():
+        session = _connect(url)
+        try:
+            yield session
+        finally:
+            wait([started(session.stop)], _CONNECT_SECONDS)
+
+
+def _connect(url: str) -> SparkSession:
+    channel = DefaultChannelBuilder(url, _CHANNEL)
+    _reach(channel.endpoint)
+    session = SparkSession(channel)
+    session.client.set_retry_policies([])  # retries would hide for minutes that the server is unreachable
+    session.client.disable_reattachable_execute()
+    return session
 
 
 def _find(session: SparkSession, snapshot: Snapshot, statement: Statement, limit: TimeLimit) -> StatementResult:

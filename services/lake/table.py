@@ -232,10 +232,14 @@ def rejects_uri(settings: LakeSettings, dataset: Dataset) -> str:
     return table_uri(settings, "rejects", dataset.name)
 
 
-def within_limit(work: Callable[[], Result]) -> Result:
-    """Return the result of `work`. It runs in a thread, which is abandoned after the time limit. Raises StoreDown."""
-    with translated():
-        return started(work).result(_SECONDS)
+def within_limit(work: Callable[[], Result], seconds: float | None = None) -> Result:
+    """Return the result of `work`. It runs in a thread, which is abandoned after the time limit. Raises StoreDown.
+
+    `seconds`: a time limit other than that of a call.
+    """
+    limit = seconds or _SECONDS
+    with translated(limit):
+        return started(work).result(limit)
 
 
 def started(work: Callable[[], Result]) -> Future[Result]:
@@ -253,10 +257,10 @@ def started(work: Callable[[], Result]) -> Future[Result]:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translated(seconds: float | None = None) -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:
-        raise StoreDown(NAME, f"no reply within {_SECONDS:.0f} s") from error
+        raise StoreDown(NAME, f"no reply within {seconds or _SECONDS:.0f} s") from error
     except (DeltaError, pa.ArrowException, OSError) as error:
         raise StoreDown(NAME, " ".join(_DECORATION.sub(" ", str(error)).split())[:500]) from error

@@ -93,6 +93,17 @@ def ensure_topics(
         _await_leaders(admin, [topic.name for topic in wanted])
 
 
+def delete(url: str, name: str) -> None:
+    """Delete a topic with its messages, if there is one. Blocks. Raises StoreDown. Called by the benchmarks."""
+    admin = AdminClient(config(url))
+    with translated():
+        try:
+            admin.delete_topics([name], request_timeout=REQUEST_TIMEOUT)[name].result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
+
+
 class ExistingTopic(NamedTuple):
     """A topic that exists. `messages`: whether it has, or had, any messages."""
 

@@ -49,6 +49,7 @@ def test_every_shipped_plan_is_valid(name: str) -> None:
         ("[10, 20]", "[20, 10]", "plan.yaml:10: read.rows: must rise"),
         ("[10, 20]", "[10", "plan.yaml:11: no YAML"),
         ("read:", "mixed: {shares: [0.5], queries: [count]}\nread:", "plan.yaml:9: mixed: needs knee"),
+        ("read:", "controls: [copy, kafak]\nread:", "plan.yaml:9: controls.1: Input should be 'cores', 'disk', 'copy'"),
         ("read:", "knee: {start: 1, seconds: 1, hold_seconds: 1}\nread:", "plan.yaml:9: knee: needs write"),
     ],
 )

@@ -17,7 +17,8 @@ from services.bench.evidence.records import About, Pace, Table, Tables, Trial
 from services.bench.main import main
 from services.bench.plan.cells import FaultCell, MixedCell, ReadCell, WriteCell
 from services.bench.plan.loading import parsed
-from services.bench.probes import control, mixed, write
+from services.bench.probes import mixed, write
+from services.bench.probes.controls import machine
 from services.bench.probes.searching import highest
 from services.bench.probes.write import Offer
 from services.bench.report.numbers import summary
@@ -413,9 +414,9 @@ def test_a_control_arm_that_cannot_be_measured_stops_nothing(
     stack: FakeStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("LOGPIPE_POSTGRES_URL", raising=False)
-    monkeypatch.setattr(control, "_BURN_SECONDS", 0.01)
-    monkeypatch.setattr(control, "_BLOCKS", 1)
-    monkeypatch.setattr(control, "_SYNCS", 1)
+    monkeypatch.setattr(machine, "_BURN_SECONDS", 0.01)
+    monkeypatch.setattr(machine, "_BLOCKS", 1)
+    monkeypatch.setattr(machine, "_SYNCS", 1)
     found = measured(stack, tmp_path / "run", HEAD + "controls: [cores, copy, disk]\n" + READ)
     assert [(each.arm, list(each.values)) for each in found.controls] == [
         *(("cores", ["work of two burners, in times of one"]), ("disk", ["MB/s written", "fsyncs/s"]))

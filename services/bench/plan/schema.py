@@ -16,7 +16,19 @@ Method = Literal["scan", "kept", "cache"]
 
 ALONE: Literal["alone"] = "alone"
 Scenario = Literal["simple", "aggregate", "mixed", "sort", "full_scan", "large_data"]
-Control = Literal["cores", "disk", "copy", "row-insert", "executemany"]
+Control = Literal[
+    "cores",
+    "disk",
+    "copy",
+    "row-insert",
+    "executemany",
+    "kafka",
+    "clickhouse-file",
+    "hdfs-put",
+    "spark-batch",
+]
+"""What `services/bench/probes/controls` measures without the pipeline: the machine, PostgreSQL (copy, row-insert,
+executemany), Kafka, ClickHouse, HDFS and Spark."""
 
 
 def _one_of(kind: str, names: Callable[[], Iterable[str]]) -> AfterValidator:

@@ -4,14 +4,15 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from services.bench.target.settings import BenchSettings
-from services.bench.target.urls import Target
+from services.bench.target.urls import Target, producer_perf_of_path
 from services.core.errors import Invalid
-from services.local import usage
+from services.local import jars, usage
+from services.local.java import java
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 
@@ -30,7 +31,7 @@ class LocalTarget(Target):
         own = _own_urls(stack)
         if not settings.prometheus_url and "prometheus" in stack.states():
             own["prometheus_url"] = f"http://127.0.0.1:{stack.settings.local_prometheus_port}"
-        super().__init__(settings.model_copy(update=own))
+        super().__init__(settings.model_copy(update=own), producer_perf)
         self._stack = stack
 
     def describe(self) -> dict[str, str]:
@@ -74,6 +75,16 @@ def _own_urls(stack: Stack) -> dict[str, str]:
         "ingest_url": f"http://127.0.0.1:{ports.ingest_port}",
         "query_url": f"http://127.0.0.1:{ports.query_port}",
     }
+
+
+def producer_perf() -> Sequence[str]:
+    """Return the command of kafka-producer-perf-test: by the jars of the local stack if they are on this machine.
+
+    Raises NeedsOperator if neither they nor an installed Kafka can be found. The stack itself may be elsewhere.
+    """
+    if not jars.KAFKA.folder.is_dir():
+        return producer_perf_of_path()
+    return (java(), "-Xmx256m", "-cp", jars.kafka_classpath(), "org.apache.kafka.tools.ProducerPerformance")
 
 
 @contextmanager

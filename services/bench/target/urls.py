@@ -1,10 +1,11 @@
 """A stack that is known by its URLs."""
 
 import os
+import shutil
 import ssl
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -18,10 +19,28 @@ _PROMETHEUS = "Prometheus"
 _POSTGRES = "LOGPIPE_POSTGRES_URL"
 
 
+_PRODUCER_PERF = ("kafka-producer-perf-test", "kafka-producer-perf-test.sh")
+
+
+def producer_perf_of_path() -> Sequence[str]:
+    """Return the command of an installed Kafka. Raises NeedsOperator."""
+    for name in _PRODUCER_PERF:
+        if found := shutil.which(name):
+            return (found,)
+    raise NeedsOperator(
+        f"{_PRODUCER_PERF[1]} is not on the PATH, and the jars of the local stack are not on this machine: add the"
+        " folder bin of a Kafka to the PATH, or run `python -m services.local.jars kafka`"
+    )
+
+
 class Target:
     """Thread-safe. Methods block, except those of the clients that `query` makes."""
 
-    def __init__(self, settings: BenchSettings) -> None:
+    def __init__(
+        self, settings: BenchSettings, producer_perf: Callable[[], Sequence[str]] = producer_perf_of_path
+    ) -> None:
+        """`producer_perf` returns the command of kafka-producer-perf-test, or raises NeedsOperator."""
+        self.producer_perf = producer_perf
         self.ingest_url = settings.ingest_url.rstrip("/")
         self.query_url = settings.query_url.rstrip("/")
         self.prometheus_url = settings.prometheus_url.rstrip("/")
@@ -121,10 +140,16 @@ class Target:
         return os.environ
 
     def postgres_url(self) -> str:
-        """Raises NeedsOperator if it is not known: the default would be that of another stack."""
-        if url := self.environment().get(_POSTGRES):
+        return self.url(_POSTGRES)
+
+    def url(self, variable: str) -> str:
+        """Return the URL of a component, which `variable` names in the environment of the commands.
+
+        Raises NeedsOperator if it is not known: the default would be that of another stack.
+        """
+        if url := self.environment().get(variable):
             return url
-        raise NeedsOperator(f"the stores of the stack cannot be reached: set {_POSTGRES} and the URLs of the others")
+        raise NeedsOperator(f"the stores of the stack cannot be reached: set {variable} and the URLs of the others")
 
     def cpu(self) -> dict[str, float]:
         """Return the CPU-seconds that each component has used since it started."""
