@@ -1,8 +1,10 @@
 """What a report says: intervals, winners, thresholds, and the check of all its numbers."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -12,15 +14,15 @@ from services.bench.evidence.histograms import Histogram, rounded
 from services.bench.evidence.records import About, Pace, Table, Tables, Trial
 from services.bench.evidence.surroundings import masked
 from services.bench.main import main
-from services.bench.plan.cells import FaultCell, ReadCell, WriteCell
+from services.bench.plan.cells import ControlCell, FaultCell, ReadCell, WriteCell
 from services.bench.plan.loading import parsed
-from services.bench.plan.schema import Limits
+from services.bench.plan.schema import Control, Limits
 from services.bench.report import html, judging, markdown
 from services.bench.report.breaking import first_to_break
 from services.bench.report.diff import diff
 from services.bench.report.numbers import summary
 from services.bench.report.publishing import publish, recheck
-from services.bench.report.statistics import Sampled, mean, needed
+from services.bench.report.statistics import Estimate, Sampled, mean, needed
 from services.bench.report.summary import ReadCondition
 from services.core.errors import Invalid
 
@@ -181,6 +183,53 @@ def test_recheck_finds_a_number_that_was_changed_and_a_sample_that_was_changed(e
     assert recheck(evidence) == ["samples/0001.json.gz was altered after it was written"]
     samples.unlink()
     assert recheck(evidence) == ["samples/0001.json.gz is missing"]
+
+
+def add_arm(evidence: Evidence, arm: Control, values: Sequence[float]) -> None:
+    for repeat, value in enumerate(values):
+        trial = Trial(evidence.next_number(), ControlCell(arm), repeat, "", 1.0, Pace(0, 0, 0, 0.0))
+        evidence.add(msgspec.structs.replace(trial, values={"rows/s": value, "MB/s": 1.0}), {})
+
+
+def add_rate(evidence: Evidence, cell: WriteCell, acked: Sequence[int]) -> None:
+    """`acked`: requests of 10 rows in one second, for each repeat."""
+    for repeat, count in enumerate(acked):
+        trial = Trial(evidence.next_number(), cell, repeat, "", 1.0, Pace(count, count, 0, 0.0))
+        evidence.add(trial, {"writes": writes([(0, 5, "acked")] * count), "polls": polls()})
+
+
+def test_a_rate_is_a_share_of_each_arm_that_was_measured(evidence: Evidence) -> None:
+    add_arm(evidence, "copy", [1000.0] * 3)
+    add_arm(evidence, "kafka", [2000.0, 4000.0, 6000.0])
+    add_arm(evidence, "row-insert", [10.0])
+    add_rate(evidence, WriteCell(6000), [10, 10, 10])
+    add_rate(evidence, WriteCell(6000, "hold"), [10, 10, 10])
+    publish(evidence)
+    found = summary(evidence)
+    ladder, hold = found.writes
+    assert ladder.shares["copy"] == Estimate(0.1, 0.1, 0.1)
+    assert list(ladder.shares) == ["copy", "kafka"]
+    kafka = hold.shares["kafka"]
+    assert kafka == Estimate(0.025, round(100 / 6000, 6), 0.05)
+    assert found.knee is not None
+    assert found.knee.shares == hold.shares
+    assert "Of the control arms, the knee is 10 % of copy, 1.7 to 5 % of kafka." in found.findings
+    text = markdown.page(found)
+    assert "| rows/min | sustained, rows/s | of copy, % | of kafka, % |" in text
+    assert "| hold 6,000 | 100 | 10 | 2.5 (1.67 to 5) |" in text
+    assert recheck(evidence) == []
+    report = evidence.folder / "report.json"
+    published = json.loads(report.read_text())
+    published["writes"][0]["shares"]["copy"]["value"] = 0.9
+    report.write_text(json.dumps(published))
+    assert recheck(evidence) == ["writes[0].shares.copy.value: the report says 0.9, the evidence 0.1"]
+
+
+def test_without_arms_a_rate_has_no_shares(evidence: Evidence) -> None:
+    add_rate(evidence, WriteCell(6000), [10, 10, 10])
+    found = summary(evidence)
+    assert found.writes[0].shares == {}
+    assert "control arms" not in markdown.page(found)
 
 
 def test_a_diff_says_what_changed_and_what_else_differs(evidence: Evidence, tmp_path: Path) -> None:

@@ -103,11 +103,29 @@ def _writes(results: Sequence[WriteResult]) -> list[str]:
     return [
         *("## Writes", "", *_table(head, rows), ""),
         *(f"- {result.phase} {result.rate:,}: {reason}" for result in results for reason in result.unheld),
+        *_shares(results),
         *("", "### Freshness", "", "From the intended time of a request until a query of the store reads it.", ""),
         *_table(("rows/min", "store", *(f"{name}, ms" for name in QUANTILES), "drained, s"), _freshness(results)),
         "",
         *_costs(results),
     ]
+
+
+def _shares(results: Sequence[WriteResult]) -> list[str]:
+    arms = list(dict.fromkeys(arm for result in results for arm in result.shares))
+    if not arms:
+        return []
+    rows = [
+        (
+            f"{result.phase} {result.rate:,}",
+            shown(result.sustained.scaled(1 / 60)),
+            *(shown(result.shares[arm].scaled(100)) for arm in arms),
+        )
+        for result in results
+    ]
+    head = ("rows/min", "sustained, rows/s", *(f"of {arm}, %" for arm in arms))
+    about = "The sustained rows a second, and what share they are of those of a control arm."
+    return ["", "### Shares of the control arms", "", about, "", *_table(head, rows)]
 
 
 def _freshness(results: Iterable[WriteResult]) -> Iterable[Sequence[str]]:

@@ -8,7 +8,7 @@ from services.bench.evidence.records import Tables, Trial
 from services.bench.plan.cells import ControlCell, FaultCell, LoadCell, MixedCell, ReadCell, WriteCell
 from services.bench.plan.loading import parsed
 from services.bench.plan.schema import Plan
-from services.bench.report import judging, loading, reading, statistics, writing
+from services.bench.report import judging, loading, reading, shares, statistics, writing
 from services.bench.report.summary import (
     QUANTILES,
     ControlResult,
@@ -41,7 +41,8 @@ def summary(evidence: Evidence) -> Summary:
             for t, each in by_kind[MixedCell]
         ],
     )
-    writes = writing.writes(plan, by_kind[WriteCell])
+    limits = shares.limits(trial for trial, _ in by_kind[ControlCell])
+    writes = writing.writes(plan, by_kind[WriteCell], limits)
     knee = writing.knee(plan, writes, by_kind[WriteCell])
     faults = writing.faults(plan, by_kind[FaultCell])
     loads = loading.loads(plan, [(t, each["reads"]) for t, each in by_kind[LoadCell]])
@@ -125,6 +126,7 @@ def _findings(
             f"The knee is {knee.rate:,} rows/min: held again after the search" if knee.rate else "No rate was held"
         )
         found.append(f"{held_again}{beyond}.")
+        found += filter(None, [shares.sentence(knee.shares)])
         if knee.broke_first:
             found.append(f"First to break: {knee.broke_first}.")
     found += [

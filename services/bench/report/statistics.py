@@ -117,6 +117,17 @@ def mean(values: Sequence[float], seed: int) -> Estimate:
     return Estimate(float(array.mean()), *_interval(array[drawn].mean(axis=1)))
 
 
+def mean_ratio(values: Sequence[float], others: Sequence[float], seed: int) -> Estimate:
+    """Return the mean of the values as a share of the mean of the others, which are greater than 0.
+
+    Both are resampled on their own, because repeat N of one was not measured beside repeat N of the other.
+    """
+    ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(others, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    draws = [array[rng.integers(len(array), size=(RESAMPLES, len(array)))].mean(axis=1) for array in (ours, theirs)]
+    return Estimate(float(ours.mean() / theirs.mean()), *_interval(draws[0] / draws[1]))
+
+
 def _interval(draws: NDArray[np.float64]) -> tuple[float, float]:
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

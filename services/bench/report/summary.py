@@ -44,6 +44,7 @@ class ReadCondition(msgspec.Struct, frozen=True):
 class WriteResult(msgspec.Struct, frozen=True):
     """One rate. Rates are rows a minute. `cpu`: CPU-seconds, `disk`: bytes, by component, of a million rows.
 
+    `shares`: the sustained rate as a share of the rows a second of control arms, by arm; {} if none was measured.
     `mb_per_cpu_second`: of accepted bodies, over the CPU time of all components; 0 where it was not measured.
     """
 
@@ -56,6 +57,7 @@ class WriteResult(msgspec.Struct, frozen=True):
     refused: int
     indeterminate: int
     sustained: Estimate
+    shares: dict[str, Estimate]
     response: Quantiles
     freshness: dict[str, Quantiles]
     slope: dict[str, float]
@@ -69,11 +71,12 @@ class WriteResult(msgspec.Struct, frozen=True):
 
 
 class Knee(msgspec.Struct, frozen=True):
-    """`rate`: the highest rate that was held once more after the search; 0 if none was."""
+    """`rate`: the highest rate that was held once more after the search; 0 if none was. `shares`: of its trials."""
 
     rate: int
     beyond: int
     broke_first: str
+    shares: dict[str, Estimate]
 
 
 class LoadResult(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from services.bench.plan.cells import FaultCell, WriteCell
 from services.bench.plan.schema import Plan
 from services.bench.report import judging, statistics
 from services.bench.report.breaking import first_to_break
+from services.bench.report.shares import Limits, shares
 from services.bench.report.statistics import Sampled
 from services.bench.report.summary import QUANTILES, FaultResult, Knee, Quantiles, Second, WriteResult
 
@@ -18,17 +19,18 @@ _SLOWER = 2.0  # a reply has recovered if it is at most so many times slower tha
 Measured = tuple[Trial, Tables]
 
 
-def writes(plan: Plan, trials: Iterable[Measured]) -> list[WriteResult]:
+def writes(plan: Plan, trials: Iterable[Measured], limits: Limits) -> list[WriteResult]:
+    """`limits`: of the control arms."""
     grouped: dict[WriteCell, list[Measured]] = {}
     for trial, tables in trials:
         assert isinstance(trial.cell, WriteCell)
         grouped.setdefault(trial.cell, []).append((trial, tables))
     phases = ["ladder", "search", "hold"]
     ordered = sorted(grouped.items(), key=lambda item: (phases.index(item[0].phase), item[0].rate))
-    return [_rate(plan, cell, measured) for cell, measured in ordered]
+    return [_rate(plan, cell, measured, limits) for cell, measured in ordered]
 
 
-def _rate(plan: Plan, cell: WriteCell, measured: Sequence[Measured]) -> WriteResult:
+def _rate(plan: Plan, cell: WriteCell, measured: Sequence[Measured], limits: Limits) -> WriteResult:
     tables = [each for _, each in measured]
     accepted, refused, in_doubt = (_rows(tables, each) for each in ("acked", "refused", "indeterminate"))
     void: list[tuple[int, str]] = []
@@ -50,6 +52,7 @@ def _rate(plan: Plan, cell: WriteCell, measured: Sequence[Measured]) -> WriteRes
         refused,
         in_doubt,
         statistics.mean(rates, plan.seed).scaled(1),
+        shares(rates, limits, plan.seed),
         _quantiles([_acked(each["writes"]) for each in tables], plan.seed),
         {
             store: _quantiles([[lag for _, lag in judging.freshness(each, store)] for each in tables], plan.seed)
@@ -108,14 +111,15 @@ def knee(plan: Plan, results: Sequence[WriteResult], trials: Iterable[Measured])
     """Return None if no knee was searched."""
     if plan.knee is None or all(result.phase == "ladder" for result in results):
         return None
-    held = [result.rate for result in results if result.phase == "hold" and result.held]
-    rate = max(held, default=0)
+    held = [result for result in results if result.phase == "hold" and result.held]
+    best = max(held, key=lambda result: result.rate, default=None)
+    rate, of_arms = (best.rate, best.shares) if best else (0, {})
     beyond = [result for result in results if not result.held and result.rate > rate]
     if not beyond:
-        return Knee(rate, 0, "")
+        return Knee(rate, 0, "", of_arms)
     lowest = min(beyond, key=lambda result: result.rate)
     failed = [(trial, tables) for trial, tables in trials if trial.cell.key == lowest.key]
-    return Knee(rate, lowest.rate, first_to_break(lowest.unheld or lowest.void, failed))
+    return Knee(rate, lowest.rate, first_to_break(lowest.unheld or lowest.void, failed), of_arms)
 
 
 def faults(plan: Plan, trials: Iterable[Measured]) -> list[FaultResult]:

@@ -262,6 +262,7 @@ function writes() {
   page.append(table(["phase", "rows/min offered", "accepted, rows/min", ...QUANTILES.map((each) => `${each}, ms`), "accepted / refused / indeterminate", ""], rows, [1, 2, 3, 4, 5, 6, 7]));
   const reasons = data.writes.filter((each) => each.unheld.length);
   if (reasons.length) page.append(table(["rows/min", "not held, because"], reasons.map((each) => ({ cells: [`${each.phase} ${each.rate.toLocaleString("en")}`, each.unheld.join("; ")] }))));
+  shares();
   const grid = element("div", { class: "grid" });
   const ordered = [...new Map([...data.writes].sort((a, b) => a.rate - b.rate).map((each) => [each.rate, each])).values()];
   const rates = ordered.map((each) => each.rate);
@@ -280,6 +281,15 @@ function writes() {
   ] }))), [2, 3, 4, 5, 6, 7]));
   costs("CPU-seconds of a million rows", "cpu", (value) => `${number(value)} s`);
   costs("Bytes on disk of a row", "disk", (value) => `${number(value / 1e6)} B`);
+}
+function shares() {
+  const arms = [...new Set(data.writes.flatMap((each) => Object.keys(each.shares)))];
+  if (!arms.length) return;
+  const scaled = (value, factor) => ({ value: value.value * factor, low: value.low * factor, high: value.high * factor });
+  page.append(element("h3", {}, "Shares of the control arms"), element("p", { class: "soft small" }, "The sustained rows a second, and what share they are of those of a component without the pipeline"));
+  page.append(table(["rows/min", "accepted, rows/s", ...arms.map((arm) => `of ${arm}, %`)], data.writes.map((each) => ({ cells: [
+    `${each.phase} ${each.rate.toLocaleString("en")}`, estimate(scaled(each.sustained, 1 / 60)), ...arms.map((arm) => estimate(scaled(each.shares[arm], 100))),
+  ] })), [1, ...arms.map((_, index) => index + 2)]));
 }
 function upright(self, value, name) {
   const at = self.valToPos(value, "x", true), context = self.ctx;
