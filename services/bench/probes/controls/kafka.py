@@ -100,7 +100,7 @@ def _send(command: Sequence[str], url: str, topic: str, values: Sequence[bytes],
             "--throughput": "-1",
             "--payload-file": str(payload),
             "--payload-delimiter": _DELIMITER,
-            "--producer.config": str(configuration),  # Kafka before 4.2 does not know --command-config
+            "--producer.config": str(configuration),  # deprecated, and known to older releases, too
         }
         try:
             done = subprocess.run(
