@@ -30,7 +30,7 @@ def insert(target: Target) -> Mapping[str, float]:
         client.command(tables.create_table(dataset))
         try:
             start = time.perf_counter()
-            client.command(f"{tables.insert_into(dataset)}{columns}) FORMAT JSONEachRow", data=file)
+            client.command(f"{tables.insert_prefix(dataset)}{columns}) FORMAT JSONEachRow", data=file)
             seconds = time.perf_counter() - start
             stored = int(str(client.command(f"SELECT count() FROM {quoted(TABLE)}")))  # noqa: S608
         finally:
