@@ -203,8 +203,8 @@ def test_a_driver_that_falls_behind_makes_its_cell_void(
 
 
 def test_a_dropped_request_makes_its_cell_void(stack: FakeStack, tmp_path: Path) -> None:
-    stack.faults.delay["clickhouse"] = 0.4
-    text = HEAD.replace("drain_seconds: 5.5", "in_flight: 4") + READ.replace("samples", "rates: [40.0], samples")
+    stack.faults.delay["clickhouse"] = 1.0
+    text = HEAD.replace("drain_seconds: 5.5", "in_flight: 4") + READ.replace("samples", "rates: [10.0], samples")
     condition, void = only(measured(stack, tmp_path / "run", text))
     assert "the driver dropped" in void["clickhouse"][0]
     assert void["postgres"] == []

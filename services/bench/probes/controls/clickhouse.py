@@ -11,6 +11,7 @@ from services.core.errors import StoreDown
 from services.stores.clickhouse import STORE, tables
 from services.stores.clickhouse.client import connect, translated
 from services.stores.clickhouse.names import quoted
+from services.stores.clickhouse.statements import insert_prefix
 
 TABLE = "bench_control"
 
@@ -30,7 +31,7 @@ def insert(target: Target) -> Mapping[str, float]:
         client.command(tables.create_table(dataset))
         try:
             start = time.perf_counter()
-            client.command(f"{tables.insert_prefix(dataset)}{columns}) FORMAT JSONEachRow", data=file)
+            client.command(f"{insert_prefix(dataset)}{columns}) FORMAT JSONEachRow", data=file)
             seconds = time.perf_counter() - start
             stored = int(str(client.command(f"SELECT count() FROM {quoted(TABLE)}")))  # noqa: S608
         finally:
