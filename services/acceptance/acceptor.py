@@ -32,8 +32,8 @@ class Acceptor:
     """Makes committers, and publishes what they commit while it is `running`.
 
     `known`: every dataset, because a slot may be adopted from another process. `key_hours`: see PostgresMaintenance.
-    `workers` are started and stopped with those that each such process has. The health checks are added to
-    `readiness`, but for that of `disk`: the process chooses whether a full disk makes it unready.
+    `workers` are started and stopped with the workers of every such process. The health checks are added to
+    `readiness`, except the check of the disk: the process chooses whether a full disk makes it unready.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Acceptor:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Lease a slot, and publish. The exit publishes what is left, for a bounded time; commit nothing after it."""
+        """Lease a slot, and publish. The exit publishes what is left, for a bounded time: commit nothing after it."""
         self._background.start()
         self._owner.start()
         try:

@@ -59,7 +59,7 @@ class PostgresMaintenance:
 
     def health(self) -> str | None:
         """Return why rows cannot be written yet; None once the tables and the partitions were there."""
-        return None if self._ready else f"starting: the tables are not ready yet: {self._failure()}"
+        return None if self._ready else f"starting: {self._worker.health() or 'the tables were not looked at yet'}"
 
     def degraded(self) -> str | None:
         """Return why partitions could not be made ahead, or old keys not deleted; None when both were."""

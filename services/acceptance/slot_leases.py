@@ -103,7 +103,7 @@ class SlotLeases:
         self._refusal = reason
 
     def connected(self, connection: Connection | None) -> Connection:
-        """Return `connection` if it is open, else a new one. Its session is ended if the leases of this owner lapse."""
+        """Return `connection` if it is open, else a new one, whose session is ended if this owner's leases lapse."""
         if connection is None or connection.closed:
             return connect(self._url, name=slots.session_name(self._owner))
         return connection

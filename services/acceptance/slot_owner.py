@@ -40,7 +40,7 @@ class SlotOwner:
         self._ensure_topics = ensure_topics
         self._open_publisher = open_publisher
         self._stop = threading.Event()  # publish the waiting batches, and adopt no slot any more
-        self._abort = threading.Event()  # leave the other batches to the next owner
+        self._abort = threading.Event()  # leave the batches that are not published yet to the next owner
         # The attributes from here on are used by the thread that publishes.
         self._connection: Connection | None = None
         self._publishers: dict[Lease, SlotPublisher] = {}

@@ -19,7 +19,7 @@ after a write of this row alone was rejected.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 from dataclasses import replace
 from itertools import accumulate, chain
 
@@ -58,38 +58,64 @@ def complete(
     ids, _, problems = line_check(blocks[0].dataset).check(numbered.lines)
     batches = {batch_of(row_id) for row_id in ids if row_id is not None}
     rejected: dict[int, str] = {}
-    attempts, attempt, rejected_by_store = Counter[str](), "", 0
+    tokens, rejected_by_store = _Tokens(), 0
     for _ in range(_MOST_ATTEMPTS):
         stored = end_and_search(batches)
         rejected |= {at: reason for at, reason in problems.items() if ids[at] not in stored}
         missing = [at for at, row_id in enumerate(ids) if row_id not in stored and at not in rejected]
         if not missing:
             return [numbered.rejection(at, rejected[at]) for at in sorted(rejected)]
-        halves = [(0, len(ids))]
-        while halves:
-            first, end = halves.pop()
-            wanted = missing[bisect_left(missing, first) : bisect_left(missing, end)]
-            if not wanted:
-                continue
-            if attempts:
-                digest = _digest(ids[first:end])
-                attempt = f"{digest}-{attempts[digest]}"
-            attempts[attempt.partition("-")[0]] += 1
-            try:
-                write(numbered.only(wanted, attempt))
-            except RowRejected as error:
-                if end - first > 1:
-                    middle = (first + end) // 2
-                    halves += [(middle, end), (first, middle)]
-                    continue
-                rejected[first] = error.reason
-                rejected_by_store += 1
-                if rejected_by_store > MOST_REJECTED or 1 < rejected_by_store == len(ids) - len(problems):
-                    reason = f"it rejects {rejected_by_store} rows that pass our own check: {error.reason}"
-                    raise StoreDown(store, reason) from error
+        for at, error in _write_by_halves(numbered, ids, missing, tokens, write):
+            rejected[at] = error.reason
+            rejected_by_store += 1
+            if rejected_by_store > MOST_REJECTED or 1 < rejected_by_store == len(ids) - len(problems):
+                reason = f"it rejects {rejected_by_store} rows that pass our own check: {error.reason}"
+                raise StoreDown(store, reason) from error
     raise StoreDown(
-        store, f"{len(missing)} rows were acknowledged {attempts.total()} times, and the store does not hold them"
+        store, f"{len(missing)} rows were acknowledged {tokens.given} times, and the store does not hold them"
     )
+
+
+def _write_by_halves(
+    numbered: "_BlockLines",
+    ids: Sequence[int | None],
+    missing: Sequence[int],
+    tokens: "_Tokens",
+    write: Callable[[Sequence[Block]], None],
+) -> Iterator[tuple[int, RowRejected]]:
+    """Write the missing lines, and yield each line that the store rejects when it is written alone."""
+    halves = [(0, len(ids))]
+    while halves:
+        first, end = halves.pop()
+        wanted = missing[bisect_left(missing, first) : bisect_left(missing, end)]
+        if not wanted:
+            continue
+        try:
+            write(numbered.only(wanted, tokens.next(ids[first:end])))
+        except RowRejected as error:
+            if end - first == 1:
+                yield first, error
+            else:
+                middle = (first + end) // 2
+                halves += [(middle, end), (first, middle)]
+
+
+class _Tokens:
+    """The tokens of the writes of one completion. `given` is the number of tokens so far."""
+
+    def __init__(self) -> None:
+        self.given = 0
+        self._of_half = Counter[str]()
+
+    def next(self, ids: Iterable[int | None]) -> str:
+        """Return '' at the first call, then the digest of the half's ids and the number of its earlier writes."""
+        self.given += 1
+        if self.given == 1:
+            return ""
+        digest = xxhash.xxh3_128_hexdigest(msgspec.json.encode(list(ids)))
+        token = f"{digest}-{self._of_half[digest]}"
+        self._of_half[digest] += 1
+        return token
 
 
 def without(blocks: Sequence[Block], rejected: Collection[RowRejected]) -> list[Block]:
@@ -127,7 +153,3 @@ class _BlockLines:
                 lines = kafka_value.join([self.lines[at] for at in own])
             cut.append(replace(block, rows=len(own), lines=lines, attempt=attempt))
         return cut
-
-
-def _digest(ids: Iterable[int | None]) -> str:
-    return xxhash.xxh3_128_hexdigest(msgspec.json.encode(list(ids)))

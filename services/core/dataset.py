@@ -61,6 +61,8 @@ class Column:
 
 
 ID = Column("id", "number")
+"""Its kind is only that of a JSON number: an id is a 64-bit integer and never missing, so each store names its type."""
+
 CREATED_AT = Column("created_at", "timestamp", required=True)
 SYSTEM_COLUMNS = ("id", "created_at")
 

@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 ROW_BITS = 17
 MAX_BATCH_ROWS = 1 << ROW_BITS
-MAX_BATCH = (1 << 53 - ROW_BITS) - 2  # the highest batch whose rows have ids that are exact as JSON numbers
+MAX_BATCH = (1 << (53 - ROW_BITS)) - 2  # the highest batch whose rows have ids that are exact as JSON numbers
 
 
 def first_id(batch_id: int) -> int:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from services.core.dataset import CREATED_AT, ID, MAX_CATEGORY_CHARACTERS, Column, Dataset
-from services.core.ids import MAX_BATCH_ROWS
+from services.core.ids import first_id
 from services.core.instants import LAST_INSTANT
 
 Type = Literal["integer", "number", "text"]
@@ -26,7 +26,7 @@ class IntegerLimits(NamedTuple):
     problem: str
 
 
-IDS = IntegerLimits(MAX_BATCH_ROWS, (1 << 63) - 1, "is the id of no row")
+IDS = IntegerLimits(first_id(1), (1 << 63) - 1, "is the id of no row")
 INSTANTS = IntegerLimits(0, LAST_INSTANT - 1, "is not between 1970 and 2100")
 
 # Engines differ about `$` before a last newline; the length of a UUID rules such a text out.

@@ -24,7 +24,8 @@ class Block:
     """Consecutive messages of one partition.
 
     `first` and `last` are offsets. `lines`: one row in each line, and a newline after each line. All rows were accepted
-    on the same `day` (days since 1970-01-01 UTC). `attempt` is '' at the first write; each attempt has another token.
+    on the same `day` (days since 1970-01-01 UTC). `attempt` is '' until the outcome of a write was unknown. From then
+    on, `completion` gives each write another token.
     """
 
     dataset: Dataset
@@ -66,9 +67,10 @@ class BaseWriter(Protocol):
     def write(self, blocks: Sequence[Block]) -> None:
         """Store the rows of all blocks, or none.
 
-        Called for a first attempt; `Block.attempt` tells the attempts apart. Raises RowRejected if the store rejects a
-        row: then no row of the blocks is stored. Raises Backpressure or StoreDown if the outcome is unknown: call
-        `complete` next, or `rejections` of an OwnProgressWriter.
+        Called for a first attempt, and by `completion` for each later one. Raises RowRejected if the store rejects a
+        row: then no row of the blocks is stored, and the next call may have fewer lines and the same `Block.attempt`.
+        Raises Backpressure or StoreDown if the outcome is unknown: call `complete` next, or `rejections` of an
+        OwnProgressWriter.
         """
 
     def complete(self, blocks: Sequence[Block]) -> Sequence[RowRejected]:

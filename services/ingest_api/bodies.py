@@ -48,9 +48,14 @@ class Reservation:
         self.deadline: asyncio.Timeout | None = None
         self.is_ended = False
 
+    @property
+    def is_arriving(self) -> bool:
+        """Whether the body is being read, and neither too late nor ended."""
+        return self.deadline is not None and not self.deadline.expired() and not self.is_ended
+
     def end(self) -> None:
         """Stop reading the body, which is still arriving: `read` raises Backpressure."""
-        if self.deadline:
+        if self.deadline and self.is_arriving:
             self.is_ended = True
             self.deadline.reschedule(asyncio.get_running_loop().time())
 
@@ -76,23 +81,26 @@ class InFlight:
         """Called at the end of each request, with the most bytes that it had in flight."""
         self._gauge = metrics.gauge(metric_names.BYTES_IN_FLIGHT)
 
-    def check(self, count: int) -> None:
-        """Raise Backpressure if `count` more bytes are too many. The only request in flight is never refused."""
+    def refuse_if_full(self, count: int) -> None:
+        """Raise Backpressure if `count` more bytes are too many, and stop reading the slowest body of the others.
+
+        The only request in flight is never refused.
+        """
         if self.bytes and self.bytes + count > self._limit:
             self._end_slowest()
             raise Backpressure(f"{self.bytes} bytes are being worked on; at most {self._limit} at once")
 
     def change(self, reservation: Reservation, count: int) -> None:
-        """Add `count` bytes, which may be negative, to the bytes in flight. Raises Backpressure as `check` does."""
+        """Add `count` bytes, which may be negative, to the bytes in flight. Raises Backpressure as `refuse_if_full`."""
         if count > 0 and self.bytes > reservation.bytes:
-            self.check(count)
+            self.refuse_if_full(count)
         self.bytes += count
         self._gauge.set(self.bytes)
 
     def _end_slowest(self) -> None:
         """Stop reading the body with the lowest rate of bytes, so that its bytes are free for the next request."""
         now = time.monotonic()
-        arriving = [reservation for reservation in self._reservations if reservation.deadline and reservation.bytes]
+        arriving = [reservation for reservation in self._reservations if reservation.is_arriving and reservation.bytes]
         slow = [reservation for reservation in arriving if now - reservation.started > GRACE_SECONDS]
         if slow:
             min(slow, key=lambda reservation: reservation.bytes / (now - reservation.started)).end()
@@ -127,6 +135,8 @@ async def read(request: Request, reservation: Reservation, limit: int) -> bytes:
         async with asyncio.timeout(BODY_SECONDS) as deadline:
             reservation.deadline = deadline
             async for chunk in request.stream():
+                if reservation.is_ended:  # the chunk was there before the time limit took effect, and would undo it
+                    raise TimeoutError
                 size += len(chunk)
                 left = reservation.started + BODY_SECONDS + size / BODY_BYTES_PER_SECOND - time.monotonic()
                 deadline.reschedule(loop.time() + min(left, BODY_SECONDS))

@@ -109,7 +109,7 @@ def _endpoint(dataset: Dataset, word: str, body_formats: dict[str, BodyFormat]) 
                 f"the body has {length} bytes; at most {ingest.max_body} are accepted: send several requests"
             )
         ingest.disk.check()
-        ingest.in_flight.check(length)
+        ingest.in_flight.refuse_if_full(length)
         with ingest.in_flight.reserve() as reservation:
             body = await bodies.read(request, reservation, ingest.max_body)
             decoded = await ingest.decoder.decode(

@@ -17,7 +17,7 @@ _Waiting = tuple[Submission, "asyncio.Future[Outcome]"]
 
 
 class IngestService:
-    """All methods belong to one event loop; each committer works in a thread of its own."""
+    """All methods belong to one event loop; each committer is used by one thread at a time."""
 
     def __init__(self, committers: Sequence[Committer], group_rows: int, group_wait: float) -> None:
         self._committers = committers
@@ -90,7 +90,7 @@ class IngestService:
 
 
 def _committed(committer: Committer, dataset: Dataset, submissions: Sequence[Submission]) -> Sequence[Outcome]:
-    """Commit in the thread of the committer, and free the rows there, because that would hold up the event loop."""
+    """Commit in a thread of the pool, and free the rows there, because that would hold up the event loop."""
     try:
         return committer.commit(dataset, submissions)
     finally:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from services.postgres.connection import Connection, translated
 
 UNKNOWN = "unknown"
-"""The id of a deleted topic to which version 1 published without recording its id."""
+"""The id of a deleted topic, to which a release published that did not record the ids of topics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +20,9 @@ class NumberedTopic:
 def register(connection: Connection, dataset: str, name: str, topic_id: str, ends: Mapping[int, int]) -> NumberedTopic:
     """Return the present topic of `dataset`. `ends`: partition -> end of its log. Raises StoreDown.
 
-    Version 1 wrote positions of slots without the topic's id. They are bound to the present topic when it reaches up
-    to all of them. Otherwise they belong to a deleted topic. That topic is then registered before the present
-    one, because the batches of version 1 belong to the topic with the lowest number.
+    Earlier releases wrote the positions of slots without the topic's id. These positions are bound to the present topic
+    if it reaches up to all of them. Otherwise they belong to a deleted topic. That topic is then registered before the
+    present one, because the batches of those releases belong to the topic with the lowest number.
     """
     with translated(), connection.transaction():
         connection.execute("LOCK TABLE topics IN SHARE ROW EXCLUSIVE MODE")

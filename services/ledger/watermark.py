@@ -167,8 +167,8 @@ class Watermarks:
             self._topic_numbers(connection, dataset.topic, position.topic_id),
             position.offsets,
             0 if replay is None else replay.batch_id,
-            # An operator moved such a store to the later topic (--resume). The ledger moves other stores only by a
-            # replay.
+            # An operator moved a store that keeps its own position to the later topic (--resume). Other stores are
+            # moved only by a replay.
             skips_lost=reader.progress == "own",
         )
         risen = replace(known.saved, batch_id=_walk(connection, dataset.name, known.saved.batch_id, stop, loaded))

@@ -1,4 +1,4 @@
-"""The background threads of a process. Every thread that runs beside the HTTP server is a `Worker`.
+"""The background threads of a process: a thread that repeats a task is a `Worker`. Pools of threads run single calls.
 
 A worker calls one function, its turn, again and again until the process stops. The turn returns the pause until the
 next call. A turn that raises is logged and called again after a back-off; `health` says why it failed.

@@ -185,10 +185,8 @@ class Consumer:
         prepared.progress.check_topic(self._topic.topic_id())
         if not is_first:
             prepared.progress.check_table()
-        if prepared.progress.mark_pending(
-            pending
-        ):  # a former owner of the partitions may have tried to write these ranges
-            is_first = False
+        was_pending = prepared.progress.mark_pending(pending)
+        is_first = is_first and not was_pending  # a former owner of the partitions may have tried to write these ranges
         blocks = [(each, each.block(self.dataset, prepared.topic_id)) for each in ranges]
         with metrics.histogram(metric_names.SINK_WRITE_SECONDS, *self._labels).time():
             rows = block_writing.write(self._target.writer, blocks, self._target.dead_letter_sender, is_first)

@@ -261,7 +261,7 @@ class KafkaPartitionReader:
 
 
 class KafkaGroupReader(KafkaPartitionReader):
-    """GroupReader: every rebalance revokes all partitions and assigns new ones (the positions are not Kafka's)."""
+    """GroupReader: every rebalance revokes all partitions and assigns new ones (Kafka keeps no positions)."""
 
     def __init__(self, url: str, topic: str, group: str) -> None:
         # A member that died is noticed after the session's timeout; a live one may spend minutes on a slow write.

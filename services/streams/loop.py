@@ -207,7 +207,7 @@ class GroupLoop(Generic[HandlerT]):
         if self._assigned and self._state is State.UNLOADED:
             self._read_up_to = self.handler.load(self._assigned)
             self._start_reading()
-            return  # `_failure` stays until a flush has succeeded, too
+            return  # `_failure` stays until a flush has succeeded
         if self._assigned:
             if not self.handler.flush():
                 self._pause_reading()

@@ -6,11 +6,13 @@ import gzip
 import json
 import random
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import pytest
 import zstandard
+from fastapi import Request
 
 from services.core import row_chunks
 from services.core.errors import Backpressure, InvalidRow, Malformed, TooLarge
@@ -89,7 +91,7 @@ async def test_a_bomb_beside_others_is_refused_before_it_is_decompressed() -> No
         with in_flight.reserve() as reservation, pytest.raises(Backpressure):
             await decoded(gzip.compress(MANY), "gzip", reservation)
         assert reservation.bytes == 0
-    in_flight.check(8 << 20)  # all was given back
+    in_flight.refuse_if_full(8 << 20)  # all was given back
 
 
 async def test_a_bomb_of_white_space_is_refused_after_the_bytes_of_one_row() -> None:
@@ -149,3 +151,51 @@ async def test_memory_is_given_back_while_no_large_request_is_in_flight(monkeypa
         await asyncio.sleep(0.1)
     assert given_back.empty()
     assert waits.empty()
+
+
+class Slow:
+    """A request whose body sends a chunk whenever the test says so."""
+
+    def __init__(self) -> None:
+        self.chunks: asyncio.Queue[bytes] = asyncio.Queue()
+        self.was_read = asyncio.Event()
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        while True:
+            yield await self.chunks.get()
+            self.was_read.set()
+
+
+@pytest.fixture
+async def slow_body(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[InFlight, Slow, asyncio.Task[bytes]]]:
+    """A body that came too slowly, with the only bytes in flight: the next request ends it."""
+    monkeypatch.setattr(bodies, "GRACE_SECONDS", -1.0)
+    in_flight, slow = InFlight(1000), Slow()
+    with in_flight.reserve() as reservation:
+        reading = asyncio.create_task(bodies.read(cast(Request, slow), reservation, LIMIT))
+        slow.chunks.put_nowait(b"x" * 900)
+        await slow.was_read.wait()
+        yield in_flight, slow, reading
+
+
+async def test_two_requests_that_are_refused_at_once_get_backpressure(
+    slow_body: tuple[InFlight, Slow, asyncio.Task[bytes]],
+) -> None:
+    in_flight, _, reading = slow_body
+    for _ in range(2):
+        with pytest.raises(Backpressure):
+            in_flight.refuse_if_full(200)
+        await asyncio.sleep(0)  # the time limit of the slow body takes effect, and its task has not run yet
+    with pytest.raises(Backpressure, match="needed its place"):
+        await reading
+
+
+async def test_a_body_that_was_ended_does_not_go_on_with_a_chunk_that_was_there(
+    slow_body: tuple[InFlight, Slow, asyncio.Task[bytes]],
+) -> None:
+    in_flight, slow, reading = slow_body
+    slow.chunks.put_nowait(b"x")
+    with pytest.raises(Backpressure):
+        in_flight.refuse_if_full(200)
+    with pytest.raises(Backpressure, match="needed its place"):
+        await asyncio.wait_for(reading, 5)

@@ -104,8 +104,8 @@ def _page(execution: Execution, query: ListQuery, as_of: int) -> list[Row]:
     """
     conditions, parameters = where(query.dataset, query.filters, as_of)
     for since in _recent(query):
-        time = stored_name(query.dataset.by_name[query.dataset.time])
-        recent = f"{time} >= fromUnixTimestamp64Micro({{since:Int64}}, 'UTC')"
+        time_column = stored_name(query.dataset.by_name[query.dataset.time])
+        recent = f"{time_column} >= fromUnixTimestamp64Micro({{since:Int64}}, 'UTC')"
         text, values = _list(query, f"{recent} AND {conditions}", {**parameters, "since": since})
         rows = execution.fetch(f"{text} SETTINGS max_threads = 1", values)
         if len(rows) == query.limit:
@@ -156,8 +156,8 @@ def _aggregate(query: AggregateQuery, as_of: int) -> Statement:
     conditions, parameters = where(query.dataset, query.filters, as_of)
     keys = []
     if query.bucket:
-        time = canonical(query.dataset.by_name[query.dataset.time])
-        keys.append(f"{time} - {time} % {query.bucket:d}")
+        instant = canonical(query.dataset.by_name[query.dataset.time])
+        keys.append(f"{instant} - {instant} % {query.bucket:d}")
     if query.group_by:
         keys.append(quoted(query.group_by))
     order = [*([] if query.bucket else ["count() DESC"]), *keys]

@@ -8,7 +8,7 @@ from clickhouse_connect.driver.client import Client
 
 from services.core.dataset import CREATED_AT, ID, MAX_CATEGORY_CHARACTERS, Column, Dataset
 from services.core.errors import NeedsOperator
-from services.core.ids import MAX_BATCH_ROWS
+from services.core.ids import first_id
 from services.core.instants import DAY, to_datetime
 from services.runtime.settings import ClickHouseSettings
 from services.stores.clickhouse import rollups, views
@@ -85,7 +85,7 @@ def create_table(dataset: Dataset) -> str:
     columns = [f"{quoted(ID.name)} Int64 CODEC(Delta, ZSTD(1))", *_definitions(CREATED_AT)]
     for column in dataset.columns:
         columns += _definitions(column)
-    constraints = [f"has_id CHECK id >= {MAX_BATCH_ROWS}", *_length_checks(dataset)]
+    constraints = [f"has_id CHECK id >= {first_id(1)}", *_length_checks(dataset)]
     # The newest rows are at the end of the sort order. Batches arrive roughly in the order of time, so ids prune, too.
     return f"""
         CREATE TABLE IF NOT EXISTS {quoted(dataset.name)} (

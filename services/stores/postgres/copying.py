@@ -11,7 +11,7 @@ from services.core.ids import first_id
 from services.core.rows import Row, Rows
 from services.stores.postgres.tables import TYPES, partition_name
 
-EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds, the zero of PostgreSQL's binary timestamps
+POSTGRES_EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds, the zero of PostgreSQL's binary timestamps
 
 
 def copy_statement(dataset: Dataset, day: int) -> sql.Composed:
@@ -22,7 +22,7 @@ def copy_statement(dataset: Dataset, day: int) -> sql.Composed:
 
 
 def copy_types(dataset: Dataset) -> list[str]:
-    """Return the types for `Copy.set_types`. Times are int8 microseconds since EPOCH, json is text, uuids are bytes."""
+    """Return the types for `Copy.set_types`: int8 microseconds since POSTGRES_EPOCH, text for json, bytes for uuids."""
     return ["int8", *(TYPES[column.kind].copied_as for column in (CREATED_AT, *dataset.columns))]
 
 
@@ -30,13 +30,13 @@ def copy_rows(dataset: Dataset, rows: Rows, batch_id: int, created_at: int) -> I
     """Yield the rows that `Rows.tuples` yields, with values of the types of `copy_types`."""
     columns = map(_copy_values, dataset.columns, rows.columns)
     start = first_id(batch_id)
-    return zip(range(start, start + rows.count), repeat(created_at - EPOCH), *columns, strict=False)
+    return zip(range(start, start + rows.count), repeat(created_at - POSTGRES_EPOCH), *columns, strict=False)
 
 
 def _copy_values(column: Column, values: Sequence[Any]) -> Sequence[Any]:
     match column.kind:
         case "timestamp":
-            return [value - EPOCH for value in values]
+            return [value - POSTGRES_EPOCH for value in values]
         case "uuid":
             return [bytes.fromhex(value.replace("-", "")) for value in values]
     return values

@@ -25,7 +25,7 @@ from services.core.stopping import Stop
 from services.postgres.connection import NAME, PIPELINE, Connection
 from services.postgres.pool import Pool
 from services.stores.postgres import closed_days, queries, schema
-from services.stores.postgres.copying import EPOCH
+from services.stores.postgres.copying import POSTGRES_EPOCH
 from services.stores.postgres.tables import TYPES, midnight
 
 _AT_ONCE = 1000  # batches of one query, whose text names each of them
@@ -130,7 +130,7 @@ class _Microseconds(Loader):
     format = Format.BINARY
 
     def load(self, data: Buffer) -> int:
-        return int.from_bytes(data, "big", signed=True) + EPOCH
+        return int.from_bytes(data, "big", signed=True) + POSTGRES_EPOCH
 
 
 class _UuidText(Loader):
