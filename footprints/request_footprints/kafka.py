@@ -1,7 +1,8 @@
 """Kafka, by confluent-kafka. The only module that imports it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import confluent_kafka
@@ -19,7 +20,7 @@ _silent = logging.Logger("librdkafka", logging.CRITICAL + 1)
 
 
 class KafkaProducer:
-    """Producer. A message may arrive twice if Kafka's acknowledgement was lost.
+    """Producer. It is idempotent: a message that is sent again, because its acknowledgement was lost, is stored once.
 
     librdkafka reports failures only, because a report costs as much as sending a message.
     """
@@ -28,6 +29,7 @@ class KafkaProducer:
         self._topic = settings.topic
         self._failed = 0
         self._trouble: str | None = None
+        self._fatal: str | None = None
         try:
             self._producer = confluent_kafka.Producer(self._config(settings))
         except (KafkaException, TypeError, ValueError) as error:
@@ -38,6 +40,7 @@ class KafkaProducer:
             "bootstrap.servers": settings.kafka,
             "client.id": "request-footprints",
             "compression.type": "lz4",
+            "enable.idempotence": True,
             "linger.ms": LINGER_MS,
             "message.timeout.ms": max(1, round(settings.delivery_seconds * 1000)),
             "queue.buffering.max.messages": settings.queue,
@@ -51,7 +54,8 @@ class KafkaProducer:
 
     def send(self, messages: Sequence[Message]) -> list[Message]:
         batch: list[dict[str, Any]] = [{"key": key, "value": value} for key, value in messages]
-        taken = self._producer.produce_batch(self._topic, batch, on_delivery=self._on_delivery)
+        with _fatal_translated():
+            taken = self._producer.produce_batch(self._topic, batch, on_delivery=self._on_delivery)
         if taken == len(batch):
             return []
         left = []
@@ -67,7 +71,10 @@ class KafkaProducer:
         return left
 
     def poll(self) -> None:
-        self._producer.poll(0)
+        with _fatal_translated():
+            self._producer.poll(0)
+        if self._fatal is not None:
+            raise ProducerFailed(self._fatal)
 
     def failures(self) -> int:
         failures, self._failed = self._failed, 0
@@ -81,11 +88,12 @@ class KafkaProducer:
         return trouble
 
     def flush(self, seconds: float) -> None:
-        self._producer.flush(seconds)
+        with suppress(KafkaException):  # of a producer that cannot go on, as `poll` says
+            self._producer.flush(seconds)
 
     def close(self) -> None:
         self._producer.purge()
-        self._producer.flush(1.0)  # handles the reports of what was purged
+        self.flush(1.0)  # handles the reports of what was purged
 
     def _on_delivery(self, error: KafkaError | None, message: object) -> None:
         if error is not None:
@@ -94,6 +102,20 @@ class KafkaProducer:
 
     def _on_error(self, error: KafkaError) -> None:
         self._trouble = error.str()
+        if error.fatal():  # no later message would be delivered
+            self._fatal = self._trouble
+
+
+@contextmanager
+def _fatal_translated() -> Iterator[None]:
+    """Raise ProducerFailed for an error after which no later message is delivered."""
+    try:
+        yield
+    except KafkaException as error:
+        reason = error.args[0]
+        if isinstance(reason, KafkaError) and reason.fatal():
+            raise ProducerFailed(_text(error)) from error
+        raise
 
 
 def _text(error: Exception) -> str:

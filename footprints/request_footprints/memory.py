@@ -4,12 +4,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from request_footprints.producer import Message
+from request_footprints.producer import Message, ProducerFailed
 from request_footprints.settings import Settings
 
 
 class MemoryProducer:
-    """Producer. `is_reachable` may be changed at any time: while it is False, messages wait, and fail in the end."""
+    """Producer. `is_reachable` may be changed at any time: while it is False, messages wait, and fail in the end.
+
+    A reason in `fatal` ends the producer: it delivers nothing any more.
+    """
 
     def __init__(
         self,
@@ -20,6 +23,7 @@ class MemoryProducer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_reachable = is_reachable
+        self.fatal: str | None = None
         self.delivered: list[Message] = []
         self._failed = 0
         self._most = settings.queue
@@ -30,6 +34,8 @@ class MemoryProducer:
         self._trouble: str | None = None
 
     def send(self, messages: Sequence[Message]) -> list[Message]:
+        if self.fatal is not None:
+            raise ProducerFailed(self.fatal)
         left = []
         for message in messages:
             if sum(map(len, message)) > self._max_bytes:
@@ -42,6 +48,8 @@ class MemoryProducer:
         return left
 
     def poll(self) -> None:
+        if self.fatal is not None:
+            raise ProducerFailed(self.fatal)
         if self._waiting and not self.is_reachable:
             self._trouble = "unreachable"
         while self._waiting and (self.is_reachable or self._waiting[0][0] <= self._clock()):

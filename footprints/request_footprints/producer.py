@@ -11,18 +11,23 @@ Message = tuple[bytes, bytes]
 
 
 class ProducerFailed(Exception):
-    """The producer cannot be opened, because of its configuration. The text says what is wrong."""
+    """The producer cannot be opened, because of its configuration, or cannot go on. The text says what is wrong."""
 
 
 class Producer(Protocol):
     """Delivers messages to one topic. Only the background thread calls it, so it need not be thread-safe.
 
-    Each message that `send` takes is either delivered, in rare cases twice, or counted by `failures`. Opening a
-    producer raises ProducerFailed, and does not wait for Kafka. No method raises because Kafka is unreachable.
+    Each message that `send` takes is delivered once, or counted by `failures`. A message may be both: Kafka stored it,
+    and did not acknowledge it in time. Opening a producer raises ProducerFailed, and does not wait for Kafka. `send`
+    and `poll` raise ProducerFailed if no later message can be delivered: the caller closes this producer, and opens
+    another. No method raises because Kafka is unreachable.
     """
 
     def send(self, messages: Sequence[Message]) -> list[Message]:
-        """Take messages, and return those for which the buffer has no space now. Does not block."""
+        """Take messages, and return those for which the buffer has no space now. Does not block.
+
+        If this raises ProducerFailed, no message was taken.
+        """
 
     def poll(self) -> None:
         """Handle what Kafka reported since the last call. Does not block."""

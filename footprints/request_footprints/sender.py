@@ -56,6 +56,8 @@ class Sender:
                 self._trouble = producer.trouble() or self._trouble
             else:
                 self._failed += self._discarded()
+        except ProducerFailed as error:
+            self._abandon(error)
         except Exception as error:  # noqa: BLE001 - the thread must not end; the warning has the error
             self._failed += len(self._unsent)
             self._unsent = []
@@ -93,6 +95,14 @@ class Sender:
                 self._trouble = str(error)
                 self._reopen_at = time.monotonic() + REOPEN_INTERVAL
         return self._producer
+
+    def _abandon(self, error: ProducerFailed) -> None:
+        """Close a producer that cannot go on. The next turn opens another, which sends the notes that wait."""
+        if self._producer:
+            self._producer.close()
+            self._given_up += self._producer.failures()
+            self._producer = None
+        self._trouble = str(error)
 
     def _send(self, producer: Producer) -> None:
         while self._unsent or self._notes:

@@ -444,6 +444,23 @@ async def test_a_bug_in_the_producer_does_not_end_the_thread(service: str, recor
     recorded.wait_for(2)
 
 
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_producer_that_cannot_go_on_is_replaced(service: str, recorded: Recorded, waits: bool) -> None:
+    client = Client(FootprintMiddleware(respond, service=service, open_producer=recorded))
+    await client.get("/")
+    recorded.wait_for_one()
+    first = recorded.producers[0]
+    if waits:  # its fate is unknown, so it is not sent again
+        first.is_reachable = False
+        await client.get("/")
+        until(lambda: first.waiting() == 1)
+    first.fatal = "out of order"
+    await client.get("/")
+    until(lambda: counts(service) == Counts(delivered=2, undelivered=int(waits)))
+    assert len(recorded.wait_for(2)) == 2
+    assert len(recorded.producers) == 2
+
+
 async def test_the_shutdown_delivers_what_waits(recorded: Recorded, service: str) -> None:
     app = FastAPI()
     app.add_middleware(FootprintMiddleware, service=service, open_producer=recorded)
