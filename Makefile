@@ -11,7 +11,7 @@ TESTS := $(wildcard tests/*.py tests/unit tests/property tests/contract tests/ku
 export VIRTUAL_ENV := $(CURDIR)/.venv
 
 .DEFAULT_GOAL := help
-.PHONY: help check install jars demo up down status logs test test-faults test-airflow test-kube lint types imports format bench bench-smoke bench-read bench-growth bench-footprints dashboards images secrets lock clean
+.PHONY: help check install jars demo up down status logs test test-faults test-airflow test-kube lint types imports format bench bench-smoke bench-read bench-growth bench-traffic bench-footprints dashboards images secrets lock clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ bench-read: install ## Only: the same questions to every store and engine, befor
 
 bench-growth: install ## Only: starts, queries and checks with a year of history, planted; takes 32 GB of disk
 	$(BIN)/logpipe bench figures --only growth
+
+bench-traffic: install ## Only: the dashboard of requests by every store, with 10,000 to a million footprints
+	$(BIN)/logpipe bench figures --only footprints
 
 bench-footprints: $(INSTALLED) ## What the middleware for footprints adds to a request (KAFKA=host:port: to a real one as well)
 	$(BIN)/python footprints/bench.py $(if $(KAFKA),--kafka $(KAFKA))

@@ -1,4 +1,4 @@
-"""What a program of the stack uses: CPU time and disk."""
+"""What a program of the stack uses: CPU time, memory and disk."""
 
 import os
 from contextlib import suppress
@@ -16,6 +16,17 @@ def cpu_seconds(pid: int) -> float:
             with suppress(psutil.NoSuchProcess):
                 times = each.cpu_times()
                 total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def memory_bytes(pid: int) -> int:
+    """Return the memory of a process and its children. Memory that several processes share counts once (PSS)."""
+    total = 0
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                total += each.memory_full_info().pss
     return total
 
 

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from click.testing import CliRunner
 
-from services.bench.cases import growth, ingest, sustained
+from services import stores
+from services.bench.cases import footprint_inserts, footprints, growth, ingest, sustained
 from services.bench.main import main
+from services.core.queries import Panel
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(600)]
 
@@ -31,6 +34,32 @@ def test_a_rate_that_is_held_is_reported(stack_folder: Path, monkeypatch: pytest
     assert rate.notes[-1].endswith("in every store afterwards: equal")
     assert [len(figure.values) for figure in (latency, *fresh)] == [3, 3, 3]
     assert all(value > 0 for value in latency.values)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_the_dashboard_is_measured_by_every_store(stack_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(footprints, "_COLD_RUNS", 1)
+    monkeypatch.setattr(footprint_inserts, "_SINGLE_ROWS", 50)
+    monkeypatch.setattr(footprint_inserts, "_BLOCK_ROWS", 500)
+    monkeypatch.setattr(footprint_inserts, "_SECONDS", 2.0)
+    matrices, tables = footprints.measure(stack_folder, [1000], 2, print)
+    assert len(matrices) == 4
+    labels = {store.label for store in stores.readable()}
+    for matrix in matrices:
+        assert set(matrix.notes) == {(panel, label) for panel in get_args(Panel) for label in labels}
+        # A slow machine may give no result in time, but that is no error of the benchmark.
+        missing = {cell: note for cell, note in matrix.notes.items() if cell not in matrix.cells}
+        assert [note for note in missing.values() if "another result" in note] == [], missing
+        assert matrix.cells, missing
+    loads, disk, usage, inserts = tables
+    assert {row[1] for row in loads.rows} == {row[1] for row in disk.rows} == labels
+    assert all(isinstance(row[2], float | int) and row[2] > 0 for row in (*loads.rows, *disk.rows))
+    assert {"postgres", "clickhouse", "query-api", "stream-to-lake"} <= {row[1] for row in usage.rows}
+    assert all(row[-1] for row in usage.rows)  # the peak of the memory
+    assert [row[:2] for row in inserts.rows] == [
+        (label, way) for label in ("PostgreSQL", "ClickHouse") for way in ("one row", "up to 500 rows")
+    ]
 
 
 @pytest.mark.long

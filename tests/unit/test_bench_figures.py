@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from services.bench.cases import figures, generator, sustained
+from services.bench.cases import figures, footprints, generator, sustained
 from services.bench.cases.command import command
-from services.bench.cases.figures import Figure, Matrix
+from services.bench.cases.figures import Figure, Matrix, Table
+from services.bench.cases.footprints import Answer, void_differing
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,27 @@ def test_a_page_and_its_data_hold_every_figure_and_every_cell(tmp_path: Path) ->
     assert data["matrices"][0]["cells"] == [["count", "a", [10.0, 20.0, 30.0]], ["count", "b", [5.0]]]
 
 
+def test_a_page_without_figures_has_its_tables(tmp_path: Path) -> None:
+    table = Table("Disk", ("rows", "store", "bytes a row"), [(1_000_000, "PostgreSQL", 171.25)], ["without rollups"])
+    page = figures.publish(tmp_path, "footprints", [], tables=[table])
+    text = page.read_text()
+    assert "| figure |" not in text
+    assert "## Disk\n\n| rows | store | bytes a row |\n|---|---|---|\n| 1,000,000 | PostgreSQL | 171 |" in text
+    assert "- without rollups" in text
+    assert json.loads(page.with_suffix(".json").read_text())["tables"][0]["rows"] == [[1_000_000, "PostgreSQL", 171.25]]
+
+
+def test_a_store_with_another_result_is_void() -> None:
+    matrix = Matrix("hot", "ms", {("total", "a"): [1.0, 1.0], ("total", "b"): [2.0, 2.0], ("week", "b"): [3.0]})
+    seen = {
+        "total": [("a", Answer(1, "scan", 7)), ("b", Answer(2, "scan", 7)), ("b", Answer(2, "scan", 8))],
+        "week": [("a", Answer(9, "", None, "too slow")), ("b", Answer(3, "scan", []))],
+    }
+    void_differing(matrix, seen)
+    assert list(matrix.cells) == [("total", "a"), ("week", "b")]
+    assert matrix.notes == {("total", "b"): "void: another result", ("week", "a"): "void: too slow"}
+
+
 def test_only_the_named_cases_are_measured_and_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[Any] = []
 
@@ -55,13 +77,20 @@ def test_only_the_named_cases_are_measured_and_published(tmp_path: Path, monkeyp
         measured.append((writer, rates, seconds))
         return [Figure("sustained", "rows/min", [1.0], 1, 2)]
 
+    def by_dashboard(folder: Path, sizes: list[int], runs: int, say: object) -> tuple[list[Matrix], list[Table]]:
+        measured.append((sizes, runs))
+        return [Matrix("hot", "ms")], [Table("Disk", ("bytes",), [(7,)])]
+
+    monkeypatch.setattr(footprints, "measure", by_dashboard)
     monkeypatch.setattr(generator, "measure", by_generator)
     monkeypatch.setattr(sustained, "measure", by_stack)
-    options = "--only generator --only sustained-embedded --runs 3 --rate 20 --rate 10 --seconds 10 --into"
+    options = "--only generator --only sustained-embedded --only footprints --footprints 3000 --footprints 2000"
+    options += " --runs 3 --rate 20 --rate 10 --seconds 10 --into"
     result = CliRunner().invoke(command, [*options.split(), str(tmp_path)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert measured == [3, ("embedded", [10, 20], 10)]
+    assert measured == [3, ("embedded", [10, 20], 10), ([2000, 3000], 7)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("footprints.json", "footprints.md"),
         *("generator.json", "generator.md"),
         *("sustained-embedded.json", "sustained-embedded.md"),
     ]

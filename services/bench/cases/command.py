@@ -6,10 +6,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from services.bench.cases import figures, generator, growth, ingest, read, sustained
+from services.bench.cases import figures, footprints, generator, growth, ingest, read, sustained
 from services.local.settings import LakeWriter
 
-_CASES = ("generator", "ingest", "sustained", "sustained-embedded", "read", "growth")
+_CASES = ("generator", "ingest", "sustained", "sustained-embedded", "read", "growth", "footprints")
 
 
 @click.command("figures")
@@ -25,6 +25,14 @@ _CASES = ("generator", "ingest", "sustained", "sustained-embedded", "read", "gro
 @click.option(
     "--log-files", default=100_000, show_default=True, type=click.IntRange(0), help="Of the lake, planted by growth."
 )
+@click.option(
+    "--footprints",
+    "sizes",
+    multiple=True,
+    type=click.IntRange(1000, 10_000_000),
+    default=(10_000, 100_000, 1_000_000),
+    help="Footprints to read; may be repeated, and each has a stack of its own.",
+)
 @click.option("--into", default="docs/benchmarks", show_default=True, help="Folder for the results.")
 def command(
     only: tuple[str, ...],
@@ -35,6 +43,7 @@ def command(
     batches: int,
     days: int,
     log_files: int,
+    sizes: tuple[int, ...],
     into: str,
 ) -> None:
     """Measure the figures of the table of goals, each on a stack of its own, and write them as tables."""
@@ -42,6 +51,7 @@ def command(
     for case in only or _CASES:
         console.rule(case)
         matrices: list[figures.Matrix] = []
+        tables: list[figures.Table] = []
         with tempfile.TemporaryDirectory(prefix="logpipe-bench-") as name:
             Path(name).chmod(0o755)  # in a closed folder, PostgreSQL's data would lie outside, and would be left behind
             match case:
@@ -53,8 +63,11 @@ def command(
                     found = growth.measure(Path(name), batches, days, log_files, max(runs, 21), console.print)
                 case "read":
                     found, matrices = read.measure(Path(name), rows, max(runs, 7), console.print)
+                case "footprints":
+                    found = []
+                    matrices, tables = footprints.measure(Path(name), sorted(sizes), max(runs, 7), console.print)
                 case _:
                     writer: LakeWriter = "embedded" if case == "sustained-embedded" else "spark"
                     found = sustained.measure(Path(name), writer, sorted(rates), seconds, console.print)
-        page = figures.publish(Path(into), case, found, matrices)
+        page = figures.publish(Path(into), case, found, matrices, tables)
         console.print(page.read_text())

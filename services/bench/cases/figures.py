@@ -69,7 +69,40 @@ class Matrix:
         )
 
 
-def publish(folder: Path, name: str, figures: Sequence[Figure], matrices: Sequence[Matrix] = ()) -> Path:
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Measured values that have no goal. Each row of `rows` has a value for each name of `head`."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[tuple[str | float, ...]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        return [
+            f"## {self.title}",
+            "",
+            f"| {' | '.join(self.head)} |",
+            f"|{'---|' * len(self.head)}",
+            *(f"| {' | '.join(map(_spelled, row))} |" for row in self.rows),
+            "",
+            *([*(f"- {note}" for note in self.notes), ""] if self.notes else []),
+        ]
+
+
+def _spelled(value: str | float) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return value if isinstance(value, str) else f"{value:,}"
+
+
+def publish(
+    folder: Path,
+    name: str,
+    figures: Sequence[Figure],
+    matrices: Sequence[Matrix] = (),
+    tables: Sequence[Table] = (),
+) -> Path:
     """Write `<name>.md` and `<name>.json` into `folder`; the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     measured_on, when = machine() | versions(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -79,12 +112,28 @@ def publish(folder: Path, name: str, figures: Sequence[Figure], matrices: Sequen
             {"title": m.title, "unit": m.unit, "cells": [[*place, values] for place, values in m.cells.items()]}
             for m in matrices
         ]
+    if tables:
+        data["tables"] = [asdict(table) for table in tables]
     (folder / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
     lines = [
         f"# {name}",
         "",
         f"Measured {when} by `make bench`, everything on the one machine, load generator included.",
         "",
+        *(_lines(figures) if figures else ()),
+        *(line for matrix in matrices for line in matrix.lines()),
+        *(line for table in tables for line in table.lines()),
+        "| machine | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in measured_on.items()),
+    ]
+    page = folder / f"{name}.md"
+    page.write_text("\n".join(lines) + "\n")
+    return page
+
+
+def _lines(figures: Sequence[Figure]) -> list[str]:
+    return [
         "| figure | unit | median | min … max | runs | floor | goal | |",
         "|---|---|---:|---|---:|---:|---:|---|",
         *(
@@ -95,11 +144,4 @@ def publish(folder: Path, name: str, figures: Sequence[Figure], matrices: Sequen
         "",
         *(f"- **{f.name}**: {note}" for f in figures for note in f.notes),
         "",
-        *(line for matrix in matrices for line in matrix.lines()),
-        "| machine | |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in measured_on.items()),
     ]
-    page = folder / f"{name}.md"
-    page.write_text("\n".join(lines) + "\n")
-    return page
