@@ -30,7 +30,7 @@ COMMANDS = {
     "ingest-api": Command("services.ingest_api.main:main", "server", "Accept rows by HTTP and publish them to Kafka."),
     "kafka-source": Command("services.kafka_source.main:main", "server", "Take a foreign topic into a dataset."),
     "slots": Command(
-        "services.ingest_api.slots_command:main", "server,lake", "List the slots of the processes that accept rows."
+        "services.ingest_api.slots_command:main", "server,lake", "List the slots of batches; resolve a stuck one."
     ),
     "stream-to-store": Command(
         "services.stream_to_store.main:main", "server,lake", "Load datasets from Kafka into a store."
