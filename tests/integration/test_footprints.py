@@ -182,7 +182,8 @@ def test_a_process_of_ours_records_its_requests(kafka_url: str, own_topic: str) 
         "FOOTPRINTS_TOPIC": own_topic,
     }
     with Process("disk-space --folder .", environment, port) as process:  # asked whether it is ready, without a record
-        assert httpx.get(f"{process.url}/nothing?token=secret").status_code == 404
+        assert httpx.get(f"{process.url}/nothing").status_code == 404
+        assert httpx.get(f"{process.url}/disk?token=secret").status_code == 200
         assert "request_footprints_total" in httpx.get(f"{process.url}/metrics").text
     (footprint,) = footprints(kafka_url, own_topic)
-    assert (footprint["link"], footprint["status"], footprint["service"]) == ("/nothing", 404, "disk-space")
+    assert (footprint["link"], footprint["status"], footprint["service"]) == ("/disk", 200, "disk-space")
