@@ -105,10 +105,8 @@ class Table:
         self._memory = memory
         self._lock = RLock()
         self._table: DeltaTable | None = None
-        self._position: tuple[int, LakePosition | None] = (
-            -1,
-            None,
-        )  # the last one among the commits up to this version
+        # A version, and the last position among the commits up to it.
+        self._position: tuple[int, LakePosition | None] = (-1, None)
         self._snapshot: Snapshot | None = None  # the last one that was taken
 
     def snapshot(self) -> Snapshot | None:

@@ -1,10 +1,13 @@
 """What a program of the stack uses: CPU time, memory and disk."""
 
 import os
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from services.local.supervision import State
 
 
 def cpu_seconds(pid: int) -> float:
@@ -17,6 +20,11 @@ def cpu_seconds(pid: int) -> float:
                 times = each.cpu_times()
                 total += times.user + times.system + times.children_user + times.children_system
     return total
+
+
+def cpu_by_program(states: Mapping[str, State]) -> dict[str, float]:
+    """Return the CPU time of each program that runs."""
+    return {name: cpu_seconds(state.pid) for name, state in states.items() if state.pid}
 
 
 def memory_bytes(pid: int) -> int:
@@ -33,8 +41,13 @@ def memory_bytes(pid: int) -> int:
 def disk_bytes(folder: Path) -> int:
     """Return the space that the files below `folder` occupy. Files that vanish meanwhile are left out."""
     total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                total += (Path(parent) / name).lstat().st_blocks * 512
+    for file in files_below(folder):
+        with suppress(OSError):
+            total += file.lstat().st_blocks * 512
     return total
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield every file. One may have vanished when it is yielded."""
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent) / name for name in names)

@@ -27,6 +27,8 @@ MAX_POLL = 1000  # messages
 MAX_POLL_BYTES = 16 << 20  # of keys and values; a poll ends with the step in which it has so many
 POLL_STEP = 16  # messages that a poll consumes before it counts the bytes again
 QUEUE_KBYTES = 16 * 1024  # that one reader fetches ahead
+PUBLISHING = {"acks": "all", "compression.type": "lz4", "linger.ms": "5"}
+"""How the producer sends. The benchmark of Kafka alone sends so, too."""
 
 _log = logs.get("kafka")
 
@@ -52,9 +54,7 @@ class KafkaProducer:
                 config(
                     url,
                     transactional_id=transactional_id,
-                    acks="all",
-                    compression_type="lz4",
-                    linger_ms=5,
+                    **PUBLISHING,
                     message_timeout_ms=int(MESSAGE_TIMEOUT * 1000),
                 )
             )

@@ -12,6 +12,7 @@ import yaml
 
 from kubernetes.monitoring.dashboards.__main__ import main as write_dashboards
 from kubernetes.monitoring.dashboards.exporters import EXPORTERS
+from tests.panels import BOARDS, panels, targets
 from tests.promql import TARGET_LABELS, labels_in, metrics_in, own_metrics
 from tests.skips import needs_package
 
@@ -19,23 +20,13 @@ ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "kubernetes" / "monitoring"
 RULES = MONITORING / "alert_rules.yaml"
 RULES_TEST = MONITORING / "alert_rules_test.yaml"
-BOARDS = sorted((MONITORING / "grafana").glob("*.json"))
 OF_EXPORTERS = frozenset[str]().union(*EXPORTERS.values())
-
-
-def panels(board: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(board.read_text())["panels"]
-    return [panel for panel in found if panel["type"] != "row"]
 
 
 def expressions() -> dict[str, str]:
     """Where an expression stands -> the expression, of all dashboards and alerts."""
     found = {
-        f"{board.stem}: {panel['title']} {target['refId']}": target["expr"]
-        for board in BOARDS
-        for panel in panels(board)
-        for target in panel["targets"]
-        if "expr" in target
+        f"{board}: {panel['title']} {target['refId']}": target["expr"] for board, panel, target in targets("prometheus")
     }
     return found | {alert["alert"]: alert["expr"] for alert in alerts()}
 

@@ -8,10 +8,12 @@ the others' is void.
 import os
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,12 +29,13 @@ from services.core.queries import Panel
 from services.datasets.footprints import DATASET
 from services.lake.snapshot import Snapshot
 from services.lake.table import table_uri
-from services.local import unprivileged
+from services.local import unprivileged, usage
 from services.local.maintenance import maintain_once
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.runtime.settings import LakeSettings
 from services.stores import clickhouse, lake, postgres
+from services.stores.clickhouse.client import connect
 
 # Without maintain, which would work while the queries are measured: its tasks run once, before the queries.
 _PROGRAMS = (
@@ -64,7 +67,7 @@ def measure(folder: Path, sizes: Sequence[int], runs: int, say: Say) -> tuple[li
         ("footprints", "store", "bytes", "bytes a row"),
         notes=["of the tables with their indexes, after one run of the maintenance tasks; without rollups"],
     )
-    usage = Table(
+    used = Table(
         "CPU time and memory",
         ("footprints", "program", "CPU s, loading", "CPU s, hot queries", "peak MB"),
         notes=[
@@ -87,14 +90,14 @@ def measure(folder: Path, sizes: Sequence[int], runs: int, say: Say) -> tuple[li
                 maintain_once(settings)
                 with Meter(stack) as querying:
                     matrices += [dashboard.hot(rows, variant, runs, say) for variant in _VARIANTS]
-                usage.rows.extend(_usage(rows, loading, querying))
+                used.rows.extend(_usage(rows, loading, querying))
                 disk.rows.extend((rows, name, size, size / rows) for name, size in _disk(settings).items())
                 matrices.append(dashboard.cold(rows, say))
             if rows == sizes[-1]:
                 inserts.append(footprint_inserts.measure(settings, say))
         finally:
             stack.down(wipe=True)
-    return matrices, [loads, disk, usage, *inserts]
+    return matrices, [loads, disk, used, *inserts]
 
 
 def _usage(rows: int, loading: Meter, querying: Meter) -> list[tuple[str | float, ...]]:
@@ -111,12 +114,13 @@ def _disk(settings: LocalSettings) -> dict[str, int]:
         query = "SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree(%s)"
         [in_postgres] = connection.execute(query, (DATASET.name,)).fetchone() or [0]
     query = f"SELECT sum(bytes_on_disk) FROM system.parts WHERE active AND table = '{DATASET.name}'"  # noqa: S608
-    in_clickhouse = httpx.post(urls["LOGPIPE_CLICKHOUSE_URL"], content=query, trust_env=False).raise_for_status().text
+    with closing(connect(urls["LOGPIPE_CLICKHOUSE_URL"], 60)) as client:
+        in_clickhouse = client.command(query)
     table = DeltaTable(table_uri(LakeSettings(hdfs_url=urls["LOGPIPE_HDFS_URL"]), DATASET.name))
     in_lake = sum(Snapshot.of(table).files["size_bytes"].to_pylist())
     return {
         postgres.STORE.label: int(in_postgres),
-        clickhouse.STORE.label: int(in_clickhouse),
+        clickhouse.STORE.label: int(str(in_clickhouse)),
         lake.STORE.label: int(in_lake),
     }
 
@@ -129,6 +133,10 @@ class Answer:
     method: str
     data: Any
     problem: str = ""
+
+
+Ask = Callable[[str, str], Answer]
+"""Queries a store, by its route, for a panel."""
 
 
 class _Dashboard:
@@ -184,34 +192,17 @@ class _Dashboard:
         return int(answer.data["count"])
 
     def hot(self, rows: int, variant: str, runs: int, say: Say) -> Matrix:
-        """Query each panel `runs` times, the stores in a random order; the first time does not count."""
+        """Query each panel `runs` times, after one query that does not count."""
         say(variant)
-        matrix, seen = Matrix(f"{rows:,} footprints, {variant}", "ms"), dict[str, list[tuple[str, Answer]]]()
-        for panel in get_args(Panel):
-            for run in range(runs + 1):
-                for store in _shuffled(rows, variant, panel, run):
-                    answer = self._ask(store.route, panel, _VARIANTS[variant])
-                    matrix.notes[panel, store.label] = answer.method
-                    seen.setdefault(panel, []).append((store.label, answer))
-                    if run:
-                        matrix.cells.setdefault((panel, store.label), []).append(answer.milliseconds)
-        void_differing(matrix, seen)
-        return matrix
+        ask = partial(self._ask, parameters=_VARIANTS[variant])
+        return _measured(f"{rows:,} footprints, {variant}", range(-1, runs), ask)
 
     def cold(self, rows: int, say: Say) -> Matrix:
         """Query each panel once after each new start of the stores. The kernel has dropped the stores' files."""
         say("cold")
-        matrix, seen = Matrix(f"{rows:,} footprints, cold", "ms"), dict[str, list[tuple[str, Answer]]]()
-        for panel in get_args(Panel):
-            for run in range(_COLD_RUNS):
-                self._chill()
-                for store in _shuffled(rows, "cold", panel, run):
-                    answer = self._ask_when_ready(store.route, panel, {"method": "scan", "cache": "off"})
-                    matrix.notes[panel, store.label] = "first query after a start, its files not in memory"
-                    matrix.cells.setdefault((panel, store.label), []).append(answer.milliseconds)
-                    seen.setdefault(panel, []).append((store.label, answer))
-        void_differing(matrix, seen)
-        return matrix
+        ask = partial(self._ask_when_ready, parameters={"method": "scan", "cache": "off"})
+        note = "first query after a start, its files not in memory"
+        return _measured(f"{rows:,} footprints, cold", range(_COLD_RUNS), ask, self._chill, note)
 
     def _ask(self, route: str, panel: str, parameters: Mapping[str, str]) -> Answer:
         query = {"panel": panel, "zone": _ZONE, **self._period, "as_of": str(self._as_of), **parameters}
@@ -251,10 +242,25 @@ def _check_time(start: float) -> None:
     time.sleep(_POLL_SECONDS)
 
 
-def _shuffled(*seed: object) -> list[Any]:
-    order = list(stores.readable())
-    random.Random(str(seed)).shuffle(order)  # noqa: S311 - no secret depends on it
-    return order
+def _measured(title: str, runs: range, ask: Ask, prepare: Callable[[], None] = lambda: None, note: str = "") -> Matrix:
+    """Query the stores in a random order, in each run of each panel. Runs below 0 are not timed.
+
+    `prepare` is called before each run. `note` is for every cell; without one, the method of the last answer is noted.
+    """
+    matrix, seen = Matrix(title, "ms"), defaultdict[str, list[tuple[str, Answer]]](list)
+    for panel in get_args(Panel):
+        for run in runs:
+            prepare()
+            order = list(stores.readable())
+            random.Random(f"{title} {panel} {run}").shuffle(order)  # noqa: S311 - no secret depends on it
+            for store in order:
+                answer = ask(store.route, panel)
+                matrix.notes[panel, store.label] = note or answer.method
+                seen[panel].append((store.label, answer))
+                if run >= 0:
+                    matrix.cells.setdefault((panel, store.label), []).append(answer.milliseconds)
+    void_differing(matrix, seen)
+    return matrix
 
 
 def void_differing(matrix: Matrix, seen: Mapping[str, Sequence[tuple[str, Answer]]]) -> None:
@@ -269,12 +275,11 @@ def void_differing(matrix: Matrix, seen: Mapping[str, Sequence[tuple[str, Answer
 
 def _drop_from_memory(folder: Path) -> None:
     """Have the kernel forget the contents of all files below `folder`. Files that vanish meanwhile are left out."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                file = os.open(Path(parent) / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-                try:
-                    os.fsync(file)  # what is not on disk yet stays in memory
-                    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-                finally:
-                    os.close(file)
+    for path in usage.files_below(folder):
+        with suppress(OSError):
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                os.fsync(file)  # what is not on disk yet stays in memory
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(file)

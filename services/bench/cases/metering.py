@@ -24,7 +24,7 @@ class Meter:
         self._pool = ThreadPoolExecutor(1)
 
     def __enter__(self) -> Self:
-        self._before = self._cpu()
+        self._before = usage.cpu_by_program(self._stack.states())
         self._sampling = self._pool.submit(self._sample)
         return self
 
@@ -34,16 +34,11 @@ class Meter:
         self._ended.set()
         self._pool.shutdown()
         self._sampling.result()
-        self.cpu = {name: seconds - self._before.get(name, 0.0) for name, seconds in self._cpu().items()}
-
-    def _pids(self) -> dict[str, int]:
-        return {name: state.pid for name, state in self._stack.states().items() if state.pid}
-
-    def _cpu(self) -> dict[str, float]:
-        return {name: usage.cpu_seconds(pid) for name, pid in self._pids().items()}
+        after = usage.cpu_by_program(self._stack.states())
+        self.cpu = {name: seconds - self._before.get(name, 0.0) for name, seconds in after.items()}
 
     def _sample(self) -> None:
-        pids = self._pids()
+        pids = {name: state.pid for name, state in self._stack.states().items() if state.pid}
         while True:
             for name, pid in pids.items():
                 self.peak[name] = max(self.peak[name], usage.memory_bytes(pid))

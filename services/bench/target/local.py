@@ -42,7 +42,7 @@ class LocalTarget(Target):
         return self._stack.settings.environment()
 
     def cpu(self) -> dict[str, float]:
-        return {name: usage.cpu_seconds(state.pid) for name, state in self._stack.states().items() if state.pid}
+        return usage.cpu_by_program(self._stack.states())
 
     def disk(self) -> dict[str, int]:
         return {name: usage.disk_bytes(self._stack.program(name).folder) for name in self._stack.states()}

@@ -18,6 +18,7 @@ from services.core.errors import NeedsOperator, StoreDown
 from services.runtime import kafka_security
 from services.runtime.settings import KafkaSettings
 from services.streams import topics
+from services.streams.kafka import PUBLISHING
 from services.streams.kafka_client import NAME
 
 PREFIX = "bench-control-"
@@ -27,7 +28,7 @@ _BYTES = 200_000_000
 _SECONDS = 300.0
 _ROWS = 20_000  # distinct ones; their messages are sent again and again, in a random order
 _DELIMITER = "~~next~~"  # a regular expression for the tool, and no part of any row
-_PUBLISHER = {"acks": "all", "compression.type": "lz4", "linger.ms": "5", "batch.size": "1000000"}
+_PUBLISHER = {**PUBLISHING, "batch.size": "1000000"}
 """As the publisher sends, but without its transactions. librdkafka's default of batch.size is this number."""
 
 _TOTAL = re.compile(r"^(\d+) records sent, ([\d.]+) records/sec \(.*99\.9th\.$", re.MULTILINE)
