@@ -98,8 +98,9 @@ bench-growth: install ## Only: starts, queries and checks with a year of history
 bench-traffic: install ## Only: the dashboard of requests by every store, with 10,000 to a million footprints
 	$(BIN)/logpipe bench figures --only footprints
 
-bench-footprints: $(INSTALLED) ## What the middleware for footprints adds to a request (KAFKA=host:port: to a real one as well)
+bench-footprints: $(INSTALLED) ## What the middleware for footprints adds to a request, in-process and over HTTP by k6 (KAFKA=host:port: to a real one as well)
 	$(BIN)/python footprints/bench.py $(if $(KAFKA),--kafka $(KAFKA))
+	$(BIN)/python footprints/bench_http.py $(if $(KAFKA),--kafka $(KAFKA))
 
 dashboards: $(INSTALLED) ## Write the JSON of Grafana's dashboards again from kubernetes/monitoring/dashboards
 	$(BIN)/python -m kubernetes.monitoring.dashboards
