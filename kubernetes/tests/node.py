@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,16 @@ _BUILD_SECONDS, _COMMAND_SECONDS = 900, 120
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    container: tuple[str, str]  # the names of its pod and of itself
-    millicores: int
-    mebibytes: int
+    """What a container had used at a time. `core_seconds`: since its start. `mebibytes`: its working set then."""
+
+    measured_at: datetime
+    core_seconds: float
+    mebibytes: float
+
+    def millicores_since(self, earlier: "Usage") -> float:
+        """The mean between both measurements."""
+        seconds = (self.measured_at - earlier.measured_at).total_seconds()
+        return 1000 * (self.core_seconds - earlier.core_seconds) / seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +89,25 @@ class Node:
         """Objects of the namespace as kubectl prints them in JSON."""
         return json.loads(self.kubectl("-n", NAMESPACE, "get", *arguments, "-o", "json"))
 
-    def usage(self) -> list[Usage]:
-        """What the containers of the namespace use now. Nothing while one of them has just started."""
-        ended = self._end("k", "-n", NAMESPACE, "top", "pods", "--containers", "--no-headers", check=False)
-        if "Metrics not available" in ended.stderr:
-            return []
-        assert ended.returncode == 0, ended.stderr
-        return [
-            Usage((pod, name), int(cpu.removesuffix("m")), int(memory.removesuffix("Mi")))
-            for pod, name, cpu, memory in (line.split() for line in ended.stdout.splitlines())
-        ]
+    def usage(self) -> dict[tuple[str, str], Usage]:
+        """Return what each container of the namespace has used, by the names of its pod and of itself.
+
+        The kubelet measures each container every ten to twenty seconds, and says when. A container that it has not
+        measured yet is left out.
+        """
+        [node] = self.get("nodes")["items"]
+        path = f"/api/v1/nodes/{node['metadata']['name']}/proxy/stats/summary"
+        return {
+            (pod["podRef"]["name"], container["name"]): Usage(
+                datetime.fromisoformat(container["cpu"]["time"]),
+                container["cpu"]["usageCoreNanoSeconds"] / 1e9,
+                container["memory"]["workingSetBytes"] / (1 << 20),
+            )
+            for pod in json.loads(self.kubectl("get", "--raw", path))["pods"]
+            if pod["podRef"]["namespace"] == NAMESPACE
+            for container in pod["containers"]
+            if "usageCoreNanoSeconds" in container["cpu"] and "workingSetBytes" in container.get("memory", {})
+        }
 
     def killed_for_memory(self) -> list[str]:
         return [
