@@ -42,7 +42,7 @@ _RFC_3339 = re.compile(
 )
 """The usual spelling, which the standard library reads at a sixth of the cost of the others."""
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d{1,9})?", re.ASCII)
-_MAX_LENGTH = 100
+MAX_LENGTH = 100
 """Characters of a time: no longer text is one."""
 _MAX_EXPONENT = 30
 """A number of more digits is no time: it lies beyond all of them, and a million digits would take long."""
@@ -51,7 +51,7 @@ _UNITS = ((10**11, Decimal(1_000_000)), (10**14, Decimal(1_000)), (10**17, Decim
 """A number below the first has a unit of this many microseconds; a number below none of them is nanoseconds."""
 _ORDINAL_DIGITS = len("2026031")
 _NEITHER = "neither an ISO 8601 time, such as 2026-01-31T12:00:00.123Z, nor a number of seconds since 1970"
-_EXACT = Context(prec=2 * _MAX_LENGTH, rounding=ROUND_FLOOR)
+_EXACT = Context(prec=2 * MAX_LENGTH, rounding=ROUND_FLOOR)
 
 _MICROSECOND_WIDTH = len("2026-01-31T12:00:00.123456")
 _FORMS = [b"0000-00-00T00:00:00Z", *(b"0000-00-00T00:00:00." + b"0" * digits + b"Z" for digits in range(1, 10))]
@@ -142,7 +142,7 @@ def _in_calendar(text: str, zone: tzinfo | None, *, needs_second: bool) -> int:
 def _read(text: str, zone: tzinfo | None, *, needs_second: bool) -> int:
     if _RFC_3339.fullmatch(text):
         return from_datetime(datetime.fromisoformat(text))
-    if len(text) > _MAX_LENGTH:
+    if len(text) > MAX_LENGTH:
         raise ValueError(_NEITHER)
     found = _ISO_8601.fullmatch(text)
     if found is None or (text.isdecimal() and not _is_day(text)):

@@ -8,12 +8,14 @@ from fastapi import Response
 
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
 from services.core.instants import to_datetime
+from services.core.lines import UNDECODABLE
 from services.core.queries import BUCKETS, AggregateQuery, ListQuery, Query, QueryResult
 from services.core.rows import Row
 from services.query_api.cursor import Cursor
 from services.query_api.service import Comparison, Reply, Stats
 
 _BUCKETS = {width: name for name, width in BUCKETS.items()}
+_one_value = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 def rows_reply(reply: Reply, query: ListQuery) -> Response:
@@ -129,14 +131,21 @@ def _objects(dataset: Dataset, rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _presented(column: Column) -> Callable[[Any], Any]:
     """HTTP contract: a column `timestamp` is in seconds, every other time is ISO 8601."""
     if column.kind == "json":
-        return _raw
+        return _json
     if column.kind == "timestamp":
         return _epoch_seconds if column.wire == "timestamp" else iso
     return _same
 
 
-def _raw(text: str) -> msgspec.Raw:
-    return msgspec.Raw(text.encode())
+def _json(text: str) -> msgspec.Raw | str:
+    """Return a text that is JSON as it is, and any other as a string.
+
+    The ingest API accepts JSON only. A store takes any text from a message of another program.
+    """
+    try:
+        return _one_value(text)
+    except UNDECODABLE:
+        return text
 
 
 def _epoch_seconds(microseconds: int) -> float:

@@ -1,6 +1,7 @@
 """The output of `logpipe send`: the progress bar, the rejects file, and the table at the end."""
 
 import asyncio
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ def printable(text: str) -> str:
 class RejectsFile:
     """Line number, reason and the unchanged line, separated by tabs. The file is made for the first rejected line.
 
-    The control characters of a reason are escaped: a reason may quote a part of its line.
+    The control characters of a reason are escaped: a reason may quote a part of its line. Only the user may read a file
+    that is made here, because the log that its lines come from may be closed to others.
     """
 
     def __init__(self, path: str, *, append: bool) -> None:
@@ -40,7 +42,7 @@ class RejectsFile:
         if not rejects:
             return
         if self._file is None:
-            self._file = self.path.open("ab") if self._append else self.path.open("wb")
+            self._file = open(self.path, "ab" if self._append else "wb", opener=_open_private)  # noqa: SIM115 - closed by `close`
         for reject in rejects:
             reason = printable(reject.reason).encode(errors="backslashreplace")
             self._file.write(b"%d\t%s\t%s\n" % (reject.line, reason, reject.raw.rstrip(b"\r\n")))
@@ -49,6 +51,10 @@ class RejectsFile:
     def close(self) -> None:
         if self._file:
             self._file.close()
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
 
 
 class View:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from time import strftime, strptime
 
-from services.core.instants import of_row, to_datetime
+from services.core.instants import MAX_LENGTH, of_row, to_datetime
 from services.send.formats import ISO
 
 EPOCH = "%s"
@@ -55,6 +55,8 @@ class TimeParser:
 
     def wire(self, text: str) -> str:
         """Return the time in wire form. Raises ValueError, which says why the text is not a time."""
+        if len(text) > MAX_LENGTH:  # the patterns take long for a long text
+            raise ValueError(f"not a time: it has {len(text)} characters; a time has at most {MAX_LENGTH}")
         if self._split and (parts := self._split(text)):
             head, fraction, tail = parts.groups("")
             second = self._second(head + tail)

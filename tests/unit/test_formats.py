@@ -465,6 +465,13 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         TimeParser(ISO, UTC, Window()).wire(text)
 
 
+@pytest.mark.parametrize("time_format", [ISO, "%a %b %d %H:%M:%S.%f %Y", "%Y-%m-%d %H:%M:%S", "%s.%f"])
+def test_a_text_that_is_longer_than_a_time_is_refused_before_a_pattern_sees_it(time_format: str) -> None:
+    """The patterns of fractions take the square of a text's length: this one would keep them busy for hours."""
+    with pytest.raises(ValueError, match="a time has at most 100"):
+        TimeParser(time_format, UTC, Window()).wire("T" * 1_000_000)
+
+
 @pytest.mark.parametrize("text", ["2016-12-31 23:59:61", "2016-12-31 12:00:60", "2016-12-30 23:59:60"])
 @pytest.mark.parametrize("time_format", [ISO, "%Y-%m-%d %H:%M:%S"])
 def test_a_second_60_that_ends_no_month_is_refused(time_format: str, text: str) -> None:

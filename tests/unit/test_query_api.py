@@ -207,6 +207,14 @@ def test_json_columns_are_passed_through_byte_for_byte(api: Api) -> None:
     assert b'"metadata":{"n": 1e200000, "n": 2}' in api.fetch("/api/query/hdfs/logs").content
 
 
+@pytest.mark.parametrize("text", ["oops, not JSON", '1}],"total_count":0,"x":[{"y":1', "", '{"n": 1} {}'])
+def test_a_json_column_that_another_program_filled_with_other_text_is_a_string(api: Api, text: str) -> None:
+    api.postgres.rows = [(*LOG_ROW[:-1], text), LOG_ROW]
+    reply = api.get("postgres/logs")
+    assert [row["metadata"] for row in reply["data"]] == [text, {"n": 2}]
+    assert reply["total_count"] == 7
+
+
 def test_every_parameter_reaches_the_query(api: Api) -> None:
     api.get(
         "clickhouse/logs",

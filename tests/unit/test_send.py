@@ -342,6 +342,13 @@ def test_a_reason_forges_no_reject_and_sends_no_escape_codes(tmp_path: Path) -> 
     assert (tmp_path / "rejects").read_bytes() == f"7\t{expected}\traw\tline\n".encode()
 
 
+def test_a_rejects_file_is_closed_to_others_as_its_log_may_be(tmp_path: Path) -> None:
+    rejects = RejectsFile(str(tmp_path / "rejects"), append=True)
+    rejects.write([Reject(1, "no log line", b"password=secret")])
+    rejects.close()
+    assert (tmp_path / "rejects").stat().st_mode & 0o777 == 0o600
+
+
 def rejects() -> list[tuple[int, str, str]]:
     """(line, reason, the line itself) of each, in order of lines."""
     found = [line.split("\t", 2) for line in Path("app.log.rejects").read_text().splitlines()]
