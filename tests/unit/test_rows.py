@@ -38,6 +38,13 @@ def rows_of(decoded: Rows) -> list[tuple[Any, ...]]:
     return list(decoded.tuples(5, 1_000))
 
 
+def test_an_error_repeats_a_long_field_name_in_part_only() -> None:
+    with pytest.raises(InvalidRow) as refused:
+        codec.decode_object(b'{"%s": 1}' % (b"x" * 1_000_000))
+    assert refused.value.field == "x" * 100 + "..."
+    assert len(str(refused.value)) < 400
+
+
 def test_a_log_in_canonical_form() -> None:
     body = json.dumps(LOG).encode()
     expected = (5 << 17, 1_000, 1_769_860_800_123_456, "INFO", "auth", "worker-1", "ok", '{"a": 1}')
