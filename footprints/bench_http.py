@@ -1,8 +1,9 @@
 """Measures what the middleware adds to a request over HTTP: `python footprints/bench_http.py [--kafka HOST:PORT]`.
 
-Each variant of the app of bench.py is served by uvicorn in a process of its own. k6, a third process, sends GET
-/items/{n} to one after the other at a fixed rate, so that a slow reply does not delay the next request. The variants
-take turns, in reverse order in every other round. Needs fastapi, httpx, uvicorn, and k6 on the PATH.
+The variants of the app of bench.py take turns, in reverse order in every other round. In its turn, a variant is served
+by uvicorn in a new process, and k6, a third process, sends GET /items/{n} at a fixed rate, so that a slow reply does
+not delay the next request. The first two seconds of a turn do not count. Needs fastapi, httpx, uvicorn, and k6 on the
+PATH.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import uvicorn
 
 from bench import variants
 
+WARM_UP_SECONDS = 2
 SCRIPT = """
 import http from "k6/http";
 export const options = {
@@ -88,13 +90,11 @@ def main() -> None:
         sys.exit("k6 is not on the PATH: https://grafana.com/docs/k6/latest/set-up/install-k6")
     names = list(dict(variants(arguments.kafka)))
     found = defaultdict[str, list[tuple[float, float]]](list)
-    for number in range(-1, arguments.rounds):  # the first round is the warm-up
+    for number in range(arguments.rounds):
         for name in names if number % 2 else reversed(names):
             with served(name, arguments.kafka) as url:
-                send(url, arguments.rate, 2)
-                times = send(url, arguments.rate, arguments.seconds)
-            if number >= 0:
-                found[name].append(times)
+                send(url, arguments.rate, WARM_UP_SECONDS)
+                found[name].append(send(url, arguments.rate, arguments.seconds))
     print(f"GET /items/{{n}} over HTTP, {arguments.rate} a second: microseconds, median of rounds (least to most)")
     for name, rounds in found.items():
         columns = [
