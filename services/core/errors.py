@@ -33,6 +33,14 @@ ambiguous COMMIT), so the functions that it calls inside its transaction do not 
 UNEXPECTED = "unexpected error; the log of this process has it"
 """The detail of the reply to a request that met a bug: the traceback is for the log only."""
 
+MAX_SHOWN_CHARACTERS = 100
+"""Characters of a name or a value of a client that an error repeats."""
+
+
+def shown(text: str) -> str:
+    """Return a client's text as an error repeats it: a long text is cut."""
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
+
 
 class LogpipeError(Exception):
     status = 500
@@ -99,11 +107,11 @@ class InvalidRow(Invalid):
     title = "Invalid row"
 
     def __init__(self, index: int, field: str, reason: str) -> None:
-        where = f"row {index}, field {field!r}" if field else f"row {index}"
-        super().__init__(f"{where}: {reason}")
         self.index = index
-        self.field = field
+        self.field = shown(field)
         self.reason = reason
+        where = f"row {index}, field {self.field!r}" if field else f"row {index}"
+        super().__init__(f"{where}: {reason}")
 
 
 class KeyReused(Invalid):

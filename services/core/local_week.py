@@ -10,6 +10,7 @@ from functools import cache
 from typing import NamedTuple
 from zoneinfo import ZoneInfo, available_timezones
 
+from services.core.errors import shown
 from services.core.instants import DAY, to_datetime
 from services.core.rows import Row
 
@@ -41,7 +42,7 @@ class Offset(NamedTuple):
 def zone(name: str) -> ZoneInfo:
     """Return the time zone of an IANA name, such as Asia/Seoul. Raises ValueError."""
     if name not in _zone_names():
-        raise ValueError(f"unknown time zone {name[:100]!r}; expected a name such as Asia/Seoul or UTC")
+        raise ValueError(f"unknown time zone {shown(name)!r}; expected a name such as Asia/Seoul or UTC")
     return ZoneInfo(name)
 
 

@@ -18,7 +18,7 @@ import xxhash
 
 from services.core import instants
 from services.core.dataset import MAX_CATEGORY_CHARACTERS, Column, Dataset
-from services.core.errors import InvalidRow, LogpipeError, Malformed, MalformedLine
+from services.core.errors import InvalidRow, LogpipeError, Malformed, MalformedLine, shown
 from services.core.ids import first_id
 from services.core.lines import UNDECODABLE
 
@@ -36,7 +36,6 @@ _AT = re.compile(r"^(?P<reason>.*?)(?: - at `\$(?:\[(?P<index>\d+)\])?(?:\.(?P<f
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _NOT_A_LIST = "one object a line is no JSON list: send such lines as application/x-ndjson"
 _NAMED = re.compile(r"(?:unknown|required) field `(?P<field>[^`]*)`")
-_MAX_NAME = 100  # characters of a field's name in an error
 
 _WIRE_TYPES: dict[str, Any] = {
     "category": str,
@@ -233,9 +232,7 @@ class RowCodec:
         named = _NAMED.search(reason)
         if named and not field:
             field = named["field"]
-        if len(field) > _MAX_NAME:  # a name that a client made up
-            reason = reason.replace(field, f"{field[:_MAX_NAME]}...")
-            field = f"{field[:_MAX_NAME]}..."
+        reason = shown(reason)  # which may contain the name of an unknown field
         if any(column.wire == field and column.kind == "timestamp" for column in self._wire_columns):
             reason = reason.replace("`str`", "an ISO 8601 time with a zone")
         return InvalidRow(index, field, reason[:1].lower() + reason[1:])

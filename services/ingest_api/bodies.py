@@ -15,7 +15,7 @@ from backports.zstd import ZstdDecompressor, ZstdError
 from fastapi import Request
 
 from services.core import metric_names
-from services.core.errors import Backpressure, Malformed, RequestTimeout, TooLarge, UnsupportedMedia
+from services.core.errors import Backpressure, Malformed, RequestTimeout, TooLarge, UnsupportedMedia, shown
 from services.runtime import metrics
 
 BODY_SECONDS = 30
@@ -122,7 +122,7 @@ def encoding_of(request: Request) -> str:
     """Return identity, gzip or zstd. Raises UnsupportedMedia."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", *_DECOMPRESSORS):
-        raise UnsupportedMedia(f"Content-Encoding {encoding!r} is not known; send identity, gzip or zstd")
+        raise UnsupportedMedia(f"Content-Encoding {shown(encoding)!r} is not known; send identity, gzip or zstd")
     return encoding
 
 

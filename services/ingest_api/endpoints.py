@@ -13,7 +13,7 @@ from services.acceptance.disk import DiskFloor
 from services.acceptance.postgres_maintenance import LedgerIdentity
 from services.core import metric_names, row_chunks
 from services.core.dataset import Dataset
-from services.core.errors import Invalid, TooLarge, UnsupportedMedia
+from services.core.errors import Invalid, TooLarge, UnsupportedMedia, shown
 from services.core.ledger import FORMER_LEDGERS_HEADER, LEDGER_HEADER
 from services.core.rows import RowCodec
 from services.ingest_api import bodies
@@ -145,7 +145,7 @@ def _body_format(request: Request, body_formats: dict[str, BodyFormat]) -> BodyF
         return body_formats[content_type]
     if content_type in ("application/x-www-form-urlencoded", "text/plain"):  # sent by `curl -d` and sendBeacon
         return body_formats["application/json"]
-    raise UnsupportedMedia(f"Content-Type {content_type!r} is not known here; send {' or '.join(body_formats)}")
+    raise UnsupportedMedia(f"Content-Type {shown(content_type)!r} is not known here; send {' or '.join(body_formats)}")
 
 
 def _schema(dataset: Dataset) -> dict[str, Any]:

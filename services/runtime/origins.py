@@ -10,6 +10,7 @@ import re
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from services.core.errors import shown
 from services.runtime.auth import is_address
 from services.runtime.problems import problem
 from services.runtime.settings import CrossOriginSettings, ListenSettings
@@ -17,7 +18,6 @@ from services.runtime.settings import CrossOriginSettings, ListenSettings
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\[\]:@/]+?)\.?(?::[0-9]*)?", re.IGNORECASE)
-_SHOWN = 100  # characters of a header that a reply repeats
 
 
 class OriginGuard:
@@ -53,14 +53,14 @@ class OriginGuard:
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if not self._is_ours(host):
             return problem(
-                421, f"nothing here answers as host {host[:_SHOWN]!r}; LOGPIPE_ALLOWED_HOSTS names further hosts"
+                421, f"nothing here answers as host {shown(host)!r}; LOGPIPE_ALLOWED_HOSTS names further hosts"
             )
         site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin", b"").decode("latin-1")
         if not _crosses_origins(site, origin, host) or origin in self._origins:
             return None
         if self._links and scope["method"] == "GET" and headers.get(b"sec-fetch-dest") == b"document":
             return None
-        whose = f"of {origin[:_SHOWN]}" if origin else "of another origin"
+        whose = f"of {shown(origin)}" if origin else "of another origin"
         return problem(403, f"a web page {whose} may not call this{self._advice}")
 
     def _is_ours(self, host: str) -> bool:

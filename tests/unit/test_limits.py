@@ -29,6 +29,7 @@ from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.query_api import parameters
 from services.query_api.query_threads import QueryThreads
+from services.runtime.problems import MAX_DETAIL_CHARACTERS, problem
 from tests.unit.test_docs import all_settings, table
 
 TESTS = Path(__file__).parents[1]
@@ -109,6 +110,8 @@ PROBES: dict[str, Callable[[int], Any]] = {
 
 TRIED_IN = {
     "services.ingest_api.bodies.BODY_SECONDS": "unit/test_slow_bodies.py::test_a_body_that_trickles_is_refused",
+    "services.runtime.problems.MAX_DETAIL_CHARACTERS": "unit/test_limits.py::test_a_long_detail_is_cut",
+    "services.core.errors.MAX_SHOWN_CHARACTERS": "unit/test_rows.py::test_an_error_repeats_the_beginning_of_a_long",
     "LOGPIPE_REQUEST_KEY_HOURS": "integration/test_clock.py::test_keys_are_forgotten_in_chunks_by_postgres",
     "services.runtime.connections.HEAD_SECONDS": "unit/test_connections.py::test_a_head_that_comes_byte_by_byte_is_cut",
     "services.runtime.connections.HEAD_BYTES": "unit/test_connections.py::test_a_head_without_end_is_cut",
@@ -160,6 +163,11 @@ def test_a_limit_is_reached_and_not_passed(limit: str) -> None:
     PROBES[limit](size)
     with pytest.raises((LogpipeError, ValidationError, ValueError)):
         PROBES[limit](size + 1)
+
+
+def test_a_long_detail_is_cut() -> None:
+    for size in (MAX_DETAIL_CHARACTERS, MAX_DETAIL_CHARACTERS + 1):
+        assert len(json.loads(problem(422, "d" * size).body)["detail"]) == MAX_DETAIL_CHARACTERS
 
 
 def test_a_long_reason_is_cut() -> None:

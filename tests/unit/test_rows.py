@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services import datasets
-from services.core.errors import InvalidRow, Malformed, MalformedLine
+from services.core.errors import MAX_SHOWN_CHARACTERS, InvalidRow, Malformed, MalformedLine
 from services.core.rows import MAX_LINE_BYTES, RowCodec, Rows, _refused_escape, checksum
 
 LOG: dict[str, Any] = {
@@ -105,6 +105,15 @@ def test_a_bad_row_names_its_index_and_field(changes: dict[str, Any], field: str
     with pytest.raises(InvalidRow) as refused:
         codec.decode_array(log(**changes))
     assert (refused.value.index, refused.value.field) == (1, field)
+
+
+@pytest.mark.parametrize("name", ["x" * 1_000_000, "`" * 1_000_000, " - at `$[1]." + "x" * 1_000_000, "\x7f" * 1_000])
+def test_an_error_repeats_the_beginning_of_a_long_name(name: str) -> None:
+    with pytest.raises(InvalidRow) as refused:
+        codec.decode_array(log(**{name: 1}))
+    assert refused.value.index == 1
+    assert len(refused.value.field) <= MAX_SHOWN_CHARACTERS + len("...")
+    assert len(str(refused.value)) < 10 * MAX_SHOWN_CHARACTERS
 
 
 @pytest.mark.parametrize("field", ["level", "service", "host"])
