@@ -4,12 +4,14 @@ Counts, position and episodes are written in one transaction. After any error th
 loaded, and the topic is read again from there: what is in memory never decides more than what is stored.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import msgspec
 
+from services.alerting.agenda import Agenda
 from services.alerting.episodes import judge
 from services.alerting.rules import Rule
 from services.alerts import repository as alerts
@@ -72,10 +74,18 @@ class Book:
         self._policy = policy
         self.topic_id = topic_id
         self._longest = max((rule.window for rule in policy.rules), default=0)
+        self._resolve_after = {rule.name: rule.resolve_after for rule in policy.rules}
+        # After these seconds, a row enters the windows of rules, leaves them, and is needed by none.
+        self._delays = {0, self._longest, *(rule.window for rule in policy.rules)}
         # The place first: if another process moves it meanwhile, the first commit is fenced.
         self.positions = alerts.positions(connection, topic_id, kept, second)
         self._counts = alerts.counts(connection)
-        self._open = {(alert.rule, alert.service): alert for alert in alerts.open_alerts(connection)}
+        self._open: dict[str, dict[str, Alert]] = {}  # service -> rule -> alert
+        for alert in alerts.open_alerts(connection):
+            self._open.setdefault(alert.service, {})[alert.rule] = alert
+        self._agendas = {partition: Agenda() for partition in self.positions}
+        for service in {*self._counts, *self._open}:
+            self._plan(service, self._counts.get(service, {}), first=True)
         self._new: dict[tuple[str, int], Tally] = {}  # since the last commit
         self._show()
 
@@ -113,22 +123,13 @@ class Book:
                 alerts.move(self._connection, partition, self.topic_id, position, after[partition])
             alerts.add_counts(self._connection, self._new)
             self._add_up()
-            opened = defaultdict[str, dict[str, Alert]](dict)
-            for (rule, service), alert in self._open.items():
-                opened[service][rule] = alert
-            for service in sorted({*self._counts, *opened}):
-                partition = partition_of(service, self._policy.partitions)
-                if partition in after:
-                    since, until = before[partition].judged, after[partition].judged
-                    for alert in self._judged(service, opened[service], since, until):
-                        self._save(alert)
-                    self._forget(service, until - self._longest)
+            self._judge_due({p: (before[p].judged, after[p].judged) for p in after})
         self.positions = after
         self._new = {}
         self._show()
 
     def _show(self) -> None:
-        numbers = Counter(rule for rule, _ in self._open)
+        numbers = Counter(chain.from_iterable(self._open.values()))
         for rule in self._policy.rules:
             metrics.gauge(metric_names.ALERTS_OPEN, rule.name).set(numbers[rule.name])
 
@@ -146,10 +147,46 @@ class Book:
             seconds = self._counts.setdefault(service, {})
             before = seconds.get(second)
             seconds[second] = Tally(before.rows + tally.rows, tally.sample) if before else tally
+            self._plan(service, [second])
 
-    def _judged(self, service: str, opened: dict[str, Alert], since: int, until: int) -> Iterator[Alert]:
-        """Yield the alerts of a service that change. `opened`: rule -> its open alert of this service."""
-        tallies = self._counts.get(service, {})
+    def _plan(self, service: str, seconds: Iterable[int], *, first: bool = False) -> None:
+        """Plan the judgements of a service: for when the rows of these seconds may change something.
+
+        `first`: also for the first second to be judged, because the rules may be new.
+        """
+        partition = partition_of(service, self._policy.partitions)
+        agenda = self._agendas.get(partition)
+        if agenda is None:  # another process has the partition
+            return
+        if first:
+            agenda.add(self.positions[partition].judged, service)
+        for second in seconds:
+            for delay in self._delays:
+                agenda.add(second + delay, service)
+
+    def _judge_due(self, seconds: Mapping[int, tuple[int, int]]) -> None:
+        """Judge the services that are due. `seconds`: partition -> the first second to judge, and the end."""
+        due = [
+            (service, partition)
+            for partition, (since, until) in seconds.items()
+            if since < until
+            for service in self._agendas[partition].take(until)
+        ]
+        forgotten: dict[str, int] = {}
+        for service, partition in sorted(due):
+            since, until = seconds[partition]
+            for alert in self._judged(service, since, until):
+                self._save(alert)
+                if alert.quiet_since is not None and alert.resolved_at is None:
+                    self._agendas[partition].add(alert.quiet_since + self._resolve_after[alert.rule] - 1, service)
+            if self._forget(service, until - self._longest):
+                forgotten[service] = until - self._longest
+        if forgotten:
+            alerts.forget_counts(self._connection, forgotten)
+
+    def _judged(self, service: str, since: int, until: int) -> Iterator[Alert]:
+        """Yield the alerts of a service as they are after these seconds."""
+        tallies, opened = self._counts.get(service, {}), dict(self._open.get(service, {}))
         for rule in self._policy.rules:
             if rule.matches(service):
                 yield from judge(rule, service, tallies, opened.pop(rule.name, None), since, until)
@@ -157,8 +194,8 @@ class Book:
             yield replace(alert, resolved_at=until)
 
     def _save(self, alert: Alert) -> None:
-        place = alert.rule, alert.service
-        if alert == self._open.get(place):
+        opened = self._open.get(alert.service, {})
+        if alert == opened.get(alert.rule):
             return
         alert_id = alerts.save(self._connection, alert)
         posted = self._policy.posts(alert.rule)
@@ -167,24 +204,26 @@ class Book:
             if posted:
                 alerts.add_post(self._connection, alert_id, "opened")
         if alert.resolved_at is None:
-            self._open[place] = replace(alert, id=alert_id)
+            self._open.setdefault(alert.service, {})[alert.rule] = replace(alert, id=alert_id)
             return
-        self._open.pop(place, None)
+        opened.pop(alert.rule, None)
+        if not opened:
+            self._open.pop(alert.service, None)
         _log.info("alert resolved", alert=alert_id, rule=alert.rule, service=alert.service, count=alert.count)
         if posted:
             alerts.add_post(self._connection, alert_id, "resolved")
 
-    def _forget(self, service: str, before: int) -> None:
-        """Forget the counts that no window needs any more."""
+    def _forget(self, service: str, before: int) -> bool:
+        """Forget the counts that no window needs any more, and return whether there were any."""
         seconds = self._counts.get(service, {})
         if not any(second < before for second in seconds):
-            return
-        alerts.forget_counts(self._connection, service, before)
+            return False
         kept = {second: tally for second, tally in seconds.items() if second >= before}
         if kept:
             self._counts[service] = kept
         else:
             del self._counts[service]
+        return True
 
 
 def _decoded(value: bytes) -> tuple[list[_Row], list[str]]:

@@ -150,9 +150,13 @@ def add_counts(connection: Connection, more: Mapping[tuple[str, int], Tally]) ->
         )
 
 
-def forget_counts(connection: Connection, service: str, before: int) -> None:
-    """Delete the counts of a service in the seconds below `before`."""
-    connection.execute("DELETE FROM alert_counts WHERE service = %s AND second < %s", (service, before))
+def forget_counts(connection: Connection, before: Mapping[str, int]) -> None:
+    """Delete the counts of services in the seconds below these: service -> second."""
+    connection.execute(
+        "DELETE FROM alert_counts USING unnest(%s::text[], %s::bigint[]) AS old (service, before)"
+        " WHERE alert_counts.service = old.service AND second < before",
+        (list(before), list(before.values())),
+    )
 
 
 def open_alerts(connection: Connection) -> list[Alert]:

@@ -4,7 +4,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +18,7 @@ from prometheus_client import REGISTRY
 from pydantic import SecretStr
 
 from services import datasets
+from services.alerting import book
 from services.alerting import watcher as watching
 from services.alerting.book import Policy
 from services.alerting.rules import Rule
@@ -162,6 +163,50 @@ def test_an_episode_is_stored_with_what_is_to_be_posted(scene: Scene, connection
     [shown] = alerts.find(connection, "resolved", "a", 1)
     assert (shown["sample"], shown["threshold"], shown["peak"]) == ("it broke", 10, 14)
     assert connection.execute("SELECT count(*) FROM alert_counts").fetchone() == (0,)  # nothing is kept for ever
+
+
+def test_services_without_a_change_cost_a_judgement_nothing(
+    scene: Scene, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many services with a row each are judged when their rows enter or leave a window, and forgotten together."""
+    judged, deletions = list[str](), list[int]()
+    judge, forget = book.judge, alerts.forget_counts
+
+    def judge_and_note(rule: Rule, service: str, *arguments: Any) -> Iterator[Alert]:
+        judged.append(service)
+        return judge(rule, service, *arguments)
+
+    def forget_and_note(connection: Connection, before: Mapping[str, int]) -> None:
+        deletions.append(len(before))
+        forget(connection, before)
+
+    monkeypatch.setattr(book, "judge", judge_and_note)
+    monkeypatch.setattr(alerts, "forget_counts", forget_and_note)
+    watcher = scene.watcher(RULE.model_copy(update={"window": 60}))
+    names = [f"hostile-{number}" for number in range(50)]
+    for name in names:
+        scene.errors(name, START + 1, 1)
+    for second in range(2, 60):
+        scene.errors("busy", START + second, 1)
+        scene.at(START + second, watcher)
+    assert sorted(name for name in judged if name != "busy") == sorted(names)
+    assert stored(connection) == [("busy", 11, None, 57, ["opened"])]
+    scene.at(START + 70, watcher)
+    scene.at(START + 130, watcher)
+    assert deletions == [51, 1]
+    assert connection.execute("SELECT count(*) FROM alert_counts").fetchone() == (0,)
+
+
+def test_a_new_rule_is_judged_by_the_rows_that_are_stored(scene: Scene, connection: Connection) -> None:
+    before = scene.watcher(RULE.model_copy(update={"threshold": 100}))
+    scene.errors("a", START + 1, 20)
+    scene.at(START + 3, before)
+    scene.crash(before)
+    after = scene.watcher()
+    scene.at(START + 3, after)  # no new second is complete
+    scene.at(START + 4, after)
+    scene.at(START + 40, after)
+    assert stored(connection) == [("a", 3, 26, 20, ["opened", "resolved"])]
 
 
 def test_whoever_comes_after_a_crash_goes_on_as_if_nothing_had_been(scene: Scene, connection: Connection) -> None:
