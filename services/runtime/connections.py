@@ -1,4 +1,4 @@
-"""Bounds the connections of a listener that wait for a request.
+"""Bounds the connections of a listener that wait for a request or for its body.
 
 uvicorn closes a connection that stays idle after a reply. It does not close one that never sends a whole request head,
 and it has no bound of connections: `limit_concurrency` refuses requests and keeps their connections open.
@@ -22,6 +22,9 @@ HEAD_BYTES = 64 << 10
 WRITE_SECONDS = 30.0
 """How long a client may take nothing of a reply that waits for it."""
 
+GRACE_SECONDS = 5.0
+"""A request whose body began to arrive less than this many seconds ago does not give way to another connection."""
+
 MAX_CONNECTIONS = 4096
 """Connections of a listener at once; fewer when the process may open fewer files."""
 
@@ -37,36 +40,45 @@ def max_connections() -> int:
 
 
 def bounded_protocol(
-    limit: int, head_seconds: float = HEAD_SECONDS, write_seconds: float = WRITE_SECONDS
+    limit: int,
+    head_seconds: float = HEAD_SECONDS,
+    write_seconds: float = WRITE_SECONDS,
+    grace_seconds: float = GRACE_SECONDS,
 ) -> type["BoundedProtocol"]:
     """Return the protocol of one server."""
-    own = {"limit": limit, "head_seconds": head_seconds, "write_seconds": write_seconds, "waiting": {}}
-    return type("Bounded", (BoundedProtocol,), own)
+    times = {"head_seconds": head_seconds, "write_seconds": write_seconds, "grace_seconds": grace_seconds}
+    return type("Bounded", (BoundedProtocol,), {"limit": limit, **times, "waiting": {}, "arriving": set()})
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, with at most `limit` connections.
 
-    One more takes the place of the connection that has waited longest for a request; while all others have one, it is
-    closed itself. A request under way, and the time that its body takes, are not bounded here.
+    One more takes the place of another, which is of the larger group: the connection that has waited longest for a
+    request, or that whose body arrives most slowly. A connection whose request is complete never gives way: if all
+    others have such a request, the new connection is closed. The time that a body takes is not bounded here.
     """
 
     limit: ClassVar[int]
     head_seconds: ClassVar[float]
     write_seconds: ClassVar[float]
+    grace_seconds: ClassVar[float]
     waiting: ClassVar[dict["BoundedProtocol", None]]  # connections of the server that wait for a request, longest first
+    arriving: ClassVar[set["BoundedProtocol"]]  # connections of the server whose request is not complete
 
     _timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
+    _body_started = 0.0  # by the event loop's clock
+    _body_bytes = 0
     _beside_bodies = 0  # bytes that have come since the last of a body, or of a request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait()
         if len(self.connections) > self.limit:
-            longest = next(iter(self.waiting))
-            longest._end_waiting()
-            longest.transport.abort()  # a reply that its client does not read would hold the connection open
+            one = self._slowest_body() or next(iter(self.waiting))
+            one._end_waiting()
+            self.arriving.discard(one)
+            one.transport.abort()  # a reply that its client does not read would hold the connection open
             _count_closed("limit")
 
     def data_received(self, data: bytes) -> None:
@@ -79,14 +91,18 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._end_waiting()
         self._beside_bodies = 0
+        self._body_started, self._body_bytes = self.loop.time(), 0
+        self.arriving.add(self)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._beside_bodies = 0
+        self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._beside_bodies = 0
+        self.arriving.discard(self)
         super().on_message_complete()
 
     def pause_writing(self) -> None:
@@ -106,7 +122,21 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_waiting()
         self._end_writing()
+        self.arriving.discard(self)
         super().connection_lost(exc)
+
+    def _slowest_body(self) -> "BoundedProtocol | None":
+        """Return the connection whose body has arrived most slowly; None if more connections wait for a request."""
+        if len(self.arriving) < len(self.waiting):
+            return None
+        latest = self.loop.time() - self.grace_seconds
+        # An earlier request of a connection with a pipeline is complete.
+        slow = [each for each in self.arriving if each._body_started < latest and not each.pipeline]
+        return min(slow, key=BoundedProtocol._rate, default=None)
+
+    def _rate(self) -> float:
+        """Bytes of the body in a second."""
+        return self._body_bytes / (self.loop.time() - self._body_started)
 
     def _wait(self) -> None:
         self._end_waiting()

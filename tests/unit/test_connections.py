@@ -19,6 +19,8 @@ from services.runtime.connections import HEAD_BYTES, bounded_protocol
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HEAD_SECONDS = 0.5
 WRITE_SECONDS = 1.5
+GRACE_SECONDS = 0.2
+BODY = b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"
 
 LARGE = 32 << 20  # bytes of a reply, more than the sockets' buffers hold
 Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -35,7 +37,7 @@ class Server:
             Route("/stream", self._stream),
             Route("/large", self._large),
         ]
-        protocol = bounded_protocol(limit, HEAD_SECONDS, WRITE_SECONDS)
+        protocol = bounded_protocol(limit, HEAD_SECONDS, WRITE_SECONDS, GRACE_SECONDS)
         config = uvicorn.Config(
             Starlette(routes=routes), http=protocol, ws="none", lifespan="off", log_level="critical"
         )
@@ -236,6 +238,53 @@ async def test_a_connection_beyond_those_that_are_all_served_is_closed() -> None
         held = [await server.connect(GET.replace(b" / ", b" /held ")) for _ in range(2)]
         await server.begun.wait()
         await asyncio.sleep(0.1)  # until the second has arrived, too: it sets the same event
+        assert await server.get() == b""
+        server.go_on.set()
+        assert [await reply(peer) for peer in held] == [b"held"] * 2
+        assert await server.get() == b"hello"
+
+
+async def test_bodies_that_never_arrive_make_room_the_slowest_first() -> None:
+    async with Server(limit=4).running() as server:
+        held = await server.connect(GET.replace(b" / ", b" /held "))
+        await server.begun.wait()
+        slow = [await server.connect(BODY + b"x" * sent) for sent in (3, 1, 2)]
+        await asyncio.sleep(2 * GRACE_SECONDS)
+        assert await server.get() == b"hello"
+        assert await is_closed(slow[1])
+        for peer, missing in ((slow[0], b"x"), (slow[2], b"xx")):
+            peer[1].write(missing)
+            assert await reply(peer) == b"4"
+        server.go_on.set()
+        assert await reply(held) == b"held"
+
+
+async def test_a_body_that_has_just_begun_to_arrive_does_not_make_room() -> None:
+    async with Server(limit=2).running() as server:
+        begun = [await server.connect(BODY) for _ in range(2)]
+        await asyncio.sleep(GRACE_SECONDS / 4)
+        assert await server.get() == b""
+        for peer in begun:
+            peer[1].write(b"xxxx")
+            assert await reply(peer) == b"4"
+
+
+async def test_a_slow_body_stays_while_more_connections_wait_for_a_request() -> None:
+    async with Server(limit=4).running() as server:
+        slow = await server.connect(BODY)
+        await asyncio.sleep(2 * GRACE_SECONDS)
+        for _ in range(12):
+            await server.connect()
+        assert await server.get() == b"hello"
+        slow[1].write(b"xxxx")
+        assert await reply(slow) == b"4"
+
+
+async def test_a_request_that_is_answered_stays_although_the_body_of_the_next_does_not_arrive() -> None:
+    async with Server(limit=2).running() as server:
+        held = [await server.connect(GET.replace(b" / ", b" /held ") + BODY) for _ in range(2)]
+        await server.begun.wait()
+        await asyncio.sleep(2 * GRACE_SECONDS)
         assert await server.get() == b""
         server.go_on.set()
         assert [await reply(peer) for peer in held] == [b"held"] * 2
