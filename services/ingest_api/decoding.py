@@ -14,7 +14,8 @@ import xxhash
 
 from services.core.row_chunks import Decode
 from services.core.rows import Rows
-from services.ingest_api.bodies import CHUNK_BYTES, Reservation, chunks_of
+from services.ingest_api.bodies import CHUNK_BYTES, chunks_of
+from services.runtime.request_bodies import Reservation
 
 INLINE_BYTES = 1 << 20
 """A decompressed body of at most this size is decoded on the event loop, because it takes only some milliseconds."""

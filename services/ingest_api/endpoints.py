@@ -19,8 +19,9 @@ from services.core.rows import RowCodec
 from services.ingest_api import bodies
 from services.ingest_api.decoding import BodyFormat, Decoder
 from services.ingest_api.service import IngestService
-from services.runtime import metrics
+from services.runtime import metrics, request_bodies
 from services.runtime.http import needs
+from services.runtime.request_bodies import InFlight
 
 MAX_KEY_LENGTH = 255
 HEALTH_PATH = "/api/collect/health"
@@ -45,7 +46,7 @@ class Ingest:
 
     service: IngestService
     decoder: Decoder
-    in_flight: bodies.InFlight
+    in_flight: InFlight
     disk: DiskFloor
     max_body: int
     ledger_identity: Callable[[], LedgerIdentity]
@@ -111,7 +112,7 @@ def _endpoint(dataset: Dataset, word: str, body_formats: dict[str, BodyFormat]) 
         ingest.disk.check()
         ingest.in_flight.refuse_if_full(length)
         with ingest.in_flight.reserve() as reservation:
-            body = await bodies.read(request, reservation, ingest.max_body)
+            body = await request_bodies.read(request, reservation, ingest.max_body)
             decoded = await ingest.decoder.decode(
                 body, encoding, body_format, reservation, ingest.max_body, hashed=bool(key)
             )

@@ -9,7 +9,6 @@ from fastapi import FastAPI
 
 from services import datasets
 from services.acceptance.acceptor import Acceptor
-from services.ingest_api.bodies import InFlight
 from services.ingest_api.decoding import Decoder
 from services.ingest_api.endpoints import HEALTH_PATH, Ingest, collect_router
 from services.ingest_api.memory_trimmer import Trimmer
@@ -19,6 +18,7 @@ from services.ingest_api.settings import IngestSettings
 from services.runtime import logs
 from services.runtime.health import Readiness
 from services.runtime.http import make_app, serve
+from services.runtime.request_bodies import InFlight
 
 
 @click.command()

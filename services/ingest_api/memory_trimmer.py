@@ -11,7 +11,7 @@ import gc
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from services.ingest_api.bodies import InFlight
+from services.runtime.request_bodies import InFlight
 
 TRIM_BYTES = 8 << 20
 """After a request that had this many bytes in flight, memory is returned."""

@@ -19,8 +19,10 @@ from services.core.errors import Backpressure, InvalidRow, Malformed, TooLarge
 from services.core.rows import RowCodec
 from services.datasets import find
 from services.ingest_api import bodies, decoding, memory_trimmer
-from services.ingest_api.bodies import CHUNK_BYTES, InFlight, Reservation, chunks_of
+from services.ingest_api.bodies import CHUNK_BYTES, chunks_of
 from services.ingest_api.decoding import INLINE_BYTES, ROW_BYTES, BodyFormat, Decoder
+from services.runtime import request_bodies
+from services.runtime.request_bodies import InFlight, Reservation
 
 CODEC = RowCodec(find("logs"))
 LINES = BodyFormat(CODEC.decode_lines, row_chunks.decode_lines)
@@ -169,10 +171,10 @@ class Slow:
 @pytest.fixture
 async def slow_body(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[InFlight, Slow, asyncio.Task[bytes]]]:
     """A body that came too slowly, with the only bytes in flight: the next request ends it."""
-    monkeypatch.setattr(bodies, "GRACE_SECONDS", -1.0)
+    monkeypatch.setattr(request_bodies, "GRACE_SECONDS", -1.0)
     in_flight, slow = InFlight(1000), Slow()
     with in_flight.reserve() as reservation:
-        reading = asyncio.create_task(bodies.read(cast(Request, slow), reservation, LIMIT))
+        reading = asyncio.create_task(request_bodies.read(cast(Request, slow), reservation, LIMIT))
         slow.chunks.put_nowait(b"x" * 900)
         await slow.was_read.wait()
         yield in_flight, slow, reading

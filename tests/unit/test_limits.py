@@ -24,12 +24,12 @@ from services.core.instants import of_row
 from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.ingest_api import bodies, endpoints
-from services.ingest_api.bodies import InFlight
 from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.query_api import parameters
 from services.query_api.query_threads import QueryThreads
 from services.runtime.problems import MAX_DETAIL_CHARACTERS, problem
+from services.runtime.request_bodies import InFlight
 from tests.unit.test_docs import all_settings, table
 
 TESTS = Path(__file__).parents[1]
@@ -109,7 +109,7 @@ PROBES: dict[str, Callable[[int], Any]] = {
 """Limit -> what takes or refuses a thing of this size."""
 
 TRIED_IN = {
-    "services.ingest_api.bodies.BODY_SECONDS": "unit/test_slow_bodies.py::test_a_body_that_trickles_is_refused",
+    "services.runtime.request_bodies.BODY_SECONDS": "unit/test_slow_bodies.py::test_a_body_that_trickles_is_refused",
     "services.runtime.problems.MAX_DETAIL_CHARACTERS": "unit/test_limits.py::test_a_long_detail_is_cut",
     "services.core.errors.MAX_SHOWN_CHARACTERS": "unit/test_rows.py::test_an_error_repeats_the_beginning_of_a_long",
     "LOGPIPE_REQUEST_KEY_HOURS": "integration/test_clock.py::test_keys_are_forgotten_in_chunks_by_postgres",

@@ -9,15 +9,15 @@ import pytest
 from fastapi import Request
 
 from services.core.errors import Backpressure, RequestTimeout
-from services.ingest_api import bodies
-from services.ingest_api.bodies import InFlight
+from services.runtime import request_bodies
+from services.runtime.request_bodies import InFlight
 
 ALLOWED = 0.8  # seconds of a body without bytes, in these tests
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "BODY_SECONDS", ALLOWED)
+    monkeypatch.setattr(request_bodies, "BODY_SECONDS", ALLOWED)
 
 
 def request(pieces: list[bytes], pause: float, paused: list[float]) -> Request:
@@ -32,7 +32,7 @@ def request(pieces: list[bytes], pause: float, paused: list[float]) -> Request:
 
 def read(pieces: list[bytes], pause: float, paused: list[float]) -> Any:
     with InFlight(1 << 20).reserve() as reservation:
-        return asyncio.run(bodies.read(request(pieces, pause, paused), reservation, 1 << 20))
+        return asyncio.run(request_bodies.read(request(pieces, pause, paused), reservation, 1 << 20))
 
 
 def test_a_body_that_keeps_coming_may_take_longer_than_one_that_does_not() -> None:
@@ -52,8 +52,8 @@ def test_a_body_that_trickles_is_refused() -> None:
 
 
 def test_the_slowest_body_is_ended_when_another_would_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "GRACE_SECONDS", 0.0)
-    monkeypatch.setattr(bodies, "BODY_SECONDS", 60)
+    monkeypatch.setattr(request_bodies, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(request_bodies, "BODY_SECONDS", 60)
 
     async def crowd() -> list[bytes | BaseException]:
         in_flight, go_on, begun = InFlight(30_000), asyncio.Event(), asyncio.Semaphore(0)
@@ -66,7 +66,7 @@ def test_the_slowest_body_is_ended_when_another_would_be_refused(monkeypatch: py
                 yield ends
 
             with in_flight.reserve() as reservation:
-                return await bodies.read(cast(Request, SimpleNamespace(stream=stream)), reservation, 30_000)
+                return await request_bodies.read(cast(Request, SimpleNamespace(stream=stream)), reservation, 30_000)
 
         slow = asyncio.create_task(one(b"x" * 1000, b"x"))
         fast = asyncio.create_task(one(b"x" * 10_000, b"x" * 10_000))
