@@ -4,6 +4,7 @@ import re
 
 _CODE = re.compile(r"Code: (\d+)\.")
 NOT_IMPLEMENTED, BAD_ARGUMENTS, CANNOT_OPEN_FILE, TOO_MANY_BYTES, ACCESS_DENIED = 48, 36, 76, 307, 497
+TOO_MANY_QUERIES, SOCKET_TIMEOUT = 202, 209
 _STD_EXCEPTION = 1001
 _NOT_FOUND_CODES = {46, 47, 50, 60, 81, 115}
 _FORBIDDEN_CODES = {164, ACCESS_DENIED}
@@ -24,7 +25,9 @@ class QueryError(Exception):
         by_status = (
             (403, _FORBIDDEN_CODES),
             (404, _NOT_FOUND_CODES),
+            (408, {SOCKET_TIMEOUT}),
             (413, {TOO_MANY_BYTES}),
+            (503, {TOO_MANY_QUERIES}),
             (400, _BAD_REQUEST_CODES),
         )
         return next((status for status, codes in by_status if self.code in codes), 500)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+from anyio import from_thread
 from chdb.session import Session
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -36,6 +37,7 @@ from services.local.clickhouse_errors import ACCESS_DENIED, BAD_ARGUMENTS, CANNO
 from services.local.clickhouse_inserts import Insert
 from services.local.supervision import MARK
 from services.runtime import http, logs
+from services.runtime.request_bodies import InFlight, Reservation
 from services.runtime.settings import ListenSettings
 
 HOST = "127.0.0.1"
@@ -272,6 +274,7 @@ def make_app(folder: Path) -> Starlette:
         ],
         lifespan=lifespan,
     )
+    app.state.in_flight = InFlight(clickhouse_bodies.MAX_IN_FLIGHT_BYTES)
     http.guard_origins(app, ListenSettings(host=HOST), frozenset({"/ping"}), links=False)
     return app
 
@@ -286,20 +289,23 @@ async def _query(request: Request) -> Response:
     default_format = arguments.get("default_format") or request.headers.get("X-ClickHouse-Format", "TabSeparated")
     arguments |= {k: v for k, v in [("database", request.headers.get("X-ClickHouse-Database"))] if v}
 
-    def run(body: bytes) -> Reply:
+    def run(body: bytes, reservation: Reservation) -> Reply:
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise QueryError("multipart bodies are not supported by the embedded engine", NOT_IMPLEMENTED)
-        data = clickhouse_bodies.decoded(body, request.headers.get("content-encoding", ""))
+        encoding = request.headers.get("content-encoding", "")
+        data = clickhouse_bodies.decoded(body, encoding, lambda size: from_thread.run_sync(reservation.add, size))
         engine: Engine = request.app.state.engine
         return engine.execute(arguments, data, default_format, read_only=request.method != "POST")
 
     try:
         _check_arguments(arguments, default_format)
         headers["X-ClickHouse-Query-Id"] = arguments.get("query_id") or str(uuid.uuid4())
-        body = await clickhouse_bodies.read(request)
-        if not arguments.get("query") and not body:
-            return await _ping(request)
-        reply = await run_in_threadpool(run, body)
+        in_flight: InFlight = request.app.state.in_flight
+        with in_flight.reserve() as reservation:
+            body = await clickhouse_bodies.read(request, reservation)
+            if not arguments.get("query") and not body:
+                return await _ping(request)
+            reply = await run_in_threadpool(run, body, reservation)
     except QueryError as error:
         headers["X-ClickHouse-Exception-Code"] = str(error.code)
         return PlainTextResponse(f"{error}\n", error.status, headers)

@@ -1,6 +1,7 @@
 """Arguments of requests to the embedded ClickHouse that no engine sees: what cannot be kept or repeated is refused."""
 
 import asyncio
+import gzip
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,22 @@ def test_an_argument_that_cannot_be_kept_or_repeated_is_refused(
     assert reply.headers["X-ClickHouse-Exception-Code"] == "36"
     assert next(iter(arguments)) in reply.text
     assert "X-Forged" not in reply.headers
+
+
+async def test_the_bytes_of_a_body_are_in_flight_until_the_reply(tmp_path: Path) -> None:
+    app, noted = make_app(tmp_path), list[int]()
+
+    class Noting(_Engine):
+        def execute(self, arguments: Mapping[str, str], body: bytes, default_format: str, read_only: bool) -> Reply:
+            noted.append(app.state.in_flight.bytes - len(body))
+            return super().execute(arguments, body, default_format, read_only)
+
+    app.state.engine = Noting()
+    sent = gzip.compress(bytes(3_000_000))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        reply = await client.post("/", content=sent, headers={"Content-Encoding": "gzip"})
+    assert (reply.status_code, noted, app.state.in_flight.bytes) == (200, [len(sent)], 0)
 
 
 def test_a_format_in_a_header_is_checked_like_one_in_the_url(ask: Ask) -> None:

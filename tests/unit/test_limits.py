@@ -128,6 +128,7 @@ TRIED_IN = {
     "services.lake.processes.ENGINE_BYTES": "unit/test_lake_reader.py::test_a_query_that_needs_more_memory",
     "services.lake.processes.PROCESS_BYTES": "unit/test_lake_processes.py::test_a_process_that_dies_fails_one_query",
     "services.local.clickhouse_bodies.MAX_BODY_BYTES": "unit/test_clickhouse_bodies.py::test_a_body_is_read_up_to",
+    "services.local.clickhouse_bodies.MAX_IN_FLIGHT_BYTES": "unit/test_clickhouse_bodies.py::test_bodies_in_flight_are",
     "services.query_api.alerts.MAX_LIMIT": "integration/test_alerting.py::test_the_api",
     "services.send.source.MAX_LINE": "unit/test_send.py::test_an_endless_record_is_cut_and_the_rest_is_rejected",
     "services.send.chunks.RECORD_BYTES": "unit/test_send.py::test_a_record_of_too_many_parts_is_cut",
