@@ -5,13 +5,15 @@ are never joined: one call that copies or frees a million rows stops the whole p
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
 
 import xxhash
 
+from services.core.errors import Backpressure
 from services.core.row_chunks import Decode
 from services.core.rows import Rows
 from services.ingest_api.bodies import CHUNK_BYTES, chunks_of
@@ -19,6 +21,15 @@ from services.runtime.request_bodies import Reservation
 
 INLINE_BYTES = 1 << 20
 """A decompressed body of at most this size is decoded on the event loop, because it takes only some milliseconds."""
+
+TURNS_BYTES = 4 << 20
+"""The first bytes of a large body that are decoded in turns with other bodies, one chunk at a time.
+
+Only one body at a time goes beyond them. So a body of up to this size never waits for the whole of a larger body.
+"""
+
+MOST_WAITING = 8
+"""Bodies that wait until no other body is decoded beyond its TURNS_BYTES. Their decoded rows take memory meanwhile."""
 
 ROW_BYTES = 160
 """The bytes that are reserved for a decoded row beside its text. With this number, a body of the greatest size with the
@@ -50,14 +61,16 @@ class Decoded:
 
 
 class Decoder:
-    """Decodes large bodies one after the other in its thread. Used by one event loop.
+    """Decodes large bodies in its thread, the first TURNS_BYTES of each in turns. Used by one event loop.
 
-    Two large bodies at the same time would take twice the memory for twice the time.
+    What follows is decoded one body after the other: two bodies at the same time would take twice the memory for
+    twice the time.
     """
 
     def __init__(self) -> None:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="decoder")
         self._one_at_a_time = asyncio.Lock()
+        self._waiting = 0
 
     async def decode(
         self, body: bytes, encoding: str, body_format: BodyFormat, reservation: Reservation, limit: int, *, hashed: bool
@@ -77,8 +90,7 @@ class Decoder:
             text = b"".join(first)
             row_chunks, size = _without_empty(body_format.decode(text)), len(text)
         else:
-            async with self._one_at_a_time:
-                row_chunks, size = await self._decode_large(body_format, chain(first, chunks), reservation)
+            row_chunks, size = await self._decode_large(body_format, chain(first, chunks), reservation)
         decoded = Decoded(row_chunks, size, hasher.digest() if hasher else b"")
         reservation.resize(size + decoded.count * ROW_BYTES)
         return decoded
@@ -90,18 +102,38 @@ class Decoder:
         loop = asyncio.get_running_loop()
         received, decoded, size, count = reservation.bytes, list[Rows](), 0, 0
         steps = body_format.decode_chunks(chunks, body_format.decode)
+        async with AsyncExitStack() as alone:
+            try:
+                while True:
+                    reservation.resize(received + size + count * ROW_BYTES + CHUNK_BYTES)
+                    step = await loop.run_in_executor(self.thread, _next, steps)
+                    if step is None:
+                        return decoded, size
+                    if size <= TURNS_BYTES < size + step[1]:
+                        await alone.enter_async_context(self._alone())
+                    size += step[1]
+                    count += step[0].count
+                    decoded += _without_empty(step[0])
+            except BaseException:
+                self.thread.submit(free, decoded)
+                raise
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Wait until no other body is decoded beyond its turns. Raises Backpressure if too many bodies wait already."""
+        if self._waiting >= MOST_WAITING:
+            raise Backpressure(
+                f"{self._waiting} bodies of more than {TURNS_BYTES} bytes wait to be decoded: send smaller bodies"
+            )
+        self._waiting += 1
         try:
-            while True:
-                reservation.resize(received + size + count * ROW_BYTES + CHUNK_BYTES)
-                step = await loop.run_in_executor(self.thread, _next, steps)
-                if step is None:
-                    return decoded, size
-                size += step[1]
-                count += step[0].count
-                decoded += _without_empty(step[0])
-        except BaseException:
-            self.thread.submit(free, decoded)
-            raise
+            await self._one_at_a_time.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._one_at_a_time.release()
 
 
 def _first_chunks(

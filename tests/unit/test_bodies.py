@@ -8,6 +8,7 @@ import random
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import cast
 
 import pytest
@@ -20,7 +21,7 @@ from services.core.rows import RowCodec
 from services.datasets import find
 from services.ingest_api import bodies, decoding, memory_trimmer
 from services.ingest_api.bodies import CHUNK_BYTES, chunks_of
-from services.ingest_api.decoding import INLINE_BYTES, ROW_BYTES, BodyFormat, Decoder
+from services.ingest_api.decoding import INLINE_BYTES, MOST_WAITING, ROW_BYTES, TURNS_BYTES, BodyFormat, Decoder
 from services.runtime import request_bodies
 from services.runtime.request_bodies import InFlight, Reservation
 
@@ -108,6 +109,50 @@ async def test_an_error_late_in_a_large_body_names_its_row() -> None:
     with pytest.raises(InvalidRow) as refused:
         await decoded(body, "gzip", Reservation(InFlight(LIMIT * 4)))
     assert refused.value.index == MANY.count(b"\n")
+
+
+async def test_a_body_does_not_wait_for_the_whole_of_larger_bodies() -> None:
+    decoder, in_flight, ended = Decoder(), InFlight(LIMIT * 4), list[str]()
+    bomb = gzip.compress(LINE * (6 * TURNS_BYTES // len(LINE)) + b"{}\n")
+
+    async def decode(name: str, body: bytes, encoding: str) -> None:
+        with in_flight.reserve() as reservation, suppress(InvalidRow):
+            await decoder.decode(body, encoding, LINES, reservation, LIMIT, hashed=False)
+        ended.append(name)
+
+    await asyncio.gather(*[decode("bomb", bomb, "gzip") for _ in range(4)], decode("body", MANY, "identity"))
+    assert ended == ["body", *["bomb"] * 4]
+
+
+async def test_one_body_at_a_time_goes_beyond_its_turns() -> None:
+    decoder, in_flight = Decoder(), InFlight(LIMIT * 4)
+    body = LINE * (8 * TURNS_BYTES // len(LINE))
+    peaks = list[int]()
+
+    async def decode() -> None:
+        with in_flight.reserve() as reservation:
+            await decoder.decode(gzip.compress(body), "gzip", LINES, reservation, LIMIT, hashed=False)
+            peaks.append(in_flight.bytes - reservation.bytes)  # of the other body
+
+    await asyncio.gather(decode(), decode())
+    assert min(peaks) == 0
+    assert max(peaks) < len(body)
+
+
+async def test_too_many_bodies_that_wait_for_others_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "TURNS_BYTES", 2 * CHUNK_BYTES)
+    decoder, body = Decoder(), gzip.compress(MANY)
+
+    async def decode() -> int:
+        with InFlight(LIMIT).reserve() as reservation:
+            return (await decoder.decode(body, "gzip", LINES, reservation, LIMIT, hashed=False)).count
+
+    found = await asyncio.gather(*[decode() for _ in range(MOST_WAITING + 3)], return_exceptions=True)
+    refused = [error for error in found if isinstance(error, Backpressure)]
+    assert len(refused) == 2
+    assert "wait to be decoded" in str(refused[0])
+    assert [count for count in found if count not in refused] == [MANY.count(b"\n")] * (MOST_WAITING + 1)
+    assert await decode() == MANY.count(b"\n")
 
 
 async def test_a_large_body_is_held_in_chunks_that_are_freed_one_by_one() -> None:

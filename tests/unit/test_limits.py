@@ -110,6 +110,8 @@ PROBES: dict[str, Callable[[int], Any]] = {
 
 TRIED_IN = {
     "services.runtime.request_bodies.BODY_SECONDS": "unit/test_slow_bodies.py::test_a_body_that_trickles_is_refused",
+    "services.ingest_api.decoding.TURNS_BYTES": "unit/test_bodies.py::test_one_body_at_a_time_goes_beyond_its_turns",
+    "services.ingest_api.decoding.MOST_WAITING": "unit/test_bodies.py::test_too_many_bodies_that_wait_for_others",
     "services.runtime.problems.MAX_DETAIL_CHARACTERS": "unit/test_limits.py::test_a_long_detail_is_cut",
     "services.core.errors.MAX_SHOWN_CHARACTERS": "unit/test_rows.py::test_an_error_repeats_the_beginning_of_a_long",
     "LOGPIPE_REQUEST_KEY_HOURS": "integration/test_clock.py::test_keys_are_forgotten_in_chunks_by_postgres",
