@@ -26,12 +26,16 @@ Row = tuple[Any, ...]
 
 MAX_LINE_BYTES = 256 * 1024
 MAX_JSON_DEPTH = 200
+MAX_NUMBER_DIGITS = 4300
+"""Digits of a number in a JSON column, in a row: Python's json module reads no integer of more."""
 CHECKSUM_MASK = (1 << 63) - 1  # so that a checksum fits a signed 64-bit column
 
 _LINES_AT_ONCE = 1000  # of a refused body, which one call searches for lines that are no JSON
 _SUSPECT_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 _REFUSED_OR_PAIRED = re.compile(r"(?<!\\)(?:\\\\)*\\u(0000|[dD][89a-fA-F][0-9a-fA-F]{2})")
 """An escape of NUL or of a surrogate, behind any number of escaped backslashes."""
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_LONG_NUMBER = re.compile(rf"(?<![0-9])[0-9]{{{MAX_NUMBER_DIGITS + 1}}}")  # looked for once in each run of digits
 _AT = re.compile(r"^(?P<reason>.*?)(?: - at `\$(?:\[(?P<index>\d+)\])?(?:\.(?P<field>[^`]*))?`)?$", re.DOTALL)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _NOT_A_LIST = "one object a line is no JSON list: send such lines as application/x-ndjson"
@@ -365,7 +369,16 @@ def _checked_json(column: Column, index: int, text: str, suspect: bool) -> str:
         raise InvalidRow(index, column.wire, reason)
     if len(text) > MAX_JSON_DEPTH * 2 and text.count("[") + text.count("{") > MAX_JSON_DEPTH:
         _refuse_depth(column, index, text)
+    if len(text) > MAX_NUMBER_DIGITS and _has_long_number(text):
+        raise InvalidRow(index, column.wire, f"contains a number of more than {MAX_NUMBER_DIGITS} digits")
     return text
+
+
+def _has_long_number(text: str) -> bool:
+    # One of these characters lies in each run of so many digits. Nearly all texts end here.
+    if not any(map(str.isdigit, text[MAX_NUMBER_DIGITS :: MAX_NUMBER_DIGITS + 1])):
+        return False
+    return _LONG_NUMBER.search(text) is not None and _LONG_NUMBER.search(_STRING.sub('""', text)) is not None
 
 
 def _refused_escape(text: str) -> str | None:

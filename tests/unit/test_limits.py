@@ -98,6 +98,7 @@ PROBES: dict[str, Callable[[int], Any]] = {
     "LOGPIPE_INGEST_DISK_FLOOR": lack(GIB, lambda: DiskFloor(LocalDisk("."), GIB).check()),
     "services.core.dataset.MAX_CATEGORY_CHARACTERS": lambda n: CODEC.decode_object(LOG % (b"x" * n, b"{}")),
     "services.core.rows.MAX_JSON_DEPTH": lambda n: CODEC.decode_object(LOG % (b"x", nested(n))),
+    "services.core.rows.MAX_NUMBER_DIGITS": lambda n: CODEC.decode_object(LOG % (b"x", b"1" * n)),
     "services.core.instants.MAX_LENGTH": lambda n: of_row(f"2026-01-31T12:00:00.{'1' * (n - 21)}Z"),
     "services.core.result_size.MAX_GROUPS": lambda n: result_size.refuse_many_groups([()] * n),
     "services.core.result_size.MAX_RESULT_BYTES": lambda n: result_size.gather_pages([[("x" * n,)]]),

@@ -9,7 +9,7 @@ import pytest
 
 from services import datasets
 from services.core.errors import MAX_SHOWN_CHARACTERS, InvalidRow, Malformed, MalformedLine
-from services.core.rows import MAX_LINE_BYTES, RowCodec, Rows, _refused_escape, checksum
+from services.core.rows import MAX_LINE_BYTES, MAX_NUMBER_DIGITS, RowCodec, Rows, _refused_escape, checksum
 
 LOG: dict[str, Any] = {
     "timestamp": "2026-01-31T12:00:00.123456Z",
@@ -77,6 +77,34 @@ def test_json_columns_keep_the_bytes_of_the_client() -> None:
     body = json.dumps(LOG).replace('{"a": 1}', odd).encode()
     [row] = rows_of(codec.decode_object(body))
     assert row[-1] == odd
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ["%s", "[-%s]", '{"a": [1, %s]}', '{"a": "x", "b": %s.5}', '{"s": "\\\\", "n": 0.%s}', '{"s": "\\"1", "n": %s}'],
+)
+@pytest.mark.parametrize("start", [0, 1, 4299, 4300, 4301, 9999])
+def test_a_number_that_clients_cannot_read_is_refused(metadata: str, start: int) -> None:
+    body = json.dumps([LOG, LOG]).replace('{"a": 1}', " " * start + "%s")
+    accepted, refused = metadata % ("1" * MAX_NUMBER_DIGITS), metadata % ("1" * (MAX_NUMBER_DIGITS + 1))
+    assert codec.decode_array((body % (accepted, accepted)).encode()).count == 2
+    with pytest.raises(InvalidRow, match="a number of more than 4300 digits") as error:
+        codec.decode_array((body % (accepted, refused)).encode())
+    assert (error.value.index, error.value.field) == (1, "metadata")
+
+
+@pytest.mark.parametrize("text", ["1" * 5000, "1" * 4400 + '\\"' + "1" * 4400, '\\\\\\"' + "2" * 9000])
+def test_digits_in_a_string_are_no_number(text: str) -> None:
+    metadata = f'{{"a": "{text}", "b": 5}}'
+    body = json.dumps([LOG]).replace('{"a": 1}', metadata)
+    [row] = rows_of(codec.decode_array(body.encode()))
+    assert row[-1] == metadata
+
+
+def test_a_derived_value_of_a_long_number_is_refused_with_its_row() -> None:
+    body = json.dumps({**EVENT, "device": "?"}).replace('"?"', '{"type": %s}' % ("1" * 5000)).encode()
+    with pytest.raises(InvalidRow, match="digits"):
+        events.decode_object(body)
 
 
 def test_ndjson_ignores_blank_lines_and_numbers_rows_without_them() -> None:
