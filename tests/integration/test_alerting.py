@@ -21,6 +21,7 @@ from services import datasets
 from services.alerting import book
 from services.alerting import watcher as watching
 from services.alerting.book import Policy
+from services.alerting.episodes import judge
 from services.alerting.rules import Rule
 from services.alerting.watcher import Watcher
 from services.alerting.webhook import Poster, Webhooks
@@ -170,7 +171,7 @@ def test_services_without_a_change_cost_a_judgement_nothing(
 ) -> None:
     """Many services with a row each are judged when their rows enter or leave a window, and forgotten together."""
     judged, deletions = list[str](), list[int]()
-    judge, forget = book.judge, alerts.forget_counts
+    forget = alerts.forget_counts
 
     def judge_and_note(rule: Rule, service: str, *arguments: Any) -> Iterator[Alert]:
         judged.append(service)

@@ -92,6 +92,13 @@ def test_an_object_over_several_lines_is_a_row() -> None:
     assert (decoded.lines, decoded.rows, decoded.dead_letters) == (3, 3, [])
 
 
+def test_a_number_of_too_many_digits_is_a_dead_letter() -> None:
+    lines = [LOG, OPENED + b"1" * 4301 + b"}", LOG]
+    decoded = MessageDecoder(logs.DATASET).decode(messages(b"\n".join(lines)))
+    assert (decoded.rows, [letter.line for letter in decoded.dead_letters]) == (2, [1])
+    assert "more than 4300 digits" in decoded.dead_letters[0].reason
+
+
 def test_the_dead_letters_of_one_message_are_bounded() -> None:
     decoded = DECODER.decode(messages(b"\n".join([GOOD, b"bad"] * 5000)))
     assert (decoded.lines, decoded.rows, decoded.dead_lines) == (10_000, 5000, 5000)

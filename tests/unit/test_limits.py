@@ -172,7 +172,7 @@ def test_a_limit_is_reached_and_not_passed(limit: str) -> None:
 
 def test_a_long_detail_is_cut() -> None:
     for size in (MAX_DETAIL_CHARACTERS, MAX_DETAIL_CHARACTERS + 1):
-        assert len(json.loads(problem(422, "d" * size).body)["detail"]) == MAX_DETAIL_CHARACTERS
+        assert len(json.loads(bytes(problem(422, "d" * size).body))["detail"]) == MAX_DETAIL_CHARACTERS
 
 
 def test_a_long_reason_is_cut() -> None:
