@@ -9,12 +9,14 @@ are also sent to the topic of the alert.
 - The headers are decimal numbers in ASCII. `created_at` is when the batch was accepted, in microseconds since 1970.
   `rows` is the number of lines. `columns` is the number of the dataset's columns that the writer knew; messages of an
   alert do not have it. `version` is the version of this form. A message without it is of version 1.
-- One more header, `xxh3`, is the XXH3 hash of the value, as 16 hexadecimal digits. Messages of an alert do not have it.
-  A message without it, or with another one, comes from another program or an earlier release: a line may be invalid.
+- One more header, `xxh3`, is the XXH3 hash of the value, as 16 hexadecimal digits. A message without it, or with
+  another one, comes from another program or an earlier release: a line may be invalid.
 
 A reader must not load a message of a newer version, or with more columns than it knows: it would leave something out.
-Every version keeps the key, `created_at` and `rows` as they are here, so that an older publisher can tell which of its
-batches are in the topic (`announced`).
+A reader believes a newer version or more columns only if the message has the hash of its value. The hash says who wrote
+the message. It is no protection against a program that forges it, and such a program can stop the readers.
+Every version keeps the key, `created_at`, `rows` and `xxh3` as they are here. So an older publisher can tell which of
+its batches are in the topic (`announced`), and an older reader can tell a newer version.
 
 The functions are pure. The committer, the publisher and Spark's warm-up call `encode`; stream-to-store calls `decode`.
 The publisher reads only the key and the number of rows of a message (`announced`); alerting reads the version and
@@ -32,7 +34,7 @@ import numpy as np
 import xxhash
 
 from services.core.dataset import Alert, Dataset
-from services.core.ids import MAX_BATCH
+from services.core.ids import MAX_BATCH, MAX_BATCH_ROWS
 from services.core.line_fields import INSTANTS
 from services.core.ports import Message, OutgoingMessage
 from services.core.rows import Rows
@@ -41,12 +43,16 @@ VERSION = 1
 """The version that is written here, and the newest one that is read here."""
 
 MAX_VALUE_BYTES = 512 * 1024
+"""A value has at most so many bytes, and at most MAX_BATCH_ROWS lines. No store loads a larger message."""
 
 CREATED_AT_HEADER = "created_at"
 ROWS_HEADER = "rows"
 COLUMNS_HEADER = "columns"
 VERSION_HEADER = "version"
 HASH_HEADER = "xxh3"
+HASH_PATTERN = "^[0-9a-f]{16}"
+"""How each value of HASH_HEADER begins, for a reader that cannot compute the hash. It has HASH_DIGITS bytes."""
+HASH_DIGITS = 16
 
 MAX_NUMBER = 9999
 """The largest number in the header `columns` or `version` that is believed. A larger one is ignored."""
@@ -81,13 +87,7 @@ class Envelope:
     @property
     def matches_hash(self) -> bool:
         """Whether the value has the hash in its header, as `encode` makes it. A copy of a message has it, too."""
-        return self.message.headers.get(HASH_HEADER) == value_hash(self.message.value)
-
-    @property
-    def bytes(self) -> int:
-        """The memory that the message takes: a foreign message may have a large key or large headers."""
-        message = self.message
-        return len(message.value) + len(message.key) + sum(map(len, message.headers.values()))
+        return _matches_hash(self.message)
 
 
 def encode(
@@ -118,6 +118,8 @@ def encode(
 def decode(message: Message) -> Envelope:
     """Decode a message of a dataset's topic, which any program may have written. The lines are not decoded."""
     rows = message.value.count(b"\n")
+    if message.problem:
+        return Envelope(message, None, 0, rows, message.problem)
     try:
         batch_id = batch_of_key(message.key)
     except ValueError as error:
@@ -134,7 +136,18 @@ def decode(message: Message) -> Envelope:
         problem = f"created_at {created_at} {INSTANTS.problem}"
     elif announced_rows != rows or not message.value.endswith(b"\n"):
         problem = f"the header announces {announced_rows} lines, the value has {rows}"
+    else:
+        problem = size_problem(message.value)
     return Envelope(message, batch_id, created_at, rows, problem)
+
+
+def size_problem(value: bytes) -> str:
+    """Return why the value of a message is larger than any value that `encode` makes; '' if it is not larger."""
+    if len(value) > MAX_VALUE_BYTES:
+        return f"the value has {len(value)} bytes, more than {MAX_VALUE_BYTES}"
+    if (rows := value.count(b"\n")) > MAX_BATCH_ROWS:
+        return f"the value has {rows} lines, more than {MAX_BATCH_ROWS}"
+    return ""
 
 
 class Announced(NamedTuple):
@@ -162,10 +175,11 @@ def announced(message: Message) -> Announced | None:
 def has_newer_version(message: Message) -> bool:
     """Return whether a message of any of the topics is of a newer version than VERSION.
 
-    A message without the headers that every version keeps is foreign, and its version is not believed.
+    A message without the headers that every version keeps, or without the hash of its value, is foreign. Its version
+    is not believed.
     """
     kept = (_number(message.headers, name) for name in (CREATED_AT_HEADER, ROWS_HEADER))
-    return _believed(message.headers, VERSION_HEADER) > VERSION and None not in kept
+    return _believed(message.headers, VERSION_HEADER) > VERSION and None not in kept and _matches_hash(message)
 
 
 def is_newer(message: Message, dataset: Dataset) -> bool:
@@ -175,7 +189,9 @@ def is_newer(message: Message, dataset: Dataset) -> bool:
     """
     if has_newer_version(message):
         return decode(message).batch_id is not None
-    return _believed(message.headers, COLUMNS_HEADER) > len(dataset.columns) and not decode(message).problem
+    if _believed(message.headers, COLUMNS_HEADER) <= len(dataset.columns):
+        return False
+    return _matches_hash(message) and not decode(message).problem
 
 
 def batch_key(batch_id: int, part: int) -> bytes:
@@ -226,7 +242,7 @@ def _alerts(
         by_key[keys[index]].append(lines[index])
     for key, own in by_key.items():
         for value, count in _values(own):
-            headers = {**common, ROWS_HEADER: b"%d" % count}
+            headers = {**common, ROWS_HEADER: b"%d" % count, HASH_HEADER: value_hash(value)}
             yield OutgoingMessage(alert.topic, partition_of(key, partitions), key.encode(), value, headers)
 
 
@@ -242,6 +258,10 @@ def _values(lines: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
         stop = max(start + 1, int(ends.searchsorted(used + MAX_VALUE_BYTES, "right")))
         yield join(lines[start:stop]), stop - start
         start = stop
+
+
+def _matches_hash(message: Message) -> bool:
+    return message.headers.get(HASH_HEADER) == value_hash(message.value)
 
 
 def _number(headers: Mapping[str, bytes], name: str, most_digits: int = _MOST_DIGITS) -> int | None:

@@ -240,7 +240,11 @@ class OutgoingMessage:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message that was read, of a committed transaction."""
+    """A message that was read, of a committed transaction.
+
+    `problem` says why the message could not be read; it is '' for a message that was read. A message that could not be
+    read has no key, no value and no headers.
+    """
 
     topic: str
     partition: int
@@ -248,6 +252,13 @@ class Message:
     key: bytes
     value: bytes
     headers: Mapping[str, bytes] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """The memory that the message takes: a foreign message may have a large key or large headers."""
+        headers = sum(len(name) + len(value) for name, value in self.headers.items())
+        return len(self.value) + len(self.key) + headers
 
 
 class TransactionalProducer(Protocol):

@@ -110,7 +110,7 @@ class SourceHandler:
 
     def receive(self, messages: Sequence[Message], read_up_to: Mapping[int, int]) -> None:
         self._messages += messages
-        self._size += sum(len(message.value) + len(message.key) for message in messages)
+        self._size += sum(message.bytes for message in messages)
         self._lines += sum(message.value.count(b"\n") + 1 for message in messages)
         self._read_up_to = dict(read_up_to)
         now = self._clock()

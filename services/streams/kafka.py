@@ -13,6 +13,7 @@ from services.core.errors import LogpipeError, StoreDown
 from services.core.ledger import Part
 from services.core.ports import Message, OutgoingMessage
 from services.runtime import logs
+from services.streams.decompression import FailedDecompression
 from services.streams.kafka_client import (
     MESSAGE_TIMEOUT,
     NAME,
@@ -24,7 +25,7 @@ from services.streams.kafka_client import (
 )
 
 MAX_POLL = 1000  # messages
-MAX_POLL_BYTES = 16 << 20  # of keys and values; a poll ends with the step in which it has so many
+MAX_POLL_BYTES = 16 << 20  # of keys, values and headers; a poll ends with the step in which it has so many
 POLL_STEP = 16  # messages that a poll consumes before it counts the bytes again
 QUEUE_KBYTES = 16 * 1024  # that one reader fetches ahead
 PUBLISHING = {"acks": "all", "compression.type": "lz4", "linger.ms": "5"}
@@ -135,10 +136,6 @@ def _headers(message: KafkaMessage) -> dict[str, bytes]:
     return {name: value for name, value in first.items() if value is not None}
 
 
-def _size(messages: Sequence[KafkaMessage]) -> int:
-    return sum(len(message.value() or b"") + len(message.key() or b"") for message in messages)
-
-
 class KafkaPartitionReader:
     """PartitionReader. Nothing connects before the first call."""
 
@@ -148,6 +145,7 @@ class KafkaPartitionReader:
         self._admin = AdminClient(config(url))
         self._read_up_to: dict[int, int] = {}
         self._error: LogpipeError | None = None
+        self._failed_decompression = FailedDecompression()
         with translated():
             self._consumer = Consumer(
                 config(
@@ -180,18 +178,14 @@ class KafkaPartitionReader:
         if self._error:  # it came with messages, which had to be returned first
             error, self._error = self._error, None
             raise error
-        found = self._buffered(timeout)
-        messages = []
-        for message in found:
-            error_code = message.error()
-            if error_code is None:
-                messages.append(self._message(message))
-            elif error_code.code() == KafkaError._PARTITION_EOF:
-                self._advance(message)
-            elif error_code.code() == KafkaError._MAX_POLL_EXCEEDED:
-                _log.warning("member excluded from its group", topic=self._topic)
-            else:
-                self._error = translate(error_code)
+        messages: list[Message] = []
+        failed: dict[int, int] = {}
+        try:
+            with translated():
+                self._consume(timeout, messages, failed)
+                self._skip(messages, failed)
+        except LogpipeError as error:
+            self._error = error
         if self._error and not messages:
             return self.poll(0)
         return messages
@@ -202,19 +196,48 @@ class KafkaPartitionReader:
     def close(self) -> None:
         self._consumer.close()
 
-    def _buffered(self, timeout: float) -> list[KafkaMessage]:
+    def _consume(self, timeout: float, messages: list[Message], failed: dict[int, int]) -> None:
         """Wait for one message, then add the buffered ones. `consume(n)` would wait for n messages.
 
-        librdkafka bounds its buffer by bytes only roughly: it decompresses all that one fetch returned.
+        `failed` gets partition -> first offset of a batch that could not be decompressed. librdkafka bounds its buffer
+        by bytes only roughly: it decompresses all that one fetch returned.
         """
-        with translated():
-            some = self._consumer.consume(1, timeout)
-            found, size = list(some), _size(some)
-            while some and len(found) < MAX_POLL and size < MAX_POLL_BYTES:
-                some = self._consumer.consume(min(POLL_STEP, MAX_POLL - len(found)), 0)
-                size += _size(some)
-                found += some
-        return found
+        some = self._consumer.consume(1, timeout)
+        left, size = MAX_POLL, 0
+        while some:
+            for received in some:
+                if error := received.error():
+                    self._note(error, received, failed)
+                else:
+                    messages.append(self._message(received))
+                    size += messages[-1].bytes
+            left -= len(some)
+            if left == 0 or size >= MAX_POLL_BYTES:
+                return
+            some = self._consumer.consume(min(POLL_STEP, left), 0)
+
+    def _note(self, error: KafkaError, event: KafkaMessage, failed: dict[int, int]) -> None:
+        partition, offset = event.partition(), event.offset()
+        if error.code() == KafkaError._PARTITION_EOF:
+            self._advance(event)
+        elif error.code() == KafkaError._MAX_POLL_EXCEEDED:
+            _log.warning("member excluded from its group", topic=self._topic)
+        elif error.code() != KafkaError._BAD_COMPRESSION or partition is None or offset is None or offset < 0:
+            self._error = translate(error)
+        else:
+            failed[partition] = offset
+
+    def _skip(self, messages: list[Message], failed: Mapping[int, int]) -> None:
+        """Go on behind each offset that can never be read, and add a message with this problem in its place."""
+        for partition, batch in failed.items():
+            offset = self._failed_decompression.skipped(partition, batch, self._read_up_to)
+            if offset is None:
+                continue
+            self._consumer.seek(TopicPartition(self._topic, partition, offset + 1))
+            self._read_up_to[partition] = offset + 1
+            problem = f"the batch of messages at offset {batch} cannot be decompressed"
+            messages.append(Message(self._topic, partition, offset, b"", b"", problem=problem))
+            _log.warning("offset skipped", topic=self._topic, partition=partition, offset=offset, reason=problem)
 
     def _advance(self, end: KafkaMessage) -> None:
         partition, offset = end.partition(), end.offset()

@@ -48,7 +48,9 @@ def received(outgoing: OutgoingMessage, offset: int = 0) -> Message:
 
 
 def message(key: bytes = b"5:0", **headers: bytes) -> Message:
-    return Message(dataset.topic, 0, 0, key, b"{}\n", {"created_at": b"7", "rows": b"1", **headers})
+    """A message that has the hash of its value."""
+    own = {"created_at": b"7", "rows": b"1", kafka_value.HASH_HEADER: kafka_value.value_hash(b"{}\n")}
+    return Message(dataset.topic, 0, 0, key, b"{}\n", {**own, **headers})
 
 
 def test_every_row_is_in_one_message_of_the_partition_of_its_key() -> None:
@@ -101,6 +103,8 @@ def test_errors_are_also_sent_to_the_alerts_keyed_by_service() -> None:
     own = rows(10) + [(n, 7, 0, "ERROR", "db", "", "m", "{}") for n in range(10, 13)]
     alerts = [m for m in encode(dataset, 1, 7, Rows.of(own), codec.encode(own), 4) if m.topic == "alerts.realtime"]
     assert [(m.key, m.headers["rows"]) for m in alerts] == [(b"db", b"3")]
+    [alert] = alerts
+    assert has_newer_version(received(replace(alert, headers={**alert.headers, "version": b"2"})))
 
 
 def test_the_partition_of_a_key_never_changes() -> None:
@@ -128,6 +132,43 @@ def test_a_message_of_a_newer_version_is_newer(headers: Mapping[str, bytes], new
 
 def test_a_foreign_message_is_not_newer() -> None:
     assert not is_newer(message(b"foreign", version=b"2", columns=b"9999"), dataset)
+
+
+@pytest.mark.parametrize("newer", [{"version": b"2"}, {"columns": b"99"}])
+@pytest.mark.parametrize("of", [None, b"", b"another value"])
+def test_only_a_message_with_the_hash_of_its_value_is_newer(newer: Mapping[str, bytes], of: bytes | None) -> None:
+    """A message of two bytes of another program would stop every reader of the topic."""
+    headers = {"created_at": b"1", "rows": b"1", **newer}
+    if of is not None:
+        headers[kafka_value.HASH_HEADER] = kafka_value.value_hash(of)
+    foreign = Message(dataset.topic, 0, 0, b"1:0", b"x\n", headers)
+    assert not is_newer(foreign, dataset)
+    assert not has_newer_version(foreign)
+    assert not decode(foreign).problem  # its lines are checked
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (b"x" * (MAX_VALUE_BYTES - 1) + b"\n", ""),
+        (b"x" * MAX_VALUE_BYTES + b"\n", "the value has 524289 bytes, more than 524288"),
+        (b"{}\n" * MAX_BATCH_ROWS, ""),
+        (b"{}\n" * (MAX_BATCH_ROWS + 1), "the value has 131073 lines, more than 131072"),
+    ],
+)
+def test_a_message_larger_than_ours_cannot_be_loaded(value: bytes, problem: str) -> None:
+    rows = value.count(b"\n")
+    headers = {"created_at": b"7", "rows": b"%d" % rows}
+    assert decode(Message(dataset.topic, 0, 0, b"5:0", value, headers)) == Envelope(
+        Message(dataset.topic, 0, 0, b"5:0", value, headers), 5, 7, rows, problem
+    )
+
+
+def test_a_message_that_could_not_be_read_is_foreign() -> None:
+    unread = Message(dataset.topic, 0, 0, b"", b"", problem="cannot be decompressed")
+    assert decode(unread) == Envelope(unread, None, 0, 0, "cannot be decompressed")
+    assert not is_newer(unread, dataset)
+    assert announced(unread) is None
 
 
 def test_the_rows_of_a_newer_version_are_counted() -> None:
