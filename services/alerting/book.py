@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,7 +19,7 @@ from services.alerts import repository as alerts
 from services.alerts.repository import Alert, Position, Tally
 from services.core import metric_names
 from services.core.errors import NeedsOperator
-from services.core.kafka_value import has_newer_version, partition_of, split
+from services.core.kafka_value import has_newer_version, partition_of, size_problem, split
 from services.core.lines import UNDECODABLE, Category, Instant
 from services.core.ports import Message
 from services.postgres.connection import Connection, translated
@@ -134,11 +135,11 @@ class Book:
             metrics.gauge(metric_names.ALERTS_OPEN, rule.name).set(numbers[rule.name])
 
     def _read(self, message: Message) -> Iterator[_Row]:
-        rows, rejected = _decoded(message.value)
-        if rejected:
-            where = {"partition": message.partition, "offset": message.offset}
-            _log.warning("lines skipped that are no rows of errors", lines=len(rejected), reason=rejected[0], **where)
-            metrics.counter(metric_names.ALERT_LINES_REFUSED).inc(len(rejected))
+        rows, refused = _decoded(message)
+        if refused.reason:
+            found = {"partition": message.partition, "offset": message.offset, **refused._asdict()}
+            _log.warning("lines skipped that are no rows of errors", **found)
+            metrics.counter(metric_names.ALERT_LINES_REFUSED).inc(refused.lines)
         oldest = self._policy.max_age * _SECOND
         yield from (row for row in rows if row.created_at - row.timestamp <= oldest)
 
@@ -226,12 +227,24 @@ class Book:
         return True
 
 
-def _decoded(value: bytes) -> tuple[list[_Row], list[str]]:
-    """Return the rows of a message, and why some of its lines are none.
+class _Refused(NamedTuple):
+    """How many lines of a message are no rows of errors, and why the first of them is none ('': all lines are rows)."""
+
+    lines: int = 0
+    reason: str = ""
+
+    def one_more(self, reason: str) -> "_Refused":
+        return _Refused(self.lines + 1, self.reason or reason)
+
+
+def _decoded(message: Message) -> tuple[list[_Row], _Refused]:
+    """Return the rows of a message, and its lines that are none. A message that is too large has no rows.
 
     The services are keys in PostgreSQL: one that cannot be a key would fail every later commit.
     """
-    rejected: list[str] = []
+    value, refused = message.value, _Refused()
+    if problem := message.problem or size_problem(value):
+        return [], _Refused(value.count(b"\n"), problem)
     try:
         rows = _decoder.decode_lines(value)
     except UNDECODABLE:
@@ -240,7 +253,8 @@ def _decoded(value: bytes) -> tuple[list[_Row], list[str]]:
             try:
                 rows.append(_decoder.decode(line))
             except UNDECODABLE as error:
-                rejected.append(str(error))
+                refused = refused.one_more(str(error))
     valid = [row for row in rows if _NUL not in row.service]
-    rejected += ["the service contains the character NUL"] * (len(rows) - len(valid))
-    return valid, rejected
+    for _ in range(len(rows) - len(valid)):
+        refused = refused.one_more("the service contains the character NUL")
+    return valid, refused

@@ -24,6 +24,9 @@ MAX_DEAD_LETTER_BYTES = 900_000
 MAX_REASON_CHARACTERS = 1000
 """Length of a reason; more of it is cut."""
 
+MOST_DEAD_LETTERS = 100
+"""Dead letters of the single lines of one message. All further bad lines of the message share one dead letter."""
+
 SOURCE = "kafka-source"
 """Stands for a store in a dead letter about a line of a foreign topic that is no row of the dataset."""
 
@@ -33,7 +36,7 @@ NO_PLACE = -1
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One row, or a whole message; then `line` and `id` are None.
+    """One row, or a whole message, or the further bad lines of a message; then `line` and `id` are None.
 
     `line` is the row's number in its message, from 0. A row that was read from PostgreSQL has no message: `partition`
     and `offset` are NO_PLACE, and `line` is its number in the batch. `rows` is the number of rows that are lost to the
@@ -49,6 +52,43 @@ class DeadLetter:
     rows: int
     reason: str
     value: bytes
+
+
+class LineDeadLetters:
+    """Collects the dead letters of the bad lines of one message. Their memory is bounded, however many lines are bad.
+
+    Each of the first MOST_DEAD_LETTERS lines has a dead letter of its own. The further lines share one dead letter,
+    which has the number of these lines, and the first of them as an example.
+    """
+
+    def __init__(self, partition: int, offset: int, batch_id: int | None = None) -> None:
+        self._place = (partition, offset)
+        self._batch_id = batch_id
+        self._single: list[DeadLetter] = []
+        self._further = 0
+        self._example = (0, b"", "")
+
+    @property
+    def needs_reason(self) -> bool:
+        """Whether the reason of the next bad line becomes part of a dead letter."""
+        return not self._further
+
+    def add(self, number: int, line: bytes, reason: str, row_id: int | None = None) -> None:
+        """Add the bad line `number`. `row_id` is the id of the row of the batch that the line stands for, if any."""
+        if len(self._single) < MOST_DEAD_LETTERS:
+            self._single.append(DeadLetter(*self._place, number, self._batch_id, row_id, 1, reason, line))
+            return
+        if not self._further:
+            self._example = (number, line, reason)
+        self._further += 1
+
+    def dead_letters(self) -> list[DeadLetter]:
+        if not self._further:
+            return self._single
+        number, line, reason = self._example
+        text = f"{self._further} more lines of this message are no rows; the first of them is line {number}: {reason}"
+        shared = DeadLetter(*self._place, None, self._batch_id, None, self._further, text, line)
+        return [*self._single, shared]
 
 
 class DeadLettered(NamedTuple):

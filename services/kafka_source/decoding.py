@@ -14,14 +14,11 @@ from itertools import islice
 import msgspec
 
 from services.core.dataset import Dataset
-from services.core.dead_letter import DeadLetter
+from services.core.dead_letter import DeadLetter, LineDeadLetters
 from services.core.errors import LogpipeError
 from services.core.lines import UNDECODABLE, may_be_one_in_each_line
 from services.core.ports import Message
 from services.core.rows import RowCodec, Rows
-
-MOST_DEAD_LETTERS = 100
-"""Dead letters of the single lines of one message. All further bad lines of the message share one dead letter."""
 
 _AT_ONCE = 1000  # lines of a bad message that are decoded in one call
 _PARTS = 16  # into which messages are split if one of them is bad
@@ -109,17 +106,17 @@ class MessageDecoder:
             try:
                 decoded.chunks.append(self._codec.decode_object(value))
             except _REFUSED as error:
-                reason = _text(error) if value.strip() else "the message has no row"
+                reason = message.problem or (_text(error) if value.strip() else "the message has no row")
                 decoded.dead_letters.append(_whole(message, reason))
             return
-        lines, first, refused = _lines(value), 0, _RefusedLines(message)
+        lines, first, refused = _lines(value), 0, LineDeadLetters(message.partition, message.offset)
         while some := list(islice(lines, _AT_ONCE)):
             decoded.chunks += self._decode_lines(some, first, refused)
             first += len(some)
         decoded.lines += first
         decoded.dead_letters += refused.dead_letters()
 
-    def _decode_lines(self, lines: Sequence[bytes], first: int, refused: "_RefusedLines") -> list[Rows]:
+    def _decode_lines(self, lines: Sequence[bytes], first: int, refused: LineDeadLetters) -> list[Rows]:
         """Return the rows of lines, of which the first one has the number `first` in the message."""
         if rows := self._one_row_a_line(b"\n".join([line.strip(_BLANKS) for line in lines])):
             return [rows]
@@ -130,38 +127,6 @@ class MessageDecoder:
             except _REFUSED as error:
                 refused.add(number, line, _text(error))
         return [Rows.joined(good)] if good else []
-
-
-class _RefusedLines:
-    """The bad lines of one message. The memory that they take is bounded, however many there are."""
-
-    def __init__(self, message: Message) -> None:
-        self._message = message
-        self._single: list[DeadLetter] = []
-        self._further = 0
-        self._example = (0, b"", "")
-
-    @property
-    def needs_reason(self) -> bool:
-        """Whether the reason of the next bad line becomes part of a dead letter."""
-        return not self._further
-
-    def add(self, number: int, line: bytes, reason: str) -> None:
-        if len(self._single) < MOST_DEAD_LETTERS:
-            place = (self._message.partition, self._message.offset, number)
-            self._single.append(DeadLetter(*place, None, None, 1, reason, line))
-            return
-        if not self._further:
-            self._example = (number, line, reason)
-        self._further += 1
-
-    def dead_letters(self) -> list[DeadLetter]:
-        if not self._further:
-            return self._single
-        number, line, reason = self._example
-        text = f"{self._further} more lines of this message are no rows; the first of them is line {number}: {reason}"
-        place = (self._message.partition, self._message.offset, None)
-        return [*self._single, DeadLetter(*place, None, None, self._further, text, line)]
 
 
 def _whole(message: Message, reason: str) -> DeadLetter:

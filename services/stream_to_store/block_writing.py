@@ -1,15 +1,13 @@
 """Writes blocks of which a store may reject rows. Rejected rows become dead letters, and the other rows are stored."""
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
 
 from services.core.completion import without
 from services.core.dataset import Dataset
-from services.core.dead_letter import DeadLetter
+from services.core.dead_letter import DeadLetter, LineDeadLetters
 from services.core.errors import RowRejected
 from services.core.ids import batch_of
 from services.core.kafka_value import Envelope, join, split
@@ -28,7 +26,7 @@ def write(
     `is_first` False.
     """
     unloadable = [envelope for message_range, _ in ranges for envelope in message_range.unloadable]
-    sender.send([_dead_letter_of_message(envelope) for envelope in unloadable])
+    sender.send(_dead_letter_of_message(envelope) for envelope in unloadable)
     if is_first:
         if isinstance(writer, OwnProgressWriter):
             stored = _write_unchecked(writer, ranges)
@@ -74,7 +72,7 @@ def _write_first(
             if not _check_more(by_block, error.near):
                 return None
             continue
-        sender.send([each for messages in by_block for lines in messages for each in lines.dead_letters()])
+        sender.send(each for messages in by_block for lines in messages for each in lines.dead_letters())
         return sum(block.rows for block in valid)
 
 
@@ -99,7 +97,7 @@ def _check_more(by_block: Sequence[list["_MessageLines"]], near: int | None) -> 
                 continue
             if near is not None and start <= near < end:
                 messages[at] = lines.checked()
-                if messages[at].dead_letters():
+                if messages[at].has_bad_lines():
                     return True
             else:
                 unchecked.append((messages, at))
@@ -119,15 +117,14 @@ def _complete(
     blocks, checked = [block for _, block in ranges], _checked(ranges)
     own = [_block(block, messages) for block, messages in zip(blocks, checked, strict=True)]
     rejections = writer.rejections(own) if isinstance(writer, OwnProgressWriter) else writer.complete(own)
-    foreign = [[line for lines in messages for line in lines.foreign] for messages in checked]
-    dead_letters = [line.dead_letter for line in _unstored(writer, blocks, foreign, is_first)]
-    ends = [list(accumulate(len(lines.numbers) for lines in messages)) for messages in checked]
-    for rejection in rejections:
-        row = rejection.row or 0
-        at = bisect_right(ends[rejection.block], row)
-        lines = checked[rejection.block][at]
-        dead_letters.append(lines.dead_letter(lines.numbers[row - ends[rejection.block][at]], rejection.reason))
-    sender.send(dead_letters)
+    unstored = _unstored(writer, blocks, checked, is_first)
+    rejected = _by_message(checked, rejections)
+    sender.send(
+        dead_letter
+        for block, messages in enumerate(checked)
+        for at, lines in enumerate(messages)
+        for dead_letter in lines.dead_letters_of(unstored(block, lines), rejected.get((block, at), {}))
+    )
     if isinstance(writer, OwnProgressWriter):
         # The transaction counts the dead-lettered lines as loaded, so it follows the dead letters.
         writer.write(without(own, rejections))
@@ -143,21 +140,37 @@ def _checked(ranges: Sequence[tuple[MessageRange, Block]]) -> list[list["_Messag
 
 
 def _unstored(
-    writer: StoreWriter, blocks: Sequence[Block], foreign: Sequence[Sequence["_ForeignLine"]], is_first: bool
-) -> Sequence["_ForeignLine"]:
-    """Return the foreign lines that no former attempt has stored. The reply to a former attempt may have been lost.
+    writer: StoreWriter, blocks: Sequence[Block], checked: Sequence[Sequence["_MessageLines"]], is_first: bool
+) -> Callable[[int, "_MessageLines"], Sequence[int]]:
+    """Return a function that returns the foreign lines of a message that no former attempt has stored.
 
-    `foreign`: the foreign lines of each block. `is_first`: the store has rejected the blocks, so it holds no line.
+    The reply to a former attempt may have been lost. The function takes the number of the block and the message.
+    `checked`: the messages of each block. `is_first`: the store has rejected the blocks, so it holds no line.
     """
-    lines = [line for of_block in foreign for line in of_block]
-    if is_first or not lines:
-        return lines
+    has_foreign = [any(lines.foreign for lines in messages) for messages in checked]
+    if is_first or not any(has_foreign):
+        return lambda block, lines: tuple(lines.foreign)
     if isinstance(writer, OwnProgressWriter):
-        of_blocks = zip(blocks, foreign, strict=True)
-        return [line for block, own in of_blocks if own and not writer.is_loaded(block) for line in own]
-    ids = {line.row_id for line in lines if line.row_id is not None}
-    stored = writer.stored_ids(blocks[0].dataset, ids)
-    return [line for line in lines if line.row_id not in stored]
+        pairs = zip(blocks, has_foreign, strict=True)
+        is_loaded = [has and writer.is_loaded(block) for block, has in pairs]
+        return lambda block, lines: () if is_loaded[block] else tuple(lines.foreign)
+    ids = {row_id for messages in checked for lines in messages for row_id in lines.foreign.values()}
+    stored = writer.stored_ids(blocks[0].dataset, ids - {None})
+    return lambda block, lines: [number for number, row_id in lines.foreign.items() if row_id not in stored]
+
+
+def _by_message(
+    checked: Sequence[Sequence["_MessageLines"]], rejections: Sequence[RowRejected]
+) -> Mapping[tuple[int, int], Mapping[int, str]]:
+    """Return (block, number of the message in the block) -> number of a rejected line -> the reason."""
+    ends = [list(accumulate(len(lines.numbers) for lines in messages)) for messages in checked]
+    found: dict[tuple[int, int], dict[int, str]] = {}
+    for rejection in rejections:
+        row, block = rejection.row or 0, rejection.block
+        at = bisect_right(ends[block], row)
+        number = checked[block][at].numbers[row - ends[block][at]]
+        found.setdefault((block, at), {})[number] = rejection.reason
+    return found
 
 
 def _block(block: Block, messages: Sequence["_MessageLines"]) -> Block:
@@ -168,27 +181,20 @@ def _block(block: Block, messages: Sequence["_MessageLines"]) -> Block:
     return replace(block, rows=rows, lines=b"".join(lines.joined() for lines in messages))
 
 
-class _ForeignLine(NamedTuple):
-    """A line that is no row of its message's batch. `row_id` is the id in the line, None if it has none."""
-
-    row_id: int | None
-    dead_letter: DeadLetter
-
-
 @dataclass(frozen=True)
 class _MessageLines:
-    """The lines of one message: those to write, and the foreign lines.
+    """The lines of one message: those to write, and the foreign lines, which are no rows of the message's batch.
 
-    `numbers`: the numbers, in the message and from 0, of the lines to write. All of them are rows of the message's
-    batch once they are checked. `problems`: number of a line to write -> why our check finds the line invalid.
-    `is_checked`: our check has seen the lines.
+    Lines are named by their numbers in the message, from 0. `numbers`: the lines to write. All of them are rows of the
+    message's batch once they are checked. `foreign`: a foreign line -> the id in it, None if it has none. `invalid`:
+    those of the lines to write that our check finds invalid. `is_checked`: our check has seen the lines.
     """
 
     dataset: Dataset
     envelope: Envelope
     numbers: Sequence[int]
-    foreign: Sequence[_ForeignLine] = ()
-    problems: Mapping[int, str] = field(default_factory=dict)
+    foreign: Mapping[int, int | None] = field(default_factory=dict)
+    invalid: Set[int] = frozenset()
     is_checked: bool = True
 
     @staticmethod
@@ -203,29 +209,15 @@ class _MessageLines:
         assert batch_id is not None  # an envelope without a batch id has a problem, so it is not loadable
         if check.are_rows_of(envelope.message.value, envelope.rows, batch_id, created_at):
             return _MessageLines(dataset, envelope, range(envelope.rows))
-        foreign, numbers = [], []
-        lines = split(envelope.message.value)
-        ids, times, problems = check.check(lines)
+        ids, times, problems = check.check(split(envelope.message.value))
+        foreign, numbers = dict[int, int | None](), []
         for number, (row_id, time) in enumerate(zip(ids, times, strict=True)):
-            own_id = row_id if row_id is not None and batch_of(row_id) == batch_id else None
-            if own_id is None:
-                reason = f"not a row of batch {batch_id}"
-                if number in problems:
-                    reason += f": {problems[number]}"
-            elif time not in (created_at, None):  # a line without a time is no row, so the store rejects it
-                reason = f"its created_at is {time}, and that of its message {created_at}"
+            # A line without a time is no row, so the store rejects it.
+            if row_id is None or batch_of(row_id) != batch_id or time not in (created_at, None):
+                foreign[number] = row_id
             else:
                 numbers.append(number)
-                continue
-            foreign.append(_ForeignLine(row_id, _dead_letter(envelope, number, lines[number], own_id, reason)))
-        own = set(numbers)
-        return _MessageLines(
-            dataset,
-            envelope,
-            numbers,
-            foreign,
-            {number: problems[number] for number in sorted(own & problems.keys())},
-        )
+        return _MessageLines(dataset, envelope, numbers, foreign, frozenset(problems).intersection(numbers))
 
     def checked(self) -> "_MessageLines":
         return _MessageLines.of(self.dataset, self.envelope)
@@ -233,27 +225,48 @@ class _MessageLines:
     def joined(self) -> bytes:
         if len(self.numbers) == self.envelope.rows:
             return self.envelope.message.value
-        return join([self._lines[number] for number in self.numbers])
+        lines = split(self.envelope.message.value)
+        return join([lines[number] for number in self.numbers])
 
     def valid(self) -> "_MessageLines":
-        """Return the same lines, without the lines to write that have problems."""
-        if not self.problems:
+        """Return the same lines, without the lines to write that are invalid."""
+        if not self.invalid:
             return self
-        return replace(self, numbers=[number for number in self.numbers if number not in self.problems])
+        return replace(self, numbers=[number for number in self.numbers if number not in self.invalid])
+
+    def has_bad_lines(self) -> bool:
+        """Return whether `dead_letters` returns any."""
+        return bool(self.foreign or self.invalid)
 
     def dead_letters(self) -> Sequence[DeadLetter]:
         """Return the dead letters about the lines that `valid` leaves out, and about the foreign lines."""
-        invalid = [self.dead_letter(number, reason) for number, reason in self.problems.items()]
-        return [*(line.dead_letter for line in self.foreign), *invalid]
+        return self.dead_letters_of((*self.foreign, *sorted(self.invalid)), {})
 
-    def dead_letter(self, number: int, reason: str) -> DeadLetter:
-        line = self._lines[number]
-        [row_id] = line_check(self.dataset).check([line]).ids
-        return _dead_letter(self.envelope, number, line, row_id, reason)
+    def dead_letters_of(self, bad: Collection[int], rejected: Mapping[int, str]) -> Sequence[DeadLetter]:
+        """Return the dead letters of the `bad` lines, and of the lines that the store has rejected for these reasons.
 
-    @cached_property
-    def _lines(self) -> Sequence[bytes]:
-        return split(self.envelope.message.value)
+        The bad lines are checked again: to keep the reasons would take a hundred times the memory of short lines.
+        """
+        if not bad and not rejected:
+            return ()
+        message, lines = self.envelope.message, split(self.envelope.message.value)
+        collected = LineDeadLetters(message.partition, message.offset, self.envelope.batch_id)
+        for number in (*bad, *rejected):
+            row_id, reason = None, ""
+            if collected.needs_reason:
+                row_id, reason = self._id_and_reason(lines[number])
+            collected.add(number, lines[number], rejected.get(number, reason), row_id)
+        return collected.dead_letters()
+
+    def _id_and_reason(self, line: bytes) -> tuple[int | None, str]:
+        """Return the id of the row of the batch that a bad line stands for, None if there is none, and its problem."""
+        (row_id,), (time,), problems = line_check(self.dataset).check([line])
+        problem = problems.get(0, "")
+        if row_id is None or batch_of(row_id) != self.envelope.batch_id:
+            return None, f"not a row of batch {self.envelope.batch_id}" + (problem and f": {problem}")
+        if time not in (self.envelope.created_at, None):
+            return row_id, f"its created_at is {time}, and that of its message {self.envelope.created_at}"
+        return row_id, problem
 
 
 def _dead_letter_of_message(envelope: Envelope) -> DeadLetter:
@@ -267,17 +280,4 @@ def _dead_letter_of_message(envelope: Envelope) -> DeadLetter:
         rows=envelope.rows,
         reason=envelope.problem,
         value=message.value,
-    )
-
-
-def _dead_letter(envelope: Envelope, number: int, line: bytes, row_id: int | None, reason: str) -> DeadLetter:
-    return DeadLetter(
-        partition=envelope.message.partition,
-        offset=envelope.message.offset,
-        line=number,
-        batch_id=envelope.batch_id,
-        id=row_id,
-        rows=1,
-        reason=reason,
-        value=line,
     )

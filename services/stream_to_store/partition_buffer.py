@@ -9,10 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.core.dataset import Dataset
+from services.core.ids import MAX_BATCH_ROWS
 from services.core.instants import DAY
 from services.core.kafka_value import Envelope, decode
 from services.core.ledger import OffsetRange, SinkPosition
 from services.core.ports import Block, Message
+
+MOST_ROWS = MAX_BATCH_ROWS
+"""Rows of one range. No loadable message has more. Lines of a few bytes take a hundred times their size when they are
+checked, so a bound of bytes alone does not bound the memory of a write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class PartitionBuffer:
         envelope = decode(message)
         self._held.append(envelope)
         self.rows += envelope.rows
-        self.bytes += envelope.bytes
+        self.bytes += message.bytes
         self.advance(message.offset + 1, now)
 
     def advance(self, read_up_to: int, now: float) -> None:
@@ -96,7 +101,7 @@ class PartitionBuffer:
         """Choose the range of the next insert, which becomes pending. Return the same range until `drop_range`."""
         self.group_partitions = group_partitions
         if self._pending is None:
-            self._pending = OffsetRange(self.next_offset, self._end_of_day() - 1)
+            self._pending = OffsetRange(self.next_offset, self._end_of_range() - 1)
         chosen = [envelope for envelope in self._held if envelope.message.offset <= self._pending.last]
         loadable = [envelope for envelope in chosen if not envelope.problem]
         unloadable = [envelope for envelope in chosen if envelope.problem]
@@ -110,12 +115,15 @@ class PartitionBuffer:
         self._pending = None
         self._held = [e for e in self._held if e.message.offset >= self.next_offset]
         self.rows = sum(e.rows for e in self._held)
-        self.bytes = sum(e.bytes for e in self._held)
+        self.bytes = sum(e.message.bytes for e in self._held)
 
-    def _end_of_day(self) -> int:
-        """Return the offset before which all messages were accepted on one day."""
-        day = self.day
+    def _end_of_range(self) -> int:
+        """Return the offset before which all messages were accepted on one day, and have MOST_ROWS rows at most."""
+        day, rows = self.day, 0
         for envelope in self._held:
-            if not envelope.problem and envelope.created_at // DAY != day:
+            if envelope.problem:
+                continue
+            rows += envelope.rows
+            if envelope.created_at // DAY != day or rows > MOST_ROWS:
                 return envelope.message.offset
         return self.read_up_to

@@ -3,7 +3,7 @@
 A row's dead letter is in the topic before the row counts as loaded.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from services.core import metric_names
@@ -16,6 +16,8 @@ from services.streams.reading import read_to_end
 from services.streams.topics import DEAD_LETTERS
 
 TOPIC, PARTITION = DEAD_LETTERS, 0
+TRANSACTION_BYTES = 4 << 20
+"""Encoded dead letters of one transaction, which ends with the dead letter that reaches this size."""
 
 _log = logs.get("dead_letters")
 
@@ -36,19 +38,33 @@ class DeadLetterSender:
         self._producer: TransactionalProducer | None = None
         self._counter = metrics.counter(metric_names.DEAD_LETTERS, store, dataset.name)  # served as 0 from the start
 
-    def send(self, dead_letters: Sequence[DeadLetter]) -> None:
-        """Blocks until the dead letters are in Kafka. Raises StoreDown: send all of them again."""
-        if not dead_letters:
-            return
+    def send(self, dead_letters: Iterable[DeadLetter]) -> None:
+        """Blocks until the dead letters are in Kafka. Raises StoreDown: send all of them again.
+
+        Several transactions send many dead letters, so that the encoded dead letters do not fill the memory.
+        """
+        outgoing, size, rows = list[OutgoingMessage](), 0, 0
+        for dead_letter in dead_letters:
+            key, value = encode(self._store, self._dataset, dead_letter, self._topic)
+            outgoing.append(OutgoingMessage(TOPIC, PARTITION, key, value))
+            size += len(value)
+            rows += dead_letter.rows
+            if size >= TRANSACTION_BYTES:
+                self._publish(outgoing, rows)
+                outgoing, size, rows = [], 0, 0
+        if outgoing:
+            self._publish(outgoing, rows)
+
+    def _publish(self, outgoing: Sequence[OutgoingMessage], rows: int) -> None:
+        """Send the dead letters of `rows` rows in one transaction."""
         try:
             if self._producer is None:
                 self._producer = self._open_producer()
-            encoded = [encode(self._store, self._dataset, dead_letter, self._topic) for dead_letter in dead_letters]
-            self._producer.publish([OutgoingMessage(TOPIC, PARTITION, key, value) for key, value in encoded])
+            self._producer.publish(outgoing)
         except BaseException:
             self.close()
             raise
-        self._counter.inc(sum(dead_letter.rows for dead_letter in dead_letters))
+        self._counter.inc(rows)
 
     def close(self) -> None:
         if self._producer:

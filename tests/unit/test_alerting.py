@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
+from services.alerting.book import _decoded
 from services.alerting.episodes import judge
 from services.alerting.main import main
 from services.alerting.rules import DEFAULT_RULES, Rule, load, masked
@@ -16,6 +17,8 @@ from services.alerting.settings import AlertingSettings
 from services.alerting.webhook import Webhooks
 from services.alerts.repository import Alert, Tally
 from services.core.errors import NeedsOperator
+from services.core.ids import MAX_BATCH_ROWS
+from services.core.ports import Message
 
 GOOD = "{name: slow, service: 'pay-*', threshold: 10, window: 5, resolve_after: 20, webhook: 'https://h/x'}"
 RULE = Rule(name="r", threshold=10, window=5, resolve_after=20)
@@ -177,3 +180,26 @@ def test_steps_change_nothing(rows: dict[int, int], steps: list[int], window: in
         sum(rows.get(s, 0) for s in range(t - window + 1, t + 1)) >= 10 for t in range(150)
     )
     assert bool(whole) == opened
+
+
+# ---- messages of other programs -------------------------------------------------------------------------------------
+
+
+def test_only_the_first_of_many_bad_lines_keeps_its_reason() -> None:
+    rows, refused = _decoded(Message("alerts", 0, 0, b"", b"x\n" + b"{}\n" * 1000))
+    assert (rows, refused.lines) == ([], 1001)
+    assert "malformed" in refused.reason
+
+
+@pytest.mark.parametrize(
+    ("message", "lines", "reason"),
+    [
+        (Message("alerts", 0, 0, b"", b"{}\n" * (MAX_BATCH_ROWS + 1)), MAX_BATCH_ROWS + 1, "more than 131072"),
+        (Message("alerts", 0, 0, b"", b"x" * (1 << 20) + b"\n"), 1, "more than 524288"),
+        (Message("alerts", 0, 0, b"", b"", problem="cannot be decompressed"), 0, "cannot be decompressed"),
+    ],
+)
+def test_a_message_larger_than_ours_has_no_errors(message: Message, lines: int, reason: str) -> None:
+    rows, refused = _decoded(message)
+    assert (rows, refused.lines) == ([], lines)
+    assert reason in refused.reason

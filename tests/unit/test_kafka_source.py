@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.acceptance.committer import Accepted, Outcome, Submission
 from services.core.dataset import Dataset
-from services.core.dead_letter import DeadLetter
+from services.core.dead_letter import MOST_DEAD_LETTERS, DeadLetter
 from services.core.errors import Backpressure, Fenced, Invalid, LogpipeError, NeedsOperator, StoreDown
 from services.core.ledger import SourceAdvance
 from services.core.ports import Message
@@ -18,7 +18,7 @@ from services.core.rows import RowCodec
 from services.datasets import logs
 from services.datasets.footprints import DATASET
 from services.kafka_source import source as module
-from services.kafka_source.decoding import MOST_DEAD_LETTERS, MessageDecoder
+from services.kafka_source.decoding import MessageDecoder
 from services.kafka_source.source import Limits, SourceHandler, Target
 from services.ledger import source_progress
 from services.streams.loop import AfterFailure
@@ -259,6 +259,20 @@ def test_full_limits_do_not_wait(handler: SourceHandler, fakes: Fakes, values: l
     receive(handler, *values)
     handler.flush()
     assert len(fakes.journal) == 1
+
+
+def test_headers_count_as_held(handler: SourceHandler, fakes: Fakes) -> None:
+    handler.receive([Message("shop", 0, 0, b"", GOOD, {"h": bytes(1000)})], {0: 1})
+    handler.flush()
+    assert fakes.journal == ["commit 1"]
+
+
+def test_a_message_that_could_not_be_read_is_a_dead_letter_with_its_reason() -> None:
+    unread = Message("shop", 0, 1, b"", b"", problem="cannot be decompressed")
+    decoded = DECODER.decode([*messages(GOOD), unread, *messages(GOOD, first=2)])
+    assert (decoded.lines, decoded.rows, decoded.dead_lines) == (3, 2, 1)
+    [dead_letter] = decoded.dead_letters
+    assert (dead_letter.offset, dead_letter.reason) == (1, "cannot be decompressed")
 
 
 def test_messages_without_rows_move_the_offsets_alone(handler: SourceHandler, fakes: Fakes) -> None:

@@ -1,6 +1,7 @@
 """Exactly once, whatever breaks between the topic and the store: on the broker and the store in memory."""
 
 import random
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,16 +13,19 @@ from prometheus_client import REGISTRY
 
 from services.core import kafka_value
 from services.core.dataset import Column, Dataset
+from services.core.dead_letter import MOST_DEAD_LETTERS, DeadLetter
 from services.core.errors import Backpressure, Fenced, LogpipeError, NeedsOperator, RowRejected, StoreDown
-from services.core.ids import first_id
+from services.core.ids import MAX_BATCH_ROWS, first_id
 from services.core.instants import DAY
 from services.core.ledger import OffsetRange, Part, SinkPosition
 from services.core.lines import line_check
-from services.core.ports import Block, OutgoingMessage
+from services.core.ports import Block, Message, OutgoingMessage
 from services.core.rows import Row, RowCodec, Rows
 from services.stores.memory import MemoryStore
+from services.stream_to_store import partition_buffer
 from services.stream_to_store.backlog import Limits
 from services.stream_to_store.consumer import Consumer, Target
+from services.streams import dead_letters
 from services.streams.dead_letters import TOPIC, DeadLetterSender
 from services.streams.loop import GroupLoop
 from services.streams.memory import MemoryBroker
@@ -730,6 +734,96 @@ def test_a_message_of_a_newer_release_stops_the_consumer(world: World, newer: Ma
         world.run(consumer)
     world.check()
     assert len(world.dead_letters()) == 1
+
+
+@pytest.mark.parametrize("newer", [{"columns": b"99"}, {"version": b"2"}])
+def test_two_bytes_that_only_claim_a_newer_release_stop_nothing(world: World, newer: Mapping[str, bytes]) -> None:
+    headers = {"created_at": b"1", "rows": b"1", **newer}
+    world.publish([poison(key=b"1:0", value=b"x\n", headers=headers, has_hash=False)])
+    world.accept(60)
+    world.run(world.consumer())
+    world.check()
+    [dead_letter] = world.dead_letters()
+    assert (dead_letter["line"], dead_letter["value"]) == (0, "x")
+
+
+@pytest.mark.parametrize("value", [b"{}\n" * (MAX_BATCH_ROWS + 1), b"x" * kafka_value.MAX_VALUE_BYTES + b"\n"])
+def test_a_message_larger_than_any_of_ours_is_one_dead_letter(world: World, value: bytes) -> None:
+    rows = value.count(b"\n")
+    headers = {"created_at": b"%d" % NOON, "rows": b"%d" % rows}
+    world.publish([poison(key=b"1:7", value=value, headers=headers, has_hash=False)])
+    world.accept(60)
+    world.run(world.consumer())
+    world.check()
+    [dead_letter] = world.dead_letters()
+    assert (dead_letter["line"], dead_letter["batch_id"], dead_letter["rows"]) == (None, 1, rows)
+    assert "more than" in dead_letter["reason"]
+
+
+@pytest.mark.parametrize("has_hash", [False, True])
+@pytest.mark.parametrize("fails", ["", "write", "write done"])
+@pytest.mark.parametrize("bad", [b"{}\n", b'{"id":12976128}\n'])
+def test_the_dead_letters_of_one_message_are_bounded(world: World, bad: bytes, fails: str, has_hash: bool) -> None:
+    """`bad` is no row, or an invalid row of the batch. Good lines beside it are stored."""
+    if fails:
+        world.failpoint.plan[fails] = [StoreDown("memory", "unreachable")]
+    good = b'{"id":%d,"created_at":5,"timestamp":7,"name":"n"}\n' % (first_id(99) + 9)
+    value = bad * 5000 + good + bad
+    world.publish([poison(value=value, headers={"created_at": b"5", "rows": b"5002"}, has_hash=has_hash)])
+    world.run(world.consumer())
+    assert [row[2] for row in world.stored()] == [7]
+    *single, shared = world.dead_letters()
+    assert [dead_letter["line"] for dead_letter in single] == list(range(MOST_DEAD_LETTERS))
+    assert (shared["line"], shared["batch_id"], shared["rows"]) == (None, 99, 5001 - MOST_DEAD_LETTERS)
+    assert shared["reason"].startswith("4901 more lines of this message are no rows; the first of them is line 100: ")
+
+
+def test_many_short_bad_lines_take_little_memory(world: World) -> None:
+    headers = {"created_at": b"5", "rows": b"%d" % MAX_BATCH_ROWS}
+    world.publish([poison(value=b"{}\n" * MAX_BATCH_ROWS, headers=headers, has_hash=False)] * 8)
+    tracemalloc.start()
+    try:
+        world.run(world.consumer())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(world.dead_letters()) == 8 * (MOST_DEAD_LETTERS + 1)
+    assert sum(dead_letter["rows"] for dead_letter in world.dead_letters()) == 8 * MAX_BATCH_ROWS
+    assert peak < 200 << 20, f"{peak >> 20} MiB"
+
+
+def test_a_range_has_no_more_rows_than_one_message_may_have(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition_buffer, "MOST_ROWS", 50)
+    for _ in range(10):
+        world.accept(60)
+    world.run(world.consumer())
+    world.check()
+    assert max(block.rows for block in world.store.blocks) <= 50
+
+
+def test_a_message_that_could_not_be_read_is_a_dead_letter(world: World) -> None:
+    """For example, because it cannot be decompressed."""
+    log = world.broker.topic(DATASET.topic).logs[0]
+    log.append(Message(DATASET.topic, 0, len(log), b"", b"", problem="cannot be decompressed"))
+    world.accept(60)
+    world.run(world.consumer())
+    world.check()
+    [dead_letter] = world.dead_letters()
+    assert (dead_letter["reason"], dead_letter["partition"]) == ("cannot be decompressed", 0)
+    assert (dead_letter["offset"], dead_letter["line"], dead_letter["rows"]) == (0, None, 0)
+
+
+def test_many_dead_letters_are_sent_in_several_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dead_letters, "TRANSACTION_BYTES", 1000)
+    broker = MemoryBroker()
+    broker.ensure_topics({TOPIC: 1})
+    sender = DeadLetterSender(lambda: broker.producer("dead-letters"), "memory", DATASET)
+    sender.send(DeadLetter(0, offset, None, None, None, 1, "r", b"v" * 100) for offset in range(20))
+    sender.close()
+    reader = broker.partition_reader(TOPIC)
+    found = [each for some, _ in dead_letters.read(reader, 0) for each in some]
+    assert [each.record.offset for each in found] == list(range(20))
+    assert reader.bounds()[0][1] > 20 + 3  # each transaction has a control record
 
 
 def test_retention_overtook_the_consumer(world: World) -> None:
