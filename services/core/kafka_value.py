@@ -50,9 +50,9 @@ ROWS_HEADER = "rows"
 COLUMNS_HEADER = "columns"
 VERSION_HEADER = "version"
 HASH_HEADER = "xxh3"
-HASH_PATTERN = "^[0-9a-f]{16}"
-"""How each value of HASH_HEADER begins, for a reader that cannot compute the hash. It has HASH_DIGITS bytes."""
 HASH_DIGITS = 16
+HASH_PATTERN = f"^[0-9a-f]{{{HASH_DIGITS}}}"
+"""How each value of HASH_HEADER begins, for a reader that cannot compute the hash. It has HASH_DIGITS bytes."""
 
 MAX_NUMBER = 9999
 """The largest number in the header `columns` or `version` that is believed. A larger one is ignored."""

@@ -154,8 +154,10 @@ def _unstored(
         pairs = zip(blocks, has_foreign, strict=True)
         is_loaded = [has and writer.is_loaded(block) for block, has in pairs]
         return lambda block, lines: () if is_loaded[block] else tuple(lines.foreign)
-    ids = {row_id for messages in checked for lines in messages for row_id in lines.foreign.values()}
-    stored = writer.stored_ids(blocks[0].dataset, ids - {None})
+    ids = {
+        row_id for messages in checked for lines in messages for row_id in lines.foreign.values() if row_id is not None
+    }
+    stored = writer.stored_ids(blocks[0].dataset, ids)
     return lambda block, lines: [number for number, row_id in lines.foreign.items() if row_id not in stored]
 
 

@@ -19,10 +19,9 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from services.core import instants
-from services.core.dead_letter import SOURCE
+from services.core.dead_letter import MOST_DEAD_LETTERS, SOURCE
 from services.core.rows import RowCodec
 from services.datasets.footprints import DATASET
-from services.kafka_source.decoding import MOST_DEAD_LETTERS
 from services.ledger import source_progress
 from services.local.stack import Stack
 from services.postgres.connection import Connection, connect

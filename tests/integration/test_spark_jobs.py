@@ -24,7 +24,8 @@ from pyspark.sql import functions as sql
 from services.core import kafka_value
 from services.core.dataset import Dataset
 from services.core.errors import StoreDown
-from services.core.ports import OutgoingMessage
+from services.core.ids import MAX_BATCH_ROWS
+from services.core.ports import Message, OutgoingMessage
 from services.core.rows import Row, RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.generator.synthesis import Synthesizer
@@ -495,10 +496,34 @@ def test_a_message_of_a_newer_release_stops_the_query(world: World) -> None:
     for newer in ({"version": b"2"}, {"version": b"2", "rows": b"1"}, {"columns": b"7"}):
         with pytest.raises(PySparkException, match=parsing.NEWER):
             problems(replace(present, headers={**present.headers, **newer}))
+        without = {name: value for name, value in present.headers.items() if name != kafka_value.HASH_HEADER}
+        for wrong in ({}, {kafka_value.HASH_HEADER: b"0" * 15}, {kafka_value.HASH_HEADER: b"0" * 16 + b"\n"}):
+            found = problems(replace(present, headers={**without, **newer, **wrong}))
+            assert found == ({"its header announces another number of lines"} if "rows" in newer else {None})
     foreign = replace(present, key=b"foreign", headers={**present.headers, "version": b"2", "columns": b"7"})
     for key in (b"foreign", present.key + b"\n", present.key + b"\r", present.key + b"\xc2\x85", b"5:1234567890"):
         assert problems(replace(foreign, key=key)) == {"its key is not <batch>:<part>"}
     assert problems(replace(present, headers={**present.headers, "version": b"+2", "columns": b" 7"})) == {None}
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (b"x" * (kafka_value.MAX_VALUE_BYTES - 1) + b"\n", None),
+        (b"x" * kafka_value.MAX_VALUE_BYTES + b"\n", "its value has more than 524288 bytes"),
+        (b"{}\n" * MAX_BATCH_ROWS, None),
+        (b"{}\n" * (MAX_BATCH_ROWS + 1), "its value has more than 131072 lines"),
+        (b"\xff\n" * 300_000, "its value has more than 524288 bytes"),
+    ],
+)
+def test_a_message_larger_than_ours_cannot_be_loaded(world: World, value: bytes, problem: str | None) -> None:
+    """As `kafka_value.decode` decides."""
+    rows = value.count(b"\n")
+    message = OutgoingMessage(DATASET.topic, 0, b"5:0", value, {"created_at": b"7", "rows": b"%d" % rows})
+    lines = parsing.lines(from_kafka(world, message), DATASET)
+    assert {(row.problem, row.size) for row in lines.select("problem", "size").collect()} == {(problem, rows)}
+    decoded = kafka_value.decode(Message(DATASET.topic, 0, 0, message.key, value, message.headers))
+    assert bool(decoded.problem) is bool(problem)
 
 
 @pytest.mark.parametrize("name", [kafka_value.CREATED_AT_HEADER, kafka_value.ROWS_HEADER])

@@ -15,7 +15,6 @@ from services.streams import kafka
 from services.streams.decompression import FailedDecompression
 from services.streams.kafka import KafkaPartitionReader, _headers
 from services.streams.reading import read_to_end
-from tests.waiting import until
 
 
 def test_a_header_whose_name_is_not_utf_8_makes_a_message_foreign() -> None:
@@ -129,7 +128,8 @@ def test_a_message_that_cannot_be_decompressed_is_skipped_with_its_reason(bomb: 
     with closing(KafkaPartitionReader(bomb[0], "shop", **LIMITED)) as reader:
         reader.assign({0: 0})
         found: list[Message] = []
-        until(lambda: found.extend(reader.poll(0.1)) or reader.read_up_to() == {0: 3})
+        while reader.read_up_to() != {0: 3}:
+            found += reader.poll(0.1)
     problem = "the batch of messages at offset 1 cannot be decompressed"
     assert [(m.offset, m.value, m.problem) for m in found] == [(0, b"first", ""), (1, b"", problem), (2, b"last", "")]
 
@@ -164,7 +164,7 @@ def test_no_other_error_is_skipped() -> None:
         given = {"partition": 0, "offset": offset, "error": KafkaError(code)}
         event = SimpleNamespace(**{name: lambda each=each: each for name, each in given.items()})
         for _ in range(3):
-            consumer.consume = lambda count, timeout, event=event: [event] if count == 1 else []  # type: ignore[misc]
+            consumer.consume = lambda count, timeout, event=event: [event] if count == 1 else []  # type: ignore[method-assign, misc]
             with pytest.raises(StoreDown):
                 reader.poll(0)
     assert reader.read_up_to() == {0: 0}
