@@ -2,13 +2,16 @@
 
 The rules are those of `core.kafka_value` for a message and those of `core.line_fields` for a line; the expressions here
 are made from their constants. A message or a line that breaks a rule becomes a reject, with the reason.
+
+There is one difference: Spark has no XXH3, so it believes a newer version or more columns of every message whose header
+`xxh3` has the form of a hash. A program that writes any 16 hexadecimal digits there can stop the query.
 """
 
 from pyspark.sql import DataFrame
 
 from services.core import kafka_value
 from services.core.dataset import CREATED_AT, ID, Column, Dataset
-from services.core.ids import MAX_BATCH, ROW_BITS
+from services.core.ids import MAX_BATCH, MAX_BATCH_ROWS, ROW_BITS
 from services.core.instants import DAY
 from services.core.line_fields import INSTANTS, LineField, line_fields
 from spark_jobs.schema import line_schema
@@ -27,7 +30,7 @@ def lines(messages: DataFrame, dataset: Dataset) -> DataFrame:
 
     The query fails with NEWER at a message of a newer version or with more columns, which would be lost unnoticed.
     """
-    newer = f"problem IS NULL AND columns BETWEEN {len(dataset.columns) + 1} AND {kafka_value.MAX_NUMBER}"
+    newer = f"problem IS NULL AND has_hash AND columns BETWEEN {len(dataset.columns) + 1} AND {kafka_value.MAX_NUMBER}"
     known = f"IF({newer}, raise_error('{NEWER}'), lines) AS lines"
     from_json = f"from_json(line, '{line_schema(dataset)}, {_CORRUPT} STRING', {_JSON_OPTIONS}) AS r"
     return (
@@ -71,37 +74,56 @@ def validity(dataset: Dataset) -> str:
 
 
 def _header(name: str) -> str:
+    """Return the expression of the text in a header; NULL if the header is missing."""
+    return f"CAST(get(filter(headers, h -> h.key = '{name}'), 0).value AS STRING)"
+
+
+def _number(name: str) -> str:
     """Return the expression of the number in a header; NULL if the header is missing or is not decimal digits in ASCII.
 
     `try_cast` alone would accept a sign and spaces, which `kafka_value.decode` does not accept.
     """
-    text = f"CAST(get(filter(headers, h -> h.key = '{name}'), 0).value AS STRING)"
+    text = _header(name)
     return f"IF({text} RLIKE '[^0-9]', NULL, try_cast({text} AS BIGINT))"
 
+
+_HASH = _header(kafka_value.HASH_HEADER)
+_HAS_HASH = (
+    f"coalesce(octet_length({_HASH}) = {kafka_value.HASH_DIGITS} AND {_HASH} RLIKE '{kafka_value.HASH_PATTERN}', false)"
+)
+_IS_TOO_LONG = f"octet_length(value) > {kafka_value.MAX_VALUE_BYTES}"
+# The lines of a value of many megabytes would take many times its memory, so they are counted and not split.
+_COUNTED = "octet_length(value) - octet_length(replace(CAST(value AS STRING), '\\n', ''))"
 
 _ENVELOPE = (
     "partition",
     "offset",
     "CAST(key AS STRING) AS key",
     "value",
-    f"{_header(kafka_value.CREATED_AT_HEADER)} AS created_at",
-    f"{_header(kafka_value.ROWS_HEADER)} AS announced",
-    f"{_header(kafka_value.COLUMNS_HEADER)} AS columns",
-    f"{_header(kafka_value.VERSION_HEADER)} AS version",
+    f"{_number(kafka_value.CREATED_AT_HEADER)} AS created_at",
+    f"{_number(kafka_value.ROWS_HEADER)} AS announced",
+    f"{_number(kafka_value.COLUMNS_HEADER)} AS columns",
+    f"{_number(kafka_value.VERSION_HEADER)} AS version",
+    f"{_HAS_HASH} AS has_hash",
+    f"IF({_IS_TOO_LONG}, {_COUNTED}, NULL) AS counted",
     # No line begins after the last newline.
-    "split(CAST(substring(value, 1, octet_length(value) - 1) AS STRING), '\\n') AS lines",
+    f"IF({_IS_TOO_LONG}, NULL, split(CAST(substring(value, 1, octet_length(value) - 1) AS STRING), '\\n')) AS lines",
 )
+_SIZE = "coalesce(counted, size(lines))"
 _BATCH_ID = f"try_cast(split_part(key, '{kafka_value.KEY_SEPARATOR}', 1) AS BIGINT)"
 _PROBLEM = f"""CASE
     WHEN value IS NULL THEN 'it has no value'
     WHEN key IS NULL OR NOT key RLIKE '{kafka_value.KEY_PATTERN}' OR {_BATCH_ID} > {MAX_BATCH}
         THEN 'its key is not <batch>:<part>'
-    WHEN version BETWEEN {kafka_value.VERSION + 1} AND {kafka_value.MAX_NUMBER} THEN raise_error('{NEWER}')
+    WHEN has_hash AND announced IS NOT NULL AND created_at IS NOT NULL
+        AND version BETWEEN {kafka_value.VERSION + 1} AND {kafka_value.MAX_NUMBER} THEN raise_error('{NEWER}')
     WHEN created_at IS NULL OR announced IS NULL
         THEN 'a header, {kafka_value.CREATED_AT_HEADER} or {kafka_value.ROWS_HEADER}, is missing or not a number'
     WHEN NOT created_at BETWEEN {INSTANTS.lowest} AND {INSTANTS.highest} THEN 'its created_at {INSTANTS.problem}'
     WHEN substring(value, -1, 1) != X'0A' THEN 'its last line does not end'
-    WHEN announced != size(lines) THEN 'its header announces another number of lines'
+    WHEN announced != {_SIZE} THEN 'its header announces another number of lines'
+    WHEN {_IS_TOO_LONG} THEN 'its value has more than {kafka_value.MAX_VALUE_BYTES} bytes'
+    WHEN {_SIZE} > {MAX_BATCH_ROWS} THEN 'its value has more than {MAX_BATCH_ROWS} lines'
     WHEN NOT is_valid_utf8(CAST(value AS STRING)) THEN 'it is not valid UTF-8'
 END"""
 _CHECKED = (
@@ -110,8 +132,9 @@ _CHECKED = (
     "value",
     f"{_BATCH_ID} AS batch_id",
     "lines",
-    "size(lines) AS size",
+    f"{_SIZE} AS size",
     "columns",
+    "has_hash",
     f"{_PROBLEM} AS problem",
 )
 # Spark copies these columns for every line of a message. With the whole message among them, 1,000 lines of a large
