@@ -134,6 +134,32 @@ def test_of_several_headers_with_one_name_the_first_counts(kafka_url: str, opene
     assert dict(found.headers) == {"rows": b"1"}
 
 
+def test_each_message_of_a_batch_that_cannot_be_decompressed_is_skipped(kafka_url: str, opened: Any) -> None:
+    """librdkafka names the first offset of the batch each time, also for a reader that begins within the batch."""
+    topic = f"t-{uuid.uuid4().hex}"
+    RealBroker(kafka_url).ensure_topics({topic: 1})
+    producer = Producer(
+        {
+            "bootstrap.servers": kafka_url,
+            "message.max.bytes": 100 << 20,
+            "batch.size": 100 << 20,
+            "compression.type": "zstd",
+            "linger.ms": 500,
+        }
+    )
+    for values_of_batch in ([b"first"], [b" " * (500 << 10)] * 3, [b"last"]):
+        for value in values_of_batch:
+            producer.produce(topic, value, partition=0)
+        producer.flush(60)
+    limits = {"receive_message_max_bytes": 1_100_000, "fetch_max_bytes": 1_000_000}
+    reader = opened(kafka.KafkaPartitionReader(kafka_url, topic, **limits))
+    problem = "the batch of messages at offset 1 cannot be decompressed"
+    for start in (0, 2):
+        reader.assign({0: start})
+        found = [(m.offset, m.problem) for m in read_to_end(reader, {0: 5})]
+        assert found == [(0, ""), (1, problem), (2, problem), (3, problem), (4, "")][start:]
+
+
 def test_a_transaction_over_several_topics(broker: Broker, topic: str, opened: Any) -> None:
     other = f"{topic}-other"
     broker.ensure_topics({other: 1})
