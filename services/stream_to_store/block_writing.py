@@ -247,18 +247,26 @@ class _MessageLines:
     def dead_letters_of(self, bad: Collection[int], rejected: Mapping[int, str]) -> Sequence[DeadLetter]:
         """Return the dead letters of the `bad` lines, and of the lines that the store has rejected for these reasons.
 
-        The bad lines are checked again: to keep the reasons would take a hundred times the memory of short lines.
+        Their number is bounded, except for rows that our check finds valid: verify needs the id of each of these, and
+        `completion.MOST_REJECTED` bounds them. The bad lines are checked again, because to keep the reasons would take
+        a hundred times the memory of short lines.
         """
         if not bad and not rejected:
             return ()
         message, lines = self.envelope.message, split(self.envelope.message.value)
-        collected = LineDeadLetters(message.partition, message.offset, self.envelope.batch_id)
+        batch_id = self.envelope.batch_id
+        collected, valid = LineDeadLetters(message.partition, message.offset, batch_id), list[DeadLetter]()
         for number in (*bad, *rejected):
+            line, is_valid = lines[number], number in rejected and number not in self.invalid
             row_id, reason = None, ""
-            if collected.needs_reason:
-                row_id, reason = self._id_and_reason(lines[number])
-            collected.add(number, lines[number], rejected.get(number, reason), row_id)
-        return collected.dead_letters()
+            if is_valid or collected.needs_reason:
+                row_id, reason = self._id_and_reason(line)
+                reason = rejected.get(number, reason)
+            if is_valid:
+                valid.append(DeadLetter(message.partition, message.offset, number, batch_id, row_id, 1, reason, line))
+            else:
+                collected.add(number, line, reason, row_id)
+        return [*collected.dead_letters(), *valid]
 
     def _id_and_reason(self, line: bytes) -> tuple[int | None, str]:
         """Return the id of the row of the batch that a bad line stands for, None if there is none, and its problem."""

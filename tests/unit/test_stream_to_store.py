@@ -778,6 +778,28 @@ def test_the_dead_letters_of_one_message_are_bounded(world: World, bad: bytes, f
     assert shared["reason"].startswith("4901 more lines of this message are no rows; the first of them is line 100: ")
 
 
+class RejectsAName(FailingStore):
+    """A store that refuses some valid rows."""
+
+    def write(self, blocks: Sequence[Block]) -> None:
+        if any(b'"name":"refused"' in block.lines for block in blocks):
+            raise RowRejected(None, "this name is refused")
+        super().write(blocks)
+
+
+def test_each_valid_row_that_the_store_refuses_has_a_dead_letter_with_its_id(world: World) -> None:
+    """verify and a later replay know these rows by their ids."""
+    world.store = RejectsAName(world.failpoint)
+    names = ["refused", "n"]
+    line = b'{"id":%d,"created_at":5,"timestamp":7,"name":"%s"}\n'
+    value = b"".join(line % (first_id(99) + n, names[n % 2].encode()) for n in range(4 * MOST_DEAD_LETTERS))
+    world.publish([poison(value=value, headers={"created_at": b"5", "rows": b"%d" % (4 * MOST_DEAD_LETTERS)})])
+    world.run(world.consumer())
+    assert len(world.stored()) == 2 * MOST_DEAD_LETTERS
+    refused = [dead_letter["id"] for dead_letter in world.dead_letters()]
+    assert refused == [first_id(99) + n for n in range(0, 4 * MOST_DEAD_LETTERS, 2)]
+
+
 def test_many_short_bad_lines_take_little_memory(world: World) -> None:
     """A dead letter of its own for each line would take a kilobyte."""
     lines = 10_000
