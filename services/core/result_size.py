@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from services.core.errors import ResultTooLarge
+from services.core.kafka_value import MAX_VALUE_BYTES
 from services.core.rows import Row
 
 MAX_GROUPS = 50_000
@@ -10,6 +11,9 @@ MAX_GROUPS = 50_000
 
 MAX_RESULT_BYTES = 16 << 20
 """Size of a result: a byte for each character of a text, eight for each number and each time."""
+
+ROWS_THAT_FIT = MAX_RESULT_BYTES // MAX_VALUE_BYTES
+"""Rows of a list that are never too large: no row is larger than a Kafka message, whoever wrote the message."""
 
 _NUMBER_BYTES = 8
 
@@ -28,8 +32,8 @@ def gather_pages(pages: Iterable[Sequence[Row]]) -> list[Row]:
 
 def too_large() -> ResultTooLarge:
     return ResultTooLarge(
-        f"the result is larger than {MAX_RESULT_BYTES >> 20} MiB: ask for a smaller limit and go on with next_cursor,"
-        " or for fewer groups"
+        f"the result is larger than {MAX_RESULT_BYTES >> 20} MiB: ask for a smaller limit, of which"
+        f" {ROWS_THAT_FIT} always fits, and go on with next_cursor; or for fewer groups"
     )
 
 

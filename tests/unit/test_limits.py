@@ -21,6 +21,7 @@ from services.core import dead_letter, result_size, row_chunks
 from services.core.dead_letter import MAX_REASON_CHARACTERS, DeadLetter
 from services.core.errors import LogpipeError
 from services.core.instants import of_row
+from services.core.kafka_value import MAX_VALUE_BYTES
 from services.core.rows import RowCodec, Rows
 from services.datasets.logs import DATASET
 from services.ingest_api import bodies, endpoints
@@ -180,3 +181,10 @@ def test_a_long_reason_is_cut() -> None:
     for size in (MAX_REASON_CHARACTERS, MAX_REASON_CHARACTERS + 1):
         _, value = dead_letter.encode("store", DATASET, DeadLetter(0, 0, None, None, None, 1, "r" * size, b""))
         assert len(json.loads(value)["reason"]) == MAX_REASON_CHARACTERS
+
+
+def test_the_limit_that_a_refused_list_is_advised_always_fits() -> None:
+    row = ("x" * MAX_VALUE_BYTES,)
+    assert len(result_size.gather_pages([[row] * 32])) == 32
+    with pytest.raises(LogpipeError, match=" 32 always fits"):
+        result_size.gather_pages([[row] * 33])
