@@ -22,8 +22,8 @@ from services.core.errors import LogpipeError, NeedsOperator, StoreDown
 from services.core.ports import PartitionReader
 from services.lake import NAME
 from services.lake.table import LakePosition
-from services.runtime import kafka_security, logs, metrics
-from spark_jobs import parsing, writer
+from services.runtime import logs, metrics
+from spark_jobs import kafka_messages, parsing, writer
 from spark_jobs.checkpoint import CheckpointFolder, Offsets, starting_offsets, ways_out, without_meaning
 from spark_jobs.settings import StreamToLakeSettings
 from spark_jobs.tables import Tables
@@ -91,14 +91,15 @@ class LakeStream:
             self._write_last_rejects(spark, self._unfinished)
             self._unfinished = None
         self._limit = self._wanted_limit
-        messages = (
-            spark.readStream.format("kafka")
-            .options(**self._source(), startingOffsets=self._starting_offsets(), maxOffsetsPerTrigger=self._limit)
-            .load()
-            .select(*parsing.MESSAGE)
-        )
         self._query = (
-            messages.writeStream.queryName(self.dataset.name)
+            kafka_messages.stream(
+                spark,
+                self._settings.kafka_url,
+                self.dataset.topic,
+                startingOffsets=self._starting_offsets(),
+                maxOffsetsPerTrigger=self._limit,
+            )
+            .writeStream.queryName(self.dataset.name)
             .option("checkpointLocation", self.checkpoint.uri)
             .trigger(processingTime=f"{self._settings.lake_trigger_seconds} seconds")
             .foreachBatch(self._write)
@@ -147,28 +148,17 @@ class LakeStream:
 
     def _write_last_rejects(self, spark: SparkSession, position: LakePosition) -> None:
         """Write the rejects of the micro-batch that ends at `position`, because a crash may have prevented it."""
-        messages = (
-            spark.read.format("kafka")
-            .options(
-                **self._source(),
-                startingOffsets=self._json({p: position.start.get(p, -2) for p in position.offsets}),
-                endingOffsets=self._json(position.offsets),
-            )
-            .load()
+        messages = kafka_messages.batch(
+            spark,
+            self._settings.kafka_url,
+            self.dataset.topic,
+            startingOffsets=self._json({p: position.start.get(p, -2) for p in position.offsets}),
+            endingOffsets=self._json(position.offsets),
         )
         try:
             writer.write_rejects(messages, self.dataset, self.tables.rejects.uri, position.query, position.micro_batch)
         except PySparkException as error:
             raise _translate(self.dataset, error) from error
-
-    def _source(self) -> dict[str, str]:
-        return {
-            **kafka_security.spark(self._settings.kafka_url),
-            "kafka.isolation.level": "read_committed",
-            "subscribe": self.dataset.topic,
-            "includeHeaders": "true",
-            "failOnDataLoss": "true",
-        }
 
     def _starting_offsets(self) -> str:
         """Return the offsets at which a query without a checkpoint starts, in the form of Spark's option."""

@@ -1,19 +1,24 @@
 """Warms Spark up before the streams of the lake start, so that the first rows are not stored by a cold JVM.
 
 A JVM that has just started loads each class at its first use, and interprets code until it has compiled it. The first
-two batches of a cold driver therefore take several times as long as the later ones. The warm-up bears this cost: a
-streaming query reads made-up messages. Each of its batches is called a round. It is parsed and written by the same code
-as a real batch, into a scratch table in the lake's file system. The warm-up ends when the rounds hardly get faster. At
-a time limit, the streams start in any case. A failure of the warm-up is only logged, because a cold stream is slow, but
-right.
+minutes of a cold driver therefore cost several times as much as the later ones. The warm-up bears this cost: a
+streaming query reads made-up messages from a scratch topic, and writes them into a scratch table in the lake's file
+system. Each of its batches is called a round. The messages come from Kafka, because Spark generates one class for all
+that happens to a row between its source and the file. With another source, that class would be another one, and the
+class of the real stream would still be interpreted.
 
-The scratch folder, `warm-up-<dataset>` beside the tables, holds the table and the query's checkpoint. It is deleted
-after the warm-up, and before each start in case a crash left it. The real tables and topics are not touched.
+The warm-up ends when the rounds hardly get faster. At a time limit, the streams start in any case. A failure of the
+warm-up is only logged, because a cold stream is slow, but right.
+
+The scratch topic and the scratch folder, both called `warm-up-<dataset>`, hold the messages, the table and the query's
+checkpoint. They are deleted after the warm-up, and before each start in case a crash left them. The real tables and
+topics are not touched.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from threading import Event, Lock
 
@@ -21,7 +26,6 @@ from hdfs_native import Client
 from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as sql
 from pyspark.sql.streaming.query import StreamingQuery
 
 from services.core import kafka_value
@@ -30,17 +34,21 @@ from services.core.errors import LogpipeError
 from services.core.ids import first_id
 from services.core.ports import OutgoingMessage
 from services.core.rows import RowCodec, Rows
+from services.lake.log import TableLog
 from services.lake.table import within_limit
 from services.runtime import logs
-from services.runtime.settings import LakeSettings
 from services.runtime.workers import Worker
-from spark_jobs import parsing, writer
+from services.streams import topics
+from services.streams.kafka import KafkaProducer
+from spark_jobs import kafka_messages, writer
 from spark_jobs.checkpoint import CheckpointFolder
+from spark_jobs.settings import StreamToLakeSettings
 from spark_jobs.tables import Tables
 
-_ROUND_MESSAGES = 40  # few, so that a slow machine, too, ends a round within the time limit
+_ROUND_MESSAGES = 100  # few, so that a slow machine, too, ends a round within the time limit
 _MESSAGE_ROWS = 250  # as in a message of the generator's rows
 _FEWEST_ROUNDS = 3
+_MOST_ROUNDS = 8
 _SETTLED = 0.8  # of the duration of the round before: a round that is not faster than this is the last
 _POLL_SECONDS = 0.1
 _END_SECONDS = 120
@@ -51,13 +59,15 @@ _log = logs.get("warm_up")
 class WarmUp:
     """The warm-up of one dataset. `rounds` has the duration of each round in seconds, oldest first."""
 
-    def __init__(self, settings: LakeSettings, dataset: Dataset) -> None:
+    def __init__(self, settings: StreamToLakeSettings, dataset: Dataset) -> None:
         self.rounds: list[float] = []
+        self._settings = settings
         self._dataset = dataset
-        self._path = f"{settings.lake_path.rstrip('/')}/warm-up-{dataset.name}"
+        self._topic = f"warm-up-{dataset.name}"
+        self._path = f"{settings.lake_path.rstrip('/')}/{self._topic}"
         scratch = settings.model_copy(update={"lake_path": self._path})
         self._tables = Tables(scratch, dataset)
-        self._checkpoint = CheckpointFolder(scratch, dataset.name, dataset.topic)
+        self._checkpoint = CheckpointFolder(scratch, dataset.name, self._topic)
         self._hdfs = Client(settings.hdfs_url)
         self._query: StreamingQuery | None = None
         self._stopped = False
@@ -66,9 +76,17 @@ class WarmUp:
     def start(self, spark: SparkSession) -> None:
         """Start the query; returns once it runs. Raises StoreDown and Spark's errors."""
         self._tables.prepare()
+        TableLog(self._tables.rows).tidy()  # as in a real table, Delta reads a checkpoint of the log, by much code
+        self._publish()
         self._query = (
-            _made_up(spark, self._dataset)
-            .writeStream.queryName(f"warm-up-{self._dataset.name}")
+            kafka_messages.stream(
+                spark,
+                self._settings.kafka_url,
+                self._topic,
+                startingOffsets="earliest",
+                maxOffsetsPerTrigger=_ROUND_MESSAGES,
+            )
+            .writeStream.queryName(self._topic)
             .option("checkpointLocation", self._checkpoint.uri)
             .foreachBatch(self._write)
             .start()
@@ -79,7 +97,7 @@ class WarmUp:
         assert self._query is not None
         if error := self._query.exception():
             raise error
-        return settled(self.rounds)
+        return settled(self.rounds) or len(self.rounds) >= _MOST_ROUNDS
 
     def stop(self) -> None:
         """End the query after the running round, so that Spark logs no error. Blocks. Raises the query's error."""
@@ -93,9 +111,22 @@ class WarmUp:
         self._query.awaitTermination(_END_SECONDS)
 
     def delete_scratch(self) -> None:
-        """Delete the scratch folder, if there is one. Raises StoreDown."""
+        """Delete the scratch topic and the scratch folder, if they exist. Raises StoreDown."""
+        topics.delete(self._settings.kafka_url, self._topic)
         with suppress(FileNotFoundError):
             within_limit(lambda: self._hdfs.delete(self._path, recursive=True))
+
+    def _publish(self) -> None:
+        """Fill the scratch topic with messages for the highest number of rounds."""
+        topics.ensure(self._settings, [self._topic])
+        made_up, partitions = made_up_message(self._dataset), self._settings.kafka_partitions
+        with closing(KafkaProducer(self._settings.kafka_url, self._topic)) as producer:
+            producer.publish(
+                [
+                    replace(made_up, topic=self._topic, partition=number % partitions)
+                    for number in range(_MOST_ROUNDS * _ROUND_MESSAGES)
+                ]
+            )
 
     def _write(self, made_up: DataFrame, batch: int) -> None:
         """Run a round. Called by Spark for each batch, one after the other, until the query is stopped."""
@@ -107,12 +138,15 @@ class WarmUp:
             self.rounds.append(time.monotonic() - started)
 
 
-def run(spark: SparkSession, settings: LakeSettings, datasets: Sequence[Dataset], limit: float, stop: Event) -> None:
+def run(
+    spark: SparkSession, settings: StreamToLakeSettings, datasets: Sequence[Dataset], limit: float, stop: Event
+) -> None:
     """Warm up each of `datasets`. Blocks for about `limit` seconds at most, or until `stop` is set.
 
     The datasets are warmed up one after the other, because the first one warms up most of the code of the others. With
     a limit of 0 there is no warm-up. A round that still runs at the limit ends in the background, while the streams
-    start. The scratch folders are deleted after the last round. Those that a crash left are deleted in every case.
+    start. The scratch topics and folders are deleted after the last round. Those that a crash left are deleted in every
+    case.
     """
     warm_ups = [WarmUp(settings, dataset) for dataset in datasets]
     started = time.monotonic()
@@ -157,33 +191,9 @@ def await_finish(
             return
 
 
-def _made_up(spark: SparkSession, dataset: Dataset) -> DataFrame:
-    """Return an endless stream of valid messages, with the columns that are read of Spark's Kafka source."""
-    texts = [_message(dataset, batch_id) for batch_id in (2, 3)]
-    # The value depends on the row's number, because Spark parses a constant only once, when it plans the query.
-    chosen = sql.get(sql.array(*(sql.lit(text.value) for text in texts)), (sql.col("number") % len(texts)).cast("int"))
-    headers = [
-        sql.struct(sql.lit(name).alias("key"), sql.lit(value).alias("value"))
-        for name, value in texts[0].headers.items()
-    ]
-    return (
-        spark.readStream.format("rate-micro-batch")
-        .options(rowsPerBatch=_ROUND_MESSAGES, numPartitions=spark.sparkContext.defaultParallelism)
-        .load()
-        .withColumnRenamed("value", "number")
-        .select(
-            sql.lit(0).alias("partition"),
-            sql.col("number").alias("offset"),
-            sql.lit(texts[0].key).alias("key"),
-            chosen.alias("value"),
-            sql.array(*headers).alias("headers"),
-        )
-        .select(*parsing.MESSAGE)
-    )
-
-
-def _message(dataset: Dataset, batch_id: int) -> OutgoingMessage:
-    created_at = time.time_ns() // 1000
+def made_up_message(dataset: Dataset) -> OutgoingMessage:
+    """Return a valid message of made-up rows, as the publisher would send it."""
+    batch_id, created_at = 1, time.time_ns() // 1000
     rows = [
         (first_id(batch_id) + n, created_at, *(_value(column, dataset, created_at, n) for column in dataset.columns))
         for n in range(_MESSAGE_ROWS)

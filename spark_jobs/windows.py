@@ -23,8 +23,8 @@ from services.core.ports import PartitionReader
 from services.postgres.connection import connect
 from services.reports import windows
 from services.reports.windows import WINDOW_SECONDS, Window
-from services.runtime import kafka_security, logs, metrics
-from spark_jobs import parsing
+from services.runtime import logs, metrics
+from spark_jobs import kafka_messages, parsing
 from spark_jobs.checkpoint import CheckpointFolder
 from spark_jobs.settings import RealtimeSettings
 
@@ -59,7 +59,15 @@ class WindowStream:
             windows.require(connection)
         self._topic_id = self._topic.topic_id()
         checkpoint = self._checkpoint()
-        messages = spark.readStream.format("kafka").options(**self._source()).load().select(*parsing.MESSAGE)
+        messages = kafka_messages.stream(
+            spark,
+            self._settings.kafka_url,
+            self.dataset.topic,
+            startingTimestamp=int((time.time() - _FIRST_MINUTES * 60) * 1000),
+            startingOffsetsByTimestampStrategy="latest",
+            # Messages that retention deleted while the job did not run are too old to be shown.
+            failOnDataLoss="false",
+        )
         self._query = (
             counted(messages, self.dataset)
             .writeStream.queryName(_STORE)
@@ -104,19 +112,6 @@ class WindowStream:
             _log.warning("damaged checkpoint deleted, starting over", files=sorted(found.damaged))
             folder.delete()
         return folder
-
-    def _source(self) -> dict[str, str]:
-        start = int((time.time() - _FIRST_MINUTES * 60) * 1000)
-        return {
-            **kafka_security.spark(self._settings.kafka_url),
-            "kafka.isolation.level": "read_committed",
-            "subscribe": self.dataset.topic,
-            "includeHeaders": "true",
-            "startingTimestamp": str(start),
-            "startingOffsetsByTimestampStrategy": "latest",
-            # Messages that retention deleted while the job did not run are too old to be shown.
-            "failOnDataLoss": "false",
-        }
 
     def _write(self, changed: DataFrame, batch: int) -> None:
         """Write the changed windows. Called by Spark, and again for a batch of which Spark has no record."""

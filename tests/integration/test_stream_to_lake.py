@@ -33,7 +33,7 @@ from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.runtime.settings import LakeSettings
 from services.streams.kafka import KafkaPartitionReader, KafkaProducer
-from services.streams.topics import ensure_topics
+from services.streams.topics import ensure_topics, existing_topics
 from spark_jobs.checkpoint import CheckpointFolder
 from tests.processes import Process, free_port
 from tests.waiting import until
@@ -43,7 +43,8 @@ pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 CREATED = 1_790_000_000_000_000
 PARTITIONS = 4
 ROWS = 50  # of a batch
-SCRATCH = f"/lake/warm-up-{DATASET.name}"
+SCRATCH_TOPIC = f"warm-up-{DATASET.name}"
+SCRATCH = f"/lake/{SCRATCH_TOPIC}"
 
 
 @dataclass
@@ -303,16 +304,17 @@ def test_it_is_rebuilt_from_the_topic(world: World) -> None:
     world.assert_exact()
 
 
-def test_a_killed_warm_up_leaves_a_scratch_folder_that_the_next_start_deletes(world: World) -> None:
+def test_a_killed_warm_up_leaves_a_scratch_folder_and_topic_that_the_next_start_deletes(world: World) -> None:
     assert world.process.stop() == 0
     world.process.launch()
     until(lambda: has_scratch(world), about=world.process.output)
+    until(lambda: has_scratch_topic(world), about=world.process.output)
     world.process.kill()
     assert has_scratch(world)
     world.process.start()
     assert '"warmed up"' in world.process.output()
     # On a slow machine the last round outlives the limit.
-    until(lambda: not has_scratch(world), about=world.process.output)
+    until(lambda: not has_scratch(world) and not has_scratch_topic(world), about=world.process.output)
     assert "warm-up failed" not in world.process.output()
     world.assert_exact()
 
@@ -326,6 +328,10 @@ def test_a_start_behind_its_topic_does_not_warm_up_and_deletes_the_scratch_folde
     assert '"warmed up"' not in world.process.output()
     until(world.drained, about=world.process.output)
     world.assert_exact()
+
+
+def has_scratch_topic(world: World) -> bool:
+    return bool(existing_topics(world.kafka_url, [SCRATCH_TOPIC]))
 
 
 def has_scratch(world: World) -> bool:

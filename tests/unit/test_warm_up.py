@@ -130,9 +130,9 @@ def test_a_stream_goes_on_from_where_its_table_stands_after_the_warm_up(monkeypa
 
 @pytest.mark.parametrize("dataset", datasets.all_datasets(), ids=lambda dataset: dataset.name)
 def test_made_up_messages_are_sound(dataset: Dataset) -> None:
-    message = warm_up._message(dataset, 2)
+    message = warm_up.made_up_message(dataset)
     lines = message.value.splitlines()
     assert message.key is not None
-    assert batch_of_key(message.key) == 2
+    assert batch_of_key(message.key) == 1
     assert int(message.headers["rows"]) == len(lines) == 250
     assert len({RowCodec(dataset).decode_line(line)[0] for line in lines}) == len(lines)
