@@ -16,6 +16,7 @@ import httpx
 import pyarrow as pa
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
 from deltalake import DeltaTable, QueryBuilder
 from hdfs_native import Client, WriteOptions
 
@@ -33,7 +34,8 @@ from services.local.settings import LocalSettings
 from services.local.stack import Stack
 from services.runtime.settings import LakeSettings
 from services.streams.kafka import KafkaPartitionReader, KafkaProducer
-from services.streams.topics import ensure_topics, existing_topics
+from services.streams.kafka_client import config, describe
+from services.streams.topics import ensure_topics
 from spark_jobs.checkpoint import CheckpointFolder
 from tests.processes import Process, free_port
 from tests.waiting import until
@@ -331,7 +333,7 @@ def test_a_start_behind_its_topic_does_not_warm_up_and_deletes_the_scratch_folde
 
 
 def has_scratch_topic(world: World) -> bool:
-    return bool(existing_topics(world.kafka_url, [SCRATCH_TOPIC]))
+    return describe(AdminClient(config(world.kafka_url)), SCRATCH_TOPIC) is not None
 
 
 def has_scratch(world: World) -> bool:
