@@ -22,7 +22,6 @@ from statistics import median
 
 import httpx
 import uvicorn
-
 from bench import variants
 
 WARM_UP_SECONDS = 2
