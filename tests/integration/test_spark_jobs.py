@@ -440,7 +440,7 @@ def test_windows_are_counted_once_whatever_is_killed_or_comes_late(world: World,
 
 def test_the_lines_of_a_message_do_not_carry_the_message(world: World) -> None:
     """A batch of large messages would not fit into the driver's memory when its rejects are written after a crash."""
-    valid = warm_up._message(DATASET, 2)
+    valid = warm_up.made_up_message(DATASET)
     refused = replace(valid, headers={**valid.headers, "rows": b"1"})
 
     def values(message: OutgoingMessage) -> list[bytes | None]:
@@ -452,7 +452,7 @@ def test_the_lines_of_a_message_do_not_carry_the_message(world: World) -> None:
 
 
 def test_a_line_with_a_long_category_is_no_row_and_one_with_nul_is_in_no_window(world: World) -> None:
-    valid = warm_up._message(DATASET, 2)
+    valid = warm_up.made_up_message(DATASET)
     services = ("é" * 256, "x" * 257, "a\0b")
     texts = [
         json.loads(text) | {"service": name} for text, name in zip(valid.value.splitlines(), services, strict=False)
@@ -490,7 +490,7 @@ def test_a_message_of_a_newer_release_stops_the_query(world: World) -> None:
     def problems(message: OutgoingMessage) -> set[str | None]:
         return {row.problem for row in parsing.lines(from_kafka(world, message), DATASET).select("problem").collect()}
 
-    present = warm_up._message(DATASET, 2)
+    present = warm_up.made_up_message(DATASET)
     former = {name: value for name, value in present.headers.items() if name not in ("version", "columns")}
     assert problems(present) == problems(replace(present, headers=former)) == {None}
     for newer in ({"version": b"2"}, {"version": b"2", "rows": b"1"}, {"columns": b"7"}):
@@ -528,7 +528,7 @@ def test_a_message_larger_than_ours_cannot_be_loaded(world: World, value: bytes,
 
 @pytest.mark.parametrize("name", [kafka_value.CREATED_AT_HEADER, kafka_value.ROWS_HEADER])
 def test_a_header_that_is_not_decimal_digits_makes_a_message_unloadable(world: World, name: str) -> None:
-    valid = warm_up._message(DATASET, 2)
+    valid = warm_up.made_up_message(DATASET)
     for spelling in (b"+%b", b" %b", b"%b\n", b"%b.0"):
         headers = {**valid.headers, name: spelling % valid.headers[name]}
         lines = parsing.lines(from_kafka(world, replace(valid, headers=headers)), DATASET)
@@ -556,7 +556,7 @@ def test_a_query_stores_nothing_more_once_its_table_was_released(world: World, m
     lake = world.lake.model_copy(update={"lake_path": f"{world.lake.lake_path}/released"})
     tables = Tables(lake, DATASET)
     tables.prepare()
-    messages = from_kafka(world, warm_up._message(DATASET, 2))
+    messages = from_kafka(world, warm_up.made_up_message(DATASET))
     position = LakePosition("t", {0: 1}, {0: 0}, "query-1", 0, generation="g")
     writer.write_rows(messages, DATASET, tables.rows.uri, "query-1", 0, position.encode())
     handle, found = tables.rows.current_version()
@@ -567,4 +567,4 @@ def test_a_query_stores_nothing_more_once_its_table_was_released(world: World, m
         writer.write_rows(messages, DATASET, tables.rows.uri, "query-1", 1, later.encode())
     assert tables.rows.position() == LakePosition("t", {0: 1}, generation="g")
     with closing(EmbeddedReader(lake)) as reader:
-        assert list(reader.counts(DATASET, 0, 10)) == [(2, 250, 250)]
+        assert list(reader.counts(DATASET, 0, 10)) == [(1, 250, 250)]
