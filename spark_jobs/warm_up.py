@@ -45,11 +45,11 @@ from spark_jobs.checkpoint import CheckpointFolder
 from spark_jobs.settings import StreamToLakeSettings
 from spark_jobs.tables import Tables
 
-_ROUND_MESSAGES = 100  # few, so that a slow machine, too, ends a round within the time limit
+_ROUND_MESSAGES = 200  # few, so that a slow machine, too, ends a round within the time limit
 _MESSAGE_ROWS = 250  # as in a message of the generator's rows
-_FEWEST_ROUNDS = 3
+_FEWEST_ROUNDS = 4
 _MOST_ROUNDS = 8
-_SETTLED = 0.8  # of the duration of the round before: a round that is not faster than this is the last
+_SETTLED = 0.9  # of the duration of the round before: a round that is not faster than this is the last
 _POLL_SECONDS = 0.1
 _END_SECONDS = 120
 

@@ -40,10 +40,10 @@ def await_ended(warm_ups: list[Mock]) -> None:
     ("rounds", "ends"),
     [
         ([], False),
-        ([9.0, 9.0], False),  # too few to tell
-        ([9.0, 5.0, 3.0], False),
-        ([9.0, 5.0, 4.5], True),
-        ([9.0, 5.0, 6.0], True),
+        ([9.0, 9.0, 9.0], False),  # too few to tell
+        ([9.0, 5.0, 4.0, 3.0], False),
+        ([9.0, 5.0, 4.0, 3.7], True),
+        ([9.0, 5.0, 4.0, 6.0], True),
     ],
 )
 def test_rounds_end_when_they_hardly_get_faster(rounds: list[float], ends: bool) -> None:
