@@ -54,10 +54,10 @@ class FakeStack:
             [
                 web.get("/health", _well),
                 web.get("/api/collect/health", _well),
-                web.post("/api/collect/logs", self._collect),
+                web.post("/api/collect/bench-logs", self._collect),
                 web.get("/api/query/{route}/stats", self._stats),
-                web.get("/api/query/{route}/logs", self._list),
-                web.get("/api/query/{route}/logs/aggregate", self._aggregate),
+                web.get("/api/query/{route}/bench_logs", self._list),
+                web.get("/api/query/{route}/bench_logs/aggregate", self._aggregate),
             ]
         )
         return app
@@ -74,7 +74,7 @@ class FakeStack:
         return web.json_response({"status": "accepted", "batch_id": self.batch, "duplicate": False})
 
     async def _stats(self, request: web.Request) -> web.StreamResponse:
-        return await self._reply(request, lambda rows: {"logs_count": len(rows)})
+        return await self._reply(request, lambda rows: {"bench_logs_count": len(rows)})
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         limit = int(request.query.get("limit", 100))

@@ -2,6 +2,7 @@
 const profile = JSON.parse(open(`../profiles/${__ENV.PROFILE || 'smoke'}.json`));
 
 export const store = __ENV.STORE || 'postgres';
+export const dataset = __ENV.DATASET || 'logs';
 export const queryUrl = `${__ENV.BASE_URL || 'http://127.0.0.1:30801'}/api/query`;
 export const ingestUrl = __ENV.INGEST_URL || 'http://127.0.0.1:8081';
 export const headers = __ENV.TOKEN ? { Authorization: `Bearer ${__ENV.TOKEN}` } : {};

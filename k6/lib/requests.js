@@ -3,7 +3,7 @@ import { check } from 'k6';
 import http from 'k6/http';
 import { Trend } from 'k6/metrics';
 
-import { headers, ingestUrl, queryUrl, store } from './config.js';
+import { dataset, headers, ingestUrl, queryUrl, store } from './config.js';
 
 const answered = new Trend('answered', true);
 const MEASURED = { method: 'scan', cache: 'off' };
@@ -16,8 +16,9 @@ function noted(reply, outcome) {
   answered.add(reply.timings.blocked + reply.timings.duration, outcome);
 }
 
+// `path`: what follows the dataset.
 export function query(path, parameters) {
-  const reply = http.get(`${queryUrl}/${store}/${path}?${spelled({ ...parameters, ...MEASURED })}`, { headers, timeout: '120s' });
+  const reply = http.get(`${queryUrl}/${store}/${dataset}${path}?${spelled({ ...parameters, ...MEASURED })}`, { headers, timeout: '120s' });
   const method = reply.status === 200 ? reply.json('method') : '';
   check(reply, { 'status is 200': () => reply.status === 200, 'by scan': () => method === 'scan' });
   noted(reply, { code: String(reply.status), by: method });

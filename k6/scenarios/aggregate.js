@@ -6,5 +6,5 @@ export { handleSummary } from '../lib/summary.js';
 export const options = configured();
 
 export default function () {
-  query('logs/aggregate', { group_by: 'level' });
+  query('/aggregate', { group_by: 'level' });
 }

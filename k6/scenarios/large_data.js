@@ -6,5 +6,5 @@ export { handleSummary } from '../lib/summary.js';
 export const options = configured();
 
 export default function () {
-  query('logs', { limit: 10000, count: 'none' });
+  query('', { limit: 10000, count: 'none' });
 }

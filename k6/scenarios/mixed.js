@@ -7,7 +7,7 @@ export const options = configured();
 
 export default function () {
   const chance = Math.random();
-  if (chance < 0.7) query('logs', { service: 'auth-service', limit: 100, count: 'none' });
-  else if (chance < 0.9) query('logs/aggregate', { group_by: 'level' });
-  else query('logs', { order_by: 'level', limit: 100, count: 'none' });
+  if (chance < 0.7) query('', { service: 'auth-service', limit: 100, count: 'none' });
+  else if (chance < 0.9) query('/aggregate', { group_by: 'level' });
+  else query('', { order_by: 'level', limit: 100, count: 'none' });
 }

@@ -6,5 +6,5 @@ export { handleSummary } from '../lib/summary.js';
 export const options = configured();
 
 export default function () {
-  query('logs', { service: 'auth-service', limit: 100, count: 'none' });
+  query('', { service: 'auth-service', limit: 100, count: 'none' });
 }

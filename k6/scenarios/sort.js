@@ -6,5 +6,5 @@ export { handleSummary } from '../lib/summary.js';
 export const options = configured();
 
 export default function () {
-  query('logs', { order_by: 'level', limit: 100, count: 'none' });
+  query('', { order_by: 'level', limit: 100, count: 'none' });
 }

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from services import datasets
 from services.bench.cases.command import command as figures
 from services.bench.evidence import surroundings
 from services.bench.evidence.folder import Evidence
@@ -61,6 +62,7 @@ def run(plan: str, into: Path | None, fresh_stack: bool, beside_rows: bool) -> N
     """Run PLAN, a shipped plan or a YAML file, and write a report.
 
     Without --fresh-stack, the stack is the one at LOGPIPE_QUERY_URL and LOGPIPE_INGEST_URL, or else the local stack.
+    The rows of a finished run are dropped again, if the plan's dataset is one on request, such as bench_logs.
     """
     text = text_of(plan)
     checked = parsed(text, f"{plan}.yaml" if plan in shipped() else plan)
@@ -75,7 +77,10 @@ def run(plan: str, into: Path | None, fresh_stack: bool, beside_rows: bool) -> N
         evidence = _evidence(folder, checked, text, target)
         _console.print(f"rows of this run have a host that begins with {evidence.about.run}; evidence in {folder}")
         try:
-            Run(checked, target, evidence, lambda event: _console.print(escape(event))).execute()
+            finished = Run(checked, target, evidence, lambda event: _console.print(escape(event))).execute()
+            if finished and datasets.find(checked.dataset).on_request:
+                _console.print(f"dropping the rows of {checked.dataset}")
+                target.empty(checked.dataset)
         except KeyboardInterrupt:
             _console.print(
                 "interrupted: the report has what was measured until now; the same command with --into goes on"
@@ -121,6 +126,8 @@ def diff_command(first: Path, second: Path) -> None:
 def _target(plan: Plan, fresh_stack: bool) -> Iterator[Target]:
     settings = BenchSettings()
     if fresh_stack:
+        if datasets.find(plan.dataset).on_request:
+            os.environ[datasets.EXTRA] = plan.dataset  # which the programs of the stack inherit
         _console.print("starting a stack")
         with local.fresh(settings, spark="lake:spark" in plan.stores) as made:
             yield made
@@ -185,11 +192,18 @@ def _check_faults(plan: Plan, target: Target) -> None:
 
 
 def _check_empty(plan: Plan, target: Target) -> None:
-    """Raises NeedsOperator if the dataset holds rows: those of the run would stand among them."""
+    """Raises NeedsOperator if the dataset is missing, or holds rows: those of the run would stand among them."""
+    on_request = datasets.find(plan.dataset).on_request
     for name, store in bases(plan).items():
-        body = target.get(f"{store.route}/stats", {"cache": "off"})
-        if rows := body[f"{plan.dataset}_count"]:
+        rows = target.get(f"{store.route}/stats", {"cache": "off"}).get(f"{plan.dataset}_count")
+        if rows is None:
             raise NeedsOperator(
-                f"{name} holds {rows:,} rows of {plan.dataset}, and the run would add its own, which nothing removes:"
-                " take --fresh-stack, or --beside-rows if that is meant"
+                f"the stack has no dataset {plan.dataset}: start its processes with {datasets.EXTRA}={plan.dataset},"
+                f" as by `{datasets.EXTRA}={plan.dataset} logpipe up`, or take --fresh-stack"
+            )
+        if rows:
+            drop = f"drop them by `logpipe maintain --once --empty --dataset {plan.dataset}`, " if on_request else ""
+            raise NeedsOperator(
+                f"{name} holds {rows:,} rows of {plan.dataset}: {drop}take --fresh-stack, or --beside-rows if the rows"
+                " of the run may stand among them"
             )

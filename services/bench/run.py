@@ -55,8 +55,11 @@ class Run:
         self._deadline = clock() + plan.budget_minutes * 60
         self._measured = evidence.measured()
 
-    def execute(self) -> None:
-        """Measure everything. The journal says how the run ended; raises KeyboardInterrupt and LogpipeError."""
+    def execute(self) -> bool:
+        """Measure everything that the plan's time allows, and return whether that was all of the plan.
+
+        The journal says how the run ended; raises KeyboardInterrupt and LogpipeError.
+        """
         try:
             self._controls()
             self._reads()
@@ -68,14 +71,15 @@ class Run:
             self._verify()
         except OverBudget:
             self._evidence.note("over-budget", f"{self._plan.budget_minutes:g} minutes")
+            return False
         except KeyboardInterrupt:
             self._evidence.note("interrupted")
             raise
         except LogpipeError as error:
             self._evidence.note("failed", str(error))
             raise
-        else:
-            self._evidence.note("finished")
+        self._evidence.note("finished")
+        return True
 
     def _controls(self) -> None:
         missing: set[str] = set()
@@ -201,7 +205,7 @@ class Run:
 
     def _k6(self, cell: LoadCell, repeat: int, seconds: float) -> bool:
         """Offer an arrival rate, and return whether the objective was held."""
-        measure = partial(_k6, self._target, cell, repeat, seconds)
+        measure = partial(_k6, self._target, self._plan.dataset, cell, repeat, seconds)
         trial, tables = self._once(cell, repeat, measure) or self._kept(cell, repeat)
         return not judging.missed(trial, tables["reads"], self._plan)
 
@@ -273,5 +277,5 @@ def _read(
     return read.measure(target, plan, cell, repeat, number, as_of)
 
 
-def _k6(target: Target, cell: LoadCell, repeat: int, seconds: float, number: int) -> tuple[Trial, Tables]:
-    return k6.measure(target, cell, repeat, number, seconds)
+def _k6(target: Target, dataset: str, cell: LoadCell, repeat: int, seconds: float, number: int) -> tuple[Trial, Tables]:
+    return k6.measure(target, dataset, cell, repeat, number, seconds)

@@ -98,6 +98,9 @@ class Dataset:
     `singular` and `plural` are the words of the HTTP contract (`/api/collect/<word>`, reply field "type").
     `groupings` are the columns that an aggregate may group by, and for which rollups are kept. `orderings` are the
     columns that a list may be ordered by. `search` is the text column that a text search looks through.
+
+    A dataset `on_request` is part of a pipeline only where LOGPIPE_EXTRA_DATASETS names it. Its rows may be dropped all
+    at once (`logpipe maintain --once --empty`).
     """
 
     name: str
@@ -112,6 +115,7 @@ class Dataset:
     filters: tuple[str, ...]
     alert: Alert | None = None
     search: str | None = None
+    on_request: bool = False
     by_name: Mapping[str, Column] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -32,24 +32,27 @@ STOP_SECONDS = 5
     is_flag=True,
     help="Run the tasks once, without the rollups, and end. Else they run every LOGPIPE_MAINTAIN_SECONDS.",
 )
+@click.option("--empty", is_flag=True, help="With --once and --dataset: only drop all rows of a dataset on request.")
 @click.option("--trust-clock", is_flag=True, help="With --once: PostgreSQL's clock is right although it has jumped.")
-def main(names: tuple[str, ...], once: bool, trust_clock: bool) -> None:
+def main(names: tuple[str, ...], once: bool, empty: bool, trust_clock: bool) -> None:
     """Update the rollups, merge the lake's small files, drop days beyond LOGPIPE_RETENTION_DAYS."""
     settings = MaintainSettings()
     if trust_clock and not once:
         raise click.UsageError("--trust-clock goes with --once")
+    if empty and not (once and names):
+        raise click.UsageError("--empty goes with --once and --dataset")
     logs.configure("maintain", settings.log_level)
     try:
         chosen = tuple(map(datasets.find, names)) or datasets.all_datasets()
         if once:
-            run_once(settings, chosen, trust_clock)
+            run_once(settings, chosen, trust_clock=trust_clock, empty=empty)
         else:
             serve(create_app(settings, chosen), settings.host, settings.maintain_port)
     except LogpipeError as error:
         raise click.ClickException(str(error)) from error
 
 
-def run_once(settings: MaintainSettings, chosen: tuple[Dataset, ...], trust_clock: bool) -> None:
+def run_once(settings: MaintainSettings, chosen: tuple[Dataset, ...], *, trust_clock: bool, empty: bool) -> None:
     if trust_clock:
         with connect(settings.postgres_url.get_secret_value()) as connection:
             schema.require(connection)
@@ -57,7 +60,8 @@ def run_once(settings: MaintainSettings, chosen: tuple[Dataset, ...], trust_cloc
     failed = []
     for dataset in chosen:
         try:
-            for what in MaintenanceTasks(settings, dataset).run():
+            tasks = MaintenanceTasks(settings, dataset)
+            for what in tasks.empty() if empty else tasks.run():
                 click.echo(what)
             click.echo(f"{dataset.name}: done")
         except LogpipeError as error:

@@ -9,7 +9,7 @@ from services import stores
 from services.alerts import repository as alerts
 from services.core import metric_names
 from services.core.dataset import Dataset
-from services.core.errors import LogpipeError, NeedsOperator
+from services.core.errors import Invalid, LogpipeError, NeedsOperator
 from services.core.instants import DAY, to_datetime
 from services.lake.maintenance import TableMaintenance
 from services.ledger import floors, schema
@@ -17,7 +17,7 @@ from services.ledger.watermark import Watermarks
 from services.maintenance.dead_letter_retention import DeadLetterRetention
 from services.maintenance.settings import MaintainSettings
 from services.postgres import clock
-from services.postgres.connection import connect
+from services.postgres.connection import Connection, connect
 from services.postgres.pool import Pool
 from services.runtime import metrics
 from services.stores import postgres
@@ -87,36 +87,53 @@ class MaintenanceTasks:
         if merged := self._lake.compact_rejects(self._settings.compact_files):
             yield f"{merged} files of rejects merged"
 
+    def empty(self) -> Iterator[str]:
+        """Drop every row of a dataset on request, those of today, too, and yield a sentence for what was done. Blocks.
+
+        Every store should have loaded everything: what a store loads later stays in it. Raises LogpipeError.
+        """
+        if not self._dataset.on_request:
+            raise Invalid(f"{self._dataset.name} is no dataset on request: its rows are dropped by retention only")
+        url = self._settings.postgres_url.get_secret_value()
+        with connect(url) as connection:
+            schema.require(connection)
+            yield from self._drop_days(connection, floors.today(connection) + 1)
+        self._lake.repeat_position()
+
     def _retain(self) -> Iterator[str]:
-        """Raise the floor, then drop the days below it from each store, also when another store is unreachable."""
         if (retention := self._settings.retention_days) is None:
             return
-        url = self._settings.postgres_url.get_secret_value()
-        with connect(url) as connection, closing(Pool(url, max_connections=1)) as ledger:
+        with connect(self._settings.postgres_url.get_secret_value()) as connection:
             schema.require(connection)
-            wanted = floors.today(connection) - retention
-            before = floors.raise_to(connection, self._dataset.name, wanted, Watermarks(ledger).settled())
-            keep = postgres.days_with_rows_from(
-                connection, self._dataset, before, floors.floor(connection, self._dataset.name)
-            )
-            if before < wanted:
-                yield f"days from {_date(before)} on are kept: a batch of that day is not published yet"
-            if keep:
-                days = ", ".join(str(_date(day)) for day in keep)
-                yield f"kept until the floor has passed them: {days}, on which later batches were accepted, too"
-            errors: list[LogpipeError] = []
-            for store in stores.all_stores():
-                if store.drop_days is None:
-                    continue
-                try:
-                    days_dropped = store.drop_days(self._dataset, before, keep)
-                except LogpipeError as error:
-                    errors.append(error)
-                    continue
-                if days_dropped:
-                    yield f"{days_dropped} days before {_date(before)} dropped from {store.name}"
-            if deleted := floors.delete_batches(connection, self._dataset.name):
-                yield f"{deleted} batches below the floor deleted from the ledger"
+            yield from self._drop_days(connection, floors.today(connection) - retention)
+
+    def _drop_days(self, connection: Connection, wanted: int) -> Iterator[str]:
+        """Raise the floor to day `wanted`, then drop the days below it from each store, also when another store is
+        unreachable."""
+        with closing(Pool(self._settings.postgres_url.get_secret_value(), max_connections=1)) as ledger:
+            settled = Watermarks(ledger).settled()
+        before = floors.raise_to(connection, self._dataset.name, wanted, settled)
+        keep = postgres.days_with_rows_from(
+            connection, self._dataset, before, floors.floor(connection, self._dataset.name)
+        )
+        if before < wanted:
+            yield f"days from {_date(before)} on are kept: a batch of that day is not published yet"
+        if keep:
+            days = ", ".join(str(_date(day)) for day in keep)
+            yield f"kept until the floor has passed them: {days}, on which later batches were accepted, too"
+        errors: list[LogpipeError] = []
+        for store in stores.all_stores():
+            if store.drop_days is None:
+                continue
+            try:
+                days_dropped = store.drop_days(self._dataset, before, keep)
+            except LogpipeError as error:
+                errors.append(error)
+                continue
+            if days_dropped:
+                yield f"{days_dropped} days before {_date(before)} dropped from {store.name}"
+        if deleted := floors.delete_batches(connection, self._dataset.name):
+            yield f"{deleted} batches below the floor deleted from the ledger"
         if errors:
             raise errors[0]
 

@@ -29,6 +29,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LOGPIPE_", extra="ignore", frozen=True)
 
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    extra_datasets: str = Field(
+        "",
+        description="datasets on request that are part of this pipeline, comma-separated: `bench_logs`, for benchmarks",
+    )
 
 
 class PostgresSettings(Settings):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from services import stores
 from services.core.dead_letter import DeadLetter
-from services.core.errors import NeedsOperator
+from services.core.errors import Invalid, NeedsOperator
 from services.core.ids import first_id
 from services.core.ledger import Batch, Part
 from services.core.rows import Row, RowCodec, Rows, checksum
@@ -123,6 +124,24 @@ def test_days_beyond_retention_go_from_every_store_below_one_floor(
         assert held(store) == [5]
     with connect(environment["LOGPIPE_POSTGRES_URL"]) as connection:
         assert partitions(connection) == [TODAY - 1, TODAY]
+
+
+def test_a_dataset_on_request_is_emptied_and_takes_rows_again(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(environment, {1: TODAY - 1, 2: TODAY, 3: TODAY})
+    monkeypatch.setattr(floors, "today", lambda connection: TODAY)
+    with pytest.raises(Invalid, match="logs is no dataset on request"):
+        list(MaintenanceTasks(MaintainSettings(), DATASET).empty())
+    said = list(MaintenanceTasks(MaintainSettings(), replace(DATASET, on_request=True)).empty())
+    assert "3 batches below the floor deleted from the ledger" in said
+    for store in stores.readers():
+        assert held(store) == [], store
+    assert verified(environment)["expected"] == 0
+    fill(environment, {4: TODAY})
+    for store in stores.readers():
+        assert held(store) == [4], store
+    assert verified(environment)["expected"] == ROWS
 
 
 def test_the_floor_is_the_lowest_batch_that_is_kept(

@@ -308,6 +308,8 @@ def test_the_command_runs_a_plan_and_writes_its_report(
     monkeypatch.setenv("LOGPIPE_QUERY_URL", stack.url)
     monkeypatch.setenv("LOGPIPE_INGEST_URL", stack.url)
     monkeypatch.setenv("LOGPIPE_POSTGRES_URL", "postgresql://logpipe:hush@127.0.0.1:1/logpipe")
+    emptied = list[str]()
+    monkeypatch.setattr(Target, "empty", lambda self, dataset: emptied.append(dataset))
     plan, folder = tmp_path / "small.yaml", tmp_path / "run"
     plan.write_text(HEAD.replace("repeats: 3", "repeats: 1") + READ)
     result = CliRunner().invoke(main, ["run", str(plan), "--into", str(folder)], catch_exceptions=False)
@@ -320,9 +322,13 @@ def test_the_command_runs_a_plan_and_writes_its_report(
     assert "hush" not in (folder / "report.html").read_text()
     checked = CliRunner().invoke(main, ["recheck", str(folder)])
     assert checked.exit_code == 0, checked.output
+    assert emptied == ["bench_logs"]
     again = CliRunner().invoke(main, ["run", str(plan)])
     assert again.exit_code == 1
-    assert "postgres holds 100 rows of logs, and the run would add its own" in again.output
+    assert "postgres holds 100 rows of bench_logs: drop them by `logpipe maintain --once --empty" in again.output
+    plan.write_text(plan.read_text() + "dataset: events\n")
+    absent = CliRunner().invoke(main, ["run", str(plan)])
+    assert "the stack has no dataset events" in absent.output
 
 
 def test_a_stack_that_is_not_up_is_said_how_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from services import datasets
 from services.core.dataset import Alert, Column, Dataset, Kind
+from services.core.errors import Invalid
 from services.core.queries import ListQuery
 from services.datasets.footprints import DATASET as FOOTPRINTS
 from services.stores.memory import MemoryStore
@@ -71,3 +73,20 @@ def test_a_list_is_ordered_by_the_time_of_its_dataset() -> None:
 def test_a_column_whose_kind_has_no_missing_value_must_be_required(kind: Kind) -> None:
     with pytest.raises(ValueError, match=f"a {kind} has no missing value, so it must be required"):
         Column("seen", kind)
+
+
+def test_a_dataset_on_request_is_part_of_a_pipeline_only_where_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(datasets.EXTRA, raising=False)
+    assert "bench_logs" not in {dataset.name for dataset in datasets.all_datasets()}
+    assert datasets.find("bench_logs").on_request
+    monkeypatch.setenv(datasets.EXTRA, " bench_logs, ")
+    assert "bench_logs" in {dataset.name for dataset in datasets.all_datasets()}
+    monkeypatch.setenv(datasets.EXTRA, "bench_logs,payments")
+    with pytest.raises(Invalid, match="payments is no dataset on request; there are: bench_logs"):
+        datasets.all_datasets()
+
+
+def test_the_log_lines_of_benchmarks_are_those_of_logs() -> None:
+    ours, theirs = datasets.find("bench_logs"), datasets.find("logs")
+    for name in ("columns", "groupings", "orderings", "filters", "search", "key", "time"):
+        assert getattr(ours, name) == getattr(theirs, name), name

@@ -43,7 +43,7 @@ def _one_of(kind: str, names: Callable[[], Iterable[str]]) -> AfterValidator:
 
 StoreName = Annotated[str, _one_of("store", contenders)]
 QueryName = Annotated[str, _one_of("query", lambda: QUERIES)]
-DatasetName = Annotated[str, _one_of("dataset", lambda: [dataset.name for dataset in datasets.all_datasets()])]
+DatasetName = Annotated[str, _one_of("dataset", lambda: [dataset.name for dataset in datasets.described()])]
 Rows = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -132,7 +132,7 @@ class Plan(_Part):
     seed: int = Field(ge=0, le=2**31 - 1)
     repeats: int = Field(ge=1, le=100)
     budget_minutes: float = Field(gt=0, description="no trial begins after so long")
-    dataset: DatasetName = "logs"
+    dataset: DatasetName = "bench_logs"
     stores: list[StoreName] = Field(min_length=1)
     limits: Limits = Limits()
     controls: list[Control] = []

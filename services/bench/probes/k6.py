@@ -30,13 +30,16 @@ def problem() -> str | None:
     return None
 
 
-def measure(target: Target, cell: LoadCell, repeat: int, number: int, seconds: float) -> tuple[Trial, Tables]:
+def measure(
+    target: Target, dataset: str, cell: LoadCell, repeat: int, number: int, seconds: float
+) -> tuple[Trial, Tables]:
     """Raises NeedsOperator if k6 fails."""
     started = datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="logpipe-k6-") as name:
         points, summary = Path(name) / "points.json", Path(name) / "summary.json"
         variables = {
             "STORE": contenders()[cell.store].route,
+            "DATASET": dataset,
             "PROFILE": _PROFILE,
             "BASE_URL": target.query_url,
             "INGEST_URL": target.ingest_url,

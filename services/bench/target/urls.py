@@ -114,6 +114,10 @@ class Target:
         """Run the maintenance of the stores once. Raises NeedsOperator if it fails."""
         self._command((0,), "maintain", "--once", "--dataset", dataset)
 
+    def empty(self, dataset: str) -> None:
+        """Drop all rows of a dataset on request from every store. Raises NeedsOperator if that fails."""
+        self._command((0,), "maintain", "--once", "--empty", "--dataset", dataset)
+
     def verify(self, dataset: str, wait: float) -> str:
         """Compare every store with the ledger, and return what differs; '' if nothing does.
 
