@@ -120,13 +120,12 @@ class WarmUp:
         """Fill the scratch topic with messages for the highest number of rounds."""
         topics.ensure(self._settings, [self._topic])
         made_up, partitions = made_up_message(self._dataset), self._settings.kafka_partitions
+        messages = [
+            replace(made_up, topic=self._topic, partition=number % partitions) for number in range(_ROUND_MESSAGES)
+        ]
         with closing(KafkaProducer(self._settings.kafka_url, self._topic)) as producer:
-            producer.publish(
-                [
-                    replace(made_up, topic=self._topic, partition=number % partitions)
-                    for number in range(_MOST_ROUNDS * _ROUND_MESSAGES)
-                ]
-            )
+            for _ in range(_MOST_ROUNDS):  # one after the other, because the client copies all that it has to send
+                producer.publish(messages)
 
     def _write(self, made_up: DataFrame, batch: int) -> None:
         """Run a round. Called by Spark for each batch, one after the other, until the query is stopped."""

@@ -94,7 +94,7 @@ def ensure_topics(
 
 
 def delete(url: str, name: str) -> None:
-    """Delete a topic with its messages, if there is one. Blocks. Raises StoreDown. Called by the benchmarks."""
+    """Delete a topic with its messages, if there is one. Blocks. Raises StoreDown. For scratch topics."""
     admin = AdminClient(config(url))
     with translated():
         try:
