@@ -97,7 +97,7 @@ class WarmUp:
         assert self._query is not None
         if error := self._query.exception():
             raise error
-        return settled(self.rounds) or len(self.rounds) >= _MOST_ROUNDS
+        return settled(self.rounds)
 
     def stop(self) -> None:
         """End the query after the running round, so that Spark logs no error. Blocks. Raises the query's error."""
@@ -177,7 +177,10 @@ def _end(warm_up: WarmUp) -> None:
 
 
 def settled(rounds: Sequence[float]) -> bool:
-    """Return whether the last round was hardly faster than the one before. `rounds`: seconds, oldest first."""
+    """Return whether a further round is of no use: the last one was hardly faster than the one before, or there are no
+    more messages. `rounds`: seconds, oldest first."""
+    if len(rounds) >= _MOST_ROUNDS:
+        return True
     return len(rounds) >= _FEWEST_ROUNDS and rounds[-1] > _SETTLED * rounds[-2]
 
 

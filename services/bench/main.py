@@ -72,8 +72,7 @@ def run(plan: str, into: Path | None, fresh_stack: bool, beside_rows: bool) -> N
             raise NeedsOperator(problem)
         _check_disk(checked, target)
         _check_faults(checked, target)
-        if not beside_rows and not (folder / "journal.ndjson").exists():
-            _check_empty(checked, target)
+        _check_dataset(checked, target, may_hold_rows=beside_rows or (folder / "journal.ndjson").exists())
         evidence = _evidence(folder, checked, text, target)
         _console.print(f"rows of this run have a host that begins with {evidence.about.run}; evidence in {folder}")
         try:
@@ -191,7 +190,7 @@ def _check_faults(plan: Plan, target: Target) -> None:
         raise Invalid(f"{plan.name} kills {', '.join(missing)}; what runs and can be killed: {there}")
 
 
-def _check_empty(plan: Plan, target: Target) -> None:
+def _check_dataset(plan: Plan, target: Target, *, may_hold_rows: bool) -> None:
     """Raises NeedsOperator if the dataset is missing, or holds rows: those of the run would stand among them."""
     on_request = datasets.find(plan.dataset).on_request
     for name, store in bases(plan).items():
@@ -201,7 +200,7 @@ def _check_empty(plan: Plan, target: Target) -> None:
                 f"the stack has no dataset {plan.dataset}: start its processes with {datasets.EXTRA}={plan.dataset},"
                 f" as by `{datasets.EXTRA}={plan.dataset} logpipe up`, or take --fresh-stack"
             )
-        if rows:
+        if rows and not may_hold_rows:
             drop = f"drop them by `logpipe maintain --once --empty --dataset {plan.dataset}`, " if on_request else ""
             raise NeedsOperator(
                 f"{name} holds {rows:,} rows of {plan.dataset}: {drop}take --fresh-stack, or --beside-rows if the rows"

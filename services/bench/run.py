@@ -205,7 +205,7 @@ class Run:
 
     def _k6(self, cell: LoadCell, repeat: int, seconds: float) -> bool:
         """Offer an arrival rate, and return whether the objective was held."""
-        measure = partial(_k6, self._target, self._plan.dataset, cell, repeat, seconds)
+        measure = partial(k6.measure, self._target, self._plan.dataset, cell, repeat, seconds=seconds)
         trial, tables = self._once(cell, repeat, measure) or self._kept(cell, repeat)
         return not judging.missed(trial, tables["reads"], self._plan)
 
@@ -275,7 +275,3 @@ def _read(
     target: Target, plan: Plan, cell: cells.ReadCell, repeat: int, as_of: int, number: int
 ) -> tuple[Trial, Tables]:
     return read.measure(target, plan, cell, repeat, number, as_of)
-
-
-def _k6(target: Target, dataset: str, cell: LoadCell, repeat: int, seconds: float, number: int) -> tuple[Trial, Tables]:
-    return k6.measure(target, dataset, cell, repeat, number, seconds)

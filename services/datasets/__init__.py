@@ -33,10 +33,11 @@ def all_datasets() -> tuple[Dataset, ...]:
     Raises Invalid if the variable names another one.
     """
     wanted = {name for part in os.environ.get(EXTRA, "").split(",") if (name := part.strip())}
-    on_request = {dataset.name for dataset in described() if dataset.on_request}
-    if unknown := sorted(wanted - on_request):
+    found = described()
+    on_request = [dataset.name for dataset in found if dataset.on_request]
+    if unknown := sorted(wanted.difference(on_request)):
         raise Invalid(f"{EXTRA}: {', '.join(unknown)} is no dataset on request; there are: {', '.join(on_request)}")
-    return tuple(dataset for dataset in described() if not dataset.on_request or dataset.name in wanted)
+    return tuple(dataset for dataset in found if not dataset.on_request or dataset.name in wanted)
 
 
 def find(name: str) -> Dataset:

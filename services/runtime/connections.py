@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.core import metric_names
 from services.runtime import metrics
+from services.runtime.request_bodies import GRACE_SECONDS
 
 HEAD_SECONDS = 10.0
 """How long a connection may wait for the whole head of its next request."""
@@ -21,9 +22,6 @@ HEAD_BYTES = 64 << 10
 
 WRITE_SECONDS = 30.0
 """How long a client may take nothing of a reply that waits for it."""
-
-GRACE_SECONDS = 5.0
-"""A request whose body began to arrive less than this many seconds ago does not give way to another connection."""
 
 MAX_CONNECTIONS = 4096
 """Connections of a listener at once; fewer when the process may open fewer files."""

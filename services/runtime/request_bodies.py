@@ -22,7 +22,7 @@ A pause between two chunks must be shorter than BODY_SECONDS.
 """
 BODY_BYTES_PER_SECOND = 1024
 GRACE_SECONDS = 5.0
-"""A body that began to arrive less than this many seconds ago is not ended in favour of other bodies."""
+"""A body that began to arrive less than this many seconds ago gives way neither to other bodies nor to a connection."""
 
 
 class Reservation:

@@ -327,8 +327,9 @@ def test_the_command_runs_a_plan_and_writes_its_report(
     assert again.exit_code == 1
     assert "postgres holds 100 rows of bench_logs: drop them by `logpipe maintain --once --empty" in again.output
     plan.write_text(plan.read_text() + "dataset: events\n")
-    absent = CliRunner().invoke(main, ["run", str(plan)])
-    assert "the stack has no dataset events" in absent.output
+    for option in ([], ["--beside-rows"]):
+        absent = CliRunner().invoke(main, ["run", str(plan), *option])
+        assert "the stack has no dataset events" in absent.output
 
 
 def test_a_stack_that_is_not_up_is_said_how_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ TRIED_IN = {
     "services.runtime.connections.HEAD_SECONDS": "unit/test_connections.py::test_a_head_that_comes_byte_by_byte_is_cut",
     "services.runtime.connections.HEAD_BYTES": "unit/test_connections.py::test_a_head_without_end_is_cut",
     "services.runtime.connections.WRITE_SECONDS": "unit/test_connections.py::test_a_reply_that_nobody_reads_ends",
-    "services.runtime.connections.GRACE_SECONDS": "unit/test_connections.py::test_a_body_that_has_just_begun_to_arrive",
+    "services.runtime.request_bodies.GRACE_SECONDS": "unit/test_connections.py::test_a_body_that_has_just_begun",
     "services.runtime.connections.MAX_CONNECTIONS": "unit/test_connections.py::test_connections_leave_files_for",
     "services.core.rows.MAX_LINE_BYTES": "unit/test_rows.py::test_a_row_larger_than_a_message_may_be_is_refused",
     "services.core.kafka_value.MAX_VALUE_BYTES": "unit/test_kafka_value.py::test_no_value_is_larger_than_a_broker",

@@ -44,6 +44,8 @@ def await_ended(warm_ups: list[Mock]) -> None:
         ([9.0, 5.0, 4.0, 3.0], False),
         ([9.0, 5.0, 4.0, 3.7], True),
         ([9.0, 5.0, 4.0, 6.0], True),
+        ([2.0**-n for n in range(7)], False),
+        ([2.0**-n for n in range(8)], True),  # as many as there are messages for
     ],
 )
 def test_rounds_end_when_they_hardly_get_faster(rounds: list[float], ends: bool) -> None:
